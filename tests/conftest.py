@@ -1,0 +1,25 @@
+"""Fixtures shared by all tests."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the data sets as torchvision lays them out; skips where there are none.
+
+    It is ``SIBP_DATA_ROOT`` if that is set, else a temporary folder filled from packed data sets beside the
+    repository, if they are there.
+    """
+    if given := os.environ.get("SIBP_DATA_ROOT"):
+        return Path(given)
+    unpack = Path(__file__).resolve().parents[2] / "shared" / "data" / "unpack.py"
+    if not unpack.exists():
+        pytest.skip("no data sets: set SIBP_DATA_ROOT to a folder with MNIST/raw and cifar-10-batches-py")
+    folder = tmp_path_factory.mktemp("data")
+    subprocess.run([sys.executable, str(unpack), "--to", str(folder)], check=True, capture_output=True)
+    return folder
