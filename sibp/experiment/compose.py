@@ -1,0 +1,133 @@
+"""From a command line's words to resolved configs, or to one sentence that says what is wrong with them.
+
+Only :mod:`sibp.train` and scripts import this: it knows of Hydra, the rest of the package does not.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sibp.experiment.errors import UserError
+from sibp.experiment.settings import Settings, refuse_unknown
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+GROUPS = ("dataset", "model", "optimizer", "experiment")
+
+
+def compose(overrides: Sequence[str], config_name: str = "config") -> dict[str, Any]:
+    """Compose one run's config.
+
+    Args:
+        overrides: ``key=value`` words, as on the command line.
+        config_name: the primary config in ``configs/``.
+
+    Returns:
+        The resolved settings as plain mappings.
+
+    Raises:
+        UserError: the words do not make a config.
+    """
+    (config,) = plan(overrides, sweep=False, config_name=config_name)
+    return config
+
+
+def plan(overrides: Sequence[str], sweep: bool, config_name: str = "config") -> list[dict[str, Any]]:
+    """Compose the config of every run that a command asks for, in the order in which they will run.
+
+    Args:
+        overrides: ``key=value`` words; in a sweep a value may be a list separated by commas.
+        sweep: whether commas mean several runs.
+        config_name: the primary config in ``configs/``.
+
+    Returns:
+        One resolved config a run.
+
+    Raises:
+        UserError: a word or a config is wrong; names the key, what exists and the fix.
+    """
+    if not (CONFIGS / f"{config_name}.yaml").is_file():
+        raise UserError(f"There is no {CONFIGS / config_name}.yaml: install the project with pip install -e .")
+    for word in overrides:
+        if word.startswith("~"):
+            raise UserError(f"{word} would remove a setting, and every run needs all of them: leave it out.")
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+        jobs = _split(overrides, config_name) if sweep else [list(overrides)]
+        return [_compose(job, config_name) for job in jobs]
+
+
+def _split(overrides: Sequence[str], config_name: str) -> list[list[str]]:
+    """The words of each job of a sweep, as Hydra's basic sweeper will make them."""
+    try:
+        words = OverridesParser.create().parse_overrides(list(overrides))
+        fixed = [word.input_line or "" for word in words if not word.is_sweep_override()]
+        base = hydra_compose(config_name, fixed, return_hydra_config=True)
+        params = [f"{key}={value}" for key, value in (base.hydra.sweeper.params or {}).items()]
+        words = OverridesParser.create().parse_overrides([*params, *overrides])
+        (jobs,) = BasicSweeper.split_arguments(words, max_batch_size=None)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise UserError(_sentence(error, overrides, config_name)) from error
+    return jobs
+
+
+def _compose(overrides: Sequence[str], config_name: str) -> dict[str, Any]:
+    try:
+        resolved = OmegaConf.to_container(hydra_compose(config_name, list(overrides)), resolve=True)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise UserError(_sentence(error, overrides, config_name)) from error
+    assert isinstance(resolved, dict)
+    config = {str(key): value for key, value in resolved.items()}
+    refuse_unknown("", config, [field.name for field in fields(Settings)])
+    return config
+
+
+def _sentence(error: Exception, overrides: Sequence[str], config_name: str) -> str:
+    """What Hydra found wrong, in terms of the words that were typed."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, option = error.missing_cfg_file.partition("/")
+        return f"There is no {group} {option!r}; choose one of: {', '.join(error.options)} (such as {group}=\
+{error.options[0]})."
+    if isinstance(error, OverrideParseException):
+        return f"{error.override} cannot be read: write key=value, and quote values with spaces or brackets."
+    text = str(error).splitlines()[0]
+    if text.startswith("Ambiguous value"):
+        return f"{text.split(chr(39))[1]} gives several values: add -m to train one run for each."
+    key = getattr(error.__cause__, "full_key", None)
+    if isinstance(error, ConfigCompositionException) and key:
+        return _unknown_key(key, overrides, config_name)
+    return f"{' '.join(overrides)} makes no config: {text}"
+
+
+def _unknown_key(key: str, overrides: Sequence[str], config_name: str) -> str:
+    groups = [word for word in overrides if word.split("=")[0] in GROUPS]
+    config = OmegaConf.to_container(hydra_compose(config_name, groups))
+    known = _dotted(config if isinstance(config, dict) else {})
+    parent = key.rpartition(".")[0]
+    near = [name for name in known if name.rpartition(".")[2] == key]
+    near += difflib.get_close_matches(key, [*known, *GROUPS], n=1)
+    siblings = [name for name in known if name.startswith(parent + ".")] if parent else []
+    if not siblings:
+        siblings = [*GROUPS, *(name for name in known if "." not in name)]
+    guess = f"; did you mean {near[0]}?" if near else "."
+    return f"There is no setting {key}{guess} The settings here are: {', '.join(siblings)}."
+
+
+def _dotted(config: Mapping[Any, Any], prefix: str = "") -> list[str]:
+    names = []
+    for key, value in config.items():
+        names += _dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [f"{prefix}{key}"]
+    return names

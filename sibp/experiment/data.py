@@ -1,0 +1,207 @@
+"""The data sets a config can name, whole in memory, with splits that no run's seed can move.
+
+digits         scikit-learn's 1,797 embedded 8 x 8 images, pixel / 16; 1,297 train, 250 validation, 250 test
+mnist          pixel / 255; 55,000 train, the last 5,000 training images for validation, 10,000 test
+fashion_mnist  as mnist
+cifar10        pixel / 255, then each channel less its mean over its standard deviation, both taken from the
+               training part; 45,000 train, the last 5,000 training images for validation, 10,000 test
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sibp.experiment.errors import UserError
+from sibp.experiment.settings import known_builder
+
+VALIDATION = 5000
+DIGITS_SPLIT_SEED = 20200206  # fixed, so that every run of every seed has the same digits in each part
+
+IDX_FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+CIFAR_FILES = ("batches.meta", *(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+MNIST_MD5 = {
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (N, channels, height, width) or (N, pixels), float32, and their labels (N,), int64."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set in memory: its three parts, one image's shape, the classes and a digest of the raw bytes."""
+
+    train: Split
+    val: Split
+    test: Split
+    shape: tuple[int, ...]
+    classes: int
+    sha256: str
+
+    def prepared(self, flat: bool, device: torch.device) -> "Data":
+        """The same data in the form and the place that a model wants.
+
+        Args:
+            flat: images as vectors of shape (pixels,).
+            device: where to put them.
+
+        Returns:
+            A new data set; one image's ``shape`` stays that of the image itself.
+        """
+
+        def move(split: Split) -> Split:
+            images = split.images.flatten(1) if flat else split.images
+            return Split(images.to(device), split.labels.to(device))
+
+        return replace(self, train=move(self.train), val=move(self.val), test=move(self.test))
+
+
+def load_data(config: dict[str, Any], data_root: str, download: bool) -> Data:
+    """Load the data set that a config names.
+
+    Args:
+        config: the ``dataset`` group: ``name``.
+        data_root: the folder that holds torchvision's layout (``MNIST/raw``, ``cifar-10-batches-py``, ...).
+        download: fetch what is missing; never done unasked.
+
+    Returns:
+        The data, on the CPU, images of shape (channels, height, width).
+
+    Raises:
+        UserError: unknown data set, missing or corrupted files.
+    """
+    return known_builder("dataset", DATASETS, config)(Path(data_root), download)
+
+
+def _digits(data_root: Path, download: bool) -> Data:
+    """The embedded digits; needs neither folder nor network."""
+    from sklearn.datasets import load_digits  # slow to import, and only this data set needs it
+
+    bunch: Any = load_digits()
+    images, labels = torch.from_numpy(bunch.images), torch.from_numpy(bunch.target).long()
+    generator = torch.Generator().manual_seed(DIGITS_SPLIT_SEED)
+    order = torch.randperm(len(labels), generator=generator)
+    pixels = (images / 16).float().unsqueeze(1)
+    parts = [Split(pixels[part], labels[part]) for part in order.split([1297, 250, 250])]
+    return Data(*parts, shape=(1, 8, 8), classes=10, sha256=_digest(images, labels))
+
+
+def _mnist(data_root: Path, download: bool) -> Data:
+    """MNIST."""
+    return _idx("MNIST", data_root, download, MNIST_MD5)
+
+
+def _fashion_mnist(data_root: Path, download: bool) -> Data:
+    """Fashion-MNIST."""
+    return _idx("FashionMNIST", data_root, download, {})
+
+
+def _idx(name: str, data_root: Path, download: bool, md5: dict[str, str]) -> Data:
+    folder = data_root / name / "raw"
+
+    def read(train: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        from torchvision import datasets
+
+        part = getattr(datasets, name)(str(data_root), train=train, download=download)
+        return part.data.unsqueeze(1), part.targets
+
+    (x, y), (x_test, y_test) = _read_parts(name, folder, IDX_FILES, md5, read, download, (60000, 10000))
+    parts = [Split(images.float() / 255, labels) for images, labels in _split(x, y, x_test, y_test)]
+    return Data(*parts, shape=tuple(x.shape[1:]), classes=10, sha256=_digest(x, y, x_test, y_test))
+
+
+def _cifar10(data_root: Path, download: bool) -> Data:
+    """CIFAR-10; torchvision checks the published MD5 sums before it opens the files."""
+    folder = data_root / "cifar-10-batches-py"
+
+    def read(train: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        from torchvision.datasets import CIFAR10
+
+        part = CIFAR10(str(data_root), train=train, download=download)
+        images = torch.from_numpy(np.ascontiguousarray(part.data.transpose(0, 3, 1, 2)))
+        return images, torch.tensor(part.targets)
+
+    (x, y), (x_test, y_test) = _read_parts("CIFAR-10", folder, CIFAR_FILES, {}, read, download, (50000, 10000))
+    raw = _split(x, y, x_test, y_test)
+    pixels = raw[0][0].float() / 255
+    std, mean = torch.std_mean(pixels, dim=(0, 2, 3), correction=0, keepdim=True)
+    parts = [Split((images.float() / 255 - mean) / std, labels) for images, labels in raw]
+    return Data(*parts, shape=(3, 32, 32), classes=10, sha256=_digest(x, y, x_test, y_test))
+
+
+DATASETS: dict[str, Callable[[Path, bool], Data]] = {
+    "digits": _digits,
+    "mnist": _mnist,
+    "fashion_mnist": _fashion_mnist,
+    "cifar10": _cifar10,
+}
+
+Part = tuple[torch.Tensor, torch.Tensor]
+
+
+def _read_parts(
+    name: str,
+    folder: Path,
+    files: tuple[str, ...],
+    md5: dict[str, str],
+    read: Callable[[bool], Part],
+    download: bool,
+    counts: tuple[int, int],
+) -> tuple[Part, Part]:
+    """Read the training and the test part, or say in one sentence which file stands in the way."""
+    if not download:
+        for file in files:
+            if not (folder / file).is_file():
+                raise UserError(
+                    f"{name} is not there: {folder} lacks {file} (it needs {', '.join(files)}); "
+                    "set data_root=... to the folder that holds them, or add download=true to fetch them."
+                )
+    for file, expected in md5.items():
+        path = folder / file
+        if path.is_file() and hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() != expected:
+            raise UserError(_corrupted(path, "it does not have its published MD5 sum"))
+    parts = []
+    for train, count in zip((True, False), counts, strict=True):
+        try:
+            images, labels = read(train)
+        except Exception as error:  # torchvision answers a bad file with whatever its reader trips over
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(_corrupted(folder, reason)) from error
+        if len(images) != count or len(labels) != count or not 0 <= int(labels.min()) <= int(labels.max()) <= 9:
+            raise UserError(_corrupted(folder, f"it does not hold {count} images labelled 0 to 9"))
+        parts.append((images, labels))
+    return parts[0], parts[1]
+
+
+def _corrupted(path: Path, reason: str) -> str:
+    return (
+        f"{path} cannot be read ({reason}): delete it and put the original back, or add download=true to "
+        "fetch it again."
+    )
+
+
+def _split(x: torch.Tensor, y: torch.Tensor, x_test: torch.Tensor, y_test: torch.Tensor) -> list[Part]:
+    return [(x[:-VALIDATION], y[:-VALIDATION]), (x[-VALIDATION:], y[-VALIDATION:]), (x_test, y_test)]
+
+
+def _digest(*tensors: torch.Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(np.ascontiguousarray(tensor.numpy()).tobytes())
+    return digest.hexdigest()

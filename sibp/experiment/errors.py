@@ -1,0 +1,5 @@
+"""The one exception that speaks to the person at the keyboard."""
+
+
+class UserError(Exception):
+    """Something only the user can put right; its message is one sentence that says how."""

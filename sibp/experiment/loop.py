@@ -1,0 +1,225 @@
+"""The training loop: the same for every optimizer, resumable at every checkpoint to the last bit."""
+
+import hashlib
+import math
+import sys
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from sibp.experiment.clock import Clock
+from sibp.experiment.data import Data, Split
+from sibp.experiment.errors import UserError
+from sibp.experiment.run_folder import RunFolder
+from sibp.experiment.scalars import ScalarLog
+from sibp.experiment.seeding import BatchOrder
+from sibp.experiment.settings import Settings
+from sibp.experiment.signals import stop_on_signals
+
+EVAL_BATCH = 5000  # images in one evaluation pass: bounds memory, has no influence on results
+STEPS_BETWEEN_CHECKS = 20  # on an accelerator: reading the loss back waits for the device
+
+
+class DivergedError(Exception):
+    """The training loss stopped being a finite number."""
+
+    def __init__(self, step: int, loss: float):
+        super().__init__(f"the training loss became {loss} at step {step}")
+        self.step, self.loss = step, loss
+
+
+class StoppedError(Exception):
+    """Somebody asked the run to stop; its checkpoint is written."""
+
+
+class Trainer:
+    """One run's model, optimizer, position and clock.
+
+    Args:
+        settings: the run's settings.
+        folder: where it keeps its files; locked by this process.
+        data: in the form and on the device of the model.
+        model: with its initial weights.
+        optimizer: over the model's parameters.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        folder: RunFolder,
+        data: Data,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+    ):
+        self.settings, self.folder, self.data = settings, folder, data
+        self.model, self.optimizer = model, optimizer
+        self.device = data.train.labels.device
+        if settings.batch_size > len(data.train):
+            raise UserError(
+                f"batch_size={settings.batch_size} is more than the {len(data.train)} training images: "
+                "give a smaller one."
+            )
+        self.order = BatchOrder(len(data.train), settings.batch_size, settings.seed)
+        self.total = settings.total_steps(self.order.steps_per_epoch)
+        self.clock = Clock(self.device)
+        self.step = 0
+        self.batches_sha256 = ""
+        self.rows: list[dict[str, Any]] = []
+        self._set_random_state()
+
+    def fit(self) -> None:
+        """Train to the last step, from the last checkpoint if there is one.
+
+        Raises:
+            DivergedError: the loss is not finite any more; rows up to there are kept.
+            StoppedError: a signal came; a checkpoint was written.
+        """
+        self._restore()
+        board = self._open_board()
+        try:
+            with self._progress_bar() as bar, stop_on_signals() as stop:
+                if not self.rows:
+                    self._log(board, bar)
+                while self.step < self.total:
+                    self._advance()
+                    bar.update(self.step - bar.n)
+                    done = self.step == self.total
+                    if done or self.step % self.settings.log_every == 0:
+                        self._log(board, bar)
+                    if done or stop.made or self.step % self.settings.checkpoint_every == 0:
+                        self._save(board)
+                    if stop.made and not done:
+                        raise StoppedError(f"Stopped at step {self.step} of {self.total}, all of it kept")
+        finally:
+            if board is not None:
+                board.close()
+
+    def evaluate(self, split: Split, limit: int | None = None) -> tuple[float, float]:
+        """Mean loss and accuracy, with the model in evaluation mode and no graph.
+
+        Args:
+            split: the images.
+            limit: only the first so many.
+
+        Returns:
+            Mean cross-entropy (nats) and the fraction classified right.
+        """
+        count = len(split) if limit is None else min(limit, len(split))
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        right = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.model.eval()
+        with torch.no_grad():
+            for start in range(0, count, EVAL_BATCH):
+                end = min(start + EVAL_BATCH, count)
+                images, labels = split.images[start:end], split.labels[start:end]
+                logits = self.model(images)
+                loss += F.cross_entropy(logits, labels, reduction="sum")
+                right += (logits.argmax(dim=1) == labels).sum()
+        self.model.train()
+        return loss.item() / count, right.item() / count
+
+    def _advance(self) -> None:
+        """Take steps up to the next moment at which something must look at them."""
+        limit = 1 if self.device.type == "cpu" else STEPS_BETWEEN_CHECKS
+        every = (self.settings.log_every, self.settings.checkpoint_every)
+        count = min(limit, self.total - self.step, *(e - self.step % e for e in every))
+        batches = [self.order.batch(self.step + i) for i in range(count)]
+        with self.clock.measure("train"):
+            losses = [self._train_step(indices.to(self.device)) for indices in batches]
+        for indices in batches:
+            link = self.batches_sha256.encode() + indices.numpy().tobytes()
+            self.batches_sha256 = hashlib.sha256(link).hexdigest()
+        for loss in torch.stack(losses).tolist():
+            self.step += 1
+            if not math.isfinite(loss):
+                raise DivergedError(self.step, loss)
+
+    def _train_step(self, indices: torch.Tensor) -> torch.Tensor:
+        images, labels = self.data.train.images[indices], self.data.train.labels[indices]
+        self.optimizer.zero_grad()
+        loss = F.cross_entropy(self.model(images), labels)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def _log(self, board: ScalarLog | None, bar: tqdm) -> None:
+        """Evaluate and write one row; the training clock stands still."""
+        with self.clock.measure("eval"):
+            train_loss, train_acc = self.evaluate(self.data.train, self.settings.eval_train_limit)
+            val_loss, val_acc = self.evaluate(self.data.val)
+        with self.clock.measure("log"):
+            row: dict[str, Any] = {
+                "step": self.step,
+                "epoch": self.step / self.order.steps_per_epoch,
+                "seconds": self.clock.seconds["train"],
+                "train_loss": train_loss,
+                "train_acc": train_acc,
+                "val_loss": val_loss,
+                "val_acc": val_acc,
+            }
+            solver_stats = getattr(self.optimizer, "solver_stats", None)
+            if solver_stats is not None and self.step > 0:
+                row["solver"] = solver_stats()
+            self.folder.append_row(row)
+            if board is not None:
+                board.add(row, self._seconds_per_step(row))
+            self.rows.append(row)
+            bar.set_postfix(loss=f"{train_loss:.4f}", val_acc=f"{val_acc:.4f}")
+        if not math.isfinite(train_loss):
+            raise DivergedError(self.step, train_loss)
+
+    def _seconds_per_step(self, row: dict[str, Any]) -> float | None:
+        if not self.rows:
+            return None
+        before = self.rows[-1]
+        return (row["seconds"] - before["seconds"]) / (row["step"] - before["step"])
+
+    def _save(self, board: ScalarLog | None) -> None:
+        with self.clock.measure("log"):
+            if board is not None:
+                board.flush()
+            self.folder.save_checkpoint(
+                {
+                    "model": self.model.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "step": self.step,
+                    "batches_sha256": self.batches_sha256,
+                    "seconds": dict(self.clock.seconds),
+                    "random_cpu": torch.get_rng_state(),
+                    "random_cuda": [torch.cuda.get_rng_state(self.device)] if self._on_cuda() else [],
+                }
+            )
+
+    def _restore(self) -> None:
+        state = self.folder.load_checkpoint()
+        if state is None:
+            self.folder.clear()  # rows without a checkpoint cannot be continued
+            return
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.batches_sha256 = state["step"], state["batches_sha256"]
+        self.clock.seconds.update(state["seconds"])
+        torch.set_rng_state(state["random_cpu"])
+        if self._on_cuda() and state["random_cuda"]:
+            torch.cuda.set_rng_state(state["random_cuda"][0], self.device)
+        self.rows = self.folder.rows()
+
+    def _set_random_state(self) -> None:
+        """For layers that draw as they train; weights and batches have streams of their own."""
+        torch.manual_seed(self.settings.seed)
+
+    def _on_cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    def _open_board(self) -> ScalarLog | None:
+        if not self.settings.tensorboard:
+            return None
+        return ScalarLog(self.folder.board, self.rows[-1]["step"] if self.rows else None)
+
+    def _progress_bar(self) -> tqdm:
+        quiet = not (self.settings.progress and sys.stderr.isatty())
+        name = f"{self.settings.optimizer['name']} s{self.settings.seed}"
+        return tqdm(total=self.total, initial=self.step, desc=name, unit="step", disable=quiet)

@@ -1,0 +1,103 @@
+"""The models a config can name, built with initial weights that depend on the seed and the config alone."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from sibp.experiment.errors import UserError
+from sibp.experiment.seeding import derived_seed
+from sibp.experiment.settings import call_builder, checked, known_builder
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model's builder and the form of the images it takes.
+
+    ``build(shape, classes, **settings)`` gets one image's shape; ``flat`` says that images come as vectors.
+    """
+
+    build: Callable[..., nn.Module]
+    flat: bool
+
+
+def mlp(shape: tuple[int, ...], classes: int, *, hidden: list[int]) -> nn.Sequential:
+    """A multi-layer perceptron: Linear and ReLU in turn, a Linear last.
+
+    Args:
+        shape: one image's shape.
+        classes: number of outputs.
+        hidden: width of each hidden layer; may be empty.
+
+    Returns:
+        The model, for inputs of shape (B, pixels).
+
+    Raises:
+        UserError: a width is below 1.
+    """
+    if any(width < 1 for width in hidden):
+        raise UserError(
+            f"model.hidden={hidden} is not possible: every hidden layer needs a width of 1 or more, "
+            "such as model.hidden=[500]."
+        )
+    widths = [torch.Size(shape).numel(), *hidden, classes]
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise(widths):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+MODELS = {"mlp": ModelSpec(mlp, flat=True)}
+
+
+def is_flat(config: dict[str, Any]) -> bool:
+    """Whether the model that a config names takes images as vectors.
+
+    Args:
+        config: the ``model`` group.
+
+    Returns:
+        True for vectors, False for (channels, height, width).
+    """
+    return known_builder("model", MODELS, config).flat
+
+
+def build_model(config: dict[str, Any], shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
+    """Build the model that a config names, on the CPU.
+
+    Args:
+        config: the ``model`` group: ``name``, ``init``, ``init_std`` and the builder's own settings.
+        shape: one image's shape.
+        classes: number of outputs.
+        seed: the run's seed; the global random state is neither read nor changed.
+
+    Returns:
+        The model.
+
+    Raises:
+        UserError: unknown model or setting, or a value that makes no model.
+    """
+    own = dict(config)
+    init = own.pop("init", "default")
+    std = checked("model.init_std", own.pop("init_std", None), float | None)
+    _check_init(init, std)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(seed, "weights"))
+        builders = {name: spec.build for name, spec in MODELS.items()}
+        model = call_builder("model", builders, own, shape, classes)
+        if std is not None:
+            for parameter in model.parameters():
+                nn.init.normal_(parameter, std=std)
+    return model
+
+
+def _check_init(init: Any, std: float | None) -> None:
+    if init not in ("default", "normal"):
+        raise UserError(f"model.init={init} is not known; choose one of: default, normal.")
+    if init == "normal" and (std is None or not std > 0):
+        raise UserError("model.init=normal needs its standard deviation: give a positive model.init_std=...")
+    if init == "default" and std is not None:
+        raise UserError(f"model.init_std={std} has no effect without model.init=normal: give both or neither.")

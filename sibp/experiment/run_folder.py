@@ -1,0 +1,252 @@
+"""A run's folder: named by its settings, locked by its owner, written so that a crash loses nothing kept."""
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from sibp.experiment.errors import UserError
+
+# What says where and how a run is done, not what it computes: it has no part in the run's name.
+NOT_IN_NAME = (
+    "run_root",
+    "data_root",
+    "device",
+    "download",
+    "force",
+    "progress",
+    "tensorboard",
+    "checkpoint_every",
+)
+FINISHED = ("completed", "diverged")
+ANEW = "force=true trains the run anew, and deletes what is there."
+
+
+class BusyError(Exception):
+    """Another process is training this very run."""
+
+
+class RunFolder:
+    """The files of one run.
+
+    config.yaml    the resolved settings
+    metrics.jsonl  one object a logged step; the source of truth
+    summary.json   how the run ended; absent while it goes on
+    checkpoint.pt  all that the next process needs to go on from here
+    tb/            TensorBoard's copy of the metrics
+    """
+
+    def __init__(self, config: Mapping[str, Any]):
+        self.config = dict(config)
+        self.path = Path(str(config["run_root"])) / run_name(config)
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoint = self.path / "checkpoint.pt"
+        self.board = self.path / "tb"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process; made if absent.
+
+        The kernel drops the lock when its owner dies, however it dies, so no lock is ever stale.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            BusyError: another process holds it; names the process.
+            UserError: the folder cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = open(self.path / ".lock", "a+")  # noqa: SIM115 - closed below, whatever happens
+        except OSError as error:
+            raise UserError(
+                f"The run folder {self.path} cannot be made ({error.strerror}): set run_root=... to a folder "
+                "that can be written to."
+            ) from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                raise BusyError(f"{self.path.name} is being trained by {lock.read() or 'another process'}") from None
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+            lock.flush()
+            yield
+
+    def summary(self) -> dict[str, Any] | None:
+        """What summary.json says.
+
+        Returns:
+            Its content, or None where the run has not ended or the file is no summary.
+        """
+        try:
+            summary = json.loads((self.path / "summary.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return summary if isinstance(summary, dict) else None
+
+    def is_finished(self) -> bool:
+        """Whether the run ended in a result, be it a divergence."""
+        return (self.summary() or {}).get("status") in FINISHED
+
+    def write_config(self) -> None:
+        """Write config.yaml."""
+        write_atomic(self.path / "config.yaml", yaml.safe_dump(self.config).encode())
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write summary.json, all of it or nothing.
+
+        Args:
+            summary: numbers, strings, lists and mappings; numbers that are not finite become null.
+        """
+        text = json.dumps(finite(summary), indent=2, allow_nan=False) + "\n"
+        write_atomic(self.path / "summary.json", text.encode())
+
+    def clear(self) -> None:
+        """Delete what an earlier attempt left, but for config and lock."""
+        for path in (self.metrics, self.checkpoint, self.path / "summary.json"):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.board, ignore_errors=True)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The logged rows, in order.
+
+        Returns:
+            One mapping for each line of metrics.jsonl.
+
+        Raises:
+            UserError: a line is damaged.
+        """
+        if not self.metrics.exists():
+            return []
+        try:
+            return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+        except ValueError as error:
+            raise UserError(f"{self.metrics} is damaged ({error}): {ANEW}") from error
+
+    def append_row(self, row: Mapping[str, Any]) -> None:
+        """Append one object to metrics.jsonl.
+
+        Args:
+            row: numbers that are not finite become null.
+        """
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(finite(row), allow_nan=False) + "\n")
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Replace checkpoint.pt, with the place in metrics.jsonl that it belongs to.
+
+        Args:
+            state: tensors, numbers, strings, and lists and mappings of these.
+        """
+        with self.metrics.open("rb+") as file:
+            os.fsync(file.fileno())  # a checkpoint must never be ahead of its rows
+            state = {**state, "metrics_bytes": file.seek(0, os.SEEK_END)}
+        new = self.checkpoint.with_suffix(".pt.tmp")
+        with new.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, self.checkpoint)
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """Read checkpoint.pt and cut metrics.jsonl back to the moment it was written.
+
+        Returns:
+            The saved state, tensors on the CPU, or None where there is no checkpoint.
+
+        Raises:
+            UserError: the checkpoint or the metrics are damaged.
+        """
+        if not self.checkpoint.exists():
+            return None
+        try:
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            length = state["metrics_bytes"]
+        except Exception as error:  # a damaged archive fails in many ways
+            raise UserError(f"{self.checkpoint} is damaged ({type(error).__name__}): {ANEW}") from error
+        if not self.metrics.exists() or self.metrics.stat().st_size < length:
+            raise UserError(f"{self.metrics} has lost lines that its checkpoint counts on: {ANEW}")
+        os.truncate(self.metrics, length)
+        return state
+
+
+def run_name(config: Mapping[str, Any]) -> str:
+    """The folder's name: what a person wants to read, then a hash that tells apart all the rest.
+
+    Args:
+        config: the resolved settings.
+
+    Returns:
+        Such as ``mnist-mlp500-sibp-lr0.3-s0-1f0c2a9b3d``.
+    """
+    named = {key: value for key, value in config.items() if key not in NOT_IN_NAME}
+    text = json.dumps(_canonical(named), sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+    dataset, model, optimizer = (config.get(group) or {} for group in ("dataset", "model", "optimizer"))
+    widths = "x".join(map(str, model.get("hidden", []))) if isinstance(model.get("hidden"), list) else ""
+    parts = [
+        dataset.get("name"),
+        f"{model.get('name')}{widths}",
+        optimizer.get("name"),
+        f"lr{optimizer.get('lr')}",
+        f"s{config.get('seed')}",
+    ]
+    readable = "-".join(map(str, parts))
+    return "".join(c if c.isalnum() or c in "-._" else "_" for c in readable)[:80] + "-" + digest
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that whoever reads it finds the old content or the new, never a part.
+
+    Args:
+        path: the file.
+        content: its new content.
+    """
+    new = path.with_name(path.name + ".tmp")
+    with new.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)
+
+
+def finite(value: Any) -> Any:
+    """The same value in strict JSON's terms: numbers that are not finite become None.
+
+    Args:
+        value: numbers, strings, None, and lists and mappings of these.
+
+    Returns:
+        A copy.
+    """
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _canonical(value: Any) -> Any:
+    """1 and 1.0 are the same setting, so they must have the same hash."""
+    if isinstance(value, dict):
+        return {key: _canonical(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_canonical(item) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value

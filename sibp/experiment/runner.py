@@ -1,0 +1,159 @@
+"""One run from its config to its summary, whatever happens on the way."""
+
+import hashlib
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from torch import nn
+
+from sibp.experiment.data import load_data
+from sibp.experiment.environment import describe
+from sibp.experiment.errors import UserError
+from sibp.experiment.loop import DivergedError, StoppedError, Trainer
+from sibp.experiment.models import build_model, is_flat
+from sibp.experiment.optimizers import build_optimizer
+from sibp.experiment.run_folder import BusyError, RunFolder
+from sibp.experiment.settings import Settings
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: completed, diverged, failed, skipped, busy or interrupted, and a sentence about it.
+
+    ``wrong_input`` says that a run failed for something that only the user can put right.
+    """
+
+    status: str
+    message: str
+    folder: RunFolder
+    wrong_input: bool = False
+
+
+def run(config: Mapping[str, Any]) -> Outcome:
+    """Train what a config describes, or go on with it, or leave it be if it is finished.
+
+    Args:
+        config: resolved settings, as plain mappings.
+
+    Returns:
+        How it ended. Errors end up in summary.json and in the message, not in an exception.
+    """
+    folder = RunFolder(config)
+    try:
+        with folder.locked():
+            if folder.is_finished() and not config.get("force"):
+                return _kept(folder)
+            return _run_locked(config, folder)
+    except BusyError as busy:
+        return Outcome("busy", str(busy), folder)
+    except UserError as error:
+        return Outcome("failed", str(error), folder, wrong_input=True)
+
+
+def _kept(folder: RunFolder) -> Outcome:
+    summary = folder.summary() or {}
+    status = "skipped" if summary["status"] == "completed" else summary["status"]
+    return Outcome(status, f"{summary['status']} before; force=true trains it anew", folder)
+
+
+def _run_locked(config: Mapping[str, Any], folder: RunFolder) -> Outcome:
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    try:
+        folder.write_config()
+        settings = Settings.from_config(config)
+        trainer, facts = _prepare(settings, folder)
+        facts["started"] = started
+        try:
+            trainer.fit()
+            status, reason, ending = "completed", None, {}
+        except DivergedError as error:
+            status, reason = "diverged", str(error)
+            ending = {"diverged_step": error.step, "diverged_loss": str(error.loss)}
+        summary = {"status": status, "reason": reason, **ending, **_results(trainer), **facts}
+        if status == "completed":
+            summary["test_loss"], summary["test_acc"] = trainer.evaluate(trainer.data.test)
+        folder.write_summary(summary)
+        return Outcome(status, reason or _in_short(summary), folder)
+    except StoppedError as stop:
+        return Outcome("interrupted", f"{stop}: the same command goes on from there", folder)
+    except UserError as error:
+        return _failed(folder, started, str(error), None)
+    except Exception as error:
+        return _failed(folder, started, f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
+def _failed(folder: RunFolder, started: str, reason: str, trace: str | None) -> Outcome:
+    try:
+        folder.write_summary({"status": "failed", "reason": reason, "traceback": trace, "started": started})
+    except OSError as error:  # a full disk must not hide the reason
+        print(f"summary.json could not be written: {error}", file=sys.stderr)
+    return Outcome("failed", reason, folder, wrong_input=trace is None)
+
+
+def _prepare(settings: Settings, folder: RunFolder) -> tuple[Trainer, dict[str, Any]]:
+    device = _device(settings.device)
+    flat = is_flat(settings.model)
+    data = load_data(settings.dataset, settings.data_root, settings.download).prepared(flat, device)
+    model = build_model(settings.model, data.shape, data.classes, settings.seed)
+    facts = {
+        "initial_weights_sha256": _digest(model),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "images": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
+        "data_sha256": data.sha256,
+        "environment": describe(device),
+    }
+    model = model.to(device)
+    trainer = Trainer(settings, folder, data, model, build_optimizer(settings.optimizer, model))
+    if settings.force:
+        folder.clear()  # only now: what was kept is lost to nothing less than a run that can start
+    return trainer, facts
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda") or (name == "cuda" and not torch.cuda.is_available()):
+        raise UserError(f"device={name} is not there: choose one of: auto, cpu, cuda (an NVIDIA GPU).")
+    return torch.device(name)
+
+
+def _digest(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode() + value.contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _results(trainer: Trainer) -> dict[str, Any]:
+    """The figures of the rows logged: first, last, best, and when the target was met (null: never)."""
+    rows, target = trainer.rows, trainer.settings.target_val_acc
+    if not rows:
+        return {"steps": trainer.step}
+    best = max(rows, key=lambda row: row["val_acc"])
+    met = next((row for row in rows if target is not None and row["val_acc"] >= target), None)
+    return {
+        "steps": trainer.step,
+        "initial_train_loss": rows[0]["train_loss"],
+        "final": {key: value for key, value in rows[-1].items() if key != "solver"},
+        "best_val_acc": best["val_acc"],
+        "best_val_step": best["step"],
+        "target_val_acc": target,
+        "steps_to_target": met and met["step"],
+        "seconds_to_target": met and met["seconds"],
+        "seconds": dict(trainer.clock.seconds),
+        "batches_sha256": trainer.batches_sha256,
+    }
+
+
+def _in_short(summary: Mapping[str, Any]) -> str:
+    final = summary["final"]
+    return (
+        f"train loss {final['train_loss']:.4f}, validation accuracy {final['val_acc']:.4f}, "
+        f"test accuracy {summary['test_acc']:.4f} after {summary['steps']} steps, "
+        f"{summary['seconds']['train']:.1f} s of training"
+    )

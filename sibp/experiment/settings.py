@@ -1,0 +1,200 @@
+"""The settings of one run: typed, checked, and turned into calls of allow-listed builders."""
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+from sibp.experiment.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that decides a run.
+
+    ``dataset``, ``model`` and ``optimizer`` are mappings whose ``name`` picks a builder from a table; their
+    other keys are that builder's arguments. A run ends at ``epochs`` or ``max_steps``, whichever comes first.
+    """
+
+    dataset: dict[str, Any]
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    batch_size: int
+    epochs: int | None
+    max_steps: int | None
+    seed: int
+    log_every: int
+    checkpoint_every: int
+    eval_train_limit: int | None
+    target_val_acc: float | None
+    device: str
+    data_root: str
+    run_root: str
+    download: bool
+    force: bool
+    progress: bool
+    tensorboard: bool
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Check a resolved config.
+
+        Args:
+            config: plain nested mapping, as composed from ``configs/``.
+
+        Returns:
+            The settings.
+
+        Raises:
+            UserError: a key is unknown, missing, of the wrong type or out of its bounds.
+        """
+        hints = typing.get_type_hints(cls)
+        refuse_unknown("", config, list(hints))
+        missing = [field.name for field in fields(cls) if field.name not in config]
+        if missing:
+            raise UserError(f"The setting {missing[0]} is missing: give {missing[0]}=...")
+        settings = cls(**{key: checked(key, value, hints[key]) for key, value in config.items()})
+        settings._check_bounds()
+        return settings
+
+    def _check_bounds(self) -> None:
+        for key in ("batch_size", "epochs", "max_steps", "log_every", "checkpoint_every", "eval_train_limit"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise UserError(f"{key}={value} is not possible: give a whole number of 1 or more.")
+        if self.seed < 0:
+            raise UserError(f"seed={self.seed} is not possible: give a whole number of 0 or more.")
+        if self.epochs is None and self.max_steps is None:
+            raise UserError("The run would never end: give epochs=... or max_steps=...")
+        if self.target_val_acc is not None and not 0 < self.target_val_acc <= 1:
+            raise UserError(
+                f"target_val_acc={self.target_val_acc} is not an accuracy: give a number between 0 and 1, "
+                "or null for no target."
+            )
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """The number of steps of the whole run.
+
+        Args:
+            steps_per_epoch: full batches in one pass over the training images.
+
+        Returns:
+            The smaller of ``epochs`` passes and ``max_steps``.
+        """
+        limits = []
+        if self.epochs is not None:
+            limits.append(self.epochs * steps_per_epoch)
+        if self.max_steps is not None:
+            limits.append(self.max_steps)
+        return min(limits)
+
+
+def refuse_unknown(prefix: str, given: Mapping[str, Any], known: list[str]) -> None:
+    """Refuse a key that nothing reads.
+
+    Args:
+        prefix: dotted path of the mapping, ending in a dot, or empty.
+        given: the mapping to look at.
+        known: the keys that exist.
+
+    Raises:
+        UserError: names the first unknown key and the ones that exist.
+    """
+    for key in given:
+        if key not in known:
+            names = ", ".join(prefix + name for name in sorted(known))
+            raise UserError(f"There is no setting {prefix}{key}; the settings here are: {names}.")
+
+
+def checked(key: str, value: Any, hint: Any) -> Any:
+    """Check one value against a type hint; a whole number is accepted where a float is asked for.
+
+    Args:
+        key: dotted name of the setting, for the error.
+        value: what was given.
+        hint: int, float, bool, str, dict, list[int], or one of these or None.
+
+    Returns:
+        The value, whole numbers turned into floats where a float is asked for.
+
+    Raises:
+        UserError: the value is of another type.
+    """
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        if option is types.NoneType and value is None:
+            return None
+        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if typing.get_origin(option) is list:
+            (item,) = typing.get_args(option)
+            if isinstance(value, list) and all(type(part) is item for part in value):
+                return value
+        elif type(value) is (typing.get_origin(option) or option):
+            return value
+    raise UserError(f"{key}={value} is not possible: give {' or '.join(map(_in_words, options))}.")
+
+
+def _in_words(hint: Any) -> str:
+    words = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a word",
+        types.NoneType: "null",
+        list[int]: "a list of whole numbers such as [500]",
+    }
+    return words.get(hint, "a group of settings")
+
+
+def call_builder(kind: str, table: Mapping[str, Callable[..., Any]], choice: Mapping[str, Any], *args: Any) -> Any:
+    """Call the builder that a config names, from an allow-list; a config can never name code of its own.
+
+    Args:
+        kind: the group's name (``optimizer``, ``model``), for errors.
+        table: the allow-list, name -> builder with keyword-only settings.
+        choice: ``name`` and the builder's settings.
+        *args: what the builder gets beside its settings.
+
+    Returns:
+        What the builder returns.
+
+    Raises:
+        UserError: unknown name, unknown, missing or mistyped setting, or a value the builder refuses.
+    """
+    builder = known_builder(kind, table, choice)
+    hints = typing.get_type_hints(builder)
+    parameters = inspect.signature(builder).parameters.values()
+    names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    given = {key: value for key, value in choice.items() if key != "name"}
+    refuse_unknown(f"{kind}.", given, names)
+    for name in names:
+        if name not in given:
+            raise UserError(f"The setting {kind}.{name} is missing: give {kind}.{name}=...")
+    values = {name: checked(f"{kind}.{name}", value, hints[name]) for name, value in given.items()}
+    try:
+        return builder(*args, **values)
+    except ValueError as error:
+        raise UserError(f"{kind}={choice['name']} cannot be built: {error}") from error
+
+
+def known_builder(kind: str, table: Mapping[str, Any], choice: Mapping[str, Any]) -> Any:
+    """Look up the entry that a config names.
+
+    Args:
+        kind: the group's name, for the error.
+        table: the allow-list.
+        choice: holds ``name``.
+
+    Returns:
+        The table's entry.
+
+    Raises:
+        UserError: the name is not in the table; lists those that are.
+    """
+    name = str(choice.get("name"))
+    if name not in table:
+        raise UserError(f"There is no {kind} {name!r}; choose one of: {', '.join(table)}.")
+    return table[name]
