@@ -253,9 +253,7 @@ def _hidden_power(f: float, gd: float) -> int:
     return math.floor(math.log(max(ratio, sys.float_info.min)) / math.log(RHO))
 
 
-def _line_search(
-    data: Callable[[float], float], prox: Callable[[float], float], f: float, gd: float, m0: int
-) -> int:
+def _line_search(data: Callable[[float], float], prox: Callable[[float], float], f: float, gd: float, m0: int) -> int:
     """Return the power m that step 2 chooses, or -1 when it accepts none.
 
     Args:

@@ -1,0 +1,174 @@
+"""Finding the activation that follows a layer, whatever way the model calls it.
+
+A tapped layer returns a `PreActivation`: its output, marked. The first thing that the model does with it decides what
+the layer's subproblem contains. An activation that `sibp.prox.activations` knows (as a module, a function, a method,
+in place or not) is computed by `_Activate`, which keeps what the subproblem needs: the pre-activation Z and, in the
+backward pass, the unmasked difference D_l on the activation's output. Anything else gets the plain tensor, and so does
+everything from there on: the mark never travels further than one operation.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from sibp.prox import activations
+from sibp.prox.activations import Activation
+
+
+@dataclass
+class Consumption:
+    """What became of one output of a tapped layer.
+
+    Attributes:
+        activation: the known activation it went into, if that was the first consumer.
+        consumers: operations that used it and required a gradient.
+        names: of the consumers, for people to read.
+        Z: pre-activation, there from the activation's backward pass to the layer's.
+        D: difference on the activation's output, likewise.
+    """
+
+    activation: Activation | None = None
+    consumers: int = 0
+    names: list[str] = field(default_factory=list)
+    Z: Tensor | None = None
+    D: Tensor | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether the activation alone consumed the output and its backward pass has been here."""
+        return self.activation is not None and self.consumers == 1 and self.D is not None
+
+    def clear(self) -> None:
+        """Lets go of the tensors."""
+        self.Z = self.D = None
+
+
+class PreActivation(Tensor):
+    """A layer's output that has not been used yet."""
+
+    _plain: Tensor
+    _consumption: Consumption
+
+    @classmethod
+    def mark(cls, z: Tensor, consumption: Consumption) -> "PreActivation":
+        """Marks z, sharing its memory and its place in the graph."""
+        marked = z.as_subclass(cls)
+        marked._plain = z
+        marked._consumption = consumption
+
+        # C++ code (a user's autograd Function, say) takes the tensor itself, past __torch_function__: its gradient
+        # comes through here and through nowhere else.
+        def used_directly(_: Tensor) -> None:
+            consumption.consumers += 1
+
+        with torch._C.DisableTorchFunctionSubclass():
+            marked.register_hook(used_directly)
+        return marked
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Computes `func` on plain tensors and notes what it was."""
+        kwargs = kwargs or {}
+        marked = [leaf for leaf in tree_leaves((args, kwargs)) if _is_marked(leaf)]
+        activation = recognise(func, args, kwargs)
+        if activation is not None and marked[0]._consumption.consumers == 0:
+            return _activate(marked[0], activation, in_place=_writes_in_place(func, kwargs))
+        args, kwargs = tree_map_only(PreActivation, _unmark, (args, kwargs))
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*args, **kwargs)
+        if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(result)):
+            for z in marked:
+                z._consumption.consumers += 1
+                z._consumption.names.append(getattr(func, "__name__", str(func)))
+        return result
+
+
+def _is_marked(value: Any) -> bool:
+    # Module backward hooks and the like may re-wrap a marked tensor and lose its mark: it is an ordinary tensor then.
+    return isinstance(value, PreActivation) and "_plain" in vars(value)
+
+
+def _unmark(z: PreActivation) -> Tensor:
+    if _is_marked(z):
+        return z._plain
+    with torch._C.DisableTorchFunctionSubclass():
+        return z.as_subclass(Tensor)
+
+
+class _Activate(torch.autograd.Function):
+    """a = s(z), telling the layer below what reaches a."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, consumption: Consumption, s: Activation) -> Tensor:
+        ctx.save_for_backward(z)
+        ctx.consumption, ctx.activation = consumption, s
+        return s.value(z)
+
+    @staticmethod
+    def backward(ctx: Any, *D: Tensor) -> tuple[Tensor, None, None]:
+        (z,) = ctx.saved_tensors
+        ctx.consumption.Z, ctx.consumption.D = z, D[0]
+        return D[0] * ctx.activation.slope(z), None, None
+
+
+def _activate(marked: PreActivation, s: Activation, *, in_place: bool) -> Tensor:
+    consumption = marked._consumption
+    consumption.activation = s
+    consumption.consumers += 1
+    consumption.names.append(s.name)
+    a: Tensor = _Activate.apply(marked._plain, consumption, s)  # pyright: ignore[reportAssignmentType]
+    if in_place:
+        # Whoever holds the layer's output sees the activation's from now on, and may use it as often as it likes.
+        marked._plain = a
+        marked._consumption = Consumption()
+    return a
+
+
+_RELU = {F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
+_LEAKY_RELU = {F.leaky_relu, F.leaky_relu_}
+_TANH = {torch.tanh, torch.tanh_, Tensor.tanh, Tensor.tanh_}
+_SIGMOID = {torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_, torch.special.expit}
+_IN_PLACE = {
+    F.relu_, torch.relu_, Tensor.relu_, F.leaky_relu_, torch.tanh_, Tensor.tanh_, torch.sigmoid_, Tensor.sigmoid_,
+}  # fmt: skip
+
+
+def recognise(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Activation | None:
+    """The activation that a call computes on its first argument, or None.
+
+    Args:
+        func: the function as `__torch_function__` gets it.
+        args: its positional arguments; the first (or `kwargs["input"]`) has to be a marked tensor.
+        kwargs: its keyword arguments.
+    """
+    z = args[0] if args else kwargs.get("input")
+    if not _is_marked(z) or "out" in kwargs:
+        return None
+    if func in _RELU:
+        return activations.RELU
+    if func in _TANH:
+        return activations.TANH
+    if func in _SIGMOID:
+        return activations.SIGMOID
+    if func is F.silu:
+        return activations.SILU
+    if func is F.gelu:
+        return activations.gelu(kwargs.get("approximate", "none"))
+    if func in _LEAKY_RELU:
+        return activations.leaky_relu(args[1] if len(args) > 1 else kwargs.get("negative_slope", 0.01))
+    return None
+
+
+def _writes_in_place(func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
+    return func in _IN_PLACE or bool(kwargs.get("inplace"))

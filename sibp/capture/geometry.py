@@ -1,0 +1,161 @@
+"""How a layer is a matrix product Z = A W' + b: the only place that knows about convolutions.
+
+A geometry turns a layer's tensors into matrices and back. Matrices carry one leading dimension g for the groups of a
+convolution (1 otherwise): inputs A (g, N, n), outputs Z (g, N, m), weights (g, m, n), biases (g, m).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LinearGeometry:
+    """`nn.Linear` on inputs of shape (*, n): all leading dimensions are rows."""
+
+    groups = 1
+    is_linear = True
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """What has to happen to the input inside ordinary autograd, before the layer: nothing."""
+        return x
+
+    def batch(self, x: Tensor) -> int:
+        """Samples in x: the leading dimension, or 1 for a single unbatched vector."""
+        return x.shape[0] if x.dim() > 1 else 1
+
+    def forward(self, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+        """Z in the layer's own shape, (*, m)."""
+        return F.linear(x, W, b)
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """A (1, N, n)."""
+        return x.reshape(1, math.prod(x.shape[:-1]), x.shape[-1])
+
+    def outputs(self, z: Tensor) -> Tensor:
+        """Z (1, N, m) from a tensor of the output's shape."""
+        return z.reshape(1, math.prod(z.shape[:-1]), z.shape[-1])
+
+    def input_gradient(self, x: Tensor, D: Tensor, W: Tensor) -> Tensor:
+        """D W in x's shape, D (1, N, m)."""
+        return (D[0] @ W).reshape(x.shape)
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """`nn.Conv1d` and `nn.Conv2d`: a row of A is the patch under the kernel at one position of one sample.
+
+    Padding that `torch.convolution` does not do itself (modes other than zeros, an odd "same") is applied by
+    `prepare`, in ordinary autograd.
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    pad_mode: str
+    pad_ahead: tuple[int, ...]
+    is_linear: ClassVar[bool] = False
+
+    @classmethod
+    def of(cls, module: nn.Conv1d | nn.Conv2d) -> "ConvGeometry":
+        """Reads the module's settings."""
+        ahead: tuple[int, ...] = ()
+        padding = module.padding
+        if isinstance(padding, str) or module.padding_mode != "zeros":
+            ahead = tuple(module._reversed_padding_repeated_twice)
+            padding = (0,) * len(module.kernel_size)
+        return cls(
+            tuple(module.kernel_size),
+            tuple(module.stride),
+            tuple(padding),
+            tuple(module.dilation),
+            module.groups,
+            "constant" if module.padding_mode == "zeros" else module.padding_mode,
+            ahead,
+        )
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Pads x where the convolution itself will not."""
+        return F.pad(x, self.pad_ahead, mode=self.pad_mode) if any(self.pad_ahead) else x
+
+    def batch(self, x: Tensor) -> int:
+        """Samples in x: the leading dimension, or 1 for a single unbatched image."""
+        return x.shape[0] if x.dim() == len(self.kernel) + 2 else 1
+
+    def forward(self, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+        """Z in the layer's own shape, ([B,] channels, *positions)."""
+        convolve = F.conv1d if len(self.kernel) == 1 else F.conv2d
+        return convolve(x, W, b, self.stride, self.padding, self.dilation, self.groups)
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """A (g, N, n): N = B * positions patches of n = channels/g * kernel entries."""
+        x = self._batched(x)
+        as_2d = len(self.kernel) == 2
+        patches = F.unfold(
+            x if as_2d else x.unsqueeze(-2),
+            self.kernel if as_2d else (1, *self.kernel),
+            self.dilation if as_2d else (1, *self.dilation),
+            self.padding if as_2d else (0, *self.padding),
+            self.stride if as_2d else (1, *self.stride),
+        )
+        return self._rows(patches)
+
+    def outputs(self, z: Tensor) -> Tensor:
+        """Z (g, N, m) from a tensor of the output's shape, m = channels/g."""
+        return self._rows(self._batched(z).flatten(2))
+
+    def input_gradient(self, x: Tensor, D: Tensor, W: Tensor) -> Tensor:
+        """The convolution's transpose applied to D (g, N, m) with weights W, in x's shape."""
+        batched = self._batched(x)
+        out = [
+            (size + 2 * pad - dil * (k - 1) - 1) // step + 1
+            for size, k, step, pad, dil in zip(
+                batched.shape[2:], self.kernel, self.stride, self.padding, self.dilation, strict=True
+            )
+        ]
+        z = D.reshape(self.groups, batched.shape[0], -1, D.shape[-1]).permute(1, 0, 3, 2)
+        transpose = torch.nn.grad.conv1d_input if len(self.kernel) == 1 else torch.nn.grad.conv2d_input
+        gradient = transpose(
+            batched.shape,
+            W,
+            z.reshape(batched.shape[0], -1, *out),
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+        )
+        return gradient.reshape(x.shape)
+
+    def _batched(self, x: Tensor) -> Tensor:
+        return x if x.dim() == len(self.kernel) + 2 else x.unsqueeze(0)
+
+    def _rows(self, columns: Tensor) -> Tensor:
+        """(B, g * c, positions) -> (g, B * positions, c)."""
+        batch, _, positions = columns.shape
+        return (
+            columns.reshape(batch, self.groups, -1, positions)
+            .permute(1, 0, 3, 2)
+            .reshape(self.groups, batch * positions, -1)
+        )
+
+
+Geometry = LinearGeometry | ConvGeometry
+
+
+def geometry_of(module: nn.Module) -> Geometry | None:
+    """The geometry of a layer that can be updated proximally, or None.
+
+    Only the layers' own `forward` is understood: a subclass with another one, or a module whose weight is not a plain
+    parameter (weight normalisation, pruning), may compute something else.
+    """
+    if not isinstance(module._parameters.get("weight"), nn.Parameter):
+        return None
+    for kind in (nn.Linear, nn.Conv1d, nn.Conv2d):
+        if isinstance(module, kind) and type(module).forward is kind.forward:
+            return LinearGeometry() if kind is nn.Linear else ConvGeometry.of(module)  # pyright: ignore[reportArgumentType]
+    return None

@@ -1,0 +1,318 @@
+"""Taps: how a layer's input, output and difference reach the solver inside ordinary autograd.
+
+A `Tap` takes the place of one layer's `forward`. The layer's output is computed as before, by an autograd Function
+whose backward pass asks the optimizer for the layer's new weights, returns W_old - W_new (and b_old - b_new) as the
+parameters' gradients, and sends the difference on through the weights that the method prescribes: the new ones for
+semi-implicit back propagation, the old ones for ProxBP. The model itself stays as it is.
+"""
+
+import types
+import weakref
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sibp.capture.activation import Consumption, PreActivation
+from sibp.capture.geometry import Geometry
+from sibp.prox.activations import Activation
+from sibp.prox.coordinates import Features
+
+
+@dataclass(frozen=True)
+class LayerProblem:
+    """One layer's subproblem, as matrices; g is 1, or the groups of a convolution.
+
+    Attributes:
+        name: the layer's, as in `model.named_modules()`.
+        features: A (g, N, n) with what moves.
+        D_z: (g, N, m) difference on the pre-activation, summed over samples (not averaged).
+        activation: s, if it is known; then Z (g, N, m) is the pre-activation and D (g, N, m) the unmasked difference on
+            s(Z), summed over samples. None: solve the linear subproblem.
+        Z: see activation.
+        D: see activation.
+        W: (m, ...) the layer's weight.
+        b: (m,) its bias.
+    """
+
+    name: str
+    features: Features
+    D_z: Tensor
+    activation: Activation | None
+    Z: Tensor | None
+    D: Tensor | None
+    W: Tensor
+    b: Tensor | None
+
+
+@dataclass(frozen=True)
+class LayerUpdate:
+    """What the solver answers.
+
+    Attributes:
+        dW: (g, m, n) W_new - W_old, or None if W does not move.
+        db: (g, m) b_new - b_old, or None if b does not move.
+        low_rank: (g, N, m) U with dW = U' A, if the solver worked in the span of the inputs.
+    """
+
+    dW: Tensor | None  # noqa: N815 (the paper's symbol)
+    db: Tensor | None
+    low_rank: Tensor | None = None
+
+
+class Owner(Protocol):
+    """The optimizer, as a tap sees it."""
+
+    semi_implicit: bool
+    """Whether differences travel on through the new weights (SIBP) or the old ones (ProxBP)."""
+
+    def active(self) -> bool:
+        """Whether forward passes are to be tapped now."""
+        ...
+
+    def wants_activation(self, tap: "Tap") -> bool:
+        """Whether the solver of this layer makes use of the activation that follows it."""
+        ...
+
+    def loss_terms(self, tap: "Tap", batch: int) -> float:
+        """The number of terms that the loss averages over (1 for a sum), given the samples in this layer's input."""
+        ...
+
+    def solve(self, tap: "Tap", problem: LayerProblem) -> LayerUpdate:
+        """The layer's update."""
+        ...
+
+
+class Tap:
+    """Stands in for `module.forward` while an optimizer owns the layer.
+
+    Copies and pickles of the module get the module's own `forward` back: a copy belongs to nobody.
+    """
+
+    def __init__(
+        self, name: str, module: nn.Module, geometry: Geometry, owner: Owner, *, weight: bool, bias: bool
+    ) -> None:
+        """Prepares a tap; `install` puts it in place.
+
+        Args:
+            name: of the module, for messages.
+            module: the layer.
+            geometry: how it is a matrix product.
+            owner: the optimizer; only a weak reference is kept, so that dropping the optimizer frees the model.
+            weight: whether the optimizer updates the layer's weight.
+            bias: whether it updates the layer's bias.
+        """
+        self.name = name
+        self.module = module
+        self.geometry = geometry
+        self.owner = weakref.ref(owner)
+        self.weight, self.bias = weight, bias
+        self.backward_passes = 0
+        self.consumption = Consumption()
+        self._task = -1
+        self._returned: dict[str, tuple[int, int]] = {}
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The layer's parameters that the optimizer updates, by their names in the layer."""
+        wanted = {"weight": self.weight, "bias": self.bias}
+        return {key: p for key, p in self.module.named_parameters(recurse=False) if wanted.get(key)}
+
+    def install(self) -> None:
+        """Puts the tap in place of `module.forward`, taking the layer over from an earlier optimizer."""
+        earlier = vars(self.module).get("forward")
+        if isinstance(earlier, Tap):
+            earlier.remove()
+        self.module.forward = self
+        this: weakref.ref[Tap] = weakref.ref(self)
+        for key, parameter in self.parameters().items():
+            if parameter.requires_grad:
+                self._hooks.append(parameter.register_hook(_only_from_tap(this, key, weakref.ref(parameter))))
+
+    @property
+    def installed(self) -> bool:
+        """Whether the layer still belongs to this tap's optimizer."""
+        return vars(self.module).get("forward") is self
+
+    def remove(self) -> None:
+        """Gives the layer its own `forward` back."""
+        if self.installed:
+            del self.module.forward
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def __call__(self, input: Tensor) -> Tensor:
+        """The layer's output, marked if the solver has to know what follows."""
+        owner, module = self.owner(), self.module
+        if owner is None:
+            self.remove()
+        if owner is None or not torch.is_grad_enabled() or not owner.active() or not self._moves():
+            return type(module).forward(module, input)
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                f"layer '{self.name}' is tapped by {type(owner).__name__} and cannot be compiled: "
+                "give torch.compile a model without a sibp optimizer, or train the uncompiled one."
+            )
+        weight, bias = module._parameters["weight"], module._parameters.get("bias")
+        terms = owner.loss_terms(self, self.geometry.batch(input))
+        self.consumption = Consumption()
+        z: Tensor = _TappedLayer.apply(  # pyright: ignore[reportAssignmentType]
+            self.geometry.prepare(input), weight, bias, self, self.consumption, terms
+        )
+        return PreActivation.mark(z, self.consumption) if owner.wants_activation(self) else z
+
+    def _moves(self) -> bool:
+        return any(p.requires_grad for p in self.parameters().values())
+
+    def begin_backward(self) -> None:
+        """Notes a backward pass through the layer.
+
+        Raises:
+            RuntimeError: under `create_graph=True`, or if the same backward pass has been here already.
+        """
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                f"layer '{self.name}': a proximal update cannot be differentiated again (create_graph=True); "
+                "wrap that forward pass in `with optimizer.paused():`."
+            )
+        task = torch._C._current_graph_task_id()
+        if task == self._task:
+            raise RuntimeError(
+                f"layer '{self.name}' runs more than once in this loss (a shared layer), so it has no single proximal "
+                "subproblem; give the optimizer only the other parameters (params=...) and this layer another one."
+            )
+        self._task = task
+        self.backward_passes += 1
+        self._returned.clear()
+
+    def returns(self, key: str, gradient: Tensor) -> Tensor:
+        """Remembers which gradient was handed to autograd for a parameter, so that no other can slip in."""
+        self._returned[key] = (gradient.data_ptr(), gradient._version)
+        return gradient
+
+    def check_gradient(self, key: str, gradient: Tensor, *, alone: bool) -> None:
+        """Refuses a parameter's gradient that did not come from the tap, or not only.
+
+        Args:
+            key: "weight" or "bias".
+            gradient: what autograd is about to put into `.grad`.
+            alone: whether no other hook can have changed it.
+
+        Raises:
+            RuntimeError: if the parameter was used outside its layer's forward pass.
+        """
+        owner = self.owner()
+        if owner is None or not owner.active() or not self.installed:
+            return
+        expected = self._returned.get(key)
+        here = torch._C._current_graph_task_id() == self._task and expected is not None
+        if not here or (alone and expected != (gradient.data_ptr(), gradient._version)):
+            raise RuntimeError(
+                f"layer '{self.name}': its {key} is also used outside the layer's own forward pass (tied weights, a "
+                "penalty in the loss, a functional call), which a proximal update cannot include; use the optimizer's "
+                "weight_decay for a penalty, or leave this layer out with params=...."
+            )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copied module gets its own forward back."""
+        copy = memo.get(id(self.module))
+        return types.MethodType(type(copy).forward, copy) if isinstance(copy, nn.Module) else None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickled module gets its own forward back."""
+        return getattr, (self.module, "forward")
+
+
+def _only_from_tap(tap: "weakref.ref[Tap]", key: str, parameter: "weakref.ref[nn.Parameter]") -> Any:
+    def hook(gradient: Tensor) -> None:
+        this, owner = tap(), parameter()
+        if this is not None and owner is not None:
+            this.check_gradient(key, gradient, alone=len(owner._backward_hooks or ()) == 1)
+
+    return hook
+
+
+class _TappedLayer(torch.autograd.Function):
+    """z = layer(x); its backward pass is the layer's proximal update."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        W: Tensor,
+        b: Tensor | None,
+        tap: Tap,
+        consumption: Consumption,
+        terms: float,
+    ) -> Tensor:
+        ctx.save_for_backward(x, W, b)
+        ctx.tap, ctx.consumption, ctx.terms = tap, consumption, terms
+        return tap.geometry.forward(x, W, b)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        x, W, b = ctx.saved_tensors
+        tap: Tap = ctx.tap
+        owner = tap.owner()
+        if owner is None or not tap.installed:
+            raise RuntimeError(
+                f"layer '{tap.name}': the optimizer that this forward pass was made for is gone; run it again."
+            )
+        tap.begin_backward()
+        geometry, consumption = tap.geometry, ctx.consumption
+        dtype = torch.promote_types(W.dtype, torch.float32)  # solves are never done in half precision
+        D_z = geometry.outputs(grad_outputs[0]).to(dtype)
+        A = geometry.inputs(x).to(dtype)
+        needs_x, needs_W, needs_b = ctx.needs_input_grad[:3]
+        known = consumption.known
+        problem = LayerProblem(
+            name=tap.name,
+            features=Features(A, weight=needs_W and tap.weight, bias=needs_b and tap.bias),
+            D_z=D_z * ctx.terms,
+            activation=consumption.activation if known else None,
+            Z=geometry.outputs(consumption.Z).to(dtype) if known else None,
+            D=geometry.outputs(consumption.D).to(dtype) * ctx.terms if known else None,
+            W=W.to(dtype),
+            b=None if b is None else b.to(dtype),
+        )
+        consumption.clear()
+        update = owner.solve(tap, problem)
+        grad_x = _input_gradient(geometry, x, D_z, problem, update, owner.semi_implicit) if needs_x else None
+        return (
+            grad_x,
+            _parameter_gradient(tap, "weight", W, update.dW, lambda: D_z.mT @ A) if needs_W else None,
+            _parameter_gradient(tap, "bias", b, update.db, lambda: D_z.sum(-2)) if needs_b else None,
+            None,
+            None,
+            None,
+        )
+
+
+def _input_gradient(
+    geometry: Geometry,
+    x: Tensor,
+    D_z: Tensor,
+    problem: LayerProblem,
+    update: LayerUpdate,
+    semi_implicit: bool,
+) -> Tensor:
+    """D_{l-1} = D_z W, with the new W if semi-implicit; step 3 of DESIGN section 2."""
+    W = problem.W
+    if not semi_implicit or update.dW is None:
+        gradient = geometry.input_gradient(x, D_z, W)
+    elif update.low_rank is not None and geometry.is_linear:
+        # D W' = D W + (D U') A: two thin products instead of forming W'.
+        gradient = D_z @ W + (D_z @ update.low_rank.mT) @ problem.features.A
+        gradient = gradient.reshape(x.shape)
+    else:
+        gradient = geometry.input_gradient(x, D_z, W + update.dW.reshape(W.shape))
+    return gradient.to(x.dtype)
+
+
+def _parameter_gradient(tap: Tap, key: str, p: Any, change: Tensor | None, ordinary: Any) -> Tensor:
+    """Returns p_old - p_new; the ordinary gradient of the loss for a parameter that the optimizer does not own."""
+    if change is None:
+        return ordinary().reshape(p.shape).to(p.dtype)
+    return tap.returns(key, change.neg().reshape(p.shape).to(p.dtype))

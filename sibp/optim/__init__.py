@@ -1,0 +1,6 @@
+"""The optimizers, in the manner of torch.optim: one file each."""
+
+from sibp.optim.proxbp import ProxBP
+from sibp.optim.sibp import SIBP
+
+__all__ = ["SIBP", "ProxBP"]

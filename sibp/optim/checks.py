@@ -1,0 +1,71 @@
+"""Refusing, in one clear sentence, what cannot work."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+
+
+def check_group(group: dict[str, Any]) -> tuple[float, float]:
+    """The step and the proximal weight of a group, as numbers.
+
+    Args:
+        group: with "lr" (a number or a 0-dimensional tensor), "prox_weight" and "weight_decay".
+
+    Returns:
+        (lr, prox_weight), that is (eta, lam).
+
+    Raises:
+        ValueError: if one is out of its range.
+    """
+    lr, prox_weight, weight_decay = (_number(group, key) for key in ("lr", "prox_weight", "weight_decay"))
+    if not 0 <= lr < math.inf:
+        raise ValueError(f"Invalid lr: {group['lr']}; the step on the neurons (eta) has to be >= 0 and finite.")
+    if not 0 < prox_weight < math.inf:
+        raise ValueError(
+            f"Invalid prox_weight: {group['prox_weight']}; the proximal weight (lam) has to be > 0 and finite."
+        )
+    if not 0 <= weight_decay < math.inf:
+        raise ValueError(f"Invalid weight_decay: {group['weight_decay']}; it has to be >= 0 and finite.")
+    return lr, prox_weight
+
+
+def _number(group: dict[str, Any], key: str) -> float:
+    value = group[key]
+    if isinstance(value, bool) or not isinstance(value, int | float | torch.Tensor):
+        raise ValueError(f"Invalid {key}: {value!r}; it has to be a number.")
+    return float(value)
+
+
+def check_model(model: nn.Module, method: str) -> None:
+    """Refuses what cannot be tapped.
+
+    Args:
+        model: to be optimized.
+        method: name of the optimizer, for the message.
+
+    Raises:
+        TypeError: if it is not an `nn.Module`, or is one that runs elsewhere than in its own `forward`s.
+        ValueError: if a lazy module has not been run yet.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"{method} takes the model itself, not {type(model).__name__}: {method}(model, ...). "
+            "To train a part of it, add params=part.parameters()."
+        )
+    for name, module in model.named_modules():
+        here = f"layer '{name}' ({type(module).__name__})" if name else f"the model ({type(module).__name__})"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(
+                f"{method}: {here} is a TorchScript module, whose layers cannot be tapped; pass the original."
+            )
+        if getattr(module, "_orig_mod", None) is not None or module._compiled_call_impl is not None:
+            raise TypeError(f"{method}: {here} is compiled, and compiled layers cannot be tapped; pass the original.")
+        if isinstance(module, nn.DataParallel):
+            raise TypeError(
+                f"{method}: {here} copies its layers for every step; pass the module inside, on one device."
+            )
+        if any(isinstance(p, UninitializedParameter) for p in module._parameters.values()):
+            raise ValueError(f"{method}: {here} is lazy and has no weights yet; run the model once before.")

@@ -1,0 +1,91 @@
+"""Which layers of a model are updated proximally, and the table that says so."""
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from sibp.capture.geometry import geometry_of
+from sibp.capture.tap import Owner, Tap
+
+Owners = dict[nn.Parameter, list[tuple[str, nn.Module]]]
+"""For every parameter the modules that hold it, with their names; more than one for tied parameters."""
+
+
+def parameter_owners(model: nn.Module) -> Owners:
+    """Finds the modules that hold each parameter.
+
+    Args:
+        model: any module.
+    """
+    owners: Owners = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(parameter, []).append((name, module))
+    return owners
+
+
+def new_taps(owner: Owner, params: Iterable[nn.Parameter], owners: Owners) -> list[Tap]:
+    """Taps (not yet installed) for the layers whose weight or bias is among `params`.
+
+    A layer has none if its kind is not known (`geometry_of`), if one of its parameters is shared with another module,
+    or if somebody has already replaced its `forward`.
+
+    Args:
+        owner: the optimizer.
+        params: parameters of one group.
+        owners: of all of the model's parameters.
+
+    Raises:
+        ValueError: if a layer is in another group already.
+    """
+    wanted = {id(p) for p in params}
+    taps: dict[str, Tap] = {}
+    for parameter in params:
+        name, module = owners[parameter][0]
+        geometry = geometry_of(module)
+        held = dict(module.named_parameters(recurse=False))
+        if name in taps or geometry is None or not _forward_is_its_own(module):
+            continue
+        if any(len(owners[p]) > 1 for p in held.values()):
+            continue
+        earlier = vars(module).get("forward")
+        if isinstance(earlier, Tap) and earlier.owner() is owner:
+            raise ValueError(
+                f"layer '{name}': its weight and bias are one subproblem and have to be in the same param group, once."
+            )
+        mine = {key: id(p) in wanted for key, p in held.items()}
+        taps[name] = Tap(name, module, geometry, owner, weight=mine.get("weight", False), bias=mine.get("bias", False))
+    return list(taps.values())
+
+
+def _forward_is_its_own(module: nn.Module) -> bool:
+    """Whether `module.forward` is the class's, possibly tapped: nobody else has replaced it on the instance."""
+    forward = vars(module).get("forward")
+    return forward is None or isinstance(forward, Tap) or getattr(forward, "__func__", None) is type(module).forward
+
+
+def summary_table(model: nn.Module, tapped: dict[str, tuple[str, str]], method: str) -> str:
+    """A table of all modules that hold parameters.
+
+    Args:
+        model: the optimizer's.
+        tapped: (followed by, solver) of every layer that is updated proximally.
+        method: the optimizer's name.
+
+    Returns:
+        Lines of text: layer, kind, parameters, what follows, solver, update.
+    """
+    rows = [("layer", "kind", "parameters", "followed by", "solver", "update")]
+    for name, module in model.named_modules():
+        held = dict(module.named_parameters(recurse=False))
+        if not held:
+            continue
+        shapes = ", ".join("x".join(map(str, p.shape)) for p in held.values())
+        frozen = not any(p.requires_grad for p in held.values())
+        follows, solver = tapped.get(name, ("-", "-"))
+        update = "frozen" if frozen else "proximal" if name in tapped else "explicit"
+        rows.append((name or "(model)", type(module).__name__, shapes, follows, solver, update))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return f"{method}:\n" + "\n".join(lines)

@@ -1,0 +1,93 @@
+"""Proximal backpropagation (Frerix et al., ICLR 2018, arXiv 1706.04638) as a torch optimizer."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from sibp.capture.tap import LayerProblem, LayerUpdate
+from sibp.optim.base import Fallback, ProximalOptimizer
+from sibp.optim.solvers import Solver, as_update, linear_update
+from sibp.prox.activations import IDENTITY
+from sibp.prox.coordinates import smaller_side
+from sibp.prox.nonlinear import solve_nonlinear
+from sibp.prox.status import Stats, Status
+
+
+class ProxBP(ProximalOptimizer):
+    r"""Proximal backpropagation.
+
+    For every layer with input A, pre-activation Z = A W' + b and difference D = dL/dZ summed over the batch, computed
+    by ordinary back propagation (through the old weights):
+
+    .. math::
+        W, b \leftarrow \arg\min_{W', b'} \tfrac12 \|A W'^\top + b' - (Z - \eta D)\|^2
+            + \tfrac{\lambda}{2} (\|W' - W\|^2 + \|b' - b\|^2)
+
+    The paper writes tau for 1/lam. Like the authors, W and b form one joint subproblem. For the arguments and for the
+    use see `SIBP`.
+
+    Args:
+        model: any module. `nn.Linear`, `nn.Conv1d` and `nn.Conv2d` are updated proximally.
+        lr: eta, the step on the neurons, >= 0 (1 in the authors' code, with D not multiplied by the batch size).
+        prox_weight: lam = 1/tau, > 0.
+        solver: "exact", in closed form; "cg:K", K rounds of conjugate gradients; "gradient", one gradient step of
+            length 1/lam on the subproblem, which is SGD with step size lr/prox_weight on the summed loss.
+        loss_average: whether the loss is a mean over the batch, or a sum (False); or the number of averaged terms.
+        params: parameters of the model or param group dicts; default all.
+        weight_decay: w, decoupled: p is multiplied by 1 - lr w at each step.
+        fallback: makes the optimizer of the parameters without a proximal subproblem; default Adam with 1e-3.
+        direction_only: only fill `.grad`, as the gradient of another optimizer.
+
+    Raises:
+        ValueError: for hyper-parameters out of range, unknown solvers, parameters that are not the model's.
+        TypeError: for a model that cannot be tapped.
+    """
+
+    semi_implicit = False
+    solvers = ("exact", "cg", "gradient")
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 0.1,  # eta; tau_grad
+        prox_weight: float = 1.0,  # 1/tau in the paper
+        solver: str = "exact",
+        loss_average: bool | int = True,
+        *,
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]] | None = None,
+        weight_decay: float = 0.0,
+        fallback: Fallback | None = None,
+        direction_only: bool = False,
+    ) -> None:
+        defaults = {"lr": lr, "prox_weight": prox_weight, "solver": solver, "weight_decay": weight_decay}
+        super().__init__(model, params, defaults, loss_average, fallback, direction_only)
+
+    def wants_activation(self, tap: object) -> bool:
+        """Never: the subproblem is on the linear pre-activation."""
+        del tap
+        return False
+
+    def update(self, problem: LayerProblem, solver: Solver, lr: float, prox_weight: float) -> tuple[LayerUpdate, Stats]:
+        """One layer's new weights; see `sibp.prox`."""
+        if solver.kind == "exact":
+            return linear_update(problem, lr, prox_weight)
+        if solver.kind == "gradient":
+            return _gradient_update(problem, lr, prox_weight)
+        coordinates = smaller_side(problem.features)
+        target = -lr * problem.D_z  # Z - eta D, with Z taken as the origin: only T - Z matters
+        origin = torch.zeros_like(target)
+        solution = solve_nonlinear(coordinates, origin, target, prox_weight, IDENTITY, solver.rounds)
+        return as_update(coordinates, solution)
+
+
+def _gradient_update(problem: LayerProblem, lr: float, prox_weight: float) -> tuple[LayerUpdate, Stats]:
+    """W - (eta/lam) D' A: one explicit step on the subproblem."""
+    D, features = (-lr / prox_weight) * problem.D_z, problem.features
+    dW = D.mT @ features.A if features.weight else None
+    db = D.sum(-2) if features.bias else None
+    squared = sum((change.square().sum() for change in (dW, db) if change is not None), D.new_zeros(()))
+    status = torch.where(squared.isfinite(), Status.GRADIENT, Status.NONFINITE)
+    nothing = torch.zeros_like(squared)
+    return LayerUpdate(dW, db), Stats(status, nothing, 1, torch.full_like(squared, 1 / prox_weight), squared)

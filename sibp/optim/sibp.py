@@ -1,0 +1,82 @@
+"""Semi-implicit back propagation (Liu & Zhang 2020, arXiv 2002.03516) as a torch optimizer."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from sibp.capture.tap import LayerProblem, LayerUpdate
+from sibp.optim.base import Fallback, ProximalOptimizer
+from sibp.optim.solvers import Solver, cg_update, linear_update, paper_update
+from sibp.prox.status import Stats
+
+
+class SIBP(ProximalOptimizer):
+    r"""Semi-implicit back propagation.
+
+    For every layer, from the last to the first, with input A, pre-activation Z = A W' + b, activation s and difference
+    D = dL/ds(Z) summed over the batch:
+
+    .. math::
+        T &= s(Z) - \eta D \\
+        W, b &\leftarrow \arg\min_{W', b'} \|s(A W'^\top + b') - T\|^2 + \lambda (\|W' - W\|^2 + \|b' - b\|^2) \\
+        D_{l-1} &= (D \odot s'(Z)) W_{new}
+
+    The last line, going backward through the new weights, is what "semi-implicit" means. Use it like any optimizer::
+
+        opt = SIBP(model, lr=0.3, prox_weight=1.0)
+        opt.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        opt.step()
+
+    `backward` solves the subproblems and leaves W_old - W_new in `.grad`; `step` subtracts it. Several backward passes
+    before a step add up their displacements, each computed from the same weights; clipping `.grad` clips the
+    displacement. As lam grows with eta/lam fixed, the step tends to SGD's with step size eta/lam on the summed loss.
+
+    Args:
+        model: any module. `nn.Linear`, `nn.Conv1d` and `nn.Conv2d` are updated proximally.
+        lr: eta, the step on the neurons, >= 0.
+        prox_weight: lam, the proximal weight, > 0.
+        solver: "cg:K", K rounds of conjugate gradients on the subproblem with its activation (identity, ReLU,
+            LeakyReLU, tanh, sigmoid, GELU, SiLU), closed form where none follows; "exact", the linearised subproblem
+            (target Z - eta D s'(Z)) in closed form at every layer; "paper", the authors' own solver (linear layers,
+            ReLU), slow, for comparison.
+        loss_average: whether the loss is a mean over the batch (the leading dimension at the first layer), or a sum
+            (False); a number if it averages over that many terms.
+        params: parameters of the model or param group dicts, for settings of their own; default all.
+        weight_decay: w, decoupled: p is multiplied by 1 - lr w at each step.
+        fallback: makes the optimizer of the parameters that have no proximal subproblem, from a list of them;
+            default Adam with step size 1e-3.
+        direction_only: only fill `.grad`, as the gradient of another optimizer; `step` is then that one's.
+
+    Raises:
+        ValueError: for hyper-parameters out of range, unknown solvers, parameters that are not the model's.
+        TypeError: for a model that cannot be tapped.
+    """
+
+    semi_implicit = True
+    solvers = ("cg", "exact", "paper")
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 0.1,  # eta in the paper
+        prox_weight: float = 1.0,  # lambda in the paper
+        solver: str = "cg:5",
+        loss_average: bool | int = True,
+        *,
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]] | None = None,
+        weight_decay: float = 0.0,
+        fallback: Fallback | None = None,
+        direction_only: bool = False,
+    ) -> None:
+        defaults = {"lr": lr, "prox_weight": prox_weight, "solver": solver, "weight_decay": weight_decay}
+        super().__init__(model, params, defaults, loss_average, fallback, direction_only)
+
+    def update(self, problem: LayerProblem, solver: Solver, lr: float, prox_weight: float) -> tuple[LayerUpdate, Stats]:
+        """One layer's new weights; see `sibp.prox`."""
+        if solver.kind == "cg":
+            return cg_update(problem, lr, prox_weight, solver.rounds)
+        if solver.kind == "paper":
+            return paper_update(problem, lr, prox_weight)
+        return linear_update(problem, lr, prox_weight)

@@ -1,0 +1,144 @@
+"""The names of the solvers, and what each does with a layer's problem."""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from sibp.capture.tap import LayerProblem, LayerUpdate
+from sibp.prox.coordinates import Coordinates, Span, smaller_side
+from sibp.prox.linear import solve_linear
+from sibp.prox.nonlinear import solve_nonlinear
+from sibp.prox.paper import RHO, ROUNDS, PaperSolution, solve_layer
+from sibp.prox.status import Solution, Stats, Status, choose
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A parsed solver name.
+
+    Attributes:
+        kind: "cg", "exact", "paper" or "gradient".
+        rounds: of "cg"; 0 for the others.
+    """
+
+    kind: str
+    rounds: int = 0
+
+
+@lru_cache
+def parse_solver(name: str, allowed: tuple[str, ...]) -> Solver:
+    """Reads a solver's name, such as "cg:5" or "exact".
+
+    Args:
+        name: as the user gave it.
+        allowed: the kinds that the method has.
+
+    Raises:
+        ValueError: if there is no such solver.
+    """
+    if isinstance(name, str):
+        kind, _, rounds = name.partition(":")
+        if kind == "cg" and "cg" in allowed and rounds.isdecimal() and int(rounds) >= 1:
+            return Solver("cg", int(rounds))
+        if kind in allowed and kind != "cg" and kind == name:
+            return Solver(kind)
+    known = ", ".join("'cg:K' (K rounds, K >= 1)" if kind == "cg" else f"'{kind}'" for kind in allowed)
+    raise ValueError(f"Invalid solver: {name!r}; choose one of {known}.")
+
+
+def linear_update(problem: LayerProblem, lr: float, prox_weight: float) -> tuple[LayerUpdate, Stats]:
+    """The linear subproblem in closed form: target T = Z - eta D_z, so R = Z - T = eta D_z.
+
+    Args:
+        problem: the layer's.
+        lr: eta.
+        prox_weight: lam.
+    """
+    coordinates = smaller_side(problem.features)
+    return as_update(coordinates, solve_linear(coordinates, lr * problem.D_z, prox_weight))
+
+
+def as_update(coordinates: Coordinates, solution: Solution) -> tuple[LayerUpdate, Stats]:
+    """The displacement of a solution; exactly zero where the solver met non-finite numbers."""
+    x, stats = solution.x, solution.stats
+    finite = stats.status < Status.NONFINITE
+
+    def guarded(change: Tensor | None) -> Tensor | None:
+        return None if change is None else choose(finite, lambda: change, lambda: torch.zeros_like(change))
+
+    dW, db = coordinates.displacement(x)
+    return LayerUpdate(guarded(dW), guarded(db), low_rank=x if isinstance(coordinates, Span) else None), stats
+
+
+def cg_update(problem: LayerProblem, lr: float, prox_weight: float, rounds: int) -> tuple[LayerUpdate, Stats]:
+    """The nonlinear subproblem by CG: target T_l = s(Z_l) - eta D_l; the linear one where s is not known.
+
+    Args:
+        problem: the layer's.
+        lr: eta.
+        prox_weight: lam.
+        rounds: of conjugate gradients.
+    """
+    s, Z, D = problem.activation, problem.Z, problem.D
+    if s is None or Z is None or D is None:
+        return linear_update(problem, lr, prox_weight)
+    coordinates = smaller_side(problem.features)
+    T = s.value(Z) - lr * D
+    return as_update(coordinates, solve_nonlinear(coordinates, Z, T, prox_weight, s, rounds))
+
+
+def paper_update(problem: LayerProblem, lr: float, prox_weight: float) -> tuple[LayerUpdate, Stats]:
+    """The authors' own solver, first W and then b; see `sibp.prox.paper`.
+
+    Args:
+        problem: the layer's, a plain linear one followed by ReLU (hidden) or by the loss (output).
+        lr: eta.
+        prox_weight: lam, for both W and b.
+
+    Raises:
+        RuntimeError: for a layer that the authors' solver does not know.
+    """
+    s, features = problem.activation, problem.features
+    if s is not None and s.name != "relu":
+        raise RuntimeError(
+            f"layer '{problem.name}': solver='paper' knows ReLU and the identity only, not {s.name}; use solver='cg:5'."
+        )
+    A, W, b = features.A[0], problem.W, problem.b
+    if s is None or problem.Z is None or problem.D is None:
+        Z = torch.nn.functional.linear(A, W, b)
+        T = Z - lr * problem.D_z[0]
+    else:
+        Z = problem.Z[0]
+        T = s.value(Z) - lr * problem.D[0]
+    solution = solve_layer(
+        A, Z, T, W, b, prox_weight, prox_weight,
+        relu=s is not None, train_W=features.weight, train_b=features.bias,
+    )  # fmt: skip
+    dW = (solution.W - W)[None] if features.weight else None
+    db = (solution.b - b)[None] if features.bias and solution.b is not None and b is not None else None
+    return LayerUpdate(dW, db), _paper_stats(solution, dW, db)
+
+
+def _paper_stats(solution: PaperSolution, dW: Tensor | None, db: Tensor | None) -> Stats:
+    """The figures of both calls together: the b call starts from the W call's end."""
+    calls = [call for call in (solution.trace_W, solution.trace_b) if call is not None]
+    C = solution.C
+    start = calls[0].rounds[0].f if calls else 0.0
+    # The objective of the b call lacks the W call's proximal term; what one call gained, the next starts from.
+    gained = sum(call.rounds[0].f - call.f_end for call in calls)
+    steps = [RHO**r.m if r.m > 0 else 0.0 for call in calls for r in call.rounds]
+    if not math.isfinite(start + gained):
+        status = Status.NONFINITE
+    else:
+        status = Status.SOLVED if any(steps) or start == 0 else Status.STALLED
+    changes = [change.square().sum() for change in (dW, db) if change is not None]
+    return Stats(
+        status=torch.tensor(status, device=C.device),
+        decrease=C.new_tensor(gained / start if start > 0 and math.isfinite(start) else 0.0),
+        rounds=ROUNDS,
+        step_length=C.new_tensor(sum(steps) / len(steps) if steps else 0.0),
+        squared_change=torch.stack(changes).sum() if changes else C.new_zeros(()),
+    )

@@ -1,0 +1,130 @@
+"""Two sets of coordinates for one layer's displacement, and the choice of the smaller.
+
+A layer maps features Phi = [A, 1] (N x n; the column of ones stands for a trainable bias) to Z = Phi [W, b]'. Its
+displacement enters the subproblem only through two things: the image Phi [W' - W, b' - b]' that is added to Z, and
+the squared norm ||W' - W||^2 + ||b' - b||^2. Every gradient step of the subproblem adds rows of Phi, so the minimiser
+can be looked for as
+
+    span    [W' - W, b' - b] = U' Phi    U (N x m)    image K U, K = Phi Phi'    squared norm tr(U' K U)
+    direct  [W' - W, b' - b] = V'        V (n x m)    image Phi V                squared norm tr(V' V)
+
+and the side with the smaller Gram matrix (N x N or n x n) is the cheaper. All tensors may have leading batch dimensions
+(the groups of a convolution); the columns of U, V and Z are the layer's m neurons, whose subproblems are independent.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Features:
+    """A layer's input as its subproblem sees it.
+
+    Attributes:
+        A: (..., N, n) inputs, one row a sample (or a sample's position, for a convolution).
+        weight: whether W moves.
+        bias: whether b moves.
+    """
+
+    A: Tensor
+    weight: bool = True
+    bias: bool = True
+
+    @property
+    def size(self) -> int:
+        """Columns of Phi: n with a moving weight, one more with a moving bias."""
+        return self.weight * self.A.shape[-1] + self.bias
+
+    def dense(self) -> Tensor:
+        """Phi itself, (..., N, size)."""
+        columns = ([self.A] if self.weight else []) + ([torch.ones_like(self.A[..., :1])] if self.bias else [])
+        return columns[0] if len(columns) == 1 else torch.cat(columns, -1)
+
+
+class Span:
+    """Coordinates U in the span of the N feature rows."""
+
+    def __init__(self, features: Features) -> None:
+        """Builds K = Phi Phi', (..., N, N)."""
+        A = features.A
+        self.features = features
+        self.gram = A @ A.mT if features.weight else A.new_zeros(*A.shape[:-1], A.shape[-2])
+        if features.bias:
+            self.gram += 1
+
+    def pull(self, E: Tensor) -> Tensor:
+        """Coefficients of Phi' E: E itself, (..., N, m)."""
+        return E
+
+    def image(self, U: Tensor) -> Tensor:
+        """Change of Z, K U, (..., N, m)."""
+        return self.gram @ U
+
+    def inner(self, x: Tensor, image_x: Tensor, y: Tensor, image_y: Tensor) -> Tensor:
+        """<x, y> of two displacements, one number a neuron, (..., m): column sums of x * (K y)."""
+        del image_x, y
+        return (x * image_y).sum(-2)
+
+    def quadratic(self, U: Tensor, gram_U: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
+        """(||R + K U||^2, squared norm of U) over all neurons, from gram_U = K U."""
+        return (R + gram_U).square().sum(), (U * gram_U).sum()
+
+    def displacement(self, U: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """W' - W (..., m, n) and b' - b (..., m); None for what does not move."""
+        return (
+            U.mT @ self.features.A if self.features.weight else None,
+            U.sum(-2) if self.features.bias else None,
+        )
+
+    def backward_change(self, D: Tensor, U: Tensor) -> Tensor | None:
+        """D (W' - W) by its low rank, (D U') A (..., N, n): W' is never formed."""
+        return (D @ U.mT) @ self.features.A if self.features.weight else None
+
+
+class Direct:
+    """Coordinates V = [W' - W, b' - b]' themselves."""
+
+    def __init__(self, features: Features) -> None:
+        """Builds Phi' Phi, (..., n, n)."""
+        self.features = features
+        self.phi = features.dense()
+        self.gram = self.phi.mT @ self.phi
+
+    def pull(self, E: Tensor) -> Tensor:
+        """Phi' E, (..., n, m)."""
+        return self.phi.mT @ E
+
+    def image(self, V: Tensor) -> Tensor:
+        """Change of Z, Phi V, (..., N, m)."""
+        return self.phi @ V
+
+    def inner(self, x: Tensor, image_x: Tensor, y: Tensor, image_y: Tensor) -> Tensor:
+        """<x, y> of two displacements, one number a neuron, (..., m): column sums of x * y."""
+        del image_x, image_y
+        return (x * y).sum(-2)
+
+    def quadratic(self, V: Tensor, gram_V: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
+        """(||R + Phi V||^2, squared norm of V) over all neurons, from gram_V = Phi' Phi V.
+
+        Expanded so that nothing of size N x m is formed: ||R||^2 + 2 <Phi' R, V> + <V, Phi' Phi V>.
+        """
+        residual = R.square().sum() + (V * (2 * self.pull(R) + gram_V)).sum()
+        return residual, V.square().sum()
+
+    def displacement(self, V: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """W' - W (..., m, n) and b' - b (..., m); None for what does not move."""
+        n = V.shape[-2] - self.features.bias
+        return (
+            V[..., :n, :].mT if self.features.weight else None,
+            V[..., -1, :] if self.features.bias else None,
+        )
+
+
+Coordinates = Span | Direct
+
+
+def smaller_side(features: Features) -> Coordinates:
+    """The coordinates with the smaller Gram matrix: N x N (span) or n x n (direct)."""
+    return Span(features) if features.A.shape[-2] <= features.size else Direct(features)
