@@ -53,9 +53,7 @@ class LayerStep:
     solution: PaperSolution
 
 
-def sweep(
-    X: Tensor, y: Tensor, Ws: list[Tensor], bs: list[Tensor], eta: float, lam: float
-) -> list[LayerStep]:
+def sweep(X: Tensor, y: Tensor, Ws: list[Tensor], bs: list[Tensor], eta: float, lam: float) -> list[LayerStep]:
     """Do one step on a batch (steps 1-3) and put the new parameters into the lists; return layers 1..L."""
     As, Zs = [X], []
     for W, b in zip(Ws, bs, strict=True):
@@ -142,4 +140,7 @@ def deviation(actual: np.ndarray, expected: np.ndarray) -> float:
     if actual.shape != expected.shape or not np.array_equal(np.isnan(actual), np.isnan(expected)):
         return np.inf
     error = np.nanmax(np.abs(actual - expected), initial=0.0)
-    return 0.0 if error == 0.0 else float(error / np.nanmax(np.abs(expected), initial=0.0))
+    scale = np.nanmax(np.abs(expected), initial=0.0)
+    if error == 0.0 or scale == 0.0:
+        return 0.0 if error == 0.0 else np.inf
+    return float(error / scale)

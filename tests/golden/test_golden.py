@@ -11,6 +11,8 @@ from reference_sweep import DATA, Case, deviation, load, parameter_arrays, run, 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sibp import SIBP
+
 CASES = ["v1", "v2", "v3", "v4", "v5", "v6"]
 INPUTS = {"eta", "lam", "sizes", "X", "X_u8", "labels", "train_index", "steps", "idx_1", "idx_2"}
 INPUTS |= {"probe_u8", "probe_index"}
@@ -59,8 +61,6 @@ def build_model(case: Case) -> nn.Sequential:
 
 
 def optimizer_step(model: nn.Sequential, case: Case) -> Step:
-    from sibp import SIBP
-
     optimizer = SIBP(model, lr=case.eta, prox_weight=case.lam, solver="paper", loss_average=False)
 
     def step(X: Tensor, y: Tensor) -> None:

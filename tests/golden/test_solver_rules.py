@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sibp.prox.paper import ROUNDS, solve_layer
+from sibp.prox.paper import POWERS, RHO, ROUNDS, SIGMA, _hidden_power, _line_search, solve_layer
 
 
 def problem(dtype=torch.float64, batch=9, n_in=7, n_out=4, seed=0):
@@ -91,6 +91,56 @@ def test_a_dead_layer_keeps_its_parameters_exactly():
     assert torch.equal(solution.b, b)
 
 
+def test_a_unit_at_exactly_zero_is_not_active():
+    A, Z, T, W, b = problem()
+    A, Z, b = torch.zeros_like(A), torch.zeros_like(Z), torch.zeros_like(b)
+    solution = solve_layer(A, Z, T.abs() + 1, W, b, 1.0, 1.0, relu=True)
+    assert solution.trace_b is not None
+    assert torch.equal(solution.trace_b.g1, torch.zeros_like(b))
+    assert torch.equal(solution.b, b)
+
+
+def search(*accepted_powers, m0):
+    """Run the line search on an objective that falls enough at the given powers only."""
+    steps = [RHO**m for m in accepted_powers]
+    return _line_search(lambda t: -1.0 if t in steps else 1.0, lambda t: 0.0, f=2.0, gd=-1.0, m0=m0)
+
+
+def test_an_accepted_full_step_of_a_hidden_layer_turns_into_m0_untested():
+    assert search(0, m0=3) == 3
+    assert search(0, 1, 2, 3, 4, m0=0) == 0
+
+
+def test_a_hidden_layer_searches_beyond_m0():
+    assert search(1, 3, 5, 6, m0=3) == 5
+    assert search(1, 2, 3, m0=3) == -1
+
+
+def test_the_output_layer_searches_all_powers_from_zero():
+    assert search(0, 4, m0=-1) == 0
+    assert search(4, 5, m0=-1) == 4
+
+
+@pytest.mark.parametrize("m0", [-1, 0, 7])
+def test_powers_end_at_49(m0):
+    assert POWERS == 50
+    assert search(49, m0=m0) == 49
+    assert search(50, m0=m0) == -1
+
+
+@pytest.mark.parametrize("m0", [-1, 0])
+def test_acceptance_is_strict(m0):
+    assert _line_search(lambda t: -SIGMA * t, lambda t: 0.0, f=0.0, gd=-1.0, m0=m0) == -1
+    assert _line_search(lambda t: -SIGMA * t, lambda t: -1e-9, f=0.0, gd=-1.0, m0=m0) == 0
+
+
+def test_m0_looks_at_the_size_of_the_slope_only():
+    assert _hidden_power(1.0, -10.0) == _hidden_power(1.0, 10.0) == 9  # 0.6^9 = 0.01008
+    assert _hidden_power(1.0, 0.0) == _hidden_power(0.0, 0.0) == _hidden_power(1.0, float("nan")) == 0
+    assert _hidden_power(1.0, 0.01) == 0
+    assert _hidden_power(0.0, 1.0) >= POWERS
+
+
 def test_an_empty_batch_keeps_the_parameters():
     A, Z, T, W, b = problem(batch=0)
     solution = solve_layer(A, Z, T, W, b, 1.0, 1.0, relu=True)
@@ -118,9 +168,7 @@ def test_memory_layout_does_not_matter(transposed):
     torch.testing.assert_close(found.b, expected.b, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("index", "shape"), [(0, (9, 6)), (0, (9,)), (1, (9, 1)), (2, (1, 4)), (3, (4, 8)), (4, (1,))]
-)
+@pytest.mark.parametrize(("index", "shape"), [(0, (9, 6)), (0, (9,)), (1, (9, 1)), (2, (1, 4)), (3, (4, 8)), (4, (1,))])
 def test_shapes_that_do_not_fit_are_refused(index, shape):
     arguments = list(problem())
     arguments[index] = torch.zeros(shape, dtype=torch.float64)
