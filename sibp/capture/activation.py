@@ -64,11 +64,24 @@ class PreActivation(Tensor):
         # C++ code (a user's autograd Function, say) takes the tensor itself, past __torch_function__: its gradient
         # comes through here and through nowhere else.
         def used_directly(_: Tensor) -> None:
+            if marked._plain is not z:
+                raise RuntimeError(
+                    "A layer's output was overwritten by an in-place activation and then used by a custom autograd "
+                    "Function, which cannot see the new value: use the activation's result instead of its argument."
+                )
             consumption.consumers += 1
 
         with torch._C.DisableTorchFunctionSubclass():
             marked.register_hook(used_directly)
         return marked
+
+    def consumed_by(self, name: str) -> Tensor:
+        """The plain tensor, noting that something other than an activation used it."""
+        if not _is_marked(self):
+            return _unmark(self)
+        self._consumption.consumers += 1
+        self._consumption.names.append(name)
+        return self._plain
 
     @classmethod
     def __torch_function__(
@@ -79,18 +92,17 @@ class PreActivation(Tensor):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Computes `func` on plain tensors and notes what it was."""
-        kwargs = kwargs or {}
+        kwargs = dict(kwargs or {})
         marked = [leaf for leaf in tree_leaves((args, kwargs)) if _is_marked(leaf)]
         activation = recognise(func, args, kwargs)
         if activation is not None and marked[0]._consumption.consumers == 0:
             return _activate(marked[0], activation, in_place=_writes_in_place(func, kwargs))
-        args, kwargs = tree_map_only(PreActivation, _unmark, (args, kwargs))
+        plain_args, plain_kwargs = tree_map_only(PreActivation, _unmark, (args, kwargs))
         with torch._C.DisableTorchFunctionSubclass():
-            result = func(*args, **kwargs)
+            result = func(*plain_args, **plain_kwargs)
         if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(result)):
             for z in marked:
-                z._consumption.consumers += 1
-                z._consumption.names.append(getattr(func, "__name__", str(func)))
+                z.consumed_by(getattr(func, "__name__", str(func)))
         return result
 
 

@@ -6,11 +6,12 @@ convolution (1 otherwise): inputs A (g, N, n), outputs Z (g, N, m), weights (g, 
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv1d_input, conv2d_input
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 
 class LinearGeometry:
@@ -119,7 +120,7 @@ class ConvGeometry:
             )
         ]
         z = D.reshape(self.groups, batched.shape[0], -1, D.shape[-1]).permute(1, 0, 3, 2)
-        transpose = torch.nn.grad.conv1d_input if len(self.kernel) == 1 else torch.nn.grad.conv2d_input
+        transpose: Any = conv1d_input if len(self.kernel) == 1 else conv2d_input
         gradient = transpose(
             batched.shape,
             W,
@@ -155,7 +156,11 @@ def geometry_of(module: nn.Module) -> Geometry | None:
     """
     if not isinstance(module._parameters.get("weight"), nn.Parameter):
         return None
-    for kind in (nn.Linear, nn.Conv1d, nn.Conv2d):
+    if isinstance(module, NonDynamicallyQuantizableLinear):  # attention reads its weights past its forward
+        return None
+    if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
+        return LinearGeometry()
+    for kind in (nn.Conv1d, nn.Conv2d):
         if isinstance(module, kind) and type(module).forward is kind.forward:
-            return LinearGeometry() if kind is nn.Linear else ConvGeometry.of(module)  # pyright: ignore[reportArgumentType]
+            return ConvGeometry.of(module)
     return None

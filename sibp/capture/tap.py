@@ -110,14 +110,11 @@ class Tap:
         self.weight, self.bias = weight, bias
         self.backward_passes = 0
         self.consumption = Consumption()
+        wanted = {"weight": weight, "bias": bias}
+        self.parameters = {key: p for key, p in module.named_parameters(recurse=False) if wanted.get(key)}
         self._task = -1
         self._returned: dict[str, tuple[int, int]] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """The layer's parameters that the optimizer updates, by their names in the layer."""
-        wanted = {"weight": self.weight, "bias": self.bias}
-        return {key: p for key, p in self.module.named_parameters(recurse=False) if wanted.get(key)}
 
     def install(self) -> None:
         """Puts the tap in place of `module.forward`, taking the layer over from an earlier optimizer."""
@@ -126,7 +123,7 @@ class Tap:
             earlier.remove()
         self.module.forward = self
         this: weakref.ref[Tap] = weakref.ref(self)
-        for key, parameter in self.parameters().items():
+        for key, parameter in self.parameters.items():
             if parameter.requires_grad:
                 self._hooks.append(parameter.register_hook(_only_from_tap(this, key, weakref.ref(parameter))))
 
@@ -155,6 +152,8 @@ class Tap:
                 f"layer '{self.name}' is tapped by {type(owner).__name__} and cannot be compiled: "
                 "give torch.compile a model without a sibp optimizer, or train the uncompiled one."
             )
+        if isinstance(input, PreActivation):
+            input = input.consumed_by(type(module).__name__)
         weight, bias = module._parameters["weight"], module._parameters.get("bias")
         terms = owner.loss_terms(self, self.geometry.batch(input))
         self.consumption = Consumption()
@@ -164,7 +163,11 @@ class Tap:
         return PreActivation.mark(z, self.consumption) if owner.wants_activation(self) else z
 
     def _moves(self) -> bool:
-        return any(p.requires_grad for p in self.parameters().values())
+        """Whether a parameter is to be updated, and all are still the ones that were tapped."""
+        held = self.module._parameters
+        return all(held.get(key) is p for key, p in self.parameters.items()) and any(
+            p.requires_grad for p in self.parameters.values()
+        )
 
     def begin_backward(self) -> None:
         """Notes a backward pass through the layer.

@@ -173,7 +173,7 @@ class ProximalOptimizer(torch.optim.Optimizer):
                     "groups can only hold parameters of the model that the optimizer was made for."
                 )
         taps = new_taps(self, params, owners)
-        proximal = {id(p) for tap in taps for p in tap.parameters().values()}
+        proximal = {id(p) for tap in taps for p in tap.parameters.values()}
         tapped = [p for p in params if id(p) in proximal]
         rest = [p for p in params if id(p) not in proximal]
         options = {key: value for key, value in param_group.items() if key != "params"}
@@ -290,7 +290,7 @@ class ProximalOptimizer(torch.optim.Optimizer):
 
     def _layer_stats(self, name: str) -> dict[str, float]:
         stats, reached = self._stats[name]
-        norm = math.sqrt(sum(p.detach().double().square().sum().item() for p in self._taps[name].parameters().values()))
+        norm = math.sqrt(sum(p.detach().double().square().sum().item() for p in self._taps[name].parameters.values()))
         change = math.sqrt(max(stats.squared_change.item(), 0.0))
         return {
             "decrease": stats.decrease.item(),
@@ -325,5 +325,5 @@ class ProximalOptimizer(torch.optim.Optimizer):
 
 def _fingerprint(tap: Tap) -> list[tuple[int, int]]:
     """Identifies the gradients that a layer holds now."""
-    grads = [p.grad for p in tap.parameters().values()]
+    grads = [p.grad for p in tap.parameters.values()]
     return [(g.data_ptr(), g._version) for g in grads if g is not None]

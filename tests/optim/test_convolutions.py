@@ -1,0 +1,72 @@
+"""A convolution takes the step of the linear layers on its patches that it is."""
+
+import pytest
+import torch
+from models import ConvCase, UnfoldedConv, conv_cases
+from torch import Tensor, nn
+
+from sibp import SIBP, ProxBP
+
+METHODS = {
+    "sibp exact": lambda model: SIBP(model, 0.3, 0.7, "exact"),
+    "sibp cg:4": lambda model: SIBP(model, 0.3, 0.7, "cg:4"),
+    "proxbp exact": lambda model: ProxBP(model, 0.3, 0.7),
+    "proxbp cg:3": lambda model: ProxBP(model, 0.3, 0.7, "cg:3"),
+    "proxbp gradient": lambda model: ProxBP(model, 0.01, 0.7, "gradient"),
+}
+
+
+class Scaled(nn.Module):
+    """A layer behind an elementwise scale, whose gradient shows what the layer sends back."""
+
+    def __init__(self, layer: nn.Module, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.layer = layer
+        self.scale = torch.ones(shape[1:], dtype=torch.float64, requires_grad=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x * self.scale)
+
+
+def backward(layer: nn.Module, x: Tensor, method: str) -> Tensor:
+    """Runs one backward pass of a mean loss; returns the gradient that reached the scale."""
+    model = Scaled(layer, tuple(x.shape))
+    optimizer = METHODS[method](model)
+    output = model(x)
+    weights = torch.linspace(-1, 2, output[0].numel(), dtype=x.dtype).reshape(output.shape[1:])
+    (output * weights).sum().div(len(x)).backward()
+    assert optimizer.solver_stats()
+    assert model.scale.grad is not None
+    return model.scale.grad
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("case", conv_cases(), ids=lambda case: case.name)
+def test_step_equals_that_of_linear_layers_on_patches(case: ConvCase, method: str):
+    torch.manual_seed(0)
+    conv = case.make()
+    twin = UnfoldedConv(conv)
+    x = torch.randn(case.shape, dtype=torch.float64)
+    torch.testing.assert_close(twin(x), conv(x).relu(), rtol=1e-12, atol=1e-12)
+    sent, expected = backward(nn.Sequential(conv, nn.ReLU()), x, method), backward(twin, x, method)
+    torch.testing.assert_close(sent, expected, rtol=1e-10, atol=1e-12)
+    for key, parameter in conv.named_parameters():
+        change = torch.cat([linear.get_parameter(key).grad for linear in twin.linears]).reshape(parameter.shape)
+        assert change.abs().max() > 1e-4
+        torch.testing.assert_close(parameter.grad, change, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_unbatched_image_is_a_batch_of_one(method: str):
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, 5, dtype=torch.float64)
+    grads = []
+    for batched in (False, True):
+        torch.manual_seed(1)
+        conv = nn.Conv2d(2, 3, 3, dtype=torch.float64)
+        model = nn.Sequential(conv, nn.ReLU())
+        optimizer = METHODS[method](model)
+        model(x[None] if batched else x).square().sum().backward()
+        assert optimizer.solver_stats()
+        grads.append(conv.weight.grad)
+    torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-14)
