@@ -22,6 +22,7 @@ NOT_IN_NAME = (
     "run_root",
     "data_root",
     "device",
+    "threads",
     "download",
     "force",
     "progress",

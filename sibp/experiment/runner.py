@@ -97,6 +97,8 @@ def _failed(folder: RunFolder, started: str, reason: str, trace: str | None) -> 
 
 def _prepare(settings: Settings, folder: RunFolder) -> tuple[Trainer, dict[str, Any]]:
     device = _device(settings.device)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
     flat = is_flat(settings.model)
     data = load_data(settings.dataset, settings.data_root, settings.download).prepared(flat, device)
     model = build_model(settings.model, data.shape, data.classes, settings.seed)

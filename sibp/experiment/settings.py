@@ -30,6 +30,7 @@ class Settings:
     eval_train_limit: int | None
     target_val_acc: float | None
     device: str
+    threads: int | None
     data_root: str
     run_root: str
     download: bool
@@ -60,7 +61,15 @@ class Settings:
         return settings
 
     def _check_bounds(self) -> None:
-        for key in ("batch_size", "epochs", "max_steps", "log_every", "checkpoint_every", "eval_train_limit"):
+        for key in (
+            "batch_size",
+            "epochs",
+            "max_steps",
+            "log_every",
+            "checkpoint_every",
+            "eval_train_limit",
+            "threads",
+        ):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"{key}={value} is not possible: give a whole number of 1 or more.")

@@ -1,0 +1,35 @@
+# Everything happens inside .venv/; nothing outside the project is changed.
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3 python,$(if $(shell $(name) -c \
+    "import sys; print(0) if (3, 11) <= sys.version_info[:2] < (3, 14) else None" 2>/dev/null),$(name))))
+BIN := .venv/bin
+
+.PHONY: help run test tensorboard clean
+help:
+	@echo "make run          train SGD, ProxBP and SIBP on the digits and compare them (a minute)"
+	@echo "make test         format, lint, types and tests"
+	@echo "make tensorboard  open the curves of everything under runs/"
+	@echo "make clean        remove .venv/ and caches; runs/ stays"
+
+run: .venv/.stamp
+	@$(BIN)/python scripts/quickstart.py
+
+test: .venv/.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/pytest -n 2
+
+tensorboard: .venv/.stamp
+	$(BIN)/tensorboard --logdir runs
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find sibp scripts tests -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/.stamp: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "sibp needs Python 3.11, 3.12 or 3.13: install one, or say make PYTHON=/path/to/it."; exit 1; }
+	@$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))" || \
+	    { echo "$(PYTHON) is no Python 3.11, 3.12 or 3.13: say make PYTHON=/path/to/one."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@

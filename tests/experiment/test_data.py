@@ -1,0 +1,109 @@
+"""Data sets: split sizes, scaling, and one sentence for every file that is not as it should be."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sibp.experiment.data import CIFAR_FILES, IDX_FILES, load_data
+from sibp.experiment.errors import UserError
+
+
+def load(name: str, root: Path):
+    return load_data({"name": name}, str(root), download=False)
+
+
+def write_files(folder: Path, files: tuple[str, ...]) -> None:
+    folder.mkdir(parents=True)
+    for file in files:
+        (folder / file).write_bytes(b"not a data set")
+
+
+def test_digits_are_split_once_and_for_all(tmp_path):
+    data, again = load("digits", tmp_path), load("digits", tmp_path)
+    assert [len(part) for part in (data.train, data.val, data.test)] == [1297, 250, 250]
+    assert data.train.images.shape[1:] == data.shape == (1, 8, 8)
+    assert data.train.images.dtype == torch.float32
+    assert (data.train.images.min(), data.train.images.max()) == (0, 1)
+    assert torch.equal(data.val.images, again.val.images)
+    whole = torch.cat([part.images.flatten(1) for part in (data.train, data.val, data.test)])
+    assert len(whole.unique(dim=0)) == 1797  # no image is in two parts: all of the originals differ
+    assert data.test.labels.unique().tolist() == list(range(10))
+
+
+def test_flat_images_are_vectors_of_the_same_pixels(tmp_path):
+    data = load("digits", tmp_path)
+    flat = data.prepared(flat=True, device=torch.device("cpu"))
+    assert flat.train.images.shape == (1297, 64)
+    assert torch.equal(flat.train.images[5].view(1, 8, 8), data.train.images[5])
+    assert flat.shape == data.shape
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "missing"),
+    [
+        ("mnist", "MNIST/raw", IDX_FILES[0]),
+        ("fashion_mnist", "FashionMNIST/raw", IDX_FILES[0]),
+        ("cifar10", "cifar-10-batches-py", CIFAR_FILES[0]),
+    ],
+)
+def test_missing_files_are_named_with_the_way_out(tmp_path, name, folder, missing):
+    with pytest.raises(UserError) as error:
+        load(name, tmp_path)
+    for part in (str(tmp_path / folder), missing, "data_root=", "download=true"):
+        assert part in str(error.value)
+
+
+def test_one_missing_file_among_many_is_the_one_named(tmp_path):
+    write_files(tmp_path / "MNIST/raw", IDX_FILES[:-1])
+    with pytest.raises(UserError, match=f"lacks {IDX_FILES[-1]}"):
+        load("mnist", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "files"),
+    [
+        ("mnist", "MNIST/raw", IDX_FILES),
+        ("fashion_mnist", "FashionMNIST/raw", IDX_FILES),
+        ("cifar10", "cifar-10-batches-py", CIFAR_FILES),
+    ],
+)
+def test_damaged_files_are_named_with_the_way_out(tmp_path, name, folder, files):
+    write_files(tmp_path / folder, files)
+    with pytest.raises(UserError, match="cannot be read") as error:
+        load(name, tmp_path)
+    assert folder in str(error.value)
+    assert "delete it" in str(error.value)
+
+
+def test_a_single_wrong_byte_of_mnist_is_noticed(tmp_path, data_root):
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for file in IDX_FILES:
+        (folder / file).write_bytes((data_root / "MNIST" / "raw" / file).read_bytes())
+    content = bytearray((folder / IDX_FILES[2]).read_bytes())
+    content[5000] ^= 1
+    (folder / IDX_FILES[2]).write_bytes(content)
+    with pytest.raises(UserError, match=f"{IDX_FILES[2]} cannot be read"):
+        load("mnist", tmp_path)
+
+
+def test_mnist_is_split_by_its_own_order(data_root):
+    from torchvision.datasets import MNIST
+
+    data = load("mnist", data_root)
+    assert [len(part) for part in (data.train, data.val, data.test)] == [55000, 5000, 10000]
+    original = MNIST(str(data_root), train=True)
+    assert torch.equal(data.val.images[:, 0] * 255, original.data[55000:].float())
+    assert torch.equal(data.val.labels, original.targets[55000:])
+    assert data.shape == (1, 28, 28)
+
+
+def test_cifar10_is_standardised_by_its_training_part(data_root):
+    data = load("cifar10", data_root)
+    assert [len(part) for part in (data.train, data.val, data.test)] == [45000, 5000, 10000]
+    assert data.train.images.shape[1:] == data.shape == (3, 32, 32)
+    std, mean = torch.std_mean(data.train.images, dim=(0, 2, 3))
+    assert mean.abs().max() < 1e-3
+    assert (std - 1).abs().max() < 1e-3
+    assert data.test.images.mean().abs() > 1e-4

@@ -1,0 +1,174 @@
+"""Oracle: a run that was never disturbed. Whatever happens to another, it ends the same to the last bit."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from sibp.experiment.loop import Trainer
+from sibp.experiment.run_folder import RunFolder
+from sibp.experiment.runner import run
+
+CHILD = "import sys, yaml; from sibp.experiment.runner import run; run(yaml.safe_load(open(sys.argv[1])))"
+
+
+def without_seconds(value: Any) -> Any:
+    """Drop what no two runs share: seconds, the time of day and the surroundings."""
+    if isinstance(value, dict):
+        dropped = ("seconds", "seconds_to_target", "environment", "started")
+        return {key: without_seconds(item) for key, item in value.items() if key not in dropped}
+    return value
+
+
+def assert_same_end(folder: RunFolder, other: RunFolder) -> None:
+    rows, others = folder.rows(), other.rows()
+    assert [without_seconds(row) for row in rows] == [without_seconds(row) for row in others]
+    assert all(a["seconds"] <= b["seconds"] for a, b in itertools.pairwise(rows))
+    assert without_seconds(folder.summary()) == without_seconds(other.summary())
+    (a, b) = (torch.load(f.checkpoint, weights_only=True) for f in (folder, other))
+    assert a["model"].keys() == b["model"].keys()
+    assert all(torch.equal(a["model"][key], b["model"][key]) for key in a["model"])
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, step: int, action: Any) -> None:
+    """Make the training step after ``step`` steps do something else first, once."""
+    original, armed = Trainer._train_step, [True]
+
+    def train_step(self: Trainer, indices: torch.Tensor) -> torch.Tensor:
+        if self.step == step and armed:
+            armed.clear()
+            action()
+        return original(self, indices)
+
+    monkeypatch.setattr(Trainer, "_train_step", train_step)
+
+
+def crash() -> None:
+    raise RuntimeError("the lights went out")
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "sibp", "proxbp"])
+@pytest.mark.parametrize("step", [2, 13])
+def test_a_run_retried_after_an_error_ends_as_if_nothing_had_happened(
+    make_config, tmp_path, monkeypatch, optimizer, step
+):
+    fail_at(monkeypatch, step, crash)
+    config = make_config(optimizer)
+    failed = run(config)
+    assert failed.status == "failed"
+    summary = failed.folder.summary()
+    assert summary is not None
+    assert summary["status"] == "failed"
+    assert "the lights went out" in summary["traceback"]
+
+    again = run(config)
+    whole = run(make_config(optimizer, run_root=str(tmp_path / "whole")))
+    assert again.status == whole.status == "completed"
+    assert_same_end(again.folder, whole.folder)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "sibp"])
+def test_a_killed_process_loses_nothing(make_config, tmp_path, optimizer):
+    config = make_config(optimizer, max_steps=900, log_every=3, checkpoint_every=10)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path / "config.yaml")])
+    folder = RunFolder(config)
+    while not folder.checkpoint.exists():
+        assert child.poll() is None
+        time.sleep(0.002)
+    time.sleep(0.05)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert folder.summary() is None, "the child was too quick to be killed"
+
+    again = run(config)
+    whole = run({**config, "run_root": str(tmp_path / "whole")})
+    assert again.status == "completed"
+    assert_same_end(again.folder, whole.folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_run_that_goes_on(make_config, tmp_path, monkeypatch, number):
+    fail_at(monkeypatch, 7, lambda: os.kill(os.getpid(), number))
+    config = make_config()
+    stopped = run(config)
+    assert stopped.status == "interrupted"
+    assert "step 8 of 20" in stopped.message
+    assert stopped.folder.summary() is None
+    assert torch.load(stopped.folder.checkpoint, weights_only=True)["step"] == 8
+
+    assert_same_end(run(config).folder, run({**config, "run_root": str(tmp_path / "whole")}).folder)
+
+
+def test_lines_written_after_the_checkpoint_are_written_anew(make_config, tmp_path, monkeypatch):
+    fail_at(monkeypatch, 13, crash)
+    config = make_config()
+    folder = run(config).folder
+    with folder.metrics.open("a") as file:
+        file.write('{"step": 12, "train_l')  # what a full disk or a power cut leaves
+    assert_same_end(run(config).folder, run({**config, "run_root": str(tmp_path / "whole")}).folder)
+
+
+def test_a_damaged_checkpoint_is_named_and_left_alone(make_config, monkeypatch):
+    fail_at(monkeypatch, 13, crash)
+    config = make_config()
+    folder = run(config).folder
+    content = folder.checkpoint.read_bytes()[:-200]
+    folder.checkpoint.write_bytes(content)
+    rows = folder.metrics.read_bytes()
+
+    outcome = run(config)
+    assert outcome.status == "failed"
+    assert str(folder.checkpoint) in outcome.message
+    assert "force=true" in outcome.message
+    assert (folder.checkpoint.read_bytes(), folder.metrics.read_bytes()) == (content, rows)
+    assert run({**config, "force": True}).status == "completed"
+
+
+def test_lost_metrics_are_not_passed_over(make_config, monkeypatch):
+    fail_at(monkeypatch, 13, crash)
+    config = make_config()
+    folder = run(config).folder
+    folder.metrics.write_text("")
+    outcome = run(config)
+    assert outcome.status == "failed"
+    assert "has lost lines" in outcome.message
+
+
+def test_a_checkpoint_that_holds_code_is_not_opened(make_config, monkeypatch):
+    fail_at(monkeypatch, 13, crash)
+    config = make_config()
+    folder = run(config).folder
+    torch.save({"metrics_bytes": 0, "step": Path("x")}, folder.checkpoint)  # any class would do
+    outcome = run(config)
+    assert outcome.status == "failed"
+    assert "is damaged" in outcome.message
+
+
+def test_a_checkpoint_cut_off_while_written_never_gets_its_name(make_config, monkeypatch):
+    config = make_config()
+    folder = RunFolder(config)
+    folder.path.mkdir(parents=True)
+    folder.append_row({"step": 0})
+    folder.save_checkpoint({"step": 1})
+
+    def half(state: Any, file: Any) -> None:
+        file.write(b"half")
+        crash()
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(RuntimeError, match="lights"):
+        folder.save_checkpoint({"step": 2})
+    state = folder.load_checkpoint()
+    assert state is not None
+    assert state["step"] == 1
+    assert json.loads(folder.metrics.read_text()) == {"step": 0}

@@ -1,0 +1,229 @@
+"""What a run leaves behind, and when it is done again."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from sibp.experiment.clock import Clock
+from sibp.experiment.loop import Trainer
+from sibp.experiment.models import build_model
+from sibp.experiment.run_folder import RunFolder, run_name
+from sibp.experiment.runner import run
+from sibp.experiment.seeding import BatchOrder
+
+METHODS = ("sgd", "adam", "sibp", "proxbp")
+
+
+def summary_of(folder: RunFolder) -> dict[str, Any]:
+    summary = folder.summary()
+    assert summary is not None
+    return summary
+
+
+def test_a_run_folder_holds_what_is_promised(make_config):
+    config = make_config()
+    outcome = run(config)
+    assert outcome.status == "completed"
+    folder = outcome.folder
+    assert yaml.safe_load((folder.path / "config.yaml").read_text()) == config
+    rows = folder.rows()
+    assert [row["step"] for row in rows] == [0, 4, 8, 12, 16, 20]
+    keys = {"step", "epoch", "seconds", "train_loss", "train_acc", "val_loss", "val_acc"}
+    assert all(row.keys() == keys for row in rows)
+    assert rows[-1]["epoch"] == 20 / (1297 // 50)
+    summary = summary_of(folder)
+    assert summary["status"] == "completed"
+    assert summary["final"] == rows[-1]
+    assert summary["best_val_acc"] == max(row["val_acc"] for row in rows)
+    assert summary["initial_train_loss"] == rows[0]["train_loss"] == pytest.approx(math.log(10), abs=0.2)
+    assert summary["images"] == {"train": 1297, "val": 250, "test": 250}
+    assert {"test_loss", "test_acc", "seconds", "environment"} <= summary.keys()
+    assert rows[-1]["train_loss"] < 0.9 * rows[0]["train_loss"]
+
+
+def test_every_method_starts_from_the_same_weights_and_sees_the_same_batches(make_config):
+    summaries = [summary_of(run(make_config(name)).folder) for name in METHODS]
+    other = summary_of(run(make_config(seed=1)).folder)
+    for key in ("initial_weights_sha256", "batches_sha256", "initial_train_loss", "data_sha256"):
+        assert len({summary[key] for summary in summaries}) == 1
+    for key in ("initial_weights_sha256", "batches_sha256", "initial_train_loss"):
+        assert other[key] != summaries[0][key]
+    assert other["data_sha256"] == summaries[0]["data_sha256"]
+    assert len({summary["final"]["train_loss"] for summary in summaries}) == len(METHODS)
+
+
+def test_solver_statistics_are_logged_a_layer(make_config):
+    rows = run(make_config("sibp")).folder.rows()
+    assert "solver" not in rows[0]
+    assert set(rows[-1]["solver"]) == {"0", "2"}
+    assert rows[-1]["solver"]["0"]["rounds"] == 3
+
+
+def test_target_is_the_first_logged_step_that_meets_it(make_config):
+    outcome = run(make_config(max_steps=40))
+    summary, rows = summary_of(outcome.folder), outcome.folder.rows()
+    before = [row for row in rows if row["step"] < summary["steps_to_target"]]
+    (met,) = [row for row in rows if row["step"] == summary["steps_to_target"]]
+    assert met["val_acc"] >= 0.5
+    assert all(row["val_acc"] < 0.5 for row in before)
+    assert summary["seconds_to_target"] == met["seconds"]
+
+
+def test_a_target_never_met_is_null(make_config):
+    summary = summary_of(run(make_config(target_val_acc=1.0)).folder)
+    assert summary["steps_to_target"] is None
+    assert summary["seconds_to_target"] is None
+
+
+def test_a_completed_run_is_skipped_and_force_trains_it_anew(make_config):
+    config = make_config()
+    first = run(config)
+    rows = first.folder.metrics.read_bytes()
+    again = run({**config, "checkpoint_every": 7, "progress": True})  # neither is part of the result
+    assert again.status == "skipped"
+    assert "force=true" in again.message
+    assert first.folder.metrics.read_bytes() == rows
+    anew = run({**config, "force": True})
+    assert anew.status == "completed"
+    assert anew.folder.path == first.folder.path
+    assert len(anew.folder.rows()) == len(rows.splitlines())
+
+
+def test_force_that_cannot_start_deletes_nothing(make_config, monkeypatch):
+    config = make_config(dataset={"name": "mnist"})
+    folder = RunFolder(config)
+    folder.path.mkdir(parents=True)
+    folder.metrics.write_text("kept")
+    assert run({**config, "force": True}).status == "failed"
+    assert folder.metrics.read_text() == "kept"
+
+
+def test_a_diverged_run_is_kept_with_its_reason(make_config):
+    config = make_config(optimizer="sgd", max_steps=50)
+    config["optimizer"]["lr"] = 1e30
+    outcome = run(config)
+    summary = summary_of(outcome.folder)
+    assert outcome.status == summary["status"] == "diverged"
+    assert f"at step {summary['diverged_step']}" in summary["reason"]
+    assert summary["diverged_loss"] in ("nan", "inf")
+    assert outcome.folder.rows()[0]["step"] == 0
+    assert "test_acc" not in summary
+    assert run(config).status == "diverged"
+    assert run(config).folder.path == outcome.folder.path
+
+
+def test_two_processes_never_train_the_same_run(make_config):
+    config = make_config()
+    with RunFolder(config).locked():
+        outcome = run(config)
+    assert outcome.status == "busy"
+    assert "process" in outcome.message
+    assert run(config).status == "completed"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 1}, {"max_steps": 21}, {"batch_size": 51}, {"log_every": 5}, {"eval_train_limit": None}],
+)
+def test_what_changes_the_result_changes_the_name(make_config, change):
+    assert run_name(make_config()) != run_name(make_config(**change))
+
+
+def test_nested_settings_change_the_name(make_config):
+    config = make_config()
+    config["optimizer"]["momentum"] = 0.5
+    assert run_name(make_config()) != run_name(config)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"run_root": "elsewhere"}, {"data_root": "x"}, {"force": True}, {"progress": True}, {"device": "cuda"}],
+)
+def test_where_and_how_a_run_is_done_has_no_part_in_its_name(make_config, change):
+    assert run_name(make_config()) == run_name(make_config(**change))
+
+
+def test_one_and_one_point_zero_are_the_same_setting(make_config):
+    names = []
+    for lr in (1, 1.0):
+        config = make_config()
+        config["optimizer"]["lr"] = lr
+        names.append(run_name(config).rpartition("-")[2])
+    assert names[0] == names[1]
+
+
+def test_a_name_is_readable_and_harmless(make_config):
+    assert run_name(make_config("sibp")).startswith("digits-mlp16-sibp-lr0.3-s0-")
+    odd = run_name(make_config(dataset={"name": "../../etc"}))
+    assert "/" not in odd
+
+
+def test_training_seconds_hold_training_and_nothing_else(make_config, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def takes(seconds: float, owner: type, name: str) -> None:
+        original = getattr(owner, name)
+
+        def slow(*args: Any) -> Any:
+            now[0] += seconds
+            return original(*args)
+
+        monkeypatch.setattr(owner, name, slow)
+
+    takes(1, Trainer, "_train_step")
+    takes(10, Trainer, "evaluate")
+    takes(100, RunFolder, "append_row")
+    takes(1000, RunFolder, "save_checkpoint")
+    seconds = summary_of(run(make_config()).folder)["seconds"]
+    # 20 steps, 6 rows of training and validation figures, 4 checkpoints
+    assert seconds == {"train": 20, "eval": 120, "log": 4600}
+
+
+def test_a_clock_waits_for_the_device_at_both_ends(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: calls.append(device))
+    clock = Clock(torch.device("cuda"))
+    with clock.measure("train"):
+        assert len(calls) == 1
+    assert len(calls) == 2
+    assert clock.seconds["train"] > 0
+    assert clock.seconds["eval"] == 0
+
+
+def test_batches_are_a_pure_function_of_seed_and_step():
+    order = BatchOrder(count=103, batch_size=10, seed=3)
+    assert order.steps_per_epoch == 10
+    batches = [order.batch(step) for step in range(20)]
+    assert torch.equal(BatchOrder(103, 10, 3).batch(17), batches[17])  # with none of the steps before
+    assert all(len(batch) == 10 for batch in batches)
+    for epoch in (batches[:10], batches[10:]):
+        assert len(torch.cat(epoch).unique()) == 100
+    assert not torch.equal(batches[0], batches[10])
+    assert not torch.equal(BatchOrder(103, 10, 4).batch(0), batches[0])
+
+
+def test_initial_weights_depend_on_seed_and_config_alone():
+    config = {"name": "mlp", "hidden": [4]}
+
+    def weights(seed: int) -> torch.Tensor:
+        return torch.nn.utils.parameters_to_vector(build_model(config, (1, 3, 3), 2, seed).parameters())
+
+    first = weights(0)
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    assert torch.equal(weights(0), first)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.equal(weights(1), first)
+
+
+def test_normal_initialisation_covers_weights_and_biases():
+    config = {"name": "mlp", "hidden": [2000], "init": "normal", "init_std": 0.05}
+    model = build_model(config, (1, 10, 10), 10, 0)
+    assert [tuple(p.shape) for p in model.parameters()] == [(2000, 100), (2000,), (10, 2000), (10,)]
+    for parameter in list(model.parameters())[:3]:
+        assert parameter.std().item() == pytest.approx(0.05, rel=0.1)
+        assert abs(parameter.mean().item()) < 0.005

@@ -1,0 +1,244 @@
+"""The command line: what each mistake is answered with, what a sweep survives, how it says how it went."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sibp.experiment.compose import CONFIGS, compose, plan
+from sibp.experiment.errors import UserError
+from sibp.experiment.models import build_model
+from sibp.experiment.settings import Settings
+from sibp.train import main
+
+SMALL = [
+    "optimizer=sgd",
+    "model.hidden=[8]",
+    "max_steps=6",
+    "log_every=3",
+    "tensorboard=false",
+    "threads=1",
+    "device=cpu",
+]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def files_outside_runs() -> list[str]:
+    return [str(path) for path in Path().iterdir() if path.name != "runs"]
+
+
+def test_a_run_from_any_folder_leaves_its_folder_and_nothing_else(capsys):
+    assert main(SMALL) == 0
+    (folder,) = Path("runs").iterdir()
+    assert json.loads((folder / "summary.json").read_text())["status"] == "completed"
+    assert str(folder) in capsys.readouterr().out
+    assert files_outside_runs() == []
+    assert main(SMALL) == 0
+    assert capsys.readouterr().out.startswith("skipped")
+
+
+def test_the_module_runs_as_a_program_and_is_quiet_without_a_terminal(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "sibp.train", *SMALL], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert len(done.stdout.splitlines()) == 1
+    wrong = subprocess.run([sys.executable, "-m", "sibp.train", "seeed=1"], capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert wrong.stdout == ""
+    assert wrong.stderr.startswith("There is no setting seeed; did you mean seed?")
+
+
+MISTAKES = {
+    "optimizer=adm": "There is no optimizer 'adm'; choose one of: adam, proxbp, sgd, sibp",
+    "experiment=mnist": "There is no experiment 'mnist'; choose one of: digits_quick, mnist_mlp",
+    "optimzer=adam": "There is no setting optimzer; did you mean optimizer",
+    "batchsize=3": "There is no setting batchsize; did you mean batch_size?",
+    "lr=3": "There is no setting lr; did you mean optimizer.lr?",
+    "optimizer.prox_weight=1": "The settings here are: optimizer.name, optimizer.lr, optimizer.momentum",
+    "optimizer=sgd,adam": "optimizer=sgd,adam gives several values: add -m",
+    "seed": "seed cannot be read: write key=value",
+    "+foo=1": "There is no setting foo",
+    "~seed": "~seed would remove a setting",
+    "seed=${foo}": "foo",
+    "run_root=/dev/null/x": "run_root=/dev/null/x cannot be made",
+    "--experimental-rerun=x": "would open a pickle",
+}
+
+
+@pytest.mark.parametrize("word", MISTAKES)
+def test_a_config_that_cannot_be_is_one_sentence_and_no_run(word, capsys):
+    assert main([*SMALL, word]) == 2
+    error = capsys.readouterr().err
+    assert MISTAKES[word] in error
+    assert len(error.splitlines()) == 1
+    assert not Path("runs").exists()
+
+
+FAILURES = {
+    "model.hidden=[0]": "model.hidden=[0] is not possible: every hidden layer needs a width of 1 or more",
+    "model.hidden=[-3]": "model.hidden=[-3] is not possible",
+    "model.hidden=5": "model.hidden=5 is not possible: give a list of whole numbers such as [500]",
+    "model.name=cnn": "There is no model 'cnn'; choose one of: mlp",
+    "model.init=zeros": "choose one of: default, normal",
+    "model.init=normal": "give a positive model.init_std",
+    "model.init_std=0.1": "no effect without model.init=normal",
+    "optimizer.name=builtins.exec": "There is no optimizer 'builtins.exec'; choose one of: sgd, adam, sibp, proxbp",
+    "+optimizer._target_=os.system": "There is no setting optimizer._target_",
+    "optimizer.lr=-1": "optimizer=sgd cannot be built",
+    "optimizer.lr=fast": "optimizer.lr=fast is not possible: give a number.",
+    "optimizer.nesterov=1": "optimizer.nesterov=1 is not possible: give true or false",
+    "dataset.name=svhn": "There is no dataset 'svhn'; choose one of: digits, mnist, fashion_mnist, cifar10",
+    "dataset=mnist": "set data_root=... to the folder that holds them, or add download=true",
+    "batch_size=5000": "batch_size=5000 is more than the 1297 training images",
+    "batch_size=0": "batch_size=0 is not possible: give a whole number of 1 or more",
+    "batch_size=2.5": "batch_size=2.5 is not possible: give a whole number",
+    "seed=-1": "seed=-1 is not possible",
+    "target_val_acc=95": "is not an accuracy",
+    "device=tpu": "device=tpu is not there: choose one of: auto, cpu, cuda",
+}
+
+
+@pytest.mark.parametrize("word", FAILURES)
+def test_a_run_that_cannot_be_is_one_sentence_and_a_record(word, capsys):
+    assert main([*SMALL, word]) == 2
+    error = capsys.readouterr().err
+    assert FAILURES[word] in error
+    assert len(error.splitlines()) == 1
+    (summary,) = Path("runs").glob("*/summary.json")
+    record = json.loads(summary.read_text())
+    assert record["status"] == "failed"
+    assert FAILURES[word] in record["reason"]
+    assert record["traceback"] is None
+
+
+def test_neither_epochs_nor_steps_would_never_end(capsys):
+    assert main([*SMALL, "epochs=null", "max_steps=null"]) == 2
+    assert "give epochs=... or max_steps=..." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("optimizer", ["sibp", "proxbp"])
+@pytest.mark.parametrize("word", ["lr=-1", "prox_weight=0", "solver=magic"])
+def test_what_a_proximal_optimizer_refuses_is_one_sentence(optimizer, word, capsys):
+    assert main([*SMALL, f"optimizer={optimizer}", f"optimizer.{word}"]) == 2
+    error = capsys.readouterr().err
+    assert f"optimizer={optimizer} cannot be built" in error
+    assert word.split("=")[1] in error
+
+
+def test_a_diverged_run_exits_3_and_stays_diverged(capsys):
+    words = [*SMALL, "optimizer.lr=1e30"]
+    assert main(words) == 3
+    assert "the training loss became" in capsys.readouterr().err
+    assert main(words) == 3
+
+
+def test_a_crash_exits_1_with_its_traceback_kept(monkeypatch, capsys):
+    def explode(*args: object) -> None:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("sibp.experiment.runner.build_optimizer", explode)
+    assert main(SMALL) == 1
+    assert "RuntimeError: boom" in capsys.readouterr().err
+    (summary,) = Path("runs").glob("*/summary.json")
+    assert "in explode" in json.loads(summary.read_text())["traceback"]
+
+
+def test_a_sweep_goes_on_after_a_bad_job_and_says_how_it_went(capsys):
+    words = [*SMALL, "-m", "optimizer=sgd,adam", "optimizer.lr=-1,1e30,0.1"]
+    assert main(words) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "6 runs: 2 completed, 2 diverged, 2 failed, 0 skipped"
+    assert main([*SMALL, "-m", "optimizer=sgd,adam", "optimizer.lr=0.1,0.2"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "4 runs: 2 completed, 0 diverged, 0 failed, 2 skipped"
+    assert main([*SMALL, "-m", "optimizer.lr=0.1,1e30"]) == 3
+    assert files_outside_runs() == []
+
+
+def test_a_mistake_anywhere_in_a_sweep_stops_it_before_its_first_run(capsys):
+    assert main([*SMALL, "-m", "optimizer=sgd,sibp", "optimizer.momentum=0.5"]) == 2
+    assert "There is no setting optimizer.momentum" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_an_interrupted_sweep_stops_and_says_what_is_left(monkeypatch, capsys):
+    import os
+    import signal
+
+    from sibp.experiment.loop import Trainer
+
+    original = Trainer._train_step
+
+    def train_step(self, indices):
+        if self.settings.seed == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, indices)
+
+    monkeypatch.setattr(Trainer, "_train_step", train_step)
+    words = [*SMALL, "-m", "seed=0,1,2"]
+    assert main(words) == 130
+    out, err = capsys.readouterr()
+    assert "the same command goes on from there" in err
+    expected = "3 runs: 1 completed, 0 diverged, 0 failed, 0 skipped, 1 interrupted, 1 not started"
+    assert out.splitlines()[-1] == expected
+    monkeypatch.undo()
+
+
+def test_help_shows_the_groups_the_settings_and_an_example(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for part in ("optimizer: adam, proxbp, sgd, sibp", "batch_size: 100", "python -m sibp.train -m", "force=true"):
+        assert part in text
+
+
+def test_settings_can_be_looked_at_without_training(capsys):
+    assert main(["--cfg", "job", "optimizer=adam"]) == 0
+    assert "name: adam" in capsys.readouterr().out
+    assert not Path("runs").exists()
+
+
+EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+GROUP_OPTIONS = [
+    f"{group}={path.stem}"
+    for group in ("dataset", "model", "optimizer")
+    for path in sorted((CONFIGS / group).glob("*.yaml"))
+]
+
+
+@pytest.mark.parametrize("word", [f"experiment={name}" for name in EXPERIMENTS] + GROUP_OPTIONS)
+def test_every_config_composes_into_valid_settings(word):
+    Settings.from_config(compose([word]))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_the_command_line_wins_over_an_experiment(experiment):
+    words = [f"experiment={experiment}", "optimizer=adam", "batch_size=7", "model.hidden=[3]"]
+    config = compose(words)
+    assert config["optimizer"]["name"] == "adam"
+    assert (config["batch_size"], config["model"]["hidden"]) == (7, [3])
+
+
+def test_mnist_mlp_is_the_papers_first_comparison():
+    config = compose(["experiment=mnist_mlp"])
+    assert config["dataset"] == {"name": "mnist"}
+    assert (config["batch_size"], config["epochs"]) == (100, 1)
+    assert Settings.from_config(config).total_steps(55000 // config["batch_size"]) == 550
+    model = build_model(config["model"], (1, 28, 28), 10, 0)
+    assert [tuple(p.shape) for p in model.parameters()] == [(500, 784), (500,), (10, 500), (10,)]
+    assert next(model.parameters()).std().item() == pytest.approx(0.05, rel=0.01)
+
+
+def test_a_sweep_is_planned_in_the_order_of_its_words():
+    configs = plan(["optimizer=sgd,adam", "seed=0,1", "epochs=2"], sweep=True)
+    assert [(c["optimizer"]["name"], c["seed"], c["epochs"]) for c in configs] == [
+        ("sgd", 0, 2),
+        ("sgd", 1, 2),
+        ("adam", 0, 2),
+        ("adam", 1, 2),
+    ]
+    with pytest.raises(UserError, match="cannot be read"):
+        plan(["seed=[1"], sweep=True)
