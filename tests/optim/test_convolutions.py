@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from models import ConvCase, UnfoldedConv, conv_cases
 from torch import Tensor, nn
 
@@ -70,3 +72,31 @@ def test_unbatched_image_is_a_batch_of_one(method: str):
         assert optimizer.solver_stats()
         grads.append(conv.weight.grad)
     torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-14)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    dims=st.integers(1, 2),
+    groups=st.integers(1, 3),
+    channels=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    kernel=st.integers(1, 3),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 2),
+    dilation=st.integers(1, 2),
+    bias=st.booleans(),
+    batch=st.integers(1, 4),
+    size=st.integers(5, 9),
+)
+def test_any_shape(dims, groups, channels, kernel, stride, padding, dilation, bias, batch, size):
+    kind = nn.Conv1d if dims == 1 else nn.Conv2d
+    torch.manual_seed(0)
+    conv = kind(
+        groups * channels[0], groups * channels[1], kernel, stride, padding, dilation, groups, bias, dtype=torch.float64
+    )
+    twin = UnfoldedConv(conv)
+    x = torch.randn(batch, groups * channels[0], *(size, size - 1)[:dims], dtype=torch.float64)
+    sent, expected = backward(nn.Sequential(conv, nn.ReLU()), x, "sibp cg:4"), backward(twin, x, "sibp cg:4")
+    torch.testing.assert_close(sent, expected, rtol=1e-9, atol=1e-11)
+    for key, parameter in conv.named_parameters():
+        change = torch.cat([linear.get_parameter(key).grad for linear in twin.linears]).reshape(parameter.shape)
+        torch.testing.assert_close(parameter.grad, change, rtol=1e-9, atol=1e-11)
