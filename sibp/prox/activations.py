@@ -31,7 +31,8 @@ class Activation:
 
 
 def _leaky_slope(z: Tensor, negative_slope: float) -> Tensor:
-    return torch.where(z > 0, 1.0, negative_slope).to(z.dtype)
+    # full_like: `where` between two numbers would round the slope to the default dtype.
+    return torch.where(z > 0, torch.ones_like(z), torch.full_like(z, negative_slope))
 
 
 def _gelu_slope(z: Tensor) -> Tensor:

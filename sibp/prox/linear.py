@@ -50,6 +50,7 @@ def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
     gram_x = choose(solved, lambda: -rhs - damping * x, lambda: gram @ x)
     start = R.square().sum()
     residual, squared_change = coordinates.quadratic(x, gram_x, R)
+    squared_change = squared_change.clamp(min=0)  # as a sum of U * K U it may round below
     end = residual + lam * squared_change
     finite = start.isfinite() & end.isfinite() & scale.isfinite()
     status = torch.where(

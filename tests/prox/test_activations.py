@@ -1,0 +1,41 @@
+"""Slopes of the activations against autograd's derivatives."""
+
+import pytest
+import torch
+from layer_problems import ACTIVATIONS, randn
+
+from sibp.prox import activations
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_value_and_slope_are_those_of_torch(name):
+    s, torch_function = ACTIVATIONS[name]
+    # A kink, tails where exponentials over- and underflow, and the middle.
+    special = torch.tensor([0.0, 1e-300, -1e-300, 30.0, -30.0, 800.0, -800.0, 1e6, -1e6], dtype=torch.float64)
+    z = torch.cat([3 * randn(200, seed=1), special]).requires_grad_()
+    a = torch_function(z)
+    (slope,) = torch.autograd.grad(a.sum(), z)
+    torch.testing.assert_close(s.value(z.detach()), a.detach(), rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(s.slope(z.detach()), slope, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dtype_and_shape_are_kept(name, dtype):
+    s, _ = ACTIVATIONS[name]
+    z = randn(2, 3, 4, dtype=dtype)
+    assert s.value(z).dtype == s.slope(z).dtype == dtype
+    assert s.value(z).shape == s.slope(z).shape == z.shape
+
+
+def test_a_unit_at_zero_is_not_active():
+    zero = torch.zeros(1)
+    assert activations.RELU.slope(zero) == 0
+    assert activations.leaky_relu(0.25).slope(zero) == 0.25
+
+
+def test_names_tell_the_variants_apart():
+    names = [s.name for s, _ in ACTIVATIONS.values()]
+    assert len(set(names)) == len(names)
+    assert activations.leaky_relu(0.25).name == "leaky_relu(0.25)"
+    assert activations.gelu("tanh").name != activations.gelu().name
