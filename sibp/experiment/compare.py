@@ -78,7 +78,7 @@ def _figures(run: RunResult) -> tuple[str, ...]:
         reached = f"{summary['steps_to_target'] or 'never'} ({summary['target_val_acc']:g})"
     return (
         run.label,
-        _number(final.get("train_loss"), ".4f"),
+        _number(final.get("train_loss"), ".2e"),
         _number(final.get("val_acc"), ".4f"),
         _number(summary.get("test_acc"), ".4f"),
         _number(seconds, ".2f"),

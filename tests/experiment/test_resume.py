@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from sibp.experiment.loop import Trainer
+from sibp.experiment.models import MODELS, ModelSpec
 from sibp.experiment.run_folder import RunFolder
 from sibp.experiment.runner import run
 
@@ -74,6 +76,17 @@ def test_a_run_retried_after_an_error_ends_as_if_nothing_had_happened(
     whole = run(make_config(optimizer, run_root=str(tmp_path / "whole")))
     assert again.status == whole.status == "completed"
     assert_same_end(again.folder, whole.folder)
+
+
+def test_layers_that_draw_random_numbers_go_on_with_the_same_ones(make_config, tmp_path, monkeypatch):
+    def dropout(shape: tuple[int, ...], classes: int) -> nn.Module:
+        return nn.Sequential(nn.Dropout(0.5), nn.Linear(torch.Size(shape).numel(), classes))
+
+    monkeypatch.setitem(MODELS, "dropout", ModelSpec(dropout, flat=True))
+    fail_at(monkeypatch, 13, crash)
+    config = make_config(model={"name": "dropout"})
+    assert run(config).status == "failed"
+    assert_same_end(run(config).folder, run({**config, "run_root": str(tmp_path / "whole")}).folder)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "sibp"])
