@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sibp.experiment.convnets import lenet, proxprop_convnet, resnet8
 from sibp.experiment.errors import UserError
 from sibp.experiment.seeding import derived_seed
 from sibp.experiment.settings import call_builder, checked, known_builder
@@ -50,7 +51,12 @@ def mlp(shape: tuple[int, ...], classes: int, *, hidden: list[int]) -> nn.Sequen
     return nn.Sequential(*layers[:-1])
 
 
-MODELS = {"mlp": ModelSpec(mlp, flat=True)}
+MODELS = {
+    "mlp": ModelSpec(mlp, flat=True),
+    "lenet": ModelSpec(lenet, flat=False),
+    "proxprop_convnet": ModelSpec(proxprop_convnet, flat=False),
+    "resnet8": ModelSpec(resnet8, flat=False),
+}
 
 
 def is_flat(config: dict[str, Any]) -> bool:

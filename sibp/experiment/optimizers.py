@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 from sibp.experiment.settings import call_builder
+from sibp.optim import SIBP, ProxBP
+from sibp.optim.base import ProximalOptimizer
 
 
 def sgd(model: nn.Module, *, lr: float, momentum: float, nesterov: bool, weight_decay: float) -> torch.optim.Optimizer:
@@ -20,19 +22,77 @@ def adam(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Opt
 
 def sibp(model: nn.Module, *, lr: float, prox_weight: float, solver: str) -> torch.optim.Optimizer:
     """Semi-implicit back propagation."""
-    from sibp import SIBP
-
     return SIBP(model, lr=lr, prox_weight=prox_weight, solver=solver)
 
 
 def proxbp(model: nn.Module, *, lr: float, prox_weight: float, solver: str) -> torch.optim.Optimizer:
     """Proximal back propagation."""
-    from sibp import ProxBP
-
     return ProxBP(model, lr=lr, prox_weight=prox_weight, solver=solver)
 
 
-OPTIMIZERS = {"sgd": sgd, "adam": adam, "sibp": sibp, "proxbp": proxbp}
+def proxprop(
+    model: nn.Module,
+    *,
+    lr: float,
+    outer: str,
+    momentum: float,
+    weight_decay: float,
+    neuron_step: float,
+    prox_weight: float,
+    solver: str,
+) -> torch.optim.Optimizer:
+    """ProxBP as its authors ran it: the proximal direction fed to SGD with Nesterov momentum, or to Adam.
+
+    The step on the neurons is `neuron_step` times the gradient of the mean loss (not of the sum), and the last layer,
+    a plain linear one in their networks, gets its ordinary gradient.
+    """
+    layers = [m for m in model.modules() if any(True for _ in m.parameters(recurse=False))]
+    last = {id(p) for p in layers[-1].parameters()}
+    inner = [p for p in model.parameters() if id(p) not in last]
+    if not inner:
+        raise ValueError("the model has one layer only, and proxprop leaves the last one to the outer optimizer")
+    direction = ProxBP(model, neuron_step, prox_weight, solver, loss_average=False, params=inner, direction_only=True)
+    return _fed(direction, _outer(outer, model, lr, momentum, weight_decay))
+
+
+def sibp_fed(
+    model: nn.Module,
+    *,
+    lr: float,
+    outer: str,
+    momentum: float,
+    weight_decay: float,
+    neuron_step: float,
+    prox_weight: float,
+    solver: str,
+) -> torch.optim.Optimizer:
+    """The semi-implicit direction fed to SGD with Nesterov momentum, or to AdamW.
+
+    Weight decay is the outer optimizer's: decoupled in AdamW, added to the direction before the momentum in SGD.
+    """
+    direction = SIBP(model, neuron_step, prox_weight, solver, direction_only=True)
+    return _fed(direction, _outer(outer, model, lr, momentum, weight_decay))
+
+
+def _outer(name: str, model: nn.Module, lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
+    """The optimizer that takes a direction for its gradient."""
+    if name == "sgd":
+        return torch.optim.SGD(
+            model.parameters(), lr=lr, momentum=momentum, nesterov=momentum > 0, weight_decay=weight_decay
+        )
+    if name == "adam":
+        return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+    raise ValueError(f"outer={name} is not known; choose sgd or adam")
+
+
+def _fed(direction: ProximalOptimizer, outer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The outer optimizer, holding on to the one that fills its gradients and showing that one's figures."""
+    outer.direction = direction  # pyright: ignore[reportAttributeAccessIssue]
+    outer.solver_stats = direction.solver_stats  # pyright: ignore[reportAttributeAccessIssue]
+    return outer
+
+
+OPTIMIZERS = {"sgd": sgd, "adam": adam, "sibp": sibp, "proxbp": proxbp, "proxprop": proxprop, "sibp_fed": sibp_fed}
 
 
 def build_optimizer(config: dict[str, Any], model: nn.Module) -> torch.optim.Optimizer:
