@@ -33,14 +33,15 @@ def main() -> int:
     print("Training SGD, ProxBP and SIBP on the digits, from the same weights, on the same batches.")
     # One thread: the networks are too small for more. force: this shows the methods training, every time.
     common = ["experiment=digits_quick", f"run_root={args.run_root}", "threads=1", "force=true", *args.words]
-    outcomes = [run(compose([*common, *method])) for method in METHODS]
-    bad = [outcome for outcome in outcomes if outcome.status != "completed"]
-    for outcome in bad:
-        print(f"{outcome.status}: {outcome.message} ({outcome.folder.path})", file=sys.stderr)
-    if bad:
-        return 1
+    folders = []
+    for method in METHODS:
+        outcome = run(compose([*common, *method]))
+        if outcome.status != "completed":
+            print(f"{outcome.status}: {outcome.message} ({outcome.folder.path})", file=sys.stderr)
+            return 1
+        folders.append(outcome.folder.path)
 
-    runs = [RunResult.read(outcome.folder.path) for outcome in outcomes]
+    runs = [RunResult.read(folder) for folder in folders]
     picture = args.run_root / "comparison.png"
     plot(runs, picture)
     print(f"\n{table(runs)}\n")
