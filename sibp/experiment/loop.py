@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import shutil
 import sys
 from typing import Any
 
@@ -222,4 +223,7 @@ class Trainer:
     def _progress_bar(self) -> tqdm:
         quiet = not (self.settings.progress and sys.stderr.isatty())
         name = f"{self.settings.optimizer['name']} s{self.settings.seed}"
-        return tqdm(total=self.total, initial=self.step, desc=name, unit="step", disable=quiet)
+        columns, rows = shutil.get_terminal_size((100, 24))  # unlike tqdm's own measure, never 0
+        return tqdm(
+            total=self.total, initial=self.step, desc=name, unit="step", disable=quiet, ncols=columns, nrows=rows
+        )
