@@ -1,7 +1,7 @@
 """Train SGD, ProxBP and SIBP on scikit-learn's digits from the same start, and compare them.
 
-Run by ``make run``. Each method's settings are the best of eleven tried
-with another seed, by validation accuracy.
+Run by ``make run``. Each method's settings are the best of sixteen tried with three other seeds, by validation
+loss: among 250 digits, accuracy cannot tell the good ones apart.
 """
 
 import argparse
@@ -13,9 +13,9 @@ from sibp.experiment.compose import compose
 from sibp.experiment.runner import run
 
 METHODS = (
-    ["optimizer=sgd", "optimizer.lr=0.3", "optimizer.momentum=0.9"],
+    ["optimizer=sgd", "optimizer.lr=0.2", "optimizer.momentum=0.9"],
     ["optimizer=proxbp", "optimizer.lr=1", "optimizer.prox_weight=3"],
-    ["optimizer=sibp", "optimizer.lr=10", "optimizer.prox_weight=30"],
+    ["optimizer=sibp", "optimizer.lr=1", "optimizer.prox_weight=0.3"],
 )
 
 
