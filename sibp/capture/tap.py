@@ -8,6 +8,7 @@ semi-implicit back propagation, the old ones for ProxBP. The model itself stays 
 
 import types
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -51,14 +52,14 @@ class LayerUpdate:
     """What the solver answers.
 
     Attributes:
-        dW: (g, m, n) W_new - W_old, or None if W does not move.
-        db: (g, m) b_new - b_old, or None if b does not move.
-        low_rank: (g, N, m) U with dW = U' A, if the solver worked in the span of the inputs.
+        W_decrease: (g, m, n) W_old - W_new, or None if W does not move.
+        b_decrease: (g, m) b_old - b_new, or None if b does not move.
+        backward_change: maps D (g, N, m) to D (W_new - W_old) (g, N, n), where that is cheaper than with W_new itself.
     """
 
-    dW: Tensor | None  # noqa: N815 (the paper's symbol)
-    db: Tensor | None
-    low_rank: Tensor | None = None
+    W_decrease: Tensor | None
+    b_decrease: Tensor | None
+    backward_change: Callable[[Tensor], Tensor | None] | None = None
 
 
 class Owner(Protocol):
@@ -285,8 +286,8 @@ class _TappedLayer(torch.autograd.Function):
         grad_x = _input_gradient(geometry, x, D_z, problem, update, owner.semi_implicit) if needs_x else None
         return (
             grad_x,
-            _parameter_gradient(tap, "weight", W, update.dW, lambda: D_z.mT @ A) if needs_W else None,
-            _parameter_gradient(tap, "bias", b, update.db, lambda: D_z.sum(-2)) if needs_b else None,
+            _parameter_gradient(tap, "weight", W, update.W_decrease, lambda: D_z.mT @ A) if needs_W else None,
+            _parameter_gradient(tap, "bias", b, update.b_decrease, lambda: D_z.sum(-2)) if needs_b else None,
             None,
             None,
             None,
@@ -303,19 +304,19 @@ def _input_gradient(
 ) -> Tensor:
     """D_{l-1} = D_z W, with the new W if semi-implicit; step 3 of DESIGN section 2."""
     W = problem.W
-    if not semi_implicit or update.dW is None:
+    if not semi_implicit or update.W_decrease is None:
         gradient = geometry.input_gradient(x, D_z, W)
-    elif update.low_rank is not None and geometry.is_linear:
-        # D W' = D W + (D U') A: two thin products instead of forming W'.
-        gradient = D_z @ W + (D_z @ update.low_rank.mT) @ problem.features.A
-        gradient = gradient.reshape(x.shape)
+    elif geometry.is_linear and update.backward_change is not None:
+        change = update.backward_change(D_z)
+        gradient = geometry.input_gradient(x, D_z, W)
+        gradient = gradient if change is None else gradient.add_(change.reshape(x.shape))
     else:
-        gradient = geometry.input_gradient(x, D_z, W + update.dW.reshape(W.shape))
+        gradient = geometry.input_gradient(x, D_z, W - update.W_decrease.reshape(W.shape))
     return gradient.to(x.dtype)
 
 
-def _parameter_gradient(tap: Tap, key: str, p: Any, change: Tensor | None, ordinary: Any) -> Tensor:
+def _parameter_gradient(tap: Tap, key: str, p: Any, decrease: Tensor | None, ordinary: Any) -> Tensor:
     """Returns p_old - p_new; the ordinary gradient of the loss for a parameter that the optimizer does not own."""
-    if change is None:
+    if decrease is None:
         return ordinary().reshape(p.shape).to(p.dtype)
-    return tap.returns(key, change.neg().reshape(p.shape).to(p.dtype))
+    return tap.returns(key, decrease.reshape(p.shape).to(p.dtype))

@@ -84,10 +84,12 @@ class ProxBP(ProximalOptimizer):
 
 def _gradient_update(problem: LayerProblem, lr: float, prox_weight: float) -> tuple[LayerUpdate, Stats]:
     """W - (eta/lam) D' A: one explicit step on the subproblem."""
-    D, features = (-lr / prox_weight) * problem.D_z, problem.features
-    dW = D.mT @ features.A if features.weight else None
-    db = D.sum(-2) if features.bias else None
-    squared = sum((change.square().sum() for change in (dW, db) if change is not None), D.new_zeros(()))
+    D, features = (lr / prox_weight) * problem.D_z, problem.features
+    W_decrease = D.mT @ features.A if features.weight else None
+    b_decrease = D.sum(-2) if features.bias else None
+    squared = sum((d.square().sum() for d in (W_decrease, b_decrease) if d is not None), D.new_zeros(()))
     status = torch.where(squared.isfinite(), Status.GRADIENT, Status.NONFINITE)
     nothing = torch.zeros_like(squared)
-    return LayerUpdate(dW, db), Stats(status, nothing, 1, torch.full_like(squared, 1 / prox_weight), squared)
+    return LayerUpdate(W_decrease, b_decrease), Stats(
+        status, nothing, 1, torch.full_like(squared, 1 / prox_weight), squared
+    )

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -69,8 +69,10 @@ def as_update(coordinates: Coordinates, solution: Solution) -> tuple[LayerUpdate
     def guarded(change: Tensor | None) -> Tensor | None:
         return None if change is None else choose(finite, lambda: change, lambda: torch.zeros_like(change))
 
-    dW, db = coordinates.displacement(x)
-    return LayerUpdate(guarded(dW), guarded(db), low_rank=x if isinstance(coordinates, Span) else None), stats
+    W_decrease, b_decrease = coordinates.displacement(-x)  # negated while it is small
+    return LayerUpdate(
+        guarded(W_decrease), guarded(b_decrease), low_rank=x if isinstance(coordinates, Span) else None
+    ), stats
 
 
 def cg_update(problem: LayerProblem, lr: float, prox_weight: float, rounds: int) -> tuple[LayerUpdate, Stats]:
@@ -117,12 +119,12 @@ def paper_update(problem: LayerProblem, lr: float, prox_weight: float) -> tuple[
         A, Z, T, W, b, prox_weight, prox_weight,
         relu=s is not None, train_W=features.weight, train_b=features.bias,
     )  # fmt: skip
-    dW = (solution.W - W)[None] if features.weight else None
-    db = (solution.b - b)[None] if features.bias and solution.b is not None and b is not None else None
-    return LayerUpdate(dW, db), _paper_stats(solution, dW, db)
+    W_decrease = (W - solution.W)[None] if features.weight else None
+    b_decrease = (b - solution.b)[None] if features.bias and solution.b is not None and b is not None else None
+    return LayerUpdate(W_decrease, b_decrease), _paper_stats(solution)
 
 
-def _paper_stats(solution: PaperSolution, dW: Tensor | None, db: Tensor | None) -> Stats:
+def _paper_stats(solution: PaperSolution) -> Stats:
     """The figures of both calls together: the b call starts from the W call's end."""
     calls = [call for call in (solution.trace_W, solution.trace_b) if call is not None]
     C = solution.C
@@ -134,11 +136,10 @@ def _paper_stats(solution: PaperSolution, dW: Tensor | None, db: Tensor | None) 
         status = Status.NONFINITE
     else:
         status = Status.SOLVED if any(steps) or start == 0 else Status.STALLED
-    changes = [change.square().sum() for change in (dW, db) if change is not None]
     return Stats(
         status=torch.tensor(status, device=C.device),
         decrease=C.new_tensor(gained / start if start > 0 and math.isfinite(start) else 0.0),
         rounds=ROUNDS,
         step_length=C.new_tensor(sum(steps) / len(steps) if steps else 0.0),
-        squared_change=torch.stack(changes).sum() if changes else C.new_zeros(()),
+        squared_change=C.new_tensor(sum(call.squared_change for call in calls)),
     )

@@ -35,17 +35,16 @@ def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
     gram, rhs = coordinates.gram, coordinates.pull(R)
     if gram.numel() == 0 or rhs.numel() == 0:
         return _nothing_to_do(rhs)
-    scale = torch.linalg.matrix_norm(gram, float("inf")).amax()
+    scale = gram.abs().sum(-1).amax()  # ||G||_inf >= its largest eigenvalue
     floor = _DAMPING * torch.finfo(gram.dtype).eps * scale
     damping = floor.clamp(min=lam)
     system = gram.clone()
     system.diagonal(dim1=-2, dim2=-1).add_(damping)
     factor, info = torch.linalg.cholesky_ex(system)
     solved = (info == 0).all()
-    exact = torch.cholesky_solve(rhs, factor).neg_()
+    exact = _cholesky_solve(factor, -rhs)
     solved = solved & exact.sum().isfinite()
-    step = -1 / (damping + scale)
-    x = choose(solved, lambda: exact, lambda: step * rhs)
+    x = choose(solved, lambda: exact, lambda: rhs / -(damping + scale))
     # Where the equations hold they give G x for nothing.
     gram_x = choose(solved, lambda: -rhs - damping * x, lambda: gram @ x)
     start = R.square().sum()
@@ -69,6 +68,17 @@ def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
             squared_change=torch.where(finite, squared_change, zero),
         ),
     )
+
+
+def _cholesky_solve(factor: Tensor, rhs: Tensor) -> Tensor:
+    """(L L')^-1 rhs, by the explicit inverse where there are many columns.
+
+    One product with the inverse is several times faster than triangular solves of many right-hand sides, and in a
+    ridge system, whose conditioning lam bounds, as accurate for our purposes.
+    """
+    if 3 * rhs.shape[-1] < rhs.shape[-2]:
+        return torch.cholesky_solve(rhs, factor)
+    return torch.cholesky_inverse(factor) @ rhs
 
 
 def _nothing_to_do(x: Tensor) -> Solution:
