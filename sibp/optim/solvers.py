@@ -70,9 +70,8 @@ def as_update(coordinates: Coordinates, solution: Solution) -> tuple[LayerUpdate
         return None if change is None else choose(finite, lambda: change, lambda: torch.zeros_like(change))
 
     W_decrease, b_decrease = coordinates.displacement(-x)  # negated while it is small
-    return LayerUpdate(
-        guarded(W_decrease), guarded(b_decrease), low_rank=x if isinstance(coordinates, Span) else None
-    ), stats
+    by_low_rank = partial(coordinates.backward_change, U=x) if isinstance(coordinates, Span) else None
+    return LayerUpdate(guarded(W_decrease), guarded(b_decrease), by_low_rank), stats
 
 
 def cg_update(problem: LayerProblem, lr: float, prox_weight: float, rounds: int) -> tuple[LayerUpdate, Stats]:
