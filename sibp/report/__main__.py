@@ -1,0 +1,127 @@
+"""Compare finished runs: ``python -m sibp.report runs`` writes report.html."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sibp.report.blocks import Document
+from sibp.report.collect import collect
+from sibp.report.comparison import compare
+from sibp.report.exports import csv_files, save_pictures
+from sibp.report.html import page
+from sibp.report.markdown import markdown
+from sibp.report.sections import build
+from sibp.report.values import UsageError
+
+FORMATS = ("html", "md", "csv", "png")
+EPILOG = """
+Every folder below DIR that holds config.yaml, metrics.jsonl or summary.json is a run; nothing is trained, nothing in
+them is changed. Runs that cannot be read are listed with the reason. The rules by which methods are compared are
+written at the end of the report. Exit code: 0 written, 2 wrong input.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Args:
+        argv: its words, without the program's name; None for those the process was started with.
+
+    Returns:
+        The exit code: 0 written, 2 wrong input.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = _parser().parse_args(words)
+    command = shlex.join(["python", "-m", "sibp.report", *words])
+    try:
+        collection = collect(args.folders)
+        problems = compare(collection.runs, args.target_acc, args.target_loss)
+        document = build(collection, problems, command)
+        written = _write(document, args.out, args.format)
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return 2
+    broken = f", {len(collection.broken)} of them broken" if collection.broken else ""
+    print(f"{len(collection.runs) + len(collection.broken)} runs{broken}: {', '.join(map(str, written))}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m sibp.report", description=__doc__, epilog=EPILOG)
+    parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="folder with runs in it, at any depth")
+    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: %(default)s)")
+    parser.add_argument(
+        "--format",
+        type=_formats,
+        default=("html",),
+        metavar="html,md,csv,png",
+        help="what to write, with commas; all of it next to --out (default: html)",
+    )
+    parser.add_argument(
+        "--target-acc",
+        type=_accuracy,
+        help="count steps and seconds to this validation accuracy (default: target_val_acc of the runs, if they agree)",
+    )
+    parser.add_argument("--target-loss", type=_loss, help="count steps and seconds to this training loss")
+    return parser
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    chosen = text.split(",")
+    for name in chosen:
+        if name not in FORMATS:
+            raise argparse.ArgumentTypeError(f"there is no format {name!r}; choose from {', '.join(FORMATS)}")
+    return tuple(name for name in FORMATS if name in chosen)
+
+
+def _accuracy(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no accuracy: give a number between 0 and 1")
+    return value
+
+
+def _loss(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no loss to reach: give a number above 0")
+    return value
+
+
+def _write(document: Document, out: Path, formats: Sequence[str]) -> list[Path]:
+    """Write each format next to ``out``.
+
+    Returns:
+        The files, or a pattern for those that are many.
+    """
+    stem = out.with_suffix("")
+    written = []
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if "html" in formats:
+            _write_text(out, page(document, out.parent))
+            written.append(out)
+        if "md" in formats:
+            pictures = stem.name if "png" in formats else None
+            _write_text(stem.with_name(stem.name + ".md"), markdown(document, out.parent, pictures))
+            written.append(stem.with_name(stem.name + ".md"))
+        if "csv" in formats:
+            for name, text in csv_files(document, out.parent).items():
+                _write_text(stem.with_name(f"{stem.name}-{name}.csv"), text)
+            written.append(stem.with_name(stem.name + "-*.csv"))
+        if "png" in formats:
+            save_pictures(document, stem)
+            written.append(stem.with_name(stem.name + "-*.png"))
+    except OSError as error:
+        raise UsageError(f"The report cannot be written to {out} ({error.strerror}): give another --out.") from error
+    return written
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_bytes(text.encode("utf-8", "backslashreplace"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

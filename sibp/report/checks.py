@@ -1,0 +1,113 @@
+"""Whether the methods of a problem may be compared at all, and where the comparison is weak."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from sibp.report.blocks import Block, Text
+from sibp.report.comparison import Problem
+from sibp.report.reading import Run
+from sibp.report.values import number_or_nan, shown
+
+
+def comparability(problem: Problem) -> list[Block]:
+    """Check that methods started equal and had equal chances.
+
+    Args:
+        problem: the problem.
+
+    Returns:
+        One paragraph on the start, and a warning for every weakness.
+    """
+    warnings = [*_edges(problem), *_budgets(problem), *_machines(problem), *_unreliable(problem)]
+    return [*_starts(problem), *(Text(text, warning=True) for text in warnings)]
+
+
+def _starts(problem: Problem) -> list[Text]:
+    """Equal seeds must mean equal first loss, weights, data and batches."""
+    texts = []
+    for what, of in (
+        ("initial training loss", _initial_loss),
+        ("initial weights", _recorded("initial_weights_sha256")),
+        ("data", _recorded("data_sha256")),
+        ("batches", _batches),
+    ):
+        by_seed: defaultdict[int, dict[Any, str]] = defaultdict(dict)
+        known = [(run, value) for run in problem.runs if (value := of(run)) is not None]
+        for run, value in known:
+            by_seed[run.seed].setdefault(value, run.path.name)
+        unequal = {seed: names for seed, names in sorted(by_seed.items()) if len(names) > 1}
+        if unequal:
+            seed, names = next(iter(unequal.items()))
+            texts.append(
+                Text(
+                    f"Unequal start: the {what} differ{'s' if what.endswith('loss') else ''} at "
+                    f"{len(unequal)} seed(s), such as seed {seed}: "
+                    f"{' and '.join(shown(name) for name in list(names.values())[:2])}. "
+                    "These runs cannot be compared fairly.",
+                    warning=True,
+                )
+            )
+        elif not known:
+            texts.append(
+                Text(
+                    f"Equal start: the {what} of these runs {'was' if what.endswith('loss') else 'were'} not recorded."
+                )
+            )
+        else:
+            missing = len(problem.runs) - len(known)
+            rest = f" ({missing} runs did not record it)" if missing else ""
+            texts.append(Text(f"Equal start: {what} equal over all runs of a seed{rest}."))
+    good = [t for t in texts if not t.warning]
+    return [Text(" ".join(t.text for t in good)), *(t for t in texts if t.warning)] if good else texts
+
+
+def _initial_loss(run: Run) -> float | None:
+    steps, losses = run.columns["step"], run.columns["train_loss"]
+    loss = losses[0] if len(steps) and steps[0] == 0 else number_or_nan(run.summary.get("initial_train_loss"))
+    return float(loss) if loss == loss else None
+
+
+def _recorded(key: str) -> Callable[[Run], str | None]:
+    def of(run: Run) -> str | None:
+        value = run.summary.get(key)
+        return shown(value) if value else None
+
+    return of
+
+
+def _batches(run: Run) -> str | None:
+    value = run.summary.get("batches_sha256")  # a chain over all steps: comparable between completed runs only
+    return shown(value) if value and run.status == "completed" else None
+
+
+def _edges(problem: Problem) -> Iterable[str]:
+    for method in problem.methods:
+        for edge in method.edges():
+            yield f"Edge of the grid: {method.name}'s chosen {edge}; a better value may lie beyond."
+
+
+def _budgets(problem: Problem) -> Iterable[str]:
+    tried = {method.name: len(method.settings) for method in problem.methods}
+    if len(set(tried.values())) > 1:
+        listed = ", ".join(f"{name} {count}" for name, count in tried.items())
+        yield f"Unequal budgets: settings tried were {listed}."
+
+
+def _machines(problem: Problem) -> Iterable[str]:
+    shown_runs = [run for method in problem.methods for run in method.runs]
+    abouts = [run.summary.get("environment") for run in shown_runs]
+    keys = ("host", "device", "threads")
+    places = {tuple(shown(about.get(key)) for key in keys) for about in abouts if isinstance(about, dict)}
+    if len(places) > 1:
+        yield f"Seconds come from {len(places)} different combinations of host, device and threads: compare steps."
+
+
+def _unreliable(problem: Problem) -> Iterable[str]:
+    for method in problem.methods:
+        failed = sum(run.status == "failed" for run in method.runs)
+        if failed:
+            yield f"{failed} of the runs shown of {method.name} failed and count as the worst: see their reasons."
+        waiting = sum(run.status == "unfinished" for run in method.all_runs)
+        if waiting:
+            yield f"{waiting} runs of {method.name} are unfinished and do not count yet."

@@ -1,0 +1,78 @@
+"""Find every run folder below the given folders."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sibp.report.reading import Run, read_run
+from sibp.report.values import BrokenError, UsageError, shown
+
+FILES = ("config.yaml", "metrics.jsonl", "summary.json")
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A folder that looks like a run's and cannot be used, with the reason."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Collection:
+    """All that was found: usable runs in the order of their paths, and the broken ones."""
+
+    runs: list[Run]
+    broken: list[Broken]
+
+
+def collect(folders: Sequence[Path]) -> Collection:
+    """Read all runs below some folders.
+
+    Args:
+        folders: searched with everything below them, but for hidden folders and links to folders.
+
+    Returns:
+        The runs.
+
+    Raises:
+        UsageError: a folder does not exist, or no folder holds a run.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            what = "is not a folder" if folder.exists() else "does not exist"
+            raise UsageError(f"{shown(str(folder))} {what}: give folders that hold runs.")
+    unreadable: list[Broken] = []
+    found = {path.resolve(): path for folder in folders for path in _run_folders(folder, unreadable)}
+    runs, broken = [], unreadable
+    for path in sorted(found.values()):
+        try:
+            runs.append(read_run(path))
+        except BrokenError as error:
+            broken.append(Broken(path, str(error)))
+    if not runs and not broken:
+        names = ", ".join(shown(str(folder)) for folder in folders)
+        raise UsageError(f"There are no runs in {names}: a run's folder holds {', '.join(FILES)}.")
+    return Collection(runs, sorted(broken, key=lambda item: item.path))
+
+
+def _run_folders(folder: Path, unreadable: list[Broken]) -> Iterator[Path]:
+    def note(error: OSError) -> None:
+        unreadable.append(Broken(Path(error.filename), f"the folder cannot be read ({error.strerror})"))
+
+    for name, below, files in os.walk(folder, onerror=note):
+        names = {*files, *below}
+        below[:] = [each for each in below if not each.startswith(".") and each != "tb"]
+        path = Path(name)
+        if names & {"metrics.jsonl", "summary.json"} or ("config.yaml" in names and _is_resolved(path)):
+            yield path
+
+
+def _is_resolved(folder: Path) -> bool:
+    """Whether a lone config.yaml is that of a run killed at its start, not a source of settings."""
+    try:
+        text = (folder / "config.yaml").read_text(errors="replace") if (folder / "config.yaml").is_file() else ""
+    except OSError:
+        return False
+    return "run_root:" in text and "defaults:" not in text

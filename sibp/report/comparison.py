@@ -1,0 +1,284 @@
+"""From runs to problems, methods and settings, and to the setting that stands for each method."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sibp.report.outcomes import Target, final, over_runs, seconds_per_step
+from sibp.report.reading import UNFINISHED, Run
+from sibp.report.scoring import Choice, choose, edge
+from sibp.report.values import canonical, number_or_nan, shown
+
+# Where, how and how often a run is done and looked at, not what it computes: no part of a setting.
+NOT_A_SETTING = (
+    "seed",
+    "run_root",
+    "data_root",
+    "device",
+    "threads",
+    "download",
+    "force",
+    "progress",
+    "tensorboard",
+    "checkpoint_every",
+    "log_every",
+    "target_val_acc",
+    "experiment",
+)
+RANK = {"completed": 0, "diverged": 1, "failed": 2, UNFINISHED: 3}
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """A method with its hyper-parameters, and its runs: one for each seed."""
+
+    optimizer: dict[str, Any]
+    runs: list[Run]
+
+    @property
+    def label(self) -> str:
+        """The hyper-parameters that are in use, such as ``lr=0.1 momentum=0.9``."""
+        rest = {key: value for key, value in self.optimizer.items() if not isinstance(value, str)}
+        used = {key: value for key, value in rest.items() if key == "lr" or value not in (0, False, None)}
+        ordered = sorted(used, key=lambda key: (key != "lr", key))
+        return shown(" ".join(f"{key}={_short(used[key])}" for key in ordered))
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The hyper-parameters that are single numbers."""
+        found = {k: number_or_nan(v) for k, v in self.optimizer.items() if not isinstance(v, bool)}
+        return {key: value for key, value in found.items() if value == value}
+
+    def count(self, status: str) -> int:
+        """How many of its runs ended in some way.
+
+        Args:
+            status: completed, diverged, failed or unfinished.
+
+        Returns:
+            Their number.
+        """
+        return sum(run.status == status for run in self.runs)
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """All settings tried of an optimizer (with its solver), and the one that stands for it.
+
+    Attributes:
+        name: such as ``sibp cg:5``.
+        settings: in a fixed order.
+        choice: how the setting was chosen; None if no run of the method has ended.
+        chosen: the setting; None likewise.
+        runs: the chosen setting's runs that the report shows, in the order of seeds.
+    """
+
+    name: str
+    settings: list[Setting]
+    choice: Choice | None
+    chosen: Setting | None
+    runs: list[Run]
+
+    @property
+    def all_runs(self) -> list[Run]:
+        """The runs of all its settings."""
+        return [run for setting in self.settings for run in setting.runs]
+
+    def grid(self, key: str) -> list[float]:
+        """The values tried of a hyper-parameter.
+
+        Args:
+            key: its name.
+
+        Returns:
+            Each value once, in order.
+        """
+        return sorted({s.numbers[key] for s in self.settings if key in s.numbers})
+
+    def edges(self) -> list[str]:
+        """Hyper-parameters whose chosen value is the largest or smallest tried.
+
+        Returns:
+            Such as ``lr = 3 is the largest tried``.
+        """
+        if self.chosen is None:
+            return []
+        sides = {key: edge(self.grid(key), value) for key, value in sorted(self.chosen.numbers.items())}
+        return [
+            f"{shown(key)} = {self.chosen.numbers[key]:g} is the {side} tried" for key, side in sides.items() if side
+        ]
+
+    def step_seconds(self) -> float | None:
+        """Median seconds of a step over the runs shown.
+
+        Returns:
+            Seconds; None if unknown.
+        """
+        found = over_runs(self.runs, seconds_per_step)
+        return found.median if found else None
+
+
+@dataclass(eq=False)
+class Problem:
+    """What several methods were asked to do: data set, model, batch size, length.
+
+    Attributes:
+        config: the settings that all its runs share.
+        title: short and unique within a report.
+        methods: in the order of their names, SGD first.
+        targets: what time and steps are measured to.
+        repeated: (left out, kept in its place) where a setting was run twice with a seed.
+    """
+
+    config: dict[str, Any]
+    title: str
+    methods: list[Method]
+    targets: list[Target]
+    repeated: list[tuple[Run, Run]] = field(default_factory=list)
+
+    @property
+    def runs(self) -> list[Run]:
+        """Every run that counts for something here."""
+        return [run for method in self.methods for run in method.all_runs]
+
+    @property
+    def sgd_step_seconds(self) -> float | None:
+        """Seconds of a step of SGD, None if it was not run."""
+        return next((m.step_seconds() for m in self.methods if m.name == "sgd"), None)
+
+
+def compare(runs: Sequence[Run], target_acc: float | None, target_loss: float | None) -> list[Problem]:
+    """Sort runs into problems, and choose the setting of every method.
+
+    Args:
+        runs: all runs.
+        target_acc: validation accuracy to reach; None for the one in the runs' own settings, if they agree.
+        target_loss: training loss to reach; None for none.
+
+    Returns:
+        The problems, in the order of their titles.
+    """
+    by_problem: defaultdict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        by_problem[canonical(_problem_config(run))].append(run)
+    titles = _titles([_problem_config(group[0]) for group in by_problem.values()])
+    problems = []
+    for title, group in zip(titles, by_problem.values(), strict=True):
+        kept, repeated = _one_per_seed(group)
+        targets = _targets(group, target_acc, target_loss)
+        problems.append(Problem(_problem_config(group[0]), title, _methods(kept), targets, repeated))
+    return sorted(problems, key=lambda problem: problem.title)
+
+
+def method_name(run: Run) -> str:
+    """The method of a run: what it does, without the numbers that tune it.
+
+    Args:
+        run: the run.
+
+    Returns:
+        The optimizer's name and its options that are words, such as the solver: ``sibp cg:5``.
+    """
+    words = {key: value for key, value in run.optimizer.items() if isinstance(value, str) and key != "name"}
+    ordered = sorted(words, key=lambda key: (key != "solver", key))
+    return shown(" ".join([run.optimizer["name"], *(words[key] for key in ordered)]))
+
+
+def _problem_config(run: Run) -> dict[str, Any]:
+    return {key: value for key, value in run.config.items() if key not in (*NOT_A_SETTING, "optimizer")}
+
+
+def _one_per_seed(runs: Iterable[Run]) -> tuple[list[Run], list[tuple[Run, Run]]]:
+    """Of runs with the same setting and seed, keep the one that got furthest, then the latest."""
+    same: defaultdict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        same[canonical([run.optimizer, run.seed])].append(run)
+    kept, repeated = [], []
+    for group in same.values():
+        first = sorted(group, key=lambda run: str(run.summary.get("started", "")), reverse=True)
+        first.sort(key=lambda run: RANK[run.status])
+        kept.append(first[0])
+        repeated += [(other, first[0]) for other in first[1:]]
+    return kept, repeated
+
+
+def _methods(runs: Sequence[Run]) -> list[Method]:
+    by_method: defaultdict[str, defaultdict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        by_method[method_name(run)][canonical(run.optimizer)].append(run)
+    methods = [_method(name, list(groups.values())) for name, groups in by_method.items()]
+    return sorted(methods, key=lambda method: (not method.name.startswith("sgd"), method.name))
+
+
+def _method(name: str, groups: list[list[Run]]) -> Method:
+    settings = [Setting(group[0].optimizer, sorted(group, key=lambda run: run.seed)) for group in groups]
+    settings.sort(key=lambda setting: (*_grid_position(setting), setting.label, canonical(setting.optimizer)))
+    choice = choose([_validation(setting) for setting in settings])
+    if choice is None:
+        return Method(name, settings, None, None, [])
+    chosen = settings[choice.setting]
+    return Method(name, settings, choice, chosen, [run for run in chosen.runs if run.seed in choice.shown_seeds])
+
+
+def _grid_position(setting: Setting) -> tuple[float, ...]:
+    numbers = setting.numbers
+    return (numbers.get("lr", 0.0), *(numbers[key] for key in sorted(numbers) if key != "lr"))
+
+
+def _validation(setting: Setting) -> dict[int, tuple[float, float]]:
+    figures = {run.seed: (final(run, "val_acc"), final(run, "val_loss")) for run in setting.runs}
+    unknown = float("-inf"), float("inf")
+    return {
+        seed: (unknown[0] if accuracy is None else accuracy, unknown[1] if loss is None else loss)
+        for seed, (accuracy, loss) in figures.items()
+        if accuracy is not None or loss is not None
+    }
+
+
+def _targets(runs: Sequence[Run], accuracy: float | None, loss: float | None) -> list[Target]:
+    if accuracy is None:
+        own = {number_or_nan(run.config.get("target_val_acc")) for run in runs}
+        accuracy = own.pop() if len(own) == 1 else None
+    targets = [Target("val_acc", accuracy)] if accuracy is not None and accuracy == accuracy else []
+    return targets + ([Target("train_loss", loss)] if loss is not None else [])
+
+
+def _titles(configs: Sequence[dict[str, Any]]) -> list[str]:
+    """Data set, model, batch size and length; where that is not unique, also what differs."""
+    names = [_title(config) for config in configs]
+    flat = [_flat(config) for config in configs]
+    titles = []
+    for i, name in enumerate(names):
+        rivals = [flat[j] for j, other in enumerate(names) if other == name and j != i]
+        keys = sorted(
+            {key for rival in rivals for key in rival.keys() | flat[i].keys() if rival.get(key) != flat[i].get(key)}
+        )
+        titles.append(shown(" · ".join([name, *(f"{key}={_short(flat[i].get(key))}" for key in keys)])))
+    return titles
+
+
+def _title(config: dict[str, Any]) -> str:
+    dataset, model = config.get("dataset"), config.get("model")
+    parts = [_name(dataset), _name(model), f"batch {_short(config.get('batch_size'))}"]
+    if isinstance(model, dict) and isinstance(model.get("hidden"), list):
+        parts[1] += " " + "-".join(map(_short, model["hidden"]))
+    if config.get("epochs") is not None:
+        parts.append(f"{_short(config['epochs'])} epoch{'' if config['epochs'] == 1 else 's'}")
+    if config.get("max_steps") is not None:
+        parts.append(f"{_short(config['max_steps'])} steps")
+    return " · ".join(parts)
+
+
+def _name(group: Any) -> str:
+    return _short(group.get("name")) if isinstance(group, dict) else _short(group)
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {prefix.rstrip("."): node}
+    return {key: value for name, item in node.items() for key, value in _flat(item, f"{prefix}{name}.").items()}
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else shown(value)

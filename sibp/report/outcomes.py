@@ -1,0 +1,197 @@
+"""The figures of one run, by the rules of :mod:`sibp.report.scoring`."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sibp.report.reading import UNFINISHED, Run
+from sibp.report.scoring import first_reach
+from sibp.report.statistics import Estimate, estimate, median
+from sibp.report.values import number_or_nan
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A figure of a run that is compared over methods."""
+
+    key: str
+    title: str
+    larger_is_better: bool
+    of: Callable[[Run], float | None]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A value of a logged column to be reached."""
+
+    column: str
+    value: float
+
+    @property
+    def larger_is_better(self) -> bool:
+        """True for an accuracy."""
+        return self.column.endswith("acc")
+
+    @property
+    def title(self) -> str:
+        """Such as ``val acc ≥ 0.95``."""
+        return f"{self.column.replace('_', ' ')} {'≥' if self.larger_is_better else '≤'} {self.value:g}"
+
+
+def worst(larger_is_better: bool) -> float:
+    """The figure of a run that diverged or failed.
+
+    Args:
+        larger_is_better: as for an accuracy.
+
+    Returns:
+        An infinity.
+    """
+    return -math.inf if larger_is_better else math.inf
+
+
+def final(run: Run, column: str) -> float | None:
+    """The figure a run ended with.
+
+    Args:
+        run: the run.
+        column: a metric.
+
+    Returns:
+        The last logged value; an infinity if it diverged, failed or ended in no finite number; None if the run is
+        unfinished or never logged the metric.
+    """
+    if run.status == UNFINISHED:
+        return None
+    values = run.columns[column]
+    if run.status != "completed":
+        return worst(column.endswith("acc"))
+    if np.isnan(values).all():
+        return None
+    return worst(column.endswith("acc")) if math.isnan(values[-1]) else float(values[-1])
+
+
+def best(run: Run, column: str) -> float | None:
+    """The best figure a run ever logged.
+
+    Args:
+        run: the run.
+        column: a metric.
+
+    Returns:
+        The best finite value, also of a run that diverged later; None if the run is unfinished or there is none.
+    """
+    values = run.columns[column][~np.isnan(run.columns[column])]
+    if run.status == UNFINISHED:
+        return None
+    if not len(values):
+        return None if run.status == "completed" else worst(column.endswith("acc"))
+    return float(values.max() if column.endswith("acc") else values.min())
+
+
+def test_figure(run: Run, key: str) -> float | None:
+    """A figure on the test data.
+
+    Args:
+        run: the run.
+        key: test_loss or test_acc.
+
+    Returns:
+        As summary.json has it; an infinity for a run that diverged or failed; None where there is none.
+    """
+    if run.status == "completed":
+        value = number_or_nan(run.summary.get(key))
+        return None if math.isnan(value) else value
+    return None if run.status == UNFINISHED else worst(key.endswith("acc"))
+
+
+def training_seconds(run: Run) -> float:
+    """Seconds spent in training, whatever came of it.
+
+    Args:
+        run: the run.
+
+    Returns:
+        The clock's last reading; 0 if there is none.
+    """
+    clock = run.summary.get("seconds")
+    total = number_or_nan(clock.get("train")) if isinstance(clock, dict) else math.nan
+    logged = float(run.columns["seconds"][-1]) if len(run.columns["seconds"]) else 0.0
+    return logged if math.isnan(total) or total < logged else total
+
+
+def seconds_per_step(run: Run) -> float | None:
+    """Training seconds of a step.
+
+    Args:
+        run: the run.
+
+    Returns:
+        The median over the stretches between logged rows, so that a slow start does not count; None with one row.
+    """
+    if len(run.columns["step"]) < 2:
+        return None
+    return median(list(np.diff(run.columns["seconds"]) / np.diff(run.columns["step"])))
+
+
+def to_target(run: Run, target: Target) -> tuple[float, float] | None:
+    """Steps and seconds until a target was first seen reached.
+
+    Args:
+        run: the run.
+        target: the target.
+
+    Returns:
+        (steps, seconds); infinite if it was missed, or if the run diverged or failed; None if unfinished.
+    """
+    if run.status == UNFINISHED:
+        return None
+    at = first_reach(run.columns[target.column].tolist(), target.value, target.larger_is_better)
+    if run.status != "completed" or at is None:
+        return math.inf, math.inf
+    return float(run.columns["step"][at]), float(run.columns["seconds"][at])
+
+
+def at_seconds(run: Run, column: str, seconds: float) -> float | None:
+    """The figure a run had after some seconds of training.
+
+    Args:
+        run: the run.
+        column: a metric.
+        seconds: training seconds.
+
+    Returns:
+        The last value logged by then; an infinity for a run that diverged or failed; None if unfinished or unknown.
+    """
+    end = final(run, column)
+    if end is None or math.isinf(end):
+        return end
+    values = run.columns[column][run.columns["seconds"] <= seconds]
+    values = values[~np.isnan(values)]
+    return float(values[-1]) if len(values) else None
+
+
+def over_runs(runs: Sequence[Run], of: Callable[[Run], float | None]) -> Estimate | None:
+    """The median of a figure over runs.
+
+    Args:
+        runs: one for each seed.
+        of: the figure of a run; None where it has none.
+
+    Returns:
+        The estimate; None if no completed run has the figure though there are such runs.
+    """
+    figures = [(run.status, of(run)) for run in runs]
+    done = [value for status, value in figures if status == "completed"]
+    if done and all(value is None for value in done):
+        return None
+    return estimate([value for _, value in figures if value is not None])
+
+
+FINAL_LOSS = Quantity("final_train_loss", "final train loss", False, lambda run: final(run, "train_loss"))
+BEST_LOSS = Quantity("best_train_loss", "best train loss", False, lambda run: best(run, "train_loss"))
+FINAL_VAL = Quantity("final_val_acc", "final val acc", True, lambda run: final(run, "val_acc"))
+BEST_VAL = Quantity("best_val_acc", "best val acc", True, lambda run: best(run, "val_acc"))
+TEST_ACC = Quantity("test_acc", "test acc", True, lambda run: test_figure(run, "test_acc"))

@@ -1,0 +1,222 @@
+"""One run folder, read with suspicion: a run killed at any instant, or a file that is no run's at all."""
+
+import json
+import math
+import os
+import stat
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from sibp.report.values import BrokenError, number, number_or_nan, plain, shown
+
+METRICS = ("train_loss", "train_acc", "val_loss", "val_acc")
+STATUSES = ("completed", "diverged", "failed")
+UNFINISHED = "unfinished"
+MAX_CONFIG, MAX_SUMMARY, MAX_METRICS = 100_000, 10_000_000, 1_000_000_000  # bytes; no run comes near
+LARGEST_STEP = 2**53
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What one run folder holds.
+
+    Attributes:
+        path: the folder.
+        config: the resolved settings.
+        summary: summary.json, empty where there is none.
+        status: completed, diverged, failed or unfinished.
+        columns: ``step``, ``seconds`` and ``METRICS``, one entry a logged row; NaN where not finite.
+        solver: layer -> statistic -> (steps, values).
+        notes: what was put right on reading.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    status: str
+    columns: dict[str, np.ndarray]
+    solver: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]
+    notes: tuple[str, ...]
+
+    @property
+    def seed(self) -> int:
+        """The seed of its weights and batches."""
+        return self.config["seed"]
+
+    @property
+    def optimizer(self) -> dict[str, Any]:
+        """The optimizer's name and settings."""
+        return self.config["optimizer"]
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run's folder.
+
+    Args:
+        folder: should hold config.yaml, metrics.jsonl and, once the run has ended, summary.json.
+
+    Returns:
+        The run.
+
+    Raises:
+        BrokenError: the folder's files are no usable run; says which file and why.
+    """
+    config = _read_config(folder / "config.yaml")
+    summary = _read_summary(folder / "summary.json")
+    status = summary.get("status", UNFINISHED)
+    rows, notes = _read_rows(folder / "metrics.jsonl")
+    if status == "completed":
+        status = _complete(rows, summary, notes)
+    return Run(folder, config, summary, status, _columns(rows), _solver(rows), tuple(notes))
+
+
+def _read_text(path: Path, limit: int) -> str | None:
+    """The file's text, None if it is not there."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a named pipe must not hang us
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                raise BrokenError(f"{path.name} is not a file")
+            if about.st_size > limit:
+                raise BrokenError(f"{path.name} has {about.st_size} bytes: too large")
+            return file.read().decode("utf-8")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise BrokenError(f"{path.name} cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise BrokenError(f"{path.name} is not text (byte {error.start})") from error
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    text = _read_text(path, MAX_CONFIG)
+    if text is None:
+        raise BrokenError("config.yaml is missing")
+    try:
+        config = plain(yaml.safe_load(text))
+    except BrokenError as error:
+        raise BrokenError(f"config.yaml {error}") from error
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise BrokenError(f"config.yaml is no YAML ({_first_line(error)})") from error
+    if not isinstance(config, dict):
+        raise BrokenError("config.yaml holds no settings")
+    optimizer, seed = config.get("optimizer"), config.get("seed")
+    if not isinstance(optimizer, dict) or not isinstance(optimizer.get("name"), str):
+        raise BrokenError("config.yaml names no optimizer (optimizer.name)")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise BrokenError(f"config.yaml: seed is {shown(seed)}, not a whole number")
+    return config
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    text = _read_text(path, MAX_SUMMARY)
+    if text is None:
+        return {}
+    try:
+        summary = plain(json.loads(text))
+    except BrokenError as error:
+        raise BrokenError(f"summary.json {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise BrokenError(f"summary.json is damaged ({_first_line(error)})") from error
+    if not isinstance(summary, dict):
+        raise BrokenError("summary.json holds no summary")
+    if summary.get("status") not in STATUSES:
+        raise BrokenError(f"summary.json: status is {shown(summary.get('status'))}, not one of {', '.join(STATUSES)}")
+    return summary
+
+
+def _read_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The checked rows; a last line that a killed process left half-written is dropped."""
+    text = _read_text(path, MAX_METRICS)
+    rows: list[dict[str, Any]] = []
+    if text is None:
+        return rows, []
+    lines = text.split("\n")
+    for i, line in enumerate(lines):
+        if not line and i == len(lines) - 1:
+            break
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            if i == len(lines) - 1:
+                return rows, [f"metrics.jsonl: the last line ({i + 1}) is cut off, and was dropped"]
+            raise BrokenError(f"metrics.jsonl is damaged at line {i + 1} ({_first_line(error)})") from error
+        try:
+            rows.append(_checked_row(row, rows[-1] if rows else None))
+        except BrokenError as error:
+            raise BrokenError(f"metrics.jsonl, line {i + 1}: {error}") from error
+    return rows, []
+
+
+def _checked_row(row: Any, before: Mapping[str, Any] | None) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise BrokenError(f"is {shown(row)}, not an object")
+    checked: dict[str, Any] = {}
+    for key in ("step", "seconds", *METRICS):
+        try:
+            checked[key] = number(row.get(key))
+        except BrokenError as error:
+            raise BrokenError(f"{key} {error}") from error
+    step, seconds = checked["step"], checked["seconds"]
+    if not (0 <= step <= LARGEST_STEP and step.is_integer()):
+        raise BrokenError(f"step is {shown(row.get('step'))}, not a whole number of 0 or more")
+    if not seconds >= 0:
+        raise BrokenError(f"seconds is {shown(row.get('seconds'))}, not a number of 0 or more")
+    for key in ("train_acc", "val_acc"):
+        if checked[key] < 0 or checked[key] > 1:
+            raise BrokenError(f"{key} is {checked[key]:g}, not an accuracy between 0 and 1")
+    if before and (step <= before["step"] or seconds < before["seconds"]):
+        raise BrokenError("steps or seconds go back")
+    solver = row.get("solver")
+    checked["solver"] = solver if isinstance(solver, dict) else {}
+    return checked
+
+
+def _complete(rows: list[dict[str, Any]], summary: Mapping[str, Any], notes: list[str]) -> str:
+    """A completed run must have its last row; the summary has a copy, in case a damaged disk lost it."""
+    final, steps = summary.get("final"), number_or_nan(summary.get("steps"))
+    if not rows:
+        raise BrokenError("summary.json says completed, but metrics.jsonl is missing or empty")
+    if math.isnan(steps) or rows[-1]["step"] >= steps:
+        return "completed"
+    try:
+        row = _checked_row(final, rows[-1])
+    except BrokenError:
+        row = {"step": math.nan}
+    if row["step"] != steps:
+        notes.append(f"metrics.jsonl ends at step {rows[-1]['step']:g} of {steps:g}: taken as unfinished")
+        return UNFINISHED
+    rows.append(row)
+    notes.append("the last row was taken from summary.json")
+    return "completed"
+
+
+def _columns(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    return {key: np.array([row[key] for row in rows], dtype=float) for key in ("step", "seconds", *METRICS)}
+
+
+def _solver(rows: list[dict[str, Any]]) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Layer -> statistic -> (steps, values); anything that is no number is left out."""
+    found: defaultdict[str, defaultdict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        for layer, stats in row["solver"].items():
+            for name, value in stats.items() if isinstance(stats, dict) else ():
+                figure = number_or_nan(value)
+                if not math.isnan(figure):
+                    found[layer][name].append((row["step"], figure))
+    return {layer: {name: _arrays(points) for name, points in stats.items()} for layer, stats in found.items()}
+
+
+def _arrays(points: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
+    steps, values = np.array(points).T
+    return steps, values
+
+
+def _first_line(error: Exception) -> str:
+    return shown(next(iter(str(error).splitlines()), "") or type(error).__name__)

@@ -1,0 +1,75 @@
+"""How much a method depends on its step size: final loss over lr."""
+
+import math
+
+import numpy as np
+
+from sibp.report.blocks import Block, Figure, Line, Text
+from sibp.report.comparison import Method, Problem, Setting
+from sibp.report.outcomes import FINAL_LOSS, over_runs
+
+CAPTION = (
+    "Every dot is a setting: the median over its seeds of the final training loss. The line follows the best setting "
+    "at each step size, over all other hyper-parameters. A cross marks a setting of which a run diverged or failed; "
+    "at the top edge, at least half of its runs did."
+)
+
+
+def robustness(problem: Problem, number: str) -> list[Block]:
+    """Final training loss over step size for every method.
+
+    Args:
+        problem: the problem.
+        number: of the problem in the report.
+
+    Returns:
+        The figure and how to read it.
+    """
+    tried = {method.name: [s for s in method.settings if s.numbers.get("lr", 0) > 0] for method in problem.methods}
+    losses = {setting: _loss(setting) for settings in tried.values() for setting in settings}
+    finite = [loss for loss in losses.values() if loss is not None and loss < math.inf]
+    if len({setting.numbers["lr"] for setting in losses}) < 2:
+        return [Text("Only one step size was tried: nothing to draw.")]
+    ceiling = 2 * max(finite, default=1.0) or 1.0
+    lines = []
+    for method in problem.methods:
+        points = [(s, loss) for s in tried[method.name] if (loss := losses[s]) is not None]
+        lines += _method_lines(method, points, ceiling)
+    title = "final train loss over step size"
+    return [Text(CAPTION), Figure(f"{number}-robustness", title, "lr", "final train loss", lines, True, True)]
+
+
+def _loss(setting: Setting) -> float | None:
+    found = over_runs(setting.runs, FINAL_LOSS.of)
+    return found.median if found else None
+
+
+def _method_lines(method: Method, points: list[tuple[Setting, float]], ceiling: float) -> list[Line]:
+    if not points:
+        return []
+    best: dict[float, float] = {}
+    for setting, loss in points:
+        lr = setting.numbers["lr"]
+        best[lr] = min(loss, best.get(lr, math.inf))
+    x = np.array(sorted(best))
+    y = np.array([min(best[lr], ceiling) for lr in x])
+    bad = [(s, loss) for s, loss in points if s.count("diverged") + s.count("failed")]
+    return [
+        Line(method.name, method.name, x, y, named=True),
+        _marks(method, points, ceiling, "points"),
+        *([_marks(method, bad, ceiling, "cross")] if bad else []),
+    ]
+
+
+def _marks(method: Method, points: list[tuple[Setting, float]], ceiling: float, kind: str) -> Line:
+    x = np.array([setting.numbers["lr"] for setting, _ in points])
+    y = np.array([min(loss, ceiling) for _, loss in points])
+    texts = []
+    for setting, _ in points:
+        ended = [f"{setting.count(status)} {status}" for status in ("diverged", "failed") if setting.count(status)]
+        texts.append(
+            ": ".join(
+                [f"{method.name}, {setting.label}", *([f"{', '.join(ended)} of {len(setting.runs)}"] if ended else [])]
+            )
+        )
+    return Line(method.name, method.name, x, y, kind=kind, texts=texts)

@@ -1,0 +1,177 @@
+"""Who won: the rules, as pure functions of numbers.
+
+**The figure of a run.** A run that completed counts with its last logged row. A run that diverged or failed counts as
+worse than any that completed: an infinite loss, an accuracy below all others, a target never reached. A run that is
+unfinished or broken does not count; the report lists it.
+
+**The chosen setting of a method** has the highest median final validation accuracy, then the lowest median final
+validation loss, over the seeds that all settings of the method share (its tuning seeds). Test data have no say. If
+the chosen setting was then run with fresh seeds (`MIN_SEEDS` or more, or at least as many as the tuning seeds), the
+report shows the fresh ones alone; otherwise all of them, and says so.
+
+**A verdict** between two methods compares their chosen settings on the seeds they share: same initial weights, same
+batches. With fewer than `MIN_SEEDS` such seeds it is "too few seeds". Otherwise it is "better" or "worse" if the
+bootstrap interval of the median difference excludes 0, and "no difference" if not. With 5 seeds the interval excludes
+0 only if all 5 agree in sign, which happens by chance to equal methods in 1 of 16 comparisons; the sign test beside it
+says as much. Verdicts are not corrected for their number.
+
+**A target** is reached at the first logged row that meets it: the report cannot see between rows. A missed target is
+infinitely far away; the median over seeds counts it so.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sibp.report.statistics import Estimate, estimate, median, sign_test
+
+MIN_SEEDS = 5
+BETTER, WORSE, SAME, TOO_FEW = "better", "worse", "no difference", "too few seeds"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How one method did against another on the seeds they share; a win is a seed at which it was better."""
+
+    word: str
+    difference: Estimate | None
+    wins: int
+    ties: int
+    losses: int
+    sign_p: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The setting chosen for a method (its position), the seeds it was chosen on and those it is shown on."""
+
+    setting: int
+    tuning_seeds: frozenset[int]
+    shown_seeds: frozenset[int]
+
+    @property
+    def fresh(self) -> bool:
+        """Whether no seed that it is shown on took part in the choice."""
+        return not self.tuning_seeds & self.shown_seeds
+
+
+def verdict(first: Mapping[int, float], second: Mapping[int, float], larger_is_better: bool) -> Verdict:
+    """Judge one method against another, paired by seed.
+
+    Args:
+        first: seed -> figure; may be infinite, not NaN.
+        second: the same for the other method.
+        larger_is_better: as for an accuracy.
+
+    Returns:
+        The verdict on the first; its difference is first minus second.
+
+    Example:
+        >>> sgd, sibp = {0: 3.0, 1: 3.1, 2: 3.2, 3: 3.3, 4: 3.4}, {0: 1.0, 1: 1.1, 2: 1.2, 3: 1.3, 4: 1.4}
+        >>> verdict(sibp, sgd, larger_is_better=False).word, verdict(sgd, sibp, larger_is_better=False).word
+        ('better', 'worse')
+        >>> verdict(sgd, sgd, larger_is_better=False).word
+        'no difference'
+        >>> verdict({0: 1.0}, {0: 3.0, 1: 3.1}, larger_is_better=False).word
+        'too few seeds'
+    """
+    differences = [_difference(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]
+    positive, negative = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+    wins, losses = (positive, negative) if larger_is_better else (negative, positive)
+    difference = estimate(differences)
+    word = TOO_FEW
+    if difference and difference.low is not None and difference.high is not None and difference.count >= MIN_SEEDS:
+        above, below = difference.low > 0, difference.high < 0
+        word = SAME if not (above or below) else BETTER if above == larger_is_better else WORSE
+    return Verdict(word, difference, wins, len(differences) - wins - losses, losses, sign_test(wins, losses))
+
+
+def _difference(first: float, second: float) -> float:
+    return 0.0 if first == second else first - second  # two runs that both diverged are equal
+
+
+def choose(settings: Sequence[Mapping[int, tuple[float, float]]]) -> Choice | None:
+    """Choose a method's setting on validation data.
+
+    Args:
+        settings: for each, seed -> (final validation accuracy, final validation loss); may be infinite, not NaN.
+
+    Returns:
+        The choice; None if no setting has a figure. Of equal settings, the first.
+
+    Example:
+        >>> choice = choose([{0: (0.9, 0.3)}, {0: (0.8, 0.1), 1: (0.99, 0.1)}])
+        >>> choice.setting, sorted(choice.tuning_seeds)
+        (0, [0])
+    """
+    usable = [i for i, seeds in enumerate(settings) if seeds]
+    if not usable:
+        return None
+    tuned = len(usable) > 1
+    shared = frozenset.intersection(*(frozenset(settings[i]) for i in usable)) if tuned else frozenset()
+
+    def merit(i: int) -> tuple[float, float]:
+        over = [settings[i][seed] for seed in sorted(shared or settings[i])]
+        return median([accuracy for accuracy, _ in over]), -median([loss for _, loss in over])
+
+    best = max(usable, key=merit)
+    own = frozenset(settings[best])
+    tuning = (shared or own) if tuned else frozenset()
+    fresh = own - tuning
+    enough = fresh and (len(fresh) >= MIN_SEEDS or len(fresh) >= len(tuning))
+    return Choice(best, tuning, fresh if enough else own)
+
+
+def first_reach(values: Sequence[float], target: float, larger_is_better: bool) -> int | None:
+    """Where a target is first met.
+
+    Args:
+        values: in the order of training; NaN never meets a target.
+        target: the value to reach.
+        larger_is_better: as for an accuracy.
+
+    Returns:
+        The position of the first value that meets it, None if there is none.
+
+    Example:
+        >>> first_reach([0.1, 0.9, 0.95, 0.8], 0.9, larger_is_better=True)
+        1
+    """
+    met = (i for i, value in enumerate(values) if (value >= target if larger_is_better else value <= target))
+    return next(met, None)
+
+
+def edge(grid: Sequence[float], best: float) -> str | None:
+    """Whether the best value lies at the edge of the values tried, so that a better one may lie beyond.
+
+    Args:
+        grid: the values tried; a lower edge of 0 is no edge, as nothing lies beyond.
+        best: the chosen one of them.
+
+    Returns:
+        "largest", "smallest", or None if it is inside or nothing else was tried.
+
+    Example:
+        >>> edge([0.1, 1, 10], 10), edge([0.1, 1, 10], 1), edge([0.0, 0.9], 0.0), edge([1], 1)
+        ('largest', None, None, None)
+    """
+    if len(set(grid)) < 2:
+        return None
+    if best == max(grid):
+        return "largest"
+    return "smallest" if best == min(grid) and best > 0 else None
+
+
+def ratio(value: float | None, base: float | None) -> float | None:
+    """A ratio, where there is one.
+
+    Args:
+        value: numerator, None if unknown.
+        base: denominator, None if unknown.
+
+    Returns:
+        The ratio; None without one.
+    """
+    if value is None or not base or not math.isfinite(value) or not math.isfinite(base):
+        return None
+    return value / base

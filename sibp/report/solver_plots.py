@@ -1,0 +1,52 @@
+"""What the solvers reported, layer by layer."""
+
+import numpy as np
+
+from sibp.report.blocks import Block, Figure, Line, Text
+from sibp.report.comparison import Method, Problem
+from sibp.report.curves import thinned
+from sibp.report.values import shown
+
+MAX_STATISTICS, MAX_LAYERS = 20, 40  # more cannot be looked at, and a damaged file may have any number
+
+
+def solver_plots(problem: Problem, number: str) -> list[Block]:
+    """One figure for each statistic, a line for each method and layer: the median over seeds.
+
+    Args:
+        problem: the problem.
+        number: of the problem in the report.
+
+    Returns:
+        The figures; nothing if no solver reported anything.
+    """
+    methods = [(method, layers) for method in problem.methods if (layers := _layers(method))]
+    names = sorted({s for method, _ in methods for run in method.runs for stats in run.solver.values() for s in stats})
+    figures: list[Block] = []
+    for i, statistic in enumerate(names[:MAX_STATISTICS]):
+        lines = [_line(method, layer, statistic) for method, layers in methods for layer in layers]
+        title = shown(statistic.replace("_", " "))
+        found = [line for line in lines if line]
+        figures.append(Figure(f"{number}-solver-{i:02d}", f"{title} of the solver", "steps", title, found))
+    if not figures:
+        return []
+    return [Text("Median over seeds of what the solver of each layer reported at the logged steps."), *figures]
+
+
+def _layers(method: Method) -> list[str]:
+    names = {layer for run in method.runs for layer in run.solver}
+    return sorted(names, key=lambda name: (len(name), name))[:MAX_LAYERS]
+
+
+def _line(method: Method, layer: str, statistic: str) -> Line | None:
+    found = [run.solver[layer][statistic] for run in method.runs if statistic in run.solver.get(layer, {})]
+    if not found:
+        return None
+    steps = np.concatenate([steps for steps, _ in found])
+    values = np.concatenate([values for _, values in found])
+    order = np.argsort(steps, kind="stable")
+    places, starts = np.unique(steps[order], return_index=True)
+    middles = np.array([np.median(part) for part in np.split(values[order], starts[1:])])
+    keep = thinned(np.arange(len(places)))
+    label = f"{method.name}, layer {shown(layer)}"
+    return Line(label, label, places[keep], middles[keep], named=True)

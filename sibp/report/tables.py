@@ -1,0 +1,269 @@
+"""The report's tables."""
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import combinations
+
+from sibp.report.blocks import Block, Cell, Link, Table, Text
+from sibp.report.collect import Collection
+from sibp.report.comparison import Method, Problem, Setting, method_name
+from sibp.report.outcomes import (
+    BEST_LOSS,
+    BEST_VAL,
+    FINAL_LOSS,
+    FINAL_VAL,
+    TEST_ACC,
+    Quantity,
+    at_seconds,
+    final,
+    over_runs,
+    seconds_per_step,
+    to_target,
+    training_seconds,
+)
+from sibp.report.outcomes import test_figure as figure_on_test
+from sibp.report.reading import Run
+from sibp.report.scoring import ratio, verdict
+from sibp.report.values import shown
+
+STATUSES = ("completed", "diverged", "failed", "unfinished")
+NOWHERE = None, None
+
+
+def verdict_table(problem: Problem) -> Block:
+    """Every two methods against each other.
+
+    Args:
+        problem: the problem.
+
+    Returns:
+        The table, or a sentence if there is nothing to compare.
+    """
+    pairs = list(combinations([method for method in problem.methods if method.runs], 2))
+    if not pairs:
+        return Text("There is only one method: nothing to compare.")
+    columns = ("method", "is", "than", "in", "median difference", "seeds", "won / tied / lost", "sign test p")
+    rows: list[list[Cell]] = []
+    for other, method in pairs:
+        for title, larger, first, second in _figures(method, other):
+            result = verdict(first, second, larger)
+            word = {"no difference": "no different", "too few seeds": "? (too few seeds)"}.get(result.word, result.word)
+            split = f"{result.wins} / {result.ties} / {result.losses}"
+            count = result.difference.count if result.difference else 0
+            p = result.sign_p if count else None
+            rows.append([method.name, word, other.name, title, result.difference, count, split, p])
+    return Table("verdicts", columns, rows, "Pairwise verdicts, paired by seed (first method minus second)")
+
+
+def _figures(method: Method, other: Method) -> list[tuple[str, bool, dict[int, float], dict[int, float]]]:
+    """The figures that verdicts are about: (title, larger is better, seed -> figure of both)."""
+    found = [
+        (quantity.title, quantity.larger_is_better, _by_seed(method, quantity), _by_seed(other, quantity))
+        for quantity in (FINAL_LOSS, FINAL_VAL)
+    ]
+    mine, theirs = ({run.seed: run for run in each.runs} for each in (method, other))
+    same_time: tuple[dict[int, float], dict[int, float]] = ({}, {})
+    for seed in sorted(mine.keys() & theirs.keys()):
+        ended = [run for run in (mine[seed], theirs[seed]) if run.status == "completed"]
+        if not ended:
+            continue
+        seconds = min(float(run.columns["seconds"][-1]) for run in ended)
+        pair = [at_seconds(run, "train_loss", seconds) for run in (mine[seed], theirs[seed])]
+        if pair[0] is not None and pair[1] is not None:
+            same_time[0][seed], same_time[1][seed] = pair[0], pair[1]
+    return [*found, ("train loss after the same seconds", False, *same_time)]
+
+
+def _by_seed(method: Method, quantity: Quantity) -> dict[int, float]:
+    figures = {run.seed: quantity.of(run) for run in method.runs}
+    return {seed: value for seed, value in figures.items() if value is not None}
+
+
+def summary_table(problem: Problem) -> Table:
+    """One row a method: its chosen setting.
+
+    Args:
+        problem: the problem.
+
+    Returns:
+        The table.
+    """
+    quantities = (FINAL_LOSS, BEST_LOSS, FINAL_VAL, BEST_VAL, TEST_ACC)
+    rows = []
+    for method in problem.methods:
+        label = method.chosen.label if method.chosen else None
+        rows.append([method.name, label, *_setting_cells(method.runs, quantities, problem)])
+    columns = ("method", "setting", *_setting_columns(quantities, problem))
+    return Table("summary", columns, rows, "Medians over seeds with 95 % bootstrap intervals")
+
+
+def settings_table(problem: Problem) -> Table:
+    """One row a setting, without test figures: those are for chosen settings alone.
+
+    Args:
+        problem: the problem.
+
+    Returns:
+        The table.
+    """
+    quantities = (FINAL_LOSS, BEST_LOSS, FINAL_VAL, BEST_VAL)
+    rows = []
+    for method in problem.methods:
+        for setting in method.settings:
+            mark = "chosen" if setting is method.chosen else ""
+            cells = _setting_cells(setting.runs, quantities, problem)
+            rows.append([method.name, setting.label, mark, *cells])
+    columns = ("method", "setting", "chosen", *_setting_columns(quantities, problem))
+    return Table("settings", columns, rows, "Every setting tried, over all its seeds (no test figures)", folded=True)
+
+
+def _setting_columns(quantities: Sequence[Quantity], problem: Problem) -> list[str]:
+    targets = [f"{unit} to {target.title}" for target in problem.targets for unit in ("steps", "seconds")]
+    titles = [quantity.title for quantity in quantities]
+    return ["seeds", *titles, "seconds", "ms per step", "step cost against SGD", *targets, *STATUSES]
+
+
+def _setting_cells(runs: Sequence[Run], quantities: Sequence[Quantity], problem: Problem) -> list[Cell]:
+    step = over_runs(runs, seconds_per_step)
+    cells: list[Cell] = [sum(run.status != "unfinished" for run in runs)]
+    cells += [over_runs(runs, quantity.of) for quantity in quantities]
+    cells.append(over_runs([run for run in runs if run.status == "completed"], training_seconds))
+    cells.append(1000 * step.median if step else None)
+    cells.append(ratio(step.median if step else None, problem.sgd_step_seconds))
+    for target in problem.targets:
+        for i in (0, 1):
+            cells.append(over_runs(runs, lambda run, target=target, i=i: (to_target(run, target) or NOWHERE)[i]))
+    count = Counter(run.status for run in runs)
+    return [*cells, *(count[status] for status in STATUSES)]
+
+
+def budget_table(problem: Problem) -> Table:
+    """What every method was given.
+
+    Args:
+        problem: the problem.
+
+    Returns:
+        The table.
+    """
+    rows: list[list[Cell]] = []
+    for method in problem.methods:
+        runs = method.all_runs
+        tuned = {key: method.grid(key) for setting in method.settings for key in setting.numbers}
+        grids = [
+            f"{shown(key)}: {', '.join(f'{v:g}' for v in grid)}" for key, grid in sorted(tuned.items()) if len(grid) > 1
+        ]
+        count = Counter(run.status for run in runs)
+        seconds = float(sum(map(training_seconds, runs)))
+        cells = [len(method.settings), len(runs), *(count[status] for status in STATUSES), seconds]
+        rows.append([method.name, *cells, "; ".join(grids) or "nothing varied"])
+    columns = ("method", "settings tried", "runs", *STATUSES, "training seconds in all", "values tried")
+    return Table("budget", columns, rows, "The budget of every method")
+
+
+def runs_table(problems: Sequence[Problem]) -> Table:
+    """One row a run.
+
+    Args:
+        problems: the problems.
+
+    Returns:
+        The table.
+    """
+    rows = [
+        _run_cells(problem, method, setting, run)
+        for problem in problems
+        for method in problem.methods
+        for setting in method.settings
+        for run in setting.runs
+    ]
+    columns = (
+        "task",
+        "method",
+        "setting",
+        "seed",
+        "status",
+        "last step",
+        "final train loss",
+        "final val acc",
+        "test acc",
+        "seconds",
+        "reason",
+        "folder",
+    )
+    return Table("runs", columns, rows, f"{len(rows)} runs, with their folders")
+
+
+def _run_cells(problem: Problem, method: Method, setting: Setting, run: Run) -> list[Cell]:
+    steps = run.columns["step"]
+    chosen = setting is method.chosen
+    return [
+        problem.title,
+        method.name,
+        setting.label,
+        run.seed,
+        run.status,
+        int(steps[-1]) if len(steps) else None,
+        final(run, "train_loss"),
+        final(run, "val_acc"),
+        figure_on_test(run, "test_acc") if chosen else None,
+        training_seconds(run),
+        shown(run.summary["reason"]) if run.summary.get("reason") else "",
+        Link(run.path),
+    ]
+
+
+def broken_table(collection: Collection) -> Table:
+    """The folders that could not be used.
+
+    Args:
+        collection: all that was read.
+
+    Returns:
+        The table.
+    """
+    rows = [[Link(broken.path), broken.reason] for broken in collection.broken]
+    return Table("broken", ("folder", "reason"), rows, "Broken runs: not part of any figure above")
+
+
+def notes_table(collection: Collection, problems: Sequence[Problem]) -> list[Block]:
+    """What was put right on reading, and which runs were left out as repetitions.
+
+    Args:
+        collection: all that was read.
+        problems: the problems.
+
+    Returns:
+        The table, if there is anything to note.
+    """
+    rows: list[list[Cell]] = [[Link(run.path), note] for run in collection.runs for note in run.notes]
+    for problem in problems:
+        for run, kept in problem.repeated:
+            rows.append(
+                [Link(run.path), f"left out: same setting and seed as {shown(kept.path.name)} ({method_name(run)})"]
+            )
+    return [Table("notes", ("folder", "note"), rows, "Notes")] if rows else []
+
+
+def versions_table(runs: Sequence[Run]) -> Table:
+    """Where the runs took place.
+
+    Args:
+        runs: all runs.
+
+    Returns:
+        One row for each surrounding that the summaries name.
+    """
+    count: Counter[tuple[str, ...]] = Counter()
+    for run in runs:
+        about = run.summary.get("environment")
+        about = about if isinstance(about, dict) else {}
+        versions = about.get("versions")
+        listed = ", ".join(f"{k} {v}" for k, v in sorted(versions.items())) if isinstance(versions, dict) else ""
+        commit = about.get("git_commit")
+        changed = " with uncommitted changes" if about.get("git_dirty") is True else ""
+        parts = (f"{commit}{changed}" if commit else "", listed, *(about.get(k) for k in ("device", "threads", "host")))
+        count[tuple(shown("not recorded" if part in (None, "") else part) for part in parts)] += 1
+    rows = [[*about, number] for about, number in sorted(count.items())]
+    columns = ("git commit", "versions", "device", "threads", "host", "runs")
+    return Table("versions", columns, rows, "Code, versions and machines as recorded by the runs")

@@ -1,0 +1,71 @@
+"""Cells as text."""
+
+import math
+import os
+from pathlib import Path
+
+from sibp.report.blocks import Cell, Link
+from sibp.report.statistics import Estimate
+from sibp.report.values import shown
+
+
+def figure(value: float) -> str:
+    """A number to four significant digits.
+
+    Args:
+        value: may be infinite.
+
+    Returns:
+        Such as ``0.05432``, ``1.2e-07`` or ``∞``.
+
+    Example:
+        >>> figure(0.97449), figure(5500.0), figure(float("inf")), figure(float("-inf"))
+        ('0.9745', '5500', '∞', '−∞')
+    """
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.4g}"
+
+
+def cell_text(cell: Cell) -> str:
+    """A cell for a reader.
+
+    Args:
+        cell: the cell.
+
+    Returns:
+        Its text; an interval follows its median in brackets.
+    """
+    if cell is None:
+        return "–"
+    if isinstance(cell, Estimate):
+        bounds = "" if cell.low is None or cell.high is None else f" [{figure(cell.low)}, {figure(cell.high)}]"
+        return figure(cell.median) + bounds
+    if isinstance(cell, Link):
+        return shown(cell.path.name or str(cell.path))
+    return figure(cell) if isinstance(cell, float) else str(cell) if isinstance(cell, int) else cell
+
+
+def is_number(cell: Cell) -> bool:
+    """Whether a cell is set flush right.
+
+    Args:
+        cell: the cell.
+
+    Returns:
+        True for numbers and estimates.
+    """
+    return isinstance(cell, int | float | Estimate)
+
+
+def relative(path: Path, folder: Path) -> str:
+    """The way from the report's folder to a run's folder.
+
+    Args:
+        path: the run's folder.
+        folder: the report's.
+
+    Returns:
+        A relative path with forward slashes.
+    """
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
