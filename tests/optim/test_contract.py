@@ -589,3 +589,35 @@ def test_two_losses_through_one_graph_each_give_their_step(method):
     for p, g in zip(model.parameters(), once, strict=True):
         torch.testing.assert_close(p.grad, 2 * g)
     assert optimizer.solver_stats()
+
+
+@pytest.mark.parametrize(("saved_in", "loaded_in"), [(F64, torch.float32), (torch.float32, F64)])
+def test_state_moves_to_another_dtype(method, saved_in: torch.dtype, loaded_in: torch.dtype):
+    """The fallback's moments follow their parameters; the run goes on as it would have, to rounding."""
+    model, other = net(saved_in), net(loaded_in)
+    optimizer, again = method(model, 0.3), method(other, 0.1)
+    train(model, optimizer, range(4), saved_in)
+    other.load_state_dict(model.state_dict())
+    again.load_state_dict(optimizer.state_dict())
+    assert again.param_groups[0]["lr"] == 0.3
+    moments, original = again.state[other[2].weight]["exp_avg"], optimizer.state[model[2].weight]["exp_avg"]
+    assert moments.dtype == loaded_in
+    assert moments.abs().max() > 0
+    torch.testing.assert_close(moments.double(), original.double(), rtol=1e-6, atol=0)
+    train(model, optimizer, range(4, 7), saved_in)
+    train(other, again, range(4, 7), loaded_in)
+    for p, q in zip(weights(model), weights(other), strict=True):
+        torch.testing.assert_close(p.double(), q.double(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_state_moves_to_another_device(method):
+    model, other = net(), net().cuda()
+    optimizer, again = method(model, 0.3), method(other, 0.1)
+    train(model, optimizer, range(4))
+    other.load_state_dict(model.state_dict())
+    again.load_state_dict(optimizer.state_dict())
+    assert all(value.device.type == "cuda" for value in again.state[other[2].weight].values() if value.dim())
+    x, y = batch()
+    F.cross_entropy(other(x.cuda()), y.cuda()).backward()
+    again.step()

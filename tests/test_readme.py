@@ -1,0 +1,23 @@
+"""The README's promises: its Python runs, its commands exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+
+
+def test_first_lines_are_the_two_commands():
+    commands = re.findall(r"^    (make \w+)", README.read_text(), re.MULTILINE)
+    assert commands[:2] == ["make run", "make test"]
+    targets = set(re.findall(r"^(\w+):", (README.parent / "Makefile").read_text(), re.MULTILINE))
+    assert {"run", "test"} <= targets
+
+
+def test_drop_in_example_trains_in_twelve_lines():
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (example,) = [block for block in blocks if "SIBP(" in block]
+    assert len(example.strip().splitlines()) <= 12
+    code = example + "\nassert loss.item() < 0.5 * 2.3, loss\n"  # ln 10 = 2.3: the loss of guessing
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=120)
