@@ -90,6 +90,7 @@ def test_a_completed_run_is_skipped_and_force_trains_it_anew(make_config):
     assert anew.status == "completed"
     assert anew.folder.path == first.folder.path
     assert len(anew.folder.rows()) == len(rows.splitlines())
+    assert anew.folder.metrics.read_bytes() != rows  # other seconds
 
 
 def test_force_that_cannot_start_deletes_nothing(make_config, monkeypatch):
@@ -107,12 +108,14 @@ def test_a_diverged_run_is_kept_with_its_reason(make_config):
     outcome = run(config)
     summary = summary_of(outcome.folder)
     assert outcome.status == summary["status"] == "diverged"
-    assert f"at step {summary['diverged_step']}" in summary["reason"]
+    assert summary["diverged_step"] == 2  # not the next step that is logged
+    assert "at step 2" in summary["reason"]
     assert summary["diverged_loss"] in ("nan", "inf")
     assert outcome.folder.rows()[0]["step"] == 0
     assert "test_acc" not in summary
-    assert run(config).status == "diverged"
-    assert run(config).folder.path == outcome.folder.path
+    again = run(config)
+    assert again.status == "diverged"
+    assert "force=true" in again.message
 
 
 def test_two_processes_never_train_the_same_run(make_config):
