@@ -116,6 +116,7 @@ FAILURES = {
     "dataset=mnist": "set data_root=... to the folder that holds them, or add download=true",
     "batch_size=5000": "batch_size=5000 is more than the 1297 training images",
     "batch_size=0": "batch_size=0 is not possible: give a whole number of 1 or more",
+    "batch_size=true": "batch_size=True is not possible: give a whole number",
     "batch_size=2.5": "batch_size=2.5 is not possible: give a whole number",
     "seed=-1": "seed=-1 is not possible",
     "target_val_acc=95": "is not an accuracy",
