@@ -258,3 +258,9 @@ def test_a_sweep_is_planned_in_the_order_of_its_words():
     ]
     with pytest.raises(UserError, match="cannot be read"):
         plan(["seed=[1"], sweep=True)
+
+
+@pytest.mark.parametrize(("epochs", "max_steps", "total"), [(2, None, 20), (None, 7, 7), (2, 7, 7), (1, 70, 10)])
+def test_a_run_ends_at_epochs_or_steps_whichever_comes_first(make_config, epochs, max_steps, total):
+    settings = Settings.from_config(make_config(epochs=epochs, max_steps=max_steps))
+    assert settings.total_steps(steps_per_epoch=10) == total
