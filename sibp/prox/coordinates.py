@@ -12,6 +12,7 @@ and the side with the smaller Gram matrix (N x N or n x n) is the cheaper. All t
 (the groups of a convolution); the columns of U, V and Z are the layer's m neurons, whose subproblems are independent.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +54,10 @@ class Span:
         self.gram = A @ A.mT if features.weight else A.new_zeros(*A.shape[:-1], A.shape[-2])
         if features.bias:
             self.gram += 1
+        # What rounds in x' K x, in units of ||x||^2: N terms, each with the error of K's largest entry.
+        N = A.shape[-2]
+        largest = self.gram.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True) if N else self.gram.new_zeros(())
+        self._rounding = largest * (torch.finfo(A.dtype).eps * math.sqrt(N))
 
     def pull(self, E: Tensor) -> Tensor:
         """Coefficients of Phi' E: E itself, (..., N, m)."""
@@ -66,6 +71,14 @@ class Span:
         """<x, y> of two displacements, one number a neuron, (..., m): column sums of x * (K y)."""
         del image_x, y
         return (x * image_y).sum(-2)
+
+    def squared_norm(self, x: Tensor, image_x: Tensor) -> Tensor:
+        """<x, x>, one number a neuron, (..., m); 0 where it is nothing but rounding.
+
+        Where rows of Phi depend on each other, a large x can be next to no displacement.
+        """
+        squared = (x * image_x).sum(-2)
+        return torch.where(squared > self._rounding * torch.linalg.vector_norm(x, dim=-2).square(), squared, 0.0)
 
     def quadratic(self, U: Tensor, gram_U: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
         """(||R + K U||^2, squared norm of U) over all neurons, from gram_U = K U."""
@@ -104,6 +117,11 @@ class Direct:
         """<x, y> of two displacements, one number a neuron, (..., m): column sums of x * y."""
         del image_x, image_y
         return (x * y).sum(-2)
+
+    def squared_norm(self, x: Tensor, image_x: Tensor) -> Tensor:
+        """<x, x>, one number a neuron, (..., m)."""
+        del image_x
+        return x.square().sum(-2)
 
     def quadratic(self, V: Tensor, gram_V: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
         """(||R + Phi V||^2, squared norm of V) over all neurons, from gram_V = Phi' Phi V.

@@ -54,13 +54,13 @@ def solve_nonlinear(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, 
         # Half of f's gradient, as coefficients: pull((s(Z) - T) s'(Z)) + lam x.
         G = coordinates.pull((s.value(Z) - T) * slope) + lam * x
         image_G = coordinates.image(G)
-        gg = coordinates.inner(G, image_G, G, image_G)
+        gg = coordinates.squared_norm(G, image_G)  # 0: the neuron has arrived, as far as numbers can tell
         beta = _ratio(gg - coordinates.inner(G_old, image_G, G, image_G), gg_old).clamp_(min=0)
         beta = _descent_only(coordinates, beta, G, image_G, D, image_D)
         D, image_D = beta * D - G, beta * image_D - image_G
         gd = -coordinates.inner(G, image_G, D, image_D)
         dd = coordinates.inner(D, image_D, D, image_D)
-        t = shrink * _ratio(gd, (slope * image_D).square().sum(-2) + lam * dd)
+        t = shrink * _ratio(gd, (slope * image_D).square().sum(-2) + lam * dd) * (gg > 0)
         step = t.unsqueeze(-2)
         Z_try, x_try, image_try = Z + step * image_D, x + step * D, image_x + step * image_D
         f_try = (s.value(Z_try) - T).square().sum(-2) + lam * coordinates.inner(x_try, image_try, x_try, image_try)
