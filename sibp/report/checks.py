@@ -25,41 +25,26 @@ def comparability(problem: Problem) -> list[Block]:
 
 def _starts(problem: Problem) -> list[Text]:
     """Equal seeds must mean equal first loss, weights, data and batches."""
-    texts = []
-    for what, of in (
-        ("initial training loss", _initial_loss),
-        ("initial weights", _recorded("initial_weights_sha256")),
-        ("data", _recorded("data_sha256")),
-        ("batches", _batches),
-    ):
+    equal, unknown, warnings = [], [], []
+    for what, of in STARTS.items():
         by_seed: defaultdict[int, dict[Any, str]] = defaultdict(dict)
         known = [(run, value) for run in problem.runs if (value := of(run)) is not None]
         for run, value in known:
             by_seed[run.seed].setdefault(value, run.path.name)
-        unequal = {seed: names for seed, names in sorted(by_seed.items()) if len(names) > 1}
+        unequal = {seed: list(names.values()) for seed, names in sorted(by_seed.items()) if len(names) > 1}
         if unequal:
             seed, names = next(iter(unequal.items()))
-            texts.append(
-                Text(
-                    f"Unequal start: the {what} differ{'s' if what.endswith('loss') else ''} at "
-                    f"{len(unequal)} seed(s), such as seed {seed}: "
-                    f"{' and '.join(shown(name) for name in list(names.values())[:2])}. "
-                    "These runs cannot be compared fairly.",
-                    warning=True,
-                )
-            )
-        elif not known:
-            texts.append(
-                Text(
-                    f"Equal start: the {what} of these runs {'was' if what.endswith('loss') else 'were'} not recorded."
-                )
-            )
+            where = f"seed {seed} ({shown(names[0])} and {shown(names[1])})"
+            warnings.append(f"Unequal start: {what} not the same at {len(unequal)} seed(s), such as {where}.")
+        elif known:
+            partly = what != BATCHES and len(known) < len(problem.runs)
+            equal.append(what + (f" (recorded by {len(known)} of {len(problem.runs)} runs)" if partly else ""))
         else:
-            missing = len(problem.runs) - len(known)
-            rest = f" ({missing} runs did not record it)" if missing else ""
-            texts.append(Text(f"Equal start: {what} equal over all runs of a seed{rest}."))
-    good = [t for t in texts if not t.warning]
-    return [Text(" ".join(t.text for t in good)), *(t for t in texts if t.warning)] if good else texts
+            unknown.append(what)
+    texts = [Text(f"Equal start: at each seed, all runs had the same {', '.join(equal)}.")] if equal else []
+    if unknown:
+        texts.append(Text(f"Not recorded, so not checked: {', '.join(unknown)}."))
+    return [*texts, *(Text(warning, warning=True) for warning in warnings)]
 
 
 def _initial_loss(run: Run) -> float | None:
@@ -79,6 +64,15 @@ def _recorded(key: str) -> Callable[[Run], str | None]:
 def _batches(run: Run) -> str | None:
     value = run.summary.get("batches_sha256")  # a chain over all steps: comparable between completed runs only
     return shown(value) if value and run.status == "completed" else None
+
+
+BATCHES = "batches (completed runs)"
+STARTS: dict[str, Callable[[Run], Any]] = {
+    "initial training loss": _initial_loss,
+    "initial weights": _recorded("initial_weights_sha256"),
+    "data": _recorded("data_sha256"),
+    BATCHES: _batches,
+}
 
 
 def _edges(problem: Problem) -> Iterable[str]:

@@ -154,23 +154,36 @@ def to_target(run: Run, target: Target) -> tuple[float, float] | None:
     return float(run.columns["step"][at]), float(run.columns["seconds"][at])
 
 
-def at_seconds(run: Run, column: str, seconds: float) -> float | None:
-    """The figure a run had after some seconds of training.
+def at_equal_seconds(first: Run, second: Run, column: str) -> tuple[float, float] | None:
+    """What two runs had after the same training seconds.
+
+    That is the last moment within the shorter run at which the longer one logged a row; the other counts with its
+    last row by then. A run that diverged or failed has the worst figure.
 
     Args:
-        run: the run.
+        first: a run.
+        second: another.
         column: a metric.
-        seconds: training seconds.
 
     Returns:
-        The last value logged by then; an infinity for a run that diverged or failed; None if unfinished or unknown.
+        The figures of both; None if a run is unfinished or there is no such moment after the start.
     """
-    end = final(run, column)
-    if end is None or math.isinf(end):
-        return end
-    values = run.columns[column][run.columns["seconds"] <= seconds]
+    ends = final(first, column), final(second, column)
+    if ends[0] is None or ends[1] is None:
+        return None
+    if not (math.isfinite(ends[0]) and math.isfinite(ends[1])):
+        return ends[0], ends[1]
+    longer, shorter = sorted((first, second), key=lambda run: run.columns["seconds"][-1], reverse=True)
+    moments = longer.columns["seconds"]
+    moment = moments[moments <= shorter.columns["seconds"][-1]].max(initial=0.0)
+    figures = [_last_by(run, column, moment) for run in (first, second)]
+    return (figures[0], figures[1]) if moment > 0 and not any(map(math.isnan, figures)) else None
+
+
+def _last_by(run: Run, column: str, moment: float) -> float:
+    values = run.columns[column][run.columns["seconds"] <= moment]
     values = values[~np.isnan(values)]
-    return float(values[-1]) if len(values) else None
+    return float(values[-1]) if len(values) else math.nan
 
 
 def over_runs(runs: Sequence[Run], of: Callable[[Run], float | None]) -> Estimate | None:

@@ -54,7 +54,7 @@ def plotly_figure(figure: Figure, colour: Mapping[str, str]) -> dict[str, Any]:
 def _axis(title: str, log: bool) -> dict[str, Any]:
     axis = {"title": {"text": escape(title)}, "gridcolor": GRID, "linecolor": "#9aa5b1", "zeroline": False}
     axis["automargin"] = True
-    return {**axis, "type": "log", "minorloglabels": "complete"} if log else axis
+    return {**axis, "type": "log", "exponentformat": "power", "nticks": 6} if log else axis
 
 
 def _traces(line: Line, colour: str, figure: Figure) -> list[dict[str, Any]]:

@@ -20,10 +20,10 @@ from sibp.report.tables import (
     runs_table,
     settings_table,
     summary_table,
-    verdict_table,
     versions_table,
 )
 from sibp.report.values import shown
+from sibp.report.verdicts import verdicts
 
 
 def build(collection: Collection, problems: Sequence[Problem], command: str) -> Document:
@@ -52,7 +52,7 @@ def _problem_sections(problem: Problem, number: str) -> list[Section]:
     solver = solver_plots(problem, number)
     return [
         Section(problem.title, comparability(problem), level=2),
-        Section("Verdicts", [verdict_table(problem), Text(_choice_text(problem))]),
+        Section("Verdicts", [*verdicts(problem), Text(_choice_text(problem))]),
         Section("The chosen setting of every method", [summary_table(problem)]),
         Section("Loss and accuracy", curves(problem, number)),
         Section("Step-size robustness", robustness(problem, number)),

@@ -2,9 +2,8 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import combinations
 
-from sibp.report.blocks import Block, Cell, Link, Table, Text
+from sibp.report.blocks import Block, Cell, Link, Table
 from sibp.report.collect import Collection
 from sibp.report.comparison import Method, Problem, Setting, method_name
 from sibp.report.outcomes import (
@@ -14,7 +13,6 @@ from sibp.report.outcomes import (
     FINAL_VAL,
     TEST_ACC,
     Quantity,
-    at_seconds,
     final,
     over_runs,
     seconds_per_step,
@@ -23,60 +21,11 @@ from sibp.report.outcomes import (
 )
 from sibp.report.outcomes import test_figure as figure_on_test
 from sibp.report.reading import Run
-from sibp.report.scoring import ratio, verdict
+from sibp.report.scoring import ratio
 from sibp.report.values import shown
 
 STATUSES = ("completed", "diverged", "failed", "unfinished")
 NOWHERE = None, None
-
-
-def verdict_table(problem: Problem) -> Block:
-    """Every two methods against each other.
-
-    Args:
-        problem: the problem.
-
-    Returns:
-        The table, or a sentence if there is nothing to compare.
-    """
-    pairs = list(combinations([method for method in problem.methods if method.runs], 2))
-    if not pairs:
-        return Text("There is only one method: nothing to compare.")
-    columns = ("method", "is", "than", "in", "median difference", "seeds", "won / tied / lost", "sign test p")
-    rows: list[list[Cell]] = []
-    for other, method in pairs:
-        for title, larger, first, second in _figures(method, other):
-            result = verdict(first, second, larger)
-            word = {"no difference": "no different", "too few seeds": "? (too few seeds)"}.get(result.word, result.word)
-            split = f"{result.wins} / {result.ties} / {result.losses}"
-            count = result.difference.count if result.difference else 0
-            p = result.sign_p if count else None
-            rows.append([method.name, word, other.name, title, result.difference, count, split, p])
-    return Table("verdicts", columns, rows, "Pairwise verdicts, paired by seed (first method minus second)")
-
-
-def _figures(method: Method, other: Method) -> list[tuple[str, bool, dict[int, float], dict[int, float]]]:
-    """The figures that verdicts are about: (title, larger is better, seed -> figure of both)."""
-    found = [
-        (quantity.title, quantity.larger_is_better, _by_seed(method, quantity), _by_seed(other, quantity))
-        for quantity in (FINAL_LOSS, FINAL_VAL)
-    ]
-    mine, theirs = ({run.seed: run for run in each.runs} for each in (method, other))
-    same_time: tuple[dict[int, float], dict[int, float]] = ({}, {})
-    for seed in sorted(mine.keys() & theirs.keys()):
-        ended = [run for run in (mine[seed], theirs[seed]) if run.status == "completed"]
-        if not ended:
-            continue
-        seconds = min(float(run.columns["seconds"][-1]) for run in ended)
-        pair = [at_seconds(run, "train_loss", seconds) for run in (mine[seed], theirs[seed])]
-        if pair[0] is not None and pair[1] is not None:
-            same_time[0][seed], same_time[1][seed] = pair[0], pair[1]
-    return [*found, ("train loss after the same seconds", False, *same_time)]
-
-
-def _by_seed(method: Method, quantity: Quantity) -> dict[int, float]:
-    figures = {run.seed: quantity.of(run) for run in method.runs}
-    return {seed: value for seed, value in figures.items() if value is not None}
 
 
 def summary_table(problem: Problem) -> Table:
