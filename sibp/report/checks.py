@@ -35,7 +35,7 @@ def _starts(problem: Problem) -> list[Text]:
         if unequal:
             seed, names = next(iter(unequal.items()))
             where = f"seed {seed} ({shown(names[0])} and {shown(names[1])})"
-            warnings.append(f"Unequal start: {what} not the same at {len(unequal)} seed(s), such as {where}.")
+            warnings.append(f"Unequal start: {what} not the same for a seed ({len(unequal)} such seeds): {where}.")
         elif known:
             partly = what != BATCHES and len(known) < len(problem.runs)
             equal.append(what + (f" (recorded by {len(known)} of {len(problem.runs)} runs)" if partly else ""))
@@ -101,7 +101,7 @@ def _unreliable(problem: Problem) -> Iterable[str]:
     for method in problem.methods:
         failed = sum(run.status == "failed" for run in method.runs)
         if failed:
-            yield f"{failed} of the runs shown of {method.name} failed and count as the worst: see their reasons."
+            yield f"Of the runs shown of {method.name}, {failed} failed and count as the worst: see their reasons."
         waiting = sum(run.status == "unfinished" for run in method.all_runs)
         if waiting:
-            yield f"{waiting} runs of {method.name} are unfinished and do not count yet."
+            yield f"Unfinished runs of {method.name}, which do not count yet: {waiting}."

@@ -129,9 +129,10 @@ def seconds_per_step(run: Run) -> float | None:
         run: the run.
 
     Returns:
-        The median over the stretches between logged rows, so that a slow start does not count; None with one row.
+        The median over the stretches between logged rows, so that a slow start does not count; None with one row,
+        and for an unfinished run.
     """
-    if len(run.columns["step"]) < 2:
+    if run.status == UNFINISHED or len(run.columns["step"]) < 2:
         return None
     return median(list(np.diff(run.columns["seconds"]) / np.diff(run.columns["step"])))
 

@@ -5,9 +5,10 @@ worse than any that completed: an infinite loss, an accuracy below all others, a
 unfinished or broken does not count; the report lists it.
 
 **The chosen setting of a method** has the highest median final validation accuracy, then the lowest median final
-validation loss, over the seeds that all settings of the method share (its tuning seeds). Test data have no say. If
-the chosen setting was then run with fresh seeds (`MIN_SEEDS` or more, or at least as many as the tuning seeds), the
-report shows the fresh ones alone; otherwise all of them, and says so.
+validation loss, over the tuning seeds: those with which at least half of the method's settings were run. A setting
+that lacks one of them is not considered. Test data have no say. If the chosen setting was also run with fresh seeds
+(`MIN_SEEDS` or more, or at least as many as the tuning seeds), the report shows the fresh ones alone; otherwise all of
+them, and says so.
 
 **A verdict** between two methods compares their chosen settings on the seeds they share: same initial weights, same
 batches. With fewer than `MIN_SEEDS` such seeds it is "too few seeds". Otherwise it is "better" or "worse" if the
@@ -20,6 +21,7 @@ infinitely far away; the median over seeds counts it so.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -107,19 +109,22 @@ def choose(settings: Sequence[Mapping[int, tuple[float, float]]]) -> Choice | No
     usable = [i for i, seeds in enumerate(settings) if seeds]
     if not usable:
         return None
-    tuned = len(usable) > 1
-    shared = frozenset.intersection(*(frozenset(settings[i]) for i in usable)) if tuned else frozenset()
+    if len(usable) == 1:
+        return Choice(usable[0], frozenset(), frozenset(settings[usable[0]]))
+    count = Counter(seed for i in usable for seed in settings[i])
+    tuning = frozenset(seed for seed, number in count.items() if number >= max(2, len(usable) / 2))
+    eligible = [i for i in usable if tuning <= settings[i].keys()] or usable
 
     def merit(i: int) -> tuple[float, float]:
-        over = [settings[i][seed] for seed in sorted(shared or settings[i])]
+        over = [settings[i][seed] for seed in sorted(tuning & settings[i].keys() or settings[i])]
         return median([accuracy for accuracy, _ in over]), -median([loss for _, loss in over])
 
-    best = max(usable, key=merit)
+    best = max(eligible, key=merit)
     own = frozenset(settings[best])
-    tuning = (shared or own) if tuned else frozenset()
-    fresh = own - tuning
-    enough = fresh and (len(fresh) >= MIN_SEEDS or len(fresh) >= len(tuning))
-    return Choice(best, tuning, fresh if enough else own)
+    used = tuning & own or own  # on which this setting was judged
+    fresh = own - used
+    enough = fresh and (len(fresh) >= MIN_SEEDS or len(fresh) >= len(used))
+    return Choice(best, used, fresh if enough else own)
 
 
 def first_reach(values: Sequence[float], target: float, larger_is_better: bool) -> int | None:
