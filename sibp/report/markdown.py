@@ -7,7 +7,7 @@ from urllib.parse import quote
 from sibp.report.blocks import Block, Cell, Document, Link, Table, Text
 from sibp.report.text import cell_text, relative
 
-SPECIAL = str.maketrans({c: "\\" + c for c in "\\`*_[]<>|#"} | {"&": "&amp;"})
+SPECIAL = str.maketrans({c: "\\" + c for c in "\\`*_[]|#"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
 
 def markdown(document: Document, folder: Path, pictures: str | None) -> str:

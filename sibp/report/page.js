@@ -1,6 +1,9 @@
 // Draws each figure when it comes near the window: a page of many figures opens at once.
 "use strict";
+const MARGIN = 600; // pixels
 const touch = matchMedia("(pointer: coarse)").matches;
+const plots = [...document.querySelectorAll(".plot")];
+
 function draw(plot) {
   if (plot.dataset.drawn) return;
   plot.dataset.drawn = "yes";
@@ -8,10 +11,16 @@ function draw(plot) {
   if (touch) layout.dragmode = false; // a finger scrolls the page
   Plotly.newPlot(plot, data, layout, { responsive: true, displaylogo: false });
 }
-const plots = document.querySelectorAll(".plot");
-const watcher = new IntersectionObserver(
-  (entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => draw(entry.target)),
-  { rootMargin: "600px" },
-);
-plots.forEach((plot) => watcher.observe(plot));
+
+function drawNear() {
+  for (const plot of plots) {
+    if (plot.dataset.drawn || plot.closest("details:not([open])")) continue;
+    const { top, bottom } = plot.getBoundingClientRect();
+    if (top < innerHeight + MARGIN && bottom > -MARGIN) draw(plot);
+  }
+}
+
+drawNear();
+for (const event of ["scroll", "resize", "load"]) addEventListener(event, drawNear, { passive: true });
+document.addEventListener("toggle", drawNear, true); // a folded part was opened
 addEventListener("beforeprint", () => plots.forEach(draw));

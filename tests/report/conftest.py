@@ -1,13 +1,9 @@
 """Fixtures of the report's tests."""
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from fake_runs import write_study  # noqa: E402
+from fake_runs import write_study
 
 
 @pytest.fixture(scope="session")

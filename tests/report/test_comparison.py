@@ -1,0 +1,171 @@
+"""From runs to problems, methods and settings, and the figures that stand for them."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_runs import PROXBP, SGD, SIBP, write_run
+
+from sibp.report import outcomes
+from sibp.report.collect import collect
+from sibp.report.comparison import Problem, compare
+from sibp.report.curves import MAX_POINTS, common_steps, thinned
+from sibp.report.outcomes import Target, at_equal_seconds, to_target
+from sibp.report.reading import read_run
+
+INF = math.inf
+
+
+def problems(root: Path, target_acc: float | None = None, target_loss: float | None = None) -> list[Problem]:
+    return compare(collect([root]).runs, target_acc, target_loss)
+
+
+def only(root: Path) -> Problem:
+    (problem,) = problems(root)
+    return problem
+
+
+def test_seed_places_and_pace_of_logging_make_no_new_setting(tmp_path):
+    write_run(tmp_path / "a", SGD, 0)
+    write_run(tmp_path / "b", SGD, 1, device="cuda", run_root="elsewhere", log_every=5, target_val_acc=0.5, threads=2)
+    write_run(tmp_path / "c", {**SGD, "momentum": 0}, 2)  # 0 is 0.0
+    (method,) = only(tmp_path).methods
+    (setting,) = method.settings
+    assert [run.seed for run in setting.runs] == [0, 1, 2]
+
+
+def test_what_is_trained_makes_problems_with_titles_that_tell_them_apart(tmp_path):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", batch_size=100)
+    write_run(tmp_path / "c", model={"name": "mlp", "hidden": [64], "init": "normal", "init_std": 0.05})
+    write_run(tmp_path / "d", epochs=None, max_steps=200)
+    titles = [problem.title for problem in problems(tmp_path)]
+    assert titles == [
+        "digits · mlp 64 · batch 100 · 1 epoch",
+        "digits · mlp 64 · batch 50 · 1 epoch · model.init=default · model.init_std=null",
+        "digits · mlp 64 · batch 50 · 1 epoch · model.init=normal · model.init_std=0.05",
+        "digits · mlp 64 · batch 50 · 200 steps",
+    ]
+
+
+def test_methods_are_optimizers_with_their_solvers_and_sgd_is_first(tmp_path):
+    for i, optimizer in enumerate((SIBP, {**SIBP, "solver": "exact"}, PROXBP, SGD, {**SGD, "lr": 9.0})):
+        write_run(tmp_path / str(i), optimizer)
+    assert [method.name for method in only(tmp_path).methods] == ["sgd", "proxbp exact", "sibp cg:5", "sibp exact"]
+
+
+def test_labels_show_what_is_in_use(tmp_path):
+    write_run(tmp_path / "a", {**SGD, "momentum": 0.9, "nesterov": True})
+    write_run(tmp_path / "b", {**SGD, "lr": 0})
+    (method,) = only(tmp_path).methods
+    assert [setting.label for setting in method.settings] == ["lr=0", "lr=0.1 momentum=0.9 nesterov=true"]
+
+
+def test_same_setting_and_seed_counts_once_the_best_then_the_latest(tmp_path):
+    write_run(tmp_path / "a", status=None)
+    write_run(tmp_path / "b", losses=(2.0, 0.7), summary={"started": "2026-01-02"})
+    write_run(tmp_path / "c", losses=(2.0, 0.6), summary={"started": "2026-01-03"})
+    write_run(tmp_path / "d", losses=(2.0, None), status="diverged", summary={"started": "2026-01-09"})
+    problem = only(tmp_path)
+    assert [run.path.name for run in problem.runs] == ["c"]
+    assert sorted(run.path.name for run, _ in problem.repeated) == ["a", "b", "d"]
+
+
+def test_tuned_study_chooses_and_shows_fresh_seeds(study):
+    problem = only(study)
+    for method in problem.methods:
+        assert method.chosen is not None
+        assert method.choice is not None
+        assert method.chosen.optimizer["lr"] == 0.3
+        assert method.choice.tuning_seeds == {100, 101}
+        assert [run.seed for run in method.runs] == [0, 1, 2, 3, 4]
+
+
+def test_test_data_have_no_say(tmp_path):
+    write_run(tmp_path / "a", {**SGD, "lr": 1.0}, losses=(2.0, 0.5), summary={"test_acc": 0.1})
+    write_run(tmp_path / "b", {**SGD, "lr": 2.0}, losses=(2.0, 0.6), summary={"test_acc": 0.99})
+    (method,) = only(tmp_path).methods
+    assert method.chosen is not None
+    assert method.chosen.optimizer["lr"] == 1.0
+
+
+def test_edges_name_the_hyper_parameter(tmp_path):
+    for i, (lr, weight) in enumerate([(0.1, 1), (1, 1), (10, 1), (1, 3)]):
+        write_run(tmp_path / str(i), {**SIBP, "lr": lr, "prox_weight": weight}, losses=(2.0, 0.1 if i == 3 else 1.0))
+    (method,) = only(tmp_path).methods
+    assert method.edges() == ["prox_weight = 3 is the largest tried"]
+
+
+def test_diverged_and_failed_runs_have_infinite_figures_and_unfinished_ones_none(tmp_path):
+    diverged = read_run(write_run(tmp_path / "a", losses=(2.0, 0.01, None), status="diverged"))
+    failed = read_run(write_run(tmp_path / "b", losses=(2.0, 0.01), status="failed"))
+    waiting = read_run(write_run(tmp_path / "c", losses=(2.0, 0.01), status=None))
+    target = Target("val_acc", 0.9)
+    for run in (diverged, failed):  # although both were past the target once
+        assert outcomes.final(run, "train_loss") == INF
+        assert outcomes.final(run, "val_acc") == -INF
+        assert outcomes.test_figure(run, "test_acc") == -INF
+        assert outcomes.best(run, "train_loss") == 0.01
+        assert to_target(run, target) == (INF, INF)
+    assert outcomes.final(waiting, "train_loss") is None
+    assert outcomes.best(waiting, "train_loss") is None
+    assert to_target(waiting, target) is None
+
+
+def test_targets_are_reached_at_a_row_or_never(tmp_path):
+    run = read_run(write_run(tmp_path / "a", losses=(2.0, 1.0, 0.1, 0.2), seconds_per_step=0.5))
+    assert to_target(run, Target("train_loss", 1.0)) == (10, 5.0)
+    assert to_target(run, Target("val_acc", 0.9)) == (20, 10.0)
+    assert to_target(run, Target("train_loss", 0.05)) == (INF, INF)
+
+
+def test_targets_come_from_the_runs_if_they_agree(tmp_path):
+    write_run(tmp_path / "a", seed=0, target_val_acc=0.8)
+    assert problems(tmp_path)[0].targets == [Target("val_acc", 0.8)]
+    assert problems(tmp_path, 0.7, 0.5)[0].targets == [Target("val_acc", 0.7), Target("train_loss", 0.5)]
+    write_run(tmp_path / "b", seed=1, target_val_acc=0.9)
+    assert problems(tmp_path)[0].targets == []
+
+
+def test_median_over_seeds_counts_a_missed_target_as_infinite(tmp_path):
+    runs = [read_run(write_run(tmp_path / str(i), seed=i, losses=(2.0, end))) for i, end in enumerate((0.1, 0.9, 0.9))]
+    found = outcomes.over_runs(runs, lambda run: (to_target(run, Target("train_loss", 0.5)) or (None,))[0])
+    assert found is not None
+    assert found.median == INF
+
+
+def test_seconds_per_step_ignore_a_slow_start(tmp_path):
+    folder = write_run(tmp_path / "a", losses=(2.0, 1.0, 0.9, 0.8), seconds_per_step=0.01)
+    text = (folder / "metrics.jsonl").read_text()
+    for old, new in (("0.3,", "9.3,"), ("0.2,", "9.2,"), ("0.1,", "9.1,")):
+        text = text.replace(f'"seconds": {old}', f'"seconds": {new}')
+    (folder / "metrics.jsonl").write_text(text)
+    assert outcomes.seconds_per_step(read_run(folder)) == pytest.approx(0.01)
+
+
+def test_equal_seconds_compare_rows_that_were_logged_by_then(tmp_path):
+    fast = read_run(write_run(tmp_path / "a", losses=(2.0, 1.0, 0.9, 0.8, 0.7), seconds_per_step=0.01))  # ends at 0.4
+    slow = read_run(write_run(tmp_path / "b", losses=(2.0, 0.5, 0.4), seconds_per_step=0.025))  # 0.25, 0.5
+    assert at_equal_seconds(fast, slow, "train_loss") == (0.9, 0.5)
+    assert at_equal_seconds(slow, fast, "train_loss") == (0.5, 0.9)
+    slower = read_run(write_run(tmp_path / "c", losses=(2.0, 0.5), seconds_per_step=0.1))
+    assert at_equal_seconds(fast, slower, "train_loss") is None
+    dead = read_run(write_run(tmp_path / "d", losses=(2.0, None), status="diverged"))
+    assert at_equal_seconds(fast, dead, "train_loss") == (0.7, INF)
+
+
+def test_curves_meet_at_the_steps_of_every_completed_run(tmp_path):
+    runs = [
+        read_run(write_run(tmp_path / "a", losses=(2.0, 1.0, 0.5))),
+        read_run(write_run(tmp_path / "b", seed=1, losses=(2.0, 1.0, 0.5, 0.4))),
+        read_run(write_run(tmp_path / "c", seed=2, losses=(2.0, None), status="diverged")),
+    ]
+    assert common_steps(runs).tolist() == [0, 10, 20]
+
+
+def test_long_lines_are_thinned_and_keep_their_ends():
+    kept = thinned(np.arange(10_000))
+    assert len(kept) == MAX_POINTS
+    assert (kept[0], kept[-1]) == (0, 9_999)
+    assert thinned(np.arange(5)).tolist() == [0, 1, 2, 3, 4]

@@ -1,0 +1,270 @@
+"""Damaged run folders: each is told from a good one, with the reason, and none stops the report."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+from fake_runs import SGD, write_run
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sibp.report.collect import collect
+from sibp.report.comparison import compare
+from sibp.report.html import page
+from sibp.report.reading import read_run
+from sibp.report.sections import build
+from sibp.report.values import BrokenError, UsageError, plain, shown
+
+
+def line(**changes: object) -> str:
+    row = {"step": 30, "seconds": 0.3, "train_loss": 0.4, "train_acc": 0.8, "val_loss": 0.4, "val_acc": 0.8}
+    return json.dumps({**row, **changes}) + "\n"
+
+
+BAD_LINES = {
+    "not an object": ("[1, 2]\n", "not an object"),
+    "no JSON in the middle": ("{nonsense}\n" + line(), "damaged at line 4"),
+    "binary in the middle": ("\x00\x01\n" + line(), "damaged at line 4"),
+    "empty line in the middle": ("\n" + line(), "damaged at line 4"),
+    "loss is a word": (line(train_loss="low"), "train_loss is low, not a number"),
+    "loss is true": (line(train_loss=True), "train_loss is true, not a number"),
+    "loss is a list": (line(val_loss=[1]), "val_loss is [1], not a number"),
+    "accuracy in percent": (line(val_acc=97.0), "val_acc is 97, not an accuracy"),
+    "step is missing": (line(step=None), "step is null, not a whole number"),
+    "step is a fraction": (line(step=30.5), "step is 30.5"),
+    "step is beyond counting": (line(step=1e300), "not a whole number"),
+    "negative step": (line(step=-1), "step is -1"),
+    "seconds missing": (line(seconds=None), "seconds is null"),
+    "seconds infinite": (line(seconds=math.inf), "not a number of 0 or more"),
+    "steps go back": (line(step=10), "go back"),
+    "seconds go back": (line(seconds=0.0), "go back"),
+    "a number of a million digits": ('{"step": ' + "9" * 1_000_000 + "}\n" + line(), "damaged at line 4"),
+    "nested without end": ("[" * 100_000 + "\n" + line(), "damaged at line 4"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LINES)
+def test_damaged_metrics_are_broken_with_file_line_and_reason(tmp_path, case):
+    text, reason = BAD_LINES[case]
+    folder = write_run(tmp_path / "run")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(text)
+    with pytest.raises(BrokenError, match=r"^metrics\.jsonl") as caught:
+        read_run(folder)
+    assert reason in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+BAD_FILES = {
+    "config missing": ("config.yaml", None, "config.yaml is missing"),
+    "config empty": ("config.yaml", b"", "config.yaml holds no settings"),
+    "config binary": ("config.yaml", b"\xff\xfe\x00", "config.yaml is not text"),
+    "config no yaml": ("config.yaml", b"a: [1, 2", "config.yaml is no YAML"),
+    "config builds objects": ("config.yaml", b"a: !!python/object/apply:os.system ['true']", "config.yaml is no YAML"),
+    "config no optimizer": ("config.yaml", b"seed: 0", "names no optimizer"),
+    "config optimizer is a word": ("config.yaml", b"{optimizer: sgd, seed: 0}", "names no optimizer"),
+    "config seed is a word": ("config.yaml", b"{optimizer: {name: sgd}, seed: one}", "seed is one"),
+    "config seed missing": ("config.yaml", b"{optimizer: {name: sgd}}", "seed is null"),
+    "config refers to itself": ("config.yaml", b"&a {optimizer: *a, seed: 0}", "too large or too deep"),
+    "config too large": ("config.yaml", b"a: 1\n" * 30_000, "too large"),
+    "summary binary": ("summary.json", b"\x80\x04\x95", "summary.json is not text"),
+    "summary cut off": ("summary.json", b'{"status": "comp', "summary.json is damaged"),
+    "summary a list": ("summary.json", b"[]", "summary.json holds no summary"),
+    "summary without status": ("summary.json", b"{}", "status is null"),
+    "summary with a new status": ("summary.json", b'{"status": "great"}', "status is great"),
+    "metrics binary": ("metrics.jsonl", b"\x80\x04\x95\n", "metrics.jsonl is not text"),
+    "metrics missing": ("metrics.jsonl", None, "metrics.jsonl is missing or empty"),
+    "metrics empty": ("metrics.jsonl", b"", "metrics.jsonl is missing or empty"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_damaged_files_are_broken_with_the_reason(tmp_path, case):
+    name, content, reason = BAD_FILES[case]
+    folder = write_run(tmp_path / "run")
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    found = collect([tmp_path])
+    assert not found.runs
+    assert [broken.path for broken in found.broken] == [folder]
+    assert reason in found.broken[0].reason
+
+
+def test_ten_aliases_of_ten_aliases_do_not_blow_up(tmp_path):
+    folder = write_run(tmp_path / "run")
+    bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
+    bomb += "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12))
+    (folder / "config.yaml").write_text(bomb)
+    with pytest.raises(BrokenError, match="too large or too deep"):
+        read_run(folder)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+@pytest.mark.parametrize("name", ["config.yaml", "summary.json", "metrics.jsonl"])
+def test_something_else_in_the_place_of_a_file_is_broken_and_does_not_hang(tmp_path, name, make):
+    folder = write_run(tmp_path / "run")
+    (folder / name).unlink()
+    make(folder / name)
+    (broken,) = collect([tmp_path]).broken
+    assert broken.reason.startswith(name)
+
+
+def test_last_line_cut_off_is_dropped_with_a_note(tmp_path):
+    folder = write_run(tmp_path / "run", status=None)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 30, "train_lo')
+    run = read_run(folder)
+    assert run.columns["step"].tolist() == [0, 10, 20]
+    assert run.status == "unfinished"
+    assert run.notes == ("metrics.jsonl: the last line (4) is cut off, and was dropped",)
+
+
+def test_completed_run_that_lost_its_last_row_gets_it_from_the_summary(tmp_path):
+    folder = write_run(tmp_path / "run", losses=(2.0, 1.0, 0.5))
+    text = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text(text[:-30])
+    run = read_run(folder)
+    assert run.status == "completed"
+    assert run.columns["train_loss"].tolist() == [2.0, 1.0, 0.5]
+    assert "the last row was taken from summary.json" in run.notes
+
+
+def test_completed_run_whose_last_row_is_nowhere_is_unfinished(tmp_path):
+    folder = write_run(tmp_path / "run", summary={"final": None})
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[:-1]))
+    run = read_run(folder)
+    assert run.status == "unfinished"
+    assert "ends at step 10 of 20" in run.notes[0]
+
+
+def test_numbers_that_are_not_finite_are_gaps(tmp_path):
+    folder = write_run(tmp_path / "run", losses=(2.0, None, 1e308))
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 30, "seconds": 1, "train_loss": NaN, "val_loss": 1e999}\n')
+    run = read_run(folder)
+    assert [math.isnan(value) for value in run.columns["train_loss"]] == [False, True, False, True]
+    assert math.isnan(run.columns["val_loss"][3])
+
+
+def test_solver_entries_of_any_shape_are_taken_where_they_are_numbers(tmp_path):
+    folder = write_run(tmp_path / "run", layers=("0",))
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(line(solver={"0": {"rounds": 3, "decrease": "much", "x": None}, "1": 7, "2": []}))
+    run = read_run(folder)
+    assert run.solver["0"]["rounds"][1].tolist() == [5, 5, 3]
+    assert len(run.solver["0"]["decrease"][1]) == 2
+    assert set(run.solver) == {"0"}
+
+
+def test_run_killed_at_its_start_counts_and_settings_of_a_project_do_not(tmp_path):
+    folder = write_run(tmp_path / "run", status=None)
+    (folder / "metrics.jsonl").unlink()
+    configs = tmp_path / "configs"
+    configs.mkdir()
+    (configs / "config.yaml").write_text("defaults: [_self_]\nrun_root: runs\n")
+    (tmp_path / ".hidden").mkdir()
+    write_run(tmp_path / ".hidden" / "run")
+    found = collect([tmp_path])
+    assert [(run.path, run.status) for run in found.runs] == [(folder, "unfinished")]
+    assert not found.broken
+
+
+def test_run_given_twice_counts_once(tmp_path):
+    write_run(tmp_path / "a" / "run")
+    assert len(collect([tmp_path, tmp_path / "a", tmp_path / "a" / "run"]).runs) == 1
+
+
+def test_links_in_circles_end(tmp_path):
+    folder = write_run(tmp_path / "run")
+    (folder / "again").symlink_to(tmp_path)
+    assert len(collect([tmp_path]).runs) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("nowhere", "does not exist"), ("file", "is not a folder"), ("", "no runs")]
+)
+def test_nothing_to_report_is_one_sentence(tmp_path, name, words):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=words) as caught:
+        collect([tmp_path / name])
+    assert len(str(caught.value).splitlines()) == 1
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+KEYS = st.sampled_from(
+    ["status", "steps", "final", "seconds", "reason", "environment", "test_acc", "initial_train_loss"]
+)
+SETTINGS = st.sampled_from(["optimizer", "dataset", "model", "batch_size", "epochs", "seed", "target_val_acc", "extra"])
+COLUMNS = st.sampled_from(["step", "seconds", "train_loss", "val_loss", "val_acc", "solver"])
+
+
+def whole_report(root: Path) -> str:
+    collection = collect([root])
+    assert len(collection.runs) + len(collection.broken) == 4
+    return page(build(collection, compare(collection.runs, None, 0.4), "command"), root)
+
+
+@pytest.fixture
+def four_runs(tmp_path: Path) -> Path:
+    for seed in range(3):
+        write_run(tmp_path / f"good{seed}", seed=seed, layers=("0",))
+    write_run(tmp_path / "odd", {**SGD, "lr": 0.5}, layers=("0",))
+    return tmp_path
+
+
+FUZZ = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
+)
+
+
+@FUZZ
+@given(
+    st.dictionaries(KEYS, JUNK, max_size=4), st.dictionaries(SETTINGS, JUNK, max_size=4), st.dictionaries(COLUMNS, JUNK)
+)
+def test_any_values_in_the_files_leave_a_report(four_runs, summary, config, row):
+    files = [four_runs / "odd" / name for name in ("summary.json", "config.yaml", "metrics.jsonl")]
+    kept = [file.read_text() for file in files]
+    good = json.loads(kept[0])
+    files[0].write_text(json.dumps({**good, **summary}))
+    import yaml
+
+    files[1].write_text(json.dumps({**yaml.safe_load(kept[1]), **config}))
+    files[2].write_text(kept[2] + json.dumps({"step": 30, "seconds": 1.0, **row}) + "\n")
+    try:
+        assert "</html>" in whole_report(four_runs)
+    finally:
+        for file, text in zip(files, kept, strict=True):
+            file.write_text(text)
+
+
+@FUZZ
+@given(
+    st.sampled_from(["summary.json", "config.yaml", "metrics.jsonl"]),
+    st.integers(0, 2000),
+    st.binary(max_size=12),
+    st.integers(0, 40),
+)
+def test_any_bytes_in_the_files_leave_a_report(four_runs, name, place, noise, cut):
+    file = four_runs / "odd" / name
+    kept = file.read_bytes()
+    file.write_bytes(kept[:place] + noise + kept[place + cut :])
+    try:
+        assert "</html>" in whole_report(four_runs)
+    finally:
+        file.write_bytes(kept)
+
+
+def test_shown_values_are_short_and_printable():
+    assert shown("a\x00b\nc\x1b[31m") == "a\ufffdb c\ufffd[31m"
+    assert len(shown("x" * 10_000)) == 200
+    assert shown({"a": 1}) == '{"a": 1}'
+    with pytest.raises(BrokenError):
+        plain(list(range(20_000)))

@@ -1,0 +1,315 @@
+"""The command and the files it writes."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from fake_runs import PROXBP, SGD, SIBP, write_run
+
+from sibp.report.__main__ import main
+
+PACKAGE = Path(__file__).parents[2] / "sibp" / "report"
+
+
+def report(*words: object) -> None:
+    assert main([str(word) for word in words]) == 0
+
+
+@pytest.fixture(scope="module")
+def written(study, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("written")
+    report(study, "--out", folder / "report.html", "--format", "html,md,csv,png", "--target-loss", "0.02")
+    return folder
+
+
+def outside_scripts(html: str) -> str:
+    return re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL)
+
+
+def plots(html: str) -> list[dict]:
+    return [json.loads(text) for text in re.findall(r'<script type="application/json">(.*?)</script>', html, re.DOTALL)]
+
+
+def table(folder: Path, name: str) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / f"report-{name}.csv").read_text().splitlines()))
+
+
+def test_every_format_is_written(written):
+    html, text = (written / "report.html").read_text(), (written / "report.md").read_text()
+    titles = ("Verdicts", "Loss and accuracy", "Step-size robustness", "Settings tried and budget", "layer by layer")
+    assert all(title in html and title in text for title in titles)
+    names = {path.name for path in written.glob("*.csv")}
+    assert names >= {
+        f"report-{n}.csv" for n in ("verdicts", "summary", "settings", "budget", "runs", "broken", "versions")
+    }
+    pictures = sorted(path.name for path in written.glob("*.png"))
+    assert len(pictures) == len(plots(html)) == 9
+    assert all(f"]({name})" in text for name in pictures)
+    assert all((written / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
+
+
+def test_page_needs_nothing_else(written):
+    html = (written / "report.html").read_text()
+    assert html.count("plotly.js v") == 1
+    markup = outside_scripts(html)
+    assert not re.findall(r"""(?:src|href|action|data)\s*=\s*["']?\s*(?:https?:|//)""", markup, re.IGNORECASE)
+    assert "url(" not in markup
+    assert "@import" not in markup
+    assert "default-src 'none'" in html
+
+
+def test_links_lead_to_the_run_folders(study, written):
+    html = outside_scripts((written / "report.html").read_text())
+    links = re.findall(r'<td><a href="([^"]*)"', html)
+    folders = {(written / unquote(link)).resolve() for link in links}
+    assert folders == {path.resolve() for path in study.iterdir()}
+
+
+def test_verdicts_say_who_is_better(written):
+    rows = {(row["in"], row["method"], row["against"]): row for row in table(written, "verdicts")}
+    row = rows["final train loss", "sibp cg:5", "sgd"]
+    assert (row["verdict"], row["seeds"], row["won / tied / lost"]) == ("better", "5", "5 / 0 / 0")
+    assert float(row["median difference"]) == pytest.approx(-0.0255)
+    assert (
+        "sibp cg:5 has the best median (0.0255); better than sgd, proxbp exact." in (written / "report.md").read_text()
+    )
+
+
+def test_summary_has_medians_intervals_cost_and_infinite_targets(written):
+    rows = {row["method"]: row for row in table(written, "summary")}
+    sgd = rows["sgd"]
+    assert float(sgd["final train loss"]) == pytest.approx(0.05 * 1.02)
+    assert float(sgd["final train loss (95 % low)"]) == pytest.approx(0.05)
+    assert float(sgd["final train loss (95 % high)"]) == pytest.approx(0.05 * 1.04)
+    assert (sgd["steps to train loss ≤ 0.02"], sgd["seconds to train loss ≤ 0.02"]) == ("inf", "inf")
+    assert (sgd["steps to val acc ≥ 0.9"], sgd["step cost against SGD"]) == ("30.0", "1.0")
+    assert float(rows["sibp cg:5"]["step cost against SGD"]) == pytest.approx(4)
+    assert (sgd["completed"], sgd["diverged"]) == ("5", "0")
+    assert "∞" in (written / "report.md").read_text()
+
+
+def test_runs_that_went_wrong_are_rows(written):
+    status = {row["folder"].rpartition("/")[2]: row for row in table(written, "runs")}
+    assert status["sgd-lr3.0-s100"]["status"] == "diverged"
+    assert status["sgd-lr3.0-s100"]["reason"] == "the training loss became nan at step 21"
+    assert status["sibp-failed"]["status"] == "failed"
+    assert status["sgd-unfinished"]["status"] == "unfinished"
+    (broken,) = table(written, "broken")
+    assert broken["folder"].endswith("sibp-broken")
+    assert broken["reason"] == "summary.json is not text (byte 0)"
+    markdown = (written / "report.md").read_text()
+    assert "42 runs: 37 completed, 2 diverged, 1 failed, 1 unfinished, 1 broken." in markdown
+
+
+def test_test_figures_are_shown_for_chosen_settings_only(written):
+    assert not any("test" in column for column in table(written, "settings")[0])
+    assert {row["setting"] for row in table(written, "runs") if row["test acc"]} == {
+        "lr=0.3",
+        "lr=0.3 prox_weight=1",
+        "lr=0.3 prox_weight=3",
+    }
+
+
+def test_weak_points_are_warnings(written):
+    html = (written / "report.html").read_text()
+    warnings = re.findall(r'<p class="warning">(.*?)</p>', html)
+    expected = ("prox_weight = 1 is the smallest tried", "Unequal budgets", "Unfinished runs of sgd", "Unequal start")
+    assert all(any(words in warning for warning in warnings) for words in expected)
+    assert any("sgd-lr0.1-s100 and sgd-unfinished" in warning for warning in warnings)
+
+
+def test_divergences_are_crosses_on_the_robustness_plot(written):
+    figures = plots((written / "report.html").read_text())
+    (figure,) = [f for f in figures if f["layout"]["xaxis"]["title"]["text"] == "lr"]
+    crosses = [t for t in figure["data"] if t.get("marker", {}).get("symbol") == "x"]
+    assert [(t["name"], t["x"]) for t in crosses] == [("sgd", [3.0]), ("sibp cg:5", [0.3])]
+    assert crosses[0]["text"] == ["sgd, lr=3: 2 diverged of 2"]
+    lines = {t["name"]: dict(zip(t["x"], t["y"], strict=True)) for t in figure["data"] if t["showlegend"]}
+    assert lines["sgd"][0.3] == pytest.approx(0.051)
+    assert lines["sgd"][3.0] == max(lines["sgd"].values())
+
+
+def test_curves_have_a_median_a_band_and_every_seed(written):
+    figures = plots((written / "report.html").read_text())
+    (figure,) = [
+        f
+        for f in figures
+        if f["layout"]["yaxis"]["title"]["text"] == "train loss" and f["layout"]["xaxis"]["title"]["text"] == "steps"
+    ]
+    traces = [t for t in figure["data"] if t["legendgroup"] == "sgd"]
+    assert figure["layout"]["yaxis"]["type"] == "log"
+    assert sum(t.get("opacity") == 0.35 for t in traces) == 5
+    low, high = (
+        next(t for t in traces if t["line"]["width"] == 0 and ("fill" in t) == filled) for filled in (False, True)
+    )
+    (median,) = [t for t in traces if t["showlegend"]]
+    assert [low["y"][-1], median["y"][-1], high["y"][-1]] == pytest.approx([0.05, 0.051, 0.052])
+    assert median["x"] == [0, 10, 20, 30]
+
+
+def test_equal_start_is_stated_or_said_to_be_unknown(tmp_path):
+    for i, optimizer in enumerate((SGD, PROXBP)):
+        write_run(tmp_path / "equal" / str(i), optimizer, losses=(2.0, 1.0))
+        without = {"initial_weights_sha256": None, "data_sha256": None, "batches_sha256": None}
+        folder = write_run(tmp_path / "unknown" / str(i), optimizer, losses=(2.0, 1.0), summary=without)
+        (folder / "metrics.jsonl").write_text((folder / "metrics.jsonl").read_text().splitlines()[1] + "\n")
+        (folder / "summary.json").write_text((folder / "summary.json").read_text().replace("initial_train_loss", "x"))
+    for name in ("equal", "unknown"):
+        report(tmp_path / name, "--out", tmp_path / f"{name}.html", "--format", "md")
+    equal = "at each seed, all runs had the same initial training loss, initial weights, data, batches"
+    assert equal in (tmp_path / "equal.md").read_text()
+    assert (
+        "Not recorded, so not checked: initial training loss, initial weights, data, batches"
+        in (tmp_path / "unknown.md").read_text()
+    )
+
+
+def test_unequal_weights_are_a_warning(tmp_path):
+    write_run(tmp_path / "a", SGD)
+    write_run(tmp_path / "b", SIBP, summary={"initial_weights_sha256": "other"})
+    report(tmp_path, "--out", tmp_path / "report.html", "--format", "md")
+    assert "**Warning:** Unequal start: initial weights" in (tmp_path / "report.md").read_text()
+
+
+EVIL = "<script>alert(1)</script>"
+
+
+def test_whatever_stands_in_a_run_folder_is_shown_as_text(tmp_path):
+    evil = {**SIBP, "name": EVIL, "solver": "</script><img src=x onerror=alert(2)>", "lr": [EVIL]}
+    odd = {"dataset": {"name": EVIL}, "model": {"name": '"><b>', "hidden": [EVIL]}, "batch_size": "`|`"}
+    about = {"versions": {EVIL: EVIL}, "git_commit": EVIL, "host": "%{x}", "device": EVIL}
+    for seed in (0, 1):
+        changes = {"reason": EVIL, "environment": about}
+        write_run(tmp_path / "runs" / f"<script>{seed}", evil, seed, layers=(EVIL,), summary=changes, **odd)
+    write_run(tmp_path / "runs" / "javascript:alert(3)", evil, 3, **odd)
+    (tmp_path / "runs" / "=cmd" / "x").mkdir(parents=True)
+    (tmp_path / "runs" / "=cmd" / "summary.json").write_text('{"status": "<script>"}')
+    report(tmp_path / "runs", "--out", tmp_path / "report.html", "--format", "html,md,csv,png")
+    html = (tmp_path / "report.html").read_text()
+    ours = 1 + 1 + len(plots(html))  # plotly, page.js and the figures
+    assert len(re.findall(r"<script", outside_plotly(html))) == ours - 1
+    assert len(re.findall(r"</script", outside_plotly(html))) == ours - 1
+    assert "<img" not in outside_plotly(html)
+    assert "&lt;script&gt;alert(1)" in html
+    assert 'href="javascript' not in html
+    assert "javascript%3Aalert" in html
+    markdown = (tmp_path / "report.md").read_text()
+    assert "<script" not in markdown
+    assert "\\`\\|\\`" in markdown
+    assert not any(cell.startswith(("=", "@")) for row in table(tmp_path, "broken") for cell in row.values())
+    names = {trace.get("name", "") for figure in plots(html) for trace in figure["data"]}
+    assert names
+    assert not any("<" in name for name in names)
+
+
+def outside_plotly(html: str) -> str:
+    scripts = re.findall(r"<script>.*?</script>", html, re.DOTALL)
+    return html.replace(max(scripts, key=len), "")
+
+
+def test_names_that_are_no_text_do_no_harm(tmp_path):
+    runs = tmp_path / "runs"
+    write_run(runs / os.fsdecode(b"bad\xff\nname"))
+    write_run(runs / "$\\frac{1}", {**SGD, "name": "$\\frac{", "lr": 0.5}, reason="\ud800")
+    report(runs, "--out", tmp_path / "report.html", "--format", "html,md,csv,png")
+    html = (tmp_path / "report.html").read_text()
+    assert "runs/bad%FF%0Aname" in html
+
+
+def test_same_input_gives_the_same_bytes(study, written, tmp_path, monkeypatch):
+    copies = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        report(study, "--format", "csv,html,md")
+        copies.append({path.name: path.read_bytes() for path in Path.cwd().iterdir()})
+    assert copies[0] == copies[1]
+    assert len(copies[0]) > 7
+
+
+def test_only_broken_runs_still_make_a_report(tmp_path):
+    folder = write_run(tmp_path / "run")
+    (folder / "config.yaml").unlink()
+    report(tmp_path, "--out", tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text()
+    assert "config.yaml is missing" in html
+    assert "plotly.js v" not in html
+
+
+def test_runs_without_result_make_a_report(tmp_path):
+    write_run(tmp_path / "a", losses=(2.0,), status=None)
+    write_run(tmp_path / "b", SIBP, losses=(None,), status="diverged")
+    write_run(tmp_path / "c", {**SIBP, "lr": 9}, losses=(0.0, 0.0))
+    report(tmp_path, "--out", tmp_path / "report.html", "--format", "html,md,csv,png")
+
+
+WRONG = {
+    "no such folder": (["{}/nowhere"], "nowhere does not exist: give folders that hold runs."),
+    "no runs": (["{}"], "There are no runs in"),
+    "unknown format": (["{}", "--format", "pdf"], "there is no format 'pdf'; choose from html, md, csv, png"),
+    "no folder": ([], "the following arguments are required: DIR"),
+    "accuracy in percent": (["{}", "--target-acc", "95"], "95 is no accuracy"),
+    "accuracy is a word": (["{}", "--target-acc", "high"], "invalid"),
+    "loss below zero": (["{}", "--target-loss", "-1"], "-1 is no loss to reach"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_one_sentence_and_exit_code_2(tmp_path, capsys, case):
+    words, sentence = WRONG[case]
+    try:
+        code = main([word.format(tmp_path) for word in words])
+    except SystemExit as stop:
+        code = stop.code
+    said = capsys.readouterr()
+    assert code == 2
+    assert sentence in said.err.splitlines()[-1]
+    assert "Traceback" not in said.err
+    assert not said.out
+
+
+def test_page_that_cannot_be_written_is_one_sentence(study, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main([str(study), "--out", str(tmp_path / "file" / "report.html")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_help_tells_how(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("DIR", "--out", "--format", "--target-acc", "--target-loss", "metrics.jsonl"))
+
+
+BLOCKED = """
+import sys, types
+package = types.ModuleType("sibp")
+package.__path__ = [{root!r}]
+sys.modules["sibp"] = package
+for name in ("torch", "sibp.experiment", "sibp.optim", "hydra", "omegaconf", "matplotlib", "pickle5"):
+    sys.modules[name] = None
+from sibp.report.__main__ import main
+sys.exit(main({words!r}))
+"""
+
+
+def test_report_works_where_nothing_of_training_can_be_imported(study, tmp_path):
+    words = [str(study), "--out", str(tmp_path / "report.html"), "--format", "html,md,csv"]
+    code = BLOCKED.format(root=str(PACKAGE.parent), words=words)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "report.html").exists()
+
+
+def test_package_reads_no_pickle_and_yaml_only_safely():
+    source = "\n".join(path.read_text() for path in PACKAGE.glob("*.py"))
+    assert not re.search(r"\b(import|from) (pickle|torch|sibp\.(experiment|optim|prox|capture))", source)
+    assert re.findall(r"yaml\.(\w*load\w*)", source) == ["safe_load"]
+    assert not re.search(r"\b(eval|exec)\(", source)
