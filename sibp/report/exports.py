@@ -2,6 +2,7 @@
 
 import csv
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -84,12 +85,13 @@ def _save_picture(figure: Figure, colour: Mapping[str, str], path: Path) -> None
     from matplotlib import rc_context
     from matplotlib.figure import Figure as Canvas
 
-    with rc_context({"text.usetex": False, "text.parse_math": False}):
+    with rc_context({"text.usetex": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a sign that the font lacks is drawn as a box
         canvas = Canvas(figsize=(6.4, 4.8), layout="constrained")
         axes = canvas.subplots()
         for line in figure.lines:
             _draw(axes, line, colour[line.group])
-        axes.set(title=figure.title, xlabel=figure.x_title, ylabel=figure.y_title)
+        axes.set(title=_literal(figure.title), xlabel=_literal(figure.x_title), ylabel=_literal(figure.y_title))
         if figure.x_log:
             axes.set_xscale("log")
         if figure.y_log and any((line.y > 0).any() for line in figure.lines):
@@ -101,8 +103,13 @@ def _save_picture(figure: Figure, colour: Mapping[str, str], path: Path) -> None
         canvas.savefig(path, dpi=120, metadata={"Software": None})
 
 
+def _literal(text: str) -> str:
+    """Text without formulas in it."""
+    return text.replace("$", r"\$")
+
+
 def _draw(axes, line: Line, colour: str) -> None:
-    label = line.label if line.named else "_nolegend_"
+    label = f"\u2009{_literal(line.label)}" if line.named else "_nolegend_"  # a leading _ would hide it
     if line.kind in ("points", "cross"):
         marker, size = {"points": ("o", 4), "cross": ("x", 8)}[line.kind]
         axes.plot(line.x, line.y, marker, color=colour, markersize=size, label=label)

@@ -14,6 +14,7 @@ from sibp.report.plotly_figures import colours, plotly_figure
 from sibp.report.text import cell_text, is_number, relative
 
 HERE = Path(__file__).parent
+LONG = 48  # characters; longer texts are broken into lines
 # Whatever a run folder holds, the page loads nothing from anywhere.
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
@@ -97,7 +98,8 @@ def _cell(cell: Cell, folder: Path) -> str:
     text = escape(cell_text(cell))
     if isinstance(cell, Link):
         return f'<td><a href="{link(cell.path, folder)}">{text}</a></td>'
-    return f'<td class="number">{text}</td>' if is_number(cell) else f"<td>{text}</td>"
+    kind = "number" if is_number(cell) else "long" if len(text) > LONG else ""
+    return f'<td class="{kind}">{text}</td>' if kind else f"<td>{text}</td>"
 
 
 def link(path: Path, folder: Path) -> str:

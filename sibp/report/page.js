@@ -2,6 +2,8 @@
 "use strict";
 const MARGIN = 600; // pixels
 const touch = matchMedia("(pointer: coarse)").matches;
+// Nothing leaves the reader's machine: no button sends a figure to a server.
+const config = { responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "", typesetMath: false };
 const plots = [...document.querySelectorAll(".plot")];
 
 function draw(plot) {
@@ -9,7 +11,7 @@ function draw(plot) {
   plot.dataset.drawn = "yes";
   const { data, layout } = JSON.parse(plot.nextElementSibling.textContent);
   if (touch) layout.dragmode = false; // a finger scrolls the page
-  Plotly.newPlot(plot, data, layout, { responsive: true, displaylogo: false });
+  Plotly.newPlot(plot, data, layout, config);
 }
 
 function drawNear() {

@@ -41,7 +41,7 @@ def plotly_figure(figure: Figure, colour: Mapping[str, str]) -> dict[str, Any]:
     layout = {
         "xaxis": _axis(figure.x_title, figure.x_log),
         "yaxis": _axis(figure.y_title, figure.y_log),
-        "margin": {"l": 60, "r": 12, "t": 12, "b": 48},
+        "margin": {"l": 60, "r": 12, "t": 32, "b": 48},
         "legend": {"orientation": "h", "yanchor": "top", "y": -0.2, "x": 0, "font": {"size": 12}},
         "hovermode": "closest",
         "paper_bgcolor": "#ffffff",

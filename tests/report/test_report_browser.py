@@ -54,6 +54,9 @@ def test_page_draws_everything_without_a_word_on_the_console(study, tmp_path):
     assert console == ""
     assert markup.count('data-drawn="yes"') == 7  # the solver's two are folded away
     assert "main-svg" in markup
+    buttons = set(re.findall(r'data-title="([^"]*)"', markup))
+    assert "Zoom in" in buttons
+    assert not any("hare" in button or "loud" in button for button in buttons)  # nothing is sent anywhere
 
 
 def test_page_fits_a_phone(study, tmp_path):
