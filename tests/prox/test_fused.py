@@ -1,0 +1,95 @@
+"""The compiled rounds do what the ordinary ones do, up to rounding; and nothing breaks where there are none."""
+
+import shutil
+
+import pytest
+import torch
+
+from sibp.prox import fused
+from sibp.prox.activations import IDENTITY, RELU, TANH, leaky_relu
+from sibp.prox.coordinates import Direct, Features, Span
+from sibp.prox.nonlinear import solve_nonlinear
+
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="needs a C compiler (cc, gcc or clang)"
+)
+
+
+def problem(groups: int, N: int, n: int, m: int, dtype: torch.dtype, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    return Span(Features(randn(groups, N, n))), randn(groups, N, m), randn(groups, N, m)
+
+
+@needs_compiler
+@pytest.mark.parametrize("s", [RELU, IDENTITY, leaky_relu(0.2)], ids=lambda s: s.name)
+@pytest.mark.parametrize("shape", [(1, 5, 9, 3), (1, 12, 40, 32), (2, 7, 11, 33), (3, 1, 4, 70), (1, 20, 30, 1)])
+@pytest.mark.parametrize("rounds", [1, 2, 5, 12])
+@pytest.mark.parametrize("lam", [0.01, 1.0])
+def test_equals_the_ordinary_rounds(s, shape, rounds: int, lam: float):
+    coordinates, Z, T = problem(*shape, dtype=torch.float64)
+    before = Z.clone(), T.clone()
+    assert fused.usable(coordinates, Z, s)
+    compiled = solve_nonlinear(coordinates, Z, T, lam, s, rounds)
+    with fused.disabled():
+        assert not fused.usable(coordinates, Z, s)
+        ordinary = solve_nonlinear(coordinates, Z, T, lam, s, rounds)
+    torch.testing.assert_close(compiled.x, ordinary.x, rtol=1e-7, atol=1e-9)
+    for key in ("status", "decrease", "step_length", "squared_change"):
+        a, b = getattr(compiled.stats, key), getattr(ordinary.stats, key)
+        assert a.item() == pytest.approx(b.item(), rel=1e-6, abs=1e-9), key
+    assert torch.equal(before[0], Z)
+    assert torch.equal(before[1], T)
+
+
+@needs_compiler
+def test_float32_and_strided_arguments():
+    coordinates, Z, T = problem(1, 20, 50, 40, torch.float32)
+    Z, T = Z.mT.contiguous().mT, T.mT.contiguous().mT
+    assert not Z.is_contiguous()
+    compiled = solve_nonlinear(coordinates, Z, T, 1.0, RELU, 5)
+    wide, Z64, T64 = problem(1, 20, 50, 40, torch.float64)
+    with fused.disabled():
+        reference = solve_nonlinear(wide, Z64, T64, 1.0, RELU, 5)
+    assert compiled.x.dtype == torch.float32
+    assert (compiled.x - reference.x).norm() < 1e-3 * reference.x.norm()
+
+
+@needs_compiler
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_non_finite_numbers_keep_the_weights(bad: float):
+    coordinates, Z, T = problem(1, 6, 9, 4, torch.float32)
+    T[0, 2, 1] = bad
+    solution = solve_nonlinear(coordinates, Z, T, 1.0, RELU, 3)
+    assert not solution.x.any()
+    assert solution.stats.status.item() == 4
+
+
+def test_other_cases_go_the_ordinary_way():
+    coordinates, Z, _ = problem(1, 6, 9, 4, torch.float32)
+    assert not fused.usable(coordinates, Z, TANH)
+    assert not fused.usable(Direct(coordinates.features), Z, RELU)
+    assert not fused.usable(coordinates, Z.half(), RELU)
+    assert not fused.usable(coordinates, Z[:, :0], RELU)
+
+
+@pytest.mark.parametrize("trouble", ["no compiler", "failing compiler", "unwritable cache"])
+def test_without_a_working_compiler_nothing_breaks(trouble: str, monkeypatch: pytest.MonkeyPatch, tmp_path):
+    fused._library.cache_clear()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if trouble == "no compiler":
+        monkeypatch.setenv("PATH", str(tmp_path))
+        monkeypatch.delenv("CC", raising=False)
+    elif trouble == "failing compiler":
+        monkeypatch.setenv("CC", shutil.which("false") or "false")
+    else:
+        (tmp_path / "sibp").write_text("a file where the folder should be")
+    try:
+        coordinates, Z, T = problem(1, 6, 9, 4, torch.float32)
+        assert not fused.usable(coordinates, Z, RELU)
+        assert solve_nonlinear(coordinates, Z, T, 1.0, RELU, 3).stats.decrease > 0
+    finally:
+        fused._library.cache_clear()
