@@ -23,11 +23,13 @@ class Activation:
         name: as users know it.
         value: s, any shape.
         slope: s', same shape; at a kink the left value, so that ReLU is [z > 0] strictly, as in the paper's code.
+        negative_slope: a, if s(z) is z for z > 0 and a z otherwise; None for any other function.
     """
 
     name: str
     value: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor], Tensor]
+    negative_slope: float | None = None
 
 
 def _leaky_slope(z: Tensor, negative_slope: float) -> Tensor:
@@ -60,8 +62,8 @@ def _silu_slope(z: Tensor) -> Tensor:
     return s * (1 + z * (1 - s))
 
 
-IDENTITY = Activation("identity", lambda z: z, torch.ones_like)
-RELU = Activation("relu", torch.relu, lambda z: (z > 0).to(z.dtype))
+IDENTITY = Activation("identity", lambda z: z, torch.ones_like, negative_slope=1.0)
+RELU = Activation("relu", torch.relu, lambda z: (z > 0).to(z.dtype), negative_slope=0.0)
 TANH = Activation("tanh", torch.tanh, _tanh_slope)
 SIGMOID = Activation("sigmoid", torch.sigmoid, _sigmoid_slope)
 SILU = Activation("silu", F.silu, _silu_slope)
@@ -73,6 +75,7 @@ def leaky_relu(negative_slope: float = 0.01) -> Activation:
         f"leaky_relu({negative_slope:g})",
         partial(F.leaky_relu, negative_slope=negative_slope),
         partial(_leaky_slope, negative_slope=negative_slope),
+        negative_slope,
     )
 
 

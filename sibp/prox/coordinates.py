@@ -57,7 +57,8 @@ class Span:
         # What rounds in x' K x, in units of ||x||^2: N terms, each with the error of K's largest entry.
         N = A.shape[-2]
         largest = self.gram.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True) if N else self.gram.new_zeros(())
-        self._rounding = largest * (torch.finfo(A.dtype).eps * math.sqrt(N))
+        self.rounding = largest * (torch.finfo(A.dtype).eps * math.sqrt(N))
+        self.amplification = torch.ones_like(largest)  # of squared rounding errors, by `pull`
 
     def pull(self, E: Tensor) -> Tensor:
         """Coefficients of Phi' E: E itself, (..., N, m)."""
@@ -78,7 +79,7 @@ class Span:
         Where rows of Phi depend on each other, a large x can be next to no displacement.
         """
         squared = (x * image_x).sum(-2)
-        return torch.where(squared > self._rounding * x.square().sum(-2), squared, 0.0)
+        return torch.where(squared > self.rounding * x.square().sum(-2), squared, 0.0)
 
     def quadratic(self, U: Tensor, gram_U: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
         """(||R + K U||^2, squared norm of U) over all neurons, from gram_U = K U."""
@@ -104,6 +105,7 @@ class Direct:
         self.features = features
         self.phi = features.dense()
         self.gram = self.phi.mT @ self.phi
+        self.amplification = self.gram.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
 
     def pull(self, E: Tensor) -> Tensor:
         """Phi' E, (..., n, m)."""

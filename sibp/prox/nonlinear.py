@@ -9,12 +9,15 @@ length and its own conjugacy coefficient, while the products with the Gram matri
 import torch
 from torch import Tensor
 
+from sibp.prox import fused
 from sibp.prox.activations import Activation
 from sibp.prox.coordinates import Coordinates
 from sibp.prox.status import Solution, Stats, Status, choose
 
 # A neuron whose step was refused tries this fraction of the model's step length in its next round.
 _SHRINK = 0.25
+# Units in the last place by which a residual's rounding is overestimated.
+_ROUNDING = 4.0
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
@@ -41,6 +44,15 @@ def solve_nonlinear(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, 
     Returns:
         x in the given coordinates, with status and figures; f(x) <= f(0) neuron by neuron.
     """
+    if fused.usable(coordinates, Z, s):
+        taken = fused.rounds(coordinates, Z, T, lam, s, rounds, _SHRINK, _ROUNDING)
+    else:
+        taken = _rounds(coordinates, Z, T, lam, s, rounds)
+    return _solution(coordinates, taken, rounds)
+
+
+def _rounds(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activation, rounds: int) -> fused.Rounds:
+    """The rounds themselves, for any activation, coordinates and device."""
     x = coordinates.pull(torch.zeros_like(Z))
     image_x = torch.zeros_like(Z)
     D, image_D, G_old = x, image_x, x
@@ -48,13 +60,16 @@ def solve_nonlinear(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, 
     start = f.sum()
     gg_old = torch.zeros_like(f)
     shrink = torch.ones_like(f)
+    # s(Z) - T rounds by this much, squared: a gradient no larger says nothing, and the neuron is done.
+    negligible = (_ROUNDING * torch.finfo(Z.dtype).eps) ** 2 * coordinates.amplification * T.square().sum(-2)
     step_sum, slope_sum = torch.zeros_like(start), torch.zeros_like(start)
     for _ in range(rounds):
         slope = s.slope(Z)
         # Half of f's gradient, as coefficients: pull((s(Z) - T) s'(Z)) + lam x.
         G = coordinates.pull((s.value(Z) - T) * slope) + lam * x
         image_G = coordinates.image(G)
-        gg = coordinates.squared_norm(G, image_G)  # 0: the neuron has arrived, as far as numbers can tell
+        moving = G.square().sum(-2) > negligible
+        gg = torch.where(moving, coordinates.squared_norm(G, image_G), 0.0)
         beta = _ratio(gg - coordinates.inner(G_old, image_G, G, image_G), gg_old).clamp_(min=0)
         beta = _descent_only(coordinates, beta, G, image_G, D, image_D)
         D, image_D = beta * D - G, beta * image_D - image_G
@@ -76,7 +91,7 @@ def solve_nonlinear(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, 
         step_sum += torch.where(accept, t, 0.0).mean()
         slope_sum += gg.sum()
         G_old, gg_old = G, gg
-    return _solution(coordinates, x, image_x, start, f.sum(), slope_sum, rounds, step_sum / rounds)
+    return fused.Rounds(x, image_x, start, f.sum(), slope_sum, step_sum / rounds)
 
 
 def _descent_only(
@@ -87,17 +102,9 @@ def _descent_only(
     return torch.where(ascends, 0.0, beta).unsqueeze(-2)
 
 
-def _solution(
-    coordinates: Coordinates,
-    x: Tensor,
-    image_x: Tensor,
-    start: Tensor,
-    end: Tensor,
-    gradient: Tensor,
-    rounds: int,
-    step_length: Tensor,
-) -> Solution:
+def _solution(coordinates: Coordinates, taken: fused.Rounds, rounds: int) -> Solution:
     """Checks what came out and words it as a `Solution`."""
+    x, image_x, start, end, gradient, step_length = taken
     squared_change = coordinates.inner(x, image_x, x, image_x).sum()
     finite = start.isfinite() & end.isfinite() & squared_change.isfinite() & gradient.isfinite()
     stalled = (end >= start) & (gradient > 0)
