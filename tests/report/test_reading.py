@@ -178,10 +178,11 @@ def test_run_given_twice_counts_once(tmp_path):
     assert len(collect([tmp_path, tmp_path / "a", tmp_path / "a" / "run"]).runs) == 1
 
 
-def test_links_in_circles_end(tmp_path):
-    folder = write_run(tmp_path / "run")
-    (folder / "again").symlink_to(tmp_path)
-    assert len(collect([tmp_path]).runs) == 1
+def test_links_to_folders_are_not_followed(tmp_path):
+    folder = write_run(tmp_path / "runs" / "run")
+    (folder / "again").symlink_to(tmp_path / "runs")
+    (tmp_path / "runs" / "other").symlink_to(write_run(tmp_path / "elsewhere"))
+    assert [run.path for run in collect([tmp_path / "runs"]).runs] == [folder]
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,8 @@ def test_runs_that_diverged_lose_and_tie_among_themselves():
     assert verdict(seeds(*[-INF] * 5), seeds(*[0.5] * 5), larger_is_better=True).word == "worse"
     both = verdict(seeds(*[INF] * 5), seeds(*[INF] * 5), larger_is_better=False)
     assert (both.word, both.ties) == ("no difference", 5)
+    assert both.difference is not None
+    assert both.difference.median == 0
 
 
 def test_choice_is_by_the_median_accuracy_then_by_loss():
