@@ -113,8 +113,8 @@ def rounds(
     G, KG = torch.empty_like(Z), torch.empty_like(Z)
     f, gg_old, shrink, negligible = (Z.new_zeros(*Z.shape[:-2], Z.shape[-1]) for _ in range(4))
     shrink.fill_(1)
-    step, descent = ctypes.c_double(0), ctypes.c_double(0)
     N, m = Z.shape[-2:]
+    state = _round_type(Z.dtype)(N=N, m=m, a=a, lam=lam, shrink_factor=shrink_factor)
     groups = range(Z[..., 0, 0].numel())
     starts = [g * N * m * Z.element_size() for g in groups], [g * m * Z.element_size() for g in groups]
 
@@ -125,18 +125,33 @@ def rounds(
     for g in groups:
         library.start(N, m, real(a), real(unit), at(Z, g), at(T, g), at(G, g), at(f, g), at(negligible, g))
     start = f.sum()
-    rounding = coordinates.rounding.flatten().tolist()
+    roundings = coordinates.rounding.flatten().tolist()
     for _ in range(number):
         torch.matmul(coordinates.gram, G, out=KG)
         for g in groups:
             arrays = [at(tensor, g) for tensor in (Z, U, KU, T, D, KD, G, G_old, KG, f, gg_old, shrink, negligible)]
-            library.advance(
-                N, m, real(a), real(lam), real(rounding[g]), real(shrink_factor), *arrays,
-                ctypes.byref(step), ctypes.byref(descent),
-            )  # fmt: skip
+            state.rounding = roundings[g]
+            library.advance(ctypes.byref(state), *arrays)
         G, G_old = G_old, G  # advance left the next gradient where the older one was
     taken = number * f.numel()
-    return Rounds(U, KU, start, f.sum(), f.new_tensor(descent.value), f.new_tensor(step.value / taken))
+    return Rounds(U, KU, start, f.sum(), f.new_tensor(state.descent), f.new_tensor(state.step / taken))
+
+
+@cache
+def _round_type(dtype: torch.dtype) -> type[ctypes.Structure]:
+    """`Round` of fused.c."""
+    real = _C_TYPES[dtype][1]
+
+    class Round(ctypes.Structure):
+        _fields_ = (
+            ("N", ctypes.c_long),
+            ("m", ctypes.c_long),
+            *((name, real) for name in ("a", "lam", "rounding", "shrink_factor")),
+            ("step", ctypes.c_double),
+            ("descent", ctypes.c_double),
+        )
+
+    return Round
 
 
 @cache
@@ -161,9 +176,8 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
         library = ctypes.CDLL(str(built))
     except (OSError, subprocess.SubprocessError):
         return None
-    size, pointer, total = ctypes.c_long, ctypes.c_void_p, ctypes.POINTER(ctypes.c_double)
-    library.start.argtypes = [size, size, real, real, *[pointer] * 5]
-    library.advance.argtypes = [size, size, *[real] * 4, *[pointer] * 13, total, total]
+    library.start.argtypes = [ctypes.c_long, ctypes.c_long, real, real, *[ctypes.c_void_p] * 5]
+    library.advance.argtypes = [ctypes.POINTER(_round_type(dtype)), *[ctypes.c_void_p] * 13]
     library.start.restype = library.advance.restype = None
     return library
 
