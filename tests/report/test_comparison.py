@@ -8,11 +8,13 @@ import pytest
 from fake_runs import PROXBP, SGD, SIBP, write_run
 
 from sibp.report import outcomes
+from sibp.report.blocks import Figure
 from sibp.report.collect import collect
 from sibp.report.comparison import Problem, compare
 from sibp.report.curves import MAX_POINTS, common_steps, thinned
 from sibp.report.outcomes import Target, at_equal_seconds, to_target
 from sibp.report.reading import read_run
+from sibp.report.robustness import robustness
 
 INF = math.inf
 
@@ -153,6 +155,16 @@ def test_equal_seconds_compare_rows_that_were_logged_by_then(tmp_path):
     assert at_equal_seconds(fast, slower, "train_loss") is None
     dead = read_run(write_run(tmp_path / "d", losses=(2.0, None), status="diverged"))
     assert at_equal_seconds(fast, dead, "train_loss") == (0.7, INF)
+
+
+def test_robustness_follows_the_best_of_the_other_hyper_parameters(tmp_path):
+    for i, (lr, weight, end) in enumerate([(0.1, 1, 0.5), (0.1, 3, 0.4), (1, 1, 0.2), (1, 3, 0.3)]):
+        write_run(tmp_path / str(i), {**SIBP, "lr": lr, "prox_weight": weight}, losses=(2.0, end))
+    figure = robustness(only(tmp_path), "01")[-1]
+    assert isinstance(figure, Figure)
+    best, dots = figure.lines
+    assert (best.x.tolist(), best.y.tolist()) == ([0.1, 1], [0.4, 0.2])
+    assert sorted(dots.y.tolist()) == [0.2, 0.3, 0.4, 0.5]
 
 
 def test_curves_meet_at_the_steps_of_every_completed_run(tmp_path):

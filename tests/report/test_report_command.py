@@ -67,6 +67,7 @@ def test_page_needs_nothing_else(written):
 def test_links_lead_to_the_run_folders(study, written):
     html = outside_scripts((written / "report.html").read_text())
     links = re.findall(r'<td><a href="([^"]*)"', html)
+    assert all(link.startswith("../") for link in links)
     folders = {(written / unquote(link)).resolve() for link in links}
     assert folders == {path.resolve() for path in study.iterdir()}
 
@@ -91,7 +92,7 @@ def test_summary_has_medians_intervals_cost_and_infinite_targets(written):
     assert (sgd["steps to val acc ≥ 0.9"], sgd["step cost against SGD"]) == ("30.0", "1.0")
     assert float(rows["sibp cg:5"]["step cost against SGD"]) == pytest.approx(4)
     assert (sgd["completed"], sgd["diverged"]) == ("5", "0")
-    assert "∞" in (written / "report.md").read_text()
+    assert "| ∞ \\[∞, ∞\\] |" in (written / "report.md").read_text()
 
 
 def test_runs_that_went_wrong_are_rows(written):
@@ -188,8 +189,9 @@ def test_whatever_stands_in_a_run_folder_is_shown_as_text(tmp_path):
         changes = {"reason": EVIL, "environment": about}
         write_run(tmp_path / "runs" / f"<script>{seed}", evil, seed, layers=(EVIL,), summary=changes, **odd)
     write_run(tmp_path / "runs" / "javascript:alert(3)", evil, 3, **odd)
-    (tmp_path / "runs" / "=cmd" / "x").mkdir(parents=True)
-    (tmp_path / "runs" / "=cmd" / "summary.json").write_text('{"status": "<script>"}')
+    write_run(tmp_path / "runs" / "formula", {**SGD, "name": "=1+1"}, **odd)
+    (tmp_path / "runs" / "half").mkdir()
+    (tmp_path / "runs" / "half" / "summary.json").write_text('{"status": "<script>"}')
     report(tmp_path / "runs", "--out", tmp_path / "report.html", "--format", "html,md,csv,png")
     html = (tmp_path / "report.html").read_text()
     ours = 1 + 1 + len(plots(html))  # plotly, page.js and the figures
@@ -202,7 +204,9 @@ def test_whatever_stands_in_a_run_folder_is_shown_as_text(tmp_path):
     markdown = (tmp_path / "report.md").read_text()
     assert "<script" not in markdown
     assert "\\`\\|\\`" in markdown
-    assert not any(cell.startswith(("=", "@")) for row in table(tmp_path, "broken") for cell in row.values())
+    methods = [row["method"] for row in table(tmp_path, "budget")]
+    assert "'=1+1" in methods  # a spreadsheet takes it for text
+    assert all("<" not in text for text in re.findall(r'"application/json">(.*?)</script>', html, re.DOTALL))
     names = {trace.get("name", "") for figure in plots(html) for trace in figure["data"]}
     assert names
     assert not any("<" in name for name in names)
@@ -216,7 +220,7 @@ def outside_plotly(html: str) -> str:
 def test_names_that_are_no_text_do_no_harm(tmp_path):
     runs = tmp_path / "runs"
     write_run(runs / os.fsdecode(b"bad\xff\nname"))
-    write_run(runs / "$\\frac{1}", {**SGD, "name": "$\\frac{", "lr": 0.5}, reason="\ud800")
+    write_run(runs / "$\\frac{1}", {**SGD, "name": "$\\frac{1$", "lr": 0.5}, reason="\ud800")
     report(runs, "--out", tmp_path / "report.html", "--format", "html,md,csv,png")
     html = (tmp_path / "report.html").read_text()
     assert "runs/bad%FF%0Aname" in html
