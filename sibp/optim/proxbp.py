@@ -88,8 +88,10 @@ def _gradient_update(problem: LayerProblem, lr: float, prox_weight: float) -> tu
     W_decrease = D.mT @ features.A if features.weight else None
     b_decrease = D.sum(-2) if features.bias else None
     squared = sum((d.square().sum() for d in (W_decrease, b_decrease) if d is not None), D.new_zeros(()))
-    status = torch.where(squared.isfinite(), Status.GRADIENT, Status.NONFINITE)
+    finite = squared.isfinite()
+    status = torch.where(finite, Status.GRADIENT, Status.NONFINITE)
     nothing = torch.zeros_like(squared)
+    W_decrease, b_decrease = (None if d is None else torch.where(finite, d, 0.0) for d in (W_decrease, b_decrease))
     return LayerUpdate(W_decrease, b_decrease), Stats(
-        status, nothing, 1, torch.full_like(squared, 1 / prox_weight), squared
+        status, nothing, 1, torch.full_like(squared, 1 / prox_weight), torch.where(finite, squared, nothing)
     )

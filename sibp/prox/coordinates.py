@@ -79,7 +79,7 @@ class Span:
         Where rows of Phi depend on each other, a large x can be next to no displacement.
         """
         squared = (x * image_x).sum(-2)
-        return torch.where(squared > self.rounding * x.square().sum(-2), squared, 0.0)
+        return squared * (squared > self.rounding * x.square().sum(-2))  # a product: what is not finite stays so
 
     def quadratic(self, U: Tensor, gram_U: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
         """(||R + K U||^2, squared norm of U) over all neurons, from gram_U = K U."""

@@ -53,7 +53,8 @@ static inline __attribute__((always_inline)) void columns(
             gKd[j] += G[k] * KD[k];
         }
     for (long j = 0; j < w; j++) {
-        gg[j] = g2[j] > negligible[j] && gKg[j] > r->rounding * g2[j] ? gKg[j] : (REAL)0;
+        /* A product: what is not finite stays so, and is seen in `descent`. */
+        gg[j] = gKg[j] * (g2[j] > negligible[j] && gKg[j] > r->rounding * g2[j]);
         REAL b = ratio(gg[j] - oldKg[j], gg_old[j]);
         b = b > 0 ? b : (REAL)0;
         beta[j] = b * gKd[j] >= gKg[j] ? (REAL)0 : b; /* descent only */

@@ -69,7 +69,7 @@ def _rounds(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activ
         G = coordinates.pull((s.value(Z) - T) * slope) + lam * x
         image_G = coordinates.image(G)
         moving = G.square().sum(-2) > negligible
-        gg = torch.where(moving, coordinates.squared_norm(G, image_G), 0.0)
+        gg = coordinates.squared_norm(G, image_G) * moving  # a product: what is not finite stays so
         beta = _ratio(gg - coordinates.inner(G_old, image_G, G, image_G), gg_old).clamp_(min=0)
         beta = _descent_only(coordinates, beta, G, image_G, D, image_D)
         D, image_D = beta * D - G, beta * image_D - image_G

@@ -14,6 +14,8 @@ from sibp.prox.linear import solve_linear
 from sibp.prox.nonlinear import solve_nonlinear
 from sibp.prox.status import Status
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 LAM = 0.05
 
 

@@ -1,0 +1,30 @@
+"""Settings of the numerical tests."""
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from sibp.prox import fused
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """Handing out tensors of this size to threads takes longer than computing with them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["compiled", "plain"])
+def both_ways(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Rounds in compiled form, and as they are written in Python."""
+    if request.param == "compiled":
+        if not any(map(shutil.which, ("cc", "gcc", "clang"))):
+            pytest.skip("needs a C compiler (cc, gcc or clang)")
+        yield
+    else:
+        with fused.disabled():
+            yield

@@ -1,0 +1,171 @@
+"""Solves that the precision cannot carry: a finite answer that does not raise the objective, and its true name."""
+
+import numpy as np
+import pytest
+import torch
+from layer_problems import ACTIVATIONS, SIDES, features_matrix, moved, objective, randn
+from mlp_sweeps import batch, mlp, step
+from torch import nn
+
+from sibp import SIBP, ProxBP
+from sibp.prox import linear
+from sibp.prox.coordinates import Features, Span
+from sibp.prox.linear import solve_linear
+from sibp.prox.nonlinear import solve_nonlinear
+from sibp.prox.status import Status
+
+pytestmark = pytest.mark.usefixtures("both_ways")
+
+
+def inputs(kind: str, N: int, n: int, seed: int) -> torch.Tensor:
+    """Float32 inputs of size one: random, dependent, or nearly so."""
+    A = randn(1, N, n, seed=seed, dtype=torch.float32)
+    if kind == "relu":
+        A = A.relu()
+    elif kind == "low rank":
+        A = A[..., :3] @ randn(1, 3, n, seed=seed + 1, dtype=torch.float32)
+    elif kind == "repeated":
+        A = A[:, torch.arange(N) % 5]
+    elif kind == "nearly equal":
+        A = 1 + 1e-3 * A
+    elif kind == "unequal scales":
+        A = A * torch.logspace(-6, 0, n)
+    return A
+
+
+KINDS = ["random", "relu", "low rank", "repeated", "nearly equal", "unequal scales"]
+SHAPES = [(50, 200), (120, 120), (200, 50)]
+
+
+@pytest.mark.parametrize(("size", "lam"), [(1e3, 1e-3), (1e6, 1e-6), (1e3, 1e-6)])
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_closed_form_stays_a_ridge_solution(kind, side, size, lam):
+    """Never the fallback to a gradient step, never a rise of the objective (beyond 1 % by rounding)."""
+    for N, n in SHAPES:
+        for seed in range(2):
+            features = Features(size * inputs(kind, N, n, seed))
+            R = randn(1, N, 10, seed=seed + 9, dtype=torch.float32)
+            coordinates = side(features)
+            solution = solve_linear(coordinates, R, lam)
+            assert solution.x.isfinite().all()
+            # SOLVED is right where G is so small that lam shows beside it.
+            floor = torch.finfo(torch.float32).eps * coordinates.gram.abs().sum(-1).max()
+            expected = Status.DAMPED if 2 * floor > lam else Status.SOLVED
+            assert solution.stats.status == expected
+            X, P = moved(coordinates, solution), features_matrix(features)
+            assert np.isfinite(X).all()
+            start, end = (objective(P, R, 0 * R, lam, lambda z: z, point).sum().item() for point in (0 * X, X))
+            assert end <= 1.01 * start
+            assert solution.stats.decrease.item() == pytest.approx(1 - end / start, abs=0.1)
+
+
+@pytest.mark.parametrize("lam", [1e-3, 1e-6])
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["relu", "tanh"])
+def test_cg_stays_finite_and_does_not_climb(name, kind, side, lam):
+    s, torch_s = ACTIVATIONS[name]
+    for N, n in SHAPES[::2]:
+        features = Features(1e3 * inputs(kind, N, n, 0))
+        Z = randn(1, N, 10, seed=1, dtype=torch.float32)
+        T = torch_s(Z) - 10 * randn(1, N, 10, seed=2, dtype=torch.float32)
+        coordinates = side(features)
+        solution = solve_nonlinear(coordinates, Z, T, lam, s, 10)
+        assert solution.x.isfinite().all()
+        assert solution.stats.status in (Status.SOLVED, Status.STALLED)
+        X, P = moved(coordinates, solution), features_matrix(features)
+        start, end = (objective(P, Z, T, lam, torch_s, point).sum().item() for point in (0 * X, X))
+        assert end <= 1.01 * start
+
+
+def test_damped_is_said_where_lam_does_not_show():
+    A = torch.full((1, 20, 30), 1e3)
+    R = randn(1, 20, 4, dtype=torch.float32)
+    status = {lam: solve_linear(Span(Features(A)), R, lam).stats.status.item() for lam in (1e-3, 1e3)}
+    assert status == {1e-3: Status.DAMPED, 1e3: Status.SOLVED}
+    assert solve_linear(Span(Features(A.double())), R.double(), 1e-3).stats.status == Status.SOLVED
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_gradient_step_is_taken_and_said_where_no_factorisation_succeeds(side, monkeypatch):
+    monkeypatch.setattr(linear, "_DAMPING", 0.0)
+    features = Features(1e3 * inputs("nearly equal", 60, 60, 0))
+    R = 1 + randn(1, 60, 4, dtype=torch.float32)
+    coordinates = side(features)
+    solution = solve_linear(coordinates, R, 1e-6)
+    assert solution.stats.status == Status.GRADIENT
+    X, P = moved(coordinates, solution), features_matrix(features)
+    start, end = (objective(P, R, 0 * R, 1e-6, lambda z: z, point).sum().item() for point in (0 * X, X))
+    assert end < start
+    assert solution.stats.decrease.item() == pytest.approx(1 - end / start, rel=1e-3)
+    assert solution.stats.squared_change.item() == pytest.approx(np.square(X).sum(), rel=1e-3)
+    step_length = 1 / coordinates.gram.abs().sum(-1).max().item()
+    expected = -step_length * np.swapaxes(P, -1, -2) @ R.double().numpy()
+    np.testing.assert_allclose(X, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("where", ["A", "R"])
+def test_numbers_that_are_none_or_overflow_move_nothing(where, bad, side):
+    A, R = randn(2, 6, 8, dtype=torch.float32), randn(2, 6, 4, dtype=torch.float32)
+    {"A": A, "R": R}[where][1, 2, 3] = bad
+    coordinates = side(Features(A))
+    Z = randn(2, 6, 4, seed=3, dtype=torch.float32)
+    solutions = [
+        solve_linear(coordinates, R, 1.0),
+        *(solve_nonlinear(coordinates, Z, Z - R, 1.0, ACTIVATIONS[name][0], 3) for name in ("identity", "gelu")),
+    ]
+    for solution in solutions:
+        assert solution.stats.status == Status.NONFINITE
+        assert not solution.x.any()
+        figures = (solution.stats.decrease, solution.stats.squared_change, solution.stats.step_length)
+        assert all(figure.isfinite() for figure in figures)
+
+
+def test_a_stalled_round_is_said():
+    """GELU far left: the slope is all but 0, the Gauss-Newton step therefore far too long."""
+    features = Features(torch.ones(1, 1, 1, dtype=torch.float64), bias=False)
+    Z, T = torch.full((1, 1, 1), -4.0, dtype=torch.float64), torch.full((1, 1, 1), -0.1, dtype=torch.float64)
+    solution = solve_nonlinear(Span(features), Z, T, 1e-9, ACTIVATIONS["gelu"][0], 1)
+    assert solution.stats.status == Status.STALLED
+    assert not solution.x.any()
+
+
+def test_every_status_is_a_sentence():
+    assert [s.value for s in Status] == [0, 1, 2, 3, 4]
+    assert sorted(Status) == [Status.SOLVED, Status.DAMPED, Status.STALLED, Status.GRADIENT, Status.NONFINITE]
+    assert all(s.sentence.endswith(".") for s in Status)
+    assert len({s.sentence for s in Status}) == len(Status)
+
+
+@pytest.mark.parametrize("lr", [1.0, 1e3, 1e6])
+@pytest.mark.parametrize("size", [1e3, 1e6])
+@pytest.mark.parametrize("lam", [1e-3, 1e-6])
+@pytest.mark.parametrize(
+    ("method", "solver"), [(SIBP, "cg:5"), (SIBP, "exact"), (SIBP, "paper"), (ProxBP, "exact"), (ProxBP, "cg:3")]
+)
+def test_training_on_hopeless_numbers_never_raises(method, solver, lam, size, lr):
+    model = mlp(30, 20, 20, 5).float()
+    optimizer = method(model, lr=lr, prox_weight=lam, solver=solver)
+    for k in range(3):
+        x, y = batch(40, 30, 5, seed=k)
+        x[20:] = x[:20]
+        step(model, optimizer, (size * x).float(), y)
+        assert all(p.isfinite().all() for p in model.parameters())
+        assert all(layer["status"] in set(Status) for layer in optimizer.solver_stats().values())
+        assert np.isfinite([layer["decrease"] for layer in optimizer.solver_stats().values()]).all()
+
+
+def test_a_layer_that_cannot_be_solved_does_not_poison_those_below():
+    """Inputs that overflow in the middle of a net: every weight stays finite."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
+    with torch.no_grad():
+        model[0].weight.fill_(1e20)
+        model[2].weight.fill_(1e-20)
+    for solver in ("cg:5", "exact"):
+        optimizer = SIBP(model, lr=0.5, prox_weight=1.0, solver=solver)
+        step(model, optimizer, torch.ones(6, 4), torch.arange(6) % 3)
+        assert all(p.isfinite().all() for p in model.parameters())
+        assert optimizer.solver_stats()["2"]["status"] == Status.NONFINITE
