@@ -22,7 +22,6 @@ function drawNear() {
   }
 }
 
-drawNear();
-for (const event of ["scroll", "resize", "load"]) addEventListener(event, drawNear, { passive: true });
+for (const event of ["load", "scroll", "resize"]) addEventListener(event, drawNear, { passive: true });
 document.addEventListener("toggle", drawNear, true); // a folded part was opened
 addEventListener("beforeprint", () => plots.forEach(draw));

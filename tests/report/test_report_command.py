@@ -77,9 +77,9 @@ def test_verdicts_say_who_is_better(written):
     row = rows["final train loss", "sibp cg:5", "sgd"]
     assert (row["verdict"], row["seeds"], row["won / tied / lost"]) == ("better", "5", "5 / 0 / 0")
     assert float(row["median difference"]) == pytest.approx(-0.0255)
-    assert (
-        "sibp cg:5 has the best median (0.0255); better than sgd, proxbp exact." in (written / "report.md").read_text()
-    )
+    text = (written / "report.md").read_text()
+    assert "Final train loss: sibp cg:5 has the best median (0.0255); better than sgd, proxbp exact." in text
+    assert "Final val acc: sibp cg:5 has the best median (0.9748); better than sgd, proxbp exact." in text
 
 
 def test_summary_has_medians_intervals_cost_and_infinite_targets(written):
@@ -90,6 +90,7 @@ def test_summary_has_medians_intervals_cost_and_infinite_targets(written):
     assert float(sgd["final train loss (95 % high)"]) == pytest.approx(0.05 * 1.04)
     assert (sgd["steps to train loss ≤ 0.02"], sgd["seconds to train loss ≤ 0.02"]) == ("inf", "inf")
     assert (sgd["steps to val acc ≥ 0.9"], sgd["step cost against SGD"]) == ("30.0", "1.0")
+    assert float(sgd["ms per step"]) == pytest.approx(1)
     assert float(rows["sibp cg:5"]["step cost against SGD"]) == pytest.approx(4)
     assert (sgd["completed"], sgd["diverged"]) == ("5", "0")
     assert "| ∞ \\[∞, ∞\\] |" in (written / "report.md").read_text()
