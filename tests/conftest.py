@@ -6,6 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+# The networks of the tests are too small for more threads, and several processes run them at once.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
