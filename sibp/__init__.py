@@ -1,9 +1,22 @@
 """Semi-implicit back propagation and its competitors, for PyTorch.
 
-`SIBP` and `ProxBP` are torch optimizers for any `nn.Module`; `python -m sibp.train` runs comparisons.
+`SIBP` and `ProxBP` are torch optimizers for any `nn.Module`; `python -m sibp.train` runs comparisons, and
+`python -m sibp.report` says who won.
 """
 
-from sibp.optim import SIBP, ProxBP
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sibp.optim import SIBP, ProxBP
 
 __all__ = ["SIBP", "ProxBP"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the optimizers, and torch with them, when first asked for: the report does without."""
+    if name in __all__:
+        import sibp.optim
+
+        return getattr(sibp.optim, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
