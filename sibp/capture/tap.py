@@ -185,7 +185,7 @@ class Tap:
         if task == self._task:
             raise RuntimeError(
                 f"layer '{self.name}' runs more than once in this loss (a shared layer), so it has no single proximal "
-                "subproblem; give the optimizer only the other parameters (params=...) and this layer another one."
+                f"subproblem; leave it to the fallback optimizer with explicit=['{self.name}']."
             )
         self._task = task
         self.backward_passes += 1
@@ -216,7 +216,7 @@ class Tap:
             raise RuntimeError(
                 f"layer '{self.name}': its {key} is also used outside the layer's own forward pass (tied weights, a "
                 "penalty in the loss, a functional call), which a proximal update cannot include; use the optimizer's "
-                "weight_decay for a penalty, or leave this layer out with params=...."
+                f"weight_decay for a penalty, or leave the layer to the fallback with explicit=['{self.name}']."
             )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sibp.capture.tap import LayerProblem, LayerUpdate, Tap
-from sibp.optim.checks import check_group, check_model
+from sibp.optim.checks import check_group, check_model, check_names
 from sibp.optim.layers import new_taps, parameter_owners, summary_table
 from sibp.optim.solvers import Solver, parse_solver
 from sibp.prox.status import Stats
@@ -41,10 +41,12 @@ class ProximalOptimizer(torch.optim.Optimizer):
         defaults: dict[str, Any],
         loss_average: bool | int,
         fallback: Fallback | None,
+        explicit: Iterable[str],
         direction_only: bool,
     ) -> None:
         """Checks the model and taps its layers."""
         check_model(model, type(self).__name__)
+        self.explicit = check_names(model, explicit)
         if not isinstance(loss_average, bool | int) or loss_average < 0:
             raise ValueError(
                 f"Invalid loss_average: {loss_average!r}; True (mean over the batch), False (sum), "
@@ -172,7 +174,7 @@ class ProximalOptimizer(torch.optim.Optimizer):
                     f"{type(self).__name__}: a parameter of shape {tuple(p.shape)} is not the model's; "
                     "groups can only hold parameters of the model that the optimizer was made for."
                 )
-        taps = new_taps(self, params, owners)
+        taps = new_taps(self, params, owners, self.explicit)
         proximal = {id(p) for tap in taps for p in tap.parameters.values()}
         tapped = [p for p in params if id(p) in proximal]
         rest = [p for p in params if id(p) not in proximal]
@@ -222,7 +224,7 @@ class ProximalOptimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the taps, which belong to this model and are put onto the copied model anew."""
         state = super().__getstate__()
-        keep = ("model", "loss_average", "direction_only", "_fallback")
+        keep = ("model", "loss_average", "explicit", "direction_only", "_fallback")
         state.update({key: self.__dict__[key] for key in keep})
         # A made fallback serves; its factory is often a lambda, which cannot be pickled.
         state["_fallback_factory"] = _DEFAULT_FALLBACK if self._fallback is not None else self._fallback_factory
@@ -236,7 +238,7 @@ class ProximalOptimizer(torch.optim.Optimizer):
             owners = parameter_owners(self.model)
             for index, group in enumerate(self.param_groups):
                 if group["update"] == "proximal":
-                    for tap in new_taps(self, group["params"], owners):
+                    for tap in new_taps(self, group["params"], owners, self.explicit):
                         self._own(tap, index)
         if self._fallback is not None:
             self._fallback.param_groups = [group for group in self.param_groups if group["update"] == "explicit"]

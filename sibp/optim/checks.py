@@ -1,6 +1,8 @@
 """Refusing, in one clear sentence, what cannot work."""
 
+import difflib
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -37,6 +39,25 @@ def _number(group: dict[str, Any], key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | torch.Tensor):
         raise ValueError(f"Invalid {key}: {value!r}; it has to be a number.")
     return float(value)
+
+
+def check_names(model: nn.Module, names: Iterable[str]) -> tuple[str, ...]:
+    """The names, if all are modules of the model.
+
+    Args:
+        model: to be optimized.
+        names: given by the user.
+
+    Raises:
+        ValueError: if there is no such module.
+    """
+    names = (names,) if isinstance(names, str) else tuple(names)
+    known = {name for name, _ in model.named_modules()}
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 3) or sorted(known)[:5]
+            raise ValueError(f"Invalid explicit: the model has no module {name!r}; near it are {', '.join(near)}.")
+    return names
 
 
 def check_model(model: nn.Module, method: str) -> None:

@@ -1,6 +1,6 @@
 """Which layers of a model are updated proximally, and the table that says so."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from torch import nn
 
@@ -24,16 +24,17 @@ def parameter_owners(model: nn.Module) -> Owners:
     return owners
 
 
-def new_taps(owner: Owner, params: Iterable[nn.Parameter], owners: Owners) -> list[Tap]:
+def new_taps(owner: Owner, params: Iterable[nn.Parameter], owners: Owners, explicit: Collection[str] = ()) -> list[Tap]:
     """Taps (not yet installed) for the layers whose weight or bias is among `params`.
 
     A layer has none if its kind is not known (`geometry_of`), if one of its parameters is shared with another module,
-    or if somebody has already replaced its `forward`.
+    if somebody has already replaced its `forward`, or if the user said so.
 
     Args:
         owner: the optimizer.
         params: parameters of one group.
         owners: of all of the model's parameters.
+        explicit: names of modules that get none, nor anything inside them.
 
     Raises:
         ValueError: if a layer is in another group already.
@@ -47,6 +48,8 @@ def new_taps(owner: Owner, params: Iterable[nn.Parameter], owners: Owners) -> li
         if name in taps or geometry is None or not _forward_is_its_own(module):
             continue
         if any(len(owners[p]) > 1 for p in held.values()):
+            continue
+        if any(name == outer or name.startswith(f"{outer}.") for outer in explicit):
             continue
         earlier = vars(module).get("forward")
         if isinstance(earlier, Tap) and earlier.owner() is owner:

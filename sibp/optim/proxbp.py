@@ -38,6 +38,7 @@ class ProxBP(ProximalOptimizer):
         params: parameters of the model or param group dicts; default all.
         weight_decay: w, decoupled: p is multiplied by 1 - lr w at each step.
         fallback: makes the optimizer of the parameters without a proximal subproblem; default Adam with 1e-3.
+        explicit: names of modules that are left to the fallback with all inside them.
         direction_only: only fill `.grad`, as the gradient of another optimizer.
 
     Raises:
@@ -59,10 +60,11 @@ class ProxBP(ProximalOptimizer):
         params: Iterable[nn.Parameter] | Iterable[dict[str, Any]] | None = None,
         weight_decay: float = 0.0,
         fallback: Fallback | None = None,
+        explicit: Iterable[str] = (),
         direction_only: bool = False,
     ) -> None:
         defaults = {"lr": lr, "prox_weight": prox_weight, "solver": solver, "weight_decay": weight_decay}
-        super().__init__(model, params, defaults, loss_average, fallback, direction_only)
+        super().__init__(model, params, defaults, loss_average, fallback, explicit, direction_only)
 
     def wants_activation(self, tap: object) -> bool:
         """Never: the subproblem is on the linear pre-activation."""

@@ -47,6 +47,7 @@ class SIBP(ProximalOptimizer):
         weight_decay: w, decoupled: p is multiplied by 1 - lr w at each step.
         fallback: makes the optimizer of the parameters that have no proximal subproblem, from a list of them;
             default Adam with step size 1e-3.
+        explicit: names of modules, as in `model.named_modules()`, that are left to the fallback with all inside them.
         direction_only: only fill `.grad`, as the gradient of another optimizer; `step` is then that one's.
 
     Raises:
@@ -68,10 +69,11 @@ class SIBP(ProximalOptimizer):
         params: Iterable[nn.Parameter] | Iterable[dict[str, Any]] | None = None,
         weight_decay: float = 0.0,
         fallback: Fallback | None = None,
+        explicit: Iterable[str] = (),
         direction_only: bool = False,
     ) -> None:
         defaults = {"lr": lr, "prox_weight": prox_weight, "solver": solver, "weight_decay": weight_decay}
-        super().__init__(model, params, defaults, loss_average, fallback, direction_only)
+        super().__init__(model, params, defaults, loss_average, fallback, explicit, direction_only)
 
     def update(self, problem: LayerProblem, solver: Solver, lr: float, prox_weight: float) -> tuple[LayerUpdate, Stats]:
         """One layer's new weights; see `sibp.prox`."""

@@ -552,6 +552,30 @@ def test_shared_layer_can_be_left_to_another_optimizer(method):
     assert not any(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("make", [Shared, Tied])
+def test_layer_can_be_left_to_the_fallback_by_name(method, make):
+    """As the error message of `test_impossible_uses_are_named` advises."""
+    model = make()
+    optimizer = method(model, explicit=["inside"], fallback=partial(torch.optim.SGD, lr=0.1))
+    for again in range(3):
+        optimizer.zero_grad()
+        plain_loss(model).backward()
+        gradient, before = model.inside.weight.grad.clone(), model.inside.weight.detach().clone()
+        optimizer.step()
+        torch.testing.assert_close(model.inside.weight.detach(), before - 0.1 * gradient)
+        if again == 1:
+            model, optimizer = copy.deepcopy((model, optimizer))
+    assert optimizer.solver_stats().keys() == {"out"}
+
+
+def test_names_that_are_none_are_refused(method):
+    with pytest.raises(ValueError, match="Invalid explicit: the model has no module 'insid'; near it are inside"):
+        method(Shared(), explicit=["insid"])
+    nested = nn.Sequential(nn.Sequential(nn.Linear(5, 5)), nn.Linear(5, 3))
+    optimizer = method(nested, explicit=["0"])
+    assert [line.split()[-1] for line in optimizer.summary().splitlines()[3:]] == ["explicit", "proximal"]
+
+
 def test_tied_modules_are_explicit(method):
     model = nn.Sequential(nn.Linear(5, 5, dtype=F64), nn.ReLU(), nn.Linear(5, 5, dtype=F64), nn.Linear(5, 3, dtype=F64))
     model[2].weight = model[0].weight
