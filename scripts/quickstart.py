@@ -11,6 +11,7 @@ from pathlib import Path
 from sibp.experiment.compare import RunResult, plot, same_start, table
 from sibp.experiment.compose import compose
 from sibp.experiment.runner import run
+from sibp.report.__main__ import main as report
 
 METHODS = (
     ["optimizer=sgd", "optimizer.lr=0.2", "optimizer.momentum=0.9"],
@@ -20,7 +21,7 @@ METHODS = (
 
 
 def main() -> int:
-    """Train, then print the table, the picture's place and the command that opens TensorBoard.
+    """Train, then print the table, the places of picture and report, and the command that opens TensorBoard.
 
     Returns:
         0, or 1 if a method did not end well.
@@ -47,6 +48,7 @@ def main() -> int:
     print(f"\n{table(runs)}\n")
     print(f"Same initial weights and batches: {'yes' if same_start(runs) else 'NO'}")
     print(f"Curves:      {picture}")
+    report([*map(str, folders), "--out", str(args.run_root / "report.html")])
     print(f"TensorBoard: {Path(sys.executable).parent / 'tensorboard'} --logdir {args.run_root}")
     return 0
 
