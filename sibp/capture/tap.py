@@ -108,6 +108,7 @@ class Tap:
         self.module = module
         self.geometry = geometry
         self.owner = weakref.ref(owner)
+        self.keeps: Owner | None = None
         self.weight, self.bias = weight, bias
         self.backward_passes = 0
         self.consumption = Consumption()
@@ -137,6 +138,7 @@ class Tap:
         """Gives the layer its own `forward` back."""
         if self.installed:
             del self.module.forward
+        self.keeps = None
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()

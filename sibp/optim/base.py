@@ -210,6 +210,8 @@ class ProximalOptimizer(torch.optim.Optimizer):
     def _own(self, tap: Tap, group: int) -> None:
         self._taps[tap.name] = tap
         self._groups[tap.name] = group
+        if self.direction_only:
+            tap.keeps = self  # nobody else may hold on to an optimizer that is never stepped
         tap.install()
 
     def _reset(self) -> None:

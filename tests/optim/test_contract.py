@@ -443,6 +443,21 @@ def test_direction_only_feeds_another_optimizer(method, outer):
         direction.step()
 
 
+def test_direction_only_needs_no_name(method):
+    model = net()
+    method(model, 0.3, direction_only=True)
+    gc.collect()
+    plain_loss(model).backward()
+    direction, plain = model[0].weight.grad.clone(), net()
+    plain_loss(plain).backward()
+    assert not torch.allclose(direction, plain[0].weight.grad)
+    named = net()
+    optimizer = method(named, 0.3)
+    plain_loss(named).backward()
+    assert torch.equal(direction, named[0].weight.grad)
+    assert optimizer.solver_stats()
+
+
 def test_direction_only_with_unit_sgd_is_the_method_itself(method):
     own, fed = nn.Sequential(*net()[:2], net()[3]), nn.Sequential(*net()[:2], net()[3])
     optimizer, direction = method(own), method(fed, direction_only=True)
