@@ -148,13 +148,15 @@ class Tap:
         owner, module = self.owner(), self.module
         if owner is None:
             self.remove()
-        if owner is None or not torch.is_grad_enabled() or not owner.active() or not self._moves():
+        if owner is None or not torch.is_grad_enabled() or not owner.active():
             return type(module).forward(module, input)
         if torch.compiler.is_compiling():
             raise RuntimeError(
                 f"layer '{self.name}' is tapped by {type(owner).__name__} and cannot be compiled: "
                 "give torch.compile a model without a sibp optimizer, or train the uncompiled one."
             )
+        if not self._moves():
+            return type(module).forward(module, input)
         if isinstance(input, PreActivation):
             input = input.consumed_by(type(module).__name__)
         weight, bias = module._parameters["weight"], module._parameters.get("bias")
