@@ -144,6 +144,18 @@ def test_a_step_that_changes_nothing_is_not_taken():
 
 
 @pytest.mark.parametrize("side", SIDES)
+def test_a_step_that_only_holds_the_objective_is_not_taken(side):
+    """From relu(2) with target -13 the Gauss-Newton step is -8: 15^2 = 13^2 + 7/8 8^2, all exact in binary."""
+    features = Features(torch.ones(1, 1, 1, dtype=torch.float64), bias=False)
+    Z, T = torch.full((1, 1, 1), 2.0, dtype=torch.float64), torch.full((1, 1, 1), -13.0, dtype=torch.float64)
+    X = np.full((1, 1, 1), -8.0)
+    assert objective(np.ones((1, 1, 1)), Z, T, 0.875, torch.relu, X) == 15**2
+    solution = solve_nonlinear(side(features), Z, T, 0.875, ACTIVATIONS["relu"][0], 1)
+    assert not solution.x.any()
+    assert solution.stats.status == Status.STALLED
+
+
+@pytest.mark.parametrize("side", SIDES)
 def test_dead_neurons_stay_and_do_not_hold_up_the_others(side):
     features = Features(randn(1, 6, 4))
     Z, T = randn(1, 6, 3, seed=1), randn(1, 6, 3, seed=2)

@@ -1,0 +1,262 @@
+"""Make one small mistake at a time and see whether the tests notice.
+
+Each row of ``mutations.toml`` is made in a temporary copy of the project, never in the project itself, and its tests
+are run there. A mistake that no test notices (a survivor) is a test that is missing.
+
+    python scripts/mutate.py --list
+    python scripts/mutate.py --jobs 2
+    python scripts/mutate.py --only "step adds"
+"""
+
+import argparse
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLE = Path(__file__).with_name("mutations.toml")
+COPIED = ("sibp", "tests", "configs", "scripts", "pyproject.toml", "README.md")
+TIMEOUT = 300.0
+"""Seconds that a row's tests may take; a mistake that makes them hang is noticed too."""
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One mistake.
+
+    Attributes:
+        name: what it is, for people.
+        file: where, relative to the project.
+        old: text that occurs there exactly once.
+        new: what takes its place.
+        tests: paths of tests that have to notice.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one mistake.
+
+    Attributes:
+        mutation: the mistake.
+        verdict: "killed", "SURVIVED" or "BROKEN" (the tests could not be run).
+        seconds: that its tests took.
+        evidence: the first failing test, or why there is none.
+    """
+
+    mutation: Mutation
+    verdict: str
+    seconds: float
+    evidence: str
+
+
+def read_table(path: Path = TABLE) -> list[Mutation]:
+    """The rows of the table.
+
+    Args:
+        path: a TOML file with an array `mutation`.
+
+    Raises:
+        ValueError: if a name occurs twice, or a row would change nothing.
+    """
+    rows = tomllib.loads(path.read_text())["mutation"]
+    mutations = [Mutation(**{**row, "tests": tuple(row["tests"])}) for row in rows]
+    names = [mutation.name for mutation in mutations]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"names occur twice: {', '.join(sorted(twice))}")
+    if idle := [mutation.name for mutation in mutations if mutation.old == mutation.new]:
+        raise ValueError(f"rows change nothing: {', '.join(idle)}")
+    return mutations
+
+
+def problems(mutations: Sequence[Mutation], root: Path = ROOT) -> list[str]:
+    """What is wrong with the table: patterns that are not in their file exactly once, tests that do not exist.
+
+    Args:
+        mutations: rows of the table.
+        root: of the project.
+    """
+    found = []
+    for mutation in mutations:
+        path = root / mutation.file
+        count = path.read_text().count(mutation.old) if path.is_file() else 0
+        if count != 1:
+            found.append(f"{mutation.name}: its pattern occurs {count} times in {mutation.file}")
+        found += [f"{mutation.name}: no {test}" for test in mutation.tests if not (root / test).exists()]
+    return found
+
+
+def copy_project(target: Path) -> None:
+    """Copies what the tests need.
+
+    Args:
+        target: a folder that does not exist yet.
+
+    Raises:
+        RuntimeError: if another sibp than the copy's would be imported there.
+    """
+    target.mkdir(parents=True)
+    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, target / name, ignore=ignore)
+        elif (ROOT / name).exists():
+            shutil.copy2(ROOT / name, target / name)
+    # The project is installed in editable mode; only PYTHONPATH puts the copy before it.
+    asked = subprocess.run(
+        [sys.executable, "-c", "import sibp, sibp.prox.linear as part; print(sibp.__file__, part.__file__)"],
+        cwd=target, env=_environment(target), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    strangers = [path for path in asked.stdout.split() if not Path(path).resolve().is_relative_to(target.resolve())]
+    if strangers:
+        raise RuntimeError(f"the copy at {target} is not what Python imports there: {strangers}")
+
+
+def _environment(copy: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "PYTHONPATH": str(copy),
+        "PYTHONDONTWRITEBYTECODE": "1",  # a mistake made and undone within a second may leave bytecode behind
+        "XDG_CACHE_HOME": str(copy.parent / "cache"),  # compiled mistakes stay out of the user's cache
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def run_tests(copy: Path, tests: Sequence[str]) -> tuple[int, str]:
+    """Runs tests in a copy.
+
+    Args:
+        copy: of the project.
+        tests: paths.
+
+    Returns:
+        pytest's exit status (124 if it took too long), and its output.
+    """
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", *tests]
+    try:
+        done = subprocess.run(
+            command, cwd=copy, env=_environment(copy), capture_output=True, text=True, timeout=TIMEOUT, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return 124, f"took more than {TIMEOUT:.0f} seconds"
+    return done.returncode, done.stdout + done.stderr
+
+
+def try_mutation(mutation: Mutation, copy: Path) -> Outcome:
+    """Makes a mistake in a copy, runs its tests, undoes it.
+
+    Args:
+        mutation: the mistake.
+        copy: of the project, used by nobody else meanwhile.
+    """
+    path = copy / mutation.file
+    original = path.read_text()
+    path.write_text(original.replace(mutation.old, mutation.new))
+    start = time.monotonic()
+    try:
+        status, output = run_tests(copy, mutation.tests)
+    finally:
+        path.write_text(original)
+    seconds = time.monotonic() - start
+    failed = [line.split(" ", 1)[1].split(" - ")[0] for line in output.splitlines() if line.startswith("FAILED ")]
+    if status == 1 and failed:
+        return Outcome(mutation, "killed", seconds, failed[0])
+    if status == 124:
+        return Outcome(mutation, "killed", seconds, output)
+    if status == 0:
+        return Outcome(mutation, "SURVIVED", seconds, "all tests passed: " + " ".join(mutation.tests))
+    last = (output.strip().splitlines() or ["no output"])[-1]
+    return Outcome(mutation, "BROKEN", seconds, f"pytest ended with {status}: {last}")
+
+
+def run(mutations: Sequence[Mutation], jobs: int) -> list[Outcome]:
+    """Tries mistakes in parallel, printing each outcome when it is there.
+
+    Args:
+        mutations: the mistakes.
+        jobs: how many at a time, each in a copy of its own.
+
+    Raises:
+        RuntimeError: if the tests fail without any mistake.
+    """
+    with tempfile.TemporaryDirectory(prefix="sibp-mutate-") as folder:
+        copies: queue.Queue[Path] = queue.Queue()
+        for number in range(jobs):
+            copy = Path(folder) / f"copy{number}"
+            copy_project(copy)
+            copies.put(copy)
+        first = copies.get()
+        status, output = run_tests(first, sorted({test for mutation in mutations for test in mutation.tests}))
+        if status != 0:
+            raise RuntimeError(f"the tests fail without any mistake:\n{output[-2000:]}")
+        copies.put(first)
+
+        def work(mutation: Mutation) -> Outcome:
+            copy = copies.get()
+            try:
+                outcome = try_mutation(mutation, copy)
+            finally:
+                copies.put(copy)
+            print(f"{outcome.verdict:8}  {outcome.seconds:5.1f} s  {mutation.name}  ({outcome.evidence})", flush=True)
+            return outcome
+
+        with ThreadPoolExecutor(jobs) as pool:
+            return list(pool.map(work, mutations))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line.
+
+    Args:
+        arguments: default those of the process.
+
+    Returns:
+        0 if every mistake was noticed; 1 if not, or if the table does not fit the project.
+    """
+    parser = argparse.ArgumentParser(description="Make one small mistake at a time and see whether the tests notice.")
+    parser.add_argument("--list", action="store_true", help="print the table and make no mistake")
+    parser.add_argument("--only", metavar="NAME", action="append", help="only rows whose name contains this")
+    parser.add_argument("--jobs", type=int, default=1, help="how many at a time (default 1)")
+    args = parser.parse_args(arguments)
+    mutations = read_table()
+    if wrong := problems(mutations):
+        print("\n".join(wrong), file=sys.stderr)
+        return 1
+    chosen = [m for m in mutations if not args.only or any(part in m.name for part in args.only)]
+    if not chosen:
+        print(f"no mutation's name contains {' or '.join(args.only)}; see --list", file=sys.stderr)
+        return 1
+    if args.list:
+        width = max(len(mutation.name) for mutation in chosen)
+        print("\n".join(f"{m.name:{width}}  {m.file}  {' '.join(m.tests)}" for m in chosen))
+        return 0
+    start = time.monotonic()
+    try:
+        outcomes = run(chosen, max(args.jobs, 1))
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        return 1
+    bad = [outcome for outcome in outcomes if outcome.verdict != "killed"]
+    print(f"\n{len(outcomes) - len(bad)} of {len(outcomes)} noticed in {time.monotonic() - start:.0f} s")
+    for outcome in bad:
+        print(f"{outcome.verdict}: {outcome.mutation.name} ({outcome.mutation.file}): {outcome.evidence}")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
