@@ -31,7 +31,7 @@ class SIBP(ProximalOptimizer):
 
     `backward` solves the subproblems and leaves W_old - W_new in `.grad`; `step` subtracts it. Several backward passes
     before a step add up their displacements, each computed from the same weights; clipping `.grad` clips the
-    displacement. As lam grows with eta/lam fixed, the step tends to SGD's with step size eta/lam on the summed loss.
+    displacement. As lam grows, the step tends to SGD's with step size eta/lam on the summed loss.
 
     Args:
         model: any module. `nn.Linear`, `nn.Conv1d` and `nn.Conv2d` are updated proximally.
