@@ -1,7 +1,7 @@
 """Train one run, or a sweep: ``python -m sibp.train optimizer=sibp dataset=mnist data_root=DIR``.
 
-Every config of the command is composed before the first run starts, so that a mistake in any of them is one
-sentence and nothing is trained; then Hydra launches the jobs.
+Every config of the command is composed before the first run starts: a mistake in any of them is one sentence and
+nothing is trained, and a YAML file edited later changes no job of a sweep that is under way.
 """
 
 import sys
@@ -13,16 +13,14 @@ from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
-from omegaconf import DictConfig, OmegaConf
 
-from sibp.experiment.compose import CONFIGS, plan
+from sibp.experiment.compose import CONFIGS, hydra_config, plan
 from sibp.experiment.errors import UserError
+from sibp.experiment.launch import launch
 from sibp.experiment.runner import Outcome, run
 
 WRONG_INPUT, INTERRUPTED = 2, 130
 EXIT_CODES = {"failed": 1, "diverged": 3, "busy": 4}  # in the order in which they outweigh one another
-
-_outcomes: list[Outcome] = []
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,55 +35,79 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     words.sort(key=lambda word: word not in ("-m", "--multirun"))  # so that -m may stand anywhere
     args = get_args_parser().parse_args(words)
-    looking = args.help or args.hydra_help or args.cfg or args.info or args.shell_completion
     try:
         _refuse_flags(args)
-        jobs = [] if looking else plan(args.overrides, args.multirun, args.config_name or "config")
+        if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
+            return _look(words)
+        name = args.config_name or "config"
+        jobs = plan(args.overrides, args.multirun, name)
+        config = hydra_config(args.overrides, name)
         for root in {str(job["run_root"]) for job in jobs}:
             _make_folder(root)
     except UserError as error:
         print(error, file=sys.stderr)
         return WRONG_INPUT
-    _outcomes.clear()
+    outcomes: list[Outcome] = []
     try:
-        with _command_line(words):
-            hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(_job)()
+        if args.multirun and config.hydra.runtime.choices["hydra/launcher"] != "basic":
+            launch(config, jobs, lambda outcome: _tell(outcome, outcomes))
+        else:
+            _train_here(jobs, outcomes)
     except KeyboardInterrupt:
         print("Interrupted: the same command goes on from here.", file=sys.stderr)
         return INTERRUPTED
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 1
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return WRONG_INPUT
+    except Exception as error:  # a launcher's; every run's own are in its outcome
+        print(f"The launcher stopped: {type(error).__name__}: {str(error).strip()}", file=sys.stderr)
+        return 1
     finally:
-        if args.multirun and not looking:
-            print(_tally(len(jobs)), flush=True)
-    return _exit_code(args.multirun)
+        if args.multirun:
+            print(_tally(len(jobs), outcomes), flush=True)
+    return 1 if len(outcomes) < len(jobs) else _exit_code(args.multirun, outcomes)
 
 
-def _job(config: DictConfig) -> None:
-    """What Hydra calls for every job."""
-    settings: Any = OmegaConf.to_container(config, resolve=True)
-    outcome = run(settings)
-    _outcomes.append(outcome)
+def _train_here(jobs: Sequence[dict[str, Any]], outcomes: list[Outcome]) -> None:
+    """Train the jobs one after another in this process."""
+    for job in jobs:
+        outcome = run(job)
+        _tell(outcome, outcomes)
+        if outcome.status == "interrupted":
+            raise KeyboardInterrupt
+
+
+def _tell(outcome: Outcome, outcomes: list[Outcome]) -> None:
+    """One line a run."""
+    outcomes.append(outcome)
     good = outcome.status in ("completed", "skipped")
     line = f"{outcome.status:<11} {outcome.folder.path}: {outcome.message}"
     print(line, file=sys.stdout if good else sys.stderr, flush=True)
-    if outcome.status == "interrupted":
-        raise KeyboardInterrupt
 
 
-def _exit_code(sweep: bool) -> int:
-    ended = {outcome.status for outcome in _outcomes}
-    if not sweep and any(outcome.wrong_input for outcome in _outcomes):
+def _look(words: list[str]) -> int:
+    """Have Hydra show its help or a config."""
+    try:
+        with _command_line(words):
+            hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(lambda config: None)()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    return 0
+
+
+def _exit_code(sweep: bool, outcomes: Sequence[Outcome]) -> int:
+    ended = {outcome.status for outcome in outcomes}
+    if not sweep and any(outcome.wrong_input for outcome in outcomes):
         return WRONG_INPUT
     return next((code for status, code in EXIT_CODES.items() if status in ended), 0)
 
 
-def _tally(jobs: int) -> str:
-    count = Counter(outcome.status for outcome in _outcomes)
+def _tally(jobs: int, outcomes: Sequence[Outcome]) -> str:
+    count = Counter(outcome.status for outcome in outcomes)
     words = [f"{count[status]} {status}" for status in ("completed", "diverged", "failed", "skipped")]
     words += [f"{count[status]} {status}" for status in ("busy", "interrupted") if count[status]]
-    if jobs > len(_outcomes):
-        words.append(f"{jobs - len(_outcomes)} not started")
+    if jobs > len(outcomes):
+        words.append(f"{jobs - len(outcomes)} not ended")
     return f"{jobs} runs: {', '.join(words)}"
 
 

@@ -19,7 +19,7 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sibp.experiment.errors import UserError
@@ -62,20 +62,52 @@ def plan(overrides: Sequence[str], sweep: bool, config_name: str = "config") -> 
     """
     if not (CONFIGS / f"{config_name}.yaml").is_file():
         raise UserError(f"There is no {CONFIGS / config_name}.yaml: install the project with pip install -e .")
-    for word in overrides:
-        if word.startswith("~"):
-            raise UserError(f"{word} would remove a setting, and every run needs all of them: leave it out.")
+    _refuse_words(overrides)
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
         jobs = _split(overrides, config_name) if sweep else [list(overrides)]
         return [_compose(job, config_name) for job in jobs]
 
 
-def _split(overrides: Sequence[str], config_name: str) -> list[list[str]]:
-    """The words of each job of a sweep, as Hydra's basic sweeper will make them."""
+def hydra_config(overrides: Sequence[str], config_name: str = "config") -> DictConfig:
+    """Compose what a sweep's jobs share, with the node that says how Hydra is to launch them.
+
+    Args:
+        overrides: the sweep's words; those with several values are left out.
+        config_name: the primary config in ``configs/``.
+
+    Returns:
+        The config, with ``hydra``.
+
+    Raises:
+        UserError: the words do not make a config.
+    """
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+        return _base(overrides, config_name)
+
+
+def _base(overrides: Sequence[str], config_name: str) -> DictConfig:
     try:
         words = OverridesParser.create().parse_overrides(list(overrides))
         fixed = [word.input_line or "" for word in words if not word.is_sweep_override()]
-        base = hydra_compose(config_name, fixed, return_hydra_config=True)
+        return hydra_compose(config_name, fixed, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise UserError(_sentence(error, overrides, config_name)) from error
+
+
+def _refuse_words(overrides: Sequence[str]) -> None:
+    """Refuse what would take a setting away, and what would have Hydra load code or files from elsewhere."""
+    for word in overrides:
+        key = word.partition("=")[0].lstrip("+~")
+        if word.startswith("~"):
+            raise UserError(f"{word} would remove a setting, and every run needs all of them: leave it out.")
+        if key.startswith("hydra") and key != "hydra/launcher" and not key.startswith("hydra.launcher."):
+            raise UserError(f"{word} is not possible: of Hydra's own settings, only its launcher's can be given.")
+
+
+def _split(overrides: Sequence[str], config_name: str) -> list[list[str]]:
+    """The words of each job of a sweep, as Hydra's basic sweeper will make them."""
+    base = _base(overrides, config_name)
+    try:
         params = [f"{key}={value}" for key, value in (base.hydra.sweeper.params or {}).items()]
         words = OverridesParser.create().parse_overrides([*params, *overrides])
         (jobs,) = BasicSweeper.split_arguments(words, max_batch_size=None)
@@ -97,6 +129,8 @@ def _compose(overrides: Sequence[str], config_name: str) -> dict[str, Any]:
 
 def _sentence(error: Exception, overrides: Sequence[str], config_name: str) -> str:
     """What Hydra found wrong, in terms of the words that were typed."""
+    if isinstance(error, MissingConfigException) and "hydra/launcher/" in str(error):
+        return 'This launcher is not installed: pip install -e ".[sweep]", or choose hydra/launcher=basic.'
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.partition("/")
         return f"There is no {group} {option!r}; choose one of: {', '.join(error.options)} (such as {group}=\

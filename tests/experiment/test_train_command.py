@@ -198,7 +198,7 @@ def test_an_interrupted_sweep_stops_and_says_what_is_left(monkeypatch, capsys):
     assert main(words) == 130
     out, err = capsys.readouterr()
     assert "the same command goes on from there" in err
-    expected = "3 runs: 1 completed, 0 diverged, 0 failed, 0 skipped, 1 interrupted, 1 not started"
+    expected = "3 runs: 1 completed, 0 diverged, 0 failed, 0 skipped, 1 interrupted, 1 not ended"
     assert out.splitlines()[-1] == expected
     monkeypatch.undo()
 

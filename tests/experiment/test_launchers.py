@@ -1,0 +1,103 @@
+"""Sweeps in other processes, and what no edit of a file and no process that dies may change in a sweep."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sibp.experiment import compose
+from sibp.experiment.loop import Trainer
+from sibp.train import main
+
+SMALL = ["optimizer=sgd", "model.hidden=[8]", "max_steps=6", "log_every=3", "tensorboard=false", "threads=1"]
+LAUNCHERS = ("basic", "sibp_joblib", "sibp_submitit_local")
+HERE = ["hydra/launcher=sibp_joblib", "hydra.launcher.n_jobs=1"]  # joblib's way to stay in this process
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def own_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of configs/ that a test may spoil."""
+    shutil.copytree(compose.CONFIGS, tmp_path / "configs")
+    monkeypatch.setattr(compose, "CONFIGS", tmp_path / "configs")
+    return tmp_path / "configs"
+
+
+def at_first_step(monkeypatch: pytest.MonkeyPatch, action: Callable[[], None]) -> None:
+    original, armed = Trainer._train_step, [True]
+
+    def train_step(self, indices):
+        if armed:
+            armed.clear()
+            action()
+        return original(self, indices)
+
+    monkeypatch.setattr(Trainer, "_train_step", train_step)
+
+
+@pytest.mark.parametrize("launcher", [[], HERE])
+def test_files_edited_during_a_sweep_change_none_of_its_jobs(launcher, own_configs, monkeypatch):
+    def edit() -> None:
+        (own_configs / "optimizer" / "sgd.yaml").write_text("name: sgd\nlr: 0.9\n")
+        (own_configs / "config.yaml").write_text("broken: [")
+
+    at_first_step(monkeypatch, edit)
+    assert main([*SMALL, "-m", "seed=0,1,2", *launcher]) == 0
+    folders = sorted(Path("runs").glob("digits-*"))
+    assert len(folders) == 3
+    for folder in folders:
+        assert yaml.safe_load((folder / "config.yaml").read_text())["optimizer"]["lr"] == 0.1
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS[1:])
+def test_processes_of_a_launcher_are_told_of_as_if_they_were_one(launcher, capfd):
+    assert main([*SMALL, "-m", "optimizer.lr=0.1,1e30", f"hydra/launcher={launcher}"]) == 3
+    out, err = capfd.readouterr()
+    assert [line.split()[0] for line in out.splitlines()] == ["completed", "2"]
+    assert out.splitlines()[-1] == "2 runs: 1 completed, 1 diverged, 0 failed, 0 skipped"
+    assert err.startswith("diverged ")
+    assert len(err.splitlines()) == 1
+    assert list(Path("runs/.sweep").iterdir()) == []
+    assert len(list(Path("runs").glob("*/summary.json"))) == 2
+    assert [path.name for path in Path().iterdir()] == ["runs"]
+
+
+def test_a_job_without_an_outcome_is_missed(monkeypatch, capsys):
+    def dies(config):
+        raise MemoryError
+
+    monkeypatch.setattr("sibp.experiment.launch.run", dies)
+    assert main([*SMALL, "-m", "seed=0,1", *HERE]) == 1
+    assert capsys.readouterr().out.splitlines()[-1].endswith("0 skipped, 2 not ended")
+    assert len(list(Path("runs/.sweep").iterdir())) == 1  # what is known of them is kept
+
+
+WRONG = {
+    "hydra.launcher._target_=os.system": "hydra/launcher must be one of: basic, sibp_joblib",
+    "+hydra.launcher.x={_target_:os.system}": "hydra/launcher must be one of: basic, sibp_joblib",
+    "+hydra.callbacks.x._target_=os.system": "only its launcher's can be given",
+    "hydra.searchpath=[file:///tmp]": "only its launcher's can be given",
+    "hydra/sweeper=basic": "only its launcher's can be given",
+    "hydra/launcher=slurm": "This launcher is not installed",
+}
+
+
+@pytest.mark.parametrize("word", WRONG)
+def test_no_word_has_hydra_load_code_of_its_choice(word, capsys):
+    assert main([*SMALL, "-m", "seed=0,1", "hydra/launcher=sibp_joblib", word]) == 2
+    error = capsys.readouterr().err
+    assert WRONG[word] in error
+    assert len(error.splitlines()) == 1
+    assert list(Path().glob("runs/digits-*")) == []
+
+
+@pytest.mark.parametrize("launcher", [path.stem for path in (compose.CONFIGS / "hydra" / "launcher").glob("*")])
+def test_every_launcher_composes(launcher):
+    config = compose.hydra_config([f"hydra/launcher={launcher}"])
+    assert config.hydra.runtime.choices["hydra/launcher"] == launcher
