@@ -4,6 +4,7 @@ import hashlib
 import math
 import shutil
 import sys
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -11,11 +12,11 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from sibp.experiment.board import Board
 from sibp.experiment.clock import Clock
 from sibp.experiment.data import Data, Split
 from sibp.experiment.errors import UserError
-from sibp.experiment.run_folder import RunFolder
-from sibp.experiment.scalars import ScalarLog
+from sibp.experiment.run_folder import RunFolder, finite
 from sibp.experiment.seeding import BatchOrder
 from sibp.experiment.settings import Settings
 from sibp.experiment.signals import stop_on_signals
@@ -78,7 +79,7 @@ class Trainer:
             DivergedError: the loss is not finite any more; rows up to there are kept.
             StoppedError: a signal came; a checkpoint was written.
         """
-        self._restore()
+        self.restore()
         board = self._open_board()
         try:
             with self._progress_bar() as bar, stop_on_signals() as stop:
@@ -97,6 +98,17 @@ class Trainer:
         finally:
             if board is not None:
                 board.close()
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Show TensorBoard how the run ended.
+
+        Args:
+            summary: that of summary.json.
+        """
+        board = self._open_board()
+        if board is not None:
+            with closing(board):
+                board.finish(finite(summary))
 
     def evaluate(self, split: Split, limit: int | None = None) -> tuple[float, float]:
         """Mean loss and accuracy, with the model in evaluation mode and no graph.
@@ -146,7 +158,7 @@ class Trainer:
         self.optimizer.step()
         return loss.detach()
 
-    def _log(self, board: ScalarLog | None, bar: tqdm) -> None:
+    def _log(self, board: Board | None, bar: tqdm) -> None:
         """Evaluate and write one row; the training clock stands still."""
         with self.clock.measure("eval"):
             train_loss, train_acc = self.evaluate(self.data.train, self.settings.eval_train_limit)
@@ -166,19 +178,15 @@ class Trainer:
                 row["solver"] = solver_stats()
             self.folder.append_row(row)
             if board is not None:
-                board.add(row, self._seconds_per_step(row))
+                board.add(finite(row))
+                if self.settings.histograms:
+                    board.add_weights(self.model, row)
             self.rows.append(row)
             bar.set_postfix(loss=f"{train_loss:.4f}", val_acc=f"{val_acc:.4f}")
         if not math.isfinite(train_loss):
             raise DivergedError(self.step, train_loss)
 
-    def _seconds_per_step(self, row: dict[str, Any]) -> float | None:
-        if not self.rows:
-            return None
-        before = self.rows[-1]
-        return (row["seconds"] - before["seconds"]) / (row["step"] - before["step"])
-
-    def _save(self, board: ScalarLog | None) -> None:
+    def _save(self, board: Board | None) -> None:
         with self.clock.measure("log"):
             if board is not None:
                 board.flush()
@@ -194,7 +202,8 @@ class Trainer:
                 }
             )
 
-    def _restore(self) -> None:
+    def restore(self) -> None:
+        """Go back to the last checkpoint, or to the start where there is none."""
         state = self.folder.load_checkpoint()
         if state is None:
             self.folder.clear()  # rows without a checkpoint cannot be continued
@@ -215,10 +224,10 @@ class Trainer:
     def _on_cuda(self) -> bool:
         return self.device.type == "cuda"
 
-    def _open_board(self) -> ScalarLog | None:
+    def _open_board(self) -> Board | None:
         if not self.settings.tensorboard:
             return None
-        return ScalarLog(self.folder.board, self.rows[-1]["step"] if self.rows else None)
+        return Board(self.folder.board, self.folder.config, [finite(row) for row in self.rows])
 
     def _progress_bar(self) -> tqdm:
         quiet = not (self.settings.progress and sys.stderr.isatty())

@@ -2,13 +2,14 @@
 
 import fcntl
 import hashlib
+import io
 import json
 import math
 import os
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import yaml
 
 from sibp.experiment.errors import UserError
 
-# What says where and how a run is done, not what it computes: it has no part in the run's name.
+# What says where and how a run is done and looked at, not what is trained: it has no part in the run's name.
 NOT_IN_NAME = (
     "run_root",
     "data_root",
@@ -27,7 +28,9 @@ NOT_IN_NAME = (
     "force",
     "progress",
     "tensorboard",
+    "histograms",
     "checkpoint_every",
+    "evaluate_test",  # a run without test figures is the same training; asked for later, they are added
 )
 FINISHED = ("completed", "diverged")
 ANEW = "force=true trains the run anew, and deletes what is there."
@@ -155,12 +158,9 @@ class RunFolder:
         with self.metrics.open("rb+") as file:
             os.fsync(file.fileno())  # a checkpoint must never be ahead of its rows
             state = {**state, "metrics_bytes": file.seek(0, os.SEEK_END)}
-        new = self.checkpoint.with_suffix(".pt.tmp")
-        with new.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, self.checkpoint)
+        archive = io.BytesIO()  # torch's own writing to a file does not say why it failed
+        torch.save(state, archive)
+        write_atomic(self.checkpoint, archive.getbuffer())
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """Read checkpoint.pt and cut metrics.jsonl back to the moment it was written.
@@ -209,19 +209,27 @@ def run_name(config: Mapping[str, Any]) -> str:
     return "".join(c if c.isalnum() or c in "-._" else "_" for c in readable)[:80] + "-" + digest
 
 
-def write_atomic(path: Path, content: bytes) -> None:
+def write_atomic(path: Path, content: bytes | memoryview) -> None:
     """Write a file so that whoever reads it finds the old content or the new, never a part.
 
     Args:
         path: the file.
         content: its new content.
+
+    Raises:
+        OSError: it cannot be written; the old content is still there.
     """
     new = path.with_name(path.name + ".tmp")
-    with new.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
+    try:
+        with new.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    except OSError:
+        with suppress(OSError):
+            new.unlink(missing_ok=True)  # on a full disk, half a file is in the way of everything else
+        raise
 
 
 def finite(value: Any) -> Any:

@@ -17,7 +17,7 @@ from sibp.experiment.errors import UserError
 from sibp.experiment.loop import DivergedError, StoppedError, Trainer
 from sibp.experiment.models import build_model, is_flat
 from sibp.experiment.optimizers import build_optimizer
-from sibp.experiment.run_folder import BusyError, RunFolder
+from sibp.experiment.run_folder import ANEW, BusyError, RunFolder
 from sibp.experiment.settings import Settings
 
 
@@ -46,19 +46,44 @@ def run(config: Mapping[str, Any]) -> Outcome:
     folder = RunFolder(config)
     try:
         with folder.locked():
-            if folder.is_finished() and not config.get("force"):
-                return _kept(folder)
-            return _run_locked(config, folder)
+            if not folder.is_finished() or config.get("force"):
+                return _run_locked(config, folder)
+            return _add_test(config, folder) if _lacks_test(config, folder) else _kept(folder)
     except BusyError as busy:
         return Outcome("busy", str(busy), folder)
     except UserError as error:
         return Outcome("failed", str(error), folder, wrong_input=True)
+    except OSError as error:
+        return Outcome("failed", _unwritten(error, folder), folder)
 
 
 def _kept(folder: RunFolder) -> Outcome:
     summary = folder.summary() or {}
     status = "skipped" if summary["status"] == "completed" else summary["status"]
     return Outcome(status, f"{summary['status']} before; force=true trains it anew", folder)
+
+
+def _lacks_test(config: Mapping[str, Any], folder: RunFolder) -> bool:
+    summary = folder.summary() or {}
+    return summary["status"] == "completed" and "test_acc" not in summary and config.get("evaluate_test") is True
+
+
+def _add_test(config: Mapping[str, Any], folder: RunFolder) -> Outcome:
+    """Add test figures to a run that was completed without; it needs no training for that."""
+    if not folder.checkpoint.exists():
+        raise UserError(f"{folder.path} has no checkpoint to compute test figures from: {ANEW}")
+    trainer, _ = _prepare(Settings.from_config(config), folder)
+    trainer.restore()
+    summary = {**(folder.summary() or {}), **_test_figures(trainer)}
+    folder.write_config()
+    trainer.finish(summary)
+    folder.write_summary(summary)
+    return Outcome("completed", _in_short(summary), folder)
+
+
+def _test_figures(trainer: Trainer) -> dict[str, float]:
+    loss, accuracy = trainer.evaluate(trainer.data.test)
+    return {"test_loss": loss, "test_acc": accuracy}
 
 
 def _run_locked(config: Mapping[str, Any], folder: RunFolder) -> Outcome:
@@ -75,14 +100,17 @@ def _run_locked(config: Mapping[str, Any], folder: RunFolder) -> Outcome:
             status, reason = "diverged", str(error)
             ending = {"diverged_step": error.step, "diverged_loss": str(error.loss)}
         summary = {"status": status, "reason": reason, **ending, **_results(trainer), **facts}
-        if status == "completed":
-            summary["test_loss"], summary["test_acc"] = trainer.evaluate(trainer.data.test)
+        if status == "completed" and settings.evaluate_test:
+            summary |= _test_figures(trainer)
+        trainer.finish(summary)
         folder.write_summary(summary)
         return Outcome(status, reason or _in_short(summary), folder)
     except StoppedError as stop:
         return Outcome("interrupted", f"{stop}: the same command goes on from there", folder)
     except UserError as error:
         return _failed(folder, started, str(error), None)
+    except OSError as error:
+        return _failed(folder, started, _unwritten(error, folder), traceback.format_exc())
     except Exception as error:
         return _failed(folder, started, f"{type(error).__name__}: {error}", traceback.format_exc())
 
@@ -93,6 +121,13 @@ def _failed(folder: RunFolder, started: str, reason: str, trace: str | None) -> 
     except OSError as error:  # a full disk must not hide the reason
         print(f"summary.json could not be written: {error}", file=sys.stderr)
     return Outcome("failed", reason, folder, wrong_input=trace is None)
+
+
+def _unwritten(error: OSError, folder: RunFolder) -> str:
+    return (
+        f"{error.filename or folder.path} cannot be read or written ({error.strerror or error}): all up to the last "
+        "checkpoint is kept, and the same command goes on from there once this is put right."
+    )
 
 
 def _prepare(settings: Settings, folder: RunFolder) -> tuple[Trainer, dict[str, Any]]:
@@ -154,8 +189,8 @@ def _results(trainer: Trainer) -> dict[str, Any]:
 
 def _in_short(summary: Mapping[str, Any]) -> str:
     final = summary["final"]
+    test = f"test accuracy {summary['test_acc']:.4f} " if "test_acc" in summary else "no test "
     return (
-        f"train loss {final['train_loss']:.4f}, validation accuracy {final['val_acc']:.4f}, "
-        f"test accuracy {summary['test_acc']:.4f} after {summary['steps']} steps, "
-        f"{summary['seconds']['train']:.1f} s of training"
+        f"train loss {final['train_loss']:.4f}, validation accuracy {final['val_acc']:.4f}, {test}"
+        f"after {summary['steps']} steps, {summary['seconds']['train']:.1f} s of training"
     )

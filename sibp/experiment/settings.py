@@ -29,6 +29,7 @@ class Settings:
     checkpoint_every: int
     eval_train_limit: int | None
     target_val_acc: float | None
+    evaluate_test: bool
     device: str
     threads: int | None
     data_root: str
@@ -37,6 +38,7 @@ class Settings:
     force: bool
     progress: bool
     tensorboard: bool
+    histograms: bool
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -82,6 +84,8 @@ class Settings:
                 f"target_val_acc={self.target_val_acc} is not an accuracy: give a number between 0 and 1, "
                 "or null for no target."
             )
+        if self.histograms and not self.tensorboard:
+            raise UserError("histograms=true has no effect without tensorboard=true: give both or neither.")
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """The number of steps of the whole run.

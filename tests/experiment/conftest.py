@@ -41,6 +41,7 @@ def make_config(tmp_path: Path) -> Callable[..., Config]:
             "checkpoint_every": 5,
             "eval_train_limit": 200,
             "target_val_acc": 0.5,
+            "evaluate_test": True,
             "device": "cpu",
             "threads": 1,
             "data_root": str(tmp_path / "data"),
@@ -49,6 +50,7 @@ def make_config(tmp_path: Path) -> Callable[..., Config]:
             "force": False,
             "progress": False,
             "tensorboard": False,
+            "histograms": False,
         }
         return config | changes
 

@@ -230,3 +230,29 @@ def test_normal_initialisation_covers_weights_and_biases():
     for parameter in list(model.parameters())[:3]:
         assert parameter.std().item() == pytest.approx(0.05, rel=0.1)
         assert abs(parameter.mean().item()) < 0.005
+
+
+def test_test_data_stay_untouched_until_asked_for(make_config, monkeypatch):
+    seen = []
+    original = Trainer.evaluate
+
+    def evaluate(self, split, limit=None):
+        seen.append(split is self.data.test)
+        return original(self, split, limit)
+
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+    config = make_config(evaluate_test=False)
+    folder = run(config).folder
+    assert not any(seen)
+    assert "test_acc" not in (folder.summary() or {})
+
+    def no_training(*_):
+        raise AssertionError("test figures need no training")
+
+    monkeypatch.setattr(Trainer, "_train_step", no_training)
+    assert run({**config, "evaluate_test": True}).status == "completed"
+    assert seen.count(True) == 1
+    later = folder.summary() or {}
+    monkeypatch.undo()
+    at_once = run({**make_config(), "force": True}).folder.summary() or {}
+    assert (later["test_loss"], later["test_acc"]) == (at_once["test_loss"], at_once["test_acc"])
