@@ -3,10 +3,11 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3 py
     "import sys; print(0) if (3, 11) <= sys.version_info[:2] < (3, 14) else None" 2>/dev/null),$(name))))
 BIN := .venv/bin
 
-.PHONY: help run test tensorboard clean
+.PHONY: help run test results tensorboard clean
 help:
 	@echo "make run          train SGD, ProxBP and SIBP on the digits and compare them (a minute)"
 	@echo "make test         format, lint, types and tests"
+	@echo "make results      write the reports under results/ anew from the runs kept there"
 	@echo "make tensorboard  open the curves of everything under runs/"
 	@echo "make clean        remove .venv/ and caches; runs/ stays"
 
@@ -18,6 +19,9 @@ test: .venv/.stamp
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	$(BIN)/pytest -n 2
+
+results: .venv/.stamp
+	@$(BIN)/python scripts/results.py
 
 tensorboard: .venv/.stamp
 	$(BIN)/tensorboard --logdir runs
