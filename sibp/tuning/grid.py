@@ -1,0 +1,180 @@
+"""Which settings of a method to try next: a pure function of those tried, the same for every method.
+
+First the whole initial grid. While the best setting lies at an edge, the settings one log step beyond it, the best's
+diagonal neighbours there included: good values of two hyper-parameters often grow together. When no edge is left, the
+settings half a log step around the best, then a quarter, and so on, until the budget is spent.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+Point = tuple[float, ...]  # for each axis, a place in its list of values: 0 the first, 0.5 half a step on, -1 beyond
+Score = tuple[float, float]  # smaller is better
+WORST: Score = (math.inf, math.inf)
+FINEST = 10  # halvings of a step; the values are rounded more coarsely than that
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A hyper-parameter and its initial values, on a log scale; ``momentum`` m on that of 1 - m.
+
+    Args:
+        name: such as ``lr``.
+        values: at least two, increasing; above 0, or for momentum from 0 to below 1.
+
+    Raises:
+        ValueError: the values are not such; says what they should be.
+    """
+
+    name: str
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.values) < 2 or any(a >= b for a, b in itertools.pairwise(self.values)):
+            raise ValueError("give two or more numbers, from the smallest to the largest")
+        if not all(map(math.isfinite, self.values)) or min(map(self._mirrored, self.values)) <= 0:
+            raise ValueError(
+                "give numbers below 1" if self._mirrors else "give numbers above 0, as its scale is logarithmic"
+            )
+        if self.values[0] < 0:
+            raise ValueError("give numbers of 0 or more")
+
+    def at(self, position: float) -> float:
+        """The value at a place in the list, or between or beyond its values.
+
+        Args:
+            position: 0 for the first value; steps beyond the ends are as long as the list's steps are on average.
+
+        Returns:
+            A given value as it is; others have three significant digits.
+
+        Example:
+            >>> lr, momentum = Axis("lr", (0.1, 1.0)), Axis("momentum", (0.0, 0.9))
+            >>> lr.at(2), lr.at(0.5), momentum.at(2), momentum.at(-1)
+            (10.0, 0.316, 0.99, 0.0)
+        """
+        last = len(self.values) - 1
+        if position == int(position) and 0 <= position <= last:
+            return self.values[int(position)]
+        logs = [math.log(self._mirrored(value)) for value in self.values]
+        if 0 < position < last:
+            left = int(position)
+            found = logs[left] + (position - left) * (logs[left + 1] - logs[left])
+        else:
+            end = 0 if position < 0 else last
+            found = logs[end] + (position - end) * (logs[last] - logs[0]) / last
+        return max(0.0, self._mirrored(float(f"{math.exp(found):.3g}")))
+
+    @property
+    def _mirrors(self) -> bool:
+        return self.name == "momentum"
+
+    def _mirrored(self, value: float) -> float:
+        return round(1 - value, 9) if self._mirrors else value
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A place in the grid to try, and why: the initial grid, beyond an edge, or around the best."""
+
+    point: Point
+    why: str
+
+
+def setting(axes: Sequence[Axis], point: Point) -> tuple[float, ...]:
+    """The values at a place in the grid.
+
+    Args:
+        axes: the grid's.
+        point: one position for each.
+
+    Returns:
+        One value for each.
+    """
+    return tuple(axis.at(position) for axis, position in zip(axes, point, strict=True))
+
+
+def best(done: Mapping[Point, Score], axes: Sequence[Axis]) -> Point:
+    """The best setting tried; of equal ones, that with the smaller value of the first axis (lr), then of the next.
+
+    Args:
+        done: scores of one or more settings.
+        axes: the grid's.
+
+    Returns:
+        Its place.
+    """
+    return min(done, key=lambda point: (done[point], setting(axes, point)))
+
+
+def edges(done: Mapping[Point, Score], axes: Sequence[Axis]) -> list[tuple[int, int]]:
+    """Where the best setting has the largest or smallest value tried, though there are values beyond.
+
+    Args:
+        done: scores of one or more settings.
+        axes: the grid's.
+
+    Returns:
+        (axis, direction) for each such edge, direction -1 or 1; a momentum of 0 is none.
+    """
+    place = best(done, axes)
+    found = []
+    for i, axis in enumerate(axes):
+        tried = [point[i] for point in done]
+        for direction, end in ((-1, min(tried)), (1, max(tried))):
+            if place[i] == end and axis.at(end + direction) != axis.at(end):
+                found.append((i, direction))
+    return found
+
+
+def next_trials(done: Mapping[Point, Score], axes: Sequence[Axis], budget: int) -> list[Trial]:
+    """What to try next, all of it before this is asked again.
+
+    Args:
+        done: the score of every setting tried so far.
+        axes: the grid's.
+        budget: how many settings may be tried altogether; at least the initial grid's.
+
+    Returns:
+        The next trials, none of them tried before; none when the budget is spent.
+    """
+    left = budget - len(done)
+    initial = itertools.product(*(map(float, range(len(axis.values))) for axis in axes))
+    if missing := [Trial(point, "initial grid") for point in initial if point not in done]:
+        return missing[:left]
+    if left <= 0:
+        return []
+    ends = edges(done, axes)
+    beyond = [
+        Trial(point, "beyond the edge of " + " and ".join(axes[i].name for i, sign in ends if moves[i] == sign))
+        for point, moves in _around(done, axes, 1.0)
+        if any(moves[i] == sign for i, sign in ends)
+    ]
+    if beyond:
+        return beyond[:left]
+    for halvings in range(1, FINEST + 1):
+        near = _around(done, axes, 0.5**halvings)
+        if near:
+            return [Trial(point, f"1/{2**halvings} step from the best") for point, _ in near][:left]
+    return []
+
+
+def _around(done: Mapping[Point, Score], axes: Sequence[Axis], step: float) -> list[tuple[Point, Point]]:
+    """The untried neighbours of the best, (place, moves), those along one axis first."""
+    place = best(done, axes)
+    tried = {setting(axes, point) for point in done}
+    found = []
+    for moves in sorted(
+        itertools.product((0, -1, 1), repeat=len(axes)), key=lambda moves: moves.count(0), reverse=True
+    ):
+        point = tuple(position + step * move for position, move in zip(place, moves, strict=True))
+        values = setting(axes, point)
+        stuck = any(
+            move and axis.at(a) == axis.at(b) for axis, a, b, move in zip(axes, place, point, moves, strict=True)
+        )
+        if values not in tried and not stuck:
+            tried.add(values)
+            found.append((point, moves))
+    return found

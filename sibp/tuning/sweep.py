@@ -1,0 +1,249 @@
+"""A sweep file, ``configs/sweep/NAME.yaml``: what is tuned, over which grids, by which rule."""
+
+import dataclasses
+import difflib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from sibp.experiment import compose
+from sibp.experiment.errors import UserError
+from sibp.experiment.optimizers import build_optimizer
+from sibp.experiment.settings import Settings, checked
+from sibp.tuning.grid import Axis, Point, setting
+
+CRITERIA, MOMENTS = ("val_acc", "val_loss"), ("last", "best")
+DECIDED = ("seed", "evaluate_test", "optimizer", "force")  # by the sweep, not by a word
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method: the resolved config that its runs share, and the hyper-parameters to tune."""
+
+    name: str
+    config: dict[str, Any]
+    axes: tuple[Axis, ...]
+
+    def setting(self, point: Point) -> dict[str, float]:
+        """The hyper-parameters at a place in the grid.
+
+        Args:
+            point: one position for each axis.
+
+        Returns:
+            name -> value.
+        """
+        return dict(zip((axis.name for axis in self.axes), setting(self.axes, point), strict=True))
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep: the same rules for all its methods.
+
+    Attributes:
+        name: of its file.
+        root: the folder for all it makes: ``trials/`` and ``final/`` with run folders, and the record.
+        trials: how many settings of every method are tried, the initial grid included.
+        tuning_seeds: every setting is run with each; it is judged by the median.
+        final_seeds: for the chosen settings.
+        criterion: val_acc (then val_loss) or val_loss (then val_acc).
+        at: ``last`` or ``best`` logged row of a run.
+    """
+
+    name: str
+    root: Path
+    methods: tuple[Method, ...]
+    trials: int
+    tuning_seeds: list[int]
+    final_seeds: list[int]
+    criterion: str
+    at: str
+
+    def job(self, method: Method, point: Point, seed: int, final: bool) -> dict[str, Any]:
+        """The config of one run.
+
+        Args:
+            method: whose.
+            point: the place of its setting.
+            seed: of the run.
+            final: whether it is one of the fresh runs of a chosen setting; only those look at test data.
+
+        Returns:
+            The resolved config.
+        """
+        return {
+            **method.config,
+            "optimizer": {**method.config["optimizer"], **method.setting(point)},
+            "seed": seed,
+            "evaluate_test": final,
+            "run_root": str(self.root / ("final" if final else "trials")),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    """The keys of a sweep file, with their types."""
+
+    shared: list[str]
+    methods: dict[str, Any]
+    trials: int
+    tuning_seeds: list[int]
+    final_seeds: list[int]
+    criterion: str = "val_acc"
+    at: str = "last"
+
+
+def names() -> list[str]:
+    """The sweeps there are.
+
+    Returns:
+        The names of the files in ``configs/sweep``.
+    """
+    return sorted(path.stem for path in (compose.CONFIGS / "sweep").glob("*.yaml"))
+
+
+def read_sweep(name: str, words: Sequence[str]) -> Sweep:
+    """Read and check a sweep file, and compose the configs of its methods.
+
+    Args:
+        name: of the file in ``configs/sweep``.
+        words: ``key=value``, as for sibp.train; they win over the file's own.
+
+    Returns:
+        The sweep.
+
+    Raises:
+        UserError: the file, or a word, is wrong; says where, and how to put it right.
+    """
+    if name not in names():
+        raise UserError(f"There is no sweep {name!r}{_near(name, names())} Choose one of: {', '.join(names())}.")
+    for word in words:
+        key = word.partition("=")[0].lstrip("+~")
+        if key.partition(".")[0] in DECIDED:
+            raise UserError(f"{word} is not possible: the sweep decides {key}; write it into a file in configs/sweep.")
+    try:
+        content = yaml.safe_load((compose.CONFIGS / "sweep" / f"{name}.yaml").read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"configs/sweep/{name}.yaml cannot be read: {' '.join(str(error).split())}") from error
+    where = f"In sweep {name}: "
+    try:
+        file = _File(**_checked_keys(content))
+        _check(file)
+        given_root = any(word.lstrip("+").startswith("run_root=") for word in words)
+        methods = tuple(
+            _method(str(each), node, [*file.shared, *words], name, given_root) for each, node in file.methods.items()
+        )
+        _check_methods(methods, file.trials)
+    except UserError as error:
+        raise UserError(where + str(error)) from error
+    root = Path(methods[0].config["run_root"])
+    return Sweep(
+        name, root, methods, file.trials, file.tuning_seeds, file.final_seeds, criterion=file.criterion, at=file.at
+    )
+
+
+def _checked_keys(content: Any) -> dict[str, Any]:
+    fields = {field.name: field for field in dataclasses.fields(_File)}
+    content = _mapping("the file", content, list(fields))
+    for key, field in fields.items():
+        if key not in content and field.default is dataclasses.MISSING:
+            raise UserError(f"{key} is missing: add it; the keys are {', '.join(fields)}.")
+    for key, value in content.items():
+        if fields[key].type == list[str]:
+            if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+                raise UserError(f"{key}={value} is not possible: give a list of key=value words.")
+        else:
+            checked(key, value, fields[key].type)
+    return content
+
+
+def _check(file: _File) -> None:
+    for key, value, known in (("criterion", file.criterion, CRITERIA), ("at", file.at, MOMENTS)):
+        if value not in known:
+            raise UserError(f"{key}={value} is not known; choose one of: {', '.join(known)}.")
+    for key, seeds in (("tuning_seeds", file.tuning_seeds), ("final_seeds", file.final_seeds)):
+        if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise UserError(f"{key}={seeds} is not possible: give different whole numbers of 0 or more.")
+    if both := sorted({*file.tuning_seeds} & {*file.final_seeds}):
+        raise UserError(
+            f"seed {both[0]} is in tuning_seeds and in final_seeds: final seeds must be fresh, take it out."
+        )
+    if not file.methods:
+        raise UserError("methods is empty: add one or more.")
+
+
+def _method(name: str, node: Any, words: Sequence[str], sweep: str, given_root: bool) -> Method:
+    node = _mapping(f"methods.{name}", node, ["words", "grid"])
+    own = node.get("words")
+    if not isinstance(own, list) or not all(isinstance(word, str) for word in own):
+        raise UserError(f"methods.{name}.words is no list of words: such as [optimizer=sibp, 'optimizer.solver=cg:3'].")
+    config = compose.compose([*words, *own])
+    if not given_root:
+        config["run_root"] = f"{config['run_root']}/tuning/{sweep}"
+    known = [key for key, value in config["optimizer"].items() if type(value) in (int, float)]
+    grid = _mapping(f"methods.{name}.grid", node.get("grid"), known)
+    if not grid:
+        raise UserError(f"methods.{name}.grid is empty: give lists of values for some of {', '.join(known)}.")
+    axes = tuple(_axis(f"methods.{name}.grid", key, grid[key]) for key in sorted(grid, key=lambda key: key != "lr"))
+    method = Method(name, config, axes)
+    _try_out(method)
+    return method
+
+
+def _axis(where: str, key: str, values: Any) -> Axis:
+    if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
+        raise UserError(f"{where}.{key}={values} is not possible: give a list of numbers, such as [0.1, 0.3, 1.0].")
+    try:
+        return Axis(key, tuple(map(float, values)))
+    except ValueError as error:
+        raise UserError(f"{where}.{key}={values} is not possible: {error}.") from error
+
+
+def _try_out(method: Method) -> None:
+    """Have the method's optimizer refuse now, on a small model, what it would refuse in a run."""
+    ends = [(0,) * len(method.axes), tuple(len(axis.values) - 1 for axis in method.axes)]
+    Settings.from_config(method.config)
+    for point in ends:
+        choice = {**method.config["optimizer"], **method.setting(point)}
+        try:
+            build_optimizer(choice, nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1)))
+        except UserError as error:
+            raise UserError(f"methods.{method.name}: {error}") from error
+
+
+def _check_methods(methods: Sequence[Method], trials: int) -> None:
+    sizes = {method.name: prod(len(axis.values) for axis in method.axes) for method in methods}
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise UserError(f"the initial grids differ in size ({listed}): give every method as many settings.")
+    size = max(sizes.values())
+    if trials < size:
+        raise UserError(f"trials={trials} is less than the {size} settings of the initial grid: give more.")
+    seen: dict[tuple[str, ...], str] = {}
+    for method in methods:
+        words = tuple(sorted(f"{k}={v}" for k, v in method.config["optimizer"].items() if isinstance(v, str)))
+        if words in seen:
+            raise UserError(
+                f"methods {seen[words]} and {method.name} are both {', '.join(words)}, and the report would take them "
+                "for one: give one of them, with a grid that covers both."
+            )
+        seen[words] = method.name
+
+
+def _mapping(where: str, node: Any, known: Collection[str]) -> dict[str, Any]:
+    if not isinstance(node, Mapping):
+        raise UserError(f"{where} is not made of keys and values: its keys are {', '.join(known)}.")
+    for key in node:
+        if key not in known:
+            raise UserError(f"{where} has no key {key}{_near(str(key), known)} The keys are: {', '.join(known)}.")
+    return dict(node)
+
+
+def _near(word: str, known: Collection[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]}?" if close else "."
