@@ -117,9 +117,13 @@ def _idx(name: str, data_root: Path, download: bool, md5: dict[str, str]) -> Dat
 
     def read(train: bool) -> tuple[torch.Tensor, torch.Tensor]:
         from torchvision import datasets
+        from torchvision.datasets.mnist import read_image_file, read_label_file
 
-        part = getattr(datasets, name)(str(data_root), train=train, download=download)
-        return part.data.unsqueeze(1), part.targets
+        if download:
+            getattr(datasets, name)(str(data_root), train=train, download=True)
+        images, labels = (folder / file for file in (IDX_FILES[:2] if train else IDX_FILES[2:]))
+        # The class itself would prefer what an old torchvision left in processed/, which nothing has checked.
+        return read_image_file(str(images)).unsqueeze(1), read_label_file(str(labels))
 
     (x, y), (x_test, y_test) = _read_parts(name, folder, IDX_FILES, md5, read, download, (60000, 10000))
     parts = [Split(images.float() / 255, labels) for images, labels in _split(x, y, x_test, y_test)]
@@ -191,7 +195,7 @@ def _read_parts(
 
 def _corrupted(path: Path, reason: str) -> str:
     return (
-        f"{path} cannot be read ({reason}): delete it and put the original back, or add download=true to "
+        f"{path} cannot be read ({reason}): delete it, then put the original back or add download=true to "
         "fetch it again."
     )
 

@@ -234,5 +234,12 @@ class Trainer:
         name = f"{self.settings.optimizer['name']} s{self.settings.seed}"
         columns, rows = shutil.get_terminal_size((100, 24))  # unlike tqdm's own measure, never 0
         return tqdm(
-            total=self.total, initial=self.step, desc=name, unit="step", disable=quiet, ncols=columns, nrows=rows
+            total=self.total,
+            initial=self.step,
+            desc=name,
+            unit="step",
+            disable=quiet,
+            leave=False,  # how the run ended is a line of its own
+            ncols=columns,
+            nrows=rows,
         )

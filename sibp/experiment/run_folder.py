@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import socket
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -118,9 +119,15 @@ class RunFolder:
         text = json.dumps(finite(summary), indent=2, allow_nan=False) + "\n"
         write_atomic(self.path / "summary.json", text.encode())
 
+    def forget_end(self) -> None:
+        """Delete summary.json: the run goes on."""
+        (self.path / "summary.json").unlink(missing_ok=True)
+
     def clear(self) -> None:
         """Delete what an earlier attempt left, but for config and lock."""
-        for path in (self.metrics, self.checkpoint, self.path / "summary.json"):
+        # In this order whoever is killed on the way leaves the old run, or one that starts anew; never a damaged one.
+        self.forget_end()
+        for path in (self.checkpoint, self.metrics):
             path.unlink(missing_ok=True)
         shutil.rmtree(self.board, ignore_errors=True)
 
@@ -157,7 +164,8 @@ class RunFolder:
         """
         with self.metrics.open("rb+") as file:
             os.fsync(file.fileno())  # a checkpoint must never be ahead of its rows
-            state = {**state, "metrics_bytes": file.seek(0, os.SEEK_END)}
+            rows = file.read()
+        state = {**state, "metrics_bytes": len(rows), "metrics_sha256": hashlib.sha256(rows).hexdigest()}
         archive = io.BytesIO()  # torch's own writing to a file does not say why it failed
         torch.save(state, archive)
         write_atomic(self.checkpoint, archive.getbuffer())
@@ -174,12 +182,15 @@ class RunFolder:
         if not self.checkpoint.exists():
             return None
         try:
-            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-            length = state["metrics_bytes"]
+            state = _read_archive(self.checkpoint)
+            length, digest = state["metrics_bytes"], state.get("metrics_sha256")
         except Exception as error:  # a damaged archive fails in many ways
             raise UserError(f"{self.checkpoint} is damaged ({type(error).__name__}): {ANEW}") from error
-        if not self.metrics.exists() or self.metrics.stat().st_size < length:
+        rows = self.metrics.read_bytes()[:length] if self.metrics.exists() else b""
+        if len(rows) < length:
             raise UserError(f"{self.metrics} has lost lines that its checkpoint counts on: {ANEW}")
+        if digest not in (None, hashlib.sha256(rows).hexdigest()):  # None: written before there were digests
+            raise UserError(f"{self.metrics} is damaged (its lines are not those of its checkpoint): {ANEW}")
         os.truncate(self.metrics, length)
         return state
 
@@ -230,6 +241,14 @@ def write_atomic(path: Path, content: bytes | memoryview) -> None:
         with suppress(OSError):
             new.unlink(missing_ok=True)  # on a full disk, half a file is in the way of everything else
         raise
+
+
+def _read_archive(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds; torch's own reader passes over a wrong byte in a tensor."""
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"{damaged} does not have its checksum")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def finite(value: Any) -> Any:

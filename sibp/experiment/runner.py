@@ -93,6 +93,7 @@ def _run_locked(config: Mapping[str, Any], folder: RunFolder) -> Outcome:
         settings = Settings.from_config(config)
         trainer, facts = _prepare(settings, folder)
         facts["started"] = started
+        folder.forget_end()  # of an attempt that failed
         try:
             trainer.fit()
             status, reason, ending = "completed", None, {}
@@ -117,7 +118,8 @@ def _run_locked(config: Mapping[str, Any], folder: RunFolder) -> Outcome:
 
 def _failed(folder: RunFolder, started: str, reason: str, trace: str | None) -> Outcome:
     try:
-        folder.write_summary({"status": "failed", "reason": reason, "traceback": trace, "started": started})
+        if not folder.is_finished():  # as it still is where force=true could not even start
+            folder.write_summary({"status": "failed", "reason": reason, "traceback": trace, "started": started})
     except OSError as error:  # a full disk must not hide the reason
         print(f"summary.json could not be written: {error}", file=sys.stderr)
     return Outcome("failed", reason, folder, wrong_input=trace is None)
