@@ -1,11 +1,15 @@
 """TensorBoard's copy of a run; metrics.jsonl stays the source of truth.
 
 Everything of a run goes into one event file in one folder, so TensorBoard shows it as one run, named after its
-folder. The file is written anew from metrics.jsonl whenever a run goes on, so a curve never turns back on itself.
+folder. The file is written anew from metrics.jsonl whenever a run goes on, so a curve never turns back on itself;
+the files of before are left empty.
 
 An event's time is the start of the run plus its training seconds: TensorBoard's horizontal axis "relative" shows
 curves against training time, without evaluation and without the nights between two parts of a run.
 """
+
+# pyright: reportAttributeAccessIssue=false
+# The classes of protocol buffers are made at import, where pyright does not see them.
 
 import os
 import time
@@ -15,8 +19,8 @@ from typing import Any
 
 import torch
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import nn
 from torch.utils.tensorboard import summary as summaries
@@ -30,7 +34,7 @@ class Board:
     """Writes the event file of one run.
 
     Args:
-        folder: where it goes; files that are there are replaced.
+        folder: where it goes; what files there hold is replaced.
         config: the run's settings.
         rows: those of metrics.jsonl.
     """
@@ -44,6 +48,8 @@ class Board:
         self._records = RecordWriter(self._file)
         self._before: Mapping[str, Any] | None = None
         self._write(Event(wall_time=self._started, file_version="brain.Event:2"))
+        # A TensorBoard that shows the old file now forgets what it read there.
+        self._write(Event(wall_time=self._started, session_log=SessionLog(status=SessionLog.START)))
         for summary in head(config):
             self._add(summary, step=0, seconds=0.0)
         for row in rows:
@@ -53,7 +59,7 @@ class Board:
                 self._write(event)
         self.flush()
         for path in old:
-            path.unlink()
+            os.truncate(path, 0)  # not deleted: a TensorBoard that is reading it would look for nothing else
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Log one row of metrics.jsonl.
@@ -91,7 +97,7 @@ class Board:
                 self._scalar(f"final/{key}", figures[key], step, seconds)
         ending = f"{summary['status']}: {summary['reason']}" if summary["reason"] else summary["status"]
         self._add(summaries.text("ending", ending), step, seconds)
-        self._add(session_end(), step, seconds)
+        self._add(session_end(summary["status"]), step, seconds)
 
     def flush(self) -> None:
         """Bring everything logged to the file."""

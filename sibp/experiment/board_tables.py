@@ -1,20 +1,20 @@
 """What TensorBoard is shown of a run: names of curves, the layout of charts, the table of hyper-parameters."""
 
-import inspect
-import types
-import typing
+# pyright: reportAttributeAccessIssue=false
+# The classes of protocol buffers are made at import, where pyright does not see them.
+
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
-from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+from google.protobuf.struct_pb2 import Value
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams import metadata
+from tensorboard.plugins.hparams.api_pb2 import Status
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
 from torch.utils.tensorboard import summary as summaries
 
-from sibp.experiment.data import DATASETS
-from sibp.experiment.models import MODELS
-from sibp.experiment.optimizers import OPTIMIZERS
 from sibp.experiment.run_folder import NOT_IN_NAME
-from sibp.experiment.settings import Settings
 
 QUANTITIES = {"loss": "loss", "accuracy": "acc"}
 PARTS = ("train", "val")
@@ -48,7 +48,7 @@ def curves(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> Iterator
 
 
 def head(config: Mapping[str, Any]) -> list[Summary]:
-    """What stands at the start of an event file: config, layout and hyper-parameters.
+    """What stands at the start of an event file: hyper-parameters, layout of the charts, config.
 
     Args:
         config: the run's settings.
@@ -61,24 +61,33 @@ def head(config: Mapping[str, Any]) -> list[Summary]:
         title: {quantity: ["Multiline", [f"^{quantity}{suffix}/{part}$" for part in PARTS]] for quantity in QUANTITIES}
         for title, suffix in (("Against steps", ""), ("Against training milliseconds", OVER_TIME))
     }
-    metrics = {f"final/{key}": 0.0 for key in FINAL}
-    # The table's columns are those of the first run that TensorBoard comes across, so every run names all of them.
-    columns, _, _ = summaries.hparams(_columns(), metrics)
-    _, session_start, _ = summaries.hparams(_row(config), metrics)
-    return [columns, session_start, summaries.custom_scalars(layout), summaries.text("config", text)]
+    line = HParamsPluginData(session_start_info=SessionStartInfo(hparams=_settings(config)))
+    return [
+        _line(metadata.SESSION_START_INFO_TAG, line),
+        summaries.custom_scalars(layout),
+        summaries.text("config", text),
+    ]
 
 
-def session_end() -> Summary:
-    """The last of the three summaries that make a line of the table; SummaryWriter.add_hparams makes runs of its own.
+def session_end(status: str) -> Summary:
+    """How the run's line in the table of hyper-parameters ends.
+
+    Args:
+        status: that of summary.json.
 
     Returns:
         The summary.
     """
-    return summaries.hparams({}, {})[2]
+    result = Status.Value("STATUS_SUCCESS" if status == "completed" else "STATUS_FAILURE")
+    return _line(metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=SessionEndInfo(status=result)))
 
 
-def _row(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's line in the table: every setting that has a part in its result and is not null."""
+def _settings(config: Mapping[str, Any]) -> dict[str, Value]:
+    """A run's line in the table: every setting that has a part in its result and is not null.
+
+    No run says which columns there are (an "experiment" summary): TensorBoard would take one run's for all. Without,
+    it shows the settings of all runs, those first in which they differ, and filters by the values that occur.
+    """
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if key in NOT_IN_NAME:
@@ -87,29 +96,18 @@ def _row(config: Mapping[str, Any]) -> dict[str, Any]:
             flat |= {key if name == "name" else f"{key}.{name}": item for name, item in value.items()}
         else:
             flat[key] = value
-    return {
-        key: value if isinstance(value, int | float | str) else str(value)
-        for key, value in flat.items()
-        if value is not None
-    }
+    return {key: _value(value) for key, value in flat.items() if value is not None}
 
 
-def _columns() -> dict[str, Any]:
-    """Every setting that any run can have, each with a value of its type."""
-    columns: dict[str, Any] = {"model.init": "", "model.init_std": 0.0}
-    for name, hint in typing.get_type_hints(Settings).items():
-        if name not in NOT_IN_NAME:
-            columns[name] = _example(hint)
-    models = {name: spec.build for name, spec in MODELS.items()}
-    for kind, table in (("dataset", DATASETS), ("model", models), ("optimizer", OPTIMIZERS)):
-        for builder in table.values():
-            hints = typing.get_type_hints(builder)
-            for parameter in inspect.signature(builder).parameters.values():
-                if parameter.kind is parameter.KEYWORD_ONLY:
-                    columns[f"{kind}.{parameter.name}"] = _example(hints[parameter.name])
-    return columns
+def _value(value: Any) -> Value:
+    if isinstance(value, bool):
+        return Value(bool_value=value)
+    if isinstance(value, int | float):
+        return Value(number_value=value)
+    return Value(string_value=str(value))
 
 
-def _example(hint: Any) -> Any:
-    plain = typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
-    return plain() if plain in (int, float, bool, str) else ""
+def _line(tag: str, part: HParamsPluginData) -> Summary:
+    """A part of the run's line in the table; SummaryWriter.add_hparams would make a run of its own for it."""
+    content = metadata.create_summary_metadata(part)
+    return Summary(value=[Summary.Value(tag=tag, metadata=content, tensor=metadata.NULL_TENSOR)])
