@@ -32,14 +32,13 @@ class Axis:
     values: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if len(self.values) < 2 or any(a >= b for a, b in itertools.pairwise(self.values)):
+        if len(self.values) < 2 or any(not a < b for a, b in itertools.pairwise(self.values)):
             raise ValueError("give two or more numbers, from the smallest to the largest")
-        if not all(map(math.isfinite, self.values)) or min(map(self._mirrored, self.values)) <= 0:
-            raise ValueError(
-                "give numbers below 1" if self._mirrors else "give numbers above 0, as its scale is logarithmic"
-            )
-        if self.values[0] < 0:
-            raise ValueError("give numbers of 0 or more")
+        first, last = self.values[0], self.values[-1]
+        if self._mirrors and not 0 <= first < last < 1:
+            raise ValueError("give numbers from 0 to below 1")
+        if not self._mirrors and not 0 < first < last < math.inf:
+            raise ValueError("give numbers above 0: the scale is logarithmic")
 
     def at(self, position: float) -> float:
         """The value at a place in the list, or between or beyond its values.
@@ -166,14 +165,11 @@ def _around(done: Mapping[Point, Score], axes: Sequence[Axis], step: float) -> l
     place = best(done, axes)
     tried = {setting(axes, point) for point in done}
     found = []
-    for moves in sorted(
-        itertools.product((0, -1, 1), repeat=len(axes)), key=lambda moves: moves.count(0), reverse=True
-    ):
+    for moves in sorted(itertools.product((0, -1, 1), repeat=len(axes)), key=lambda moves: -moves.count(0)):
         point = tuple(position + step * move for position, move in zip(place, moves, strict=True))
         values = setting(axes, point)
-        stuck = any(
-            move and axis.at(a) == axis.at(b) for axis, a, b, move in zip(axes, place, point, moves, strict=True)
-        )
+        # A move that changes no value has run into an end, such as a momentum of 0.
+        stuck = any(m and a.at(p) == v for m, a, p, v in zip(moves, axes, place, values, strict=True))
         if values not in tried and not stuck:
             tried.add(values)
             found.append((point, moves))

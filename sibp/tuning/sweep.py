@@ -18,7 +18,7 @@ from sibp.experiment.settings import Settings, checked
 from sibp.tuning.grid import Axis, Point, setting
 
 CRITERIA, MOMENTS = ("val_acc", "val_loss"), ("last", "best")
-DECIDED = ("seed", "evaluate_test", "optimizer", "force")  # by the sweep, not by a word
+DECIDED = ("seed", "evaluate_test", "optimizer")  # elsewhere in the file, not by a word
 
 
 @dataclass(frozen=True)
@@ -122,10 +122,7 @@ def read_sweep(name: str, words: Sequence[str]) -> Sweep:
     """
     if name not in names():
         raise UserError(f"There is no sweep {name!r}{_near(name, names())} Choose one of: {', '.join(names())}.")
-    for word in words:
-        key = word.partition("=")[0].lstrip("+~")
-        if key.partition(".")[0] in DECIDED:
-            raise UserError(f"{word} is not possible: the sweep decides {key}; write it into a file in configs/sweep.")
+    _refuse_decided(words)
     try:
         content = yaml.safe_load((compose.CONFIGS / "sweep" / f"{name}.yaml").read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -134,10 +131,9 @@ def read_sweep(name: str, words: Sequence[str]) -> Sweep:
     try:
         file = _File(**_checked_keys(content))
         _check(file)
-        given_root = any(word.lstrip("+").startswith("run_root=") for word in words)
-        methods = tuple(
-            _method(str(each), node, [*file.shared, *words], name, given_root) for each, node in file.methods.items()
-        )
+        _refuse_decided(file.shared)
+        shared = [f"run_root=runs/tuning/{name}", *file.shared, *words]
+        methods = tuple(_method(str(each), node, shared) for each, node in file.methods.items())
         _check_methods(methods, file.trials)
     except UserError as error:
         raise UserError(where + str(error)) from error
@@ -170,21 +166,29 @@ def _check(file: _File) -> None:
         if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
             raise UserError(f"{key}={seeds} is not possible: give different whole numbers of 0 or more.")
     if both := sorted({*file.tuning_seeds} & {*file.final_seeds}):
-        raise UserError(
-            f"seed {both[0]} is in tuning_seeds and in final_seeds: final seeds must be fresh, take it out."
-        )
+        raise UserError(f"seed {both[0]} is in tuning_seeds and in final_seeds: take it out, final seeds are fresh.")
     if not file.methods:
         raise UserError("methods is empty: add one or more.")
 
 
-def _method(name: str, node: Any, words: Sequence[str], sweep: str, given_root: bool) -> Method:
+def _refuse_decided(words: Sequence[str]) -> None:
+    for word in words:
+        key = word.partition("=")[0].lstrip("+~")
+        if key.partition(".")[0] in DECIDED:
+            raise UserError(
+                f"{word} is not possible: methods, tuning_seeds and final_seeds of the sweep file decide it."
+            )
+
+
+def _method(name: str, node: Any, words: Sequence[str]) -> Method:
     node = _mapping(f"methods.{name}", node, ["words", "grid"])
     own = node.get("words")
     if not isinstance(own, list) or not all(isinstance(word, str) for word in own):
         raise UserError(f"methods.{name}.words is no list of words: such as [optimizer=sibp, 'optimizer.solver=cg:3'].")
+    for word in own:
+        if not word.startswith("optimizer"):
+            raise UserError(f"methods.{name}.words: {word} is no choice of an optimizer; put it under shared, for all.")
     config = compose.compose([*words, *own])
-    if not given_root:
-        config["run_root"] = f"{config['run_root']}/tuning/{sweep}"
     known = [key for key, value in config["optimizer"].items() if type(value) in (int, float)]
     grid = _mapping(f"methods.{name}.grid", node.get("grid"), known)
     if not grid:
