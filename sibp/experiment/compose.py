@@ -1,6 +1,6 @@
 """From a command line's words to resolved configs, or to one sentence that says what is wrong with them.
 
-Only :mod:`sibp.train` and scripts import this: it knows of Hydra, the rest of the package does not.
+Only commands (:mod:`sibp.train`, :mod:`sibp.tune` and scripts) use this: it knows of Hydra, the rest does not.
 """
 
 import difflib

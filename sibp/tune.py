@@ -1,0 +1,177 @@
+"""Tune every method of a sweep alike, then run what was chosen: ``python -m sibp.tune sweep=digits_quick``."""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from sibp.experiment.compose import hydra_config
+from sibp.experiment.errors import UserError
+from sibp.experiment.launch import launch
+from sibp.experiment.run_folder import FINISHED, RunFolder
+from sibp.experiment.runner import Outcome, run
+from sibp.train import EXIT_CODES, INTERRUPTED, WRONG_INPUT
+from sibp.tuning.estimate import seconds_from_steps, seconds_of
+from sibp.tuning.record import content, save
+from sibp.tuning.study import Job, Study, shown
+from sibp.tuning.sweep import Sweep, names, read_sweep
+
+EPILOG = """
+A sweep is a file in configs/sweep: what all runs share, the methods with their first grids, how many settings of each
+are tried (the same number for all), the rule by which one is chosen, and the seeds. The first grid is run whole; then
+settings beyond the edge at which the best one lies; then finer ones around the best. Trials never look at test data.
+The chosen settings are run with the final seeds, test data included.
+
+Other words are those of sibp.train, for all runs alike: data_root=DIR, threads=1, device=cpu, run_root=DIR (default:
+runs/tuning/SWEEP), and hydra/launcher=sibp_joblib to train several runs at once.
+
+RUN_ROOT/trials and RUN_ROOT/final hold the run folders, RUN_ROOT/tuning.json and tuning.md all that was tried and
+chosen. The same command goes on with what is unfinished, skips what is complete and retries what failed.
+python -m sibp.report RUN_ROOT compares the methods.
+
+Exit code: 0 every chosen setting completed its final runs (trials may have diverged), 1 a run failed, 2 wrong input,
+3 a final run diverged, or no setting of a method completed, 4 runs are being trained by another process,
+130 interrupted.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Args:
+        argv: its words, without the program's name; None for those the process was started with.
+
+    Returns:
+        The exit code, as the help says.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m sibp.tune",
+        description=f"{(__doc__ or '').strip()} The sweeps are: {', '.join(names())}.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("words", metavar="key=value", nargs="*", help="sweep=NAME, and settings as for sibp.train")
+    parser.add_argument("--dry", action="store_true", help="list the runs and estimate their time; train none")
+    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    sweeps = [word.removeprefix("sweep=") for word in args.words if word.startswith("sweep=")]
+    words = [word for word in args.words if not word.startswith("sweep=")]
+    try:
+        if len(sweeps) != 1:
+            raise UserError(f"Name one sweep: sweep={names()[0]}; there are: {', '.join(names())}.")
+        sweep = read_sweep(sweeps[0], words)
+        if args.dry:
+            _list(sweep)
+            return 0
+        return _tune(sweep, words)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return WRONG_INPUT
+    except OSError as error:
+        print(f"{error.filename} cannot be written ({error.strerror}): give another run_root=DIR.", file=sys.stderr)
+        return WRONG_INPUT
+
+
+def _tune(sweep: Sweep, words: Sequence[str]) -> int:
+    config = hydra_config(words)
+    here = config.hydra.runtime.choices["hydra/launcher"] == "basic"
+    outcomes: list[tuple[Job, Outcome]] = []
+
+    def train(jobs: Sequence[Job], keep: Callable[[Outcome], None]) -> None:
+        by_name = {RunFolder(job.config).path.name: job for job in jobs}
+
+        def ended(outcome: Outcome) -> None:
+            job = by_name[outcome.folder.path.name]
+            outcomes.append((job, outcome))
+            keep(outcome)
+            _tell(job, outcome)
+
+        if not here and jobs:
+            launch(config, [job.config for job in jobs], ended)
+        for job in jobs if here else ():
+            outcome = run(job.config)
+            if outcome.wrong_input and not outcomes:
+                raise UserError(
+                    outcome.message
+                )  # the sweep's settings are sound, so every other run would say the same
+            ended(outcome)
+            if outcome.status == "interrupted":
+                break
+        if any(outcome.status == "interrupted" for _, outcome in outcomes):
+            raise KeyboardInterrupt
+
+    study = Study(sweep, train, save)
+    study.run()
+    for warning in content(study)["warnings"]:
+        print(f"Warning: {warning}", file=sys.stderr)
+    if study.interrupted:
+        print("Interrupted: the same command goes on from here.", file=sys.stderr)
+    print(_tally([outcome for _, outcome in outcomes]), flush=True)
+    return INTERRUPTED if study.interrupted else _exit_code(study)
+
+
+def _tell(job: Job, outcome: Outcome) -> None:
+    """One line a run."""
+    stream = sys.stderr if outcome.status in ("failed", "busy", "interrupted") else sys.stdout
+    print(f"{outcome.status:<11} {job.label}: {outcome.message} ({outcome.folder.path})", file=stream, flush=True)
+
+
+def _tally(outcomes: Sequence[Outcome]) -> str:
+    count = Counter(outcome.status for outcome in outcomes)
+    words = [f"{count[status]} {status}" for status in ("completed", "diverged", "failed", "skipped")]
+    words += [f"{count[status]} {status}" for status in ("busy", "interrupted") if count[status]]
+    return f"{len(outcomes)} runs: {', '.join(words)}"
+
+
+def _exit_code(study: Study) -> int:
+    finals = {run.status for record in study.methods for run in record.finals}
+    ended = finals | {run.status for record in study.methods for each in record.trials for run in each.runs}
+    if ended & {"failed", "not ended"}:
+        return EXIT_CODES["failed"]
+    if "busy" in ended:
+        return EXIT_CODES["busy"]
+    return 0 if finals == {"completed"} and all(record.chosen for record in study.methods) else EXIT_CODES["diverged"]
+
+
+def _list(sweep: Sweep) -> None:
+    """Print the runs of a sweep, those that are finished marked, and an estimate of the time of the others."""
+    study = Study(sweep, _look, save=lambda study: None)
+    study.run()
+    left = 0.0
+    for record in study.methods:
+        runs = [run for each in record.trials for run in each.runs] + record.finals
+        done = sum(run.status != "not ended" for run in runs)
+        count = sweep.trials * len(sweep.tuning_seeds) + len(sweep.final_seeds)
+        seconds, source = seconds_of([run.folder for run in runs]), "as its finished runs took"
+        if seconds is None:
+            seconds, source = seconds_from_steps(runs[0].folder.config), "by the time of a few steps"
+        left += (count - done) * seconds
+        print(f"{record.method.name}: {count} runs, {done} finished, each about {_duration(seconds)} ({source})")
+        for each in record.trials:
+            for one in each.runs:
+                print(f"  trial {shown(each.setting)} s{one.seed}: {one.status}")
+        reserve = sweep.trials - len(record.trials)
+        if reserve:
+            print(f"  {reserve} more trials, beyond an edge or around the best, as the results will suggest")
+        what = shown(record.chosen.setting) if record.chosen else "the chosen setting"
+        print(f"  final {what}, seeds {', '.join(map(str, sweep.final_seeds))}")
+    print(f"About {_duration(left)} left (an estimate: one run at a time, evaluation included).")
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def _look(jobs: Sequence[Job], keep: Callable[[Outcome], None]) -> None:
+    """In place of training: tell of the runs that are finished."""
+    for job in jobs:
+        folder = RunFolder(job.config)
+        status = (folder.summary() or {}).get("status")
+        if status in FINISHED:
+            keep(Outcome(status, "", folder))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

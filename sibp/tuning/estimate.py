@@ -1,0 +1,61 @@
+"""How long a run of a method will take: from its finished runs, or from a few steps that leave nothing behind."""
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+import torch
+
+from sibp.experiment.clock import Clock
+from sibp.experiment.data import load_data
+from sibp.experiment.loop import Trainer
+from sibp.experiment.models import build_model, is_flat
+from sibp.experiment.optimizers import build_optimizer
+from sibp.experiment.run_folder import RunFolder
+from sibp.experiment.settings import Settings
+
+WARM_UP, TIMED = 2, 5  # steps
+
+
+def seconds_of(folders: Sequence[RunFolder]) -> float | None:
+    """Seconds that finished runs took.
+
+    Args:
+        folders: runs, finished or not.
+
+    Returns:
+        The median over those that completed, evaluation and logging included; None if there are none.
+    """
+    summaries = [folder.summary() or {} for folder in folders]
+    taken = [sum(s["seconds"].values()) for s in summaries if s.get("status") == "completed" and s.get("seconds")]
+    return median(taken) if taken else None
+
+
+def seconds_from_steps(config: dict[str, Any]) -> float:
+    """Seconds that a run would take, by the time of a few of its steps and of one evaluation; nothing is kept.
+
+    Args:
+        config: its resolved settings.
+
+    Returns:
+        The estimate.
+
+    Raises:
+        UserError: the run could not start.
+    """
+    settings = Settings.from_config(config)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    device = torch.device("cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu")
+    data = load_data(settings.dataset, settings.data_root, settings.download).prepared(is_flat(settings.model), device)
+    model = build_model(settings.model, data.shape, data.classes, settings.seed).to(device)
+    trainer = Trainer(settings, RunFolder(config), data, model, build_optimizer(settings.optimizer, model))
+    clock = Clock(device)
+    for step in range(WARM_UP + TIMED):
+        with clock.measure("train" if step >= WARM_UP else "log"):
+            trainer._train_step(trainer.order.batch(step).to(device))
+    with clock.measure("eval"):
+        trainer.evaluate(data.val)
+    images = len(data.val) + min(len(data.train), settings.eval_train_limit or len(data.train))
+    rows = 1 + -(-trainer.total // settings.log_every)
+    return trainer.total * clock.seconds["train"] / TIMED + rows * clock.seconds["eval"] * images / len(data.val)

@@ -1,0 +1,214 @@
+"""A sweep under way: round after round of trials, then the chosen settings over fresh seeds."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from sibp.experiment.errors import UserError
+from sibp.experiment.run_folder import RunFolder
+from sibp.experiment.runner import Outcome
+from sibp.tuning.grid import WORST, Score, Trial, best, edges, next_trials
+from sibp.tuning.sweep import Method, Sweep
+
+Figures = dict[str, float]
+ENDED = ("completed", "skipped", "diverged", "failed")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep: its config, and what a reader calls it."""
+
+    config: dict[str, Any]
+    label: str
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """How one run ended: completed, diverged, failed, busy, interrupted, or not ended; figures where it has some."""
+
+    seed: int
+    folder: RunFolder
+    status: str
+    reason: str | None
+    figures: Figures
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A setting that was tried, its runs with the tuning seeds, and its score; None while a run has not ended."""
+
+    trial: Trial
+    setting: dict[str, float]
+    runs: list[RunRecord]
+    score: Score | None
+
+
+@dataclass
+class MethodRecord:
+    """All that happened to a method; ``chosen`` is None until its trials have ended, and if none of them completed."""
+
+    method: Method
+    trials: list[TrialRecord] = field(default_factory=list)
+    chosen: TrialRecord | None = None
+    edges: list[str] = field(default_factory=list)
+    finals: list[RunRecord] = field(default_factory=list)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a trial has not ended, so that nothing can be built on it."""
+        return any(trial.score is None for trial in self.trials)
+
+
+Train = Callable[[Sequence[Job], Callable[[Outcome], None]], None]
+
+
+class Study:
+    """Plays a sweep from its beginning; runs that are finished are not trained again, so the same happens again.
+
+    Args:
+        sweep: what to do.
+        train: runs jobs, and calls its second argument with the outcome of each, in any order.
+        save: called when there is something new to keep.
+
+    Attributes:
+        methods: what happened to each.
+        interrupted: whether Ctrl-C ended it.
+    """
+
+    def __init__(self, sweep: Sweep, train: Train, save: Callable[["Study"], None]):
+        self.sweep, self._train, self._save = sweep, train, save
+        self.methods = [MethodRecord(method) for method in sweep.methods]
+        self.interrupted = False
+
+    def run(self) -> None:
+        """Tune every method, then run the chosen settings with the final seeds."""
+        while not self.interrupted and self._round():
+            self._save(self)
+        if not self.interrupted:
+            for record in self.methods:
+                if not record.waiting:
+                    self._choose(record)
+            self._finals()
+            self._save(self)
+
+    def _round(self) -> bool:
+        """One batch of trials of every method that has some left."""
+        batches = [(record, self._next(record)) for record in self.methods if not record.waiting]
+        seeds = self.sweep.tuning_seeds
+        jobs = [self._job(r.method, trial, seed) for r, batch in batches for trial in batch for seed in seeds]
+        if not jobs:
+            return False
+        ended = self._ended(jobs)
+        for record, batch in batches:
+            for trial in batch:
+                runs = [_read(self._job(record.method, trial, seed), ended, self._row) for seed in seeds]
+                score = score_of(runs, self.sweep.criterion)
+                record.trials.append(TrialRecord(trial, record.method.setting(trial.point), runs, score))
+        return True
+
+    def _next(self, record: MethodRecord) -> list[Trial]:
+        return next_trials(_scores(record), record.method.axes, self.sweep.trials)
+
+    def _choose(self, record: MethodRecord) -> None:
+        done, axes = _scores(record), record.method.axes
+        place = best(done, axes)
+        record.edges = [
+            f"{axes[i].name} = {axes[i].at(place[i]):g} is the {'largest' if sign > 0 else 'smallest'} tried"
+            for i, sign in edges(done, axes)
+        ]
+        if done[place][0] < math.inf:
+            record.chosen = next(each for each in record.trials if each.trial.point == place)
+
+    def _finals(self) -> None:
+        """Seed by seed, so that a machine that slows down slows all methods."""
+        chosen = [(record, record.chosen.trial) for record in self.methods if record.chosen]
+        seeds = self.sweep.final_seeds
+        jobs = [self._job(record.method, trial, seed, True) for seed in seeds for record, trial in chosen]
+        ended = self._ended(jobs)
+        for record, trial in chosen:
+            record.finals = [_read(self._job(record.method, trial, seed, True), ended, _last) for seed in seeds]
+
+    def _ended(self, jobs: Sequence[Job]) -> dict[str, Outcome]:
+        outcomes: list[Outcome] = []
+        try:
+            self._train(jobs, outcomes.append)
+        except KeyboardInterrupt:
+            self.interrupted = True
+        return {outcome.folder.path.name: outcome for outcome in outcomes}
+
+    def _row(self, rows: list[Figures]) -> Figures:
+        """The row of a trial that counts."""
+        return _last(rows) if self.sweep.at == "last" else min(rows, key=lambda row: _score(row, self.sweep.criterion))
+
+    def _job(self, method: Method, trial: Trial, seed: int, final: bool = False) -> Job:
+        config = self.sweep.job(method, trial.point, seed, final)
+        kind = "final" if final else "trial"
+        return Job(config, f"{kind} {method.name} {shown(method.setting(trial.point))} s{seed}")
+
+
+def shown(setting: dict[str, float]) -> str:
+    """A setting in words.
+
+    Args:
+        setting: name -> value.
+
+    Returns:
+        Such as ``lr=0.1 momentum=0.9``.
+    """
+    return " ".join(f"{key}={value:g}" for key, value in setting.items())
+
+
+def score_of(runs: Sequence[RunRecord], criterion: str) -> Score | None:
+    """The score of a setting: the median over its seeds; a run that diverged or failed is worse than any other.
+
+    Args:
+        runs: its runs.
+        criterion: val_acc, then val_loss decides between equals; or val_loss, then val_acc.
+
+    Returns:
+        Two numbers, smaller is better; None if a run has not ended.
+    """
+    if any(run.status not in ENDED for run in runs):
+        return None
+    scores = [_score(run.figures, criterion) if run.figures else WORST for run in runs]
+    first, second = (median(values) for values in zip(*scores, strict=True))
+    return first, second
+
+
+def _score(figures: Figures, criterion: str) -> Score:
+    accuracy, loss = -figures["val_acc"], figures["val_loss"]
+    return (accuracy, loss) if criterion == "val_acc" else (loss, accuracy)
+
+
+def _last(rows: list[Figures]) -> Figures:
+    return rows[-1]
+
+
+def _scores(record: MethodRecord) -> dict[tuple[float, ...], Score]:
+    return {each.trial.point: each.score for each in record.trials if each.score is not None}
+
+
+def _read(job: Job, ended: dict[str, Outcome], pick: Callable[[list[Figures]], Figures]) -> RunRecord:
+    folder = RunFolder(job.config)
+    outcome = ended.get(folder.path.name)
+    seed = job.config["seed"]
+    if outcome is None:
+        return RunRecord(seed, folder, "not ended", None, {}, 0.0)
+    summary = folder.summary() or {}
+    seconds = float((summary.get("seconds") or {}).get("train") or 0.0)
+    if outcome.status not in ("completed", "skipped"):
+        return RunRecord(seed, folder, outcome.status, outcome.message, {}, seconds)
+    try:
+        rows = [_numbers(row, "val_acc", "val_loss") for row in folder.rows()]
+        figures = pick(rows) | _numbers(summary, *(key for key in ("test_acc", "test_loss") if key in summary))
+    except (UserError, OSError, KeyError, IndexError) as error:
+        return RunRecord(seed, folder, "failed", f"its files cannot be read: {error}", {}, seconds)
+    return RunRecord(seed, folder, "completed", None, figures, seconds)
+
+
+def _numbers(row: dict[str, Any], *keys: str) -> Figures:
+    """Some of a row's figures; a loss that was no finite number is infinite."""
+    return {key: math.inf if row[key] is None else float(row[key]) for key in keys}
