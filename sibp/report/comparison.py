@@ -21,6 +21,8 @@ NOT_A_SETTING = (
     "force",
     "progress",
     "tensorboard",
+    "histograms",
+    "evaluate_test",
     "checkpoint_every",
     "log_every",
     "target_val_acc",

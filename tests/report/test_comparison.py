@@ -29,7 +29,7 @@ def only(root: Path) -> Problem:
 
 
 def test_seed_places_and_pace_of_logging_make_no_new_setting(tmp_path):
-    write_run(tmp_path / "a", SGD, 0)
+    write_run(tmp_path / "a", SGD, 0, evaluate_test=False, histograms=True)
     write_run(tmp_path / "b", SGD, 1, device="cuda", run_root="elsewhere", log_every=5, target_val_acc=0.5, threads=2)
     write_run(tmp_path / "c", {**SGD, "momentum": 0}, 2)  # 0 is 0.0
     (method,) = only(tmp_path).methods
