@@ -207,6 +207,17 @@ def test_an_event_file_cut_short_costs_no_more_than_histograms_of_its_end(make_c
     assert steps(read(board).Histograms("weights/0/weight")) == STEPS  # step 12 was trained again
 
 
+def test_what_was_logged_after_the_checkpoint_is_forgotten(tmp_path):
+    board = Board(tmp_path, {"seed": 0}, [])
+    for row in (ROW, {**ROW, "step": 2, "seconds": 1.0}):
+        board.add(row)
+        board.add_weights(nn.Linear(1, 1), row)
+    board.close()
+    Board(tmp_path, {"seed": 0}, [ROW]).close()
+    events = read(tmp_path)
+    assert steps(events.Scalars("loss/val")) == steps(events.Histograms("weights/weight")) == [0]
+
+
 def test_no_histograms_unless_asked(make_config):
     assert read(run(make_config(tensorboard=True)).folder.board).Tags()["histograms"] == []
 
