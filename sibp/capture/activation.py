@@ -131,7 +131,7 @@ class _Activate(torch.autograd.Function):
     def backward(ctx: Any, *D: Tensor) -> tuple[Tensor, None, None]:
         (z,) = ctx.saved_tensors
         ctx.consumption.Z, ctx.consumption.D = z, D[0]
-        return D[0] * ctx.activation.slope(z), None, None
+        return ctx.activation.backward(D[0], z), None, None
 
 
 def _activate(marked: PreActivation, s: Activation, *, in_place: bool) -> Tensor:

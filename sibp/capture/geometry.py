@@ -1,7 +1,7 @@
 """How a layer is a matrix product Z = A W' + b: the only place that knows about convolutions.
 
-A geometry turns a layer's tensors into matrices and back. Matrices carry one leading dimension g for the groups of a
-convolution (1 otherwise): inputs A (g, N, n), outputs Z (g, N, m), weights (g, m, n), biases (g, m).
+A geometry turns a layer's tensors into matrices and back: inputs A (g, N, n), outputs Z (g, N, m), weights (g, m, n),
+biases (g, m). The leading g is for the groups of a convolution; a linear layer's matrices are without.
 """
 
 import math
@@ -33,16 +33,16 @@ class LinearGeometry:
         return F.linear(x, W, b)
 
     def inputs(self, x: Tensor) -> Tensor:
-        """A (1, N, n)."""
-        return x.reshape(1, math.prod(x.shape[:-1]), x.shape[-1])
+        """A (N, n)."""
+        return x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
     def outputs(self, z: Tensor) -> Tensor:
-        """Z (1, N, m) from a tensor of the output's shape."""
-        return z.reshape(1, math.prod(z.shape[:-1]), z.shape[-1])
+        """Z (N, m) from a tensor of the output's shape."""
+        return self.inputs(z)
 
     def input_gradient(self, x: Tensor, D: Tensor, W: Tensor) -> Tensor:
-        """D W in x's shape, D (1, N, m)."""
-        return (D[0] @ W).reshape(x.shape)
+        """D W in x's shape, D (N, m)."""
+        return (D @ W).reshape(x.shape)
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,15 @@ from sibp.prox.coordinates import Features
 
 @dataclass(frozen=True)
 class LayerProblem:
-    """One layer's subproblem, as matrices; g is 1, or the groups of a convolution.
+    """One layer's subproblem, as matrices; g stands for the groups of a convolution, and is left out for `nn.Linear`.
 
     Attributes:
         name: the layer's, as in `model.named_modules()`.
         features: A (g, N, n) with what moves.
-        D_z: (g, N, m) difference on the pre-activation, summed over samples (not averaged).
+        D_z: (g, N, m) difference on the pre-activation, as the loss has it.
+        terms: the number of terms that the loss averages over: times this, differences are the paper's sums.
         activation: s, if it is known; then Z (g, N, m) is the pre-activation and D (g, N, m) the unmasked difference on
-            s(Z), summed over samples. None: solve the linear subproblem.
+            s(Z), as the loss has it. None: solve the linear subproblem.
         Z: see activation.
         D: see activation.
         W: (m, ...) the layer's weight.
@@ -40,6 +41,7 @@ class LayerProblem:
     name: str
     features: Features
     D_z: Tensor
+    terms: float
     activation: Activation | None
     Z: Tensor | None
     D: Tensor | None
@@ -278,10 +280,11 @@ class _TappedLayer(torch.autograd.Function):
         problem = LayerProblem(
             name=tap.name,
             features=Features(A, weight=needs_W and tap.weight, bias=needs_b and tap.bias),
-            D_z=D_z * ctx.terms,
+            D_z=D_z,
+            terms=ctx.terms,
             activation=consumption.activation if known else None,
             Z=geometry.outputs(consumption.Z).to(dtype) if known else None,
-            D=geometry.outputs(consumption.D).to(dtype) * ctx.terms if known else None,
+            D=geometry.outputs(consumption.D).to(dtype) if known else None,
             W=W.to(dtype),
             b=None if b is None else b.to(dtype),
         )

@@ -14,7 +14,7 @@ from sibp.capture.tap import LayerProblem, LayerUpdate, Tap
 from sibp.optim.checks import check_group, check_model, check_names
 from sibp.optim.layers import new_taps, parameter_owners, summary_table
 from sibp.optim.solvers import Solver, parse_solver
-from sibp.prox.status import Stats
+from sibp.prox.status import Measure
 
 Fallback = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 """Makes the optimizer of the parameters that have no proximal subproblem."""
@@ -66,8 +66,8 @@ class ProximalOptimizer(torch.optim.Optimizer):
     # -- what a method defines --------------------------------------------------------------------------------------
 
     @abstractmethod
-    def update(self, problem: LayerProblem, solver: Solver, lr: float, prox_weight: float) -> tuple[LayerUpdate, Stats]:
-        """One layer's update by the method; pure."""
+    def update(self, problem: LayerProblem, solver: Solver, eta: float, prox_weight: float) -> tuple[LayerUpdate, Measure]:
+        """One layer's update by the method, eta for differences as they are in the problem; pure."""
 
     # -- what taps ask (sibp.capture.tap.Owner) ---------------------------------------------------------------------
 
@@ -99,9 +99,9 @@ class ProximalOptimizer(torch.optim.Optimizer):
         if not (problem.features.weight or problem.features.bias):
             return LayerUpdate(None, None)
         lr, prox_weight = check_group(group)
-        update, stats = self.update(problem, self._solver(group), lr, prox_weight)
+        update, measure = self.update(problem, self._solver(group), lr * problem.terms, prox_weight)
         reached = problem.D_z.sign().abs_().sum() / max(problem.D_z.numel(), 1)  # three times faster than counting
-        self._stats[tap.name] = (stats, reached)
+        self._stats[tap.name] = (measure, reached)
         return update
 
     # -- the torch.optim contract -----------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ class ProximalOptimizer(torch.optim.Optimizer):
         """What lives between a forward pass and a step, and is never saved."""
         self._taps: dict[str, Tap] = {}
         self._groups: dict[str, int] = {}
-        self._stats: dict[str, tuple[Stats, Tensor]] = {}
+        self._stats: dict[str, tuple[Measure, Tensor]] = {}
         self._applied: dict[str, tuple[int, list[tuple[int, int]]]] = {}
         self._pass: tuple[str, int] | None = None
         self._paused = False
@@ -293,7 +293,8 @@ class ProximalOptimizer(torch.optim.Optimizer):
         return {name: self._layer_stats(name) for name in self._stats}
 
     def _layer_stats(self, name: str) -> dict[str, float]:
-        stats, reached = self._stats[name]
+        measure, reached = self._stats[name]
+        stats = measure()
         norm = math.sqrt(sum(p.detach().double().square().sum().item() for p in self._taps[name].parameters.values()))
         change = math.sqrt(max(stats.squared_change.item(), 0.0))
         return {

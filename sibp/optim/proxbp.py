@@ -12,7 +12,7 @@ from sibp.optim.solvers import Solver, as_update, linear_update
 from sibp.prox.activations import IDENTITY
 from sibp.prox.coordinates import smaller_side
 from sibp.prox.nonlinear import solve_nonlinear
-from sibp.prox.status import Stats, Status
+from sibp.prox.status import Measure, Stats, Status
 
 
 class ProxBP(ProximalOptimizer):
@@ -71,22 +71,22 @@ class ProxBP(ProximalOptimizer):
         del tap
         return False
 
-    def update(self, problem: LayerProblem, solver: Solver, lr: float, prox_weight: float) -> tuple[LayerUpdate, Stats]:
+    def update(self, problem: LayerProblem, solver: Solver, eta: float, prox_weight: float) -> tuple[LayerUpdate, Measure]:
         """One layer's new weights; see `sibp.prox`."""
         if solver.kind == "exact":
-            return linear_update(problem, lr, prox_weight)
+            return linear_update(problem, eta, prox_weight)
         if solver.kind == "gradient":
-            return _gradient_update(problem, lr, prox_weight)
+            return _gradient_update(problem, eta, prox_weight)
         coordinates = smaller_side(problem.features)
-        target = -lr * problem.D_z  # Z - eta D, with Z taken as the origin: only T - Z matters
+        target = -eta * problem.D_z  # Z - eta D, with Z taken as the origin: only T - Z matters
         origin = torch.zeros_like(target)
         solution = solve_nonlinear(coordinates, origin, target, prox_weight, IDENTITY, solver.rounds)
         return as_update(coordinates, solution)
 
 
-def _gradient_update(problem: LayerProblem, lr: float, prox_weight: float) -> tuple[LayerUpdate, Stats]:
+def _gradient_update(problem: LayerProblem, eta: float, prox_weight: float) -> tuple[LayerUpdate, Measure]:
     """W - (eta/lam) D' A: one explicit step on the subproblem."""
-    D, features = (lr / prox_weight) * problem.D_z, problem.features
+    D, features = (eta / prox_weight) * problem.D_z, problem.features
     W_decrease = D.mT @ features.A if features.weight else None
     b_decrease = D.sum(-2) if features.bias else None
     squared = sum((d.square().sum() for d in (W_decrease, b_decrease) if d is not None), D.new_zeros(()))
@@ -94,6 +94,5 @@ def _gradient_update(problem: LayerProblem, lr: float, prox_weight: float) -> tu
     status = torch.where(finite, Status.GRADIENT, Status.NONFINITE)
     nothing = torch.zeros_like(squared)
     W_decrease, b_decrease = (None if d is None else torch.where(finite, d, 0.0) for d in (W_decrease, b_decrease))
-    return LayerUpdate(W_decrease, b_decrease), Stats(
-        status, nothing, 1, torch.full_like(squared, 1 / prox_weight), torch.where(finite, squared, nothing)
-    )
+    stats = Stats(status, nothing, 1, torch.full_like(squared, 1 / prox_weight), torch.where(finite, squared, nothing))
+    return LayerUpdate(W_decrease, b_decrease), lambda: stats

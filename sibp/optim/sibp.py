@@ -8,7 +8,7 @@ from torch import nn
 from sibp.capture.tap import LayerProblem, LayerUpdate
 from sibp.optim.base import Fallback, ProximalOptimizer
 from sibp.optim.solvers import Solver, cg_update, linear_update, paper_update
-from sibp.prox.status import Stats
+from sibp.prox.status import Measure
 
 
 class SIBP(ProximalOptimizer):
@@ -75,10 +75,10 @@ class SIBP(ProximalOptimizer):
         defaults = {"lr": lr, "prox_weight": prox_weight, "solver": solver, "weight_decay": weight_decay}
         super().__init__(model, params, defaults, loss_average, fallback, explicit, direction_only)
 
-    def update(self, problem: LayerProblem, solver: Solver, lr: float, prox_weight: float) -> tuple[LayerUpdate, Stats]:
+    def update(self, problem: LayerProblem, solver: Solver, eta: float, prox_weight: float) -> tuple[LayerUpdate, Measure]:
         """One layer's new weights; see `sibp.prox`."""
         if solver.kind == "cg":
-            return cg_update(problem, lr, prox_weight, solver.rounds)
+            return cg_update(problem, eta, prox_weight, solver.rounds)
         if solver.kind == "paper":
-            return paper_update(problem, lr, prox_weight)
-        return linear_update(problem, lr, prox_weight)
+            return paper_update(problem, eta, prox_weight)
+        return linear_update(problem, eta, prox_weight)

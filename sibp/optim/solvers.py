@@ -12,7 +12,7 @@ from sibp.prox.coordinates import Coordinates, Span, smaller_side
 from sibp.prox.linear import solve_linear
 from sibp.prox.nonlinear import solve_nonlinear
 from sibp.prox.paper import RHO, ROUNDS, PaperSolution, solve_layer
-from sibp.prox.status import Solution, Stats, Status, choose
+from sibp.prox.status import Measure, Solution, Stats, Status, choose
 
 
 @dataclass(frozen=True)
@@ -49,54 +49,55 @@ def parse_solver(name: str, allowed: tuple[str, ...]) -> Solver:
     raise ValueError(f"Invalid solver: {name!r}; choose one of {known}.")
 
 
-def linear_update(problem: LayerProblem, lr: float, prox_weight: float) -> tuple[LayerUpdate, Stats]:
+def linear_update(problem: LayerProblem, eta: float, prox_weight: float) -> tuple[LayerUpdate, Measure]:
     """The linear subproblem in closed form: target T = Z - eta D_z, so R = Z - T = eta D_z.
 
     Args:
         problem: the layer's.
-        lr: eta.
+        eta: step on the neurons, for differences as they are in the problem.
         prox_weight: lam.
     """
     coordinates = smaller_side(problem.features)
-    return as_update(coordinates, solve_linear(coordinates, lr * problem.D_z, prox_weight))
+    return as_update(coordinates, solve_linear(coordinates, eta * problem.D_z, prox_weight))
 
 
-def as_update(coordinates: Coordinates, solution: Solution) -> tuple[LayerUpdate, Stats]:
+def as_update(coordinates: Coordinates, solution: Solution) -> tuple[LayerUpdate, Measure]:
     """The displacement of a solution; exactly zero where the solver met non-finite numbers."""
-    x, stats = solution.x, solution.stats
-    finite = stats.status < Status.NONFINITE
+    x, finite = solution.x, solution.finite
 
     def guarded(change: Tensor | None) -> Tensor | None:
         return None if change is None else choose(finite, lambda: change, lambda: torch.zeros_like(change))
 
     W_decrease, b_decrease = coordinates.displacement(-x)  # negated while it is small
-    by_low_rank = partial(coordinates.backward_change, U=x) if isinstance(coordinates, Span) else None
-    return LayerUpdate(guarded(W_decrease), guarded(b_decrease), by_low_rank), stats
+    by_low_rank = None
+    if isinstance(coordinates, Span) and coordinates.low_rank_is_cheaper(x.shape[-1]):
+        by_low_rank = partial(coordinates.backward_change, U=x)
+    return LayerUpdate(guarded(W_decrease), guarded(b_decrease), by_low_rank), solution.measure
 
 
-def cg_update(problem: LayerProblem, lr: float, prox_weight: float, rounds: int) -> tuple[LayerUpdate, Stats]:
+def cg_update(problem: LayerProblem, eta: float, prox_weight: float, rounds: int) -> tuple[LayerUpdate, Measure]:
     """The nonlinear subproblem by CG: target T_l = s(Z_l) - eta D_l; the linear one where s is not known.
 
     Args:
         problem: the layer's.
-        lr: eta.
+        eta: step on the neurons, for differences as they are in the problem.
         prox_weight: lam.
         rounds: of conjugate gradients.
     """
     s, Z, D = problem.activation, problem.Z, problem.D
     if s is None or Z is None or D is None:
-        return linear_update(problem, lr, prox_weight)
+        return linear_update(problem, eta, prox_weight)
     coordinates = smaller_side(problem.features)
-    T = s.value(Z) - lr * D
+    T = torch.sub(s.value(Z), D, alpha=eta)
     return as_update(coordinates, solve_nonlinear(coordinates, Z, T, prox_weight, s, rounds))
 
 
-def paper_update(problem: LayerProblem, lr: float, prox_weight: float) -> tuple[LayerUpdate, Stats]:
+def paper_update(problem: LayerProblem, eta: float, prox_weight: float) -> tuple[LayerUpdate, Measure]:
     """The authors' own solver, first W and then b; see `sibp.prox.paper`.
 
     Args:
         problem: the layer's, a plain linear one followed by ReLU (hidden) or by the loss (output).
-        lr: eta.
+        eta: step on the neurons, for differences as they are in the problem.
         prox_weight: lam, for both W and b.
 
     Raises:
@@ -107,20 +108,21 @@ def paper_update(problem: LayerProblem, lr: float, prox_weight: float) -> tuple[
         raise RuntimeError(
             f"layer '{problem.name}': solver='paper' knows ReLU and the identity only, not {s.name}; use solver='cg:5'."
         )
-    A, W, b = features.A[0], problem.W, problem.b
+    A, W, b = features.A, problem.W, problem.b
     if s is None or problem.Z is None or problem.D is None:
         Z = torch.nn.functional.linear(A, W, b)
-        T = Z - lr * problem.D_z[0]
+        T = Z - eta * problem.D_z
     else:
-        Z = problem.Z[0]
-        T = s.value(Z) - lr * problem.D[0]
+        Z = problem.Z
+        T = s.value(Z) - eta * problem.D
     solution = solve_layer(
         A, Z, T, W, b, prox_weight, prox_weight,
         relu=s is not None, train_W=features.weight, train_b=features.bias,
     )  # fmt: skip
-    W_decrease = (W - solution.W)[None] if features.weight else None
-    b_decrease = (b - solution.b)[None] if features.bias and solution.b is not None and b is not None else None
-    return LayerUpdate(W_decrease, b_decrease), _paper_stats(solution)
+    W_decrease = W - solution.W if features.weight else None
+    b_decrease = b - solution.b if features.bias and solution.b is not None and b is not None else None
+    stats = _paper_stats(solution)  # at once: a solution holds tensors of the layer's size
+    return LayerUpdate(W_decrease, b_decrease), lambda: stats
 
 
 def _paper_stats(solution: PaperSolution) -> Stats:

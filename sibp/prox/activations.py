@@ -23,6 +23,7 @@ class Activation:
         name: as users know it.
         value: s, any shape.
         slope: s', same shape; at a kink the left value, so that ReLU is [z > 0] strictly, as in the paper's code.
+        through: maps (D, z) to D * s'(z); only given where that can be had in one pass.
         negative_slope: a, if s(z) is z for z > 0 and a z otherwise; None for any other function.
     """
 
@@ -30,6 +31,11 @@ class Activation:
     value: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor], Tensor]
     negative_slope: float | None = None
+    through: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def backward(self, D: Tensor, z: Tensor) -> Tensor:
+        """D * s'(z): a difference on s(z), taken back to z."""
+        return self.through(D, z) if self.through is not None else D * self.slope(z)
 
 
 def _leaky_slope(z: Tensor, negative_slope: float) -> Tensor:
@@ -63,7 +69,13 @@ def _silu_slope(z: Tensor) -> Tensor:
 
 
 IDENTITY = Activation("identity", lambda z: z, torch.ones_like, negative_slope=1.0)
-RELU = Activation("relu", torch.relu, lambda z: (z > 0).to(z.dtype), negative_slope=0.0)
+RELU = Activation(
+    "relu",
+    torch.relu,
+    slope=lambda z: z.sign().clamp_(min=0),  # a conversion from bool takes five times as long
+    through=lambda D, z: torch.ops.aten.threshold_backward(D, z, 0),
+    negative_slope=0.0,
+)
 TANH = Activation("tanh", torch.tanh, _tanh_slope)
 SIGMOID = Activation("sigmoid", torch.sigmoid, _sigmoid_slope)
 SILU = Activation("silu", F.silu, _silu_slope)

@@ -14,6 +14,7 @@ and the side with the smaller Gram matrix (N x N or n x n) is the cheaper. All t
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -54,11 +55,18 @@ class Span:
         self.gram = A @ A.mT if features.weight else A.new_zeros(*A.shape[:-1], A.shape[-2])
         if features.bias:
             self.gram += 1
-        # What rounds in x' K x, in units of ||x||^2: N terms, each with the error of K's largest entry.
-        N = A.shape[-2]
-        largest = self.gram.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True) if N else self.gram.new_zeros(())
-        self.rounding = largest * (torch.finfo(A.dtype).eps * math.sqrt(N))
-        self.amplification = torch.ones_like(largest)  # of squared rounding errors, by `pull`
+
+    @cached_property
+    def rounding(self) -> Tensor:
+        """What rounds in x' K x, in units of ||x||^2: N terms, each with the error of K's largest entry; (..., 1)."""
+        N = self.gram.shape[-1]
+        largest = self.gram.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True) if N else self.gram.new_zeros(1)
+        return largest * (torch.finfo(self.gram.dtype).eps * math.sqrt(N))
+
+    @cached_property
+    def amplification(self) -> Tensor:
+        """Factor by which `pull` can enlarge squared rounding errors, to broadcast over (..., m)."""
+        return self.gram.new_ones(1)
 
     def pull(self, E: Tensor) -> Tensor:
         """Coefficients of Phi' E: E itself, (..., N, m)."""
@@ -85,12 +93,26 @@ class Span:
         """(||R + K U||^2, squared norm of U) over all neurons, from gram_U = K U."""
         return (R + gram_U).square().sum(), (U * gram_U).sum()
 
+    def solved_quadratic(self, RR: Tensor, UU: Tensor, UR: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
+        """`quadratic` of the U that solves (K + damping) U = -R, from ||R||^2, ||U||^2 and <U, R>: no further pass."""
+        del RR
+        return damping.square() * UU, -UR - damping * UU
+
     def displacement(self, U: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """W' - W (..., m, n) and b' - b (..., m); None for what does not move."""
         return (
             U.mT @ self.features.A if self.features.weight else None,
             U.sum(-2) if self.features.bias else None,
         )
+
+    def low_rank_is_cheaper(self, m: int) -> bool:
+        """Whether `backward_change` takes less time than forming W' (m x n) and using that.
+
+        The one costs N^2 (n + m) multiply-adds, the other some m n numbers moved through memory, each of which takes
+        the time of about 20 multiply-adds (on CPUs and GPUs alike, within a factor of two).
+        """
+        N, n = self.features.A.shape[-2:]
+        return N * N * (n + m) < 20 * m * n
 
     def backward_change(self, D: Tensor, U: Tensor) -> Tensor | None:
         """D (W' - W) by its low rank, (D U') A (..., N, n): W' is never formed."""
@@ -105,7 +127,11 @@ class Direct:
         self.features = features
         self.phi = features.dense()
         self.gram = self.phi.mT @ self.phi
-        self.amplification = self.gram.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
+
+    @cached_property
+    def amplification(self) -> Tensor:
+        """Factor by which `pull` can enlarge squared rounding errors, to broadcast over (..., m)."""
+        return self.gram.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
 
     def pull(self, E: Tensor) -> Tensor:
         """Phi' E, (..., n, m)."""
@@ -133,6 +159,10 @@ class Direct:
         residual = R.square().sum() + (V * (2 * self.pull(R) + gram_V)).sum()
         return residual, V.square().sum()
 
+    def solved_quadratic(self, RR: Tensor, VV: Tensor, VR: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
+        """`quadratic` of the V that solves (Phi' Phi + damping) V = -Phi' R, from ||R||^2, ||V||^2 and <V, Phi' R>."""
+        return RR + VR - damping * VV, VV
+
     def displacement(self, V: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """W' - W (..., m, n) and b' - b (..., m); None for what does not move."""
         n = V.shape[-2] - self.features.bias
@@ -143,6 +173,11 @@ class Direct:
 
 
 Coordinates = Span | Direct
+
+
+def dot(x: Tensor, y: Tensor) -> Tensor:
+    """Sum of x * y over all entries, 0-dimensional."""
+    return torch.dot(x.flatten(), y.flatten())
 
 
 def smaller_side(features: Features) -> Coordinates:

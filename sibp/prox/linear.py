@@ -9,7 +9,7 @@ coordinates (Phi' Phi + lam I) V = -Phi' R. ProxBP's subproblem (Frerix et al. 2
 import torch
 from torch import Tensor
 
-from sibp.prox.coordinates import Coordinates
+from sibp.prox.coordinates import Coordinates, dot
 from sibp.prox.status import Solution, Stats, Status, choose
 
 # A Cholesky factorisation of G + lam I needs lam well above the rounding of G itself: about eps ||G||.
@@ -41,33 +41,32 @@ def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
     system = gram.clone()
     system.diagonal(dim1=-2, dim2=-1).add_(damping)
     factor, info = torch.linalg.cholesky_ex(system)
-    solved = (info == 0).all()
-    exact = _cholesky_solve(factor, -rhs)
-    solved = solved & exact.sum().isfinite()
-    x = choose(solved, lambda: exact, lambda: rhs / -(damping + scale))
-    # Where the equations hold they give G x for nothing.
-    gram_x = choose(solved, lambda: -rhs - damping * x, lambda: gram @ x)
-    start = R.square().sum()
-    residual, squared_change = coordinates.quadratic(x, gram_x, R)
-    squared_change = squared_change.clamp(min=0)  # as a sum of U * K U it may round below
-    end = residual + lam * squared_change
-    finite = start.isfinite() & end.isfinite() & scale.isfinite()
-    status = torch.where(
-        finite,
-        torch.where(solved, torch.where(floor > lam, Status.DAMPED, Status.SOLVED), Status.GRADIENT),
-        Status.NONFINITE,
+    x = _cholesky_solve(factor, rhs).neg_()
+    start, squared_x, x_rhs = dot(R, R), dot(x, x), dot(x, rhs)
+    solved = (info.amax() == 0) & squared_x.isfinite()
+    step = -1 / (damping + scale)
+    x = choose(solved, lambda: x, lambda: step * rhs)
+    residual, squared_change = choose(
+        solved,
+        lambda: coordinates.solved_quadratic(start, squared_x, x_rhs, damping),
+        lambda: coordinates.quadratic(x, gram @ x, R),
     )
-    zero = torch.zeros_like(start)
-    return Solution(
-        x=choose(finite, lambda: x, lambda: torch.zeros_like(x)),
-        stats=Stats(
-            status=status,
+    finite = (start + residual + squared_change + scale).isfinite()
+
+    def measure() -> Stats:
+        zero = torch.zeros_like(start)
+        squared = squared_change.clamp(min=0)  # as a difference it may round below
+        closed = torch.where(floor > lam, Status.DAMPED, Status.SOLVED)
+        end = residual + lam * squared
+        return Stats(
+            status=torch.where(finite, torch.where(solved, closed, Status.GRADIENT), Status.NONFINITE),
             decrease=torch.where(finite & (start > 0), 1 - end / start, zero),
             rounds=0,
             step_length=torch.ones_like(start),
-            squared_change=torch.where(finite, squared_change, zero),
-        ),
-    )
+            squared_change=torch.where(finite, squared, zero),
+        )
+
+    return Solution(choose(finite, lambda: x, lambda: torch.zeros_like(x)), finite, measure)
 
 
 def _cholesky_solve(factor: Tensor, rhs: Tensor) -> Tensor:
@@ -84,4 +83,4 @@ def _cholesky_solve(factor: Tensor, rhs: Tensor) -> Tensor:
 def _nothing_to_do(x: Tensor) -> Solution:
     """An empty batch: no displacement, and nothing wrong with that."""
     zero = x.new_zeros(())
-    return Solution(torch.zeros_like(x), Stats(zero.long(), zero, 0, zero, zero))
+    return Solution(torch.zeros_like(x), zero == 0, lambda: Stats(zero.long(), zero, 0, zero, zero))

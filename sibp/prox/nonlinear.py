@@ -106,17 +106,17 @@ def _solution(coordinates: Coordinates, taken: fused.Rounds, rounds: int) -> Sol
     """Checks what came out and words it as a `Solution`."""
     x, image_x, start, end, gradient, step_length = taken
     squared_change = coordinates.inner(x, image_x, x, image_x).sum()
-    finite = start.isfinite() & end.isfinite() & squared_change.isfinite() & gradient.isfinite()
-    stalled = (end >= start) & (gradient > 0)
-    status = torch.where(finite, torch.where(stalled, Status.STALLED, Status.SOLVED), Status.NONFINITE)
-    zero = torch.zeros_like(start)
-    return Solution(
-        x=choose(finite, lambda: x, lambda: torch.zeros_like(x)),
-        stats=Stats(
-            status=status,
+    finite = (start + end + squared_change + gradient).isfinite()
+
+    def measure() -> Stats:
+        zero = torch.zeros_like(start)
+        stalled = (end >= start) & (gradient > 0)
+        return Stats(
+            status=torch.where(finite, torch.where(stalled, Status.STALLED, Status.SOLVED), Status.NONFINITE),
             decrease=torch.where(finite & (start > 0), 1 - end / start, zero),
             rounds=rounds,
             step_length=torch.where(finite, step_length, zero),
             squared_change=torch.where(finite, squared_change, zero),
-        ),
-    )
+        )
+
+    return Solution(choose(finite, lambda: x, lambda: torch.zeros_like(x)), finite, measure)

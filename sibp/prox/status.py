@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -51,24 +53,42 @@ class Stats:
     squared_change: Tensor
 
 
+Measure = Callable[[], Stats]
+"""Works out the figures of a solve when somebody asks for them: training does not wait for what nobody reads. It holds
+on to 0-dimensional tensors only."""
+
+
 @dataclass(frozen=True)
 class Solution:
     """The answer of a solver.
 
     Attributes:
-        x: (..., r, m) coefficients of the displacement in the coordinates that were used.
-        stats: what happened.
+        x: (..., r, m) coefficients of the displacement in the coordinates that were used; 0 if not `finite`.
+        finite: 0-dimensional, whether all numbers were finite.
+        measure: gives `stats`.
     """
 
     x: Tensor
-    stats: Stats
+    finite: Tensor
+    measure: Measure
+
+    @cached_property
+    def stats(self) -> Stats:
+        """What happened."""
+        return self.measure()
 
 
-def choose(flag: Tensor, yes: Callable[[], Tensor], no: Callable[[], Tensor]) -> Tensor:
+Chosen = TypeVar("Chosen", Tensor, tuple[Tensor, Tensor])
+
+
+def choose(flag: Tensor, yes: Callable[[], Chosen], no: Callable[[], Chosen]) -> Chosen:
     """`yes()` where the 0-dimensional `flag` holds, else `no()`, without ever synchronising a device.
 
     On the CPU reading a flag costs nothing, so only the chosen side is computed.
     """
     if flag.device.type == "cpu":
         return yes() if flag else no()
-    return torch.where(flag, yes(), no())
+    here, there = yes(), no()
+    if isinstance(here, tuple):
+        return torch.where(flag, here[0], there[0]), torch.where(flag, here[1], there[1])
+    return torch.where(flag, here, there)
