@@ -2,7 +2,8 @@
 
 First the whole initial grid. While the best setting lies at an edge, the settings one log step beyond it, the best's
 diagonal neighbours there included: good values of two hyper-parameters often grow together. When no edge is left, the
-settings half a log step around the best, then a quarter, and so on, until the budget is spent.
+settings half a log step around the best, then a quarter, and so on, until the budget is spent; around a new best
+again as far away as it was found, never coarser.
 """
 
 import itertools
@@ -153,7 +154,8 @@ def next_trials(done: Mapping[Point, Score], axes: Sequence[Axis], budget: int) 
     ]
     if beyond:
         return beyond[:left]
-    for halvings in range(1, FINEST + 1):
+    found_at = max(position.as_integer_ratio()[1] for position in best(done, axes)).bit_length() - 1
+    for halvings in range(max(1, found_at), FINEST + 1):
         near = _around(done, axes, 0.5**halvings)
         if near:
             return [Trial(point, f"1/{2**halvings} step from the best") for point, _ in near][:left]
