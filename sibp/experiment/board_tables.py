@@ -18,7 +18,7 @@ from sibp.experiment.run_folder import NOT_IN_NAME
 
 QUANTITIES = {"loss": "loss", "accuracy": "acc"}
 PARTS = ("train", "val")
-OVER_TIME = "_over_training_ms"  # TensorBoard's horizontal axes know whole steps alone
+OVER_TIME = "over_training_ms/"  # TensorBoard's horizontal axes know whole steps alone
 FINAL = ("train_loss", "val_loss", "val_acc", "test_loss", "test_acc", "seconds", "steps_to_target")
 
 
@@ -38,7 +38,7 @@ def curves(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> Iterator
             value = row[f"{part}_{key}"]
             if value is not None:  # as a figure that is not finite reads in metrics.jsonl
                 yield f"{quantity}/{part}", step, value
-                yield f"{quantity}{OVER_TIME}/{part}", milliseconds, value
+                yield f"{OVER_TIME}{quantity}/{part}", milliseconds, value
     if before is not None:
         yield "time/seconds_per_step", step, (row["seconds"] - before["seconds"]) / (step - before["step"])
     for layer, stats in row.get("solver", {}).items():
@@ -58,8 +58,8 @@ def head(config: Mapping[str, Any]) -> list[Summary]:
     """
     text = "".join(f"    {line}\n" for line in yaml.safe_dump(dict(config)).splitlines())  # Markdown's code block
     layout = {
-        title: {quantity: ["Multiline", [f"^{quantity}{suffix}/{part}$" for part in PARTS]] for quantity in QUANTITIES}
-        for title, suffix in (("Against steps", ""), ("Against training milliseconds", OVER_TIME))
+        title: {quantity: ["Multiline", [f"^{prefix}{quantity}/{part}$" for part in PARTS]] for quantity in QUANTITIES}
+        for title, prefix in (("Against steps", ""), ("Against training milliseconds", OVER_TIME))
     }
     line = HParamsPluginData(session_start_info=SessionStartInfo(hparams=_settings(config)))
     return [

@@ -84,7 +84,7 @@ def test_curves_are_the_metrics_in_one_folder_a_run(make_config):
 def test_time_is_training_time_on_the_relative_axis_and_in_curves_of_their_own(make_config):
     folder = run(make_config(tensorboard=True)).folder
     events, rows = read(folder.board), folder.rows()
-    by_step, by_time = events.Scalars("loss/val"), events.Scalars("loss_over_training_ms/val")
+    by_step, by_time = events.Scalars("loss/val"), events.Scalars("over_training_ms/loss/val")
     for event, row in zip(by_step, rows, strict=True):
         assert event.wall_time - by_step[0].wall_time == pytest.approx(row["seconds"], abs=1e-5)
     assert [(e.step, e.value) for e in by_time] == [
@@ -103,8 +103,8 @@ def test_every_chart_of_the_layout_has_its_curves(make_config):
     assert found == [
         [["loss/train"], ["loss/val"]],
         [["accuracy/train"], ["accuracy/val"]],
-        [["loss_over_training_ms/train"], ["loss_over_training_ms/val"]],
-        [["accuracy_over_training_ms/train"], ["accuracy_over_training_ms/val"]],
+        [["over_training_ms/loss/train"], ["over_training_ms/loss/val"]],
+        [["over_training_ms/accuracy/train"], ["over_training_ms/accuracy/val"]],
     ]
 
 
