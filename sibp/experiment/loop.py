@@ -93,7 +93,7 @@ class Trainer:
                         self._log(board, bar)
                     if done or stop.made or self.step % self.settings.checkpoint_every == 0:
                         self._save(board)
-                    if stop.made and not done:
+                    if stop.made:
                         raise StoppedError(f"Stopped at step {self.step} of {self.total}, all of it kept")
         finally:
             if board is not None:
