@@ -1,61 +1,19 @@
 """Oracle: a run that was never disturbed. Whatever happens to another, it ends the same to the last bit."""
 
-import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
+from disturbed import assert_same_end, crash, fail_at
 from torch import nn
 
-from sibp.experiment.loop import Trainer
 from sibp.experiment.models import MODELS, ModelSpec
 from sibp.experiment.run_folder import RunFolder
 from sibp.experiment.runner import run
-
-CHILD = "import sys, yaml; from sibp.experiment.runner import run; run(yaml.safe_load(open(sys.argv[1])))"
-
-
-def without_seconds(value: Any) -> Any:
-    """Drop what no two runs share: seconds, the time of day and the surroundings."""
-    if isinstance(value, dict):
-        dropped = ("seconds", "seconds_to_target", "environment", "started")
-        return {key: without_seconds(item) for key, item in value.items() if key not in dropped}
-    return value
-
-
-def assert_same_end(folder: RunFolder, other: RunFolder) -> None:
-    rows, others = folder.rows(), other.rows()
-    assert [without_seconds(row) for row in rows] == [without_seconds(row) for row in others]
-    assert all(a["seconds"] <= b["seconds"] for a, b in itertools.pairwise(rows))
-    assert without_seconds(folder.summary()) == without_seconds(other.summary())
-    (a, b) = (torch.load(f.checkpoint, weights_only=True) for f in (folder, other))
-    assert a["model"].keys() == b["model"].keys()
-    assert all(torch.equal(a["model"][key], b["model"][key]) for key in a["model"])
-
-
-def fail_at(monkeypatch: pytest.MonkeyPatch, step: int, action: Any) -> None:
-    """Make the training step after ``step`` steps do something else first, once."""
-    original, armed = Trainer._train_step, [True]
-
-    def train_step(self: Trainer, indices: torch.Tensor) -> torch.Tensor:
-        if self.step == step and armed:
-            armed.clear()
-            action()
-        return original(self, indices)
-
-    monkeypatch.setattr(Trainer, "_train_step", train_step)
-
-
-def crash() -> None:
-    raise RuntimeError("the lights went out")
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "sibp", "proxbp"])
@@ -87,26 +45,6 @@ def test_layers_that_draw_random_numbers_go_on_with_the_same_ones(make_config, t
     config = make_config(model={"name": "dropout"})
     assert run(config).status == "failed"
     assert_same_end(run(config).folder, run({**config, "run_root": str(tmp_path / "whole")}).folder)
-
-
-@pytest.mark.parametrize("optimizer", ["sgd", "sibp"])
-def test_a_killed_process_loses_nothing(make_config, tmp_path, optimizer):
-    config = make_config(optimizer, max_steps=900, log_every=3, checkpoint_every=10)
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path / "config.yaml")])
-    folder = RunFolder(config)
-    while not folder.checkpoint.exists():
-        assert child.poll() is None
-        time.sleep(0.002)
-    time.sleep(0.05)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    assert folder.summary() is None, "the child was too quick to be killed"
-
-    again = run(config)
-    whole = run({**config, "run_root": str(tmp_path / "whole")})
-    assert again.status == "completed"
-    assert_same_end(again.folder, whole.folder)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

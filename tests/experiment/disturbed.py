@@ -1,0 +1,67 @@
+"""Ways to disturb a run in this process, and what must be as if nothing had happened."""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from sibp.experiment.loop import Trainer
+from sibp.experiment.run_folder import RunFolder
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], object], seed: int = 0) -> None:
+    """Make the training step after ``step`` steps of the run of a seed do something else first, once."""
+    original, armed = Trainer._train_step, [True]
+
+    def train_step(self: Trainer, indices: torch.Tensor) -> torch.Tensor:
+        if (self.step, self.settings.seed) == (step, seed) and armed:
+            armed.clear()
+            action()
+        return original(self, indices)
+
+    monkeypatch.setattr(Trainer, "_train_step", train_step)
+
+
+def crash() -> None:
+    """What ``fail_at`` may do."""
+    raise RuntimeError("the lights went out")
+
+
+def without_seconds(value: Any) -> Any:
+    """Drop what no two runs share: seconds, the time of day and the surroundings."""
+    if isinstance(value, dict):
+        dropped = ("seconds", "seconds_to_target", "environment", "started")
+        return {key: without_seconds(item) for key, item in value.items() if key not in dropped}
+    return value
+
+
+def assert_same_end(folder: RunFolder, other: RunFolder) -> None:
+    """Rows, summary and weights are the same to the last bit, and nothing half-written is left."""
+    rows, others = folder.rows(), other.rows()
+    assert [without_seconds(row) for row in rows] == [without_seconds(row) for row in others]
+    assert all(a["seconds"] <= b["seconds"] for a, b in itertools.pairwise(rows))
+    assert without_seconds(folder.summary()) == without_seconds(other.summary())
+    (a, b) = (torch.load(f.checkpoint, weights_only=True) for f in (folder, other))
+    assert a["model"].keys() == b["model"].keys()
+    assert all(torch.equal(a["model"][key], b["model"][key]) for key in a["model"])
+    assert list(folder.path.rglob("*.tmp")) == []
+
+
+def assert_curves_are_the_rows(folder: RunFolder) -> None:
+    """TensorBoard finds one file, with every row once and the final figures once."""
+    assert sum(path.stat().st_size > 0 for path in folder.board.iterdir()) == 1
+    found = curves(folder.board)
+    rows = folder.rows()
+    assert [step for step, _ in found["loss/train"]] == [row["step"] for row in rows]
+    assert [value for _, value in found["accuracy/val"]] == [float(torch.tensor(row["val_acc"])) for row in rows]
+    assert [step for step, _ in found["final/test_acc"]] == [rows[-1]["step"]]
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """The curves of an event file as TensorBoard reads them: tag -> (step, value)."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
