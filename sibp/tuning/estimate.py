@@ -1,6 +1,6 @@
 """How long a run of a method will take: from its finished runs, or from a few steps that leave nothing behind."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
@@ -50,12 +50,17 @@ def seconds_from_steps(config: dict[str, Any]) -> float:
     data = load_data(settings.dataset, settings.data_root, settings.download).prepared(is_flat(settings.model), device)
     model = build_model(settings.model, data.shape, data.classes, settings.seed).to(device)
     trainer = Trainer(settings, RunFolder(config), data, model, build_optimizer(settings.optimizer, model))
-    clock = Clock(device)
-    for step in range(WARM_UP + TIMED):
-        with clock.measure("train" if step >= WARM_UP else "log"):
-            trainer._train_step(trainer.order.batch(step).to(device))
-    with clock.measure("eval"):
-        trainer.evaluate(data.val)
+    steps = [
+        _time(device, lambda: trainer._train_step(trainer.order.batch(0).to(device))) for _ in range(WARM_UP + TIMED)
+    ]
+    evaluations = [_time(device, lambda: trainer.evaluate(data.val)) for _ in range(2)]
     images = len(data.val) + min(len(data.train), settings.eval_train_limit or len(data.train))
     rows = 1 + -(-trainer.total // settings.log_every)
-    return trainer.total * clock.seconds["train"] / TIMED + rows * clock.seconds["eval"] * images / len(data.val)
+    return trainer.total * median(steps[WARM_UP:]) + rows * min(evaluations) * images / len(data.val)
+
+
+def _time(device: torch.device, work: Callable[[], Any]) -> float:
+    clock = Clock(device)
+    with clock.measure("train"):
+        work()
+    return clock.seconds["train"]
