@@ -101,10 +101,18 @@ def _warnings(study: Study) -> Iterable[str]:
         failed = sum(run.status == "failed" for each in record.trials for run in each.runs)
         if failed:
             yield f"{name}: {failed} trials failed and count as the worst: the same command tries them again."
-    asked = {run.folder.path.name for record in study.methods for each in record.trials for run in each.runs}
-    others = {path.parent.name for path in (study.sweep.root / "trials").glob("*/config.yaml")} - asked
-    if others and not any(record.waiting for record in study.methods):
-        yield f"trials/ holds {len(others)} runs that this sweep did not ask for: who chose by them had more trials."
+    if all(record.chosen for record in study.methods):
+        trials = [run for record in study.methods for each in record.trials for run in each.runs]
+        if strangers := _strangers(study.sweep.root / "trials", trials):
+            yield f"trials/ holds {strangers} runs that this sweep did not ask for: who chose by them had more trials."
+        if strangers := _strangers(
+            study.sweep.root / "final", [run for record in study.methods for run in record.finals]
+        ):
+            yield f"final/ holds {strangers} runs of other settings: test data were looked at before this choice."
+
+
+def _strangers(folder: Path, runs: Sequence[RunRecord]) -> int:
+    return len({path.parent.name for path in folder.glob("*/config.yaml")} - {run.folder.path.name for run in runs})
 
 
 def _markdown(record: dict[str, Any]) -> str:

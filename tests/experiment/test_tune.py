@@ -232,7 +232,9 @@ def test_runs_that_the_sweep_did_not_ask_for_are_told_of(done, capsys):
     assert not any("did not ask for" in warning for warning in done["warnings"])
     write(with_sgd(lr=[0.02, 0.2], momentum=[0.0, 0.9]))
     assert tune() == 0
-    assert "trials/ holds 6 runs that this sweep did not ask for" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "trials/ holds 6 runs that this sweep did not ask for" in error
+    assert "final/ holds 2 runs of other settings: test data were looked at before" in error
 
 
 def test_a_failing_trial_is_recorded_and_tried_again(monkeypatch, capsys):
