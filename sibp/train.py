@@ -81,7 +81,8 @@ def _tell(outcome: Outcome, outcomes: list[Outcome]) -> None:
     """One line a run."""
     outcomes.append(outcome)
     good = outcome.status in ("completed", "skipped")
-    line = f"{outcome.status:<11} {outcome.folder.path}: {outcome.message}"
+    first, *_ = outcome.message.splitlines()  # all of it is in summary.json
+    line = f"{outcome.status:<11} {outcome.folder.path}: {first}"
     print(line, file=sys.stdout if good else sys.stderr, flush=True)
 
 

@@ -76,8 +76,8 @@ class RunFolder:
             lock = open(self.path / ".lock", "a+")  # noqa: SIM115 - closed below, whatever happens
         except OSError as error:
             raise UserError(
-                f"The run folder {self.path} cannot be made ({error.strerror}): set run_root=... to a folder "
-                "that can be written to."
+                f"The run folder {self.path} cannot be made ({error.filename}: {error.strerror}): set "
+                "run_root=... to a folder that can be written to."
             ) from error
         with lock:
             try:

@@ -1,6 +1,5 @@
 """The command line: what each mistake is answered with, what a sweep survives, how it says how it went."""
 
-import contextlib
 import json
 import os
 import signal
@@ -56,21 +55,6 @@ def test_the_module_runs_as_a_program_and_is_quiet_without_a_terminal(tmp_path):
     assert wrong.returncode == 2
     assert wrong.stdout == ""
     assert wrong.stderr.startswith("There is no setting seeed; did you mean seed?")
-
-
-def test_a_terminal_gets_a_progress_bar_whatever_it_says_of_its_size():
-    outer, inner = os.openpty()  # 0 columns wide, as some terminals have it
-    command = [sys.executable, "-m", "sibp.train", *SMALL]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=inner) as child:
-        os.close(inner)
-        shown = b""
-        with contextlib.suppress(OSError):  # how the end of a terminal reads
-            while part := os.read(outer, 1024):
-                shown += part
-    os.close(outer)
-    assert child.returncode == 0
-    for part in (b"sgd s0: 100%", b"6/6", b"step/s", b"loss=", b"val_acc="):
-        assert part in shown
 
 
 MISTAKES = {

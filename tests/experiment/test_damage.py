@@ -1,0 +1,213 @@
+"""Whatever is damaged or in the way is named in one sentence, costs nothing that was kept, and runs no code."""
+
+import os
+import pickle
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from disturbed import assert_same_end, crash, fail_at
+
+from sibp.experiment.data import CIFAR_FILES, load_data
+from sibp.experiment.errors import UserError
+from sibp.experiment.run_folder import RunFolder
+from sibp.experiment.runner import run
+from sibp.report.__main__ import main as report
+from sibp.train import main
+
+GRID = ["optimizer=sgd", "model.hidden=[8]", "max_steps=6", "log_every=3", "checkpoint_every=3", "threads=1"]
+
+
+class Evil:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.fixture
+def half(make_config, monkeypatch) -> RunFolder:
+    """A run that failed at step 13, after a checkpoint at 10."""
+    fail_at(monkeypatch, 13, crash)
+    return run(make_config(model={"name": "mlp", "hidden": [4], "init": "default", "init_std": None})).folder
+
+
+def refused(folder: RunFolder, damaged: Path) -> None:
+    """The run says what is damaged, and leaves every file as it is."""
+    before = (damaged.read_bytes(), folder.checkpoint.read_bytes(), folder.metrics.read_bytes())
+    outcome = run(folder.config)
+    assert outcome.status == "failed"
+    assert outcome.wrong_input
+    assert len(outcome.message.splitlines()) == 1
+    assert outcome.message.startswith(f"{damaged} ")
+    assert "force=true trains the run anew" in outcome.message
+    assert (damaged.read_bytes(), folder.checkpoint.read_bytes(), folder.metrics.read_bytes()) == before
+
+
+def test_a_checkpoint_cut_off_anywhere_is_refused(half):
+    content = half.checkpoint.read_bytes()
+    for length in (0, 1, 100, *range(500, len(content), 1000), len(content) - 1):
+        half.checkpoint.write_bytes(content[:length])
+        refused(half, half.checkpoint)
+
+
+def test_a_wrong_byte_in_a_checkpoint_is_noticed_or_harmless(half):
+    content, good, noticed = half.checkpoint.read_bytes(), half.load_checkpoint(), 0
+    assert good is not None
+    for place in random.Random(0).sample(range(len(content)), 300):
+        wrong = bytearray(content)
+        wrong[place] ^= 4
+        half.checkpoint.write_bytes(wrong)
+        try:
+            state = half.load_checkpoint()
+        except UserError:
+            noticed += 1
+        else:  # between the archive's parts are bytes that nothing reads
+            assert state is not None
+            assert state.keys() == good.keys()
+            assert str(state["optimizer"]) == str(good["optimizer"])
+            assert all(torch.equal(state["model"][key], value) for key, value in good["model"].items())
+    assert noticed > 100
+
+
+def test_wrong_metrics_are_refused(half):
+    content = half.metrics.read_bytes()
+    kept = content.index(b"\n", content.index(b'"step": 8')) + 1
+    for place in (0, 9, kept // 2, kept - 1):
+        half.metrics.write_bytes(content[:place] + b"7" + content[place + 1 :])
+        refused(half, half.metrics)
+        half.metrics.write_bytes(content[:place])
+        refused(half, half.metrics)
+    half.metrics.write_bytes(content[:kept] + b"\xff\x00{")
+    assert run(half.config).status == "completed"
+
+
+def test_a_summary_cut_off_is_written_again(make_config, tmp_path):
+    config = make_config()
+    folder, whole = run(config).folder, run({**config, "run_root": str(tmp_path / "whole")}).folder
+    for text in (b"", b'{"status": "completed", "rea', b"[]", b"\xff"):
+        (folder.path / "summary.json").write_bytes(text)
+        assert run(config).status == "completed"
+        assert_same_end(folder, whole)
+
+
+def test_force_that_cannot_start_leaves_the_run_complete(make_config):
+    config = make_config()
+    summary = run(config).folder.summary()
+    outcome = run({**config, "force": True, "device": "tpu"})
+    assert outcome.status == "failed"
+    assert outcome.folder.summary() == summary
+    assert run(config).status == "skipped"
+
+
+def test_a_run_that_goes_on_is_not_called_failed(half, monkeypatch):
+    assert (half.summary() or {})["status"] == "failed"
+    fail_at(monkeypatch, 15, lambda: os.kill(os.getpid(), 15))
+    assert run(half.config).status == "interrupted"
+    assert half.summary() is None
+
+
+@pytest.fixture
+def grid(tmp_path) -> list[str]:
+    return [*GRID, f"run_root={tmp_path / 'runs'}"]
+
+
+def test_a_sweep_records_one_job_that_diverges_and_one_that_raises_and_retries_only_that(grid, monkeypatch, capsys):
+    words = [*grid, "-m", "optimizer.lr=0.1,1e30", "seed=0,1"]
+    fail_at(monkeypatch, 4, crash, seed=1)
+    assert main(words) == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == "4 runs: 1 completed, 2 diverged, 1 failed, 0 skipped"
+    assert sorted(line.split()[0] for line in err.splitlines()) == ["diverged", "diverged", "failed"]
+    assert "RuntimeError: the lights went out" in err
+    (root,) = [word.split("=")[1] for word in words if word.startswith("run_root")]
+    folders = {path.name.rpartition("-")[0]: path for path in Path(root).glob("digits-*")}
+    failed = folders["digits-mlp8-sgd-lr0.1-s1"] / "summary.json"
+    assert '"reason": "RuntimeError: the lights went out"' in failed.read_text()
+    assert "in crash" in failed.read_text()  # the traceback
+    diverged = folders["digits-mlp8-sgd-lr1e_30-s0"] / "summary.json"
+    assert '"reason": "the training loss became nan at step 2"' in diverged.read_text()
+
+    as_it_was = diverged.stat().st_mtime_ns
+    assert main(words) == 3
+    assert capsys.readouterr().out.splitlines()[-1] == "4 runs: 1 completed, 2 diverged, 0 failed, 1 skipped"
+    assert '"completed"' in failed.read_text()
+    assert diverged.stat().st_mtime_ns == as_it_was
+
+
+@pytest.mark.parametrize("name", ["", "config.yaml", "metrics.jsonl", "checkpoint.pt", "summary.json", "tb", ".lock"])
+def test_what_stands_in_the_way_of_one_run_is_named_and_the_others_are_trained(grid, tmp_path, capfd, name):
+    assert main([*grid, "seed=0"]) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    shutil.rmtree(folder)
+    obstacle = folder / name
+    if name in ("", "tb"):
+        obstacle.parent.mkdir(exist_ok=True)
+        obstacle.write_text("a file")
+    else:
+        (obstacle / "with a file").mkdir(parents=True)
+    capfd.readouterr()
+    assert main([*grid, "-m", "seed=0,1"]) == 1
+    out, err = capfd.readouterr()
+    assert out.splitlines()[-1] == "2 runs: 1 completed, 0 diverged, 1 failed, 0 skipped"
+    assert sum(line.startswith("failed ") and str(obstacle) in line for line in err.splitlines()) == 1
+    assert "Traceback" not in err
+    assert obstacle.exists()
+
+
+def test_a_message_of_many_lines_is_one_line_of_the_sweep(grid, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("too many\n  lines\nto read")
+
+    monkeypatch.setattr("sibp.experiment.runner.build_optimizer", fail)
+    assert main([*grid, "-m", "seed=0"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("RuntimeError: too many")
+
+
+def test_code_in_a_checkpoint_or_a_config_is_not_run(half, tmp_path, monkeypatch):
+    marker = tmp_path / "code was run"
+    pickle.loads(pickle.dumps(Evil(marker)))
+    marker.rmdir()  # the trap works
+    for content in (pickle.dumps(Evil(marker)), None):
+        if content is None:
+            torch.save({"metrics_bytes": 0, "model": Evil(marker)}, half.checkpoint)
+        else:
+            half.checkpoint.write_bytes(content)
+        refused(half, half.checkpoint)
+    (half.path / "config.yaml").write_text(f"dataset: !!python/object/apply:os.mkdir ['{marker}']\n")
+    monkeypatch.chdir(tmp_path)
+    report([str(half.path), "--out", str(tmp_path / "report.html")])
+    assert run({**half.config, "force": True}).status == "completed"
+    assert not marker.exists()
+
+
+def test_a_data_set_that_is_a_pickle_is_opened_only_as_published(tmp_path):
+    marker = tmp_path / "code was run"
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    for file in CIFAR_FILES:
+        (tmp_path / "cifar-10-batches-py" / file).write_bytes(pickle.dumps(Evil(marker)))
+    with pytest.raises(UserError, match="cannot be read"):
+        load_data({"name": "cifar10"}, str(tmp_path), download=False)
+    assert not marker.exists()
+
+
+def test_only_the_files_that_were_checked_are_read(tmp_path):
+    raw, processed = tmp_path / "FashionMNIST" / "raw", tmp_path / "FashionMNIST" / "processed"
+    for folder in (raw, processed):
+        folder.mkdir(parents=True)
+    for part, count in (("train", 60000), ("t10k", 10000)):
+        size = count.to_bytes(4, "big")
+        side = (28).to_bytes(4, "big")
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + size + side + side + bytes(count * 784))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + size + bytes(count))
+        name = "training.pt" if part == "train" else "test.pt"  # as torchvision kept them before 0.9
+        torch.save((torch.ones(count, 1, 1), torch.ones(count).long()), processed / name)
+    data = load_data({"name": "fashion_mnist"}, str(tmp_path), download=False)
+    assert data.shape == (1, 28, 28)
+    assert not data.test.labels.any()

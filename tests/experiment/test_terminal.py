@@ -1,0 +1,54 @@
+"""What a person at a terminal sees of a sweep, and what Ctrl-C leaves."""
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+WORDS = [
+    "optimizer=sgd",
+    "model.hidden=[8]",
+    "epochs=null",
+    "log_every=3",
+    "tensorboard=false",
+    "threads=1",
+    "device=cpu",
+]
+
+
+def test_bars_while_runs_go_on_one_line_for_each_and_a_way_on_after_ctrl_c(tmp_path):
+    outer, inner = os.openpty()  # 0 columns wide, as some terminals have it
+    terminal = os.ttyname(inner)
+    program = [sys.executable, "-m", "sibp.train", "-m", *WORDS, "max_steps=6,1000000"]
+    # The first terminal that the leader of a session opens is the one whose Ctrl-C it gets.
+    shell = ["sh", "-c", f'exec "$0" "$@" <{terminal} >{terminal} 2>&1']
+    with subprocess.Popen([*shell, *program], start_new_session=True, cwd=tmp_path) as child:
+        shown, pressed = os.read(outer, 1024), False
+        os.close(inner)
+        with contextlib.suppress(OSError):  # how the end of a terminal reads
+            while part := os.read(outer, 1024):
+                shown += part
+                if not pressed and re.search(rb"[1-9]\d*/1000000 .*loss=", shown):
+                    pressed = bool(os.write(outer, b"\x03"))
+    os.close(outer)
+    assert child.returncode == 130
+    bars = shown.decode()
+    # name, share, steps, time passed and time left, speed, figures
+    figures = r" \[\d\d:\d\d<\d+:[\d:]+, +[\d.]+step/s, loss=\d\.\d{4}, val_acc=\d\."
+    assert re.search(r"sgd s0: 100%\|.*\| 6/6" + figures, bars)
+    assert re.search(r"sgd s0: +0%\|.*/1000000" + figures, bars)
+
+    lines = [line.split("\r")[-1] for line in bars.replace("^C", "").split("\r\n") if line.split("\r")[-1].strip()]
+    completed, interrupted, way_on, tally = lines
+    assert completed.startswith("completed ")
+    stopped = re.search(r"Stopped at step (\d+) of 1000000, all of it kept: the same command goes on", interrupted)
+    assert stopped is not None
+    assert way_on == "Interrupted: the same command goes on from here."
+    assert tally == "2 runs: 1 completed, 0 diverged, 0 failed, 0 skipped, 1 interrupted"
+    folder = tmp_path / Path(interrupted.split()[1].rstrip(":"))
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == int(stopped[1])
+    assert not (folder / "summary.json").exists()
