@@ -100,6 +100,8 @@ def _refuse_words(overrides: Sequence[str]) -> None:
         key = word.partition("=")[0].lstrip("+~")
         if word.startswith("~"):
             raise UserError(f"{word} would remove a setting, and every run needs all of them: leave it out.")
+        if key == "sweep":
+            raise UserError(f"{word} is for tuning: python -m sibp.tune {word.lstrip('+')}")
         if key.startswith("hydra") and key != "hydra/launcher" and not key.startswith("hydra.launcher."):
             raise UserError(f"{word} is not possible: of Hydra's own settings, only its launcher's can be given.")
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+import sibp.train
 from sibp.experiment import compose
 from sibp.experiment.loop import Trainer
 from sibp.experiment.run_folder import RunFolder
@@ -384,6 +385,12 @@ def test_words_that_cannot_be_are_one_sentence(words, capsys):
     error = capsys.readouterr().err
     assert WORDS[words] in error
     assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("word", ["sweep=tiny", "+sweep=tiny"])
+def test_training_says_which_command_tunes(word, capsys):
+    assert sibp.train.main([word]) == 2
+    assert capsys.readouterr().err == f"{word} is for tuning: python -m sibp.tune sweep=tiny\n"
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry"]])
