@@ -49,7 +49,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
     for method, settings in SETTINGS.items():
         own = [f"optimizer.{key}={value}" for key, value in settings.items()]
         outcome = run(compose([*words, f"optimizer={method}", *own]))
-        assert outcome.status == "completed"
+        assert outcome.status == "completed", outcome.message
         folders[method] = outcome.folder
     torch.set_num_threads(before)
     return folders
