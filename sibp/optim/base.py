@@ -66,7 +66,9 @@ class ProximalOptimizer(torch.optim.Optimizer):
     # -- what a method defines --------------------------------------------------------------------------------------
 
     @abstractmethod
-    def update(self, problem: LayerProblem, solver: Solver, eta: float, prox_weight: float) -> tuple[LayerUpdate, Measure]:
+    def update(
+        self, problem: LayerProblem, solver: Solver, eta: float, prox_weight: float
+    ) -> tuple[LayerUpdate, Measure]:
         """One layer's update by the method, eta for differences as they are in the problem; pure."""
 
     # -- what taps ask (sibp.capture.tap.Owner) ---------------------------------------------------------------------
@@ -296,14 +298,14 @@ class ProximalOptimizer(torch.optim.Optimizer):
         measure, reached = self._stats[name]
         stats = measure()
         norm = math.sqrt(sum(p.detach().double().square().sum().item() for p in self._taps[name].parameters.values()))
-        change = math.sqrt(max(stats.squared_change.item(), 0.0))
+        change = math.sqrt(stats.squared_change)
         return {
-            "decrease": stats.decrease.item(),
+            "decrease": float(stats.decrease),
             "rounds": float(stats.rounds),
-            "step_length": stats.step_length.item(),
+            "step_length": float(stats.step_length),
             "relative_change": change / norm if norm else math.inf if change else 0.0,
             "active_fraction": reached.item(),
-            "status": float(stats.status.item()),
+            "status": float(stats.status),
         }
 
     def summary(self) -> str:

@@ -8,10 +8,11 @@ from torch import nn
 
 from sibp.capture.tap import LayerProblem, LayerUpdate
 from sibp.optim.base import Fallback, ProximalOptimizer
-from sibp.optim.solvers import Solver, as_update, linear_update
+from sibp.optim.solvers import Solver, as_update, guarded, linear_update
 from sibp.prox.activations import IDENTITY
-from sibp.prox.coordinates import smaller_side
+from sibp.prox.coordinates import dot, smaller_side
 from sibp.prox.nonlinear import solve_nonlinear
+from sibp.prox.numbers import is_finite, number
 from sibp.prox.status import Measure, Stats, Status
 
 
@@ -71,7 +72,9 @@ class ProxBP(ProximalOptimizer):
         del tap
         return False
 
-    def update(self, problem: LayerProblem, solver: Solver, eta: float, prox_weight: float) -> tuple[LayerUpdate, Measure]:
+    def update(
+        self, problem: LayerProblem, solver: Solver, eta: float, prox_weight: float
+    ) -> tuple[LayerUpdate, Measure]:
         """One layer's new weights; see `sibp.prox`."""
         if solver.kind == "exact":
             return linear_update(problem, eta, prox_weight)
@@ -89,10 +92,8 @@ def _gradient_update(problem: LayerProblem, eta: float, prox_weight: float) -> t
     D, features = (eta / prox_weight) * problem.D_z, problem.features
     W_decrease = D.mT @ features.A if features.weight else None
     b_decrease = D.sum(-2) if features.bias else None
-    squared = sum((d.square().sum() for d in (W_decrease, b_decrease) if d is not None), D.new_zeros(()))
-    finite = squared.isfinite()
-    status = torch.where(finite, Status.GRADIENT, Status.NONFINITE)
-    nothing = torch.zeros_like(squared)
-    W_decrease, b_decrease = (None if d is None else torch.where(finite, d, 0.0) for d in (W_decrease, b_decrease))
-    stats = Stats(status, nothing, 1, torch.full_like(squared, 1 / prox_weight), torch.where(finite, squared, nothing))
+    squared = number(sum((dot(d, d) for d in (W_decrease, b_decrease) if d is not None), D.new_zeros(())))
+    finite = is_finite(squared)
+    W_decrease, b_decrease = (guarded(finite, change) for change in (W_decrease, b_decrease))
+    stats = Stats.of(Status.GRADIENT, finite, 0.0, 0.0, rounds=1, step_length=1 / prox_weight, squared_change=squared)
     return LayerUpdate(W_decrease, b_decrease), lambda: stats

@@ -75,7 +75,9 @@ class SIBP(ProximalOptimizer):
         defaults = {"lr": lr, "prox_weight": prox_weight, "solver": solver, "weight_decay": weight_decay}
         super().__init__(model, params, defaults, loss_average, fallback, explicit, direction_only)
 
-    def update(self, problem: LayerProblem, solver: Solver, eta: float, prox_weight: float) -> tuple[LayerUpdate, Measure]:
+    def update(
+        self, problem: LayerProblem, solver: Solver, eta: float, prox_weight: float
+    ) -> tuple[LayerUpdate, Measure]:
         """One layer's new weights; see `sibp.prox`."""
         if solver.kind == "cg":
             return cg_update(problem, eta, prox_weight, solver.rounds)

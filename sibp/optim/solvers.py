@@ -11,8 +11,9 @@ from sibp.capture.tap import LayerProblem, LayerUpdate
 from sibp.prox.coordinates import Coordinates, Span, smaller_side
 from sibp.prox.linear import solve_linear
 from sibp.prox.nonlinear import solve_nonlinear
+from sibp.prox.numbers import Flag, choose
 from sibp.prox.paper import RHO, ROUNDS, PaperSolution, solve_layer
-from sibp.prox.status import Measure, Solution, Stats, Status, choose
+from sibp.prox.status import Measure, Solution, Stats, Status
 
 
 @dataclass(frozen=True)
@@ -64,15 +65,16 @@ def linear_update(problem: LayerProblem, eta: float, prox_weight: float) -> tupl
 def as_update(coordinates: Coordinates, solution: Solution) -> tuple[LayerUpdate, Measure]:
     """The displacement of a solution; exactly zero where the solver met non-finite numbers."""
     x, finite = solution.x, solution.finite
-
-    def guarded(change: Tensor | None) -> Tensor | None:
-        return None if change is None else choose(finite, lambda: change, lambda: torch.zeros_like(change))
-
     W_decrease, b_decrease = coordinates.displacement(-x)  # negated while it is small
     by_low_rank = None
     if isinstance(coordinates, Span) and coordinates.low_rank_is_cheaper(x.shape[-1]):
         by_low_rank = partial(coordinates.backward_change, U=x)
-    return LayerUpdate(guarded(W_decrease), guarded(b_decrease), by_low_rank), solution.measure
+    return LayerUpdate(guarded(finite, W_decrease), guarded(finite, b_decrease), by_low_rank), solution.measure
+
+
+def guarded(finite: Flag, change: Tensor | None) -> Tensor | None:
+    """The change, but exactly zero if the solve was not finite; None stays None."""
+    return None if change is None else choose(finite, lambda: change, lambda: torch.zeros_like(change))
 
 
 def cg_update(problem: LayerProblem, eta: float, prox_weight: float, rounds: int) -> tuple[LayerUpdate, Measure]:
@@ -128,7 +130,6 @@ def paper_update(problem: LayerProblem, eta: float, prox_weight: float) -> tuple
 def _paper_stats(solution: PaperSolution) -> Stats:
     """The figures of both calls together: the b call starts from the W call's end."""
     calls = [call for call in (solution.trace_W, solution.trace_b) if call is not None]
-    C = solution.C
     start = calls[0].rounds[0].f if calls else 0.0
     # The objective of the b call lacks the W call's proximal term; what one call gained, the next starts from.
     gained = sum(call.rounds[0].f - call.f_end for call in calls)
@@ -138,9 +139,9 @@ def _paper_stats(solution: PaperSolution) -> Stats:
     else:
         status = Status.SOLVED if any(steps) or start == 0 else Status.STALLED
     return Stats(
-        status=torch.tensor(status, device=C.device),
-        decrease=C.new_tensor(gained / start if start > 0 and math.isfinite(start) else 0.0),
+        status=status,
+        decrease=gained / start if start > 0 and math.isfinite(start) else 0.0,
         rounds=ROUNDS,
-        step_length=C.new_tensor(sum(steps) / len(steps) if steps else 0.0),
-        squared_change=C.new_tensor(sum(call.squared_change for call in calls)),
+        step_length=sum(steps) / len(steps) if steps else 0.0,
+        squared_change=sum(call.squared_change for call in calls),
     )

@@ -19,6 +19,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from sibp.prox.numbers import Number, number
+
 
 @dataclass(frozen=True)
 class Features:
@@ -68,6 +70,11 @@ class Span:
         """Factor by which `pull` can enlarge squared rounding errors, to broadcast over (..., m)."""
         return self.gram.new_ones(1)
 
+    @property
+    def matrix(self) -> Tensor:
+        """What takes coefficients to images: K."""
+        return self.gram
+
     def pull(self, E: Tensor) -> Tensor:
         """Coefficients of Phi' E: E itself, (..., N, m)."""
         return E
@@ -89,14 +96,14 @@ class Span:
         squared = (x * image_x).sum(-2)
         return squared * (squared > self.rounding * x.square().sum(-2))  # a product: what is not finite stays so
 
-    def quadratic(self, U: Tensor, gram_U: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
+    def quadratic(self, U: Tensor, gram_U: Tensor, R: Tensor) -> tuple[Number, Number]:
         """(||R + K U||^2, squared norm of U) over all neurons, from gram_U = K U."""
-        return (R + gram_U).square().sum(), (U * gram_U).sum()
+        return number((R + gram_U).square().sum()), number((U * gram_U).sum())
 
-    def solved_quadratic(self, RR: Tensor, UU: Tensor, UR: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
+    def solved_quadratic(self, RR: Number, UU: Number, UR: Number, damping: Number) -> tuple[Number, Number]:
         """`quadratic` of the U that solves (K + damping) U = -R, from ||R||^2, ||U||^2 and <U, R>: no further pass."""
         del RR
-        return damping.square() * UU, -UR - damping * UU
+        return damping * damping * UU, -UR - damping * UU
 
     def displacement(self, U: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """W' - W (..., m, n) and b' - b (..., m); None for what does not move."""
@@ -133,6 +140,16 @@ class Direct:
         """Factor by which `pull` can enlarge squared rounding errors, to broadcast over (..., m)."""
         return self.gram.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
 
+    @property
+    def matrix(self) -> Tensor:
+        """What takes coefficients to images: Phi."""
+        return self.phi
+
+    @property
+    def rounding(self) -> Tensor:
+        """None: squared norms are sums of squares."""
+        return self.gram.new_zeros(1)
+
     def pull(self, E: Tensor) -> Tensor:
         """Phi' E, (..., n, m)."""
         return self.phi.mT @ E
@@ -151,15 +168,15 @@ class Direct:
         del image_x
         return x.square().sum(-2)
 
-    def quadratic(self, V: Tensor, gram_V: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
+    def quadratic(self, V: Tensor, gram_V: Tensor, R: Tensor) -> tuple[Number, Number]:
         """(||R + Phi V||^2, squared norm of V) over all neurons, from gram_V = Phi' Phi V.
 
         Expanded so that nothing of size N x m is formed: ||R||^2 + 2 <Phi' R, V> + <V, Phi' Phi V>.
         """
         residual = R.square().sum() + (V * (2 * self.pull(R) + gram_V)).sum()
-        return residual, V.square().sum()
+        return number(residual), number(V.square().sum())
 
-    def solved_quadratic(self, RR: Tensor, VV: Tensor, VR: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
+    def solved_quadratic(self, RR: Number, VV: Number, VR: Number, damping: Number) -> tuple[Number, Number]:
         """`quadratic` of the V that solves (Phi' Phi + damping) V = -Phi' R, from ||R||^2, ||V||^2 and <V, Phi' R>."""
         return RR + VR - damping * VV, VV
 

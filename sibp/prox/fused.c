@@ -1,119 +1,113 @@
-/* One round of sibp.prox.nonlinear's conjugate gradients in span coordinates, for activations of two linear pieces
+/* One round of sibp.prox.nonlinear's conjugate gradients, for activations of two linear pieces
  *     s(z) = z for z > 0, a z otherwise      (a = 0: ReLU, a = 1: identity).
  *
- * Everything but the product with K happens here, in three passes over a few columns (neurons) at a time, so that all
- * their arrays stay in the cache. All arrays are row-major, N x m, but those of one number a column. Compile with
- * -DREAL=float or double; `sibp/prox/fused.py` does. The names are those of nonlinear.py.
+ * Everything but the products with the Gram matrix or with Phi happens here. Arrays are row-major with one row a
+ * neuron, so that all a neuron needs lies in the nearest cache: images have N numbers (one a sample), coefficients r,
+ * the size of the coordinates. Compile with -DREAL=float or double; `sibp/prox/fused.py` does. The names are those of
+ * nonlinear.py; X stands for the coefficients x.
  */
-
-#define WIDTH 16 /* columns at a time: whole cache lines, and whole vectors of any instruction set */
 
 static inline REAL value(REAL z, REAL a) { return z > 0 ? z : a * z; }
 static inline REAL slope(REAL z, REAL a) { return z > 0 ? (REAL)1 : a; }
 static inline REAL ratio(REAL p, REAL q) { return q > 0 ? p / q : (REAL)0; }
 
-/* f = ||s(Z) - T||^2, G = (s(Z) - T) s'(Z) at U = 0, and the squared gradients that are nothing but rounding. */
-void start(long N, long m, REAL a, REAL rounding, const REAL *Z, const REAL *T, REAL *G, REAL *f, REAL *negligible)
-{
-    for (long j = 0; j < m; j++) f[j] = negligible[j] = 0;
-    for (long i = 0; i < N; i++)
-        for (long j = 0; j < m; j++) {
-            long k = i * m + j;
-            REAL r = value(Z[k], a) - T[k];
-            f[j] += r * r;
-            negligible[j] += rounding * rounding * T[k] * T[k];
-            G[k] = r * slope(Z[k], a);
-        }
-}
-
 typedef struct {
-    long N, m;
-    REAL a, lam, rounding, shrink_factor;
-    double step, descent; /* gain the accepted step lengths and the squared gradient norms */
+    long N, r, m, direct, threads;
+    REAL a, lam, rounding, residual_rounding, shrink_factor;
+    REAL *Z, *T, *KD, *KG; /* images */
+    REAL *KX;              /* image, in span coordinates only */
+    REAL *X, *D, *G, *G_old; /* coefficients */
+    REAL *E; /* image, (s(Z) - T) s'(Z); in span coordinates lam x is added, and it takes the place of G or G_old */
+    /* one number a neuron */
+    REAL *f, *norm, *gg_old, *shrink, *negligible, *steps, *descent;
 } Round;
 
-/* From G and KG = K G to the next point and the gradient there, which replaces G_old, for w columns; all pointers are
- * at the first of them. Inlined with a constant w, so that the sums of a column stay in vector registers. */
-static inline __attribute__((always_inline)) void columns(
-    Round *r, const long w, REAL *restrict Z, REAL *restrict U, REAL *restrict KU, const REAL *restrict T,
-    REAL *restrict D, REAL *restrict KD, const REAL *restrict G, REAL *restrict G_old, const REAL *restrict KG,
-    REAL *restrict f, REAL *restrict gg_old, REAL *restrict shrink, const REAL *restrict negligible)
+#define EACH(i, n) _Pragma("GCC ivdep") for (long i = 0; i < (n); i++)
+#define NEURONS _Pragma("omp parallel for num_threads(r->threads) if (r->threads > 1) schedule(static)") \
+    for (long j = 0; j < r->m; j++)
+
+/* f = ||s(Z) - T||^2 and E at x = 0, and the squared gradients that are nothing but rounding. */
+void start(const Round *r)
 {
-    const long N = r->N, m = r->m;
-    const REAL a = r->a, lam = r->lam;
-    REAL beta[WIDTH], t[WIDTH], gg[WIDTH];
-
-    REAL gKg[WIDTH] = {0}, g2[WIDTH] = {0}, oldKg[WIDTH] = {0}, gKd[WIDTH] = {0};
-    for (long i = 0; i < N; i++)
-        for (long j = 0; j < w; j++) {
-            long k = i * m + j;
-            gKg[j] += G[k] * KG[k];
-            g2[j] += G[k] * G[k];
-            oldKg[j] += G_old[k] * KG[k];
-            gKd[j] += G[k] * KD[k];
+    NEURONS {
+        const REAL a = r->a, *Z = r->Z + j * r->N, *T = r->T + j * r->N;
+        REAL *E = r->E + j * r->N, f = 0, TT = 0;
+        EACH(i, r->N) {
+            REAL e = value(Z[i], a) - T[i];
+            f += e * e;
+            TT += T[i] * T[i];
+            E[i] = e * slope(Z[i], a);
         }
-    for (long j = 0; j < w; j++) {
-        /* A product: what is not finite stays so, and is seen in `descent`. */
-        gg[j] = gKg[j] * (g2[j] > negligible[j] && gKg[j] > r->rounding * g2[j]);
-        REAL b = ratio(gg[j] - oldKg[j], gg_old[j]);
-        b = b > 0 ? b : (REAL)0;
-        beta[j] = b * gKd[j] >= gKg[j] ? (REAL)0 : b; /* descent only */
+        r->f[j] = f;
+        r->negligible[j] = r->residual_rounding * TT;
+        r->shrink[j] = 1;
+        r->norm[j] = r->gg_old[j] = r->steps[j] = r->descent[j] = 0;
+        EACH(i, r->N) r->KD[j * r->N + i] = 0;
+        EACH(i, r->r) r->X[j * r->r + i] = r->D[j * r->r + i] = r->G_old[j * r->r + i] = 0;
+        if (!r->direct) EACH(i, r->N) r->KX[j * r->N + i] = 0;
     }
-
-    REAL gKd_new[WIDTH] = {0}, dKd[WIDTH] = {0}, curvature[WIDTH] = {0};
-    for (long i = 0; i < N; i++)
-        for (long j = 0; j < w; j++) {
-            long k = i * m + j;
-            REAL d = beta[j] * D[k] - G[k], Kd = beta[j] * KD[k] - KG[k], sKd = slope(Z[k], a) * Kd;
-            D[k] = d;
-            KD[k] = Kd;
-            gKd_new[j] -= G[k] * Kd;
-            dKd[j] += d * Kd;
-            curvature[j] += sKd * sKd;
-        }
-    for (long j = 0; j < w; j++)
-        t[j] = gg[j] > 0 ? shrink[j] * ratio(gKd_new[j], curvature[j] + lam * dKd[j]) : (REAL)0;
-
-    REAL residual[WIDTH] = {0}, norm[WIDTH] = {0};
-    for (long i = 0; i < N; i++)
-        for (long j = 0; j < w; j++) {
-            long k = i * m + j;
-            REAL e = value(Z[k] + t[j] * KD[k], a) - T[k];
-            residual[j] += e * e;
-            norm[j] += (U[k] + t[j] * D[k]) * (KU[k] + t[j] * KD[k]);
-        }
-    for (long j = 0; j < w; j++) {
-        REAL f_try = residual[j] + lam * norm[j];
-        int accept = f_try < f[j];
-        if (!accept) t[j] = 0;
-        f[j] = accept ? f_try : f[j];
-        shrink[j] = accept ? (REAL)1 : shrink[j] * r->shrink_factor;
-        gg_old[j] = gg[j];
-        r->step += t[j];
-        r->descent += gg[j];
-    }
-
-    for (long i = 0; i < N; i++)
-        for (long j = 0; j < w; j++) {
-            long k = i * m + j;
-            /* t = 0 has to keep the point even where D is not finite. */
-            REAL z = Z[k] + (t[j] != 0 ? t[j] * KD[k] : (REAL)0);
-            REAL u = U[k] + (t[j] != 0 ? t[j] * D[k] : (REAL)0);
-            Z[k] = z;
-            U[k] = u;
-            KU[k] += t[j] != 0 ? t[j] * KD[k] : (REAL)0;
-            G_old[k] = (value(z, a) - T[k]) * slope(z, a) + lam * u;
-        }
 }
 
-/* All columns. */
-void advance(Round *r, REAL *Z, REAL *U, REAL *KU, const REAL *T, REAL *D, REAL *KD, const REAL *G, REAL *G_old,
-             const REAL *KG, REAL *f, REAL *gg_old, REAL *shrink, const REAL *negligible)
+/* From G and KG to the next point, with E and (in span coordinates) the gradient there. */
+static inline __attribute__((always_inline)) void neuron(Round *r, long j, const int direct)
 {
-#define COLUMNS(w, j)                                                                                               \
-    columns(r, w, Z + (j), U + (j), KU + (j), T + (j), D + (j), KD + (j), G + (j), G_old + (j), KG + (j), f + (j), \
-            gg_old + (j), shrink + (j), negligible + (j))
-    long j = 0;
-    for (; j + WIDTH <= r->m; j += WIDTH) COLUMNS(WIDTH, j);
-    if (j < r->m) COLUMNS(r->m - j, j);
+    const long N = r->N, size = direct ? r->r : N;
+    const REAL a = r->a, lam = r->lam;
+    REAL *Z = r->Z + j * N, *T = r->T + j * N, *KD = r->KD + j * N, *KG = r->KG + j * N, *E = r->E + j * N;
+    REAL *X = r->X + j * size, *D = r->D + j * size, *G = r->G + j * size, *G_old = r->G_old + j * size;
+    /* <x, y> is the plain product x.(dual y): with K y in span coordinates, with y itself in direct ones. */
+    REAL *dual_G = direct ? G : KG, *dual_D = direct ? D : KD, *dual_X = direct ? X : r->KX + j * N;
+
+    REAL gg = 0, g2 = 0, old = 0, gd = 0;
+    EACH(i, size) {
+        gg += G[i] * dual_G[i];
+        g2 += G[i] * G[i];
+        old += G_old[i] * dual_G[i];
+        gd += G[i] * dual_D[i];
+    }
+    REAL gg_used = gg * (g2 > r->negligible[j] && gg > r->rounding * g2); /* a product: what is not finite stays so */
+    REAL beta = ratio(gg_used - old, r->gg_old[j]);
+    beta = beta > 0 ? beta : (REAL)0;
+    beta = beta * gd >= gg ? (REAL)0 : beta; /* descent only */
+
+    EACH(i, size) D[i] = beta * D[i] - G[i];
+    REAL curvature = 0, gd_new = 0, dd = 0;
+    EACH(i, N) {
+        KD[i] = beta * KD[i] - KG[i];
+        REAL sKd = slope(Z[i], a) * KD[i];
+        curvature += sKd * sKd;
+    }
+    EACH(i, size) {
+        gd_new -= G[i] * dual_D[i];
+        dd += D[i] * dual_D[i];
+    }
+    REAL t = gg_used > 0 ? r->shrink[j] * ratio(gd_new, curvature + lam * dd) : (REAL)0;
+
+    REAL residual = 0, norm = 0;
+    EACH(i, N) {
+        REAL e = value(Z[i] + t * KD[i], a) - T[i];
+        residual += e * e;
+    }
+    EACH(i, size) norm += (X[i] + t * D[i]) * (dual_X[i] + t * dual_D[i]);
+    REAL f_try = residual + lam * norm;
+    int accept = f_try < r->f[j];
+    r->shrink[j] = accept ? (REAL)1 : r->shrink[j] * r->shrink_factor;
+    r->gg_old[j] = gg_used;
+    r->descent[j] += gg_used;
+    if (accept) {
+        r->f[j] = f_try;
+        r->norm[j] = norm;
+        r->steps[j] += t;
+        EACH(i, N) Z[i] += t * KD[i];
+        EACH(i, size) X[i] += t * D[i];
+        if (!direct) EACH(i, N) dual_X[i] += t * KD[i];
+    }
+    EACH(i, N) E[i] = (value(Z[i], a) - T[i]) * slope(Z[i], a);
+    if (!direct) EACH(i, N) E[i] += lam * X[i];
+}
+
+void advance(Round *r)
+{
+    if (r->direct) { NEURONS neuron(r, j, 1); }
+    else { NEURONS neuron(r, j, 0); }
 }

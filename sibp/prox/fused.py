@@ -9,24 +9,29 @@ own, `solve_nonlinear` goes its ordinary way, with the same results up to roundi
 import contextlib
 import ctypes
 import hashlib
+import math
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sibp.prox.activations import Activation
-from sibp.prox.coordinates import Coordinates, Span
+from sibp.prox.coordinates import Coordinates, Direct
 
 _SOURCE = Path(__file__).with_suffix(".c")
-_FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-shared", "-fPIC")
+# Sums may be taken in any order; what is not finite has to stay so.
+_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math")
+_BUILD = ("-fopenmp", "-shared", "-fPIC")
+_PARALLEL = 30_000  # numbers in an array from which several threads are worth waking
 _C_TYPES = {torch.float32: ("float", ctypes.c_float), torch.float64: ("double", ctypes.c_double)}
 _enabled = True
 
@@ -35,8 +40,8 @@ class Rounds(NamedTuple):
     """Where a number of rounds ended.
 
     Attributes:
-        x: (..., N, m) coefficients.
-        image_x: (..., N, m) K x.
+        x: (..., r, m) coefficients.
+        squared_change: 0-dimensional, <x, x> summed over neurons.
         start: 0-dimensional, f(0) summed over neurons.
         end: 0-dimensional, f(x) summed over neurons.
         gradient: 0-dimensional, squared gradient norms summed over neurons and rounds.
@@ -44,7 +49,7 @@ class Rounds(NamedTuple):
     """
 
     x: Tensor
-    image_x: Tensor
+    squared_change: Tensor
     start: Tensor
     end: Tensor
     gradient: Tensor
@@ -62,17 +67,15 @@ def disabled() -> Iterator[None]:
         _enabled = before
 
 
-def usable(coordinates: Coordinates, Z: Tensor, s: Activation) -> bool:
-    """Whether `rounds` can take this case: span coordinates, two linear pieces, a CPU, and a C compiler.
+def usable(Z: Tensor, s: Activation) -> bool:
+    """Whether `rounds` can take this case: an activation of two linear pieces, a CPU, and a C compiler.
 
     Args:
-        coordinates: of the layer's features.
         Z: (..., N, m) pre-activations.
         s: the layer's activation.
     """
     return (
         _enabled
-        and isinstance(coordinates, Span)
         and s.negative_slope is not None
         and Z.device.type == "cpu"
         and Z.dtype in _C_TYPES
@@ -94,7 +97,7 @@ def rounds(
     """Takes `number` rounds from x = 0; see `solve_nonlinear` for the arguments and for what a round does.
 
     Args:
-        coordinates: of the layer's features, span.
+        coordinates: of the layer's features.
         Z: (..., N, m) pre-activations, on the CPU.
         T: (..., N, m) target.
         lam: proximal weight.
@@ -103,38 +106,74 @@ def rounds(
         shrink_factor: by which a refused neuron's next step is shortened.
         rounding_units: units in the last place by which a residual may be rounded.
     """
+    (*leading, N, m), r = Z.shape, coordinates.gram.shape[-1]
+    direct = isinstance(coordinates, Direct)
+    groups = math.prod(leading)
+    X = Z.new_empty(groups, m, r)
+    figures = Z.new_empty(groups, len(_FIGURES), m)
+    start = Z.new_empty(groups, m)
+    per_group = (tensor.reshape(groups, *tensor.shape[len(leading) :]) for tensor in (Z, T, coordinates.matrix))
+    unit = rounding_units * torch.finfo(Z.dtype).eps
+    settings = {
+        "N": N, "r": r, "m": m, "direct": direct, "a": s.negative_slope, "lam": lam, "shrink_factor": shrink_factor,
+        "threads": torch.get_num_threads() if m * N >= _PARALLEL else 1,
+    }  # fmt: skip
+    noise = zip(_numbers(coordinates.rounding, groups), _numbers(coordinates.amplification, groups), strict=True)
+    for g, (Z_g, T_g, matrix, (rounding, amplification)) in enumerate(zip(*per_group, noise, strict=True)):
+        state = _round_type(Z.dtype)(**settings, rounding=rounding, residual_rounding=amplification * unit**2)
+        start[g] = _one_group(state, Z_g, T_g, matrix, X[g], figures[g], number)
+    f, norm, steps, descent = (figures[:, _FIGURES.index(key)].sum() for key in ("f", "norm", "steps", "descent"))
+    return Rounds(X.mT.reshape(*leading, r, m), norm, start.sum(), f, descent, steps / (number * groups * m))
+
+
+_FIGURES = ("f", "norm", "gg_old", "shrink", "negligible", "steps", "descent")
+
+
+def _one_group(state: Any, Z: Tensor, T: Tensor, matrix: Tensor, X: Tensor, figures: Tensor, number: int) -> Tensor:
+    """All rounds of one group, into X (m, r) and figures (7, m); gives f(0), (m,)."""
     library = _library(Z.dtype)
     assert library is not None
-    assert s.negative_slope is not None
-    assert isinstance(coordinates, Span)
-    a, real = s.negative_slope, _C_TYPES[Z.dtype][1]
-    Z, T = Z.clone(memory_format=torch.contiguous_format), T.contiguous()
-    U, KU, D, KD, G_old = (torch.zeros_like(Z) for _ in range(5))
-    G, KG = torch.empty_like(Z), torch.empty_like(Z)
-    f, gg_old, shrink, negligible = (Z.new_zeros(*Z.shape[:-2], Z.shape[-1]) for _ in range(4))
-    shrink.fill_(1)
-    N, m = Z.shape[-2:]
-    state = _round_type(Z.dtype)(N=N, m=m, a=a, lam=lam, shrink_factor=shrink_factor)
-    groups = range(Z[..., 0, 0].numel())
-    starts = [g * N * m * Z.element_size() for g in groups], [g * m * Z.element_size() for g in groups]
-
-    def at(tensor: Tensor, g: int) -> int:
-        return tensor.data_ptr() + starts[tensor.dim() == f.dim()][g]
-
-    unit = rounding_units * torch.finfo(Z.dtype).eps
-    for g in groups:
-        library.start(N, m, real(a), real(unit), at(Z, g), at(T, g), at(G, g), at(f, g), at(negligible, g))
-    start = f.sum()
-    roundings = coordinates.rounding.flatten().tolist()
+    N, r, m = state.N, state.r, state.m
+    images, coefficients = ("Z", "T", "KD", "KG", "E" if state.direct else "KX"), ("D", "G", "G_old")
+    buffer = _workspace(Z.dtype, m * (N * len(images) + r * len(coefficients)))
+    split = buffer.split([m * N] * len(images) + [m * r] * len(coefficients))
+    arrays = {name: part.view(m, -1) for name, part in zip(images + coefficients, split, strict=True)}
+    arrays["Z"].copy_(Z.mT)
+    arrays["T"].copy_(T.mT)
+    G, G_old, KG = arrays["G"], arrays["G_old"], arrays["KG"]
+    E = arrays.get("E", G)
+    for name, tensor in {**arrays, **dict(zip(_FIGURES, figures, strict=True)), "E": E, "X": X}.items():
+        setattr(state, name, tensor.data_ptr())
+    library.start(ctypes.byref(state))
+    start = figures[0].clone()
     for _ in range(number):
-        torch.matmul(coordinates.gram, G, out=KG)
-        for g in groups:
-            arrays = [at(tensor, g) for tensor in (Z, U, KU, T, D, KD, G, G_old, KG, f, gg_old, shrink, negligible)]
-            state.rounding = roundings[g]
-            library.advance(ctypes.byref(state), *arrays)
-        G, G_old = G_old, G  # advance left the next gradient where the older one was
-    taken = number * f.numel()
-    return Rounds(U, KU, start, f.sum(), f.new_tensor(state.descent), f.new_tensor(state.step / taken))
+        if state.direct:
+            torch.addmm(X, E, matrix, beta=state.lam, out=G)  # lam x + Phi' E
+            torch.mm(G, matrix.mT, out=KG)
+        else:
+            torch.mm(G, matrix, out=KG)
+            state.E = G_old.data_ptr()  # the next gradient, where the older one is
+        state.G, state.G_old = G.data_ptr(), G_old.data_ptr()
+        library.advance(ctypes.byref(state))
+        G, G_old = G_old, G
+    return start
+
+
+def _numbers(tensor: Tensor, groups: int) -> list[float]:
+    """One number a group."""
+    return tensor.expand(groups, 1).flatten().tolist() if tensor.dim() < 2 else tensor.flatten().tolist()
+
+
+_buffers = threading.local()
+
+
+def _workspace(dtype: torch.dtype, size: int) -> Tensor:
+    """Memory for the rounds, kept from layer to layer and step to step: fresh memory costs more than its use."""
+    kept = vars(_buffers).get(str(dtype))
+    if kept is None or len(kept) < size:
+        kept = torch.empty(size, dtype=dtype)
+        setattr(_buffers, str(dtype), kept)
+    return kept[:size]
 
 
 @cache
@@ -144,11 +183,9 @@ def _round_type(dtype: torch.dtype) -> type[ctypes.Structure]:
 
     class Round(ctypes.Structure):
         _fields_ = (
-            ("N", ctypes.c_long),
-            ("m", ctypes.c_long),
-            *((name, real) for name in ("a", "lam", "rounding", "shrink_factor")),
-            ("step", ctypes.c_double),
-            ("descent", ctypes.c_double),
+            *((name, ctypes.c_long) for name in ("N", "r", "m", "direct", "threads")),
+            *((name, real) for name in ("a", "lam", "rounding", "residual_rounding", "shrink_factor")),
+            *((name, ctypes.c_void_p) for name in ("Z", "T", "KD", "KG", "KX", "X", "D", "G", "G_old", "E", *_FIGURES)),
         )
 
     return Round
@@ -160,8 +197,8 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
     if compiler is None:
         return None
-    name, real = _C_TYPES[dtype]
-    command = [compiler, *_FLAGS, f"-DREAL={name}", str(_SOURCE)]
+    name, _ = _C_TYPES[dtype]
+    command = [compiler, *_FLAGS, *_BUILD, f"-DREAL={name}", str(_SOURCE)]
     # -march=native: what one processor compiled may not run on another that shares the home folder.
     identity = "\n".join([*command, platform.machine(), _processor(), _SOURCE.read_text()])
     cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -176,8 +213,7 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
         library = ctypes.CDLL(str(built))
     except (OSError, subprocess.SubprocessError):
         return None
-    library.start.argtypes = [ctypes.c_long, ctypes.c_long, real, real, *[ctypes.c_void_p] * 5]
-    library.advance.argtypes = [ctypes.POINTER(_round_type(dtype)), *[ctypes.c_void_p] * 13]
+    library.start.argtypes = library.advance.argtypes = [ctypes.POINTER(_round_type(dtype))]
     library.start.restype = library.advance.restype = None
     return library
 

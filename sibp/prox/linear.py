@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sibp.prox.coordinates import Coordinates, dot
-from sibp.prox.status import Solution, Stats, Status, choose
+from sibp.prox.numbers import at_least, choose, is_finite, number
+from sibp.prox.status import Solution, Stats, Status
 
 # A Cholesky factorisation of G + lam I needs lam well above the rounding of G itself: about eps ||G||.
 _DAMPING = 2.0
@@ -35,36 +36,29 @@ def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
     gram, rhs = coordinates.gram, coordinates.pull(R)
     if gram.numel() == 0 or rhs.numel() == 0:
         return _nothing_to_do(rhs)
-    scale = gram.abs().sum(-1).amax()  # ||G||_inf >= its largest eigenvalue
+    scale = number(gram.abs().sum(-1).amax())  # ||G||_inf >= its largest eigenvalue
     floor = _DAMPING * torch.finfo(gram.dtype).eps * scale
-    damping = floor.clamp(min=lam)
+    damping = at_least(lam, floor)
     system = gram.clone()
     system.diagonal(dim1=-2, dim2=-1).add_(damping)
     factor, info = torch.linalg.cholesky_ex(system)
     x = _cholesky_solve(factor, rhs).neg_()
-    start, squared_x, x_rhs = dot(R, R), dot(x, x), dot(x, rhs)
-    solved = (info.amax() == 0) & squared_x.isfinite()
-    step = -1 / (damping + scale)
-    x = choose(solved, lambda: x, lambda: step * rhs)
+    start, squared_x, x_rhs = number(dot(R, R)), number(dot(x, x)), number(dot(x, rhs))
+    solved = (number(info.amax()) == 0) & is_finite(squared_x)
+    x = choose(solved, lambda: x, lambda: rhs / -(damping + scale))
     residual, squared_change = choose(
         solved,
         lambda: coordinates.solved_quadratic(start, squared_x, x_rhs, damping),
         lambda: coordinates.quadratic(x, gram @ x, R),
     )
-    finite = (start + residual + squared_change + scale).isfinite()
+    squared_change = at_least(0.0, squared_change)  # as a difference it may round below
+    finite = is_finite(start + residual + squared_change + scale)
 
     def measure() -> Stats:
-        zero = torch.zeros_like(start)
-        squared = squared_change.clamp(min=0)  # as a difference it may round below
-        closed = torch.where(floor > lam, Status.DAMPED, Status.SOLVED)
-        end = residual + lam * squared
-        return Stats(
-            status=torch.where(finite, torch.where(solved, closed, Status.GRADIENT), Status.NONFINITE),
-            decrease=torch.where(finite & (start > 0), 1 - end / start, zero),
-            rounds=0,
-            step_length=torch.ones_like(start),
-            squared_change=torch.where(finite, squared, zero),
-        )
+        closed = choose(floor > lam, lambda: Status.DAMPED, lambda: Status.SOLVED)
+        status = choose(solved, lambda: closed, lambda: Status.GRADIENT)
+        end = residual + lam * squared_change
+        return Stats.of(status, finite, start, end, rounds=0, step_length=1.0, squared_change=squared_change)
 
     return Solution(choose(finite, lambda: x, lambda: torch.zeros_like(x)), finite, measure)
 
@@ -82,5 +76,4 @@ def _cholesky_solve(factor: Tensor, rhs: Tensor) -> Tensor:
 
 def _nothing_to_do(x: Tensor) -> Solution:
     """An empty batch: no displacement, and nothing wrong with that."""
-    zero = x.new_zeros(())
-    return Solution(torch.zeros_like(x), zero == 0, lambda: Stats(zero.long(), zero, 0, zero, zero))
+    return Solution(torch.zeros_like(x), finite=True, measure=lambda: Stats(Status.SOLVED, 0.0, 0, 0.0, 0.0))

@@ -12,7 +12,8 @@ from torch import Tensor
 from sibp.prox import fused
 from sibp.prox.activations import Activation
 from sibp.prox.coordinates import Coordinates
-from sibp.prox.status import Solution, Stats, Status, choose
+from sibp.prox.numbers import choose, is_finite, number
+from sibp.prox.status import Solution, Stats, Status
 
 # A neuron whose step was refused tries this fraction of the model's step length in its next round.
 _SHRINK = 0.25
@@ -44,11 +45,11 @@ def solve_nonlinear(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, 
     Returns:
         x in the given coordinates, with status and figures; f(x) <= f(0) neuron by neuron.
     """
-    if fused.usable(coordinates, Z, s):
+    if fused.usable(Z, s):
         taken = fused.rounds(coordinates, Z, T, lam, s, rounds, _SHRINK, _ROUNDING)
     else:
         taken = _rounds(coordinates, Z, T, lam, s, rounds)
-    return _solution(coordinates, taken, rounds)
+    return _solution(taken, rounds)
 
 
 def _rounds(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activation, rounds: int) -> fused.Rounds:
@@ -91,7 +92,8 @@ def _rounds(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activ
         step_sum += torch.where(accept, t, 0.0).mean()
         slope_sum += gg.sum()
         G_old, gg_old = G, gg
-    return fused.Rounds(x, image_x, start, f.sum(), slope_sum, step_sum / rounds)
+    squared_change = coordinates.inner(x, image_x, x, image_x).sum()
+    return fused.Rounds(x, squared_change, start, f.sum(), slope_sum, step_sum / rounds)
 
 
 def _descent_only(
@@ -102,21 +104,17 @@ def _descent_only(
     return torch.where(ascends, 0.0, beta).unsqueeze(-2)
 
 
-def _solution(coordinates: Coordinates, taken: fused.Rounds, rounds: int) -> Solution:
+def _solution(taken: fused.Rounds, rounds: int) -> Solution:
     """Checks what came out and words it as a `Solution`."""
-    x, image_x, start, end, gradient, step_length = taken
-    squared_change = coordinates.inner(x, image_x, x, image_x).sum()
-    finite = (start + end + squared_change + gradient).isfinite()
+    x, *figures = taken
+    squared_change, start, end, gradient, step_length = map(number, figures)
+    finite = is_finite(start + end + squared_change + gradient)
 
     def measure() -> Stats:
-        zero = torch.zeros_like(start)
         stalled = (end >= start) & (gradient > 0)
-        return Stats(
-            status=torch.where(finite, torch.where(stalled, Status.STALLED, Status.SOLVED), Status.NONFINITE),
-            decrease=torch.where(finite & (start > 0), 1 - end / start, zero),
-            rounds=rounds,
-            step_length=torch.where(finite, step_length, zero),
-            squared_change=torch.where(finite, squared_change, zero),
+        status = choose(stalled, lambda: Status.STALLED, lambda: Status.SOLVED)
+        return Stats.of(
+            status, finite, start, end, rounds=rounds, step_length=step_length, squared_change=squared_change
         )
 
     return Solution(choose(finite, lambda: x, lambda: torch.zeros_like(x)), finite, measure)

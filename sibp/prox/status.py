@@ -4,10 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
-from typing import TypeVar
+from typing import Self
 
-import torch
 from torch import Tensor
+
+from sibp.prox.numbers import Flag, Number, choose
 
 
 class Status(IntEnum):
@@ -36,7 +37,7 @@ _SENTENCES = {
 
 @dataclass(frozen=True)
 class Stats:
-    """Figures of one solve, as 0-dimensional tensors on the solve's device (reading one synchronises).
+    """Figures of one solve; on an accelerator, reading one synchronises.
 
     Attributes:
         status: integer value of a `Status`.
@@ -46,16 +47,37 @@ class Stats:
         squared_change: ||W' - W||_F^2 + ||b' - b||^2.
     """
 
-    status: Tensor
-    decrease: Tensor
+    status: Number
+    decrease: Number
     rounds: int
-    step_length: Tensor
-    squared_change: Tensor
+    step_length: Number
+    squared_change: Number
+
+    @classmethod
+    def of(
+        cls,
+        status: Number,
+        finite: Flag,
+        start: Number,
+        end: Number,
+        *,
+        rounds: int,
+        step_length: Number,
+        squared_change: Number,
+    ) -> Self:
+        """The figures of a solve from f(start), f(end) and the rest; nothing but its status if it was not finite."""
+        return cls(
+            status=choose(finite, lambda: status, lambda: Status.NONFINITE),
+            decrease=choose(finite & (start > 0), lambda: 1 - end / start, lambda: 0.0),
+            rounds=rounds,
+            step_length=choose(finite, lambda: step_length, lambda: 0.0),
+            squared_change=choose(finite, lambda: squared_change, lambda: 0.0),
+        )
 
 
 Measure = Callable[[], Stats]
 """Works out the figures of a solve when somebody asks for them: training does not wait for what nobody reads. It holds
-on to 0-dimensional tensors only."""
+on to single numbers only."""
 
 
 @dataclass(frozen=True)
@@ -64,31 +86,15 @@ class Solution:
 
     Attributes:
         x: (..., r, m) coefficients of the displacement in the coordinates that were used; 0 if not `finite`.
-        finite: 0-dimensional, whether all numbers were finite.
+        finite: whether all numbers were finite.
         measure: gives `stats`.
     """
 
     x: Tensor
-    finite: Tensor
+    finite: Flag
     measure: Measure
 
     @cached_property
     def stats(self) -> Stats:
         """What happened."""
         return self.measure()
-
-
-Chosen = TypeVar("Chosen", Tensor, tuple[Tensor, Tensor])
-
-
-def choose(flag: Tensor, yes: Callable[[], Chosen], no: Callable[[], Chosen]) -> Chosen:
-    """`yes()` where the 0-dimensional `flag` holds, else `no()`, without ever synchronising a device.
-
-    On the CPU reading a flag costs nothing, so only the chosen side is computed.
-    """
-    if flag.device.type == "cpu":
-        return yes() if flag else no()
-    here, there = yes(), no()
-    if isinstance(here, tuple):
-        return torch.where(flag, here[0], there[0]), torch.where(flag, here[1], there[1])
-    return torch.where(flag, here, there)

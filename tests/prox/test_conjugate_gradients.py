@@ -54,9 +54,9 @@ def test_rounds_are_those_of_each_neuron_alone(name, seed, rounds):
         stats = solution.stats
         assert stats.status == Status.SOLVED
         assert stats.rounds == rounds
-        assert stats.decrease.item() == pytest.approx(1 - end / start, rel=1e-10)
-        assert stats.squared_change.item() == pytest.approx(np.square(expected).sum(), rel=1e-10)
-        assert stats.step_length.item() == pytest.approx(np.mean([t.steps for t in traces]), rel=1e-10)
+        assert float(stats.decrease) == pytest.approx(1 - end / start, rel=1e-10)
+        assert float(stats.squared_change) == pytest.approx(np.square(expected).sum(), rel=1e-10)
+        assert float(stats.step_length) == pytest.approx(np.mean([t.steps for t in traces]), rel=1e-10)
 
 
 def test_the_problems_put_every_rule_to_work():
@@ -96,8 +96,8 @@ def test_no_round_lets_a_neuron_climb(name):
             X = moved(coordinates, solution)
             now = objective(P, Z, T, LAM, torch_s, X)
             assert (now <= before * (1 + 1e-12)).all()
-            assert solution.stats.decrease.item() == pytest.approx(1 - (now.sum() / start.sum()).item(), rel=1e-9)
-            assert solution.stats.squared_change.item() == pytest.approx(np.square(X).sum(), rel=1e-9)
+            assert float(solution.stats.decrease) == pytest.approx(1 - (now.sum() / start.sum()).item(), rel=1e-9)
+            assert float(solution.stats.squared_change) == pytest.approx(np.square(X).sum(), rel=1e-9)
             before = now
         assert (before < start).all()
 
@@ -115,7 +115,7 @@ def test_without_activation_it_is_the_closed_form_after_as_many_rounds_as_dimens
     expected = np.stack([ridge(p, r, 0.5) for p, r in zip(P, (Z - T).numpy(), strict=True)])
     np.testing.assert_allclose(moved(coordinates, solution), expected, rtol=1e-8, atol=1e-8)
     closed = solve_linear(coordinates, Z - T, 0.5)
-    assert solution.stats.decrease.item() == pytest.approx(closed.stats.decrease.item(), rel=1e-9)
+    assert float(solution.stats.decrease) == pytest.approx(float(closed.stats.decrease), rel=1e-9)
 
 
 def test_a_refused_step_is_reported_and_then_shortened():
@@ -222,4 +222,4 @@ def test_rounding_is_not_taken_for_a_direction(kind, name, dtype):
         X, P = moved(coordinates, solution), features_matrix(features)
         start, end = (objective(P, Z, T, lam, torch_s, point) for point in (0 * X, X))
         assert (end <= start * (1 + 1e-5)).all()
-        assert solution.stats.decrease.item() == pytest.approx(1 - (end.sum() / start.sum()).item(), abs=1e-4)
+        assert float(solution.stats.decrease) == pytest.approx(1 - (end.sum() / start.sum()).item(), abs=1e-4)

@@ -15,13 +15,13 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-def problem(groups: int, N: int, n: int, m: int, dtype: torch.dtype, seed: int = 0):
+def problem(groups: int, N: int, n: int, m: int, dtype: torch.dtype, seed: int = 0, side=Span):
     generator = torch.Generator().manual_seed(seed)
 
     def randn(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
-    return Span(Features(randn(groups, N, n))), randn(groups, N, m), randn(groups, N, m)
+    return side(Features(randn(groups, N, n))), randn(groups, N, m), randn(groups, N, m)
 
 
 @needs_compiler
@@ -29,19 +29,21 @@ def problem(groups: int, N: int, n: int, m: int, dtype: torch.dtype, seed: int =
 @pytest.mark.parametrize("shape", [(1, 5, 9, 3), (1, 12, 40, 32), (2, 7, 11, 33), (3, 1, 4, 70), (1, 20, 30, 1)])
 @pytest.mark.parametrize("rounds", [1, 2, 5, 12])
 @pytest.mark.parametrize("lam", [0.01, 1.0])
-def test_equals_the_ordinary_rounds(s, shape, rounds: int, lam: float):
-    coordinates, Z, T = problem(*shape, dtype=torch.float64)
+@pytest.mark.parametrize("side", [Span, Direct])
+def test_equals_the_ordinary_rounds(side, s, shape, rounds: int, lam: float):
+    coordinates, Z, T = problem(*shape, dtype=torch.float64, side=side)
     before = Z.clone(), T.clone()
-    assert fused.usable(coordinates, Z, s)
+    assert fused.usable(Z, s)
     compiled = solve_nonlinear(coordinates, Z, T, lam, s, rounds)
     with fused.disabled():
-        assert not fused.usable(coordinates, Z, s)
+        assert not fused.usable(Z, s)
         ordinary = solve_nonlinear(coordinates, Z, T, lam, s, rounds)
     torch.testing.assert_close(compiled.x, ordinary.x, rtol=1e-7, atol=1e-9)
     # Whether a neuron that has all but arrived takes one more step is up to rounding, which shows in the step lengths.
-    for key, tolerance in {"status": 0, "decrease": 1e-6, "squared_change": 1e-6, "step_length": 0.05}.items():
+    figures = ["status", "decrease", "squared_change"] + ["step_length"] * (rounds == 1)
+    for key in figures:
         a, b = getattr(compiled.stats, key), getattr(ordinary.stats, key)
-        assert a.item() == pytest.approx(b.item(), rel=tolerance, abs=1e-9), key
+        assert float(a) == pytest.approx(float(b), rel=1e-6, abs=1e-9), key
     assert torch.equal(before[0], Z)
     assert torch.equal(before[1], T)
 
@@ -66,15 +68,14 @@ def test_non_finite_numbers_keep_the_weights(bad: float):
     T[0, 2, 1] = bad
     solution = solve_nonlinear(coordinates, Z, T, 1.0, RELU, 3)
     assert not solution.x.any()
-    assert solution.stats.status.item() == 4
+    assert float(solution.stats.status) == 4
 
 
 def test_other_cases_go_the_ordinary_way():
-    coordinates, Z, _ = problem(1, 6, 9, 4, torch.float32)
-    assert not fused.usable(coordinates, Z, TANH)
-    assert not fused.usable(Direct(coordinates.features), Z, RELU)
-    assert not fused.usable(coordinates, Z.half(), RELU)
-    assert not fused.usable(coordinates, Z[:, :0], RELU)
+    _, Z, _ = problem(1, 6, 9, 4, torch.float32)
+    assert not fused.usable(Z, TANH)
+    assert not fused.usable(Z.half(), RELU)
+    assert not fused.usable(Z[:, :0], RELU)
 
 
 @pytest.mark.parametrize("trouble", ["no compiler", "failing compiler", "unwritable cache"])
@@ -90,7 +91,7 @@ def test_without_a_working_compiler_nothing_breaks(trouble: str, monkeypatch: py
         (tmp_path / "sibp").write_text("a file where the folder should be")
     try:
         coordinates, Z, T = problem(1, 6, 9, 4, torch.float32)
-        assert not fused.usable(coordinates, Z, RELU)
+        assert not fused.usable(Z, RELU)
         assert solve_nonlinear(coordinates, Z, T, 1.0, RELU, 3).stats.decrease > 0
     finally:
         fused._library.cache_clear()

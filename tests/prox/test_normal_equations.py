@@ -52,8 +52,8 @@ def test_closed_form_is_the_least_squares_solution(A, side, weight, bias, lam):
     assert solution.stats.step_length == 1
     end = np.square(R.numpy() + P @ expected).sum() + lam * np.square(expected).sum()
     decrease = 1 - end / np.square(R.numpy()).sum()
-    assert solution.stats.decrease.item() == pytest.approx(decrease, rel=1e-10, abs=1e-12)
-    assert solution.stats.squared_change.item() == pytest.approx(np.square(expected).sum(), rel=1e-9, abs=1e-12)
+    assert float(solution.stats.decrease) == pytest.approx(decrease, rel=1e-10, abs=1e-12)
+    assert float(solution.stats.squared_change) == pytest.approx(np.square(expected).sum(), rel=1e-9, abs=1e-12)
     assert solution.stats.squared_change >= 0
 
 
@@ -86,8 +86,8 @@ def test_coordinates_are_what_they_say(A, side, weight, bias):
     gram = P @ np.swapaxes(P, 1, 2) if side is Span else np.swapaxes(P, 1, 2) @ P
     np.testing.assert_allclose(coordinates.gram, gram, **close)
     residual, squared = coordinates.quadratic(x, coordinates.gram @ x, R)
-    assert residual.item() == pytest.approx(np.square(R.numpy() + P @ X).sum(), rel=1e-10)
-    assert squared.item() == pytest.approx(np.square(X).sum(), rel=1e-10, abs=1e-12)
+    assert float(residual) == pytest.approx(np.square(R.numpy() + P @ X).sum(), rel=1e-10)
+    assert float(squared) == pytest.approx(np.square(X).sum(), rel=1e-10, abs=1e-12)
 
 
 @pytest.mark.parametrize("A", INPUTS.values(), ids=INPUTS.keys())
@@ -97,7 +97,7 @@ def test_both_coordinates_give_the_same_answer(A):
     span, direct = Span(features), Direct(features)
     by_span, by_direct = solve_linear(span, R, 0.3), solve_linear(direct, R, 0.3)
     np.testing.assert_allclose(moved(span, by_span), moved(direct, by_direct), rtol=1e-10, atol=1e-10)
-    assert by_span.stats.decrease.item() == pytest.approx(by_direct.stats.decrease.item(), rel=1e-10)
+    assert float(by_span.stats.decrease) == pytest.approx(float(by_direct.stats.decrease), rel=1e-10)
 
 
 def test_difference_goes_back_through_the_new_weights_without_forming_them():

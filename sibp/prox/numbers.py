@@ -1,0 +1,51 @@
+"""Figures that decide what a solver does next, without ever making an accelerator wait for the CPU."""
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+Number = Tensor | float
+"""A 0-dimensional tensor on an accelerator, where reading it would synchronise; a float on the CPU, where tensor
+arithmetic on single numbers takes a hundred times as long."""
+Flag = Tensor | bool
+
+Chosen = TypeVar("Chosen")
+
+
+def number(tensor: Tensor) -> Number:
+    """A 0-dimensional tensor as a `Number`."""
+    return tensor.item() if tensor.device.type == "cpu" else tensor
+
+
+def is_finite(figure: Number) -> Flag:
+    """Whether a figure is neither infinite nor NaN."""
+    return abs(figure) < math.inf
+
+
+def at_least(bound: float, figure: Number) -> Number:
+    """The larger of the two; NaN stays NaN."""
+    if isinstance(figure, Tensor):
+        return figure.clamp(min=bound)
+    return bound if figure < bound else figure
+
+
+def choose(flag: Flag, yes: Callable[[], Chosen], no: Callable[[], Chosen]) -> Chosen:
+    """`yes()` where `flag` holds, else `no()`; on an accelerator both are computed.
+
+    Args:
+        flag: decides.
+        yes: gives a tensor, a `Number` or a pair of numbers.
+        no: gives the like.
+    """
+    if not isinstance(flag, Tensor):
+        return yes() if flag else no()
+    here, there = yes(), no()
+    chosen: Any  # what torch.where makes of numbers and tensors
+    if isinstance(here, tuple) and isinstance(there, tuple):
+        chosen = tuple(torch.where(flag, *pair) for pair in zip(here, there, strict=True))
+    else:
+        chosen = torch.where(flag, here, there)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    return chosen

@@ -1,0 +1,49 @@
+"""Deciding without looking: what a solver does on an accelerator, where no number may be read, is what it does here."""
+
+import math
+
+import pytest
+import torch
+from layer_problems import randn
+
+from sibp.prox import coordinates, fused, linear, nonlinear
+from sibp.prox.activations import RELU
+from sibp.prox.coordinates import Direct, Features, Span
+from sibp.prox.linear import solve_linear
+from sibp.prox.nonlinear import solve_nonlinear
+from sibp.prox.status import Status
+
+
+def solve(kind: str, side, A, R, lam):
+    features = side(Features(A))
+    return (
+        solve_linear(features, R, lam) if kind == "linear" else solve_nonlinear(features, R, R.relu() + 1, lam, RELU, 3)
+    )
+
+
+def case(name: str) -> tuple[torch.Tensor, float, Status]:
+    if name == "plain":
+        return randn(1, 7, 9), 0.5, Status.SOLVED
+    if name == "damped":
+        return 1e9 * torch.ones(1, 7, 9, dtype=torch.float64), 1e-3, Status.DAMPED
+    return torch.full((1, 7, 9), math.nan, dtype=torch.float64), 0.5, Status.NONFINITE
+
+
+@pytest.mark.parametrize("name", ["plain", "damped", "not finite"])
+@pytest.mark.parametrize("kind", ["linear", "nonlinear"])
+@pytest.mark.parametrize("side", [Span, Direct])
+def test_numbers_that_are_never_read_decide_the_same(side, kind, name, monkeypatch):
+    A, lam, status = case(name)
+    R = randn(1, 7, 4)
+    if kind == "nonlinear" and name == "damped":
+        pytest.skip("conjugate gradients never damp")
+    with fused.disabled():
+        here = solve(kind, side, A, R, lam)
+        for module in (coordinates, linear, nonlinear):
+            monkeypatch.setattr(module, "number", lambda tensor: tensor)
+        there = solve(kind, side, A, R, lam)
+    assert isinstance(there.finite, torch.Tensor)
+    assert here.stats.status == there.stats.status == status
+    assert torch.equal(here.x, there.x)
+    for key in ("decrease", "step_length", "squared_change"):
+        assert float(getattr(there.stats, key)) == pytest.approx(getattr(here.stats, key), rel=1e-12), key
