@@ -22,6 +22,7 @@ def play(axes: list[Axis], budget: int, judge: Judge) -> tuple[dict[Point, Score
     done: dict[Point, Score] = {}
     rounds = []
     while batch := next_trials(done, axes, budget):
+        assert not any(trial.point in done for trial in batch)  # or it would never end
         rounds.append(batch)
         done |= {trial.point: judge(setting(axes, trial.point)) for trial in batch}
     return done, rounds
@@ -66,6 +67,7 @@ def test_an_edge_grows_the_grid_and_nothing_else_does(axes, seed, diverged):
     judge, budget = lottery(seed, diverged), math.prod(len(axis.values) for axis in axes) + 10
     done: dict[Point, Score] = {}
     while batch := next_trials(done, axes, budget):
+        assert not any(trial.point in done for trial in batch)
         if done:
             tried = [setting(axes, point) for point in done]
             place = setting(axes, best(done, axes))
