@@ -85,9 +85,9 @@ class RunFolder:
             except BlockingIOError:
                 lock.seek(0)
                 raise BusyError(f"{self.path.name} is being trained by {lock.read() or 'another process'}") from None
-            lock.truncate(0)
-            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-            lock.flush()
+            with suppress(OSError):  # the name is a courtesy: even on a full disk a finished run is to be skipped
+                os.truncate(lock.fileno(), 0)
+                os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
             yield
 
     def summary(self) -> dict[str, Any] | None:

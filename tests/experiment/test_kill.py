@@ -97,6 +97,9 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(half, tmp_path):
             assert kept["step"] in (3, 6)
             assert_ends_as(small, whole)
     assert ended == ["failed"] * (len(SIZES) - 1) + ["completed"]
+    receiver, sender = children.SERVER.Pipe(duplex=False)
+    assert children.exit_code(children.write_no_file_beyond, 0, whole.config, sender) == 0
+    assert receiver.recv()[0] == "skipped"
 
 
 def test_killed_in_the_midst_of_writing(half, tmp_path):
