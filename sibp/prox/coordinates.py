@@ -67,8 +67,8 @@ class Span:
 
     @cached_property
     def amplification(self) -> Tensor:
-        """Factor by which `pull` can enlarge squared rounding errors, to broadcast over (..., m)."""
-        return self.gram.new_ones(1)
+        """Factor by which `pull` can enlarge squared rounding errors, (..., 1)."""
+        return torch.ones_like(self.rounding)
 
     @property
     def matrix(self) -> Tensor:
@@ -137,7 +137,7 @@ class Direct:
 
     @cached_property
     def amplification(self) -> Tensor:
-        """Factor by which `pull` can enlarge squared rounding errors, to broadcast over (..., m)."""
+        """Factor by which `pull` can enlarge squared rounding errors, (..., 1)."""
         return self.gram.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
 
     @property
@@ -147,8 +147,8 @@ class Direct:
 
     @property
     def rounding(self) -> Tensor:
-        """None: squared norms are sums of squares."""
-        return self.gram.new_zeros(1)
+        """None, as squared norms are sums of squares; (..., 1)."""
+        return torch.zeros_like(self.amplification)
 
     def pull(self, E: Tensor) -> Tensor:
         """Phi' E, (..., n, m)."""

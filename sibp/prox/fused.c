@@ -7,19 +7,21 @@
  * nonlinear.py; X stands for the coefficients x.
  */
 
+#include <string.h>
+
 static inline REAL value(REAL z, REAL a) { return z > 0 ? z : a * z; }
 static inline REAL slope(REAL z, REAL a) { return z > 0 ? (REAL)1 : a; }
 static inline REAL ratio(REAL p, REAL q) { return q > 0 ? p / q : (REAL)0; }
 
 typedef struct {
-    long N, r, m, direct, threads;
+    long N, r, m, direct, threads, first;
     REAL a, lam, rounding, residual_rounding, shrink_factor;
     REAL *Z, *T, *KD, *KG; /* images */
     REAL *KX;              /* image, in span coordinates only */
     REAL *X, *D, *G, *G_old; /* coefficients */
     REAL *E; /* image, (s(Z) - T) s'(Z); in span coordinates lam x is added, and it takes the place of G or G_old */
     /* one number a neuron */
-    REAL *f, *norm, *gg_old, *shrink, *negligible, *steps, *descent;
+    REAL *start, *f, *norm, *steps, *descent, *gg_old, *shrink, *negligible;
 } Round;
 
 #define EACH(i, n) _Pragma("GCC ivdep") for (long i = 0; i < (n); i++)
@@ -30,21 +32,19 @@ typedef struct {
 void start(const Round *r)
 {
     NEURONS {
-        const REAL a = r->a, *Z = r->Z + j * r->N, *T = r->T + j * r->N;
-        REAL *E = r->E + j * r->N, f = 0, TT = 0;
-        EACH(i, r->N) {
-            REAL e = value(Z[i], a) - T[i];
-            f += e * e;
+        const long N = r->N;
+        const REAL a = r->a, *Z = r->Z + j * N, *T = r->T + j * N;
+        REAL *E = r->E + j * N, f = 0, TT = 0;
+        EACH(i, N) E[i] = value(Z[i], a) - T[i];
+        EACH(i, N) {
+            f += E[i] * E[i];
             TT += T[i] * T[i];
-            E[i] = e * slope(Z[i], a);
         }
-        r->f[j] = f;
+        EACH(i, N) E[i] *= slope(Z[i], a);
+        r->start[j] = r->f[j] = f;
         r->negligible[j] = r->residual_rounding * TT;
         r->shrink[j] = 1;
         r->norm[j] = r->gg_old[j] = r->steps[j] = r->descent[j] = 0;
-        EACH(i, r->N) r->KD[j * r->N + i] = 0;
-        EACH(i, r->r) r->X[j * r->r + i] = r->D[j * r->r + i] = r->G_old[j * r->r + i] = 0;
-        if (!r->direct) EACH(i, r->N) r->KX[j * r->N + i] = 0;
     }
 }
 
@@ -58,6 +58,13 @@ static inline __attribute__((always_inline)) void neuron(Round *r, long j, const
     /* <x, y> is the plain product x.(dual y): with K y in span coordinates, with y itself in direct ones. */
     REAL *dual_G = direct ? G : KG, *dual_D = direct ? D : KD, *dual_X = direct ? X : r->KX + j * N;
 
+    if (r->first) { /* here rather than in `start`: it costs nothing in the nearest cache */
+        memset(X, 0, size * sizeof(REAL));
+        memset(D, 0, size * sizeof(REAL));
+        memset(G_old, 0, size * sizeof(REAL));
+        memset(KD, 0, N * sizeof(REAL));
+        if (!direct) memset(dual_X, 0, N * sizeof(REAL));
+    }
     REAL gg = 0, g2 = 0, old = 0, gd = 0;
     EACH(i, size) {
         gg += G[i] * dual_G[i];

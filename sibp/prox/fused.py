@@ -31,6 +31,8 @@ _SOURCE = Path(__file__).with_suffix(".c")
 # Sums may be taken in any order; what is not finite has to stay so.
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math")
 _BUILD = ("-fopenmp", "-shared", "-fPIC")
+if platform.machine() in ("x86_64", "AMD64"):
+    _FLAGS += ("-mprefer-vector-width=256",)  # rows are short: wider vectors leave more of them over
 _PARALLEL = 30_000  # numbers in an array from which several threads are worth waking
 _C_TYPES = {torch.float32: ("float", ctypes.c_float), torch.float64: ("double", ctypes.c_double)}
 _enabled = True
@@ -107,48 +109,50 @@ def rounds(
         rounding_units: units in the last place by which a residual may be rounded.
     """
     (*leading, N, m), r = Z.shape, coordinates.gram.shape[-1]
-    direct = isinstance(coordinates, Direct)
     groups = math.prod(leading)
-    X = Z.new_empty(groups, m, r)
-    figures = Z.new_empty(groups, len(_FIGURES), m)
-    start = Z.new_empty(groups, m)
-    per_group = (tensor.reshape(groups, *tensor.shape[len(leading) :]) for tensor in (Z, T, coordinates.matrix))
     unit = rounding_units * torch.finfo(Z.dtype).eps
-    settings = {
-        "N": N, "r": r, "m": m, "direct": direct, "a": s.negative_slope, "lam": lam, "shrink_factor": shrink_factor,
-        "threads": torch.get_num_threads() if m * N >= _PARALLEL else 1,
-    }  # fmt: skip
-    noise = zip(_numbers(coordinates.rounding, groups), _numbers(coordinates.amplification, groups), strict=True)
-    for g, (Z_g, T_g, matrix, (rounding, amplification)) in enumerate(zip(*per_group, noise, strict=True)):
-        state = _round_type(Z.dtype)(**settings, rounding=rounding, residual_rounding=amplification * unit**2)
-        start[g] = _one_group(state, Z_g, T_g, matrix, X[g], figures[g], number)
-    f, norm, steps, descent = (figures[:, _FIGURES.index(key)].sum() for key in ("f", "norm", "steps", "descent"))
-    return Rounds(X.mT.reshape(*leading, r, m), norm, start.sum(), f, descent, steps / (number * groups * m))
+    state = _round_type(Z.dtype)(
+        N=N, r=r, m=m, direct=isinstance(coordinates, Direct), a=s.negative_slope, lam=lam, shrink_factor=shrink_factor,
+        threads=torch.get_num_threads() if m * N >= _PARALLEL else 1,
+    )  # fmt: skip
+    x = Z.new_empty(groups, r, m)
+    figures = Z.new_empty(groups, len(_FIGURES), m)
+    noise = zip(coordinates.rounding.flatten().tolist(), coordinates.amplification.flatten().tolist(), strict=True)
+    cases = zip(*(t.reshape(groups, *t.shape[-2:]) for t in (Z, T, coordinates.matrix, x)), figures, noise, strict=True)
+    for Z_g, T_g, matrix, x_g, figures_g, (rounding, amplification) in cases:
+        state.rounding, state.residual_rounding = rounding, amplification * unit**2
+        _one_group(state, Z_g, T_g, matrix, x_g, figures_g, number)
+    start, f, norm, steps, descent = figures.sum((0, 2))[: len(_SUMS)].unbind()
+    return Rounds(x.view(*leading, r, m), norm, start, f, descent, steps / (number * groups * m))
 
 
-_FIGURES = ("f", "norm", "gg_old", "shrink", "negligible", "steps", "descent")
+_SUMS = ("start", "f", "norm", "steps", "descent")
+_FIGURES = (*_SUMS, "gg_old", "shrink", "negligible")
 
 
-def _one_group(state: Any, Z: Tensor, T: Tensor, matrix: Tensor, X: Tensor, figures: Tensor, number: int) -> Tensor:
-    """All rounds of one group, into X (m, r) and figures (7, m); gives f(0), (m,)."""
+def _one_group(state: Any, Z: Tensor, T: Tensor, matrix: Tensor, x: Tensor, figures: Tensor, number: int) -> None:
+    """All rounds of one group, into x (r, m) and figures (`_FIGURES`, m)."""
     library = _library(Z.dtype)
     assert library is not None
     N, r, m = state.N, state.r, state.m
-    images, coefficients = ("Z", "T", "KD", "KG", "E" if state.direct else "KX"), ("D", "G", "G_old")
-    buffer = _workspace(Z.dtype, m * (N * len(images) + r * len(coefficients)))
-    split = buffer.split([m * N] * len(images) + [m * r] * len(coefficients))
-    arrays = {name: part.view(m, -1) for name, part in zip(images + coefficients, split, strict=True)}
+    images, coefficients = ("Z", "T", "KD", "KG", "E" if state.direct else "KX"), ("X", "D", "G", "G_old")
+    sizes = [m * N] * len(images) + [m * r] * len(coefficients)
+    parts = _workspace(Z.dtype, sum(sizes)).split(sizes)
+    arrays = {name: part.view(m, -1) for name, part in zip(images + coefficients, parts, strict=True)}
     arrays["Z"].copy_(Z.mT)
     arrays["T"].copy_(T.mT)
-    G, G_old, KG = arrays["G"], arrays["G_old"], arrays["KG"]
-    E = arrays.get("E", G)
-    for name, tensor in {**arrays, **dict(zip(_FIGURES, figures, strict=True)), "E": E, "X": X}.items():
+    X, G, G_old, KG = (arrays[name] for name in ("X", "G", "G_old", "KG"))
+    E = arrays.setdefault("E", G)
+    for name, tensor in arrays.items():
         setattr(state, name, tensor.data_ptr())
+    row = m * Z.element_size()
+    for place, name in enumerate(_FIGURES):
+        setattr(state, name, figures.data_ptr() + place * row)
     library.start(ctypes.byref(state))
-    start = figures[0].clone()
-    for _ in range(number):
+    for index in range(number):
+        state.first = index == 0
         if state.direct:
-            torch.addmm(X, E, matrix, beta=state.lam, out=G)  # lam x + Phi' E
+            torch.addmm(X, E, matrix, beta=state.lam if index else 0.0, out=G)  # lam x + Phi' E
             torch.mm(G, matrix.mT, out=KG)
         else:
             torch.mm(G, matrix, out=KG)
@@ -156,12 +160,7 @@ def _one_group(state: Any, Z: Tensor, T: Tensor, matrix: Tensor, X: Tensor, figu
         state.G, state.G_old = G.data_ptr(), G_old.data_ptr()
         library.advance(ctypes.byref(state))
         G, G_old = G_old, G
-    return start
-
-
-def _numbers(tensor: Tensor, groups: int) -> list[float]:
-    """One number a group."""
-    return tensor.expand(groups, 1).flatten().tolist() if tensor.dim() < 2 else tensor.flatten().tolist()
+    x.copy_(X.mT)  # (r, m), as all that follows is quickest with
 
 
 _buffers = threading.local()
@@ -183,7 +182,7 @@ def _round_type(dtype: torch.dtype) -> type[ctypes.Structure]:
 
     class Round(ctypes.Structure):
         _fields_ = (
-            *((name, ctypes.c_long) for name in ("N", "r", "m", "direct", "threads")),
+            *((name, ctypes.c_long) for name in ("N", "r", "m", "direct", "threads", "first")),
             *((name, real) for name in ("a", "lam", "rounding", "residual_rounding", "shrink_factor")),
             *((name, ctypes.c_void_p) for name in ("Z", "T", "KD", "KG", "KX", "X", "D", "G", "G_old", "E", *_FIGURES)),
         )
