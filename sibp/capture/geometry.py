@@ -119,7 +119,7 @@ class ConvGeometry:
                 batched.shape[2:], self.kernel, self.stride, self.padding, self.dilation, strict=True
             )
         ]
-        z = D.reshape(self.groups, batched.shape[0], -1, D.shape[-1]).permute(1, 0, 3, 2)
+        z = D.mT.reshape(self.groups, D.shape[-1], batched.shape[0], -1).permute(2, 0, 1, 3)
         transpose: Any = conv1d_input if len(self.kernel) == 1 else conv2d_input
         gradient = transpose(
             batched.shape,
@@ -136,12 +136,13 @@ class ConvGeometry:
         return x if x.dim() == len(self.kernel) + 2 else x.unsqueeze(0)
 
     def _rows(self, columns: Tensor) -> Tensor:
-        """(B, g * c, positions) -> (g, B * positions, c)."""
-        batch, _, positions = columns.shape
+        """(B, g * c, positions) -> (g, B * positions, c), in memory (g, c, B * positions): whole images are copied."""
+        batch, channels, positions = columns.shape
         return (
-            columns.reshape(batch, self.groups, -1, positions)
-            .permute(1, 0, 3, 2)
-            .reshape(self.groups, batch * positions, -1)
+            columns.reshape(batch, self.groups, channels // self.groups, positions)
+            .permute(1, 2, 0, 3)
+            .reshape(self.groups, channels // self.groups, batch * positions)
+            .mT
         )
 
 

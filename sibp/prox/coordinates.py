@@ -42,9 +42,13 @@ class Features:
         return self.weight * self.A.shape[-1] + self.bias
 
     def dense(self) -> Tensor:
-        """Phi itself, (..., N, size)."""
+        """Phi itself, (..., N, size), in the order in memory that A has."""
         columns = ([self.A] if self.weight else []) + ([torch.ones_like(self.A[..., :1])] if self.bias else [])
-        return columns[0] if len(columns) == 1 else torch.cat(columns, -1)
+        if len(columns) == 1:
+            return columns[0]
+        if self.A.stride(-2) == 1:
+            return torch.cat([column.mT for column in columns], -2).mT
+        return torch.cat(columns, -1)
 
 
 class Span:
@@ -130,15 +134,19 @@ class Direct:
     """Coordinates V = [W' - W, b' - b]' themselves."""
 
     def __init__(self, features: Features) -> None:
-        """Builds Phi' Phi, (..., n, n)."""
+        """Builds Phi, (..., N, n)."""
         self.features = features
         self.phi = features.dense()
-        self.gram = self.phi.mT @ self.phi
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """Phi' Phi, (..., n, n); conjugate gradients never ask for it."""
+        return self.phi.mT @ self.phi
 
     @cached_property
     def amplification(self) -> Tensor:
-        """Factor by which `pull` can enlarge squared rounding errors, (..., 1)."""
-        return self.gram.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
+        """Factor by which `pull` can enlarge squared rounding errors, ||Phi||^2, (..., 1)."""
+        return torch.linalg.vector_norm(self.phi, dim=(-2, -1)).square().unsqueeze(-1)
 
     @property
     def matrix(self) -> Tensor:

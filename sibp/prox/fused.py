@@ -108,7 +108,7 @@ def rounds(
         shrink_factor: by which a refused neuron's next step is shortened.
         rounding_units: units in the last place by which a residual may be rounded.
     """
-    (*leading, N, m), r = Z.shape, coordinates.gram.shape[-1]
+    (*leading, N, m), r = Z.shape, coordinates.matrix.shape[-1]
     groups = math.prod(leading)
     unit = rounding_units * torch.finfo(Z.dtype).eps
     state = _round_type(Z.dtype)(
