@@ -90,8 +90,8 @@ class ProxBP(ProximalOptimizer):
 def _gradient_update(problem: LayerProblem, eta: float, prox_weight: float) -> tuple[LayerUpdate, Measure]:
     """W - (eta/lam) D' A: one explicit step on the subproblem."""
     D, features = (eta / prox_weight) * problem.D_z, problem.features
-    W_decrease = D.mT @ features.A if features.weight else None
-    b_decrease = D.sum(-2) if features.bias else None
+    W_decrease = features.total(D.mT @ features.A) if features.weight else None
+    b_decrease = features.total(D.sum(-2)) if features.bias else None
     squared = number(sum((dot(d, d) for d in (W_decrease, b_decrease) if d is not None), D.new_zeros(())))
     finite = is_finite(squared)
     W_decrease, b_decrease = (guarded(finite, change) for change in (W_decrease, b_decrease))

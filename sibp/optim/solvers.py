@@ -64,7 +64,7 @@ def linear_update(problem: LayerProblem, eta: float, prox_weight: float) -> tupl
 
 def as_update(coordinates: Coordinates, solution: Solution) -> tuple[LayerUpdate, Measure]:
     """The displacement of a solution; exactly zero where the solver met non-finite numbers."""
-    x, finite = solution.x, solution.finite
+    x, finite = coordinates.features.whole(solution.x, solution.finite)
     W_decrease, b_decrease = coordinates.displacement(-x)  # negated while it is small
     by_low_rank = None
     if isinstance(coordinates, Span) and coordinates.low_rank_is_cheaper(x.shape[-1]):

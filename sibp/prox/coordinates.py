@@ -19,7 +19,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sibp.prox.numbers import Number, number
+from sibp.prox.numbers import Flag, Number, number
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,19 @@ class Features:
         if self.A.stride(-2) == 1:
             return torch.cat([column.mT for column in columns], -2).mT
         return torch.cat(columns, -1)
+
+    @property
+    def partial(self) -> bool:
+        """Whether these are some of the subproblem's rows only; others are in other processes."""
+        return False
+
+    def total(self, part: Tensor) -> Tensor:
+        """A sum over all rows, from the sum over these."""
+        return part
+
+    def whole(self, x: Tensor, finite: Flag) -> tuple[Tensor, Flag]:
+        """Coefficients of all neurons, (..., r, m), from those that were solved for here; finite if all were."""
+        return x, finite
 
 
 class Span:
@@ -100,8 +113,9 @@ class Span:
         squared = (x * image_x).sum(-2)
         return squared * (squared > self.rounding * x.square().sum(-2))  # a product: what is not finite stays so
 
-    def quadratic(self, U: Tensor, gram_U: Tensor, R: Tensor) -> tuple[Number, Number]:
-        """(||R + K U||^2, squared norm of U) over all neurons, from gram_U = K U."""
+    def quadratic(self, U: Tensor, gram_U: Tensor, R: Tensor, RR: Number) -> tuple[Number, Number]:
+        """(||R + K U||^2, squared norm of U) over all neurons, from gram_U = K U; R is its own `pull`."""
+        del RR
         return number((R + gram_U).square().sum()), number((U * gram_U).sum())
 
     def solved_quadratic(self, RR: Number, UU: Number, UR: Number, damping: Number) -> tuple[Number, Number]:
@@ -141,12 +155,12 @@ class Direct:
     @cached_property
     def gram(self) -> Tensor:
         """Phi' Phi, (..., n, n); conjugate gradients never ask for it."""
-        return self.phi.mT @ self.phi
+        return self.features.total(self.phi.mT @ self.phi)
 
     @cached_property
     def amplification(self) -> Tensor:
         """Factor by which `pull` can enlarge squared rounding errors, ||Phi||^2, (..., 1)."""
-        return torch.linalg.vector_norm(self.phi, dim=(-2, -1)).square().unsqueeze(-1)
+        return self.features.total(torch.linalg.vector_norm(self.phi, dim=(-2, -1)).square()).unsqueeze(-1)
 
     @property
     def matrix(self) -> Tensor:
@@ -160,7 +174,7 @@ class Direct:
 
     def pull(self, E: Tensor) -> Tensor:
         """Phi' E, (..., n, m)."""
-        return self.phi.mT @ E
+        return self.features.total(self.phi.mT @ E)
 
     def image(self, V: Tensor) -> Tensor:
         """Change of Z, Phi V, (..., N, m)."""
@@ -176,13 +190,12 @@ class Direct:
         del image_x
         return x.square().sum(-2)
 
-    def quadratic(self, V: Tensor, gram_V: Tensor, R: Tensor) -> tuple[Number, Number]:
-        """(||R + Phi V||^2, squared norm of V) over all neurons, from gram_V = Phi' Phi V.
+    def quadratic(self, V: Tensor, gram_V: Tensor, rhs: Tensor, RR: Number) -> tuple[Number, Number]:
+        """(||R + Phi V||^2, squared norm of V) over all neurons, from gram_V = Phi' Phi V, rhs = Phi' R and ||R||^2.
 
         Expanded so that nothing of size N x m is formed: ||R||^2 + 2 <Phi' R, V> + <V, Phi' Phi V>.
         """
-        residual = R.square().sum() + (V * (2 * self.pull(R) + gram_V)).sum()
-        return number(residual), number(V.square().sum())
+        return RR + number((V * (2 * rhs + gram_V)).sum()), number(V.square().sum())
 
     def solved_quadratic(self, RR: Number, VV: Number, VR: Number, damping: Number) -> tuple[Number, Number]:
         """`quadratic` of the V that solves (Phi' Phi + damping) V = -Phi' R, from ||R||^2, ||V||^2 and <V, Phi' R>."""
@@ -206,5 +219,6 @@ def dot(x: Tensor, y: Tensor) -> Tensor:
 
 
 def smaller_side(features: Features) -> Coordinates:
-    """The coordinates with the smaller Gram matrix: N x N (span) or n x n (direct)."""
-    return Span(features) if features.A.shape[-2] <= features.size else Direct(features)
+    """The coordinates with the smaller Gram matrix: N x N (span, if all rows are here) or n x n (direct)."""
+    spans = features.A.shape[-2] <= features.size and not features.partial
+    return Span(features) if spans else Direct(features)

@@ -43,13 +43,14 @@ def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
     system.diagonal(dim1=-2, dim2=-1).add_(damping)
     factor, info = torch.linalg.cholesky_ex(system)
     x = _cholesky_solve(factor, rhs).neg_()
-    start, squared_x, x_rhs = number(dot(R, R)), number(dot(x, x)), number(dot(x, rhs))
+    start = number(coordinates.features.total(dot(R, R)))
+    squared_x, x_rhs = number(dot(x, x)), number(dot(x, rhs))
     solved = (number(info.amax()) == 0) & is_finite(squared_x)
     x = choose(solved, lambda: x, lambda: rhs / -(damping + scale))
     residual, squared_change = choose(
         solved,
         lambda: coordinates.solved_quadratic(start, squared_x, x_rhs, damping),
-        lambda: coordinates.quadratic(x, gram @ x, R),
+        lambda: coordinates.quadratic(x, gram @ x, rhs, start),
     )
     squared_change = at_least(0.0, squared_change)  # as a difference it may round below
     finite = is_finite(start + residual + squared_change + scale)

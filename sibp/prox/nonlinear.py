@@ -45,7 +45,7 @@ def solve_nonlinear(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, 
     Returns:
         x in the given coordinates, with status and figures; f(x) <= f(0) neuron by neuron.
     """
-    if fused.usable(Z, s):
+    if fused.usable(Z, s) and not coordinates.features.partial:
         taken = fused.rounds(coordinates, Z, T, lam, s, rounds, _SHRINK, _ROUNDING)
     else:
         taken = _rounds(coordinates, Z, T, lam, s, rounds)
@@ -54,15 +54,16 @@ def solve_nonlinear(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, 
 
 def _rounds(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activation, rounds: int) -> fused.Rounds:
     """The rounds themselves, for any activation, coordinates and device."""
-    x = coordinates.pull(torch.zeros_like(Z))
+    total = coordinates.features.total
+    x = Z.new_zeros(*Z.shape[:-2], coordinates.matrix.shape[-1], Z.shape[-1])
     image_x = torch.zeros_like(Z)
     D, image_D, G_old = x, image_x, x
-    f = (s.value(Z) - T).square().sum(-2)
+    f = total((s.value(Z) - T).square().sum(-2))
     start = f.sum()
     gg_old = torch.zeros_like(f)
     shrink = torch.ones_like(f)
     # s(Z) - T rounds by this much, squared: a gradient no larger says nothing, and the neuron is done.
-    negligible = (_ROUNDING * torch.finfo(Z.dtype).eps) ** 2 * coordinates.amplification * T.square().sum(-2)
+    negligible = (_ROUNDING * torch.finfo(Z.dtype).eps) ** 2 * coordinates.amplification * total(T.square().sum(-2))
     step_sum, slope_sum = torch.zeros_like(start), torch.zeros_like(start)
     for _ in range(rounds):
         slope = s.slope(Z)
@@ -76,10 +77,11 @@ def _rounds(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activ
         D, image_D = beta * D - G, beta * image_D - image_G
         gd = -coordinates.inner(G, image_G, D, image_D)
         dd = coordinates.inner(D, image_D, D, image_D)
-        t = shrink * _ratio(gd, (slope * image_D).square().sum(-2) + lam * dd) * (gg > 0)
+        t = shrink * _ratio(gd, total((slope * image_D).square().sum(-2)) + lam * dd) * (gg > 0)
         step = t.unsqueeze(-2)
         Z_try, x_try, image_try = Z + step * image_D, x + step * D, image_x + step * image_D
-        f_try = (s.value(Z_try) - T).square().sum(-2) + lam * coordinates.inner(x_try, image_try, x_try, image_try)
+        f_try = total((s.value(Z_try) - T).square().sum(-2))
+        f_try = f_try + lam * coordinates.inner(x_try, image_try, x_try, image_try)
         accept = f_try < f
         keep = accept.unsqueeze(-2)
         Z, x, image_x = (
