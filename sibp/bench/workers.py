@@ -1,0 +1,95 @@
+"""Training steps that can be timed: one net, one method, one device."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sibp.bench.nets import CONVNET, Case
+from sibp.bench.proxprop import ProxPropNet
+from sibp.experiment.errors import UserError
+from sibp.optim import SIBP, ProxBP
+
+SGD, PROXBP, PROXPROP, PAPER = "sgd", "proxbp", "proxprop", "paper"
+METHODS = (SGD, "exact", "cg:3", "cg:5", PROXBP)
+ETA, LAM, SGD_STEP = 0.1, 1.0, 0.1
+_POOL_BYTES, _POOL_MAX = 200_000_000, 50
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+class Worker:
+    """Takes training steps of a method on a net, each with the next of a pool of random batches.
+
+    `restart` goes back to the initial weights: so every stretch that is timed is the same work, and no method has an
+    easier task than another because it trains better.
+    """
+
+    def __init__(self, case: Case, method: str, device: str = "cpu", dtype: str = "float32", pool: int = 0) -> None:
+        """Builds the net, its optimizer and the batches.
+
+        Args:
+            case: net and batch size.
+            method: "sgd"; "exact", "cg:K" or "paper", the solvers of `SIBP`; "proxbp", `ProxBP` with its closed form;
+                "proxprop", its authors' own step.
+            device: "cpu" or "cuda".
+            dtype: "float32" or "float64".
+            pool: number of batches; 0 for as many as memory allows within reason.
+        """
+        model = case.model().to(device, _DTYPES[dtype])
+        self.model, self.optimizer = _prepared(model, method)
+        self._initial = [p.detach().clone() for p in model.parameters()]
+        self._weights = list(model.parameters())
+        size = case.batch * torch.Size(case.shape).numel() * 4
+        generator = torch.Generator().manual_seed(1)
+        self._batches = []
+        for _ in range(pool or min(_POOL_MAX, 1 + _POOL_BYTES // (size * len(METHODS)))):
+            x = torch.randn(case.batch, *case.shape, generator=generator).to(device, _DTYPES[dtype])
+            y = torch.randint(case.classes, (case.batch,), generator=generator).to(device)
+            self._batches.append((x, y))
+        self._next = 0
+
+    def step(self) -> None:
+        """One step as in anyone's training loop."""
+        x, y = self._batches[self._next]
+        self._next = (self._next + 1) % len(self._batches)
+        self.optimizer.zero_grad()
+        F.cross_entropy(self.model(x), y).backward()
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Back to the initial weights and the first batch."""
+        for p, initial in zip(self._weights, self._initial, strict=True):
+            p.copy_(initial)
+        self._next = 0
+
+
+def check_methods(methods: Sequence[str], case: Case) -> None:
+    """Refuses what is no method, or none for a net.
+
+    Args:
+        methods: names.
+        case: the net.
+
+    Raises:
+        UserError: naming the method.
+    """
+    for method in methods:
+        try:
+            _prepared(nn.Sequential(nn.Linear(1, 1)), method)
+        except ValueError as error:
+            known = f"{', '.join(METHODS)}, cg:K, {PAPER}, {PROXPROP}"
+            raise UserError(f"--methods {method} is no method: choose from {known}.") from error
+        if case.net == CONVNET and method in (PAPER, PROXPROP):
+            raise UserError(f"--methods {method} has no convolutions: leave it out, or leave out --net {CONVNET}.")
+
+
+def _prepared(model: nn.Sequential, method: str) -> tuple[nn.Module, torch.optim.Optimizer]:
+    if method == SGD:
+        return model, torch.optim.SGD(model.parameters(), lr=SGD_STEP)
+    if method == PROXBP:
+        return model, ProxBP(model, lr=ETA, prox_weight=LAM, solver="exact")
+    if method == PROXPROP:
+        return ProxPropNet(model, ETA, LAM), torch.optim.SGD(model.parameters(), lr=1.0)
+    return model, SIBP(model, lr=ETA, prox_weight=LAM, solver=method)
