@@ -20,6 +20,15 @@ def test_value_and_slope_are_those_of_torch(name):
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
+def test_a_difference_goes_back_as_in_torch(name):
+    s, torch_function = ACTIVATIONS[name]
+    z = torch.cat([3 * randn(200, seed=1), torch.zeros(1, dtype=torch.float64)]).requires_grad_()
+    D = randn(201, seed=2)
+    (expected,) = torch.autograd.grad(torch_function(z), z, D)
+    torch.testing.assert_close(s.backward(D, z.detach()), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dtype_and_shape_are_kept(name, dtype):
     s, _ = ACTIVATIONS[name]

@@ -1,6 +1,7 @@
 """The compiled rounds do what the ordinary ones do, up to rounding; and nothing breaks where there are none."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -69,6 +70,46 @@ def test_non_finite_numbers_keep_the_weights(bad: float):
     solution = solve_nonlinear(coordinates, Z, T, 1.0, RELU, 3)
     assert not solution.x.any()
     assert float(solution.stats.status) == 4
+
+
+def both(coordinates, Z, T, rounds: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the compiled and the ordinary rounds find."""
+    compiled = solve_nonlinear(coordinates, Z, T, 1.0, RELU, rounds).x
+    with fused.disabled():
+        return compiled, solve_nonlinear(coordinates, Z, T, 1.0, RELU, rounds).x
+
+
+@needs_compiler
+@pytest.mark.parametrize("side", [Span, Direct])
+def test_layers_of_different_size_in_turn(side):
+    """Memory is kept between them: it has to be large enough for each, and what it held must not matter."""
+    vars(fused._buffers).clear()
+    for shape in [(1, 4, 6, 3), (1, 9, 5, 8), (1, 30, 20, 25), (1, 4, 6, 3), (2, 9, 5, 8)]:
+        compiled, ordinary = both(*problem(*shape, dtype=torch.float64, side=side))
+        torch.testing.assert_close(compiled, ordinary, rtol=1e-9, atol=1e-11)
+        for kept in vars(fused._buffers).values():
+            kept.fill_(float("nan"))  # as a layer does whose input is not finite
+
+
+@needs_compiler
+def test_every_group_has_its_own_rounding():
+    """A group of inputs a thousand million times larger does not make the other's steps look like rounding."""
+    coordinates, Z, T = problem(2, 6, 4, 3, torch.float64)
+    A = coordinates.features.A.clone()
+    A[0] *= 1e9
+    compiled, ordinary = both(Span(Features(A)), Z, T)
+    torch.testing.assert_close(compiled[1], ordinary[1], rtol=1e-9, atol=1e-11)
+    assert compiled[1].any()
+
+
+@needs_compiler
+def test_threads_that_solve_at_once_do_not_meet():
+    problems = [problem(1, 40, 50, 60, torch.float64, seed=seed) for seed in range(4)]
+    expected = [both(*given)[1] for given in problems]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda k: solve_nonlinear(*problems[k % 4], 1.0, RELU, 3).x, range(200)))
+    for k, x in enumerate(found):
+        torch.testing.assert_close(x, expected[k % 4], rtol=1e-9, atol=1e-11)
 
 
 def test_other_cases_go_the_ordinary_way():

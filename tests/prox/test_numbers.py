@@ -11,6 +11,7 @@ from sibp.prox.activations import RELU
 from sibp.prox.coordinates import Direct, Features, Span
 from sibp.prox.linear import solve_linear
 from sibp.prox.nonlinear import solve_nonlinear
+from sibp.prox.numbers import at_least
 from sibp.prox.status import Status
 
 
@@ -47,3 +48,11 @@ def test_numbers_that_are_never_read_decide_the_same(side, kind, name, monkeypat
     assert torch.equal(here.x, there.x)
     for key in ("decrease", "step_length", "squared_change"):
         assert float(getattr(there.stats, key)) == pytest.approx(getattr(here.stats, key), rel=1e-12), key
+
+
+@pytest.mark.parametrize(
+    ("figure", "expected"), [(-1.0, 0.5), (0.5, 0.5), (2.0, 2.0), (math.inf, math.inf), (math.nan, math.nan)]
+)
+def test_a_bound_is_the_same_read_or_not_and_hides_no_nan(figure, expected):
+    for bounded in (at_least(0.5, figure), at_least(0.5, torch.tensor(figure))):
+        assert float(bounded) == pytest.approx(expected, nan_ok=True)

@@ -94,6 +94,13 @@ def test_figures_of_the_layers_are_those_of_the_sweep():
     step(model, optimizer, x, y)
     changes = displacement(before, layers(model))
     stats = optimizer.solver_stats()
+    A, Zs = x.numpy(), []
+    for W, b in before:
+        Zs.append(A @ W.T + b)
+        A = np.maximum(Zs[-1], 0)
+    reached = [np.ones_like(Zs[-1], dtype=bool)]  # the output, then what is active under something reached
+    for Z in Zs[-2::-1]:
+        reached.insert(0, (Z > 0) & reached[0].any(1, keepdims=True))
     assert list(stats) == ["4", "2", "0"]  # the order of the sweep
     for i, (W, b) in enumerate(layers(model)):
         layer = stats[str(2 * i)]
@@ -101,5 +108,6 @@ def test_figures_of_the_layers_are_those_of_the_sweep():
         assert b is not None
         # `relative_change` refers to the weights when it is read.
         assert layer["relative_change"] == pytest.approx(change / np.hypot(np.linalg.norm(W), np.linalg.norm(b)))
+        assert layer["active_fraction"] == pytest.approx(reached[i].mean())
         assert layer["status"] == 0
         assert 0 < layer["decrease"] < 1
