@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from sibp.capture.tap import LayerProblem, LayerUpdate, Tap
 from sibp.optim.checks import check_group, check_model, check_names
 from sibp.optim.layers import new_taps, parameter_owners, summary_table
+from sibp.optim.parallel import DataParallel, ProcessGroup, refuse_averaging
 from sibp.optim.solvers import Solver, parse_solver
 from sibp.prox.status import Measure
 
@@ -43,6 +45,7 @@ class ProximalOptimizer(torch.optim.Optimizer):
         fallback: Fallback | None,
         explicit: Iterable[str],
         direction_only: bool,
+        data_parallel: bool | ProcessGroup,
     ) -> None:
         """Checks the model and taps its layers."""
         check_model(model, type(self).__name__)
@@ -55,12 +58,15 @@ class ProximalOptimizer(torch.optim.Optimizer):
         self.model = model
         self.loss_average = loss_average
         self.direction_only = direction_only
+        self.parallel = DataParallel.of(data_parallel, type(self).__name__)
         self._fallback_factory = fallback or _DEFAULT_FALLBACK
         self._fallback: torch.optim.Optimizer | None = None
         self._reset()
         wanted: Any = list(model.parameters() if params is None else params)
         if not wanted:
             raise ValueError(f"{type(self).__name__}: the model has no parameters.")
+        if self.parallel is not None:
+            self.parallel.start(model)
         super().__init__(wanted, defaults)
 
     # -- what a method defines --------------------------------------------------------------------------------------
@@ -86,12 +92,15 @@ class ProximalOptimizer(torch.optim.Optimizer):
 
         The batch size is the leading dimension at the first tapped layer of the forward pass.
         """
+        if self.parallel is None:
+            refuse_averaging(type(self).__name__)
         if self.loss_average is False:
             return 1.0
         if self.loss_average is not True:
             return float(self.loss_average)
         if self._pass is None or self._pass[0] == tap.name:
             self._pass = (tap.name, batch)
+            self._batch = batch
         return float(self._pass[1])
 
     def solve(self, tap: Tap, problem: LayerProblem) -> LayerUpdate:
@@ -101,7 +110,11 @@ class ProximalOptimizer(torch.optim.Optimizer):
         if not (problem.features.weight or problem.features.bias):
             return LayerUpdate(None, None)
         lr, prox_weight = check_group(group)
-        update, measure = self.update(problem, self._solver(group), lr * problem.terms, prox_weight)
+        solver, whole = self._solver(group), problem
+        if self.parallel is not None:
+            closed = solver.kind == "cg" and self.semi_implicit and problem.activation is None
+            whole = self.parallel.share(problem, Solver("exact") if closed else solver, lr, prox_weight)
+        update, measure = self.update(whole, solver, lr * whole.terms, prox_weight)
         reached = problem.D_z.sign().abs_().sum() / max(problem.D_z.numel(), 1)  # three times faster than counting
         self._stats[tap.name] = (measure, reached)
         return update
@@ -196,6 +209,7 @@ class ProximalOptimizer(torch.optim.Optimizer):
         taken = {id(p) for group in self.param_groups for p in group["params"]}
         if any(id(p) in taken for p in params):
             raise ValueError("some parameters appear in more than one parameter group")
+        self._average(params)
         if self.direction_only:
             return
         if self._fallback is None:
@@ -208,6 +222,27 @@ class ProximalOptimizer(torch.optim.Optimizer):
         group = self._fallback.param_groups[-1]
         group["update"] = "explicit"
         self.param_groups.append(group)
+
+    def _average(self, params: list[nn.Parameter]) -> None:
+        """If data parallel, gives parameters without a subproblem the gradient of all ranks' loss."""
+        this, parallel = weakref.ref(self), self.parallel
+        if parallel is None:
+            return
+
+        def whole(gradient: Tensor) -> Tensor | None:
+            owner = this()
+            if owner is None or not owner.active():
+                return None
+            mean = owner.loss_average is not False
+            terms = owner._batch if owner.loss_average is True else int(owner.loss_average)
+            if terms is None:
+                raise RuntimeError(
+                    "data_parallel: no layer with a proximal subproblem was in the forward pass, so the size of this "
+                    "rank's batch is not known; give loss_average the number of terms."
+                )
+            return parallel.whole_gradient(gradient, terms, mean=mean)
+
+        self._hooks += [p.register_hook(whole) for p in params if p.requires_grad]
 
     def _own(self, tap: Tap, group: int) -> None:
         self._taps[tap.name] = tap
@@ -223,12 +258,14 @@ class ProximalOptimizer(torch.optim.Optimizer):
         self._stats: dict[str, tuple[Measure, Tensor]] = {}
         self._applied: dict[str, tuple[int, list[tuple[int, int]]]] = {}
         self._pass: tuple[str, int] | None = None
+        self._batch: int | None = None
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._paused = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the taps, which belong to this model and are put onto the copied model anew."""
         state = super().__getstate__()
-        keep = ("model", "loss_average", "explicit", "direction_only", "_fallback")
+        keep = ("model", "loss_average", "explicit", "direction_only", "parallel", "_fallback")
         state.update({key: self.__dict__[key] for key in keep})
         # A made fallback serves; its factory is often a lambda, which cannot be pickled.
         state["_fallback_factory"] = _DEFAULT_FALLBACK if self._fallback is not None else self._fallback_factory
@@ -244,6 +281,8 @@ class ProximalOptimizer(torch.optim.Optimizer):
                 if group["update"] == "proximal":
                     for tap in new_taps(self, group["params"], owners, self.explicit):
                         self._own(tap, index)
+                else:
+                    self._average(group["params"])
         if self._fallback is not None:
             self._fallback.param_groups = [group for group in self.param_groups if group["update"] == "explicit"]
             self._fallback.state = self.state
@@ -252,7 +291,10 @@ class ProximalOptimizer(torch.optim.Optimizer):
         return self.param_groups[self._groups[tap.name]]
 
     def _solver(self, group: dict[str, Any]) -> Solver:
-        return parse_solver(group["solver"], self.solvers)
+        solver = parse_solver(group["solver"], self.solvers)
+        if solver.kind == "paper" and self.parallel is not None:
+            raise ValueError("solver='paper' cannot be data_parallel: its line search couples all neurons; use 'cg:5'.")
+        return solver
 
     def _refuse_what_is_not_ours(self, tap: Tap) -> None:
         """Raises if the layer was taken over, or if its gradients were applied before."""
@@ -283,6 +325,8 @@ class ProximalOptimizer(torch.optim.Optimizer):
         """Leaves the model as it was before the optimizer; the optimizer cannot step any more."""
         for tap in self._taps.values():
             tap.remove()
+        for hook in self._hooks:
+            hook.remove()
 
     def solver_stats(self) -> dict[str, dict[str, float]]:
         """What the solver did in the last backward pass; reading it synchronises the device.

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
 
 from sibp.capture.tap import LayerProblem
@@ -34,7 +35,7 @@ class Exchange:
         received: bytes that a rank got from others so far, as ring algorithms move them.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None) -> None:
+    def __init__(self, group: ProcessGroup | None) -> None:
         self.group = group
         self.received = 0.0
 
@@ -135,7 +136,15 @@ class Plan:
 
 
 def plan(
-    rows: Sequence[int], inputs: int, size: int, neurons: int, *, groups: int, known: bool, solver: Solver, itemsize: int
+    rows: Sequence[int],
+    inputs: int,
+    size: int,
+    neurons: int,
+    *,
+    groups: int,
+    known: bool,
+    solver: Solver,
+    itemsize: int,
 ) -> Plan:
     """Chooses the way that moves fewer bytes.
 
@@ -191,9 +200,9 @@ class DataParallel:
         """
         if wanted is False or wanted is None:
             return None
-        if wanted is not True and not isinstance(wanted, dist.ProcessGroup):
+        if wanted is not True and not isinstance(wanted, ProcessGroup):
             raise TypeError(f"Invalid data_parallel: {wanted!r}; True, False or a torch.distributed process group.")
-        if not (dist.is_available() and dist.is_initialized()):
+        if not dist.is_initialized():
             raise RuntimeError(
                 f"{method}(data_parallel=True) needs torch.distributed: call torch.distributed.init_process_group() "
                 "before, and start the processes with torchrun."
@@ -333,6 +342,6 @@ def refuse_averaging(method: str) -> None:
     ddp = DistributedDataParallel._get_active_ddp_module()
     if ddp is not None and dist.get_world_size(ddp.process_group) > 1:
         raise RuntimeError(
-            f"DistributedDataParallel averages gradients, and an average of the ranks' updates is not {method}'s update "
-            f"for the whole batch; use {method}(model, data_parallel=True), with or without the wrapper."
+            f"DistributedDataParallel averages gradients, and an average of the ranks' updates is not {method}'s "
+            f"update for the whole batch; use {method}(model, data_parallel=True), with or without the wrapper."
         )

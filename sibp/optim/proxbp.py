@@ -8,6 +8,7 @@ from torch import nn
 
 from sibp.capture.tap import LayerProblem, LayerUpdate
 from sibp.optim.base import Fallback, ProximalOptimizer
+from sibp.optim.parallel import ProcessGroup
 from sibp.optim.solvers import Solver, as_update, guarded, linear_update
 from sibp.prox.activations import IDENTITY
 from sibp.prox.coordinates import dot, smaller_side
@@ -41,6 +42,8 @@ class ProxBP(ProximalOptimizer):
         fallback: makes the optimizer of the parameters without a proximal subproblem; default Adam with 1e-3.
         explicit: names of modules that are left to the fallback with all inside them.
         direction_only: only fill `.grad`, as the gradient of another optimizer.
+        data_parallel: every process holds a part of the batch, and all take the step of the whole batch together: True
+            for all processes of `torch.distributed`, or a process group of it. See docs/distributed.md.
 
     Raises:
         ValueError: for hyper-parameters out of range, unknown solvers, parameters that are not the model's.
@@ -63,9 +66,10 @@ class ProxBP(ProximalOptimizer):
         fallback: Fallback | None = None,
         explicit: Iterable[str] = (),
         direction_only: bool = False,
+        data_parallel: bool | ProcessGroup = False,
     ) -> None:
         defaults = {"lr": lr, "prox_weight": prox_weight, "solver": solver, "weight_decay": weight_decay}
-        super().__init__(model, params, defaults, loss_average, fallback, explicit, direction_only)
+        super().__init__(model, params, defaults, loss_average, fallback, explicit, direction_only, data_parallel)
 
     def wants_activation(self, tap: object) -> bool:
         """Never: the subproblem is on the linear pre-activation."""

@@ -7,6 +7,7 @@ from torch import nn
 
 from sibp.capture.tap import LayerProblem, LayerUpdate
 from sibp.optim.base import Fallback, ProximalOptimizer
+from sibp.optim.parallel import ProcessGroup
 from sibp.optim.solvers import Solver, cg_update, linear_update, paper_update
 from sibp.prox.status import Measure
 
@@ -49,6 +50,8 @@ class SIBP(ProximalOptimizer):
             default Adam with step size 1e-3.
         explicit: names of modules, as in `model.named_modules()`, that are left to the fallback with all inside them.
         direction_only: only fill `.grad`, as the gradient of another optimizer; `step` is then that one's.
+        data_parallel: every process holds a part of the batch, and all take the step of the whole batch together: True
+            for all processes of `torch.distributed`, or a process group of it. See docs/distributed.md.
 
     Raises:
         ValueError: for hyper-parameters out of range, unknown solvers, parameters that are not the model's.
@@ -71,9 +74,10 @@ class SIBP(ProximalOptimizer):
         fallback: Fallback | None = None,
         explicit: Iterable[str] = (),
         direction_only: bool = False,
+        data_parallel: bool | ProcessGroup = False,
     ) -> None:
         defaults = {"lr": lr, "prox_weight": prox_weight, "solver": solver, "weight_decay": weight_decay}
-        super().__init__(model, params, defaults, loss_average, fallback, explicit, direction_only)
+        super().__init__(model, params, defaults, loss_average, fallback, explicit, direction_only, data_parallel)
 
     def update(
         self, problem: LayerProblem, solver: Solver, eta: float, prox_weight: float
