@@ -89,10 +89,8 @@ def _tune(sweep: Sweep, words: Sequence[str]) -> int:
             launch(config, [job.config for job in jobs], ended)
         for job in jobs if here else ():
             outcome = run(job.config)
-            if outcome.wrong_input and not outcomes:
-                raise UserError(
-                    outcome.message
-                )  # the sweep's settings are sound, so every other run would say the same
+            if outcome.wrong_input and not outcomes:  # every other run would say the same
+                raise UserError(outcome.message)
             ended(outcome)
             if outcome.status == "interrupted":
                 break

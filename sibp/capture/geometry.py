@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.grad import conv1d_input, conv2d_input
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from sibp.prox.coordinates import Features
+
 
 class LinearGeometry:
     """`nn.Linear` on inputs of shape (*, n): all leading dimensions are rows."""
@@ -32,13 +34,13 @@ class LinearGeometry:
         """Z in the layer's own shape, (*, m)."""
         return F.linear(x, W, b)
 
-    def inputs(self, x: Tensor) -> Tensor:
-        """A (N, n)."""
-        return x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    def features(self, x: Tensor, *, weight: bool, bias: bool) -> Features:
+        """A (N, n) from the layer's input, with what moves."""
+        return Features(self.outputs(x), weight, bias)
 
     def outputs(self, z: Tensor) -> Tensor:
         """Z (N, m) from a tensor of the output's shape."""
-        return self.inputs(z)
+        return z if z.dim() == 2 else z.reshape(math.prod(z.shape[:-1]), z.shape[-1])
 
     def input_gradient(self, x: Tensor, D: Tensor, W: Tensor) -> Tensor:
         """D W in x's shape, D (N, m)."""
@@ -93,18 +95,38 @@ class ConvGeometry:
         convolve = F.conv1d if len(self.kernel) == 1 else F.conv2d
         return convolve(x, W, b, self.stride, self.padding, self.dilation, self.groups)
 
-    def inputs(self, x: Tensor) -> Tensor:
-        """A (g, N, n): N = B * positions patches of n = channels/g * kernel entries."""
-        x = self._batched(x)
-        as_2d = len(self.kernel) == 2
-        patches = F.unfold(
-            x if as_2d else x.unsqueeze(-2),
-            self.kernel if as_2d else (1, *self.kernel),
-            self.dilation if as_2d else (1, *self.dilation),
-            self.padding if as_2d else (0, *self.padding),
-            self.stride if as_2d else (1, *self.stride),
+    def features(self, x: Tensor, *, weight: bool, bias: bool) -> Features:
+        """A (g, N, n) from the layer's input: N = B * positions patches of n = channels/g * kernel entries.
+
+        In memory a feature's N numbers lie together, the column of ones after the others: a patch matrix is large, and
+        is written once.
+        """
+        x, as_2d = self._batched(x), len(self.kernel) == 2
+        kernel, stride, padding, dilation = (
+            pair if as_2d else (one, *pair)
+            for one, pair in zip((1, 1, 0, 1), (self.kernel, self.stride, self.padding, self.dilation), strict=True)
         )
-        return self._rows(patches)
+        x = F.pad(x if as_2d else x.unsqueeze(-2), (padding[1], padding[1], padding[0], padding[0]))
+        batch, channels = x.shape[:2]
+        out = [
+            (size - dil * (k - 1) - 1) // step + 1
+            for size, k, step, dil in zip(x.shape[2:], kernel, stride, dilation, strict=True)
+        ]
+        to_image, to_channel, to_row, to_column = x.stride()
+        own = channels // self.groups
+        patches = x.as_strided(
+            (self.groups, own, *kernel, batch, *out),
+            (
+                own * to_channel, to_channel, dilation[0] * to_row, dilation[1] * to_column,
+                to_image, stride[0] * to_row, stride[1] * to_column,
+            ),
+            x.storage_offset(),
+        )  # fmt: skip
+        n, N = own * math.prod(kernel), batch * math.prod(out)
+        phi = x.new_empty(self.groups, n + 1, N)
+        phi[:, :n].view(patches.shape).copy_(patches)
+        phi[:, n] = 1
+        return Features(phi[:, :n].mT, weight, bias, with_ones=phi.mT)
 
     def outputs(self, z: Tensor) -> Tensor:
         """Z (g, N, m) from a tensor of the output's shape, m = channels/g."""

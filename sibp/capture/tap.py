@@ -274,12 +274,12 @@ class _TappedLayer(torch.autograd.Function):
         geometry, consumption = tap.geometry, ctx.consumption
         dtype = torch.promote_types(W.dtype, torch.float32)  # solves are never done in half precision
         D_z = geometry.outputs(grad_outputs[0]).to(dtype)
-        A = geometry.inputs(x).to(dtype)
         needs_x, needs_W, needs_b = ctx.needs_input_grad[:3]
+        features = geometry.features(x.to(dtype), weight=needs_W and tap.weight, bias=needs_b and tap.bias)
         known = consumption.known
         problem = LayerProblem(
             name=tap.name,
-            features=Features(A, weight=needs_W and tap.weight, bias=needs_b and tap.bias),
+            features=features,
             D_z=D_z,
             terms=ctx.terms,
             activation=consumption.activation if known else None,
@@ -293,7 +293,7 @@ class _TappedLayer(torch.autograd.Function):
         grad_x = _input_gradient(geometry, x, D_z, problem, update, owner.semi_implicit) if needs_x else None
         return (
             grad_x,
-            _parameter_gradient(tap, "weight", W, update.W_decrease, lambda: D_z.mT @ A) if needs_W else None,
+            _parameter_gradient(tap, "weight", W, update.W_decrease, lambda: D_z.mT @ features.A) if needs_W else None,
             _parameter_gradient(tap, "bias", b, update.b_decrease, lambda: D_z.sum(-2)) if needs_b else None,
             None,
             None,

@@ -30,11 +30,13 @@ class Features:
         A: (..., N, n) inputs, one row a sample (or a sample's position, for a convolution).
         weight: whether W moves.
         bias: whether b moves.
+        with_ones: (..., N, n + 1) [A, 1], where it has been laid out already.
     """
 
     A: Tensor
     weight: bool = True
     bias: bool = True
+    with_ones: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -42,13 +44,11 @@ class Features:
         return self.weight * self.A.shape[-1] + self.bias
 
     def dense(self) -> Tensor:
-        """Phi itself, (..., N, size), in the order in memory that A has."""
+        """Phi itself, (..., N, size)."""
+        if self.weight and self.bias and self.with_ones is not None:
+            return self.with_ones
         columns = ([self.A] if self.weight else []) + ([torch.ones_like(self.A[..., :1])] if self.bias else [])
-        if len(columns) == 1:
-            return columns[0]
-        if self.A.stride(-2) == 1:
-            return torch.cat([column.mT for column in columns], -2).mT
-        return torch.cat(columns, -1)
+        return columns[0] if len(columns) == 1 else torch.cat(columns, -1)
 
     @property
     def partial(self) -> bool:
