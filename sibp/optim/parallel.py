@@ -62,10 +62,10 @@ class Exchange:
 
     def all(self, part: Tensor) -> Tensor:
         """(ranks, ...) the tensors of all ranks."""
-        everything = part.new_empty(self.size, *part.shape)
-        dist.all_gather_into_tensor(everything, part.contiguous(), group=self.group)
+        everything = part.new_empty(self.size * part.numel())
+        dist.all_gather_into_tensor(everything, part.flatten(), group=self.group)
         self.received += _bytes(part) * (self.size - 1)
-        return everything
+        return everything.view(self.size, *part.shape)
 
     def swap(self, parts: Tensor) -> Tensor:
         """(ranks, ...) what each rank has for this one, from what this one has for each."""
