@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from sibp import SIBP, ProxBP
 from sibp.optim.base import ProximalOptimizer
 
-SERVER = multiprocessing.get_context("forkserver")  # forked from a process that has imported torch once
+SERVER = multiprocessing.get_context("forkserver")
+# A process has one such server: the same list as in tests/experiment/children.py.
+SERVER.set_forkserver_preload(["sibp.train", "torch._dynamo", "sklearn.datasets"])
 STEPS = 4
 F64 = torch.float64
 

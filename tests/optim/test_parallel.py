@@ -1,8 +1,8 @@
 """Ranks that each hold a part of the batch take the steps of one process that holds it all."""
 
+import copy
 import os
-from functools import partial
-from pathlib import Path
+import pickle
 from typing import Any
 
 import pytest
@@ -10,14 +10,15 @@ import ranks
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from ranks import METHODS, NETS, Case
+from ranks import METHODS, NETS, STEPS, Case
 from torch import nn
 
 from sibp import SIBP
 
 PAIR, UNEQUAL = (5, 5), (6, 1, 3)
+PLAIN = [method for method in METHODS if method != "sgd for the rest"]
 CASES = {
-    **{f"{net}, {method}": Case(net, method, PAIR) for net in ("wide", "narrow", "convolutions") for method in METHODS},
+    **{f"{net}, {method}": Case(net, method, PAIR) for net in ("wide", "narrow", "convolutions") for method in PLAIN},
     **{f"unequal, {net}, sibp exact": Case(net, "sibp exact", UNEQUAL) for net in NETS},
     **{f"unequal, {net}, sibp cg:3": Case(net, "sibp cg:3", UNEQUAL) for net in NETS},
     "unequal, proxbp gradient": Case("norms", "proxbp gradient", UNEQUAL),
@@ -62,7 +63,26 @@ def no_layer(rank: int, group: dist.ProcessGroup) -> None:
 
 
 def authors_solver(rank: int, group: dist.ProcessGroup) -> None:
-    SIBP(nn.Linear(3, 2 + rank), solver="paper", data_parallel=group)
+    del rank
+    SIBP(nn.Linear(3, 2), solver="paper", data_parallel=group)
+
+
+def one_infinite_neuron(rank: int, group: dist.ProcessGroup) -> bool:
+    """Whether the weights moved, by a difference that is infinite for a neuron of the second rank only."""
+    model = nn.Linear(40, 4)
+    optimizer = SIBP(model, solver="exact", data_parallel=group)
+    before = model.weight.clone()
+    (model(torch.ones(2 + rank, 40)) * torch.tensor([1.0, 1.0, 1.0, torch.inf])).sum().backward()
+    optimizer.step()
+    return not torch.equal(model.weight, before)
+
+
+def copies(rank: int, group: dist.ProcessGroup) -> list[bool]:
+    """Whether a copy and a pickle of the optimizer for all processes still train in parallel; none outside a group."""
+    del rank, group
+    optimizer = SIBP(nn.Linear(3, 2), data_parallel=True)
+    copied, pickled = copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))
+    return [twin.parallel is not None and twin.parallel.exchange.size == 3 for twin in (copied, pickled)]
 
 
 def one_rank_dies(rank: int, group: dist.ProcessGroup) -> None:
@@ -93,6 +113,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     jobs = [(name, case.on_rank, len(case.parts)) for name, case in (CASES | BAD).items()]
     jobs += [("alone", alone, 1)]
     jobs += [(job.__name__, job, 2) for job in REFUSED]
+    jobs += [("one infinite neuron", one_infinite_neuron, 2), ("copies", copies, 3)]
     jobs += [("one rank dies", one_rank_dies, 2)]
     return ranks.run(jobs, 3, tmp_path_factory.mktemp("ranks"))
 
@@ -124,3 +145,73 @@ def test_an_infinite_input_on_one_rank_moves_no_rank(results, name):
         assert torch.equal(outcome["weights"][0], start)
         assert outcome["weights"][-1].isfinite().all()
         assert not torch.equal(outcome["weights"][-1], start)
+
+
+def test_an_infinite_neuron_on_one_rank_moves_no_rank(results):
+    assert [result["one infinite neuron"] for result in results[:2]] == [False, False]
+
+
+@pytest.mark.parametrize("job", REFUSED, ids=lambda job: job.__name__)
+def test_every_rank_says_what_cannot_be(results, job):
+    for result in results[:2]:
+        assert result[job.__name__].startswith(REFUSED[job])
+
+
+def test_a_rank_that_dies_ends_the_others(results):
+    assert [result["exit code"] for result in results] == [0, 7, 0]
+    assert results[0]["one rank dies"].startswith("RuntimeError: ")
+
+
+def test_copies_train_in_parallel_and_one_process_does_not(results):
+    assert all(result["copies"] == [True, True] for result in results)
+    assert results[0]["alone"] is True
+
+
+def test_bytes_moved_by_hand(results):
+    """Two ranks with 5 rows each, 8 bytes a number, 10 settings a layer to agree on."""
+    # gather: A, the differences of half of the neurons, coefficients of half of the neurons, a flag
+    wide = {"0": 5 * 40 + 5 * 4 + 10 * 4 + 1, "2": 5 * 7 + 5 * 2 + 8 * 2 + 1}
+    # sum: Phi' Phi, Phi' R, ||R||^2; what is summed travels there and back, by halves
+    narrow = {"0": 4 * 4 + 4 * 5 + 1, "2": 5 * 5 + 5 * 2 + 6 * 2 + 1}
+    for name, numbers in {"wide, sibp exact": wide, "narrow, sibp exact": narrow}.items():
+        for result in results[:2]:
+            plans = result[name]["plans"]
+            assert {layer: plan.received for layer, plan in plans.items()} == {k: 8 * v for k, v in numbers.items()}
+            assert result[name]["received"] == STEPS * 8 * (sum(numbers.values()) + 2 * 10)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.net not in ("norms", "positions")])
+def test_bytes_are_those_of_the_formula(results, name):
+    ranks = len(CASES[name].parts)
+    for outcome in of_ranks(results, name, CASES[name]):
+        agreed = 10 * 8 * (ranks - 1) * len(outcome["plans"])
+        planned = sum(plan.received for plan in outcome["plans"].values())
+        assert outcome["received"] == pytest.approx(STEPS * (planned + agreed))
+
+
+def test_each_solver_goes_both_ways(results):
+    """On hidden layers, or the cases above would show less than they seem to."""
+    ways = {
+        (case.method, of_ranks(results, name, case)[0]["plans"]["0"].way)
+        for name, case in CASES.items()
+        if case.net in ("wide", "narrow", "convolutions")
+    }
+    assert ways >= {(method, way) for method in ("sibp exact", "sibp cg:3") for way in ("gather", "sum")}
+
+
+def test_figures_of_summed_rows_are_those_of_one_process(results):
+    case = CASES["convolutions, sibp cg:3"]
+    model = case.model()
+    optimizer = METHODS[case.method](model)
+    case.train(model, optimizer)
+    expected = optimizer.solver_stats()
+    for outcome in of_ranks(results, "convolutions, sibp cg:3", case):
+        for key in ("decrease", "step_length", "relative_change", "status"):
+            assert outcome["stats"]["0"][key] == pytest.approx(expected["0"][key], rel=1e-8)
+
+
+def test_without_torch_distributed_there_is_a_sentence():
+    with pytest.raises(RuntimeError, match=r"needs torch\.distributed: call torch\.distributed\.init_process_group"):
+        SIBP(nn.Linear(3, 2), data_parallel=True)
+    with pytest.raises(TypeError, match="Invalid data_parallel: 'gloo'"):
+        SIBP(nn.Linear(3, 2), data_parallel="gloo")  # pyright: ignore[reportArgumentType]
