@@ -106,8 +106,13 @@ def test_every_group_has_its_own_rounding():
 def test_threads_that_solve_at_once_do_not_meet():
     problems = [problem(1, 40, 50, 60, torch.float64, seed=seed) for seed in range(4)]
     expected = [both(*given)[1] for given in problems]
+
+    def solve(k: int) -> torch.Tensor:
+        coordinates, Z, T = problems[k % 4]
+        return solve_nonlinear(coordinates, Z, T, 1.0, RELU, 3).x
+
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda k: solve_nonlinear(*problems[k % 4], 1.0, RELU, 3).x, range(200)))
+        found = list(pool.map(solve, range(200)))
     for k, x in enumerate(found):
         torch.testing.assert_close(x, expected[k % 4], rtol=1e-9, atol=1e-11)
 
