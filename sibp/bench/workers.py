@@ -21,7 +21,7 @@ _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 class Worker:
     """Takes training steps of a method on a net, each with the next of a pool of random batches.
 
-    `restart` goes back to the initial weights: so every stretch that is timed is the same work, and no method has an
+    `restart` goes back to the same weights: so every stretch that is timed is the same work, and no method has an
     easier task than another because it trains better.
     """
 
@@ -38,8 +38,8 @@ class Worker:
         """
         model = case.model().to(device, _DTYPES[dtype])
         self.model, self.optimizer = _prepared(model, method)
-        self._initial = [p.detach().clone() for p in model.parameters()]
         self._weights = list(model.parameters())
+        self._initial: list[torch.Tensor] = []
         size = case.batch * torch.Size(case.shape).numel() * 4
         generator = torch.Generator().manual_seed(1)
         self._batches = []
@@ -59,7 +59,8 @@ class Worker:
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Back to the initial weights and the first batch."""
+        """Back to the weights of the first call and to the first batch."""
+        self._initial = self._initial or [p.detach().clone() for p in self._weights]
         for p, initial in zip(self._weights, self._initial, strict=True):
             p.copy_(initial)
         self._next = 0

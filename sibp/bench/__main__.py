@@ -1,0 +1,89 @@
+"""What a step costs, why, and how that grows: ``python -m sibp.bench step``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from sibp.bench import roofline, scaling, step, time_to_target
+from sibp.bench.nets import CONVNET
+from sibp.bench.record import machine_line, save, shown
+from sibp.experiment.errors import UserError
+
+COMMANDS = {"step": step, "scaling": scaling, "roofline": roofline, "time_to_target": time_to_target}
+MAKERS = {name: module.sections for name, module in COMMANDS.items()}
+SECONDS = {"step": 20.0, "scaling": 3.0, "roofline": 5.0}
+EPILOG = """
+Tables go to the terminal; --out gets them as README.md, with one JSON file (machine, versions and all raw timings) and
+pictures for each command, device and number of threads. Exit code: 0 measured, whatever the figures; 2 wrong input.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Args:
+        argv: its words, without the program's name; None for those the process was started with.
+
+    Returns:
+        The exit code: 0 measured, 2 wrong input.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = _parser().parse_args(words)
+    module = COMMANDS[args.command]
+    try:
+        if args.command != "time_to_target":
+            _set_up(args)
+        record = module.measure(args, words)
+        written = save(record, args.out, MAKERS)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(machine_line(record["machine"]))
+    print(shown(module.sections(record)))
+    print(f"\nWritten: {', '.join(map(str, written))}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m sibp.bench", description=__doc__, epilog=EPILOG)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="|".join(COMMANDS))
+    for name, module in COMMANDS.items():
+        text = (module.__doc__ or "").strip().partition(": ")[2]
+        command = commands.add_parser(name, help=text, description=text, epilog=EPILOG)
+        command.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder (default: %(default)s)")
+        if name == "time_to_target":
+            command.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="folder with runs, at any depth")
+        else:
+            _add_measuring(command, name)
+    return parser
+
+
+def _add_measuring(command: argparse.ArgumentParser, name: str) -> None:
+    add = command.add_argument
+    add("--net", nargs="+", default=[], help=f"widths such as 784-500-10, or {CONVNET} (default: those with targets)")
+    add("--batch", nargs="+", type=int, default=[], help="batch sizes (default: those with targets, or 100)")
+    each = "size" if name == "scaling" else "net"
+    add("--seconds", type=float, default=SECONDS[name], help=f"of rounds for each {each} (default: %(default)g)")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
+    add("--threads", type=int, help="of torch (default: torch's own choice)")
+    add("--dtype", choices=("float32", "float64"), default="float32", help="(default: %(default)s)")
+    if name != "scaling":
+        add("--methods", nargs="+", default=[], help="besides sgd: exact, cg:K, proxbp, paper, proxprop")
+    if name == "step":
+        add("--no-memory", dest="memory", action="store_false", help="leave memory and first steps out")
+
+
+def _set_up(args: argparse.Namespace) -> None:
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no CUDA device here; use --device cpu.")
+    if args.threads is not None:
+        if args.threads < 1:
+            raise UserError(f"--threads {args.threads} is not possible: give 1 or more.")
+        torch.set_num_threads(args.threads)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""Records of measurements: where they took place, their file, and the pages made from them."""
+
+import json
+import platform
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sibp.experiment.environment import describe
+from sibp.experiment.errors import UserError
+from sibp.report.blocks import Document, Section, Table, Text
+from sibp.report.exports import save_pictures
+from sibp.report.markdown import markdown
+from sibp.report.text import cell_text, is_number
+
+Sections = Callable[[dict[str, Any]], list[Section]]
+"""Makes a record's tables and pictures."""
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Where a measurement takes place.
+
+    Args:
+        device: "cpu" or "cuda".
+
+    Returns:
+        Processor, cores, threads, device, system, versions and git state.
+    """
+    found = describe(torch.device(device))
+    kept = ("system", "cpus", "threads", "device", "versions", "git_commit", "git_dirty")
+    return {"processor": _processor(), **{key: found[key] for key in kept}}
+
+
+def new_record(command: str, words: Sequence[str], device: str) -> dict[str, Any]:
+    """The head of a record, to which a command adds what it measured.
+
+    Args:
+        command: such as "step".
+        words: of its command line.
+        device: "cpu" or "cuda".
+
+    Returns:
+        The head.
+    """
+    return {
+        "command": command,
+        "made_by": shlex.join(["python", "-m", "sibp.bench", *words]),
+        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "machine": machine(device),
+    }
+
+
+def file_name(record: Mapping[str, Any]) -> str:
+    """A name that says what was measured where: another device or number of threads is another file.
+
+    Args:
+        record: complete or not.
+
+    Returns:
+        Such as ``step-cpu-2threads``.
+    """
+    if record["command"] == "time_to_target":
+        return "time_to_target"  # its seconds are those of the runs, wherever they were trained
+    about = record["machine"]
+    where = f"cpu-{about['threads']}thread{'s' * (about['threads'] > 1)}" if about["device"] == "cpu" else "cuda"
+    return f"{record['command']}-{where}"
+
+
+def save(record: dict[str, Any], folder: Path, makers: Mapping[str, Sections]) -> list[Path]:
+    """Write a record and its picture, and README.md anew for all records in the folder.
+
+    Args:
+        record: the measurement; of an earlier one with its name nothing remains.
+        folder: is made if it is not there.
+        makers: for each command, what makes its sections.
+
+    Returns:
+        The files.
+
+    Raises:
+        UserError: they cannot be written, or the folder holds a JSON file that is no record.
+    """
+    path = folder / f"{file_name(record)}.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+        pictures = save_pictures(Document("", makers[record["command"]](record)), path.with_suffix(""))
+        readme = folder / "README.md"
+        readme.write_text(
+            "\n".join(["# Benchmark\n", *(_part(kept, makers) for kept in sorted(folder.glob("*.json")))])
+        )
+    except OSError as error:
+        raise UserError(f"The results cannot be written to {folder} ({error.strerror}): give another --out.") from error
+    return [path, *pictures, readme]
+
+
+def shown(sections: Sequence[Section]) -> str:
+    """Sections for a terminal.
+
+    Args:
+        sections: tables and texts; pictures are left out.
+
+    Returns:
+        Lines, columns set below one another.
+    """
+    parts = []
+    for section in sections:
+        parts.append(f"{section.title}\n{'=' * len(section.title)}")
+        for block in section.blocks:
+            if isinstance(block, Text):
+                parts.append(block.text)
+            elif isinstance(block, Table):
+                parts.append(f"{block.title}\n{_aligned(block)}")
+    return "\n\n".join(parts)
+
+
+def _aligned(table: Table) -> str:
+    rows = [list(table.columns), *([cell_text(cell) for cell in row] for row in table.rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    right = [all(cell is None or is_number(cell) for cell in column) for column in zip(*table.rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if flush else cell.ljust(width)
+            for cell, width, flush in zip(row, widths, right, strict=True)
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _part(path: Path, makers: Mapping[str, Sections]) -> str:
+    """A record's part of README.md."""
+    try:
+        record = json.loads(path.read_text())
+        sections = makers[record["command"]](record)
+        where = f"{record['date']}, {machine_line(record['machine'])}. All figures: {path.name}."
+        head = Section("How it was measured", [Text(f"Made by: {record['made_by']}"), Text(where)])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no record of this command: move it away, or give another --out.") from error
+    document = Document(path.stem.replace("-", ", "), [head, *sections])
+    return "#" + markdown(document, path.parent, path.stem)  # one level further down
+
+
+def machine_line(about: Mapping[str, Any]) -> str:
+    """A machine in one line.
+
+    Args:
+        about: as `machine` gives it.
+
+    Returns:
+        Without a full stop.
+    """
+    commit = str(about["git_commit"] or "unknown")[:10] + (" with changes" if about["git_dirty"] else "")
+    device = "" if about["device"] == "cpu" else f"{about['device']}, "
+    threads = f"{about['threads']} thread{'s' * (about['threads'] != 1)}"
+    return (
+        f"{device}{about['processor']}, {about['cpus']} cores, {threads}, "
+        f"torch {about['versions']['torch']}, commit {commit}"
+    )
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,133 @@
+"""``roofline``: the least time that a step can take on this machine, beside what it does take."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from sibp.bench.counting import Layer, layers_of, operations, step_work
+from sibp.bench.nets import TARGETS, Case, choose_cases
+from sibp.bench.rates import Roof, bandwidth, product_rate
+from sibp.bench.record import new_record
+from sibp.bench.step import measure_case, ratio_of, verdict
+from sibp.bench.timing import device_clock, quartiles
+from sibp.bench.workers import METHODS, PAPER, PROXPROP, SGD, check_methods
+from sibp.experiment.errors import UserError
+from sibp.report.blocks import Cell, Figure, Line, Section, Table, Text
+
+NOTE = (
+    "Roof: each operation of a step takes at least its arithmetic at the rate of a large matrix product, or its "
+    "traffic at the rate of a pass over memory of the net's size, whichever is longer; both rates were measured on the "
+    "spot. What a step does is counted by the formulas in sibp/bench/counting.py. The column roof / roof is the ratio "
+    "to SGD if both were that fast. Floor is the ratio if SGD takes the time it was measured to take, and the method "
+    "beyond that only the roof of what it does in addition: a target below the floor cannot be met by computing the "
+    "step this way."
+)
+
+
+def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
+    """Measure the machine's rates and the methods' steps, and count what the steps do.
+
+    Args:
+        args: net, batch, methods, seconds, device, dtype.
+        words: of the command line.
+
+    Returns:
+        The record.
+
+    Raises:
+        UserError: for nets or methods that are not known, or that have no formulas.
+    """
+    cases = choose_cases(args.net, args.batch)
+    methods = args.methods or list(METHODS)
+    for case in cases:
+        check_methods(methods, case)
+    for method in (PAPER, PROXPROP):
+        if method in methods:
+            raise UserError(f"--methods {method} has no formulas here: use it with step.")
+    dtype, clock = getattr(torch, args.dtype), device_clock(args.device)
+    record = new_record("roofline", words, args.device)
+    record |= {"dtype": args.dtype, "product_rate": product_rate(args.device, dtype, clock), "cases": []}
+    for case in cases:
+        layers = layers_of(case.model(), case.shape, case.batch)
+        size = _numbers(layers) * dtype.itemsize
+        roof = Roof(record["product_rate"], bandwidth(size, args.device, dtype, clock), dtype.itemsize)
+        timed = measure_case(case, methods, args.seconds, args.device, args.dtype, with_memory=False)
+        counted = {}
+        for method in timed["seconds_per_step"]:
+            work = step_work(method, layers)
+            numbers = sum(each.numbers for each in work) * dtype.itemsize
+            counted[method] = {"operations": operations(work), "bytes": numbers, "roof_seconds": roof.seconds(work)}
+        record["cases"].append({**timed, "size_bytes": size, "bandwidth": roof.bandwidth, "counted": counted})
+    return record
+
+
+def floor(case: Mapping[str, Any], method: str) -> float:
+    """The ratio to SGD's measured time below which a method cannot come.
+
+    Args:
+        case: one of a record's.
+        method: the method.
+
+    Returns:
+        1 + (the method's roof - SGD's roof) / SGD's measured seconds.
+    """
+    counted = case["counted"]
+    more = counted[method]["roof_seconds"] - counted[SGD]["roof_seconds"]
+    return 1 + more / quartiles(case["seconds_per_step"][SGD]).median
+
+
+def sections(record: dict[str, Any]) -> list[Section]:
+    """The record as tables and a picture.
+
+    Args:
+        record: from `measure`.
+
+    Returns:
+        A table for each net and one picture.
+    """
+    rate = f"Matrix products: {record['product_rate'] / 1e9:.4g} GFLOP/s in {record['dtype']}."
+    found = [Section("Roofline", [Text(NOTE), Text(rate)])]
+    for case in record["cases"]:
+        text = f"Passes over {case['size_bytes'] / 1e6:.3g} MB, the net's size: {case['bandwidth'] / 1e9:.3g} GB/s."
+        title = Case(case["net"], case["batch"]).title
+        found.append(Section(title, [Text(text), _table(case)]))
+    return [*found, Section("All nets", [_figure(record["cases"])])]
+
+
+def _numbers(layers: Sequence[Layer]) -> int:
+    """Numbers in a step's tensors, roughly: weights, activations, and a gradient of each."""
+    return sum(2 * a.inputs * a.neurons + 2 * a.rows * a.neurons + a.entries for a in layers)
+
+
+def _table(case: Mapping[str, Any]) -> Table:
+    targets = TARGETS.get(Case(case["net"], case["batch"]), {})
+    rows: list[list[Cell]] = []
+    for method, counted in case["counted"].items():
+        own = quartiles([1e3 * value for value in case["seconds_per_step"][method]])
+        least, target = counted["roof_seconds"], targets.get(method)
+        ratio, bound = ratio_of(case, method), floor(case, method)
+        judged: list[Cell] = [f"≤ {target:g}", verdict(ratio.median, target)] if target else [None, None]
+        if target and bound > target:
+            judged[1] = f"{judged[1]}, below the floor"
+        work: list[Cell] = [counted["operations"] / 1e6, counted["bytes"] / 1e6, 1e3 * least, own]
+        compared: list[Cell] = [least / case["counted"][SGD]["roof_seconds"], bound, ratio]
+        rows.append([method, *work, *compared, *judged])
+    columns = ["method", "MFLOP", "MB", "roof, ms", "measured, ms", "roof / roof", "floor", "x SGD", "target", ""]
+    return Table("roofline", columns, rows, "What a step computes, moves and takes")
+
+
+def _figure(cases: Sequence[Mapping[str, Any]]) -> Figure:
+    lines = []
+    methods = dict.fromkeys(name for case in cases for name in case["counted"] if name != SGD)
+    for method in methods:
+        x = np.array([floor(case, method) for case in cases])
+        y = np.array([ratio_of(case, method).median for case in cases])
+        lines.append(Line(method, method, x, y, kind="points", named=True))
+    edge = max([1.0, *(float(line.x.max()) for line in lines)])
+    lines.append(
+        Line("measured = floor", "floor", np.array([1.0, edge]), np.array([1.0, edge]), kind="seed", named=True)
+    )
+    return Figure("floor", "Measured ratio to SGD against its floor", "floor", "x SGD", lines, x_log=True, y_log=True)

@@ -1,0 +1,114 @@
+"""``time_to_target``: training seconds until a target is reached, from kept run folders; trains nothing."""
+
+import argparse
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sibp.bench.record import new_record
+from sibp.experiment.errors import UserError
+from sibp.report.blocks import Cell, Figure, Line, Section, Table, Text
+from sibp.report.collect import collect
+from sibp.report.comparison import Method, compare
+from sibp.report.outcomes import Target, to_target
+from sibp.report.statistics import Estimate, estimate
+from sibp.report.values import UsageError
+
+TARGETS = (Target("val_acc", 0.97), Target("val_acc", 0.98), Target("train_loss", 0.05))
+NOTE = (
+    "Training seconds of each method's chosen setting (highest final validation accuracy, as in sibp.report), median "
+    "over seeds with a 95 % bootstrap interval. A target counts as reached at the first logged row that meets it; a seed "
+    "that never meets it counts as ∞."
+)
+
+
+def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
+    """Read the runs.
+
+    Args:
+        args: folders.
+        words: of the command line.
+
+    Returns:
+        The record; seconds of a target that was never reached are None.
+
+    Raises:
+        UserError: no such folder, or no usable run in it.
+    """
+    try:
+        collection = collect(args.folders)
+    except UsageError as error:
+        raise UserError(str(error)) from error
+    if not collection.runs:
+        raise UserError(f"All runs are broken; {collection.broken[0].path} for one: {collection.broken[0].reason}.")
+    record = new_record("time_to_target", words, "cpu")
+    record["broken"] = len(collection.broken)
+    record["problems"] = [
+        {"title": problem.title, "methods": [_method(method) for method in problem.methods if method.runs]}
+        for problem in compare(collection.runs, None, None)
+    ]
+    return record
+
+
+def sections(record: dict[str, Any]) -> list[Section]:
+    """The record as tables and pictures.
+
+    Args:
+        record: from `measure`.
+
+    Returns:
+        A table and a picture for each problem.
+    """
+    found = [Section("Time to a target", [Text(NOTE)])]
+    if record["broken"]:
+        found[0] = Section(
+            "Time to a target", [Text(NOTE), Text(f"{record['broken']} broken runs were left out.", True)]
+        )
+    for number, problem in enumerate(record["problems"], 1):
+        rows = [_row(method) for method in problem["methods"]]
+        columns = ["method", "setting", "seeds", *(f"s to {target.title}" for target in TARGETS)]
+        table = Table("targets", columns, rows, "Training seconds")
+        found.append(Section(problem["title"], [table, _figure(f"{number}", problem)]))
+    return found
+
+
+def estimates(method: Mapping[str, Any]) -> list[Estimate | None]:
+    """Seconds to each of `TARGETS`.
+
+    Args:
+        method: one of a record's.
+
+    Returns:
+        Infinite where more than half of the seeds never reached it; None without a run that ended.
+    """
+    return [
+        estimate([math.inf if value is None else value for value in method["seconds"][target.title]])
+        for target in TARGETS
+    ]
+
+
+def _method(method: Method) -> dict[str, Any]:
+    seconds: dict[str, list[float | None]] = {}
+    for target in TARGETS:
+        reached = [found[1] for run in method.runs if (found := to_target(run, target)) is not None]
+        seconds[target.title] = [value if math.isfinite(value) else None for value in reached]
+    setting = method.chosen.label if method.chosen else ""
+    return {"name": method.name, "setting": setting, "seeds": [run.seed for run in method.runs], "seconds": seconds}
+
+
+def _row(method: Mapping[str, Any]) -> list[Cell]:
+    return [method["name"], method["setting"], len(method["seeds"]), *estimates(method)]
+
+
+def _figure(name: str, problem: Mapping[str, Any]) -> Figure:
+    lines = []
+    for method in problem["methods"]:
+        found = [
+            (i + 1, e.median) for i, e in enumerate(estimates(method)) if e is not None and math.isfinite(e.median)
+        ]
+        x, y = np.array(found, dtype=float).reshape(-1, 2).T
+        lines.append(Line(method["name"], method["name"], x, y, kind="points", named=True))
+    axis = "   ".join(f"{i + 1}: {target.title}" for i, target in enumerate(TARGETS))
+    return Figure(name, problem["title"], axis, "training seconds", lines)

@@ -1,0 +1,144 @@
+"""The formulas count what torch counts on steps written out by hand, and those steps are the methods' own."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from sibp import SIBP, ProxBP
+from sibp.bench.counting import Layer, Work, layers_of, operations, step_work
+from sibp.bench.nets import CONVNET, Case
+from sibp.bench.rates import Roof
+from sibp.prox import fused
+
+SPAN = Case("40-30-20-3", 7)
+WIDE = Case("200-150-100-30", 5)  # low rank is cheaper in the backward pass
+DIRECT = Case("6-5-4-3", 50)
+MIXED = Case("60-8-9-40", 20)  # first layer in span, the others direct; the last has many neurons
+
+
+def data(case):
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(case.batch, *case.shape, generator=generator, dtype=torch.float64)
+    return x, torch.arange(case.batch) % case.classes
+
+
+def products(method, case, model):
+    return operations(step_work(method, layers_of(model, case.shape, case.batch)), products_only=True)
+
+
+def counted(work):
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def train(model, optimizer, case):
+    x, y = data(case)
+    optimizer.zero_grad()
+    F.cross_entropy(model(x), y).backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("case", [SPAN, DIRECT, MIXED, Case(CONVNET, 2)], ids=str)
+def test_sgd(case):
+    expected = products("sgd", case, case.model())
+    model = case.model().double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert counted(lambda: train(model, optimizer, case)) == expected
+
+
+def by_hand(model, case, eta, lam, semi_implicit):
+    """A closed-form step in plain products, in the coordinates that the formulas choose."""
+    x, y = data(case)
+    linears = [m for m in model if isinstance(m, nn.Linear)]
+    A = [x]
+    for i, layer in enumerate(linears):
+        Z = A[i] @ layer.weight.T + layer.bias
+        A.append(torch.relu(Z) if i < len(linears) - 1 else Z)
+    D = torch.softmax(A[-1], 1) - F.one_hot(y, case.classes)
+    for i in reversed(range(len(linears))):
+        W, b, inputs = linears[i].weight, linears[i].bias, A[i]
+        (N, n), m = inputs.shape, W.shape[0]
+        in_span = n + 1 >= N
+        if in_span:
+            system = inputs @ inputs.T + 1 + lam * torch.eye(N)
+            R = eta * D
+        else:
+            phi = torch.cat([inputs, torch.ones(N, 1)], 1)
+            system = phi.T @ phi + lam * torch.eye(n + 1)
+            R = phi.T @ (eta * D)
+        if 3 * m < len(system):
+            X = torch.cholesky_solve(R, torch.linalg.cholesky(system))
+        else:
+            X = torch.cholesky_inverse(torch.linalg.cholesky(system)) @ R
+        dW, db = (X.T @ inputs, X.sum(0)) if in_span else (X[:-1].T, X[-1])
+        if i > 0:
+            back = D @ W if semi_implicit and in_span else D @ (W - dW if semi_implicit else W)
+            if semi_implicit and in_span:
+                low_rank = N * N * (n + m) < 20 * m * n
+                back = back - (D @ X.T) @ inputs if low_rank else D @ (W - dW)
+            D = back * (inputs > 0)
+        with torch.no_grad():
+            W -= dW
+            b -= db
+
+
+@pytest.mark.parametrize("method", ["exact", "proxbp"])
+@pytest.mark.parametrize("case", [WIDE, DIRECT, MIXED], ids=str)
+def test_closed_forms(case, method):
+    model, reference = case.model().double(), case.model().double()
+    expected = products(method, case, case.model())
+    with torch.no_grad(), torch.autograd.set_grad_enabled(False):
+        torch.set_default_dtype(torch.float64)
+        try:
+            done = counted(lambda: by_hand(model, case, 0.1, 1.0, semi_implicit=method == "exact"))
+        finally:
+            torch.set_default_dtype(torch.float32)
+    optimizer = (SIBP if method == "exact" else ProxBP)(reference, lr=0.1, prox_weight=1.0, solver="exact")
+    train(reference, optimizer, case)
+    for p, q in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-9)
+    assert done == expected
+
+
+@pytest.mark.parametrize("case", [SPAN, DIRECT, MIXED], ids=str)
+def test_a_round_of_conjugate_gradients(case):
+    def done(rounds):
+        model = case.model().double()
+        with fused.disabled():
+            return counted(lambda: train(model, SIBP(model, solver=f"cg:{rounds}"), case))
+
+    model = case.model()
+    assert done(5) - done(3) == products("cg:5", case, model) - products("cg:3", case, model)
+
+
+def test_layers_of_a_convolutional_net():
+    layers = layers_of(Case(CONVNET, 2).model(), (3, 32, 32), 2)
+    assert layers[0] == Layer(2 * 32 * 32, 3 * 25, 16, first=True, last=False, entries=2 * 3 * 32 * 32)
+    assert layers[-1] == Layer(2, 20 * 8 * 8, 10, first=False, last=True, entries=2 * 20 * 8 * 8)
+    assert [layer.is_linear for layer in layers] == [False, False, False, True]
+
+
+def test_factorisations_are_counted_beside_products():
+    N = 10
+    layer = Layer(N, 40, 30, first=True, last=True, entries=400)
+    work = step_work("exact", [layer])
+    solve = sum(each.operations for each in work if each.name in ("Cholesky", "inverse"))
+    assert solve == pytest.approx(N**3)  # N^3/3 + 2 N^3/3
+    assert sum(each.operations for each in work if each.name == "A A'") == 2 * N * 40 * N
+
+
+@pytest.mark.parametrize(("a", "b"), pairwise(["sgd", "exact", "cg:5", "cg:9"]))
+def test_methods_are_in_order(a, b):
+    layers = layers_of(Case("784-500-10", 100).model(), (784,), 100)
+    roof = Roof(operations=1e11, bandwidth=2e10, itemsize=4)
+    assert roof.seconds(step_work(a, layers)) < roof.seconds(step_work(b, layers))
+
+
+def test_roof_takes_the_slower_of_arithmetic_and_traffic_for_each_operation():
+    roof = Roof(operations=10.0, bandwidth=8.0, itemsize=4)
+    assert roof.seconds([Work("a", 100.0, 2.0), Work("b", 10.0, 6.0)]) == pytest.approx(10.0 + 3.0)
