@@ -11,7 +11,7 @@ from torch import nn
 
 from sibp import SIBP, ProxBP
 from sibp.prox import linear
-from sibp.prox.coordinates import Features, Span
+from sibp.prox.coordinates import Direct, Features, Span
 from sibp.prox.linear import solve_linear
 from sibp.prox.nonlinear import solve_nonlinear
 from sibp.prox.status import Status
@@ -105,6 +105,22 @@ def test_a_gradient_step_is_taken_and_said_where_no_factorisation_succeeds(side,
     step_length = 1 / coordinates.gram.abs().sum(-1).max().item()
     expected = -step_length * np.swapaxes(P, -1, -2) @ R.double().numpy()
     np.testing.assert_allclose(X, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("side", "A", "R"),
+    [(Span, [[1.0], [1.0]], [[2e14], [-1e14]]), (Direct, [[1.0, 0.0], [0.0, 1e-4]], [[1e17], [1e17]])],
+)
+def test_a_gradient_step_is_taken_where_the_closed_form_is_too_large_to_be_squared(side, A, R):
+    features = Features(torch.tensor([A]), bias=False)
+    residual, lam = torch.tensor([R]), 1e-9
+    coordinates = side(features)
+    solution = solve_linear(coordinates, residual, lam)
+    assert solution.stats.status == Status.GRADIENT
+    X, P = moved(coordinates, solution), features_matrix(features)
+    start, end = (objective(P, residual, 0 * residual, lam, lambda z: z, X * moves).sum().item() for moves in (0, 1))
+    assert end < 0.95 * start
+    assert float(solution.stats.decrease) == pytest.approx(1 - end / start, rel=1e-3)
 
 
 @pytest.mark.parametrize("side", SIDES)
