@@ -11,7 +11,7 @@ from sibp.prox.activations import RELU
 from sibp.prox.coordinates import Direct, Features, Span
 from sibp.prox.linear import solve_linear
 from sibp.prox.nonlinear import solve_nonlinear
-from sibp.prox.numbers import at_least
+from sibp.prox.numbers import at_least, is_finite
 from sibp.prox.status import Status
 
 
@@ -56,3 +56,11 @@ def test_numbers_that_are_never_read_decide_the_same(side, kind, name, monkeypat
 def test_a_bound_is_the_same_read_or_not_and_hides_no_nan(figure, expected):
     for bounded in (at_least(0.5, figure), at_least(0.5, torch.tensor(figure))):
         assert float(bounded) == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("figure", "expected"), [(0.0, True), (-1e300, True), (math.inf, False), (-math.inf, False), (math.nan, False)]
+)
+def test_neither_infinity_nor_nan_is_finite(figure, expected):
+    for flag in (is_finite(figure), is_finite(torch.tensor(figure, dtype=torch.float64))):
+        assert bool(flag) is expected
