@@ -117,9 +117,14 @@ class SummedFeatures(Features):
         """True: sums over rows have to be completed by `total`."""
         return True
 
-    def total(self, part: Tensor) -> Tensor:
-        """A sum over all rows, from the sum over this rank's."""
-        return self.exchange.sum(part)
+    def total(self, part: Tensor, *, symmetric: bool = False) -> Tensor:
+        """A sum over all rows, from the sum over this rank's; of `symmetric` matrices one half travels."""
+        if not symmetric:
+            return self.exchange.sum(part)
+        i, j = torch.tril_indices(*part.shape[-2:], device=part.device)
+        whole = torch.empty_like(part)
+        whole[..., i, j] = whole[..., j, i] = self.exchange.sum(part[..., i, j])
+        return whole
 
 
 @dataclass(frozen=True)
@@ -166,7 +171,7 @@ def plan(
     elif solver.kind == "gradient":
         summed = groups * size * neurons
     else:
-        summed = groups * size * (size + neurons) + 1
+        summed = groups * size * ((size + 1) / 2 + neurons) + 1
     gather = Plan("gather", gathered * (ranks - 1) * itemsize)
     reduce = Plan("sum", summed * 2 * (ranks - 1) / ranks * itemsize)
     return reduce if solver.kind == "gradient" or reduce.received < gather.received else gather

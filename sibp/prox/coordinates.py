@@ -55,8 +55,9 @@ class Features:
         """Whether these are some of the subproblem's rows only; others are in other processes."""
         return False
 
-    def total(self, part: Tensor) -> Tensor:
-        """A sum over all rows, from the sum over these."""
+    def total(self, part: Tensor, *, symmetric: bool = False) -> Tensor:
+        """A sum over all rows, from the sum over these; `symmetric` matrices may be treated as such."""
+        del symmetric
         return part
 
     def whole(self, x: Tensor, finite: Flag) -> tuple[Tensor, Flag]:
@@ -155,7 +156,7 @@ class Direct:
     @cached_property
     def gram(self) -> Tensor:
         """Phi' Phi, (..., n, n); conjugate gradients never ask for it."""
-        return self.features.total(self.phi.mT @ self.phi)
+        return self.features.total(self.phi.mT @ self.phi, symmetric=True)
 
     @cached_property
     def amplification(self) -> Tensor:

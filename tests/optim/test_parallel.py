@@ -170,9 +170,9 @@ def test_copies_train_in_parallel_and_one_process_does_not(results):
 def test_bytes_moved_by_hand(results):
     """Two ranks with 5 rows each, 8 bytes a number, 10 settings a layer to agree on."""
     # gather: A, the differences of half of the neurons, coefficients of half of the neurons, a flag
-    wide = {"0": 5 * 40 + 5 * 4 + 10 * 4 + 1, "2": 5 * 7 + 5 * 2 + 8 * 2 + 1}
-    # sum: Phi' Phi, Phi' R, ||R||^2; what is summed travels there and back, by halves
-    narrow = {"0": 4 * 4 + 4 * 5 + 1, "2": 5 * 5 + 5 * 2 + 6 * 2 + 1}
+    # sum: Phi' Phi (one half), Phi' R, ||R||^2; what is summed travels there and back, by halves
+    wide = {"0": 5 * 40 + 5 * 4 + 10 * 4 + 1, "2": 8 * 9 // 2 + 8 * 3 + 1}
+    narrow = {"0": 4 * 5 // 2 + 4 * 5 + 1, "2": 6 * 7 // 2 + 6 * 3 + 1}
     for name, numbers in {"wide, sibp exact": wide, "narrow, sibp exact": narrow}.items():
         for result in results[:2]:
             plans = result[name]["plans"]
