@@ -79,6 +79,8 @@ def _add_measuring(command: argparse.ArgumentParser, name: str) -> None:
 def _set_up(args: argparse.Namespace) -> None:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA device here; use --device cpu.")
+    if not 0 <= args.seconds < float("inf"):
+        raise UserError(f"--seconds {args.seconds:g} is not possible: give a number of 0 or more.")
     if args.threads is not None:
         if args.threads < 1:
             raise UserError(f"--threads {args.threads} is not possible: give 1 or more.")

@@ -22,8 +22,8 @@ NOTE = (
     "Ratios are medians over interleaved rounds, with quartiles in brackets; a round's ratio is that of its own times. "
     "The first step, with all that is loaded, compiled and tuned in it, was timed in a process of its own, as was "
     "memory: the most that tensors took at any moment of three steps. sgd is torch.optim.SGD; exact, cg:K and paper "
-    "are solvers of SIBP; proxbp is ProxBP in closed form, proxprop the same step as its authors compute it. Targets were "
-    "set for float32 and 2 threads of a CPU."
+    "are solvers of SIBP; proxbp is ProxBP in closed form, proxprop the same step as its authors compute it. Targets "
+    "were set for float32 and 2 threads of a CPU."
 )
 
 

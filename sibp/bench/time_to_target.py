@@ -13,14 +13,15 @@ from sibp.report.blocks import Cell, Figure, Line, Section, Table, Text
 from sibp.report.collect import collect
 from sibp.report.comparison import Method, compare
 from sibp.report.outcomes import Target, to_target
+from sibp.report.reading import Run
 from sibp.report.statistics import Estimate, estimate
-from sibp.report.values import UsageError
+from sibp.report.values import UsageError, shown
 
 TARGETS = (Target("val_acc", 0.97), Target("val_acc", 0.98), Target("train_loss", 0.05))
 NOTE = (
     "Training seconds of each method's chosen setting (highest final validation accuracy, as in sibp.report), median "
-    "over seeds with a 95 % bootstrap interval. A target counts as reached at the first logged row that meets it; a seed "
-    "that never meets it counts as ∞."
+    "over seeds with a 95 % bootstrap interval. A target counts as reached at the first logged row that meets it; a "
+    "seed that never meets it counts as ∞."
 )
 
 
@@ -45,6 +46,7 @@ def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
         raise UserError(f"All runs are broken; {collection.broken[0].path} for one: {collection.broken[0].reason}.")
     record = new_record("time_to_target", words, "cpu")
     record["broken"] = len(collection.broken)
+    record["trained_on"] = sorted({_surroundings(run) for run in collection.runs})
     record["problems"] = [
         {"title": problem.title, "methods": [_method(method) for method in problem.methods if method.runs]}
         for problem in compare(collection.runs, None, None)
@@ -61,11 +63,10 @@ def sections(record: dict[str, Any]) -> list[Section]:
     Returns:
         A table and a picture for each problem.
     """
-    found = [Section("Time to a target", [Text(NOTE)])]
+    texts = [Text(NOTE), Text(f"Trained on: {'; '.join(record['trained_on'])}.")]
     if record["broken"]:
-        found[0] = Section(
-            "Time to a target", [Text(NOTE), Text(f"{record['broken']} broken runs were left out.", True)]
-        )
+        texts.append(Text(f"{record['broken']} broken runs were left out.", warning=True))
+    found = [Section("Time to a target", texts)]
     for number, problem in enumerate(record["problems"], 1):
         rows = [_row(method) for method in problem["methods"]]
         columns = ["method", "setting", "seeds", *(f"s to {target.title}" for target in TARGETS)]
@@ -87,6 +88,16 @@ def estimates(method: Mapping[str, Any]) -> list[Estimate | None]:
         estimate([math.inf if value is None else value for value in method["seconds"][target.title]])
         for target in TARGETS
     ]
+
+
+def _surroundings(run: Run) -> str:
+    """Where a run was trained, as its summary has it."""
+    about = run.summary.get("environment")
+    about = about if isinstance(about, dict) else {}
+    versions = about.get("versions")
+    torch = versions.get("torch") if isinstance(versions, dict) else None
+    known = {"device": about.get("device"), "threads": about.get("threads"), "torch": torch}
+    return ", ".join(f"{key} {shown(value)}" for key, value in known.items() if value is not None) or "unknown"
 
 
 def _method(method: Method) -> dict[str, Any]:

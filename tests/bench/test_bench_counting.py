@@ -132,7 +132,7 @@ def test_factorisations_are_counted_beside_products():
     assert sum(each.operations for each in work if each.name == "A A'") == 2 * N * 40 * N
 
 
-@pytest.mark.parametrize(("a", "b"), pairwise(["sgd", "exact", "cg:5", "cg:9"]))
+@pytest.mark.parametrize(("a", "b"), list(pairwise(["sgd", "exact", "cg:5", "cg:9"])))
 def test_methods_are_in_order(a, b):
     layers = layers_of(Case("784-500-10", 100).model(), (784,), 100)
     roof = Roof(operations=1e11, bandwidth=2e10, itemsize=4)
