@@ -111,10 +111,14 @@ def test_a_stretch_starts_from_the_same_weights_and_batches():
     assert not torch.equal(next(iter(worker.model.parameters())), ends[0][0])
 
 
-def test_batches_differ():
+def test_every_step_takes_the_next_batch_of_the_pool():
     worker = Worker(Case("6-5-3", 4), "sgd", pool=3)
-    (first, _), (second, _), _ = worker._batches
-    assert not torch.equal(first, second)
+    seen = []
+    worker.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    for _ in range(4):
+        worker.step()
+    assert [any(torch.equal(x, y) for y in seen[:i]) for i, x in enumerate(seen)] == [False, False, False, True]
+    assert torch.equal(seen[0], seen[3])
 
 
 def test_peak_memory_is_the_largest_sum_of_what_lives_at_once():
