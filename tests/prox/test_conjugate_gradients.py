@@ -144,6 +144,16 @@ def test_a_step_that_changes_nothing_is_not_taken():
 
 
 @pytest.mark.parametrize("side", SIDES)
+def test_a_residual_that_is_nothing_but_rounding_moves_nothing(side):
+    features = Features(randn(1, 4, 3))
+    Z = randn(1, 4, 2, seed=1)
+    T = torch.nextafter(Z.relu(), Z.relu() + 1)
+    solution = solve_nonlinear(side(features), Z, T, 1.0, ACTIVATIONS["relu"][0], 5)
+    assert not solution.x.any()
+    assert solution.stats.status == Status.SOLVED
+
+
+@pytest.mark.parametrize("side", SIDES)
 def test_a_step_that_only_holds_the_objective_is_not_taken(side):
     """From relu(2) with target -13 the Gauss-Newton step is -8: 15^2 = 13^2 + 7/8 8^2, all exact in binary."""
     features = Features(torch.ones(1, 1, 1, dtype=torch.float64), bias=False)
