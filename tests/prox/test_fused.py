@@ -103,6 +103,21 @@ def test_every_group_has_its_own_rounding():
 
 
 @needs_compiler
+@pytest.mark.parametrize("side", [Span, Direct])
+def test_neurons_shared_among_threads_are_the_same_to_the_last_bit(side, monkeypatch: pytest.MonkeyPatch):
+    coordinates, Z, T = problem(2, 9, 7, 50, torch.float64, side=side)
+    alone = solve_nonlinear(coordinates, Z, T, 1.0, RELU, 3).x
+    monkeypatch.setattr(fused, "_PARALLEL", 0)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        together = solve_nonlinear(coordinates, Z, T, 1.0, RELU, 3).x
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(together, alone, rtol=0, atol=0)
+
+
+@needs_compiler
 def test_threads_that_solve_at_once_do_not_meet():
     problems = [problem(1, 40, 50, 60, torch.float64, seed=seed) for seed in range(4)]
     expected = [both(*given)[1] for given in problems]
