@@ -24,7 +24,6 @@ from sibp.capture.tap import LayerProblem
 from sibp.optim.parallel import Plan, plan
 from sibp.optim.solvers import Solver, parse_solver
 
-STEPS = 10
 LINK, PEAK = 40e9, 40e12  # what the estimate takes for a GPU's network, bytes/s, and its arithmetic, FLOP/s in float32
 
 
@@ -43,6 +42,7 @@ def main() -> None:
     parser.add_argument("--net", action="append", help="widths such as 784-500-10, or proxprop_convnet (default: all)")
     parser.add_argument("--batch", action="append", type=int, help="of each rank")
     parser.add_argument("--solver", default="cg:5")
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--estimate", type=int, metavar="RANKS", help="on paper only")
     args = parser.parse_args()
     cases = choose_cases(args.net or [], args.batch or [])
@@ -53,11 +53,11 @@ def main() -> None:
     device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     for case in cases:
-        train(case, args.solver, torch.device(device))
+        train(case, args.solver, args.steps, torch.device(device))
     dist.destroy_process_group()
 
 
-def train(case: Case, solver: str, device: torch.device) -> None:
+def train(case: Case, solver: str, steps: int, device: torch.device) -> None:
     """A few steps on made-up data, `case.batch` rows a rank, in float64; then the same in one process."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     generator = torch.Generator().manual_seed(0)
@@ -66,7 +66,7 @@ def train(case: Case, solver: str, device: torch.device) -> None:
             torch.randn(ranks * case.batch, *case.shape, generator=generator, dtype=torch.float64).to(device),
             torch.randint(case.classes, (ranks * case.batch,), generator=generator).to(device),
         )
-        for _ in range(STEPS)
+        for _ in range(steps)
     ]
     mine = slice(rank * case.batch, (rank + 1) * case.batch)
     together, alone = (case.model().double().to(device) for _ in range(2))
@@ -79,16 +79,19 @@ def train(case: Case, solver: str, device: torch.device) -> None:
     moved = loopback() - before
     for x, y in data if rank == 0 else []:
         step(alone, SIBP(alone, lr=0.3, solver=solver), x, y)
-    if rank == 0 and optimizer.parallel is not None:
+    assert optimizer.parallel is not None, "start this script with torchrun and two processes or more"
+    counted = optimizer.parallel.exchange.received / steps
+    weights = optimizer.parallel.exchange.all(torch.cat([p.detach().flatten() for p in together.parameters()]))
+    if rank == 0:
         pairs = zip(together.parameters(), alone.parameters(), strict=True)
         difference = max(((p - q).abs().max() / q.abs().max()).item() for p, q in pairs)
-        counted = optimizer.parallel.exchange.received / STEPS
         print(f"\n{case.title} a rank, {ranks} ranks, {solver}, float64, {device.type}")
         for name, one in optimizer.parallel.plans.items():
             print(f"  layer {name:3} {one.way:7} {one.received / 1e6:9.3f} MB a step received by each rank")
-        print(f"  counted {counted / 1e6:.3f} MB a step, on the loopback device {moved / STEPS / ranks / 1e6:.3f} MB")
+        print(f"  counted {counted / 1e6:.3f} MB a step, on the loopback device {moved / steps / ranks / 1e6:.3f} MB")
         print(f"  DistributedDataParallel would move {gradients(together, ranks) / 1e6:.3f} MB")
-        print(f"  largest difference of a weight from one process's after {STEPS} steps: {difference:.1e} (relative)")
+        print(f"  after {steps} steps, all ranks hold the same bits: {bool((weights == weights[0]).all())};")
+        print(f"  largest difference from one process's weights: {difference:.1e} of the largest weight")
 
 
 def step(model: nn.Module, optimizer: SIBP, x: Tensor, y: Tensor) -> None:
