@@ -5,11 +5,13 @@ import platform
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sibp.bench.bars import Bars, save_bars
 from sibp.experiment.environment import describe
 from sibp.experiment.errors import UserError
 from sibp.report.blocks import Document, Section, Table, Text
@@ -88,7 +90,7 @@ def save(record: dict[str, Any], folder: Path, makers: Mapping[str, Sections]) -
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-        pictures = save_pictures(Document("", makers[record["command"]](record)), path.with_suffix(""))
+        pictures = _save_pictures(makers[record["command"]](record), path.with_suffix(""))
         readme = folder / "README.md"
         readme.write_text(
             "\n".join(["# Benchmark\n", *(_part(kept, makers) for kept in sorted(folder.glob("*.json")))])
@@ -129,6 +131,15 @@ def _aligned(table: Table) -> str:
         ).rstrip()
         for row in rows
     )
+
+
+def _save_pictures(sections: Sequence[Section], prefix: Path) -> list[Path]:
+    plain = [replace(part, blocks=[b for b in part.blocks if not isinstance(b, Bars)]) for part in sections]
+    written = save_pictures(Document("", plain), prefix)
+    for block in (block for part in sections for block in part.blocks if isinstance(block, Bars)):
+        written.append(prefix.with_name(f"{prefix.name}-{block.name}.png"))
+        save_bars(block, written[-1])
+    return written
 
 
 def _part(path: Path, makers: Mapping[str, Sections]) -> str:

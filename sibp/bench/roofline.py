@@ -109,7 +109,7 @@ def _table(case: Mapping[str, Any]) -> Table:
         own = quartiles([1e3 * value for value in case["seconds_per_step"][method]])
         least, target = counted["roof_seconds"], targets.get(method)
         ratio, bound = ratio_of(case, method), floor(case, method)
-        judged: list[Cell] = [f"≤ {target:g}", verdict(ratio.median, target)] if target else [None, None]
+        judged: list[Cell] = [f"≤ {target:g}", verdict(ratio, target)] if target else [None, None]
         if target and bound > target:
             judged[1] = f"{judged[1]}, below the floor"
         work: list[Cell] = [counted["operations"] / 1e6, counted["bytes"] / 1e6, 1e3 * least, own]

@@ -4,15 +4,15 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from sibp.bench import memory
+from sibp.bench.bars import Bars
 from sibp.bench.nets import CONVNET, TARGETS, Case, choose_cases
 from sibp.bench.record import new_record
 from sibp.bench.timing import device_clock, interleave, quartiles, ratios
 from sibp.bench.workers import METHODS, PAPER, PROXBP, PROXPROP, SGD, Worker, check_methods
-from sibp.report.blocks import Cell, Figure, Line, Section, Table, Text
+from sibp.report.blocks import Cell, Section, Table, Text
 from sibp.report.statistics import Estimate
 
 MEMORY_TARGET = 2.0
@@ -89,21 +89,23 @@ def sections(record: dict[str, Any]) -> list[Section]:
     for case in record["cases"]:
         title = Case(case["net"], case["batch"]).title
         found.append(Section(title, [_table(case), *_pairs(case)]))
-    return [*found, Section("All nets", [_figure(record)])]
+    return [*found, Section("All nets", [_figure(record["cases"])])]
 
 
-def verdict(value: float, bound: float, sense: str = "at most") -> str:
+def verdict(ratio: Estimate, bound: float, sense: str = "at most") -> str:
     """Whether a target is met.
 
     Args:
-        value: measured.
+        ratio: measured.
         bound: the target.
         sense: "at most" or "at least".
 
     Returns:
-        "met" or "missed".
+        "met" or "missed", by the median; "narrowly" if the bound lies between the quartiles.
     """
-    return "met" if (value <= bound if sense == "at most" else value >= bound) else "missed"
+    value, low, high = ratio.median, ratio.low, ratio.high
+    word = "met" if (value <= bound if sense == "at most" else value >= bound) else "missed"
+    return f"narrowly {word}" if low is not None and high is not None and low < bound < high else word
 
 
 def ratio_of(case: Mapping[str, Any], method: str, base: str = SGD) -> Estimate:
@@ -136,11 +138,11 @@ def _table(case: Mapping[str, Any]) -> Table:
     rows = []
     for method, samples in case["seconds_per_step"].items():
         ratio, target, taken = ratio_of(case, method), _targets(case).get(method), case["memory"].get(method, {})
-        judged: list[Cell] = [f"≤ {target:g}", verdict(ratio.median, target)] if target else [None, None]
+        judged: list[Cell] = [f"≤ {target:g}", verdict(ratio, target)] if target else [None, None]
         own, base = taken.get("peak_bytes"), case["memory"].get(SGD, {}).get("peak_bytes")
         share = own / base if own and base else None
         remembered: list[Cell] = [own / 1e6 if own else taken.get("failed"), share]
-        remembered.append(verdict(share, MEMORY_TARGET) if share and method != SGD else None)
+        remembered.append(verdict(Estimate(share, None, None, 1), MEMORY_TARGET) if share and method != SGD else None)
         first = taken.get("first_step_seconds")
         speed: list[Cell] = [_milliseconds(samples), ratio if method != SGD else 1.0]
         rows.append([method, *speed, *judged, first * 1e3 if first else None, *remembered])
@@ -157,21 +159,14 @@ def _pairs(case: Mapping[str, Any]) -> list[Table]:
     for method, other, sense, bound in PAIRS:
         if {method, other} <= case["seconds_per_step"].keys():
             ratio = ratio_of(case, method, other)
-            rows.append([f"{method} / {other}", ratio, f"{sense} {bound:g}", verdict(ratio.median, bound, sense)])
+            rows.append([f"{method} / {other}", ratio, f"{sense} {bound:g}", verdict(ratio, bound, sense)])
     return [Table("pairs", ["times", "ratio", "target", ""], rows, "Other targets")] if rows else []
 
 
-def _figure(record: Mapping[str, Any]) -> Figure:
-    cases = record["cases"]
-    lines = []
-    for method in dict.fromkeys(name for case in cases for name in case["seconds_per_step"] if name in METHODS[1:]):
-        points = [(i, ratio_of(case, method)) for i, case in enumerate(cases) if method in case["seconds_per_step"]]
-        x = np.array([i + 1 for i, _ in points], dtype=float)
-        low, middle, high = (np.array([getattr(r, key) for _, r in points]) for key in ("low", "median", "high"))
-        lines.append(Line(method, method, x, middle, low, high, named=True))
-        marks = [(i + 1, target) for i, case in enumerate(cases) if (target := _targets(case).get(method))]
-        if marks:
-            x, y = np.array(marks, dtype=float).T
-            lines.append(Line(f"target of {method}", method, x, y, kind="cross", named=True))
-    nets = "\n".join(f"{i + 1}: {Case(case['net'], case['batch']).title}" for i, case in enumerate(cases))
-    return Figure("ratios", "Time of a step, as a multiple of SGD's", nets, "x SGD", lines)
+def _figure(cases: Sequence[Mapping[str, Any]]) -> Bars:
+    timed = dict.fromkeys(name for case in cases for name in case["seconds_per_step"])
+    names = [name for name in timed if name not in (SGD, PAPER, PROXPROP)]
+    ratios = {name: [ratio_of(c, name) if name in c["seconds_per_step"] else None for c in cases] for name in names}
+    marks = {name: [_targets(case).get(name) for case in cases] for name in names}
+    nets = [f"{case['net']}\nbatch {case['batch']}" for case in cases]
+    return Bars("ratios", "Time of a step (black: target)", "", "x SGD", [], groups=nets, bars=ratios, marks=marks)

@@ -5,11 +5,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
+from sibp.bench.bars import Bars
 from sibp.bench.record import new_record
 from sibp.experiment.errors import UserError
-from sibp.report.blocks import Cell, Figure, Line, Section, Table, Text
+from sibp.report.blocks import Cell, Section, Table, Text
 from sibp.report.collect import collect
 from sibp.report.comparison import Method, compare
 from sibp.report.outcomes import Target, to_target
@@ -113,13 +112,7 @@ def _row(method: Mapping[str, Any]) -> list[Cell]:
     return [method["name"], method["setting"], len(method["seeds"]), *estimates(method)]
 
 
-def _figure(name: str, problem: Mapping[str, Any]) -> Figure:
-    lines = []
-    for method in problem["methods"]:
-        found = [
-            (i + 1, e.median) for i, e in enumerate(estimates(method)) if e is not None and math.isfinite(e.median)
-        ]
-        x, y = np.array(found, dtype=float).reshape(-1, 2).T
-        lines.append(Line(method["name"], method["name"], x, y, kind="points", named=True))
-    axis = "   ".join(f"{i + 1}: {target.title}" for i, target in enumerate(TARGETS))
-    return Figure(name, problem["title"], axis, "training seconds", lines)
+def _figure(name: str, problem: Mapping[str, Any]) -> Bars:
+    bars = {method["name"]: estimates(method) for method in problem["methods"]}
+    groups = [target.title for target in TARGETS]
+    return Bars(name, problem["title"], "no bar: not reached", "training seconds", [], groups=groups, bars=bars)

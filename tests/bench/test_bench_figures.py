@@ -50,6 +50,14 @@ def test_targets_between_methods(times, pair, ratio, word):
     assert (row[0], row[1].median, row[3]) == (pair, pytest.approx(ratio), word)
 
 
+@pytest.mark.parametrize(("spread", "word"), [((0.9, 1.3, 1.5), "narrowly met"), ((1.3, 1.5, 1.7), "narrowly missed")])
+def test_a_target_within_the_spread_is_called_narrow(spread, word):
+    made = record(sgd=1.0, exact=1.0)
+    made["cases"][0]["seconds_per_step"] = {"sgd": [1.0] * 5, "exact": [spread[0]] * 2 + [spread[1]] + [spread[2]] * 2}
+    rows = {row[0]: row for row in tables(step.sections(made))["step"].rows}
+    assert rows["exact"][4] == word
+
+
 def test_memory_that_could_not_be_measured_is_told():
     made = record(sgd=1.0, exact=1.2)
     made["cases"][0]["memory"]["exact"] = {"failed": "MemoryError"}
