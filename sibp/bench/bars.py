@@ -52,6 +52,7 @@ def save_bars(figure: Bars, path: Path) -> None:
                 if bound is not None:
                     axes.plot([place - width / 2, place + width / 2], [bound, bound], color="black", lw=2.5)
         axes.set(title=figure.title, xlabel=figure.x_title, ylabel=figure.y_title)
+        axes.set_xlim(-0.5, len(figure.groups) - 0.5)
         axes.set_xticks(range(len(figure.groups)), figure.groups, fontsize="small")
         axes.set_axisbelow(True)
         axes.grid(axis="y", color=GRID)

@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
+from sibp.bench.bars import Bars
 from sibp.bench.counting import Layer, layers_of, operations, step_work
 from sibp.bench.nets import TARGETS, Case, choose_cases
 from sibp.bench.rates import Roof, bandwidth, product_rate
@@ -15,7 +15,7 @@ from sibp.bench.step import measure_case, ratio_of, verdict
 from sibp.bench.timing import device_clock, quartiles
 from sibp.bench.workers import METHODS, PAPER, PROXPROP, SGD, check_methods
 from sibp.experiment.errors import UserError
-from sibp.report.blocks import Cell, Figure, Line, Section, Table, Text
+from sibp.report.blocks import Cell, Section, Table, Text
 
 NOTE = (
     "Roof: each operation of a step takes at least its arithmetic at the rate of a large matrix product, or its "
@@ -119,15 +119,9 @@ def _table(case: Mapping[str, Any]) -> Table:
     return Table("roofline", columns, rows, "What a step computes, moves and takes")
 
 
-def _figure(cases: Sequence[Mapping[str, Any]]) -> Figure:
-    lines = []
-    methods = dict.fromkeys(name for case in cases for name in case["counted"] if name != SGD)
-    for method in methods:
-        x = np.array([floor(case, method) for case in cases])
-        y = np.array([ratio_of(case, method).median for case in cases])
-        lines.append(Line(method, method, x, y, kind="points", named=True))
-    edge = max([1.0, *(float(line.x.max()) for line in lines)])
-    lines.append(
-        Line("measured = floor", "floor", np.array([1.0, edge]), np.array([1.0, edge]), kind="seed", named=True)
-    )
-    return Figure("floor", "Measured ratio to SGD against its floor", "floor", "x SGD", lines, x_log=True, y_log=True)
+def _figure(cases: Sequence[Mapping[str, Any]]) -> Bars:
+    names = dict.fromkeys(name for case in cases for name in case["counted"] if name != SGD)
+    ratios = {name: [ratio_of(case, name) for case in cases] for name in names}
+    floors = {name: [floor(case, name) for case in cases] for name in names}
+    nets = [f"{case['net']}\nbatch {case['batch']}" for case in cases]
+    return Bars("floor", "Time of a step (black: floor)", "", "x SGD", [], groups=nets, bars=ratios, marks=floors)
