@@ -28,6 +28,7 @@ class Consumption:
         activation: the known activation it went into, if that was the first consumer.
         consumers: operations that used it and required a gradient.
         names: of the consumers, for people to read.
+        overwritten: whether an in-place activation has put its result in the output's place.
         Z: pre-activation, there from the activation's backward pass to the layer's.
         D: difference on the activation's output, likewise.
     """
@@ -35,6 +36,7 @@ class Consumption:
     activation: Activation | None = None
     consumers: int = 0
     names: list[str] = field(default_factory=list)
+    overwritten: bool = False
     Z: Tensor | None = None
     D: Tensor | None = None
 
@@ -62,9 +64,10 @@ class PreActivation(Tensor):
         marked._consumption = consumption
 
         # C++ code (a user's autograd Function, say) takes the tensor itself, past __torch_function__: its gradient
-        # comes through here and through nowhere else.
+        # comes through here and through nowhere else. The hook lives in the graph: were it to know of a tensor of the
+        # graph, neither would ever be freed.
         def used_directly(_: Tensor) -> None:
-            if marked._plain is not z:
+            if consumption.overwritten:
                 raise RuntimeError(
                     "A layer's output was overwritten by an in-place activation and then used by a custom autograd "
                     "Function, which cannot see the new value: use the activation's result instead of its argument."
@@ -130,7 +133,7 @@ class _Activate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *D: Tensor) -> tuple[Tensor, None, None]:
         (z,) = ctx.saved_tensors
-        ctx.consumption.Z, ctx.consumption.D = z, D[0]
+        ctx.consumption.Z, ctx.consumption.D = z.detach(), D[0]
         return ctx.activation.backward(D[0], z), None, None
 
 
@@ -142,6 +145,7 @@ def _activate(marked: PreActivation, s: Activation, *, in_place: bool) -> Tensor
     a: Tensor = _Activate.apply(marked._plain, consumption, s)  # pyright: ignore[reportAssignmentType]
     if in_place:
         # Whoever holds the layer's output sees the activation's from now on, and may use it as often as it likes.
+        consumption.overwritten = True
         marked._plain = a
         marked._consumption = Consumption()
     return a

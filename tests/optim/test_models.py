@@ -1,7 +1,9 @@
 """SIBP in models of every shape: what the layer's subproblem contains never depends on how the model is written."""
 
 import copy
+import gc
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -489,3 +491,28 @@ def test_functional_call_with_other_weights_is_untouched():
     for name, p in plain.named_parameters():
         torch.testing.assert_close(weights[name].grad, p.grad)
     assert optimizer.solver_stats() == {}
+
+
+@pytest.mark.parametrize("solver", ["exact", "cg:2", "paper"])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_step_leaves_nothing_behind(solver, inplace):
+    """Nor does a forward pass without a backward pass: everything of it is freed with its last user."""
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(inplace), nn.Linear(5, 3))
+    optimizer = SIBP(model, solver=solver)
+    gc.collect()
+    counts = []
+    for step in range(4):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(torch.rand(4, 6)), torch.tensor([0, 1, 2, 0]))
+        if step != 2:
+            loss.backward()
+            optimizer.step()
+        del loss
+        gc.collect()
+        kinds = (type(thing) for thing in gc.get_objects())  # isinstance would ask the things themselves
+        counts.append(sum(issubclass(kind, torch.Tensor | torch.autograd.graph.Node) for kind in kinds))
+    layer = weakref.ref(model[0])
+    assert counts[1] == counts[3]
+    del model, optimizer
+    gc.collect()
+    assert layer() is None
