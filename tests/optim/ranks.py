@@ -23,6 +23,8 @@ SERVER = multiprocessing.get_context("forkserver")
 # A process has one such server: the same list as in tests/experiment/children.py.
 SERVER.set_forkserver_preload(["sibp.train", "torch._dynamo", "sklearn.datasets"])
 STEPS = 4
+# By its own name a machine may not find itself.
+SETTINGS = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
 F64 = torch.float64
 
 
@@ -112,11 +114,11 @@ class Case:
         first = sum(self.parts[:rank]) if rank is not None else 0
         rows = slice(first, first + self.parts[rank]) if rank is not None else slice(None)
         reduction = "sum" if optimizer.loss_average is False else "mean"
-        history = []
+        history, device = [], next(model.parameters()).device
         for step in range(STEPS):
             optimizer.zero_grad()
             for number in range(step * self.passes, (step + 1) * self.passes):
-                x, y = (t[rows] for t in self.batch(number))
+                x, y = (t[rows].to(device) for t in self.batch(number))
                 F.cross_entropy(model(x), y, reduction=reduction).backward()
             if self.clip is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), self.clip)
@@ -163,8 +165,7 @@ def run(jobs: Sequence[tuple[str, Callable[..., Any], int]], ranks: int, folder:
 
 
 def _work(jobs: Sequence[tuple[str, Callable[..., Any], int]], rank: int, ranks: int, folder: Path) -> None:
-    if sys.platform == "linux":
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # the machine's own name may lead nowhere
+    os.environ.update(SETTINGS)
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=30))

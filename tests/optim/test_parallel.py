@@ -3,6 +3,8 @@
 import copy
 import os
 import pickle
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from ranks import METHODS, NETS, STEPS, Case
 from torch import nn
 
 from sibp import SIBP
+from sibp.optim import parallel
 
 PAIR, UNEQUAL = (5, 5), (6, 1, 3)
 PLAIN = [method for method in METHODS if method != "sgd for the rest"]
@@ -208,6 +211,36 @@ def test_figures_of_summed_rows_are_those_of_one_process(results):
     for outcome in of_ranks(results, "convolutions, sibp cg:3", case):
         for key in ("decrease", "step_length", "relative_change", "status"):
             assert outcome["stats"]["0"][key] == pytest.approx(expected["0"][key], rel=1e-8)
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device_of_a_group(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[torch.device]:
+    """The device that a process group of this process alone exchanges on."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    for key, value in ranks.SETTINGS.items():
+        monkeypatch.setenv(key, value)
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("nccl" if request.param == "cuda" else "gloo", store=store, rank=0, world_size=1)
+    yield torch.device(request.param)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("way", ["gather", "sum"])
+@pytest.mark.parametrize("method", ["sibp exact", "sibp cg:3", "proxbp gradient"])
+def test_both_ways_on_every_device(monkeypatch, device_of_a_group, method, way):
+    """With a single rank, as there may be a single GPU: nothing travels, but all of it is computed."""
+    monkeypatch.setattr(parallel, "plan", lambda *args, **kwargs: parallel.Plan(way, 0))
+    case = Case("norms", method, (10,))
+    weights = []
+    for shared in (parallel.DataParallel(parallel.Exchange(None)), None):
+        model = case.model().to(device_of_a_group)
+        optimizer = METHODS[method](model)
+        optimizer.parallel = shared
+        weights.append(case.train(model, optimizer)[-1])
+    torch.testing.assert_close(*weights, rtol=1e-9, atol=1e-9)
 
 
 def test_without_torch_distributed_there_is_a_sentence():
