@@ -103,21 +103,27 @@ def test_anything_else_gets_the_linearised_subproblem(call):
     assert_same(changes(Functional(call)), changes(mlp(nn.ReLU()), solver="exact"))
 
 
+class Direct(torch.autograd.Function):
+    """Takes the tensor in C++, where no Python override sees it."""
+
+    @staticmethod
+    def forward(ctx, z):
+        return z.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+
 def test_activation_seen_by_a_custom_function_too_is_linearised():
-    class Double(torch.autograd.Function):
-        """Takes the tensor in C++, where no Python override sees it."""
-
-        @staticmethod
-        def forward(ctx, z):
-            return z.clone()
-
-        @staticmethod
-        def backward(ctx, g):
-            return g
-
-    direct = changes(Functional(lambda z: F.relu(z) + Double.apply(z)))
+    direct = changes(Functional(lambda z: F.relu(z) + Direct.apply(z)))
     plain = changes(Functional(lambda z: F.relu(z + 0) + z), solver="exact")
     assert_same(direct, plain)
+
+
+def test_a_custom_function_cannot_have_what_an_activation_overwrote():
+    with pytest.raises(RuntimeError, match="use the activation's result instead"):
+        changes(Functional(lambda z: F.relu_(z) + Direct.apply(z)))
 
 
 def test_output_is_a_plain_tensor_in_all_but_name():
