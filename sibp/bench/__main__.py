@@ -9,7 +9,7 @@ import torch
 
 from sibp.bench import roofline, scaling, step, time_to_target
 from sibp.bench.nets import CONVNET
-from sibp.bench.record import machine_line, save, shown
+from sibp.bench.record import machine_line, save, shown, warnings
 from sibp.experiment.errors import UserError
 
 COMMANDS = {"step": step, "scaling": scaling, "roofline": roofline, "time_to_target": time_to_target}
@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     print(machine_line(record["machine"]))
+    print(*(warning.text for warning in warnings(record)), sep="\n")
     print(shown(module.sections(record)))
     print(f"\nWritten: {', '.join(map(str, written))}")
     return 0

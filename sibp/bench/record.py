@@ -1,6 +1,7 @@
 """Records of measurements: where they took place, their file, and the pages made from them."""
 
 import json
+import os
 import platform
 import shlex
 import time
@@ -19,6 +20,7 @@ from sibp.report.exports import save_pictures
 from sibp.report.markdown import markdown
 from sibp.report.text import cell_text, is_number
 
+_BUSY = 0.5  # load average
 Sections = Callable[[dict[str, Any]], list[Section]]
 """Makes a record's tables and pictures."""
 
@@ -51,6 +53,7 @@ def new_record(command: str, words: Sequence[str], device: str) -> dict[str, Any
     return {
         "command": command,
         "made_by": shlex.join(["python", "-m", "sibp.bench", *words]),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "machine": machine(device),
     }
@@ -148,11 +151,27 @@ def _part(path: Path, makers: Mapping[str, Sections]) -> str:
         record = json.loads(path.read_text())
         sections = makers[record["command"]](record)
         where = f"{record['date']}, {machine_line(record['machine'])}. All figures: {path.name}."
-        head = Section("How it was measured", [Text(f"Made by: {record['made_by']}"), Text(where)])
+        head = Section("How it was measured", [Text(f"Made by: {record['made_by']}"), Text(where), *warnings(record)])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no record of this command: move it away, or give another --out.") from error
     document = Document(path.stem.replace("-", ", "), [head, *sections])
     return "#" + markdown(document, path.parent, path.stem)  # one level further down
+
+
+def warnings(record: Mapping[str, Any]) -> list[Text]:
+    """What a reader of timings has to know.
+
+    Args:
+        record: its ``load`` is the number of processes that were running when it began.
+
+    Returns:
+        A warning if the machine had other work to do.
+    """
+    load = record.get("load")
+    if record["command"] == "time_to_target" or load is None or load < _BUSY:
+        return []
+    text = f"The machine was busy: its load was {load:.1f} before this began, so the times are too long and vary."
+    return [Text(text, warning=True)]
 
 
 def machine_line(about: Mapping[str, Any]) -> str:

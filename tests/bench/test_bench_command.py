@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from sibp.bench import memory
 from sibp.bench.__main__ import main
 from sibp.bench.timing import MIN_ROUNDS
 
-HEAD = {"command", "made_by", "date", "machine"}
+HEAD = {"command", "made_by", "load", "date", "machine"}
 MACHINE = {"processor", "system", "cpus", "threads", "device", "versions", "git_commit", "git_dirty"}
 
 
@@ -133,6 +134,14 @@ def test_readme_holds_every_record_of_the_folder(tmp_path, quick):
     readme = (tmp_path / "README.md").read_text()
     headings = [line for line in readme.splitlines() if line.startswith("## ")]
     assert headings == ["## roofline, cpu, 1thread", "## step, cpu, 1thread"]
+
+
+@pytest.mark.parametrize(("load", "told"), [(0.1, False), (1.8, True)])
+def test_a_busy_machine_is_told_of(tmp_path, quick, capsys, monkeypatch, load, told):
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    run(tmp_path, "roofline", "--net", "4-3-2", "--methods", "exact", *SMALL)
+    assert ("load was 1.8" in capsys.readouterr().out) is told
+    assert ("**Warning:** The machine was busy" in (tmp_path / "README.md").read_text()) is told
 
 
 @pytest.mark.parametrize(
