@@ -9,7 +9,7 @@ import torch
 
 from sibp.bench import roofline, scaling, step, time_to_target
 from sibp.bench.nets import CONVNET
-from sibp.bench.record import machine_line, save, shown, warnings
+from sibp.bench.record import Usage, machine_line, save, shown, warnings
 from sibp.experiment.errors import UserError
 
 COMMANDS = {"step": step, "scaling": scaling, "roofline": roofline, "time_to_target": time_to_target}
@@ -36,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.command != "time_to_target":
             _set_up(args)
+        usage = Usage()
         record = module.measure(args, words)
+        record["others"] = usage.others()
         written = save(record, args.out, MAKERS)
     except UserError as error:
         print(error, file=sys.stderr)

@@ -20,7 +20,7 @@ from sibp.report.exports import save_pictures
 from sibp.report.markdown import markdown
 from sibp.report.text import cell_text, is_number
 
-_BUSY = 0.5  # load average
+_BUSY = 0.1  # cores
 Sections = Callable[[dict[str, Any]], list[Section]]
 """Makes a record's tables and pictures."""
 
@@ -53,10 +53,33 @@ def new_record(command: str, words: Sequence[str], device: str) -> dict[str, Any
     return {
         "command": command,
         "made_by": shlex.join(["python", "-m", "sibp.bench", *words]),
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "machine": machine(device),
     }
+
+
+class Usage:
+    """What others do on this machine from now on."""
+
+    def __init__(self) -> None:
+        self._start = self._read()
+
+    def others(self) -> float | None:
+        """Cores that other processes kept busy since then, on average; None where that cannot be known."""
+        if self._start is None or (now := self._read()) is None:
+            return None
+        everyone, own, wall = (b - a for a, b in zip(self._start, now, strict=True))
+        return max(0.0, (everyone - own) / wall)
+
+    @staticmethod
+    def _read() -> tuple[float, float, float] | None:
+        """Seconds of processor time of all processes, of this one with its children, and of the clock."""
+        try:
+            user, nice, system, _, _, irq, soft, steal, *_ = map(int, Path("/proc/stat").read_text().split()[1:11])
+        except (OSError, ValueError):
+            return None
+        busy = (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
+        return busy, sum(os.times()[:4]), time.perf_counter()
 
 
 def file_name(record: Mapping[str, Any]) -> str:
@@ -162,15 +185,17 @@ def warnings(record: Mapping[str, Any]) -> list[Text]:
     """What a reader of timings has to know.
 
     Args:
-        record: its ``load`` is the number of processes that were running when it began.
+        record: its ``others`` is the mean number of cores that other processes kept busy meanwhile.
 
     Returns:
         A warning if the machine had other work to do.
     """
-    load = record.get("load")
-    if record["command"] == "time_to_target" or load is None or load < _BUSY:
+    others = record.get("others")
+    if record["command"] == "time_to_target" or others is None or others < _BUSY:
         return []
-    text = f"The machine was busy: its load was {load:.1f} before this began, so the times are too long and vary."
+    text = (
+        f"Other processes kept {others:.1f} cores busy meanwhile: times are too long, and ratios of two threads wrong."
+    )
     return [Text(text, warning=True)]
 
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 
 import pytest
 import torch
@@ -10,9 +9,10 @@ import yaml
 
 from sibp.bench import memory
 from sibp.bench.__main__ import main
+from sibp.bench.record import Usage
 from sibp.bench.timing import MIN_ROUNDS
 
-HEAD = {"command", "made_by", "load", "date", "machine"}
+HEAD = {"command", "made_by", "others", "date", "machine"}
 MACHINE = {"processor", "system", "cpus", "threads", "device", "versions", "git_commit", "git_dirty"}
 
 
@@ -136,12 +136,13 @@ def test_readme_holds_every_record_of_the_folder(tmp_path, quick):
     assert headings == ["## roofline, cpu, 1thread", "## step, cpu, 1thread"]
 
 
-@pytest.mark.parametrize(("load", "told"), [(0.1, False), (1.8, True)])
-def test_a_busy_machine_is_told_of(tmp_path, quick, capsys, monkeypatch, load, told):
-    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+@pytest.mark.parametrize(("others", "told"), [(0.05, False), (1.8, True)])
+def test_a_busy_machine_is_told_of(tmp_path, quick, capsys, monkeypatch, others, told):
+    readings = iter([(100.0, 7.0, 50.0), (100.0 + 20.0 * others + 5.0, 12.0, 70.0)])  # 5 of our own in 20 seconds
+    monkeypatch.setattr(Usage, "_read", lambda self: next(readings))
     run(tmp_path, "roofline", "--net", "4-3-2", "--methods", "exact", *SMALL)
-    assert ("load was 1.8" in capsys.readouterr().out) is told
-    assert ("**Warning:** The machine was busy" in (tmp_path / "README.md").read_text()) is told
+    assert ("kept 1.8 cores busy" in capsys.readouterr().out) is told
+    assert ("**Warning:** Other processes" in (tmp_path / "README.md").read_text()) is told
 
 
 @pytest.mark.parametrize(
