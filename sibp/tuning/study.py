@@ -86,11 +86,11 @@ class Study:
     def run(self) -> None:
         """Tune every method, then run the chosen settings with the final seeds."""
         while not self.interrupted and self._round():
+            for record in self.methods:
+                if not (self.interrupted or record.waiting or self._next(record)):
+                    self._choose(record)
             self._save(self)
         if not self.interrupted:
-            for record in self.methods:
-                if not record.waiting:
-                    self._choose(record)
             self._finals()
             self._save(self)
 

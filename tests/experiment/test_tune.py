@@ -457,3 +457,17 @@ def test_a_run_that_cannot_be_read_is_a_failed_trial(done):
     assert run["status"] == "failed"
     assert "metrics.jsonl is damaged" in run["reason"]
     assert "force=true" in run["reason"]
+
+
+def test_the_record_names_the_choice_before_the_final_runs_begin(done, monkeypatch):
+    shutil.rmtree(ROOT / "final")
+    original, seen = Trainer._train_step, []
+
+    def train_step(self: Trainer, indices: Any) -> Any:
+        seen.append(record())
+        return original(self, indices)
+
+    monkeypatch.setattr(Trainer, "_train_step", train_step)
+    assert tune() == 0
+    assert [method["chosen"] for method in seen[0]["methods"]] == [method["chosen"] for method in done["methods"]]
+    assert seen[0]["warnings"] == []
