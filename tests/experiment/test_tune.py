@@ -470,4 +470,4 @@ def test_the_record_names_the_choice_before_the_final_runs_begin(done, monkeypat
     monkeypatch.setattr(Trainer, "_train_step", train_step)
     assert tune() == 0
     assert [method["chosen"] for method in seen[0]["methods"]] == [method["chosen"] for method in done["methods"]]
-    assert seen[0]["warnings"] == []
+    assert not any("none is chosen" in warning for warning in seen[0]["warnings"])
