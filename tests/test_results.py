@@ -11,4 +11,4 @@ def test_reports_are_made_from_the_runs_kept_beside_them():
     command = [sys.executable, "scripts/results.py", "--check"]
     ended = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "mnist_first/report.md" in ended.stdout
+    assert "mnist_mlp/report.md" in ended.stdout
