@@ -106,7 +106,9 @@ class ConvGeometry:
             pair if as_2d else (one, *pair)
             for one, pair in zip((1, 1, 0, 1), (self.kernel, self.stride, self.padding, self.dilation), strict=True)
         )
-        x = F.pad(x if as_2d else x.unsqueeze(-2), (padding[1], padding[1], padding[0], padding[0]))
+        x = x if as_2d else x.unsqueeze(-2)
+        if any(padding):
+            x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
         batch, channels = x.shape[:2]
         out = [
             (size - dil * (k - 1) - 1) // step + 1

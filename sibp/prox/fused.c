@@ -61,7 +61,6 @@ static inline __attribute__((always_inline)) void neuron(Round *r, long j, const
     if (r->first) { /* here rather than in `start`: it costs nothing in the nearest cache */
         memset(X, 0, size * sizeof(REAL));
         memset(D, 0, size * sizeof(REAL));
-        memset(G_old, 0, size * sizeof(REAL));
         memset(KD, 0, N * sizeof(REAL));
         if (!direct) memset(dual_X, 0, N * sizeof(REAL));
     }
