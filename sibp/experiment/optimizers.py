@@ -7,7 +7,7 @@ from torch import nn
 
 from sibp.experiment.settings import call_builder
 from sibp.optim import SIBP, ProxBP
-from sibp.optim.base import ProximalOptimizer
+from sibp.optim.proximal import ProximalOptimizer
 
 
 def sgd(model: nn.Module, *, lr: float, momentum: float, nesterov: bool, weight_decay: float) -> torch.optim.Optimizer:

@@ -1,22 +1,19 @@
-"""What SIBP and ProxBP share: taps on a model's layers, and the torch.optim contract."""
+"""What all tapped optimizers share: taps on a model's layers, and the torch.optim contract."""
 
 import contextlib
-import math
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sibp.capture.tap import LayerProblem, LayerUpdate, Tap
-from sibp.optim.checks import check_group, check_model, check_names
+from sibp.optim.checks import check_model, check_names
 from sibp.optim.layers import new_taps, parameter_owners, summary_table
 from sibp.optim.parallel import DataParallel, ProcessGroup, refuse_averaging
-from sibp.optim.solvers import Solver, parse_solver
-from sibp.prox.status import Measure
 
 Fallback = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 """Makes the optimizer of the parameters that have no proximal subproblem."""
@@ -24,8 +21,8 @@ Fallback = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 _DEFAULT_FALLBACK: Fallback = partial(torch.optim.Adam, lr=1e-3)
 
 
-class ProximalOptimizer(torch.optim.Optimizer):
-    """Base of the proximal methods; see `SIBP` for the arguments and for what users meet.
+class TappedOptimizer(torch.optim.Optimizer):
+    """Base of the methods that solve layer by layer in the backward pass; see `SIBP` for what users meet.
 
     A backward pass leaves W_old - W_new in `.grad` of every parameter of a tapped layer (`sibp.capture.tap`), so
     `step` only subtracts it. Parameters without a proximal subproblem (norms, embeddings, layers with a `forward` of
@@ -33,19 +30,18 @@ class ProximalOptimizer(torch.optim.Optimizer):
     own, whose state and groups are part of this one's.
     """
 
-    semi_implicit: bool = True
-    solvers: ClassVar[tuple[str, ...]] = ()
+    semi_implicit: bool = False
 
     def __init__(
         self,
         model: nn.Module,
         params: Iterable[nn.Parameter] | Iterable[dict[str, Any]] | None,
         defaults: dict[str, Any],
-        loss_average: bool | int,
-        fallback: Fallback | None,
-        explicit: Iterable[str],
-        direction_only: bool,
-        data_parallel: bool | ProcessGroup,
+        loss_average: bool | int = True,
+        fallback: Fallback | None = None,
+        explicit: Iterable[str] = (),
+        direction_only: bool = False,
+        data_parallel: bool | ProcessGroup = False,
     ) -> None:
         """Checks the model and taps its layers."""
         check_model(model, type(self).__name__)
@@ -72,20 +68,23 @@ class ProximalOptimizer(torch.optim.Optimizer):
     # -- what a method defines --------------------------------------------------------------------------------------
 
     @abstractmethod
-    def update(
-        self, problem: LayerProblem, solver: Solver, eta: float, prox_weight: float
-    ) -> tuple[LayerUpdate, Measure]:
-        """One layer's update by the method, eta for differences as they are in the problem; pure."""
+    def check(self, group: dict[str, Any]) -> None:
+        """Raises ValueError if a setting of the group is out of its range."""
+
+    @abstractmethod
+    def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
+        """One layer's update by the method, with the settings of its group."""
+
+    def wants_activation(self, tap: Tap) -> bool:
+        """Whether the method uses the activation that follows the layer."""
+        del tap
+        return False
 
     # -- what taps ask (sibp.capture.tap.Owner) ---------------------------------------------------------------------
 
     def active(self) -> bool:
         """Whether forward passes are tapped now: not inside `paused()`."""
         return not self._paused
-
-    def wants_activation(self, tap: Tap) -> bool:
-        """Whether the layer's solver uses the activation that follows."""
-        return self._solver(self._group_of(tap)).kind in ("cg", "paper")
 
     def loss_terms(self, tap: Tap, batch: int) -> float:
         """What turns the loss's gradient into a sum over samples: the batch size for a mean, 1 for a sum.
@@ -104,20 +103,13 @@ class ProximalOptimizer(torch.optim.Optimizer):
         return float(self._pass[1])
 
     def solve(self, tap: Tap, problem: LayerProblem) -> LayerUpdate:
-        """Solves a layer's subproblem with its group's present settings and keeps the figures."""
+        """Updates a layer with its group's present settings."""
         self._pass = None
-        group = self._group_of(tap)
         if not (problem.features.weight or problem.features.bias):
             return LayerUpdate(None, None)
-        lr, prox_weight = check_group(group)
-        solver, whole = self._solver(group), problem
-        if self.parallel is not None:
-            closed = solver.kind == "cg" and self.semi_implicit and problem.activation is None
-            whole = self.parallel.share(problem, Solver("exact") if closed else solver, lr, prox_weight)
-        update, measure = self.update(whole, solver, lr * whole.terms, prox_weight)
-        reached = problem.D_z.sign().abs_().sum() / max(problem.D_z.numel(), 1)  # three times faster than counting
-        self._stats[tap.name] = (measure, reached)
-        return update
+        group = self._group_of(tap)
+        self.check(group)
+        return self.layer_update(tap, problem, group)
 
     # -- the torch.optim contract -----------------------------------------------------------------------------------
 
@@ -196,8 +188,7 @@ class ProximalOptimizer(torch.optim.Optimizer):
         options = {key: value for key, value in param_group.items() if key != "params"}
         if tapped:
             group = {"params": tapped, **self.defaults, **options, "update": "proximal"}
-            check_group(group)
-            self._solver(group)
+            self.check(group)
             super().add_param_group(group)
             for tap in taps:
                 self._own(tap, len(self.param_groups) - 1)
@@ -255,7 +246,6 @@ class ProximalOptimizer(torch.optim.Optimizer):
         """What lives between a forward pass and a step, and is never saved."""
         self._taps: dict[str, Tap] = {}
         self._groups: dict[str, int] = {}
-        self._stats: dict[str, tuple[Measure, Tensor]] = {}
         self._applied: dict[str, tuple[int, list[tuple[int, int]]]] = {}
         self._pass: tuple[str, int] | None = None
         self._batch: int | None = None
@@ -290,12 +280,6 @@ class ProximalOptimizer(torch.optim.Optimizer):
     def _group_of(self, tap: Tap) -> dict[str, Any]:
         return self.param_groups[self._groups[tap.name]]
 
-    def _solver(self, group: dict[str, Any]) -> Solver:
-        solver = parse_solver(group["solver"], self.solvers)
-        if solver.kind == "paper" and self.parallel is not None:
-            raise ValueError("solver='paper' cannot be data_parallel: its line search couples all neurons; use 'cg:5'.")
-        return solver
-
     def _refuse_what_is_not_ours(self, tap: Tap) -> None:
         """Raises if the layer was taken over, or if its gradients were applied before."""
         if not tap.installed:
@@ -328,30 +312,6 @@ class ProximalOptimizer(torch.optim.Optimizer):
         for hook in self._hooks:
             hook.remove()
 
-    def solver_stats(self) -> dict[str, dict[str, float]]:
-        """What the solver did in the last backward pass; reading it synchronises the device.
-
-        Returns:
-            For each layer by name: `decrease` (1 - f_end/f_start of the subproblem), `rounds`, `step_length` (mean),
-            `relative_change` (||dW|| / ||W||, weight and bias together), `active_fraction` (share of pre-activations
-            that a difference reaches), `status` (a `sibp.prox.Status`).
-        """
-        return {name: self._layer_stats(name) for name in self._stats}
-
-    def _layer_stats(self, name: str) -> dict[str, float]:
-        measure, reached = self._stats[name]
-        stats = measure()
-        norm = math.sqrt(sum(p.detach().double().square().sum().item() for p in self._taps[name].parameters.values()))
-        change = math.sqrt(stats.squared_change)
-        return {
-            "decrease": float(stats.decrease),
-            "rounds": float(stats.rounds),
-            "step_length": float(stats.step_length),
-            "relative_change": change / norm if norm else math.inf if change else 0.0,
-            "active_fraction": reached.item(),
-            "status": float(stats.status),
-        }
-
     def summary(self) -> str:
         """A table of the model's layers: what follows each, its solver, and how it is updated."""
         return summary_table(self.model, self._rows(), type(self).__name__)
@@ -360,7 +320,7 @@ class ProximalOptimizer(torch.optim.Optimizer):
         """(followed by, solver) of every tapped layer."""
         rows = {}
         for name, tap in self._taps.items():
-            solver = self._group_of(tap)["solver"]
+            solver = self._group_of(tap).get("solver", "-")
             follows = ", ".join(tap.consumption.names)
             if not self.wants_activation(tap):
                 follows = "-"

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from sibp.capture.tap import LayerProblem, LayerUpdate
-from sibp.optim.base import Fallback, ProximalOptimizer
+from sibp.optim.base import Fallback
 from sibp.optim.parallel import ProcessGroup
+from sibp.optim.proximal import ProximalOptimizer
 from sibp.optim.solvers import Solver, as_update, guarded, linear_update
 from sibp.prox.activations import IDENTITY
 from sibp.prox.coordinates import dot, smaller_side

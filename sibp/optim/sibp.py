@@ -6,8 +6,9 @@ from typing import Any
 from torch import nn
 
 from sibp.capture.tap import LayerProblem, LayerUpdate
-from sibp.optim.base import Fallback, ProximalOptimizer
+from sibp.optim.base import Fallback
 from sibp.optim.parallel import ProcessGroup
+from sibp.optim.proximal import ProximalOptimizer
 from sibp.optim.solvers import Solver, cg_update, linear_update, paper_update
 from sibp.prox.status import Measure
 

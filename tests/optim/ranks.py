@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sibp import SIBP, ProxBP
-from sibp.optim.base import ProximalOptimizer
+from sibp.optim.proximal import ProximalOptimizer
 
 SERVER = multiprocessing.get_context("forkserver")
 # A process has one such server: the same list as in tests/experiment/children.py.

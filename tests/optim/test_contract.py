@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sibp import SIBP, ProxBP
-from sibp.optim.base import ProximalOptimizer
+from sibp.optim.proximal import ProximalOptimizer
 
 F64 = torch.float64
 METHODS = [SIBP, ProxBP]
