@@ -152,11 +152,15 @@ class Trainer:
 
     def _train_step(self, indices: torch.Tensor) -> torch.Tensor:
         images, labels = self.data.train.images[indices], self.data.train.labels[indices]
-        self.optimizer.zero_grad()
-        loss = F.cross_entropy(self.model(images), labels)
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach()
+
+        def closure() -> torch.Tensor:
+            self.optimizer.zero_grad()
+            loss = F.cross_entropy(self.model(images), labels)
+            loss.backward()
+            return loss
+
+        # A closure, as L-BFGS looks at the loss several times a step; all others once.
+        return self.optimizer.step(closure).detach()  # pyright: ignore[reportCallIssue, reportArgumentType]
 
     def _log(self, board: Board | None, bar: tqdm) -> None:
         """Evaluate and write one row; the training clock stands still."""

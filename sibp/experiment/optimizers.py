@@ -1,10 +1,18 @@
-"""The optimizers a config can name: an allow-list, so that a config never names code of its own."""
+"""The optimizers a config can name: an allow-list, so that a config never names code of its own.
 
+Torch's own, and those fed with a proximal direction, are here. Any other is one file in `sibp.optim` with a function
+``build(model, *, lr, ...)``, which configs name by the file's name.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
+import sibp.optim
 from sibp.experiment.settings import call_builder
 from sibp.optim import SIBP, ProxBP
 from sibp.optim.proximal import ProximalOptimizer
@@ -18,16 +26,6 @@ def sgd(model: nn.Module, *, lr: float, momentum: float, nesterov: bool, weight_
 def adam(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
     """Torch's Adam."""
     return torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay)
-
-
-def sibp(model: nn.Module, *, lr: float, prox_weight: float, solver: str) -> torch.optim.Optimizer:
-    """Semi-implicit back propagation."""
-    return SIBP(model, lr=lr, prox_weight=prox_weight, solver=solver)
-
-
-def proxbp(model: nn.Module, *, lr: float, prox_weight: float, solver: str) -> torch.optim.Optimizer:
-    """Proximal back propagation."""
-    return ProxBP(model, lr=lr, prox_weight=prox_weight, solver=solver)
 
 
 def proxprop(
@@ -92,7 +90,20 @@ def _fed(direction: ProximalOptimizer, outer: torch.optim.Optimizer) -> torch.op
     return outer
 
 
-OPTIMIZERS = {"sgd": sgd, "adam": adam, "sibp": sibp, "proxbp": proxbp, "proxprop": proxprop, "sibp_fed": sibp_fed}
+def _found() -> dict[str, Callable[..., torch.optim.Optimizer]]:
+    """`build` of every file of `sibp.optim` that has one, by the file's name."""
+    names = [module.name for module in pkgutil.iter_modules(sibp.optim.__path__)]
+    modules = {name: importlib.import_module(f"sibp.optim.{name}") for name in names}
+    return {name: module.build for name, module in modules.items() if hasattr(module, "build")}
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": sgd,
+    "adam": adam,
+    "proxprop": proxprop,
+    "sibp_fed": sibp_fed,
+    **_found(),
+}
 
 
 def build_optimizer(config: dict[str, Any], model: nn.Module) -> torch.optim.Optimizer:

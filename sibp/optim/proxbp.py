@@ -92,6 +92,11 @@ class ProxBP(ProximalOptimizer):
         return as_update(coordinates, solution)
 
 
+def build(model: nn.Module, *, lr: float, prox_weight: float, solver: str) -> ProxBP:
+    """Proximal back propagation, as a config names it."""
+    return ProxBP(model, lr, prox_weight, solver)
+
+
 def _gradient_update(problem: LayerProblem, eta: float, prox_weight: float) -> tuple[LayerUpdate, Measure]:
     """W - (eta/lam) D' A: one explicit step on the subproblem."""
     D, features = (eta / prox_weight) * problem.D_z, problem.features

@@ -89,3 +89,8 @@ class SIBP(ProximalOptimizer):
         if solver.kind == "paper":
             return paper_update(problem, eta, prox_weight)
         return linear_update(problem, eta, prox_weight)
+
+
+def build(model: nn.Module, *, lr: float, prox_weight: float, solver: str) -> SIBP:
+    """Semi-implicit back propagation, as a config names it."""
+    return SIBP(model, lr, prox_weight, solver)
