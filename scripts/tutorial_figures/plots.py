@@ -1,0 +1,48 @@
+"""Matplotlib set up for small, plain SVG files that come out the same every time."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "sibp",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#1f2933",
+    "legend.frameon": False,
+    "legend.framealpha": 1.0,
+    "legend.edgecolor": "white",
+    "lines.linewidth": 1.8,
+    "path.simplify": True,
+}
+
+
+class Plot:
+    """A figure and, once its block has ended, its SVG text."""
+
+    def __init__(self, width: float, height: float) -> None:
+        """An empty figure, in inches."""
+        self.figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+        self.svg = ""
+
+
+@contextmanager
+def plot(width: float, height: float) -> Iterator[Plot]:
+    """Within the block, draw on `.figure`; afterwards the file's text is in `.svg`.
+
+    Args:
+        width: in inches of 72 points.
+        height: likewise.
+    """
+    with mpl.rc_context(_STYLE):
+        made = Plot(width, height)
+        yield made
+        file = io.StringIO()
+        made.figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    made.svg = file.getvalue()
