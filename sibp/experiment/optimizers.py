@@ -28,6 +28,37 @@ def adam(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Opt
     return torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay)
 
 
+def nesterov(model: nn.Module, *, lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
+    """Torch's stochastic gradient descent with Nesterov momentum: a method with a name of its own in comparisons."""
+    return sgd(model, lr=lr, momentum=momentum, nesterov=True, weight_decay=weight_decay)
+
+
+def adamw(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """Torch's AdamW: Adam with decoupled weight decay."""
+    return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+
+
+def rmsprop(
+    model: nn.Module, *, lr: float, decay: float, momentum: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """Torch's RMSprop; `decay` is that of the mean square, which torch calls alpha."""
+    return torch.optim.RMSprop(model.parameters(), lr=lr, alpha=decay, momentum=momentum, weight_decay=weight_decay)
+
+
+def adagrad(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """Torch's Adagrad."""
+    return torch.optim.Adagrad(model.parameters(), lr=lr, weight_decay=weight_decay)
+
+
+def lbfgs(model: nn.Module, *, lr: float, max_iter: int, history: int, line_search: bool) -> torch.optim.Optimizer:
+    """Torch's L-BFGS, for full batches: a step is up to `max_iter` iterations, each with a pass over the batch or more.
+
+    With `line_search` they satisfy the strong Wolfe conditions; without, each is as long as `lr` says.
+    """
+    search = "strong_wolfe" if line_search else None
+    return torch.optim.LBFGS(model.parameters(), lr, max_iter, history_size=history, line_search_fn=search)
+
+
 def proxprop(
     model: nn.Module,
     *,
@@ -100,6 +131,11 @@ def _found() -> dict[str, Callable[..., torch.optim.Optimizer]]:
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": sgd,
     "adam": adam,
+    "nesterov": nesterov,
+    "adamw": adamw,
+    "rmsprop": rmsprop,
+    "adagrad": adagrad,
+    "lbfgs": lbfgs,
     "proxprop": proxprop,
     "sibp_fed": sibp_fed,
     **_found(),

@@ -21,20 +21,30 @@ F64 = torch.float64
 
 @dataclass(frozen=True)
 class Row:
-    """An optimizer's config, and settings with which it learns the digits in six epochs."""
+    """An optimizer's config, and settings with which it learns the digits in six epochs.
+
+    `batch` is what it is made for, `steps` as many as it gets.
+    """
 
     config: str
     settings: dict[str, Any] = field(default_factory=dict)
+    batch: int = BATCH
+    steps: int = STEPS
 
     def make(self, model: nn.Module, **changes: Any) -> torch.optim.Optimizer:
         return build_optimizer(_config(self.config) | self.settings | changes, model)
 
 
 ROWS = [
+    Row("adagrad", {"lr": 0.05}),
     Row("adam", {"lr": 0.01}),
+    Row("adamw", {"lr": 0.01}),
+    Row("lbfgs", {"line_search": False, "max_iter": 2}, batch=1297, steps=50),
+    Row("nesterov"),
     Row("proxbp"),
     Row("proxprop"),
     Row("proxprop_adam", {"lr": 0.01}),
+    Row("rmsprop", {"lr": 0.003}),
     Row("sgd", {"momentum": 0.9}),
     Row("sibp"),
     Row("sibp_adam", {"lr": 0.01}),
@@ -61,14 +71,13 @@ def mlp(dtype: torch.dtype = torch.float32) -> nn.Module:
     return build_model({"name": "mlp", "hidden": [24, 16]}, (1, 8, 8), 10, seed=0).to(dtype)
 
 
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, flat: bool = True) -> list[float]:
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, batch: int = BATCH) -> list[float]:
     """Steps in the manner of the training loop, on batches that the step's number decides; their losses."""
     data, dtype = digits().train, next(model.parameters()).dtype
     losses = []
     for step in steps:
-        rows = torch.arange(step * BATCH, (step + 1) * BATCH) % len(data)
-        images = data.images[rows].to(dtype)
-        x, y = images if flat else images.unflatten(1, (1, 8, 8)), data.labels[rows]
+        rows = torch.arange(step * batch, (step + 1) * batch) % len(data)
+        x, y = data.images[rows].to(dtype), data.labels[rows]
 
         def closure(x: Tensor = x, y: Tensor = y) -> Tensor:
             optimizer.zero_grad()
@@ -105,7 +114,7 @@ def test_learns_as_sgd_does(row: Row):
     """The bound is SGD's accuracy on 250 images after as many steps, less two standard errors of a difference."""
     torch.manual_seed(0)
     model = mlp()
-    losses = train(model, row.make(model), range(STEPS))
+    losses = train(model, row.make(model), range(row.steps), row.batch)
     sgd = accuracy_of_sgd()
     assert sgd > 0.9
     assert accuracy(model) > sgd - 2 * (2 * sgd * (1 - sgd) / 250) ** 0.5
@@ -161,7 +170,7 @@ def test_schedulers_take_it(row: Row):
 
 def test_double_precision_stays_double(row: Row):
     model = mlp(F64)
-    losses = train(model, row.make(model), range(STEPS // 4))
+    losses = train(model, row.make(model), range(row.steps // 4), row.batch)
     assert all(p.dtype == F64 for p in model.parameters())
     assert losses[-1] < losses[0]
 
