@@ -3,10 +3,11 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3 py
     "import sys; print(0) if (3, 11) <= sys.version_info[:2] < (3, 14) else None" 2>/dev/null),$(name))))
 BIN := .venv/bin
 
-.PHONY: help run test results tensorboard clean
+.PHONY: help run test docs results tensorboard clean
 help:
 	@echo "make run          train SGD, ProxBP and SIBP on the digits and compare them (a minute)"
 	@echo "make test         format, lint, types and tests"
+	@echo "make docs         build the documentation as site/index.html, to be opened by a double click"
 	@echo "make results      write the reports under results/ anew from the runs kept there"
 	@echo "make tensorboard  open the curves of everything under runs/"
 	@echo "make clean        remove .venv/ and caches; runs/ stays"
@@ -20,6 +21,10 @@ test: .venv/.stamp
 	$(BIN)/pyright
 	$(BIN)/pytest -n 2
 
+docs: .venv/.stamp
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo site/index.html
+
 results: .venv/.stamp
 	@$(BIN)/python scripts/results.py
 
@@ -27,7 +32,7 @@ tensorboard: .venv/.stamp
 	$(BIN)/tensorboard --logdir runs
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build site *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find sibp scripts tests -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/.stamp: pyproject.toml constraints.txt

@@ -9,7 +9,7 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 
 
 def test_first_lines_are_the_two_commands():
-    commands = re.findall(r"^    (make \w+)", README.read_text(), re.MULTILINE)
+    commands = re.findall(r"^(make \w+)", README.read_text(), re.MULTILINE)
     assert commands[:2] == ["make run", "make test"]
     targets = set(re.findall(r"^(\w+):", (README.parent / "Makefile").read_text(), re.MULTILINE))
     assert {"run", "test"} <= targets

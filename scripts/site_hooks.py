@@ -1,0 +1,62 @@
+"""Called by MkDocs: puts files from outside docs/ on the site, and turns the links to them.
+
+Pages link to any file of the repository as it lies on disk (`../../results/mnist_mlp/report.md`), which is right in a
+checkout too. On the site, docs/ is the top, and results/ and the rest lie in it.
+"""
+
+import os
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+
+# Code, which stays as it is, or a link with a relative target.
+CODE = r"```.*?```|`[^`\n]*`"
+LINK = re.compile(CODE + r"|\[(?P<text>[^]]*)\]\((?![a-z]+:|#|/)(?P<path>[^)#\s]+)(?P<rest>[^)]*)\)", re.DOTALL)
+
+
+def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
+    """Add the pages that are not in docs/: those about results, and those beside README.md.
+
+    Args:
+        files: of docs/.
+        config: of the site.
+    """
+    for path in [ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "results").rglob("*.md"))]:
+        files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Turn a page's links to what is on disk into links to what is on the site.
+
+    Args:
+        markdown: the page.
+        page: says where it lies.
+        config: of the site.
+        files: of the site; a linked file that is not there yet is added. A link to a folder becomes its text.
+    """
+    folder = Path(page.file.abs_src_path or DOCS).parent
+
+    def turned(link: re.Match[str]) -> str:
+        if link["path"] is None:
+            return link[0]
+        target = Path(os.path.normpath(folder / link["path"]))
+        if target.is_dir():
+            return link["text"]
+        if not target.is_relative_to(ROOT):
+            return link[0]
+        place = target.relative_to(DOCS if target.is_relative_to(DOCS) else ROOT).as_posix()
+        if target.is_file() and files.get_file_from_path(place) is None:
+            files.append(File.generated(config, place, abs_src_path=str(target)))
+        path = posixpath.relpath(place, posixpath.dirname(page.file.src_uri))
+        return f"[{link['text']}]({path}{link['rest']})"
+
+    return LINK.sub(turned, markdown)

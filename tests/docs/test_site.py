@@ -1,0 +1,69 @@
+"""The site: it is built without a warning, opens from a file, and needs nothing from the network."""
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from pages import PAGES, ROOT
+
+LINK = re.compile(r"```.*?```|`[^`\n]*`|\]\((?P<target>[^)\s]+)", re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+class _Loaded(HTMLParser):
+    """What a browser loads to show a page."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.feed(page.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        loads = tag in ("script", "img", "iframe", "source", "object") or given.get("rel") in ("stylesheet", "icon")
+        self.addresses += [value for key in ("src", "href", "data") if loads and (value := given.get(key))]
+
+
+def test_every_page_loads_only_what_lies_beside_it(site: Path) -> None:
+    pages = [page for page in site.rglob("*.html") if page.name != "404.html"]  # for servers: its paths are absolute
+    assert len(pages) >= 10
+    for page in pages:
+        for address in _Loaded(page).addresses:
+            if not address.startswith("data:"):
+                assert (page.parent / urlsplit(address).path).is_file(), f"{page.name} loads {address}"
+    for style in site.rglob("*.css"):
+        fetched = re.findall(r"url\(['\"]?((?:https?:)?//[^)]*)|@import[^;]*", style.read_text())
+        assert fetched == [], style
+
+
+def test_all_pages_are_on_the_site(site: Path) -> None:
+    for page in PAGES:
+        place = page.relative_to(ROOT / "docs" if page.is_relative_to(ROOT / "docs") else ROOT)
+        assert page == ROOT / "README.md" or (site / place.with_suffix(".html")).is_file(), page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    """Anchors are checked by the build (validation in mkdocs.yml), addresses on the web for their form alone."""
+    for match in LINK.finditer(page.read_text()):
+        target = match["target"]
+        if target is None or target.startswith("#"):
+            continue
+        parts = urlsplit(target)
+        if parts.scheme:
+            assert parts.scheme == "https", f"{page.name}: {target}"
+            assert re.fullmatch(r"[\w.-]+\.\w+", parts.netloc), f"{page.name}: {target}"
+        else:
+            assert (page.parent / parts.path).exists(), f"{page.name}: {target}"
