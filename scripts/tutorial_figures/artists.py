@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import derivatives
+import forward
 import neuron
 
 Artist = Callable[[dict[str, Any]], dict[str, str]]
@@ -10,4 +12,6 @@ Artist = Callable[[dict[str, Any]], dict[str, str]]
 
 ARTISTS: dict[str, Artist] = {
     "01-neuron": neuron.draw,
+    "02-forward": forward.draw,
+    "03-derivatives": derivatives.draw,
 }
