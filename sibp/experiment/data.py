@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from sibp.experiment.errors import UserError
+from sibp.experiment.seeding import derived_seed
 from sibp.experiment.settings import known_builder
 
 VALIDATION = 5000
@@ -70,6 +71,24 @@ class Data:
             return Split(images.to(device), split.labels.to(device))
 
         return replace(self, train=move(self.train), val=move(self.val), test=move(self.test))
+
+    def with_label_noise(self, fraction: float, seed: int) -> "Data":
+        """The same data with some training labels made wrong; which ones, and what they become, depends on the seed.
+
+        Args:
+            fraction: of the training images, rounded to a whole number of them.
+            seed: the run's.
+
+        Returns:
+            A new data set; validation and test labels are those of this one.
+        """
+        generator = torch.Generator().manual_seed(derived_seed(seed, "label noise"))
+        count = len(self.train)
+        wrong = torch.randperm(count, generator=generator)[: round(fraction * count)]
+        shift = torch.randint(1, self.classes, (len(wrong),), generator=generator)
+        labels = self.train.labels.clone()
+        labels[wrong] = (labels[wrong] + shift) % self.classes
+        return replace(self, train=Split(self.train.images, labels))
 
 
 def load_data(config: dict[str, Any], data_root: str, download: bool) -> Data:

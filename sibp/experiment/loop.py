@@ -17,6 +17,7 @@ from sibp.experiment.clock import Clock
 from sibp.experiment.data import Data, Split
 from sibp.experiment.errors import UserError
 from sibp.experiment.run_folder import RunFolder, finite
+from sibp.experiment.schedule import Schedule
 from sibp.experiment.seeding import BatchOrder
 from sibp.experiment.settings import Settings
 from sibp.experiment.signals import stop_on_signals
@@ -66,6 +67,7 @@ class Trainer:
             )
         self.order = BatchOrder(len(data.train), settings.batch_size, settings.seed)
         self.total = settings.total_steps(self.order.steps_per_epoch)
+        self.schedule = Schedule(optimizer, settings.schedule, settings.decays, self.total, settings.warmup_steps)
         self.clock = Clock(self.device)
         self.step = 0
         self.batches_sha256 = ""
@@ -140,8 +142,11 @@ class Trainer:
         every = (self.settings.log_every, self.settings.checkpoint_every)
         count = min(limit, self.total - self.step, *(e - self.step % e for e in every))
         batches = [self.order.batch(self.step + i) for i in range(count)]
+        losses = []
         with self.clock.measure("train"):
-            losses = [self._train_step(indices.to(self.device)) for indices in batches]
+            for step, indices in enumerate(batches, start=self.step):
+                self.schedule.set(step)
+                losses.append(self._train_step(indices.to(self.device)))
         for indices in batches:
             link = self.batches_sha256.encode() + indices.numpy().tobytes()
             self.batches_sha256 = hashlib.sha256(link).hexdigest()

@@ -33,6 +33,8 @@ NOT_IN_NAME = (
     "checkpoint_every",
     "evaluate_test",  # a run without test figures is the same training; asked for later, they are added
 )
+# Settings that came after the first kept runs: at these values they have no part in the name, so runs keep theirs.
+LATER = {"schedule": "constant", "decays": "lr", "warmup_steps": 0, "label_noise": 0}
 FINISHED = ("completed", "diverged")
 ANEW = "force=true trains the run anew, and deletes what is there."
 
@@ -204,7 +206,8 @@ def run_name(config: Mapping[str, Any]) -> str:
     Returns:
         Such as ``mnist-mlp500-sibp-lr0.3-s0-1f0c2a9b3d``.
     """
-    named = {key: value for key, value in config.items() if key not in NOT_IN_NAME}
+    as_ever = [key for key, value in LATER.items() if config.get(key) == value]
+    named = {key: value for key, value in config.items() if key not in (*NOT_IN_NAME, *as_ever)}
     text = json.dumps(_canonical(named), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:10]
     dataset, model, optimizer = (config.get(group) or {} for group in ("dataset", "model", "optimizer"))

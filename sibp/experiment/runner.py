@@ -137,7 +137,8 @@ def _prepare(settings: Settings, folder: RunFolder) -> tuple[Trainer, dict[str, 
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     flat = is_flat(settings.model)
-    data = load_data(settings.dataset, settings.data_root, settings.download).prepared(flat, device)
+    data = load_data(settings.dataset, settings.data_root, settings.download)
+    data = data.with_label_noise(settings.label_noise, settings.seed).prepared(flat, device)
     model = build_model(settings.model, data.shape, data.classes, settings.seed)
     facts = {
         "initial_weights_sha256": _digest(model),

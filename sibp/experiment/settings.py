@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from sibp.experiment.errors import UserError
+from sibp.experiment.schedule import DECAYS, SHAPES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,10 @@ class Settings:
     epochs: int | None
     max_steps: int | None
     seed: int
+    schedule: str
+    decays: str
+    warmup_steps: int
+    label_noise: float
     log_every: int
     checkpoint_every: int
     eval_train_limit: int | None
@@ -75,8 +80,18 @@ class Settings:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"{key}={value} is not possible: give a whole number of 1 or more.")
-        if self.seed < 0:
-            raise UserError(f"seed={self.seed} is not possible: give a whole number of 0 or more.")
+        for key in ("seed", "warmup_steps"):
+            if getattr(self, key) < 0:
+                raise UserError(f"{key}={getattr(self, key)} is not possible: give a whole number of 0 or more.")
+        for key, known in (("schedule", SHAPES), ("decays", DECAYS)):
+            if getattr(self, key) not in known:
+                raise UserError(f"{key}={getattr(self, key)} is not known; choose one of: {', '.join(known)}.")
+        if self.decays != "lr" and self.schedule == "constant" and self.warmup_steps == 0:
+            raise UserError(
+                f"decays={self.decays} has no effect without schedule=... or warmup_steps=...: leave it out."
+            )
+        if not 0 <= self.label_noise <= 1:
+            raise UserError(f"label_noise={self.label_noise} is not a fraction: give a number between 0 and 1.")
         if self.epochs is None and self.max_steps is None:
             raise UserError("The run would never end: give epochs=... or max_steps=...")
         if self.target_val_acc is not None and not 0 < self.target_val_acc <= 1:

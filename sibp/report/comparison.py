@@ -28,6 +28,8 @@ NOT_A_SETTING = (
     "target_val_acc",
     "experiment",
 )
+# Settings that runs got later than others: a run without one was made with this value.
+LATER = {"schedule": "constant", "decays": "lr", "warmup_steps": 0, "label_noise": 0.0}
 RANK = {"completed": 0, "diverged": 1, "failed": 2, UNFINISHED: 3}
 
 
@@ -188,7 +190,7 @@ def method_name(run: Run) -> str:
 
 
 def _problem_config(run: Run) -> dict[str, Any]:
-    return {key: value for key, value in run.config.items() if key not in (*NOT_A_SETTING, "optimizer")}
+    return {key: value for key, value in (LATER | run.config).items() if key not in (*NOT_A_SETTING, "optimizer")}
 
 
 def _one_per_seed(runs: Iterable[Run]) -> tuple[list[Run], list[tuple[Run, Run]]]:

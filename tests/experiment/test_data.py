@@ -39,6 +39,20 @@ def test_flat_images_are_vectors_of_the_same_pixels(tmp_path):
     assert flat.shape == data.shape
 
 
+def test_label_noise_makes_as_many_training_labels_wrong_as_it_says_and_no_others(tmp_path):
+    data = load("digits", tmp_path)
+    noisy, again, other = (data.with_label_noise(0.4, seed) for seed in (7, 7, 8))
+    wrong = noisy.train.labels != data.train.labels
+    assert wrong.sum() == round(0.4 * 1297)
+    assert set(noisy.train.labels[wrong].tolist()) == set(range(10))
+    assert torch.equal(noisy.train.labels, again.train.labels)
+    assert not torch.equal(wrong, other.train.labels != data.train.labels)
+    for part in ("val", "test"):
+        assert torch.equal(getattr(noisy, part).labels, getattr(data, part).labels)
+    assert torch.equal(noisy.train.images, data.train.images)
+    assert torch.equal(data.with_label_noise(0.0, 7).train.labels, data.train.labels)
+
+
 @pytest.mark.parametrize(
     ("name", "folder", "missing"),
     [

@@ -55,6 +55,12 @@ def test_every_method_starts_from_the_same_weights_and_sees_the_same_batches(mak
     assert len({summary["final"]["train_loss"] for summary in summaries}) == len(METHODS)
 
 
+def test_a_run_trains_on_noisy_labels_and_validates_on_the_right_ones(make_config):
+    clean, noisy = (run(make_config(label_noise=noise)).folder.rows()[0] for noise in (0.0, 1.0))
+    assert noisy["train_acc"] != clean["train_acc"]
+    assert (noisy["val_loss"], noisy["val_acc"]) == (clean["val_loss"], clean["val_acc"])
+
+
 def test_solver_statistics_are_logged_a_layer(make_config):
     rows = run(make_config("sibp")).folder.rows()
     assert "solver" not in rows[0]
@@ -129,7 +135,17 @@ def test_two_processes_never_train_the_same_run(make_config):
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": 1}, {"max_steps": 21}, {"batch_size": 51}, {"log_every": 5}, {"eval_train_limit": None}],
+    [
+        {"seed": 1},
+        {"max_steps": 21},
+        {"batch_size": 51},
+        {"log_every": 5},
+        {"eval_train_limit": None},
+        {"schedule": "cosine"},
+        {"schedule": "cosine", "decays": "prox_weight"},
+        {"warmup_steps": 3},
+        {"label_noise": 0.2},
+    ],
 )
 def test_what_changes_the_result_changes_the_name(make_config, change):
     assert run_name(make_config()) != run_name(make_config(**change))
@@ -147,6 +163,13 @@ def test_nested_settings_change_the_name(make_config):
 )
 def test_where_and_how_a_run_is_done_has_no_part_in_its_name(make_config, change):
     assert run_name(make_config()) == run_name(make_config(**change))
+
+
+def test_settings_that_came_later_leave_the_names_of_earlier_runs_alone(make_config):
+    config = make_config()
+    for key in ("schedule", "decays", "warmup_steps", "label_noise"):
+        del config[key]
+    assert run_name(make_config()) == run_name(config)
 
 
 def test_one_and_one_point_zero_are_the_same_setting(make_config):

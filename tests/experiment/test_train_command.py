@@ -103,6 +103,11 @@ FAILURES = {
     "batch_size=true": "batch_size=True is not possible: give a whole number",
     "batch_size=2.5": "batch_size=2.5 is not possible: give a whole number",
     "seed=-1": "seed=-1 is not possible",
+    "schedule=step": "schedule=step is not known; choose one of: constant, linear, cosine",
+    "decays=momentum": "decays=momentum is not known; choose one of: lr, prox_weight",
+    "decays=prox_weight": "decays=prox_weight has no effect without schedule=... or warmup_steps=...",
+    "warmup_steps=-1": "warmup_steps=-1 is not possible: give a whole number of 0 or more",
+    "label_noise=40": "label_noise=40.0 is not a fraction: give a number between 0 and 1",
     "target_val_acc=95": "is not an accuracy",
     "device=tpu": "device=tpu is not there: choose one of: auto, cpu, cuda",
 }
@@ -119,6 +124,11 @@ def test_a_run_that_cannot_be_is_one_sentence_and_a_record(word, capsys):
     assert record["status"] == "failed"
     assert FAILURES[word] in record["reason"]
     assert record["traceback"] is None
+
+
+def test_only_a_proximal_weight_that_exists_can_grow(capsys):
+    assert main([*SMALL, "schedule=cosine", "decays=prox_weight"]) == 2
+    assert "this optimizer has no prox_weight; say decays=lr" in capsys.readouterr().err
 
 
 def test_neither_epochs_nor_steps_would_never_end(capsys):

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from fake_runs import PROXBP, SGD, SIBP, write_run
 
-from sibp.report import outcomes
+from sibp.experiment import run_folder
+from sibp.experiment.compose import compose
+from sibp.report import comparison, outcomes
 from sibp.report.blocks import Figure
 from sibp.report.collect import collect
 from sibp.report.comparison import Problem, compare
@@ -35,6 +37,17 @@ def test_seed_places_and_pace_of_logging_make_no_new_setting(tmp_path):
     (method,) = only(tmp_path).methods
     (setting,) = method.settings
     assert [run.seed for run in setting.runs] == [0, 1, 2]
+
+
+def test_a_run_from_before_a_setting_existed_is_one_with_its_default(tmp_path):
+    defaults = compose([])
+    assert {key: defaults[key] for key in comparison.LATER} == comparison.LATER == run_folder.LATER
+    write_run(tmp_path / "old", SGD, 0)
+    write_run(tmp_path / "new", SIBP, 0, **comparison.LATER)
+    write_run(tmp_path / "other", SIBP, 0, **comparison.LATER | {"label_noise": 0.4})
+    plain, noisy = problems(tmp_path)
+    assert [method.name for method in plain.methods] == ["sgd", "sibp cg:5"]
+    assert "label_noise=0.4" in noisy.title
 
 
 def test_what_is_trained_makes_problems_with_titles_that_tell_them_apart(tmp_path):

@@ -1,0 +1,74 @@
+"""The step size over a run: the same rule for every optimizer, and a pure function of the step.
+
+So a run that goes on needs no state of it, and whatever the optimizer's own checkpoint says is set right again.
+"""
+
+import math
+
+import torch
+
+from sibp.experiment.errors import UserError
+
+SHAPES = ("constant", "linear", "cosine")
+DECAYS = ("lr", "prox_weight")
+
+
+def factor(shape: str, step: int, total: int, warmup: int) -> float:
+    """What a step's size is multiplied by.
+
+    Args:
+        shape: constant, linear (down to 0) or cosine (half a wave, down to 0).
+        step: counted from 0 over the whole run.
+        total: steps of the whole run.
+        warmup: steps at the beginning over which the factor rises in a straight line; the shape begins after them.
+
+    Returns:
+        A number above 0, at most 1.
+
+    Example:
+        >>> [factor("linear", step, 4, 0) for step in range(4)]
+        [1.0, 0.75, 0.5, 0.25]
+        >>> [factor("constant", step, 4, 2) for step in range(4)]
+        [0.5, 1.0, 1.0, 1.0]
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, total - warmup)
+    return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[shape]
+
+
+class Schedule:
+    """Sets an optimizer's step size before every step.
+
+    ``decays="lr"`` multiplies the step size by the factor. ``decays="prox_weight"`` divides the proximal weight by it
+    instead and leaves the step size: where steps are small, a weight moves by about lr / prox_weight times its
+    gradient, so both slow the weights alike, but the targets of the neurons stay as far away as they were.
+
+    Args:
+        optimizer: with its initial step size and proximal weight, a number for each group.
+        shape: one of ``SHAPES``.
+        decays: one of ``DECAYS``.
+        total: steps of the whole run.
+        warmup: steps of rise at the beginning.
+
+    Raises:
+        UserError: the optimizer has no proximal weight to let grow.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, shape: str, decays: str, total: int, warmup: int):
+        self._optimizer, self._shape, self._decays, self._total, self._warmup = optimizer, shape, decays, total, warmup
+        if any(decays not in group for group in optimizer.param_groups):
+            raise UserError(f"decays={decays} is not possible: this optimizer has no {decays}; say decays=lr.")
+        self._initial = [float(group[decays]) for group in optimizer.param_groups]
+
+    def set(self, step: int) -> None:
+        """Set the step size of one step.
+
+        Args:
+            step: counted from 0 over the whole run.
+        """
+        if self._shape == "constant" and self._warmup == 0:
+            return
+        scale = factor(self._shape, step, self._total, self._warmup)
+        for group, initial in zip(self._optimizer.param_groups, self._initial, strict=True):
+            group[self._decays] = initial * scale if self._decays == "lr" else initial / scale

@@ -1,0 +1,77 @@
+"""Schedules of the step size: what they are at every step, whatever the optimizer and however often interrupted."""
+
+import math
+
+import pytest
+import torch
+from disturbed import assert_same_end, crash, fail_at
+
+from sibp.experiment.loop import Trainer
+from sibp.experiment.runner import run
+from sibp.experiment.schedule import factor
+
+
+@pytest.mark.parametrize("shape", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("warmup", [0, 5])
+def test_the_factor_is_that_of_torchs_own_schedulers(shape, warmup):
+    total, lr = 20, 0.7
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+    schedulers = torch.optim.lr_scheduler
+    main = {
+        "constant": lambda: schedulers.ConstantLR(optimizer, factor=1.0),
+        "linear": lambda: schedulers.LinearLR(optimizer, 1.0, 0.0, total_iters=total - warmup),
+        "cosine": lambda: schedulers.CosineAnnealingLR(optimizer, T_max=total - warmup),
+    }[shape]
+    if warmup:
+        rise = schedulers.LinearLR(optimizer, 1 / warmup, 1.0, total_iters=warmup - 1)
+        scheduler = schedulers.SequentialLR(optimizer, [rise, main()], milestones=[warmup])
+    else:
+        scheduler = main()
+    for step in range(total):
+        assert factor(shape, step, total, warmup) == pytest.approx(optimizer.param_groups[0]["lr"] / lr, rel=1e-9)
+        optimizer.step()
+        scheduler.step()
+
+
+@pytest.fixture
+def settings_seen(monkeypatch):
+    """The optimizer's first group at every step."""
+    seen = []
+    original = Trainer._train_step
+
+    def train_step(self, indices):
+        seen.append(dict(self.optimizer.param_groups[0]))
+        return original(self, indices)
+
+    monkeypatch.setattr(Trainer, "_train_step", train_step)
+    return seen
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "sibp", "proxbp"])
+def test_every_optimizer_trains_with_the_scheduled_step(make_config, settings_seen, optimizer):
+    config = make_config(optimizer, schedule="cosine", warmup_steps=4)
+    assert run(config).status == "completed"
+    lr = config["optimizer"]["lr"]
+    assert settings_seen[0]["lr"] == pytest.approx(lr / 4)
+    assert settings_seen[4]["lr"] == pytest.approx(lr)
+    assert settings_seen[12]["lr"] == pytest.approx(lr / 2)
+    assert settings_seen[19]["lr"] == pytest.approx(lr * (1 + math.cos(math.pi * 15 / 16)) / 2)
+
+
+@pytest.mark.parametrize("optimizer", ["sibp", "proxbp"])
+def test_the_proximal_weight_grows_where_the_step_size_would_fall(make_config, settings_seen, optimizer):
+    config = make_config(optimizer, schedule="linear", decays="prox_weight")
+    assert run(config).status == "completed"
+    lr, weight = config["optimizer"]["lr"], config["optimizer"]["prox_weight"]
+    assert {group["lr"] for group in settings_seen} == {lr}
+    assert [group["prox_weight"] for group in settings_seen] == pytest.approx(
+        [weight / (1 - step / 20) for step in range(20)]
+    )
+
+
+@pytest.mark.parametrize("decays", ["lr", "prox_weight"])
+def test_an_interrupted_run_goes_on_with_its_schedule(make_config, tmp_path, monkeypatch, decays):
+    config = make_config("sibp", schedule="cosine", decays=decays, warmup_steps=7, label_noise=0.3)
+    fail_at(monkeypatch, 13, crash)
+    assert run(config).status == "failed"
+    assert_same_end(run(config).folder, run({**config, "run_root": str(tmp_path / "whole")}).folder)
