@@ -277,6 +277,10 @@ class TappedOptimizer(torch.optim.Optimizer):
             self._fallback.param_groups = [group for group in self.param_groups if group["update"] == "explicit"]
             self._fallback.state = self.state
 
+    def memory(self, tap: Tap) -> dict[str, Any]:
+        """What a method keeps of a layer from step to step; part of the state, so only tensors and numbers."""
+        return self.state[next(iter(tap.parameters.values()))]
+
     def _group_of(self, tap: Tap) -> dict[str, Any]:
         return self.param_groups[self._groups[tap.name]]
 

@@ -34,6 +34,46 @@ def check_group(group: dict[str, Any]) -> tuple[float, float]:
     return lr, prox_weight
 
 
+def in_range(
+    group: dict[str, Any], key: str, low: float, high: float = math.inf, *, open_at_low: bool = False
+) -> float:
+    """A setting of a group, as a number from `low` (without it, if `open_at_low`) to below `high`.
+
+    Args:
+        group: with the key.
+        key: of the setting.
+        low: smallest value.
+        high: what it has to stay below.
+        open_at_low: whether `low` itself is out.
+
+    Raises:
+        ValueError: if it is not in there.
+    """
+    value = _number(group, key)
+    if not (low < value < high or (value == low and not open_at_low)):
+        upper = "finite" if high == math.inf else f"< {high:g}"
+        sign = ">" if open_at_low else ">="
+        raise ValueError(f"Invalid {key}: {group[key]}; it has to be {sign} {low:g} and {upper}.")
+    return value
+
+
+def whole(group: dict[str, Any], key: str, least: int = 1) -> int:
+    """A setting of a group, as a whole number of `least` or more.
+
+    Args:
+        group: with the key.
+        key: of the setting.
+        least: smallest value.
+
+    Raises:
+        ValueError: if it is not that.
+    """
+    value = group[key]
+    if type(value) is not int or value < least:
+        raise ValueError(f"Invalid {key}: {value!r}; it has to be a whole number of {least} or more.")
+    return value
+
+
 def _number(group: dict[str, Any], key: str) -> float:
     value = group[key]
     if isinstance(value, bool) or not isinstance(value, int | float | torch.Tensor):

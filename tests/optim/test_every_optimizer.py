@@ -39,6 +39,7 @@ ROWS = [
     Row("adagrad", {"lr": 0.05}),
     Row("adam", {"lr": 0.01}),
     Row("adamw", {"lr": 0.01}),
+    Row("foof", {"damping": 10.0, "inverse_every": 10}),
     Row("lbfgs", {"line_search": False, "max_iter": 2}, batch=1297, steps=50),
     Row("nesterov"),
     Row("proxbp"),
@@ -48,6 +49,7 @@ ROWS = [
     Row("sgd", {"momentum": 0.9}),
     Row("sibp"),
     Row("sibp_adam", {"lr": 0.01}),
+    Row("sibp_foof", {"damping": 10.0, "inverse_every": 10}),
     Row("sibp_momentum"),
 ]
 

@@ -1,0 +1,101 @@
+"""FOOF, gradient descent on neurons (Benzing, ICML 2022, arXiv 2201.12250), as a torch optimizer."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from sibp.capture.tap import LayerProblem, LayerUpdate, Tap
+from sibp.optim.base import Fallback, TappedOptimizer
+from sibp.optim.checks import in_range, whole
+from sibp.prox.coordinates import Direct
+from sibp.prox.inverse import damped_inverse
+
+
+class FOOF(TappedOptimizer):
+    r"""Gradient descent on neurons: the linear proximal subproblem with a running covariance of the inputs.
+
+    For every layer with inputs Phi = [A, 1], one row a sample, and difference D = dL/dZ summed over the batch, by
+    ordinary back propagation (algorithm 1 of the paper, which writes A for our Phi'):
+
+    .. math::
+        \Sigma &\leftarrow m \Sigma + (1 - m) \Phi^\top \Phi, \qquad
+        P \leftarrow (\Sigma + \lambda I)^{-1} \text{ every } T \text{ steps} \\
+        [W, b] &\leftarrow [W, b] - \eta D^\top \Phi P
+
+    With m = 0 and T = 1 this is `ProxBP` with its exact solver. The paper's networks have no biases, and its inverses
+    begin with 50 batches seen before training; here P is renewed after 1, 2, 4, 8, ... of the first T steps, and Sigma
+    is divided by the sum of its weights.
+
+    Args:
+        model: as for `SIBP`; all that is not a linear layer or a convolution gets the fallback.
+        lr: eta, the step on the neurons. The paper's step size, on the mean loss, divided by its batch size.
+        damping: lam. The paper "typically" takes 100.
+        decay: m, 0.95 in the paper.
+        inverse_every: T; 1, 100 and 500 in the paper.
+        covariance_steps: S: Sigma takes in the last S batches before an inversion only; T (all) for fully connected
+            layers and 10 for convolutions in the paper.
+        loss_average: as for `SIBP`.
+        params: as for `SIBP`.
+        weight_decay: as for `SIBP`.
+        fallback: as for `SIBP`.
+        explicit: as for `SIBP`.
+
+    Raises:
+        ValueError: for hyper-parameters out of range.
+        TypeError: for a model that cannot be tapped.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 0.3,  # eta in the paper, over the batch size
+        damping: float = 100.0,  # lambda in the paper
+        decay: float = 0.95,  # m in the paper
+        inverse_every: int = 100,  # T in the paper
+        covariance_steps: int = 100,  # S in the paper
+        loss_average: bool | int = True,
+        *,
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]] | None = None,
+        weight_decay: float = 0.0,
+        fallback: Fallback | None = None,
+        explicit: Iterable[str] = (),
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "damping": damping,
+            "decay": decay,
+            "inverse_every": inverse_every,
+            "covariance_steps": covariance_steps,
+            "weight_decay": weight_decay,
+        }
+        super().__init__(model, params, defaults, loss_average, fallback, explicit)
+
+    def check(self, group: dict[str, Any]) -> None:
+        """Raises ValueError if a setting of the group is out of its range."""
+        in_range(group, "lr", 0)
+        in_range(group, "damping", 0, open_at_low=True)
+        in_range(group, "decay", 0, 1)
+        in_range(group, "weight_decay", 0)
+        whole(group, "inverse_every")
+        whole(group, "covariance_steps")
+
+    def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
+        """Algorithm 1, lines 6 to 12, for one layer."""
+        phi, memory = Direct(problem.features), self.memory(tap)
+        t, T, S, m = memory.get("step", 0), group["inverse_every"], group["covariance_steps"], group["decay"]
+        memory["step"] = t + 1
+        if t < T or (t + S - 1) % T < S:
+            memory["weight"] = m * memory.get("weight", 0.0) + (1 - m)
+            memory["covariance"] = memory.get("covariance", phi.gram).lerp(phi.gram, (1 - m) / memory["weight"])
+        if t % T == 0 or (t < T and t & (t - 1) == 0):
+            memory["inverse"] = damped_inverse(memory["covariance"], group["damping"])
+        eta = group["lr"] * problem.terms
+        return LayerUpdate(*phi.displacement(memory["inverse"] @ phi.pull(eta * problem.D_z)))
+
+
+def build(
+    model: nn.Module, *, lr: float, damping: float, decay: float, inverse_every: int, covariance_steps: int
+) -> FOOF:
+    """FOOF, as a config names it."""
+    return FOOF(model, lr, damping, decay, inverse_every, covariance_steps)
