@@ -5,6 +5,7 @@ from typing import Any
 
 import derivatives
 import forward
+import graph
 import neuron
 
 Artist = Callable[[dict[str, Any]], dict[str, str]]
@@ -14,4 +15,5 @@ ARTISTS: dict[str, Artist] = {
     "01-neuron": neuron.draw,
     "02-forward": forward.draw,
     "03-derivatives": derivatives.draw,
+    "04-graph": graph.draw,
 }

@@ -69,16 +69,15 @@ def softmax_cross_entropy(z: Node, labels: Array) -> Node:
         z: (B, classes) logits.
         labels: (B,) the right classes, integers.
     """
-    P = softmax(z.value)
-    rows = np.arange(len(labels))
-    D = P - np.eye(P.shape[1])[labels]
-    return Node(-np.log(P[rows, labels]).sum(), (z,), lambda G: (G * D,))
+    log_P = log_softmax(z.value)
+    Y = np.eye(log_P.shape[1])[labels]
+    return Node(-np.sum(Y * log_P), (z,), lambda G: (G * (np.exp(log_P) - Y),))
 
 
-def softmax(Z: Array) -> Array:
-    """Probabilities from logits (B, classes); the largest is taken off first, so that nothing overflows."""
-    E = np.exp(Z - Z.max(axis=1, keepdims=True))
-    return E / E.sum(axis=1, keepdims=True)
+def log_softmax(Z: Array) -> Array:
+    """Logarithms of the probabilities that logits (B, classes) stand for; taking the largest off avoids overflow."""
+    Z = Z - Z.max(axis=1, keepdims=True)
+    return Z - np.log(np.exp(Z).sum(axis=1, keepdims=True))
 
 
 def fit(G: Array, x: Node) -> Array:
