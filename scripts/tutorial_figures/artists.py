@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import derivatives
+import explicit
 import forward
 import graph
 import neuron
@@ -16,4 +17,5 @@ ARTISTS: dict[str, Artist] = {
     "02-forward": forward.draw,
     "03-derivatives": derivatives.draw,
     "04-graph": graph.draw,
+    "05-explicit-steps": explicit.draw,
 }
