@@ -7,7 +7,7 @@ backward pass, the unmasked difference D_l on the activation's output. Anything 
 everything from there on: the mark never travels further than one operation.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,18 +95,35 @@ class PreActivation(Tensor):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Computes `func` on plain tensors and notes what it was."""
-        kwargs = dict(kwargs or {})
-        marked = [leaf for leaf in tree_leaves((args, kwargs)) if _is_marked(leaf)]
+        kwargs = kwargs or {}
         activation = recognise(func, args, kwargs)
-        if activation is not None and marked[0]._consumption.consumers == 0:
-            return _activate(marked[0], activation, in_place=_writes_in_place(func, kwargs))
-        plain_args, plain_kwargs = tree_map_only(PreActivation, _unmark, (args, kwargs))
+        if activation is not None:
+            z = args[0] if args else kwargs["input"]
+            if z._consumption.consumers == 0:
+                return _activate(z, activation, in_place=_writes_in_place(func, kwargs))
+        marked = [leaf for leaf in _leaves((*args, *kwargs.values())) if _is_marked(leaf)]
+        plain_args = [_map_marked(value) for value in args]
+        plain_kwargs = {key: _map_marked(value) for key, value in kwargs.items()}
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*plain_args, **plain_kwargs)
-        if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(result)):
+        if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in _leaves((result,))):
             for z in marked:
                 z.consumed_by(getattr(func, "__name__", str(func)))
         return result
+
+
+_CONTAINERS = (list, tuple, dict)  # a call's arguments hardly ever are: only then a walk through what they hold
+
+
+def _leaves(values: tuple[Any, ...]) -> Sequence[Any]:
+    return tree_leaves(values) if any(isinstance(value, _CONTAINERS) for value in values) else values
+
+
+def _map_marked(value: Any) -> Any:
+    """The value with plain tensors in the place of marked ones."""
+    if isinstance(value, PreActivation):
+        return _unmark(value)
+    return tree_map_only(PreActivation, _unmark, value) if isinstance(value, _CONTAINERS) else value
 
 
 def _is_marked(value: Any) -> bool:

@@ -273,9 +273,9 @@ class _TappedLayer(torch.autograd.Function):
         tap.begin_backward()
         geometry, consumption = tap.geometry, ctx.consumption
         dtype = torch.promote_types(W.dtype, torch.float32)  # solves are never done in half precision
-        D_z = geometry.outputs(grad_outputs[0]).to(dtype)
+        D_z = _as(geometry.outputs(grad_outputs[0]), dtype)
         needs_x, needs_W, needs_b = ctx.needs_input_grad[:3]
-        features = geometry.features(x.to(dtype), weight=needs_W and tap.weight, bias=needs_b and tap.bias)
+        features = geometry.features(_as(x, dtype), weight=needs_W and tap.weight, bias=needs_b and tap.bias)
         known = consumption.known
         problem = LayerProblem(
             name=tap.name,
@@ -283,10 +283,10 @@ class _TappedLayer(torch.autograd.Function):
             D_z=D_z,
             terms=ctx.terms,
             activation=consumption.activation if known else None,
-            Z=geometry.outputs(consumption.Z).to(dtype) if known else None,
-            D=geometry.outputs(consumption.D).to(dtype) if known else None,
-            W=W.to(dtype),
-            b=None if b is None else b.to(dtype),
+            Z=_as(geometry.outputs(consumption.Z), dtype) if known else None,
+            D=_as(geometry.outputs(consumption.D), dtype) if known else None,
+            W=_as(W, dtype),
+            b=None if b is None else _as(b, dtype),
         )
         consumption.clear()
         update = owner.solve(tap, problem)
@@ -319,11 +319,16 @@ def _input_gradient(
         gradient = gradient if change is None else gradient.add_(change.reshape(x.shape))
     else:
         gradient = geometry.input_gradient(x, D_z, W - update.W_decrease.reshape(W.shape))
-    return gradient.to(x.dtype)
+    return _as(gradient, x.dtype)
 
 
 def _parameter_gradient(tap: Tap, key: str, p: Any, decrease: Tensor | None, ordinary: Any) -> Tensor:
     """Returns p_old - p_new; the ordinary gradient of the loss for a parameter that the optimizer does not own."""
     if decrease is None:
-        return ordinary().reshape(p.shape).to(p.dtype)
-    return tap.returns(key, decrease.reshape(p.shape).to(p.dtype))
+        return _as(ordinary().reshape(p.shape), p.dtype)
+    return tap.returns(key, _as(decrease if decrease.shape == p.shape else decrease.reshape(p.shape), p.dtype))
+
+
+def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in a dtype: `Tensor.to`, which takes a microsecond to see that there is nothing to do."""
+    return tensor if tensor.dtype is dtype else tensor.to(dtype)

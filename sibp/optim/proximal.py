@@ -2,14 +2,14 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
-
-from torch import Tensor
 
 from sibp.capture.tap import LayerProblem, LayerUpdate, Tap
 from sibp.optim.base import TappedOptimizer
 from sibp.optim.checks import check_group
 from sibp.optim.solvers import Solver, parse_solver
+from sibp.prox.numbers import Number, number
 from sibp.prox.status import Measure
 
 
@@ -35,14 +35,14 @@ class ProximalOptimizer(TappedOptimizer):
 
     def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
         """Solves a layer's subproblem and keeps the figures."""
-        lr, prox_weight = check_group(group)
+        self._stats.pop(tap.name, None)
+        lr, prox_weight = float(group["lr"]), float(group["prox_weight"])
         solver, whole = self._solver(group), problem
         if self.parallel is not None:
             closed = solver.kind == "cg" and self.semi_implicit and problem.activation is None
             whole = self.parallel.share(problem, Solver("exact") if closed else solver, lr, prox_weight)
         update, measure = self.update(whole, solver, lr * whole.terms, prox_weight)
-        reached = problem.D_z.sign().abs_().sum() / max(problem.D_z.numel(), 1)  # three times faster than counting
-        self._stats[tap.name] = (measure, reached)
+        self._stats[tap.name] = (measure, _reached(problem))
         return update
 
     def solver_stats(self) -> dict[str, dict[str, float]]:
@@ -65,16 +65,29 @@ class ProximalOptimizer(TappedOptimizer):
             "rounds": float(stats.rounds),
             "step_length": float(stats.step_length),
             "relative_change": change / norm if norm else math.inf if change else 0.0,
-            "active_fraction": reached.item(),
+            "active_fraction": float(reached()),
             "status": float(stats.status),
         }
 
     def _reset(self) -> None:
         super()._reset()
-        self._stats: dict[str, tuple[Measure, Tensor]] = {}
+        self._stats: dict[str, tuple[Measure, Callable[[], Number]]] = {}
 
     def _solver(self, group: dict[str, Any]) -> Solver:
         solver = parse_solver(group["solver"], self.solvers)
         if solver.kind == "paper" and self.parallel is not None:
             raise ValueError("solver='paper' cannot be data_parallel: its line search couples all neurons; use 'cg:5'.")
         return solver
+
+
+def _reached(problem: LayerProblem) -> Callable[[], Number]:
+    """The share of pre-activations that a difference reaches: when asked for, or now if D_z is too large to keep."""
+    D_z = problem.D_z
+
+    def share() -> Number:
+        return number(D_z.sign().abs_().sum()) / max(D_z.numel(), 1)  # three times faster than counting
+
+    if problem.features.spanned:
+        return share
+    now = share()
+    return lambda: now

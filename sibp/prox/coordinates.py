@@ -13,6 +13,7 @@ and the side with the smaller Gram matrix (N x N or n x n) is the cheaper. All t
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -49,6 +50,11 @@ class Features:
             return self.with_ones
         columns = ([self.A] if self.weight else []) + ([torch.ones_like(self.A[..., :1])] if self.bias else [])
         return columns[0] if len(columns) == 1 else torch.cat(columns, -1)
+
+    @property
+    def spanned(self) -> bool:
+        """Whether the rows are all here and no more than Phi's columns: differences are no larger than the weights."""
+        return self.A.shape[-2] <= self.size and not self.partial
 
     @property
     def partial(self) -> bool:
@@ -92,6 +98,10 @@ class Span:
     def matrix(self) -> Tensor:
         """What takes coefficients to images: K."""
         return self.gram
+
+    def when_asked(self, figure: Callable[[], Number]) -> Callable[[], Number]:
+        """A figure of tensors (..., N, m): worked out if asked for; the tensors, being small, are kept till then."""
+        return figure
 
     def pull(self, E: Tensor) -> Tensor:
         """Coefficients of Phi' E: E itself, (..., N, m)."""
@@ -173,6 +183,11 @@ class Direct:
         """None, as squared norms are sums of squares; (..., 1)."""
         return torch.zeros_like(self.amplification)
 
+    def when_asked(self, figure: Callable[[], Number]) -> Callable[[], Number]:
+        """A figure of tensors (..., N, m): worked out now, as the tensors are too large to keep."""
+        now = figure()
+        return lambda: now
+
     def pull(self, E: Tensor) -> Tensor:
         """Phi' E, (..., n, m)."""
         return self.features.total(self.phi.mT @ E)
@@ -221,5 +236,4 @@ def dot(x: Tensor, y: Tensor) -> Tensor:
 
 def smaller_side(features: Features) -> Coordinates:
     """The coordinates with the smaller Gram matrix: N x N (span, if all rows are here) or n x n (direct)."""
-    spans = features.A.shape[-2] <= features.size and not features.partial
-    return Span(features) if spans else Direct(features)
+    return Span(features) if features.spanned else Direct(features)

@@ -28,6 +28,23 @@ typedef struct {
 #define NEURONS _Pragma("omp parallel for num_threads(r->threads) if (r->threads > 1) schedule(static)") \
     for (long j = 0; j < r->m; j++)
 
+/* to (columns x rows) = from' (rows x columns), by square tiles: torch's own copy takes twice as long. */
+#define TILE 16
+void turn(const REAL *restrict from, REAL *restrict to, long rows, long columns)
+{
+    REAL tile[TILE][TILE];
+    for (long j = 0; j < columns; j += TILE)
+        for (long i = 0; i < rows; i += TILE) {
+            if (i + TILE <= rows && j + TILE <= columns) {
+                for (long p = 0; p < TILE; p++)
+                    for (long q = 0; q < TILE; q++) tile[q][p] = from[(i + p) * columns + j + q];
+                for (long q = 0; q < TILE; q++) memcpy(to + (j + q) * rows + i, tile[q], sizeof tile[q]);
+            } else
+                for (long q = j; q < columns && q < j + TILE; q++)
+                    for (long p = i; p < rows && p < i + TILE; p++) to[q * rows + p] = from[p * columns + q];
+        }
+}
+
 /* f = ||s(Z) - T||^2 and E at x = 0, and the squared gradients that are nothing but rounding. */
 void start(const Round *r)
 {

@@ -139,8 +139,8 @@ def _one_group(state: Any, Z: Tensor, T: Tensor, matrix: Tensor, x: Tensor, figu
     sizes = [m * N] * len(images) + [m * r] * len(coefficients)
     parts = _workspace(Z.dtype, sum(sizes)).split(sizes)
     arrays = {name: part.view(m, -1) for name, part in zip(images + coefficients, parts, strict=True)}
-    arrays["Z"].copy_(Z.mT)
-    arrays["T"].copy_(T.mT)
+    _turn(library, Z, arrays["Z"])
+    _turn(library, T, arrays["T"])
     X, G, G_old, KG = (arrays[name] for name in ("X", "G", "G_old", "KG"))
     E = arrays.setdefault("E", G)
     for name, tensor in arrays.items():
@@ -160,7 +160,15 @@ def _one_group(state: Any, Z: Tensor, T: Tensor, matrix: Tensor, x: Tensor, figu
         state.G, state.G_old = G.data_ptr(), G_old.data_ptr()
         library.advance(ctypes.byref(state))
         G, G_old = G_old, G
-    x.copy_(X.mT)  # (r, m), as all that follows is quickest with
+    _turn(library, X, x)  # (r, m), as all that follows is quickest with
+
+
+def _turn(library: ctypes.CDLL, X: Tensor, to: Tensor) -> None:
+    """X' into `to`, both 2-D, `to` contiguous. Two threads of torch's copy are quicker where there is much to copy."""
+    if X.is_contiguous() and X.numel() < _PARALLEL * 4:
+        library.turn(X.data_ptr(), to.data_ptr(), *X.shape)
+    else:
+        to.copy_(X.mT)
 
 
 _buffers = threading.local()
@@ -213,7 +221,8 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
     except (OSError, subprocess.SubprocessError):
         return None
     library.start.argtypes = library.advance.argtypes = [ctypes.POINTER(_round_type(dtype))]
-    library.start.restype = library.advance.restype = None
+    library.turn.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long, ctypes.c_long]
+    library.start.restype = library.advance.restype = library.turn.restype = None
     return library
 
 

@@ -43,19 +43,20 @@ def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
     system.diagonal(dim1=-2, dim2=-1).add_(damping)
     factor, info = torch.linalg.cholesky_ex(system)
     x = _cholesky_solve(factor, rhs).neg_()
-    start = number(coordinates.features.total(dot(R, R)))
-    squared_x, x_rhs = number(dot(x, x)), number(dot(x, rhs))
+    squared_x = number(dot(x, x))
     solved = (number(info.amax()) == 0) & is_finite(squared_x)
     x = choose(solved, lambda: x, lambda: rhs / -(damping + scale))
-    residual, squared_change = choose(
-        solved,
-        lambda: coordinates.solved_quadratic(start, squared_x, x_rhs, damping),
-        lambda: coordinates.quadratic(x, gram @ x, rhs, start),
-    )
-    squared_change = at_least(0.0, squared_change)  # as a difference it may round below
-    finite = is_finite(start + residual + squared_change + scale)
+    finite = is_finite(scale + choose(solved, lambda: squared_x, lambda: number(dot(x, x))))
+    squared_R = coordinates.when_asked(lambda: number(coordinates.features.total(dot(R, R))))
 
     def measure() -> Stats:
+        start, x_rhs = squared_R(), number(dot(x, rhs))
+        residual, squared_change = choose(
+            solved,
+            lambda: coordinates.solved_quadratic(start, squared_x, x_rhs, damping),
+            lambda: coordinates.quadratic(x, gram @ x, rhs, start),
+        )
+        squared_change = at_least(0.0, squared_change)  # as a difference it may round below
         closed = choose(floor > lam, lambda: Status.DAMPED, lambda: Status.SOLVED)
         status = choose(solved, lambda: closed, lambda: Status.GRADIENT)
         end = residual + lam * squared_change

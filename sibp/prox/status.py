@@ -8,7 +8,7 @@ from typing import Self
 
 from torch import Tensor
 
-from sibp.prox.numbers import Flag, Number, choose
+from sibp.prox.numbers import Flag, Number, choose, is_finite
 
 
 class Status(IntEnum):
@@ -68,7 +68,7 @@ class Stats:
         """The figures of a solve from f(start), f(end) and the rest; nothing but its status if it was not finite."""
         return cls(
             status=choose(finite, lambda: status, lambda: Status.NONFINITE),
-            decrease=choose(finite & (start > 0), lambda: 1 - end / start, lambda: 0.0),
+            decrease=choose(finite & is_finite(start) & (start > 0), lambda: 1 - end / start, lambda: 0.0),
             rounds=rounds,
             step_length=choose(finite, lambda: step_length, lambda: 0.0),
             squared_change=choose(finite, lambda: squared_change, lambda: 0.0),
@@ -76,8 +76,8 @@ class Stats:
 
 
 Measure = Callable[[], Stats]
-"""Works out the figures of a solve when somebody asks for them: training does not wait for what nobody reads. It holds
-on to single numbers only."""
+"""Works out the figures of a solve when somebody asks for them: training does not wait for what nobody reads. Until the
+layer's next solve it holds on to numbers, and to tensors no larger than the layer's weights."""
 
 
 @dataclass(frozen=True)

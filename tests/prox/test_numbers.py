@@ -1,6 +1,8 @@
 """Deciding without looking: what a solver does on an accelerator, where no number may be read, is what it does here."""
 
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from layer_problems import randn
 
 from sibp.prox import coordinates, fused, linear, nonlinear
 from sibp.prox.activations import RELU
-from sibp.prox.coordinates import Direct, Features, Span
+from sibp.prox.coordinates import Direct, Features, Span, smaller_side
 from sibp.prox.linear import solve_linear
 from sibp.prox.nonlinear import solve_nonlinear
 from sibp.prox.numbers import at_least, is_finite
@@ -40,6 +42,7 @@ def test_numbers_that_are_never_read_decide_the_same(side, kind, name, monkeypat
         pytest.skip("conjugate gradients never damp")
     with fused.disabled():
         here = solve(kind, side, A, R, lam)
+        assert here.stats  # worked out when first asked for: now
         for module in (coordinates, linear, nonlinear):
             monkeypatch.setattr(module, "number", lambda tensor: tensor)
         there = solve(kind, side, A, R, lam)
@@ -64,3 +67,17 @@ def test_a_bound_is_the_same_read_or_not_and_hides_no_nan(figure, expected):
 def test_neither_infinity_nor_nan_is_finite(figure, expected):
     for flag in (is_finite(figure), is_finite(torch.tensor(figure, dtype=torch.float64))):
         assert bool(flag) is expected
+
+
+@pytest.mark.parametrize(("rows", "held"), [(4, True), (40, False)])
+def test_figures_nobody_asked_for_hold_on_to_nothing_larger_than_the_weights(rows, held):
+    """Rows beyond the inputs are a convolution's positions, by the million: their differences have to go."""
+    R = randn(rows, 3)
+    known = weakref.ref(R)
+    solution = solve_linear(smaller_side(Features(randn(rows, 9, seed=1))), R, 0.5)
+    squared = float(R.square().sum())
+    del R
+    gc.collect()
+    assert (known() is not None) == held
+    assert 0 < float(solution.stats.decrease) < 1
+    assert 0 < float(solution.stats.squared_change) < squared / 0.5  # lam ||dW||^2 <= f(start)
