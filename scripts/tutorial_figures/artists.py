@@ -8,6 +8,7 @@ import explicit
 import forward
 import graph
 import neuron
+import proximal
 
 Artist = Callable[[dict[str, Any]], dict[str, str]]
 """Takes the names that a page's code defined, and answers the SVG text of its pictures by file name."""
@@ -18,4 +19,5 @@ ARTISTS: dict[str, Artist] = {
     "03-derivatives": derivatives.draw,
     "04-graph": graph.draw,
     "05-explicit-steps": explicit.draw,
+    "06-proximal-steps": proximal.draw,
 }

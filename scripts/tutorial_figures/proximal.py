@@ -1,0 +1,102 @@
+"""Plots of page 6: implicit steps, the proximal map, what ReLU changes inside the subproblem, step lengths."""
+
+from typing import Any
+
+import numpy as np
+from drawing import BACKWARD, FORWARD, GREY, INK, NEW
+from explicit import contours
+from plots import plot
+from sweep import frames
+
+
+def draw(page: dict[str, Any]) -> dict[str, str]:
+    """The page's plots.
+
+    Args:
+        page: the names that its code defined.
+
+    Returns:
+        SVG text by file name.
+    """
+    return {
+        "euler.svg": _euler(page),
+        "proximal-map.svg": _proximal_map(page),
+        "inside.svg": _inside(),
+        "windows.svg": _windows(page),
+        **frames(),
+    }
+
+
+def _euler(page: dict[str, Any]) -> str:
+    with plot(8.6, 2.4) as made:
+        explicit, implicit = made.figure.subplots(1, 2, sharey=True)
+        before, after = page["paths"]["explicit"][:2]
+        h = 1 - after[0] / before[0]  # along, where the curvature is 1
+        for ax, name, color in ((explicit, "explicit", BACKWARD), (implicit, "implicit", NEW)):
+            contours(ax, page["curvature"])
+            path = np.array(page["paths"][name])
+            ax.plot(*path[:4].T, "o-", color=color, markersize=3.5, linewidth=1.2)
+            ax.set_title(f"{name}, h = {h:g}", fontsize=11)
+        explicit.annotate("leaves at once", (-6.5, 1.6), xytext=(-5.5, 1.5), color=BACKWARD)
+    return made.svg
+
+
+def _proximal_map(page: dict[str, Any]) -> str:
+    x, h = 2.0, 1.0
+    at = np.linspace(-1, 3, 201)
+    near = (at - x) ** 2 / (2 * h)
+    both = page["loss"](at) + near
+    new = at[both.argmin()]
+    with plot(6.4, 3.2) as made:
+        ax = made.figure.add_subplot()
+        ax.plot(at, page["loss"](at), color=FORWARD, label="the loss L(x')")
+        ax.plot(at, near, color=GREY, linestyle="--", label="distance (x' \N{MINUS SIGN} x)² / 2h")
+        ax.plot(at, both, color=NEW, label="both together")
+        ax.plot(new, both.min(), "o", color=NEW)
+        ax.plot(x, page["loss"](x), "o", color=INK)
+        ax.annotate("x", (x, page["loss"](x)), xytext=(x + 0.06, page["loss"](x) - 0.45), color=INK)
+        ax.annotate("new x", (new, both.min()), xytext=(new - 0.12, both.min() + 0.35), color=NEW)
+        ax.set(ylim=(0, 6), xlabel="x'")
+        ax.legend(loc="upper center")
+    return made.svg
+
+
+def _inside() -> str:
+    """A sample's term (s(z') - t)^2, or its linear stand-in (z' - t)^2, against the new z'."""
+    z = np.linspace(-2.5, 2.5, 201)
+    with plot(8.6, 2.9) as made:
+        axes = made.figure.subplots(1, 2, sharey=True)
+        for ax, at, D, title in (
+            (axes[0], -1.2, 0.5, "silent: z = \N{MINUS SIGN}1.2, asked for less"),
+            (axes[1], 0.6, 1.4, "active: z = 0.6, asked for less than 0"),
+        ):
+            linear = at - D * (at > 0)
+            target = max(at, 0) - D
+            ax.plot(z, (z - linear) ** 2, color=BACKWARD, linestyle="--", label="linear: ProxBP, exact")
+            least = min(target**2, 0 if target > 0 else target**2)
+            ax.plot(z, (np.maximum(z, 0) - target) ** 2 - least, color=NEW, label="ReLU inside: cg")
+            ax.plot(at, 0, "^", color=INK, markersize=8, clip_on=False, label="now")
+            ax.set_title(title, fontsize=11)
+            ax.set(ylim=(0, 4), xlabel="new pre-activation z'", xticks=(-2, -1, 0, 1, 2))
+        axes[0].set_ylabel("what it costs")
+        axes[1].legend(loc="upper left", fontsize=9)
+    return made.svg
+
+
+def _windows(page: dict[str, Any]) -> str:
+    styles = {
+        "explicit": (FORWARD, "o", "-"),
+        "with momentum": (FORWARD, "v", "--"),
+        "ProxBP": (GREY, "s", "-"),
+        "SIBP, exact": (BACKWARD, "^", "-"),
+        "SIBP, cg:3": (NEW, "d", "-"),
+    }
+    with plot(6.4, 3.5) as made:
+        ax = made.figure.add_subplot()
+        for name, (color, marker, line) in styles.items():
+            found = page["losses"][name]
+            ax.plot(list(found), list(found.values()), marker + line, color=color, markersize=4, label=name)
+        ax.set(xscale="log", yscale="log", xlabel="step length: h, or η with λ = 1", ylabel="loss after 42 steps")
+        ax.set(ylim=(0.008, 4))
+        ax.legend(fontsize=9, loc="lower left")
+    return made.svg
