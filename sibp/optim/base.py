@@ -93,13 +93,14 @@ class TappedOptimizer(torch.optim.Optimizer):
         """
         if self.parallel is None:
             refuse_averaging(type(self).__name__)
+        if self._pass is None or self._pass[0] == tap.name:
+            self._pass = (tap.name, batch)
+            self._batch = batch
+        self.ends = (self._pass[0], tap.name)
         if self.loss_average is False:
             return 1.0
         if self.loss_average is not True:
             return float(self.loss_average)
-        if self._pass is None or self._pass[0] == tap.name:
-            self._pass = (tap.name, batch)
-            self._batch = batch
         return float(self._pass[1])
 
     def solve(self, tap: Tap, problem: LayerProblem) -> LayerUpdate:
@@ -248,6 +249,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         self._groups: dict[str, int] = {}
         self._applied: dict[str, tuple[int, list[tuple[int, int]]]] = {}
         self._pass: tuple[str, int] | None = None
+        self.ends = ("", "")  # names of the layers that ran first and last in the forward pass
         self._batch: int | None = None
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._paused = False

@@ -1,0 +1,164 @@
+"""LocoProp-S and LocoProp-M (Amid, Anil & Warmuth, AISTATS 2022, arXiv 2106.06199) as a torch optimizer."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sibp.capture.tap import LayerProblem, LayerUpdate, Tap
+from sibp.optim.base import Fallback, TappedOptimizer
+from sibp.optim.checks import in_range, whole
+
+VARIANTS = ("squared", "matching")
+OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda z: z,
+    "softmax": lambda z: z.softmax(-1),
+    "sigmoid": torch.sigmoid,
+}
+EPS = 1e-5  # added to RMSprop's mean square, inside the root
+SMALLEST = 0.25  # the inner steps shrink along a straight line, to no less than this
+
+
+class LocoProp(TappedOptimizer):
+    r"""Local losses: several steps of RMSprop on each layer's own problem, all from one backward pass.
+
+    For every layer with input A, pre-activation Z, transfer function f and difference D = dL/dZ summed over the batch,
+    by ordinary back propagation, the target and the local loss are
+
+    .. math::
+        \text{S (squared):} \quad T &= Z - \gamma D, \qquad \tfrac12 \|A W^\top + b - T\|^2 \\
+        \text{M (matching):} \quad T &= f(Z) - \gamma D, \qquad \text{the Bregman divergence that matches } f
+
+    whose gradients are (A W' + b - T)' A and (f(A W' + b) - T)' A. K inner steps of RMSprop with momentum follow, from
+    step sizes lr max(1 - i/K, 1/4). The mean squares begin at 1 and, with the momenta, live on from batch to batch: so
+    the authors' published code has it (google-research/locoprop), and so the weights are held back by the number of
+    steps, not by the paper's proximal term.
+
+    Args:
+        model: as for `SIBP`; all that is not a linear layer or a convolution gets the fallback.
+        lr: step size of the inner steps; 1e-5 in the authors' code, with momentum 0.999.
+        activation_lr: gamma, the step on the pre-activations. In the authors' code 10 on the mean loss over 1,000
+            images, which is 0.01 here.
+        variant: "squared" (S) or "matching" (M).
+        output: f of the last layer, which the model leaves to its loss: "softmax" for cross-entropy, "sigmoid" for
+            binary cross-entropy, "identity" for a squared error. Only M uses it. Layers without a known activation
+            behind them have the identity.
+        inner_steps: K, 10 in the authors' code.
+        momentum: of RMSprop.
+        decay: of RMSprop's mean square, 0.9 in the authors' code.
+        loss_average: as for `SIBP`.
+        params: as for `SIBP`.
+        weight_decay: as for `SIBP`.
+        fallback: as for `SIBP`.
+        explicit: as for `SIBP`.
+
+    Raises:
+        ValueError: for hyper-parameters out of range.
+        TypeError: for a model that cannot be tapped.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 1e-5,
+        activation_lr: float = 0.01,  # gamma
+        variant: str = "squared",
+        output: str = "softmax",
+        inner_steps: int = 10,
+        momentum: float = 0.999,
+        decay: float = 0.9,
+        loss_average: bool | int = True,
+        *,
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]] | None = None,
+        weight_decay: float = 0.0,
+        fallback: Fallback | None = None,
+        explicit: Iterable[str] = (),
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "activation_lr": activation_lr,
+            "variant": variant,
+            "output": output,
+            "inner_steps": inner_steps,
+            "momentum": momentum,
+            "decay": decay,
+            "weight_decay": weight_decay,
+        }
+        super().__init__(model, params, defaults, loss_average, fallback, explicit)
+
+    def check(self, group: dict[str, Any]) -> None:
+        """Raises ValueError if a setting of the group is out of its range."""
+        for key in ("lr", "activation_lr", "weight_decay"):
+            in_range(group, key, 0)
+        for key in ("momentum", "decay"):
+            in_range(group, key, 0, 1)
+        whole(group, "inner_steps")
+        for key, known in (("variant", VARIANTS), ("output", tuple(OUTPUTS))):
+            if group[key] not in known:
+                raise ValueError(f"Invalid {key}: {group[key]!r}; choose one of {', '.join(known)}.")
+
+    def wants_activation(self, tap: Tap) -> bool:
+        """Always: with it comes Z, and M needs f."""
+        del tap
+        return True
+
+    def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
+        """K steps on one layer's local loss."""
+        A, K = problem.features.A, group["inner_steps"]
+        start = self._matrices(problem)
+        W, b = (value.clone() for value in start)
+        f = self._transfer(tap, problem, group)
+        Z = A @ W.mT + b if problem.Z is None else problem.Z
+        T = f(Z) - group["activation_lr"] * problem.terms * problem.D_z
+        for i in range(K):
+            Z = Z if i == 0 else A @ W.mT + b
+            E = f(Z) - T
+            size = group["lr"] * max(1 - i / K, SMALLEST)
+            if problem.features.weight:
+                W -= self._step(tap, "weight", E.mT @ A, size, group)
+            if problem.features.bias:
+                b -= self._step(tap, "bias", E.sum(-2, keepdim=True), size, group)
+        return LayerUpdate(
+            start[0] - W if problem.features.weight else None, start[1] - b if problem.features.bias else None
+        )
+
+    def _step(self, tap: Tap, key: str, g: Tensor, size: float, group: dict[str, Any]) -> Tensor:
+        """One step of RMSprop with momentum along g, to be subtracted."""
+        memory = self.state[tap.parameters[key]]
+        if not memory:
+            memory.update(square=torch.ones_like(g), velocity=torch.zeros_like(g))
+        memory["square"].lerp_(g.square(), 1 - group["decay"])
+        memory["velocity"].mul_(group["momentum"]).addcmul_(g, (memory["square"] + EPS).rsqrt_(), value=size)
+        return memory["velocity"]
+
+    def _transfer(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+        """f, the identity for S."""
+        if group["variant"] == "squared":
+            return OUTPUTS["identity"]
+        if problem.activation is not None:
+            return problem.activation.value
+        return OUTPUTS[group["output"] if tap.name == self.ends[1] else "identity"]
+
+    @staticmethod
+    def _matrices(problem: LayerProblem) -> tuple[Tensor, Tensor]:
+        """W (g, m, n) and b (g, 1, m), a layer without a bias having one of 0."""
+        A = problem.features.A
+        W = problem.W.reshape(*A.shape[:-2], -1, A.shape[-1])
+        b = W.new_zeros(W.shape[:-1]) if problem.b is None else problem.b.reshape(W.shape[:-1])
+        return W, b.unsqueeze(-2)
+
+
+def build(
+    model: nn.Module,
+    *,
+    lr: float,
+    activation_lr: float,
+    variant: str,
+    output: str,
+    inner_steps: int,
+    momentum: float,
+    decay: float,
+) -> LocoProp:
+    """LocoProp, as a config names it."""
+    return LocoProp(model, lr, activation_lr, variant, output, inner_steps, momentum, decay)
