@@ -43,6 +43,7 @@ ROWS = [
     Row("lbfgs", {"line_search": False, "max_iter": 2}, batch=1297, steps=50),
     Row("locoprop_m", {"activation_lr": 0.1}),
     Row("locoprop_s", {"activation_lr": 0.1}),
+    Row("muon", {"lr": 0.01}),
     Row("nesterov"),
     Row("proxbp"),
     Row("proxprop"),

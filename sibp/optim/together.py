@@ -1,0 +1,59 @@
+"""Several torch optimizers, each with its own parameters, as one."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+
+class Together(torch.optim.Optimizer):
+    """Steps its parts one after the other; their param groups and their state are its own.
+
+    Args:
+        parts: optimizers without a common parameter.
+
+    Example:
+        >>> a, b = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(1))
+        >>> both = Together([torch.optim.SGD([a], lr=0.1), torch.optim.Adam([b], lr=0.2)])
+        >>> [group["lr"] for group in both.param_groups]
+        [0.1, 0.2]
+    """
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+        self.parts = list(parts)
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self._share()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Steps all parts on the gradients of one backward pass.
+
+        Args:
+            closure: clears the gradients, computes the loss, calls `backward` and returns the loss.
+
+        Returns:
+            The closure's loss, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def __getstate__(self) -> dict[str, Any]:
+        """With the parts, for pickling."""
+        return {**super().__getstate__(), "parts": self.parts}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Gives loaded groups and state to the parts."""
+        super().__setstate__(state)
+        self._share()
+
+    def _share(self) -> None:
+        first = 0
+        for part in self.parts:
+            end = first + len(part.param_groups)
+            part.param_groups, part.state = self.param_groups[first:end], self.state
+            first = end
