@@ -1,4 +1,4 @@
-"""Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for the matrices inside a network, AdamW for the rest."""
+"""Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for a network's inner matrices, AdamW for the rest."""
 
 import torch
 from torch import nn
