@@ -85,6 +85,7 @@ def test_roofline(tmp_path, quick):
     assert record["product_rate"] > 0
     assert case["bandwidth"] > 0
     assert case["counted"].keys() == {"sgd", "exact"}
+    assert_samples(case["calls"], "sgd", "exact")
     assert case["counted"]["exact"]["roof_seconds"] > case["counted"]["sgd"]["roof_seconds"] > 0
 
 

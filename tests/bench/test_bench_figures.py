@@ -97,6 +97,18 @@ def test_the_floor_adds_what_a_method_does_beyond_sgd():
     assert table.rows[1][-1] == "missed, below the floor"
 
 
+def test_calls_raise_the_floor_by_what_they_take_beyond_sgds():
+    made = record(sgd=4.0, exact=8.0)["cases"][0]
+    same = {"operations": 1.0, "bytes": 1.0, "roof_seconds": 1.0}
+    made |= {"size_bytes": 1.0, "bandwidth": 1.0, "counted": {"sgd": same, "exact": same}}
+    assert roofline.with_calls(made, "exact") is None
+    made["calls"] = {"sgd": [1.0, 2.0, 9.0], "exact": [5.0, 6.0, 7.0]}
+    assert roofline.floor(made, "exact") == 1
+    assert roofline.with_calls(made, "exact") == pytest.approx(1 + (6 - 2) / 4)
+    (table,) = tables(roofline.sections({"product_rate": 1e9, "dtype": "float32", "cases": [made]})).values()
+    assert table.rows[1][-1] == "missed, below the floor with calls"
+
+
 def test_cases():
     assert choose_cases([], []) == list(TARGETS)
     assert choose_cases(["3072-2000-500-10"], []) == [Case("3072-2000-500-10", 100), Case("3072-2000-500-10", 500)]
