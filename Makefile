@@ -22,8 +22,7 @@ test: .venv/.stamp
 	$(BIN)/pytest -n 2
 
 docs: .venv/.stamp
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
-	@echo site/index.html
+	@NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
 
 results: .venv/.stamp
 	@$(BIN)/python scripts/results.py

@@ -24,9 +24,10 @@ class ProxBP(ProximalOptimizer):
     For every layer with input A, pre-activation Z = A W' + b and difference D = dL/dZ summed over the batch, computed
     by ordinary back propagation (through the old weights):
 
-    .. math::
-        W, b \leftarrow \arg\min_{W', b'} \tfrac12 \|A W'^\top + b' - (Z - \eta D)\|^2
-            + \tfrac{\lambda}{2} (\|W' - W\|^2 + \|b' - b\|^2)
+    $$
+    W, b \leftarrow \arg\min_{W', b'} \tfrac12 \|A W'^\top + b' - (Z - \eta D)\|^2
+        + \tfrac{\lambda}{2} (\|W' - W\|^2 + \|b' - b\|^2)
+    $$
 
     The paper writes tau for 1/lam. Like the authors, W and b form one joint subproblem. For the arguments and for the
     use see `SIBP`.

@@ -19,12 +19,15 @@ class SIBP(ProximalOptimizer):
     For every layer, from the last to the first, with input A, pre-activation Z = A W' + b, activation s and difference
     D = dL/ds(Z) summed over the batch:
 
-    .. math::
-        T &= s(Z) - \eta D \\
-        W, b &\leftarrow \arg\min_{W', b'} \|s(A W'^\top + b') - T\|^2 + \lambda (\|W' - W\|^2 + \|b' - b\|^2) \\
-        D_{l-1} &= (D \odot s'(Z)) W_{new}
+    $$
+    \begin{aligned}
+    T &= s(Z) - \eta D \\
+    W, b &\leftarrow \arg\min_{W', b'} \|s(A W'^\top + b') - T\|^2 + \lambda (\|W' - W\|^2 + \|b' - b\|^2) \\
+    D_{l-1} &= (D \odot s'(Z)) W_{new}
+    \end{aligned}
+    $$
 
-    The last line, going backward through the new weights, is what "semi-implicit" means. Use it like any optimizer::
+    The last line, going backward through the new weights, is what "semi-implicit" means. Use it like any optimizer:
 
         opt = SIBP(model, lr=0.3, prox_weight=1.0)
         opt.zero_grad()

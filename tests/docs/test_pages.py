@@ -17,7 +17,9 @@ from pages import PAGES, ROOT, Block, blocks
 
 ALL = [block for page in PAGES for block in blocks(page)]
 LEFT_OUT = [pytest.param(block, marks=pytest.mark.skip(block.reason), id=str(block)) for block in ALL if block.reason]
+TUTORIAL = ROOT / "docs" / "tutorial"  # has tests of its own: its pictures come of its code
 RUN = [block.page for block in ALL if block.language == "python" or block.marker == "run"]
+RUN = [page for page in dict.fromkeys(RUN) if page.parent != TUTORIAL]
 CHECKER = doctest.OutputChecker()
 
 
@@ -37,7 +39,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 
 @pytest.mark.usefixtures("_elsewhere")
-@pytest.mark.parametrize("page", dict.fromkeys(RUN), ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", RUN, ids=lambda page: str(page.relative_to(ROOT)))
 def test_page_does_what_it_says(page: Path) -> None:
     run_page(list(blocks(page)))
 
