@@ -8,7 +8,7 @@ help:
 	@echo "make run          train SGD, ProxBP and SIBP on the digits and compare them (a minute)"
 	@echo "make test         format, lint, types and tests"
 	@echo "make docs         build the documentation as site/index.html, to be opened by a double click"
-	@echo "make results      write the reports under results/ anew from the runs kept there"
+	@echo "make results      write the reports under results/, and what README.md and docs/ show of them, anew"
 	@echo "make tensorboard  open the curves of everything under runs/"
 	@echo "make clean        remove .venv/ and caches; runs/ stays"
 
@@ -26,6 +26,7 @@ docs: .venv/.stamp
 
 results: .venv/.stamp
 	@$(BIN)/python scripts/results.py
+	@$(BIN)/python scripts/shown_results.py
 
 tensorboard: .venv/.stamp
 	$(BIN)/tensorboard --logdir runs
