@@ -22,7 +22,7 @@ test: .venv/.stamp
 	$(BIN)/pytest -n 2
 
 docs: .venv/.stamp
-	@NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 results: .venv/.stamp
 	@$(BIN)/python scripts/results.py

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pages import ROOT
+from code_blocks import ROOT
 
 PYTHONS = ("python", ".venv/bin/python")
 
@@ -23,8 +23,8 @@ def words_of(code: str) -> Iterator[list[str]]:
 
 
 def project_main(words: list[str]) -> Callable[[list[str]], int] | None:
-    """The `main` of `python -m sibp.X`; None for any other command, or in a folder with a sibp of its own."""
-    if words[0] not in PYTHONS or words[1] != "-m" or not words[2].startswith("sibp.") or Path("sibp").is_dir():
+    """The `main` of `python -m sibp.X`; None for any other command."""
+    if words[0] not in PYTHONS or words[1] != "-m" or not words[2].startswith("sibp."):
         return None
     try:
         module = importlib.import_module(f"{words[2]}.__main__")
@@ -117,5 +117,5 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
     "pip": _pip,
     "pytest": _pytest,
     "torchrun": _torchrun,
-    **dict.fromkeys(("cd", "git", "ls", "source", "ssh", "tensorboard"), _anything),
+    **dict.fromkeys(("cd", "git", "ls", "rsync", "source", "ssh", "tensorboard"), _anything),
 }

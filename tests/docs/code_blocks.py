@@ -4,7 +4,6 @@ CONTRIBUTING.md says which blocks are run, written to files, checked or left out
 """
 
 import re
-import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ class Block:
         title: the file it is, or None.
         marker: "run", "not run: REASON" or None.
         after: the language of the block before, if nothing stands between the two but blank lines.
-        code: its content, dedented.
+        code: its content, without the fence's indentation.
     """
 
     page: Path
@@ -45,7 +44,8 @@ class Block:
         return self.marker.removeprefix("not run: ") if self.marker and self.marker != "run" else None
 
     def __str__(self) -> str:
-        return f"{self.page.relative_to(ROOT)}:{self.line}"
+        page = self.page.relative_to(ROOT) if self.page.is_relative_to(ROOT) else self.page
+        return f"{page}:{self.line}"
 
 
 def blocks(page: Path) -> Iterator[Block]:
@@ -66,6 +66,7 @@ def blocks(page: Path) -> Iterator[Block]:
         if end is None:
             raise ValueError(f"{page}:{first}: the block is never closed")
         title = TITLE.search(opening["options"])
-        code = textwrap.dedent("\n".join(lines[first:end]) + "\n")
+        indent = len(opening["indent"])
+        code = "".join(line[indent:] + "\n" for line in lines[first:end])
         yield Block(page, first + 1, opening["language"], title and title[1], marker, after, code)
         number, marker, after = end + 1, None, opening["language"]
