@@ -13,7 +13,7 @@ from sibp.bench.rates import Roof, bandwidth, product_rate
 from sibp.bench.record import new_record
 from sibp.bench.step import measure_case, ratio_of, verdict
 from sibp.bench.timing import device_clock, quartiles
-from sibp.bench.workers import METHODS, PAPER, PROXPROP, SGD, check_methods
+from sibp.bench.workers import METHODS, PORTS, SGD, check_methods
 from sibp.experiment.errors import UserError
 from sibp.report.blocks import Cell, Section, Table, Text
 
@@ -48,7 +48,7 @@ def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
     methods = args.methods or list(METHODS)
     for case in cases:
         check_methods(methods, case)
-    for method in (PAPER, PROXPROP):
+    for method in PORTS:
         if method in methods:
             raise UserError(f"--methods {method} has no formulas here: use it with step.")
     dtype, clock = getattr(torch, args.dtype), device_clock(args.device)

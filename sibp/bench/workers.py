@@ -6,12 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sibp.bench import published
 from sibp.bench.nets import CONVNET, Case
 from sibp.bench.proxprop import ProxPropNet
 from sibp.experiment.errors import UserError
 from sibp.optim import SIBP, ProxBP
 
-SGD, PROXBP, PROXPROP, PAPER = "sgd", "proxbp", "proxprop", "paper"
+SGD, PROXBP, PROXPROP, PAPER, PUBLISHED = "sgd", "proxbp", "proxprop", "paper", "published"
+PORTS = (PAPER, PUBLISHED, PROXPROP)
+"""What is timed for comparison only: others' ways of computing a step."""
 METHODS = (SGD, "exact", "cg:3", "cg:5", PROXBP)
 ETA, LAM, SGD_STEP = 0.1, 1.0, 0.1
 _POOL_BYTES, _POOL_MAX = 200_000_000, 50
@@ -31,7 +34,7 @@ class Worker:
         Args:
             case: net and batch size.
             method: "sgd"; "exact", "cg:K" or "paper", the solvers of `SIBP`; "proxbp", `ProxBP` with its closed form;
-                "proxprop", its authors' own step.
+                "proxprop", its authors' own step; "published", the step of "paper" with a product for each trial.
             device: "cpu" or "cuda".
             dtype: "float32" or "float64".
             pool: number of batches; 0 for as many as memory allows within reason.
@@ -53,6 +56,9 @@ class Worker:
         """One step as in anyone's training loop."""
         x, y = self._batches[self._next]
         self._next = (self._next + 1) % len(self._batches)
+        if self.optimizer is None:
+            published.step([m for m in self.model.modules() if isinstance(m, nn.Linear)], x, y, ETA, LAM)
+            return
         self.optimizer.zero_grad()
         F.cross_entropy(self.model(x), y).backward()
         self.optimizer.step()
@@ -80,13 +86,15 @@ def check_methods(methods: Sequence[str], case: Case) -> None:
         try:
             _prepared(nn.Sequential(nn.Linear(1, 1)), method)
         except ValueError as error:
-            known = f"{', '.join(METHODS)}, cg:K, {PAPER}, {PROXPROP}"
+            known = f"{', '.join(METHODS)}, cg:K, {', '.join(PORTS)}"
             raise UserError(f"--methods {method} is no method: choose from {known}.") from error
-        if case.net == CONVNET and method in (PAPER, PROXPROP):
+        if case.net == CONVNET and method in PORTS:
             raise UserError(f"--methods {method} has no convolutions: leave it out, or leave out --net {CONVNET}.")
 
 
-def _prepared(model: nn.Sequential, method: str) -> tuple[nn.Module, torch.optim.Optimizer]:
+def _prepared(model: nn.Sequential, method: str) -> tuple[nn.Module, torch.optim.Optimizer | None]:
+    if method == PUBLISHED:
+        return model, None
     if method == SGD:
         return model, torch.optim.SGD(model.parameters(), lr=SGD_STEP)
     if method == PROXBP:
