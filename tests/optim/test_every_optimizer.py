@@ -54,6 +54,7 @@ ROWS = [
     Row("sibp_adam", {"lr": 0.01}),
     Row("sibp_foof", {"damping": 10.0, "inverse_every": 10}),
     Row("sibp_momentum"),
+    Row("soap", {"lr": 0.01}),
 ]
 
 
