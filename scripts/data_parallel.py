@@ -123,11 +123,11 @@ def estimate(case: Case, solver: str, ranks: int) -> None:
     for problem in reversed(vars(optimizer)["seen"]):
         known = problem.activation is not None
         kind = parse_solver(solver if known else "exact", SIBP.solvers)
-        A, size, m = problem.features.A, problem.features.size, problem.D_z.shape[-1]
-        groups = A.shape[0] if A.dim() > 2 else 1
-        one = plan([A.shape[-2]] * ranks, A.shape[-1], size, m, groups=groups, known=known, solver=kind, itemsize=4)
-        flops = arithmetic(one, A.shape[-2], ranks, size, m, kind.rounds) * groups
-        gradient = 2 * A.shape[-2] * size * m * groups
+        features, m = problem.features, problem.D_z.shape[-1]
+        N, size, groups = features.rows, features.size, features.groups
+        one = plan([N] * ranks, features.inputs, size, m, groups=groups, known=known, solver=kind, itemsize=4)
+        flops = arithmetic(one, N, ranks, size, m, kind.rounds) * groups
+        gradient = 2 * N * size * m * groups
         moved, work, sgd = moved + one.received, work + flops, sgd + gradient
         print(f"  layer {problem.name:3} {one.way:7} {one.received / 1e6:9.2f} MB {flops / 1e9:9.2f} GFLOP")
     usual = gradients(model, ranks)

@@ -1,7 +1,8 @@
-"""How a layer is a matrix product Z = A W' + b: the only place that knows about convolutions.
+"""How a layer is a matrix product Z = A W' + b.
 
-A geometry turns a layer's tensors into matrices and back: inputs A (g, N, n), outputs Z (g, N, m), weights (g, m, n),
-biases (g, m). The leading g is for the groups of a convolution; a linear layer's matrices are without.
+A geometry turns a layer's tensors into matrices: inputs A (g, N, n), outputs Z (g, N, m), weights (g, m, n), biases
+(g, m). The leading g is for the groups of a convolution; a linear layer's matrices are without. A convolution with
+more patches than a patch has numbers leaves A as `Patches`, and its outputs with two axes for rows, (g, B, P, m).
 """
 
 import math
@@ -13,7 +14,10 @@ from torch import Tensor, nn
 from torch.nn.grad import conv1d_input, conv2d_input
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from sibp.prox.coordinates import Features
+from sibp.prox.coordinates import AnyFeatures
+from sibp.prox.features import Features
+from sibp.prox.patches import Patches
+from sibp.prox.window import Window
 
 
 class LinearGeometry:
@@ -36,15 +40,20 @@ class LinearGeometry:
 
     def features(self, x: Tensor, *, weight: bool, bias: bool) -> Features:
         """A (N, n) from the layer's input, with what moves."""
-        return Features(self.outputs(x), weight, bias)
+        return Features(_matrix(x), weight, bias)
 
-    def outputs(self, z: Tensor) -> Tensor:
+    def outputs(self, z: Tensor, features: AnyFeatures) -> Tensor:
         """Z (N, m) from a tensor of the output's shape."""
-        return z if z.dim() == 2 else z.reshape(math.prod(z.shape[:-1]), z.shape[-1])
+        del features
+        return _matrix(z)
 
-    def input_gradient(self, x: Tensor, D: Tensor, W: Tensor) -> Tensor:
-        """D W in x's shape, D (N, m)."""
-        return (D @ W).reshape(x.shape)
+    def input_gradient(self, x: Tensor, gradient: Tensor, W: Tensor) -> Tensor:
+        """D W in x's shape, from the output's gradient."""
+        return (_matrix(gradient) @ W).reshape(x.shape)
+
+
+def _matrix(x: Tensor) -> Tensor:
+    return x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -95,79 +104,39 @@ class ConvGeometry:
         convolve = F.conv1d if len(self.kernel) == 1 else F.conv2d
         return convolve(x, W, b, self.stride, self.padding, self.dilation, self.groups)
 
-    def features(self, x: Tensor, *, weight: bool, bias: bool) -> Features:
-        """A (g, N, n) from the layer's input: N = B * positions patches of n = channels/g * kernel entries.
+    def features(self, x: Tensor, *, weight: bool, bias: bool) -> AnyFeatures:
+        """The patches of the layer's input; as a matrix A (g, N, n) where there are so few that N x N is small."""
+        x = self._batched(x)
+        patches = Patches(x if self._is_2d else x.unsqueeze(-1), self._window, weight, bias)
+        return patches.written_out() if patches.rows <= patches.size else patches
 
-        In memory a feature's N numbers lie together, the column of ones after the others: a patch matrix is large, and
-        is written once.
-        """
-        x, as_2d = self._batched(x), len(self.kernel) == 2
+    def outputs(self, z: Tensor, features: AnyFeatures) -> Tensor:
+        """Z (g, B, P, m) or (g, N, m), as `features` are, from a tensor of the output's shape; m = channels/g."""
+        rows = self._batched(z).flatten(2).unflatten(1, (self.groups, -1)).permute(1, 0, 3, 2)
+        return rows if isinstance(features, Patches) else rows.flatten(1, 2)
+
+    def input_gradient(self, x: Tensor, gradient: Tensor, W: Tensor) -> Tensor:
+        """The convolution's transpose with weights W applied to the output's gradient, in x's shape."""
+        transpose: Any = conv2d_input if self._is_2d else conv1d_input
+        batched, z = self._batched(x), self._batched(gradient)
+        sent = transpose(batched.shape, W, z, self.stride, self.padding, self.dilation, self.groups)
+        return sent.reshape(x.shape)
+
+    @property
+    def _is_2d(self) -> bool:
+        return len(self.kernel) == 2
+
+    @property
+    def _window(self) -> Window:
+        """The settings of two dimensions; a sequence is an image of one column."""
         kernel, stride, padding, dilation = (
-            pair if as_2d else (one, *pair)
-            for one, pair in zip((1, 1, 0, 1), (self.kernel, self.stride, self.padding, self.dilation), strict=True)
+            given if self._is_2d else (*given, one)
+            for given, one in zip((self.kernel, self.stride, self.padding, self.dilation), (1, 1, 0, 1), strict=True)
         )
-        x = x if as_2d else x.unsqueeze(-2)
-        if any(padding):
-            x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
-        batch, channels = x.shape[:2]
-        out = [
-            (size - dil * (k - 1) - 1) // step + 1
-            for size, k, step, dil in zip(x.shape[2:], kernel, stride, dilation, strict=True)
-        ]
-        to_image, to_channel, to_row, to_column = x.stride()
-        own = channels // self.groups
-        patches = x.as_strided(
-            (self.groups, own, *kernel, batch, *out),
-            (
-                own * to_channel, to_channel, dilation[0] * to_row, dilation[1] * to_column,
-                to_image, stride[0] * to_row, stride[1] * to_column,
-            ),
-            x.storage_offset(),
-        )  # fmt: skip
-        n, N = own * math.prod(kernel), batch * math.prod(out)
-        phi = x.new_empty(self.groups, n + 1, N)
-        phi[:, :n].view(patches.shape).copy_(patches)
-        phi[:, n] = 1
-        return Features(phi[:, :n].mT, weight, bias, with_ones=phi.mT)
-
-    def outputs(self, z: Tensor) -> Tensor:
-        """Z (g, N, m) from a tensor of the output's shape, m = channels/g."""
-        return self._rows(self._batched(z).flatten(2))
-
-    def input_gradient(self, x: Tensor, D: Tensor, W: Tensor) -> Tensor:
-        """The convolution's transpose applied to D (g, N, m) with weights W, in x's shape."""
-        batched = self._batched(x)
-        out = [
-            (size + 2 * pad - dil * (k - 1) - 1) // step + 1
-            for size, k, step, pad, dil in zip(
-                batched.shape[2:], self.kernel, self.stride, self.padding, self.dilation, strict=True
-            )
-        ]
-        z = D.mT.reshape(self.groups, D.shape[-1], batched.shape[0], -1).permute(2, 0, 1, 3)
-        transpose: Any = conv1d_input if len(self.kernel) == 1 else conv2d_input
-        gradient = transpose(
-            batched.shape,
-            W,
-            z.reshape(batched.shape[0], -1, *out),
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-        )
-        return gradient.reshape(x.shape)
+        return Window(kernel, stride, padding, dilation, self.groups)
 
     def _batched(self, x: Tensor) -> Tensor:
         return x if x.dim() == len(self.kernel) + 2 else x.unsqueeze(0)
-
-    def _rows(self, columns: Tensor) -> Tensor:
-        """(B, g * c, positions) -> (g, B * positions, c), in memory (g, c, B * positions): whole images are copied."""
-        batch, channels, positions = columns.shape
-        return (
-            columns.reshape(batch, self.groups, channels // self.groups, positions)
-            .permute(1, 2, 0, 3)
-            .reshape(self.groups, channels // self.groups, batch * positions)
-            .mT
-        )
 
 
 Geometry = LinearGeometry | ConvGeometry

@@ -9,7 +9,7 @@ semi-implicit back propagation, the old ones for ProxBP. The model itself stays 
 import types
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -18,12 +18,15 @@ from torch import Tensor, nn
 from sibp.capture.activation import Consumption, PreActivation
 from sibp.capture.geometry import Geometry
 from sibp.prox.activations import Activation
-from sibp.prox.coordinates import Features
+from sibp.prox.coordinates import AnyFeatures
+from sibp.prox.features import Features
 
 
 @dataclass(frozen=True)
 class LayerProblem:
     """One layer's subproblem, as matrices; g stands for the groups of a convolution, and is left out for `nn.Linear`.
+
+    Where `features` are `Patches`, rows have two axes: (g, B, P, m) in the place of (g, N, m).
 
     Attributes:
         name: the layer's, as in `model.named_modules()`.
@@ -39,7 +42,7 @@ class LayerProblem:
     """
 
     name: str
-    features: Features
+    features: AnyFeatures
     D_z: Tensor
     terms: float
     activation: Activation | None
@@ -47,6 +50,13 @@ class LayerProblem:
     D: Tensor | None
     W: Tensor
     b: Tensor | None
+
+    def as_matrices(self) -> "LayerProblem":
+        """The same with all rows on one axis, and A written out."""
+        if isinstance(self.features, Features):
+            return self
+        Z, D = (None if t is None else t.flatten(1, 2) for t in (self.Z, self.D))
+        return replace(self, features=self.features.written_out(), D_z=self.D_z.flatten(1, 2), Z=Z, D=D)
 
 
 @dataclass(frozen=True)
@@ -273,9 +283,10 @@ class _TappedLayer(torch.autograd.Function):
         tap.begin_backward()
         geometry, consumption = tap.geometry, ctx.consumption
         dtype = torch.promote_types(W.dtype, torch.float32)  # solves are never done in half precision
-        D_z = _as(geometry.outputs(grad_outputs[0]), dtype)
+        gradient = _as(grad_outputs[0], dtype)
         needs_x, needs_W, needs_b = ctx.needs_input_grad[:3]
         features = geometry.features(_as(x, dtype), weight=needs_W and tap.weight, bias=needs_b and tap.bias)
+        D_z = geometry.outputs(gradient, features)
         known = consumption.known
         problem = LayerProblem(
             name=tap.name,
@@ -283,18 +294,19 @@ class _TappedLayer(torch.autograd.Function):
             D_z=D_z,
             terms=ctx.terms,
             activation=consumption.activation if known else None,
-            Z=_as(geometry.outputs(consumption.Z), dtype) if known else None,
-            D=_as(geometry.outputs(consumption.D), dtype) if known else None,
+            Z=geometry.outputs(_as(consumption.Z, dtype), features) if known else None,
+            D=geometry.outputs(_as(consumption.D, dtype), features) if known else None,
             W=_as(W, dtype),
             b=None if b is None else _as(b, dtype),
         )
         consumption.clear()
         update = owner.solve(tap, problem)
-        grad_x = _input_gradient(geometry, x, D_z, problem, update, owner.semi_implicit) if needs_x else None
+        grad_x = _input_gradient(geometry, x, gradient, problem, update, owner.semi_implicit) if needs_x else None
+        inputs = replace(features, weight=True, bias=False)
         return (
             grad_x,
-            _parameter_gradient(tap, "weight", W, update.W_decrease, lambda: D_z.mT @ features.A) if needs_W else None,
-            _parameter_gradient(tap, "bias", b, update.b_decrease, lambda: D_z.sum(-2)) if needs_b else None,
+            _parameter_gradient(tap, "weight", W, update.W_decrease, lambda: inputs.pull(D_z).mT) if needs_W else None,
+            _parameter_gradient(tap, "bias", b, update.b_decrease, lambda: inputs.over_rows(D_z)) if needs_b else None,
             None,
             None,
             None,
@@ -304,22 +316,22 @@ class _TappedLayer(torch.autograd.Function):
 def _input_gradient(
     geometry: Geometry,
     x: Tensor,
-    D_z: Tensor,
+    gradient: Tensor,
     problem: LayerProblem,
     update: LayerUpdate,
     semi_implicit: bool,
 ) -> Tensor:
-    """D_{l-1} = D_z W, with the new W if semi-implicit; step 3 of DESIGN section 2."""
+    """D_{l-1} = D_z W, with the new W if semi-implicit; step 3 of DESIGN section 2. `gradient` is D_z as it came."""
     W = problem.W
     if not semi_implicit or update.W_decrease is None:
-        gradient = geometry.input_gradient(x, D_z, W)
+        sent = geometry.input_gradient(x, gradient, W)
     elif geometry.is_linear and update.backward_change is not None:
-        change = update.backward_change(D_z)
-        gradient = geometry.input_gradient(x, D_z, W)
-        gradient = gradient if change is None else gradient.add_(change.reshape(x.shape))
+        change = update.backward_change(problem.D_z)
+        sent = geometry.input_gradient(x, gradient, W)
+        sent = sent if change is None else sent.add_(change.reshape(x.shape))
     else:
-        gradient = geometry.input_gradient(x, D_z, W - update.W_decrease.reshape(W.shape))
-    return _as(gradient, x.dtype)
+        sent = geometry.input_gradient(x, gradient, W - update.W_decrease.reshape(W.shape))
+    return _as(sent, x.dtype)
 
 
 def _parameter_gradient(tap: Tap, key: str, p: Any, decrease: Tensor | None, ordinary: Any) -> Tensor:

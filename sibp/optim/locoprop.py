@@ -105,7 +105,8 @@ class LocoProp(TappedOptimizer):
 
     def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
         """K steps on one layer's local loss."""
-        A, K = problem.features.A, group["inner_steps"]
+        problem = problem.as_matrices()
+        A, K = problem.features.written_out().A, group["inner_steps"]
         start = self._matrices(problem)
         W, b = (value.clone() for value in start)
         f = self._transfer(tap, problem, group)
@@ -143,7 +144,7 @@ class LocoProp(TappedOptimizer):
     @staticmethod
     def _matrices(problem: LayerProblem) -> tuple[Tensor, Tensor]:
         """W (g, m, n) and b (g, 1, m), a layer without a bias having one of 0."""
-        A = problem.features.A
+        A = problem.features.written_out().A
         W = problem.W.reshape(*A.shape[:-2], -1, A.shape[-1])
         b = W.new_zeros(W.shape[:-1]) if problem.b is None else problem.b.reshape(W.shape[:-1])
         return W, b.unsqueeze(-2)

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sibp.capture.tap import LayerProblem
 from sibp.optim.solvers import Solver
-from sibp.prox.coordinates import Features
+from sibp.prox.features import Features, Sharing
 from sibp.prox.numbers import Flag
 
 
@@ -79,9 +79,9 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-@dataclass(frozen=True, kw_only=True)
-class GatheredFeatures(Features):
-    """All rows of A, for a subproblem with this rank's share of the neurons only.
+@dataclass(frozen=True)
+class Gathered(Sharing):
+    """All rows are here, for a subproblem with this rank's share of the neurons only.
 
     Attributes:
         exchange: between the ranks.
@@ -102,9 +102,9 @@ class GatheredFeatures(Features):
         return whole, everywhere if isinstance(finite, Tensor) else bool(everywhere)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SummedFeatures(Features):
-    """This rank's rows of A, for the subproblem of all rows.
+@dataclass(frozen=True)
+class Summed(Sharing):
+    """This rank's rows are here, for the subproblem of all rows.
 
     Attributes:
         exchange: between the ranks.
@@ -249,27 +249,24 @@ class DataParallel:
         Raises:
             RuntimeError: if the ranks are not at the same layer with the same settings.
         """
-        features = problem.features
+        features, m, known = problem.features, problem.D_z.shape[-1], problem.activation is not None
         summed = replace(
             problem,
             D_z=problem.D_z * problem.terms,
             D=None if problem.D is None else problem.D * problem.terms,
             terms=1.0,
         )
-        groups = features.A.shape[0] if features.A.dim() > 2 else 1
-        n, m, known = features.A.shape[-1], problem.D_z.shape[-1], problem.activation is not None
         rows = self._agree(problem, solver, lr, prox_weight)
         self.plans[problem.name] = chosen = plan(
-            rows, n, features.size, m,
-            groups=groups, known=known, solver=solver, itemsize=features.A.element_size(),
+            rows, features.inputs, features.size, m,
+            groups=features.groups, known=known, solver=solver, itemsize=problem.D_z.element_size(),
         )  # fmt: skip
         if chosen.way == "sum":
-            return replace(
-                summed,
-                features=SummedFeatures(features.A, features.weight, features.bias, exchange=self.exchange),
-            )
-        A = _all_rows(self.exchange.all(_lengthened(features.A, max(rows))), rows)
-        gathered = GatheredFeatures(A, features.weight, features.bias, exchange=self.exchange, neurons=m)
+            return replace(summed, features=replace(features, sharing=Summed(self.exchange)))
+        summed = summed.as_matrices()
+        own = summed.features.written_out().A
+        A = _all_rows(self.exchange.all(_lengthened(own, max(rows))), rows)
+        gathered = Features(A, features.weight, features.bias, Gathered(self.exchange, m))
         # The activation's solver takes D and Z, all others D_z: what nobody reads does not travel.
         Z, D, D_z = summed.Z, summed.D, summed.D_z
         if known and Z is not None and D is not None:
@@ -307,7 +304,7 @@ class DataParallel:
         mine = {
             "layer": zlib.crc32(problem.name.encode()),
             "neurons": problem.D_z.shape[-1],
-            "inputs": features.A.shape[-1],
+            "inputs": features.inputs,
             "weight that moves": features.weight,
             "bias that moves": features.bias,
             "activation": 0 if s is None else zlib.crc32(s.name.encode()),
@@ -316,7 +313,7 @@ class DataParallel:
             "prox_weight": prox_weight,
         }
         figures = torch.tensor(
-            [features.A.shape[-2], *mine.values()], dtype=torch.float64, device=features.A.device
+            [features.rows, *mine.values()], dtype=torch.float64, device=problem.D_z.device
         )  # whole numbers up to 2^53
         rows, *columns = self.exchange.all(figures).T.tolist()
         for what, column in zip(mine, columns, strict=True):

@@ -12,7 +12,7 @@ from sibp.optim.parallel import ProcessGroup
 from sibp.optim.proximal import ProximalOptimizer
 from sibp.optim.solvers import Solver, as_update, guarded, linear_update
 from sibp.prox.activations import IDENTITY
-from sibp.prox.coordinates import dot, smaller_side
+from sibp.prox.coordinates import Direct, dot, smaller_side
 from sibp.prox.nonlinear import solve_nonlinear
 from sibp.prox.numbers import is_finite, number
 from sibp.prox.status import Measure, Stats, Status
@@ -86,6 +86,7 @@ class ProxBP(ProximalOptimizer):
             return linear_update(problem, eta, prox_weight)
         if solver.kind == "gradient":
             return _gradient_update(problem, eta, prox_weight)
+        problem = problem.as_matrices()
         coordinates = smaller_side(problem.features)
         target = -eta * problem.D_z  # Z - eta D, with Z taken as the origin: only T - Z matters
         origin = torch.zeros_like(target)
@@ -100,11 +101,11 @@ def build(model: nn.Module, *, lr: float, prox_weight: float, solver: str) -> Pr
 
 def _gradient_update(problem: LayerProblem, eta: float, prox_weight: float) -> tuple[LayerUpdate, Measure]:
     """W - (eta/lam) D' A: one explicit step on the subproblem."""
-    D, features = (eta / prox_weight) * problem.D_z, problem.features
-    W_decrease = features.total(D.mT @ features.A) if features.weight else None
-    b_decrease = features.total(D.sum(-2)) if features.bias else None
-    squared = number(sum((dot(d, d) for d in (W_decrease, b_decrease) if d is not None), D.new_zeros(())))
+    coordinates = Direct(problem.features)
+    decrease = coordinates.pull((eta / prox_weight) * problem.D_z)
+    squared = number(dot(decrease, decrease))
     finite = is_finite(squared)
+    W_decrease, b_decrease = coordinates.displacement(decrease)
     W_decrease, b_decrease = (guarded(finite, change) for change in (W_decrease, b_decrease))
     stats = Stats.of(Status.GRADIENT, finite, 0.0, 0.0, rounds=1, step_length=1 / prox_weight, squared_change=squared)
     return LayerUpdate(W_decrease, b_decrease), lambda: stats

@@ -64,7 +64,7 @@ def linear_update(problem: LayerProblem, eta: float, prox_weight: float) -> tupl
 
 def as_update(coordinates: Coordinates, solution: Solution) -> tuple[LayerUpdate, Measure]:
     """The displacement of a solution; exactly zero where the solver met non-finite numbers."""
-    x, finite = coordinates.features.whole(solution.x, solution.finite)
+    x, finite = coordinates.features.sharing.whole(solution.x, solution.finite)
     W_decrease, b_decrease = coordinates.displacement(-x)  # negated while it is small
     by_low_rank = None
     if isinstance(coordinates, Span) and coordinates.low_rank_is_cheaper(x.shape[-1]):
@@ -86,6 +86,9 @@ def cg_update(problem: LayerProblem, eta: float, prox_weight: float, rounds: int
         prox_weight: lam.
         rounds: of conjugate gradients.
     """
+    if problem.activation is None:
+        return linear_update(problem, eta, prox_weight)
+    problem = problem.as_matrices()
     s, Z, D = problem.activation, problem.Z, problem.D
     if s is None or Z is None or D is None:
         return linear_update(problem, eta, prox_weight)
@@ -105,7 +108,8 @@ def paper_update(problem: LayerProblem, eta: float, prox_weight: float) -> tuple
     Raises:
         RuntimeError: for a layer that the authors' solver does not know.
     """
-    s, features = problem.activation, problem.features
+    problem = problem.as_matrices()
+    s, features = problem.activation, problem.features.written_out()
     if s is not None and s.name != "relu":
         raise RuntimeError(
             f"layer '{problem.name}': solver='paper' knows ReLU and the identity only, not {s.name}; use solver='cg:5'."

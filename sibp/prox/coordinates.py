@@ -14,61 +14,16 @@ and the side with the smaller Gram matrix (N x N or n x n) is the cheaper. All t
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from sibp.prox.numbers import Flag, Number, number
+from sibp.prox.features import Features
+from sibp.prox.numbers import Number, number
+from sibp.prox.patches import Patches
 
-
-@dataclass(frozen=True)
-class Features:
-    """A layer's input as its subproblem sees it.
-
-    Attributes:
-        A: (..., N, n) inputs, one row a sample (or a sample's position, for a convolution).
-        weight: whether W moves.
-        bias: whether b moves.
-        with_ones: (..., N, n + 1) [A, 1], where it has been laid out already.
-    """
-
-    A: Tensor
-    weight: bool = True
-    bias: bool = True
-    with_ones: Tensor | None = None
-
-    @property
-    def size(self) -> int:
-        """Columns of Phi: n with a moving weight, one more with a moving bias."""
-        return self.weight * self.A.shape[-1] + self.bias
-
-    def dense(self) -> Tensor:
-        """Phi itself, (..., N, size)."""
-        if self.weight and self.bias and self.with_ones is not None:
-            return self.with_ones
-        columns = ([self.A] if self.weight else []) + ([torch.ones_like(self.A[..., :1])] if self.bias else [])
-        return columns[0] if len(columns) == 1 else torch.cat(columns, -1)
-
-    @property
-    def spanned(self) -> bool:
-        """Whether the rows are all here and no more than Phi's columns: differences are no larger than the weights."""
-        return self.A.shape[-2] <= self.size and not self.partial
-
-    @property
-    def partial(self) -> bool:
-        """Whether these are some of the subproblem's rows only; others are in other processes."""
-        return False
-
-    def total(self, part: Tensor, *, symmetric: bool = False) -> Tensor:
-        """A sum over all rows, from the sum over these; `symmetric` matrices may be treated as such."""
-        del symmetric
-        return part
-
-    def whole(self, x: Tensor, finite: Flag) -> tuple[Tensor, Flag]:
-        """Coefficients of all neurons, (..., r, m), from those that were solved for here; finite if all were."""
-        return x, finite
+AnyFeatures = Features | Patches
 
 
 class Span:
@@ -95,9 +50,9 @@ class Span:
         return torch.ones_like(self.rounding)
 
     @property
-    def matrix(self) -> Tensor:
-        """What takes coefficients to images: K."""
-        return self.gram
+    def size(self) -> int:
+        """Coefficients of a neuron, N."""
+        return self.features.rows
 
     def when_asked(self, figure: Callable[[], Number]) -> Callable[[], Number]:
         """A figure of tensors (..., N, m): worked out if asked for; the tensors, being small, are kept till then."""
@@ -147,7 +102,7 @@ class Span:
         The one costs N^2 (n + m) multiply-adds, the other some m n numbers moved through memory, each of which takes
         the time of about 20 multiply-adds (on CPUs and GPUs alike, within a factor of two).
         """
-        N, n = self.features.A.shape[-2:]
+        N, n = self.features.rows, self.features.inputs
         return N * N * (n + m) < 20 * m * n
 
     def backward_change(self, D: Tensor, U: Tensor) -> Tensor | None:
@@ -158,25 +113,23 @@ class Span:
 class Direct:
     """Coordinates V = [W' - W, b' - b]' themselves."""
 
-    def __init__(self, features: Features) -> None:
-        """Builds Phi, (..., N, n)."""
+    def __init__(self, features: AnyFeatures) -> None:
         self.features = features
-        self.phi = features.dense()
+
+    @property
+    def size(self) -> int:
+        """Coefficients of a neuron, n."""
+        return self.features.size
 
     @cached_property
     def gram(self) -> Tensor:
         """Phi' Phi, (..., n, n); conjugate gradients never ask for it."""
-        return self.features.total(self.phi.mT @ self.phi, symmetric=True)
+        return self.features.sharing.total(self.features.gram(), symmetric=True)
 
     @cached_property
     def amplification(self) -> Tensor:
         """Factor by which `pull` can enlarge squared rounding errors, ||Phi||^2, (..., 1)."""
-        return self.features.total(torch.linalg.vector_norm(self.phi, dim=(-2, -1)).square()).unsqueeze(-1)
-
-    @property
-    def matrix(self) -> Tensor:
-        """What takes coefficients to images: Phi."""
-        return self.phi
+        return self.features.sharing.total(self.features.squared_norm()).unsqueeze(-1)
 
     @property
     def rounding(self) -> Tensor:
@@ -190,11 +143,11 @@ class Direct:
 
     def pull(self, E: Tensor) -> Tensor:
         """Phi' E, (..., n, m)."""
-        return self.features.total(self.phi.mT @ E)
+        return self.features.sharing.total(self.features.pull(E))
 
     def image(self, V: Tensor) -> Tensor:
         """Change of Z, Phi V, (..., N, m)."""
-        return self.phi @ V
+        return self.features.image(V)
 
     def inner(self, x: Tensor, image_x: Tensor, y: Tensor, image_y: Tensor) -> Tensor:
         """<x, y> of two displacements, one number a neuron, (..., m): column sums of x * y."""
@@ -234,6 +187,6 @@ def dot(x: Tensor, y: Tensor) -> Tensor:
     return torch.dot(x.flatten(), y.flatten())
 
 
-def smaller_side(features: Features) -> Coordinates:
+def smaller_side(features: AnyFeatures) -> Coordinates:
     """The coordinates with the smaller Gram matrix: N x N (span, if all rows are here) or n x n (direct)."""
-    return Span(features) if features.spanned else Direct(features)
+    return Span(features) if isinstance(features, Features) and features.spanned else Direct(features)

@@ -108,7 +108,8 @@ def rounds(
         shrink_factor: by which a refused neuron's next step is shortened.
         rounding_units: units in the last place by which a residual may be rounded.
     """
-    (*leading, N, m), r = Z.shape, coordinates.matrix.shape[-1]
+    (*leading, N, m), r = Z.shape, coordinates.size
+    matrix = coordinates.features.written_out().phi if isinstance(coordinates, Direct) else coordinates.gram
     groups = math.prod(leading)
     unit = rounding_units * torch.finfo(Z.dtype).eps
     state = _round_type(Z.dtype)(
@@ -118,10 +119,10 @@ def rounds(
     x = Z.new_empty(groups, r, m)
     figures = Z.new_empty(groups, len(_FIGURES), m)
     noise = zip(coordinates.rounding.flatten().tolist(), coordinates.amplification.flatten().tolist(), strict=True)
-    cases = zip(*(t.reshape(groups, *t.shape[-2:]) for t in (Z, T, coordinates.matrix, x)), figures, noise, strict=True)
-    for Z_g, T_g, matrix, x_g, figures_g, (rounding, amplification) in cases:
+    cases = zip(*(t.reshape(groups, *t.shape[-2:]) for t in (Z, T, matrix, x)), figures, noise, strict=True)
+    for Z_g, T_g, matrix_g, x_g, figures_g, (rounding, amplification) in cases:
         state.rounding, state.residual_rounding = rounding, amplification * unit**2
-        _one_group(state, Z_g, T_g, matrix, x_g, figures_g, number)
+        _one_group(state, Z_g, T_g, matrix_g, x_g, figures_g, number)
     start, f, norm, steps, descent = figures.sum((0, 2))[: len(_SUMS)].unbind()
     return Rounds(x.view(*leading, r, m), norm, start, f, descent, steps / (number * groups * m))
 

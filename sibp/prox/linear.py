@@ -47,7 +47,8 @@ def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
     solved = (number(info.amax()) == 0) & is_finite(squared_x)
     x = choose(solved, lambda: x, lambda: rhs / -(damping + scale))
     finite = is_finite(scale + choose(solved, lambda: squared_x, lambda: number(dot(x, x))))
-    squared_R = coordinates.when_asked(lambda: number(coordinates.features.total(dot(R, R))))
+    total = coordinates.features.sharing.total
+    squared_R = coordinates.when_asked(lambda: number(total(torch.linalg.vector_norm(R).square())))
 
     def measure() -> Stats:
         start, x_rhs = squared_R(), number(dot(x, rhs))

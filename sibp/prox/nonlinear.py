@@ -45,7 +45,7 @@ def solve_nonlinear(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, 
     Returns:
         x in the given coordinates, with status and figures; f(x) <= f(0) neuron by neuron.
     """
-    if fused.usable(Z, s) and not coordinates.features.partial:
+    if fused.usable(Z, s) and not coordinates.features.sharing.partial:
         taken = fused.rounds(coordinates, Z, T, lam, s, rounds, _SHRINK, _ROUNDING)
     else:
         taken = _rounds(coordinates, Z, T, lam, s, rounds)
@@ -54,8 +54,8 @@ def solve_nonlinear(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, 
 
 def _rounds(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activation, rounds: int) -> fused.Rounds:
     """The rounds themselves, for any activation, coordinates and device."""
-    total = coordinates.features.total
-    x = Z.new_zeros(*Z.shape[:-2], coordinates.matrix.shape[-1], Z.shape[-1])
+    total = coordinates.features.sharing.total
+    x = Z.new_zeros(*Z.shape[:-2], coordinates.size, Z.shape[-1])
     image_x = torch.zeros_like(Z)
     D, image_D, G_old = x, image_x, x
     f = total((s.value(Z) - T).square().sum(-2))

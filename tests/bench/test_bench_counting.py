@@ -1,5 +1,6 @@
 """The formulas count what torch counts on steps written out by hand, and those steps are the methods' own."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -105,6 +106,15 @@ def test_closed_forms(case, method):
     assert done == expected
 
 
+@pytest.mark.parametrize(("method", "optimizer"), [("exact", SIBP), ("proxbp", ProxBP)])
+@pytest.mark.parametrize("batch", [2, 9])  # the last convolution in span, with patches; all direct, without
+def test_closed_forms_of_convolutions(batch, method, optimizer):
+    case = Case(CONVNET, batch)
+    model = case.model().double()
+    done = counted(lambda: train(model, optimizer(model, solver="exact"), case))
+    assert done == products(method, case, case.model())
+
+
 @pytest.mark.parametrize("case", [SPAN, DIRECT, MIXED], ids=str)
 def test_a_round_of_conjugate_gradients(case):
     def done(rounds):
@@ -118,7 +128,8 @@ def test_a_round_of_conjugate_gradients(case):
 
 def test_layers_of_a_convolutional_net():
     layers = layers_of(Case(CONVNET, 2).model(), (3, 32, 32), 2)
-    assert layers[0] == Layer(2 * 32 * 32, 3 * 25, 16, first=True, last=False, entries=2 * 3 * 32 * 32)
+    first = Layer(2 * 32 * 32, 3 * 25, 16, first=True, last=False, entries=2 * 3 * 32 * 32)
+    assert replace(layers[0], patches=None) == first
     assert layers[-1] == Layer(2, 20 * 8 * 8, 10, first=False, last=True, entries=2 * 20 * 8 * 8)
     assert [layer.is_linear for layer in layers] == [False, False, False, True]
 

@@ -1,0 +1,98 @@
+"""Patches that are never written out do what the matrix of all patches does."""
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from layer_problems import randn
+
+from sibp.prox.patches import Patches
+from sibp.prox.window import Window, meetings, strips
+
+PAIRS = {
+    "kernel": st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    "stride": st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    "padding": st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    "dilation": st.tuples(st.integers(1, 2), st.integers(1, 2)),
+}
+
+
+def by_hand(patches: Patches) -> torch.Tensor:
+    """Phi (g, B * P, size), one entry of the kernel after the other."""
+    window, (B, channels, height, width) = patches.window, patches.x.shape
+    rows, columns = patches.positions
+    padded = patches.x.new_zeros(B, channels, height + 2 * window.padding[0], width + 2 * window.padding[1])
+    padded[:, :, window.padding[0] :, window.padding[1] :][:, :, :height, :width] = patches.x
+    entries = []
+    for channel in range(channels // window.groups):
+        for i in range(window.kernel[0]):
+            for j in range(window.kernel[1]):
+                top, left = i * window.dilation[0], j * window.dilation[1]
+                seen = padded[:, channel :: channels // window.groups, top:, left:]
+                entries.append(seen[:, :, :: window.stride[0], :: window.stride[1]][:, :, :rows, :columns])
+    A = torch.stack(entries, -1).movedim(1, 0).flatten(1, 3)
+    return torch.cat([A] * patches.weight + [torch.ones_like(A[..., :1])] * patches.bias, -1)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    **PAIRS,
+    groups=st.integers(1, 3),
+    channels=st.integers(1, 3),
+    batch=st.integers(1, 3),
+    size=st.tuples(st.integers(1, 11), st.integers(1, 11)),
+    moves=st.sampled_from([(True, True), (True, False), (False, True)]),
+    channels_last=st.booleans(),
+)
+def test_products_are_those_of_the_patch_matrix(
+    kernel, stride, padding, dilation, groups, channels, batch, size, moves, channels_last
+):
+    window = Window(kernel, stride, padding, dilation, groups)
+    assume(min(window.positions(*size)) >= 1)
+    x = randn(batch, groups * channels, *size)
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    patches = Patches(x, window, *moves)
+    P, phi = patches.rows // batch, by_hand(patches)
+    E, V = randn(groups, batch, P, 4, seed=1), randn(groups, patches.size, 4, seed=2)
+    close = {"rtol": 1e-10, "atol": 1e-10}
+    torch.testing.assert_close(patches.written_out().phi, phi, **close)
+    torch.testing.assert_close(patches.gram(), phi.mT @ phi, **close)
+    torch.testing.assert_close(patches.squared_norm(), phi.square().sum((1, 2)), **close)
+    torch.testing.assert_close(patches.pull(E), phi.mT @ E.flatten(1, 2), **close)
+    torch.testing.assert_close(patches.image(V).flatten(1, 2), phi @ V, **close)
+    torch.testing.assert_close(patches.over_rows(E), E.sum((1, 2)), **close)
+    z = randn(batch, groups * 4, *patches.positions, seed=3)
+    expected = z.reshape(batch, groups, 4, P)
+    torch.testing.assert_close(patches.images(z)[0, 0, :, 1], expected[0, 0, 1], rtol=0, atol=0)
+    torch.testing.assert_close(patches.images(z)[-1, -1, -1], expected[-1, -1, :, -1], rtol=0, atol=0)
+
+
+def test_single_precision_is_as_good_as_with_patches():
+    """On images whose mean is far from zero, as activations are: nothing is a difference of large sums."""
+    window = Window((5, 5), (1, 1), (2, 2), (1, 1), 1)
+    x = 3 + randn(20, 4, 16, 16)
+    exact, patches = Patches(x, window).gram(), Patches(x.float(), window)
+    phi = patches.written_out().phi
+    error, usual = (patches.gram() - exact).abs().max(), (phi.mT @ phi - exact).abs().max()
+    assert error < 2 * usual
+
+
+@pytest.mark.parametrize(
+    ("columns", "padding", "expected"),
+    [
+        (8, 2, (1, 8, 8)),  # the whole image: 64 against 8 * 25, 4 * 36, 2 * 64, and 144 with padding
+        (32, 2, (8, 8, 4)),  # 8 * 64 against 16 * 36 (strips of two patches) and 4 * 144 (of eight)
+        (13, 0, (3, 7, 3)),  # 3 * 49 against 169 and 9 * 25
+    ],
+)
+def test_strips_take_the_fewest_products(columns, padding, expected):
+    cut = strips(Window((5, 5), (1, 1), (padding, padding), (1, 1), 1), columns)
+    assert (cut.number, cut.width, cut.patches) == expected
+
+
+def test_inside_the_image_rows_are_taken_together():
+    """However large the image: the number of products grows with the kernel alone."""
+    window = Window((3, 3), (1, 1), (1, 1), (1, 1), 1)
+    found = meetings(window, 100)
+    assert len(found) == len(meetings(window, 10)) == 3 + 3 + 1
+    assert [m.rows for m in found if len(m.taps) == 3 and m.lag == 0] == [slice(1, 99, 1)]
