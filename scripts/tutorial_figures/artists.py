@@ -5,10 +5,12 @@ from typing import Any
 
 import derivatives
 import explicit
+import fixed
 import forward
 import graph
 import neuron
 import proximal
+import span
 
 Artist = Callable[[dict[str, Any]], dict[str, str]]
 """Takes the names that a page's code defined, and answers the SVG text of its pictures by file name."""
@@ -20,4 +22,6 @@ ARTISTS: dict[str, Artist] = {
     "04-graph": graph.draw,
     "05-explicit-steps": explicit.draw,
     "06-proximal-steps": proximal.draw,
+    "07-span-trick": span.draw,
+    "08-fixed-points": fixed.draw,
 }

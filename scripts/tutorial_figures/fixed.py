@@ -1,0 +1,25 @@
+"""Picture of page 8: gradient and change on the way to rest."""
+
+from typing import Any
+
+from drawing import FORWARD, NEW
+from plots import plot
+
+
+def draw(page: dict[str, Any]) -> dict[str, str]:
+    """The page's picture.
+
+    Args:
+        page: the names that its code defined.
+
+    Returns:
+        SVG text by file name.
+    """
+    with plot(6.4, 3.2) as made:
+        ax = made.figure.add_subplot()
+        for (name, history), color in zip(page["histories"].items(), (FORWARD, NEW), strict=True):
+            ax.plot(history[:, 1], color=color, label=f"{name}: size of the gradient")
+            ax.plot(history[:, 2], color=color, linestyle="--", label=f"{name}: size of the change")
+        ax.set(yscale="log", xlabel="step")
+        ax.legend()
+    return {"fixed-point.svg": made.svg}
