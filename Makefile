@@ -3,11 +3,12 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3 py
     "import sys; print(0) if (3, 11) <= sys.version_info[:2] < (3, 14) else None" 2>/dev/null),$(name))))
 BIN := .venv/bin
 
-.PHONY: help run test docs results tensorboard clean
+.PHONY: help run test docs reproduce results tensorboard clean
 help:
 	@echo "make run          train SGD, ProxBP and SIBP on the digits and compare them (a minute)"
 	@echo "make test         format, lint, types and tests"
 	@echo "make docs         build the documentation as site/index.html, to be opened by a double click"
+	@echo "make reproduce    run the experiments of results/experiments.yaml that are not kept (hours; it goes on where it was)"
 	@echo "make results      write the reports under results/, and what README.md and docs/ show of them, anew"
 	@echo "make tensorboard  open the curves of everything under runs/"
 	@echo "make clean        remove .venv/ and caches; runs/ stays"
@@ -23,6 +24,9 @@ test: .venv/.stamp
 
 docs: .venv/.stamp
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+reproduce: .venv/.stamp
+	@$(BIN)/python scripts/reproduce.py
 
 results: .venv/.stamp
 	@$(BIN)/python scripts/results.py

@@ -1,6 +1,7 @@
-"""Write every results/**/report.md anew from the runs kept beside it: ``python scripts/results.py [--check]``.
+"""Write every results/*/report.md anew from the runs kept beside it: ``python scripts/results.py [--check]``.
 
-A report names the command that made it; that command is run again in the report's folder.
+A report names the command that made it; that command is run again in the report's folder. Runs that have no report yet
+get one.
 """
 
 import argparse
@@ -13,16 +14,18 @@ import tempfile
 from pathlib import Path
 
 from sibp.report.__main__ import main as report
+from sibp.report.packed import PACKED
 
 RESULTS = Path(__file__).parents[1] / "results"
 MADE_BY = "Made by: python -m sibp.report "
+FIRST = f"{MADE_BY}. --out report.html --format md"
 
 
 def rebuild(old: Path) -> bytes:
     """Make a report again.
 
     Args:
-        old: a report.md.
+        old: a report.md, which need not exist yet.
 
     Returns:
         What it should hold.
@@ -30,7 +33,8 @@ def rebuild(old: Path) -> bytes:
     Raises:
         ValueError: the file does not name its command, or the command fails.
     """
-    lines = [line for line in old.read_text().splitlines() if line.startswith(MADE_BY)]
+    text = old.read_text() if old.exists() else FIRST
+    lines = [line for line in text.splitlines() if line.startswith(MADE_BY)]
     if len(lines) != 1:
         raise ValueError(f"{old} does not say how it was made: no single line starts with {MADE_BY!r}")
     words = shlex.split(lines[0].removeprefix(MADE_BY))
@@ -53,9 +57,10 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a report differs")
     check = parser.parse_args().check
     different = 0
-    for path in sorted(RESULTS.rglob("report.md")):
+    for folder in sorted({path.relative_to(RESULTS).parts[0] for path in RESULTS.rglob(PACKED)}):
+        path = RESULTS / folder / "report.md"
         new = rebuild(path)
-        if path.read_bytes() == new:
+        if path.exists() and path.read_bytes() == new:
             print(f"unchanged  {path.relative_to(RESULTS)}")
             continue
         different += 1

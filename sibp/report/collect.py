@@ -1,10 +1,11 @@
-"""Find every run folder below the given folders."""
+"""Find every run below the given folders, in a folder of its own or packed with others."""
 
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sibp.report.packed import PACKED, read_packed
 from sibp.report.reading import Run, read_run
 from sibp.report.values import BrokenError, UsageError, shown
 
@@ -45,10 +46,14 @@ def collect(folders: Sequence[Path]) -> Collection:
             raise UsageError(f"{shown(str(folder))} {what}: give folders that hold runs.")
     unreadable: list[Broken] = []
     found = {path.resolve(): path for folder in folders for path in _run_folders(folder, unreadable)}
-    runs, broken = [], unreadable
+    runs: list[Run] = []
+    broken = unreadable
     for path in sorted(found.values()):
         try:
-            runs.append(read_run(path))
+            if path.name == PACKED:
+                runs += read_packed(path)
+            else:
+                runs.append(read_run(path))
         except BrokenError as error:
             broken.append(Broken(path, str(error)))
     if not runs and not broken:
@@ -67,6 +72,8 @@ def _run_folders(folder: Path, unreadable: list[Broken]) -> Iterator[Path]:
         path = Path(name)
         if names & {"metrics.jsonl", "summary.json"} or ("config.yaml" in names and _is_resolved(path)):
             yield path
+        if PACKED in files:
+            yield path / PACKED
 
 
 def _is_resolved(folder: Path) -> bool:

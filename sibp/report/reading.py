@@ -69,8 +69,29 @@ def read_run(folder: Path) -> Run:
     """
     config = _read_config(folder / "config.yaml")
     summary = _read_summary(folder / "summary.json")
-    status = summary.get("status", UNFINISHED)
     rows, notes = _read_rows(folder / "metrics.jsonl")
+    return run_of(folder, config, summary, rows, notes)
+
+
+def run_of(
+    folder: Path, config: dict[str, Any], summary: dict[str, Any], rows: list[dict[str, Any]], notes: list[str]
+) -> Run:
+    """Put together what was read of a run.
+
+    Args:
+        folder: of the run.
+        config: checked by :func:`checked_config`.
+        summary: checked by :func:`checked_summary`, or empty.
+        rows: each checked by :func:`checked_row`.
+        notes: what was put right on reading.
+
+    Returns:
+        The run.
+
+    Raises:
+        BrokenError: it says that it is completed, and has no rows.
+    """
+    status = summary.get("status", UNFINISHED)
     if status == "completed":
         status = _complete(rows, summary, notes)
     return Run(folder, config, summary, status, _columns(rows), _solver(rows), tuple(notes))
@@ -103,7 +124,22 @@ def _read_config(path: Path) -> dict[str, Any]:
     except BrokenError as error:
         raise BrokenError(f"config.yaml {error}") from error
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise BrokenError(f"config.yaml is no YAML ({_first_line(error)})") from error
+        raise BrokenError(f"config.yaml is no YAML ({first_line(error)})") from error
+    return checked_config(config)
+
+
+def checked_config(config: Any) -> dict[str, Any]:
+    """Check a run's settings.
+
+    Args:
+        config: as returned by :func:`~sibp.report.values.plain`.
+
+    Returns:
+        The same.
+
+    Raises:
+        BrokenError: no optimizer or no seed is named.
+    """
     if not isinstance(config, dict):
         raise BrokenError("config.yaml holds no settings")
     optimizer, seed = config.get("optimizer"), config.get("seed")
@@ -123,7 +159,22 @@ def _read_summary(path: Path) -> dict[str, Any]:
     except BrokenError as error:
         raise BrokenError(f"summary.json {error}") from error
     except (ValueError, RecursionError) as error:
-        raise BrokenError(f"summary.json is damaged ({_first_line(error)})") from error
+        raise BrokenError(f"summary.json is damaged ({first_line(error)})") from error
+    return checked_summary(summary)
+
+
+def checked_summary(summary: Any) -> dict[str, Any]:
+    """Check how a run ended.
+
+    Args:
+        summary: as returned by :func:`~sibp.report.values.plain`.
+
+    Returns:
+        The same.
+
+    Raises:
+        BrokenError: it says no status.
+    """
     if not isinstance(summary, dict):
         raise BrokenError("summary.json holds no summary")
     if summary.get("status") not in STATUSES:
@@ -146,15 +197,27 @@ def _read_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
         except (ValueError, RecursionError) as error:
             if i == len(lines) - 1:
                 return rows, [f"metrics.jsonl: the last line ({i + 1}) is cut off, and was dropped"]
-            raise BrokenError(f"metrics.jsonl is damaged at line {i + 1} ({_first_line(error)})") from error
+            raise BrokenError(f"metrics.jsonl is damaged at line {i + 1} ({first_line(error)})") from error
         try:
-            rows.append(_checked_row(row, rows[-1] if rows else None))
+            rows.append(checked_row(row, rows[-1] if rows else None))
         except BrokenError as error:
             raise BrokenError(f"metrics.jsonl, line {i + 1}: {error}") from error
     return rows, []
 
 
-def _checked_row(row: Any, before: Mapping[str, Any] | None) -> dict[str, Any]:
+def checked_row(row: Any, before: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Check a logged row.
+
+    Args:
+        row: as read.
+        before: the row before it, checked.
+
+    Returns:
+        Step, seconds, metrics (NaN where not finite) and the solver's statistics.
+
+    Raises:
+        BrokenError: a figure is missing or impossible.
+    """
     if not isinstance(row, dict):
         raise BrokenError(f"is {shown(row)}, not an object")
     checked: dict[str, Any] = {}
@@ -186,7 +249,7 @@ def _complete(rows: list[dict[str, Any]], summary: Mapping[str, Any], notes: lis
     if math.isnan(steps) or rows[-1]["step"] >= steps:
         return "completed"
     try:
-        row = _checked_row(final, rows[-1])
+        row = checked_row(final, rows[-1])
     except BrokenError:
         row = {"step": math.nan}
     if row["step"] != steps:
@@ -218,5 +281,13 @@ def _arrays(points: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
     return steps, values
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """An error in short.
+
+    Args:
+        error: of a parser.
+
+    Returns:
+        The first line of its message, or its name.
+    """
     return shown(next(iter(str(error).splitlines()), "") or type(error).__name__)

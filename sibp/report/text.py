@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from sibp.report.blocks import Cell, Link
+from sibp.report.packed import PACKED
 from sibp.report.statistics import Estimate
 from sibp.report.values import shown
 
@@ -59,13 +60,15 @@ def is_number(cell: Cell) -> bool:
 
 
 def relative(path: Path, folder: Path) -> str:
-    """The way from the report's folder to a run's folder.
+    """The way from the report's folder to a run.
 
     Args:
-        path: the run's folder.
+        path: the run's folder; one that is packed has none, and the way leads to the file that holds it.
         folder: the report's.
 
     Returns:
         A relative path with forward slashes.
     """
+    if not path.exists() and (path.parent / PACKED).exists():
+        path = path.parent / PACKED
     return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()

@@ -1,0 +1,255 @@
+"""Run or resume the experiments of results/experiments.yaml, keep their evidence under results/, and judge the claims.
+
+    python scripts/reproduce.py                  # those without kept evidence, but for *_full
+    python scripts/reproduce.py depth rounds     # these, kept evidence or not
+    python scripts/reproduce.py --dry            # only list the commands
+
+Finished runs in the run root are not trained again, so the same command goes on after an interruption. An experiment
+is kept when all its runs have ended; what was kept of it before is replaced. Exit code: 0 everything asked for is kept,
+1 something is not, 2 wrong input, 130 interrupted.
+"""
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sibp.report.collect import collect
+from sibp.report.packed import PACKED, pack
+from sibp.report.values import UsageError
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results"
+KINDS = ("train", "tune", "chosen", "script")
+RECORDS = ("*.json", "tuning.md")  # kept as they are, beside the runs
+ENDED, INTERRUPTED = (0, 3), 130  # 3: a run diverged, which is a result
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What to run for a question, and how long that takes; ``commands`` is folder -> command."""
+
+    name: str
+    asks: str
+    minutes: float
+    commands: dict[str, str]
+    note: str = ""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is only run when it is asked for by name."""
+        return self.name.endswith("_full")
+
+
+def read_experiments(path: Path = RESULTS / "experiments.yaml") -> dict[str, Experiment]:
+    """Read the list of experiments.
+
+    Args:
+        path: the file.
+
+    Returns:
+        name -> experiment, in the file's order.
+
+    Raises:
+        UsageError: an entry is wrong; names it.
+    """
+    found = {}
+    for name, node in yaml.safe_load(path.read_text()).items():
+        try:
+            found[name] = Experiment(name, **node)
+        except TypeError as error:
+            raise UsageError(f"{path.name}: {name}: {str(error).partition('__init__() ')[2]}.") from error
+        for command in found[name].commands.values():
+            if command.split()[0] not in KINDS:
+                raise UsageError(f"{path.name}: {name}: {command} does not begin with one of {', '.join(KINDS)}.")
+    return found
+
+
+def commands(experiment: Experiment, run_root: Path, own: Sequence[str]) -> Iterator[list[str]]:
+    """The commands of an experiment, without the name of the Python.
+
+    Args:
+        experiment: which.
+        run_root: for the runs of all experiments.
+        own: words for every training command, such as ``data_root=data``.
+
+    Yields:
+        The words of one command.
+
+    Raises:
+        UsageError: it takes the settings of an experiment that is not kept.
+    """
+    for folder, command in experiment.commands.items():
+        kind, *words = shlex.split(command)
+        place = (run_root / experiment.name / folder).as_posix()
+        after = [*own, f"run_root={place}", "tensorboard=false"]
+        if kind == "script":
+            yield [f"scripts/{words[0]}", *words[1:], "--out", place]
+        elif kind == "chosen":
+            for choice in _choices(words[0]):
+                yield ["-m", "sibp.train", "-m", *words[1:], *choice, *after]
+        else:
+            yield ["-m", f"sibp.{kind}", *(["-m"] if kind == "train" else []), *words, *after]
+
+
+def _choices(name: str) -> Iterator[list[str]]:
+    """Every method of a tuned experiment with its chosen setting, as words."""
+    path = RESULTS / name / "tuning.json"
+    if not path.exists():
+        raise UsageError(f"{name} is not kept yet, and its choice is needed: python scripts/reproduce.py {name}")
+    for method in json.loads(path.read_text())["methods"]:
+        if method["chosen"]:
+            setting = method["optimizer"] | method["chosen"]
+            yield [f"optimizer={setting.pop('name')}", *(f"optimizer.{k}={_word(v)}" for k, v in setting.items())]
+
+
+def _word(value: Any) -> str:
+    return json.dumps(value) if not isinstance(value, str) else value
+
+
+def run(experiment: Experiment, run_root: Path, own: Sequence[str]) -> int:
+    """Run or resume an experiment.
+
+    Args:
+        experiment: which.
+        run_root: for the runs of all experiments.
+        own: words for every training command.
+
+    Returns:
+        0 if all its runs have ended, else the first other exit code.
+    """
+    for words in commands(experiment, run_root, own):
+        print(f"$ python {shlex.join(words)}", flush=True)
+        try:
+            code = subprocess.run([sys.executable, *words], cwd=ROOT).returncode
+        except KeyboardInterrupt:  # the command got it too, and has written its checkpoint
+            code = INTERRUPTED
+        if code not in ENDED:
+            return code
+    return 0
+
+
+def keep(experiment: Experiment, run_root: Path, results: Path = RESULTS) -> str | None:
+    """Replace what is kept of an experiment by what is in the run root.
+
+    Args:
+        experiment: which.
+        run_root: as it was run with.
+        results: where evidence is kept.
+
+    Returns:
+        None, or why nothing was changed.
+    """
+    files: dict[Path, str] = {}
+    source = run_root / experiment.name
+    for folder, command in experiment.commands.items():
+        part = source / folder
+        for path in sorted(path for pattern in RECORDS for path in part.glob(pattern)):
+            files[path.relative_to(source)] = path.read_text()
+        for below in {"tune": ("trials", "final"), "script": ()}.get(command.split()[0], (".",)):
+            try:
+                found = collect([part / below])
+            except UsageError as error:
+                return str(error)
+            waiting = [run.path.name for run in found.runs if run.status not in ("completed", "diverged")]
+            if waiting or found.broken:
+                return f"{len(waiting)} runs have not ended, {len(found.broken)} are broken: the same command goes on."
+            files[(part / below / PACKED).relative_to(source)] = pack(found.runs)
+    if not files:
+        return f"{source} holds no results."
+    target = results / experiment.name
+    for path in target.iterdir() if target.exists() else ():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in ("report.md", "README.md"):  # the report knows its own command
+            path.unlink()
+    for place, text in files.items():
+        (target / place).parent.mkdir(parents=True, exist_ok=True)
+        (target / place).write_text(text)
+    return None
+
+
+def is_kept(name: str, results: Path = RESULTS) -> bool:
+    """Whether there is evidence of an experiment."""
+    return any((results / name).rglob("*.json*"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Args:
+        argv: its words; None for those the process was started with.
+
+    Returns:
+        The exit code, as the module says.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", metavar="NAME", nargs="*", help="experiments; all: every one but *_full")
+    parser.add_argument("--dry", action="store_true", help="list the commands; run none")
+    parser.add_argument("--threads", type=int, default=1, help="of every run (default: 1)")
+    parser.add_argument("--data-root", type=Path, default=Path("data"), help="where the data sets are (default: data)")
+    parser.add_argument("--run-root", type=Path, default=Path("runs"), help="where the runs go (default: runs)")
+    args = parser.parse_args(argv)
+    own = [f"data_root={args.data_root}", f"threads={args.threads}"]
+    try:
+        experiments = _wanted(args.names, read_experiments())
+        if args.dry:
+            return _list(experiments, args.run_root, own)
+        missed = {each.name: why for each in experiments if (why := _reproduce(each, args.run_root, own))}
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted: the same command goes on from here.", file=sys.stderr)
+        return INTERRUPTED
+    for name, why in missed.items():
+        print(f"{name} is not kept: {why}", file=sys.stderr)
+    subprocess.run([sys.executable, "scripts/results.py"], cwd=ROOT, check=True)
+    return 1 if missed else 0
+
+
+def _wanted(names: Sequence[str], experiments: dict[str, Experiment]) -> list[Experiment]:
+    if unknown := [name for name in names if name not in (*experiments, "all")]:
+        raise UsageError(f"There is no experiment {unknown[0]!r}; choose from: all, {', '.join(experiments)}.")
+    short = [each for each in experiments.values() if not each.is_full]
+    if names:
+        return [each for each in experiments.values() if each.name in names or ("all" in names and each in short)]
+    for each in short:
+        if is_kept(each.name):
+            print(f"{each.name} is kept already; name it to run it again.")
+    return [each for each in short if not is_kept(each.name)]
+
+
+def _reproduce(experiment: Experiment, run_root: Path, own: Sequence[str]) -> str | None:
+    print(f"\n{experiment.name} (about {experiment.minutes:g} minutes): {experiment.asks}", flush=True)
+    try:
+        code = run(experiment, run_root, own)
+    except UsageError as error:
+        return str(error)
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    return keep(experiment, run_root) if code == 0 else f"a command above ended with exit code {code}."
+
+
+def _list(experiments: Sequence[Experiment], run_root: Path, own: Sequence[str]) -> int:
+    for each in experiments:
+        print(f"\n{each.name} (about {each.minutes:g} minutes{', kept' if is_kept(each.name) else ''}): {each.asks}")
+        try:
+            for words in commands(each, run_root, own):
+                print(f"  python {shlex.join(words)}")
+        except UsageError as error:
+            print(f"  {error}")
+    print(f"\n{len(experiments)} experiments, about {sum(each.minutes for each in experiments) / 60:.1f} hours.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

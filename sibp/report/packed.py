@@ -1,0 +1,164 @@
+"""Many runs in one file, ``runs.jsonl``, small enough to be kept with the project.
+
+Its first line holds what all runs share, and every other line a run: ``{"run": the folder's name, "config": ...,
+"summary": ..., "rows": column -> list}``, less what is shared. So every setting and the whole summary are kept, and at
+most `ROWS` of the logged rows, evenly spread, the first and the last among them. Left out are checkpoints, what the
+solvers did, and where the run was made: host, command and paths.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sibp.report.reading import METRICS, Run, checked_config, checked_row, checked_summary, first_line, run_of
+from sibp.report.values import BrokenError, plain, shown
+
+PACKED = "runs.jsonl"
+ROWS = 26
+COLUMNS = ("step", "seconds", *METRICS)
+PLACES = {"data_root": "data", "run_root": "runs"}
+
+
+def pack(runs: Iterable[Run]) -> str:
+    """Write runs as lines.
+
+    Args:
+        runs: one or more, as read from their folders.
+
+    Returns:
+        The content of ``runs.jsonl``, runs in the order of their names.
+    """
+    lines = [_line(run) for run in sorted(runs, key=lambda run: run.path.name)]
+    shared = {key: value for key, value in reduce(common, lines).items() if key != "run"}
+    return "".join(
+        json.dumps(line, allow_nan=False) + "\n" for line in [shared, *(less(line, shared) for line in lines)]
+    )
+
+
+def _line(run: Run) -> dict[str, Any]:
+    summary = dict(run.summary)
+    if isinstance(summary.get("environment"), dict):
+        summary["environment"] = {k: v for k, v in summary["environment"].items() if k not in ("host", "command")}
+    count = len(run.columns["step"])
+    kept = np.unique(np.linspace(0, count - 1, min(ROWS, count)).round().astype(int))
+    rows = {name: [_number(value) for value in run.columns[name][kept].tolist()] for name in COLUMNS}
+    return {"run": run.path.name, "config": run.config | PLACES, "summary": summary, "rows": rows}
+
+
+def _number(value: float) -> float | int | None:
+    return None if not math.isfinite(value) else int(value) if value.is_integer() else value
+
+
+def common(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """What two mappings share, and the mappings in them.
+
+    Args:
+        a: nested mappings.
+        b: another.
+
+    Returns:
+        The keys that have the same value in both.
+
+    Example:
+        >>> common({"x": {"y": 1, "z": 2}, "u": 3}, {"x": {"y": 1, "z": 0}, "v": 3})
+        {'x': {'y': 1}}
+    """
+    both = {k: (a[k], b[k]) for k in a if k in b and type(a[k]) is type(b[k])}
+    return {
+        k: common(x, y) if isinstance(x, dict) else x for k, (x, y) in both.items() if isinstance(x, dict) or x == y
+    }
+
+
+def less(a: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
+    """A mapping without what it shares with others; :func:`joined` is the way back.
+
+    Args:
+        a: nested mappings.
+        shared: as :func:`common` gives it.
+
+    Returns:
+        The rest.
+
+    Example:
+        >>> less({"x": {"y": 1, "z": 2}, "u": 3}, {"x": {"y": 1}})
+        {'x': {'z': 2}, 'u': 3}
+    """
+    return {
+        k: less(v, shared[k]) if isinstance(v, dict) and k in shared else v
+        for k, v in a.items()
+        if k not in shared or isinstance(v, dict)
+    }
+
+
+def joined(shared: dict[str, Any], rest: dict[str, Any]) -> dict[str, Any]:
+    """What :func:`less` was made of.
+
+    Args:
+        shared: nested mappings.
+        rest: likewise; it has the last word.
+
+    Returns:
+        Both in one.
+
+    Example:
+        >>> joined({"x": {"y": 1}}, {"x": {"z": 2}, "u": 3})
+        {'x': {'y': 1, 'z': 2}, 'u': 3}
+    """
+    both = {k: joined(shared[k], v) for k, v in rest.items() if isinstance(v, dict) and isinstance(shared.get(k), dict)}
+    return shared | rest | both
+
+
+def read_packed(path: Path) -> list[Run]:
+    """Read a file of packed runs.
+
+    Args:
+        path: a ``runs.jsonl``; a run's path is that of a folder beside it, which need not exist.
+
+    Returns:
+        The runs.
+
+    Raises:
+        BrokenError: a line is no usable run; says which and why.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, ValueError) as error:
+        raise BrokenError(f"it cannot be read ({first_line(error)})") from error
+    parsed, runs = [], []
+    for number, text in enumerate(lines, start=1):
+        try:
+            line = json.loads(text)
+            if not isinstance(line, dict):
+                raise BrokenError("is no object")
+            parsed.append(line)
+            if number > 1:
+                runs.append(_run(joined(parsed[0], line), path.parent))
+        except BrokenError as error:
+            raise BrokenError(f"line {number}: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise BrokenError(f"line {number} is damaged ({first_line(error)})") from error
+    return runs
+
+
+def _run(line: dict[str, Any], folder: Path) -> Run:
+    if not isinstance(line.get("run"), str) or "/" in line["run"]:
+        raise BrokenError("names no run")
+    columns = line.get("rows")
+    if not isinstance(columns, dict) or not all(isinstance(columns.get(name), list) for name in COLUMNS):
+        raise BrokenError(f"rows are not lists of {', '.join(COLUMNS)}")
+    if len({len(columns[name]) for name in COLUMNS}) > 1:
+        raise BrokenError("rows differ in length")
+    config, summary = checked_config(plain(line.get("config"))), checked_summary(plain(line.get("summary")))
+    return run_of(folder / shown(line["run"]), config, summary, _rows([columns[name] for name in COLUMNS]), [])
+
+
+def _rows(columns: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for values in zip(*columns, strict=True):
+        rows.append(checked_row(dict(zip(COLUMNS, values, strict=True)), rows[-1] if rows else None))
+    return rows

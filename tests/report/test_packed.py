@@ -1,0 +1,87 @@
+"""Packed runs: what comes out of the file is what was in the folders, and nothing of the machine is in it."""
+
+import json
+
+import numpy as np
+import pytest
+from fake_runs import SGD, SIBP, write_run
+
+from sibp.report.collect import collect
+from sibp.report.packed import ROWS, common, joined, less, pack, read_packed
+from sibp.report.values import BrokenError
+
+
+def packed(folder, target):
+    target.mkdir()
+    path = target / "runs.jsonl"
+    path.write_text(pack(collect([folder]).runs))
+    return path
+
+
+def test_packed_runs_are_the_runs_of_the_folders(tmp_path):
+    write_run(tmp_path / "runs" / "a", SGD, 0, summary={"test_acc": 0.9})
+    write_run(tmp_path / "runs" / "b", SIBP, 1, losses=(2.0, 1.5, None), status="diverged", batch_size=7)
+    path = packed(tmp_path / "runs", tmp_path / "kept")
+    before, after = collect([tmp_path / "runs"]).runs, collect([tmp_path / "kept"]).runs
+    assert [run.path for run in after] == [path.parent / "a", path.parent / "b"]
+    for one, other in zip(before, after, strict=True):
+        one.summary["environment"].pop("host")
+        places = {"data_root": "data", "run_root": "runs"}
+        assert (other.config, other.summary, other.status) == (one.config | places, one.summary, one.status)
+        for key, column in one.columns.items():
+            np.testing.assert_array_equal(other.columns[key], column)
+
+
+def test_no_place_of_the_machine_is_kept(tmp_path):
+    about = {"environment": {"host": "mill", "command": "train.py data_root=/mill/data", "cpus": 2}}
+    write_run(tmp_path / "runs" / "a", summary=about, data_root="/mill/data", run_root="/mill/runs")
+    text = packed(tmp_path / "runs", tmp_path / "kept").read_text()
+    assert "mill" not in text
+    (run,) = collect([tmp_path / "kept"]).runs
+    assert run.summary["environment"] == {"cpus": 2}
+
+
+def test_long_runs_are_thinned_and_keep_their_ends(tmp_path):
+    losses = [2.0 - 0.001 * i for i in range(1001)]
+    write_run(tmp_path / "runs" / "a", losses=losses)
+    (run,) = read_packed(packed(tmp_path / "runs", tmp_path / "kept"))
+    assert len(run.columns["step"]) == ROWS
+    assert run.columns["train_loss"][[0, -1]].tolist() == [losses[0], losses[-1]]
+    assert run.columns["train_loss"].tolist() == [losses[int(step) // 10] for step in run.columns["step"]]
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ({"x": 1}, {"x": 1.0}),
+        ({"x": True}, {"x": 1}),
+        ({"x": {"y": [1, 2]}}, {"x": {"y": [1, 2], "z": None}}),
+        ({"x": {"y": 1}}, {"x": 3}),
+        ({"x": {}}, {}),
+        ({"x": {"y": {}}}, {"x": {"y": {"z": 1}}}),
+    ],
+)
+def test_what_is_shared_and_the_rest_make_the_whole(a, b):
+    shared = common(a, b)
+    for whole in (a, b):
+        assert json.dumps(joined(shared, less(whole, shared)), sort_keys=True) == json.dumps(whole, sort_keys=True)
+
+
+DAMAGES = {
+    "is damaged": lambda lines: [lines[0], lines[1][:-5]],
+    "names no run": lambda lines: [lines[0], lines[1].replace('"run": "a"', '"run": "../a"')],
+    "rows are not lists": lambda lines: [lines[0].replace('"seconds"', '"minutes"'), lines[1]],
+    "names no optimizer": lambda lines: [lines[0].replace('"optimizer"', '"optimiser"'), lines[1]],
+    "is no object": lambda lines: [lines[0], "[]"],
+}
+
+
+@pytest.mark.parametrize("reason", DAMAGES)
+def test_a_damaged_line_is_named(tmp_path, reason):
+    write_run(tmp_path / "runs" / "a")
+    path = packed(tmp_path / "runs", tmp_path / "kept")
+    path.write_text("\n".join(DAMAGES[reason](path.read_text().splitlines())))
+    with pytest.raises(BrokenError, match=f"line 2.*{reason}"):
+        read_packed(path)
+    (broken,) = collect([tmp_path / "kept"]).broken
+    assert reason in broken.reason

@@ -1,0 +1,128 @@
+"""The list of experiments: every command is possible, and what is kept of one is what its runs say."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from sibp.experiment.compose import plan
+from sibp.experiment.settings import Settings
+from sibp.report.collect import collect
+from sibp.train import main as train
+from sibp.tuning.sweep import read_sweep
+
+PROJECT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def reproduce():
+    spec = importlib.util.spec_from_file_location("reproduce", PROJECT / "scripts" / "reproduce.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["reproduce"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["reproduce"]
+
+
+def test_every_command_is_one_that_its_program_takes(reproduce):
+    tuned = defaultdict(list)  # of one sweep, the words of all commands at once: composing takes time
+    for experiment in reproduce.read_experiments().values():
+        for words in reproduce.commands(experiment, Path("runs"), ["data_root=data", "threads=1"]):
+            if words[0].startswith("scripts/"):
+                assert (PROJECT / words[0]).is_file()
+            elif words[1] == "sibp.tune":
+                tuned[words[2].removeprefix("sweep=")] += words[3:]
+            else:
+                (config,) = plan([word if "[" in word else word.partition(",")[0] for word in words[3:]], sweep=True)
+                Settings.from_config(config)
+    for name, words in tuned.items():
+        assert read_sweep(name, words).methods
+
+
+def test_final_settings_have_five_seeds(reproduce):
+    for experiment in reproduce.read_experiments().values():
+        for command in experiment.commands.values():
+            if command.startswith(("train", "chosen")):
+                assert "seed=0,1,2,3,4" in command
+
+
+def write_list(folder: Path, commands: dict[str, str]) -> Path:
+    (folder / "experiments.yaml").write_text(
+        json.dumps({"tiny": {"asks": "Anything?", "minutes": 0.1, "commands": commands}})
+    )
+    return folder / "experiments.yaml"
+
+
+def test_an_experiment_is_kept_once_all_its_runs_have_ended(reproduce, tmp_path):
+    words = ["model.hidden=[4]", "max_steps=4", "log_every=2", "device=cpu", "data_root=/data"]
+    path = write_list(tmp_path, {"sgd": f"train {' '.join(words)} optimizer=sgd seed=0,1"})
+    tiny = reproduce.read_experiments(path)["tiny"]
+    results = tmp_path / "results"
+    (results / "tiny" / "old").mkdir(parents=True)
+    assert "does not exist" in reproduce.keep(tiny, tmp_path, results)
+
+    (command,) = reproduce.commands(tiny, tmp_path, ["threads=1"])
+    assert command[:3] == ["-m", "sibp.train", "-m"]
+    assert train(command[2:]) == 0
+    assert reproduce.keep(tiny, tmp_path, results) is None
+    assert not (results / "tiny" / "old").exists()
+    assert str(tmp_path) not in (results / "tiny" / "sgd" / "runs.jsonl").read_text()
+    kept, made = (collect([place / "tiny"]).runs for place in (results, tmp_path))
+    assert [run.path.name for run in kept] == [run.path.name for run in made]
+    assert [run.summary["final"] for run in kept] == [run.summary["final"] for run in made]
+
+    (made[0].path / "summary.json").unlink()
+    before = (results / "tiny" / "sgd" / "runs.jsonl").read_text()
+    assert reproduce.keep(tiny, tmp_path, results).startswith("1 runs have not ended")
+    assert (results / "tiny" / "sgd" / "runs.jsonl").read_text() == before
+
+
+def test_chosen_settings_are_those_of_the_kept_record(reproduce, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
+    path = write_list(tmp_path, {".": "chosen other seed=0,1"})
+    tiny = reproduce.read_experiments(path)["tiny"]
+    with pytest.raises(reproduce.UsageError, match="other is not kept yet"):
+        list(reproduce.commands(tiny, tmp_path, []))
+    (tmp_path / "other").mkdir()
+    sibp = {"name": "sibp cg:3", "optimizer": {"name": "sibp", "solver": "cg:3"}, "chosen": {"lr": 0.7}}
+    dead = {"name": "sgd", "optimizer": {"name": "sgd", "nesterov": False}, "chosen": None}
+    (tmp_path / "other" / "tuning.json").write_text(json.dumps({"methods": [sibp, dead]}))
+    (command,) = reproduce.commands(tiny, tmp_path, [])
+    assert command[3:-2] == ["seed=0,1", "optimizer=sibp", "optimizer.solver=cg:3", "optimizer.lr=0.7"]
+
+
+@pytest.mark.parametrize(
+    ("node", "sentence"),
+    [
+        ({"asks": "?", "minutes": 1}, "tiny: missing 1 required positional argument: 'commands'"),
+        ({"asks": "?", "minutes": 1, "commands": {}, "hours": 2}, "unexpected keyword argument 'hours'"),
+        ({"asks": "?", "minutes": 1, "commands": {".": "rm -r /"}}, "rm -r / does not begin with one of train, tune"),
+    ],
+)
+def test_a_wrong_entry_is_named(reproduce, tmp_path, node, sentence):
+    (tmp_path / "experiments.yaml").write_text(json.dumps({"tiny": node}))
+    with pytest.raises(reproduce.UsageError, match=r"experiments.yaml: tiny: ") as error:
+        reproduce.read_experiments(tmp_path / "experiments.yaml")
+    assert sentence in str(error.value)
+
+
+def test_only_what_is_not_kept_is_run_unless_it_is_named(reproduce, tmp_path, monkeypatch, capsys):
+    shutil.copy(PROJECT / "results" / "experiments.yaml", tmp_path)
+    (tmp_path / "rounds").mkdir()
+    (tmp_path / "rounds" / "runs.jsonl").touch()
+    monkeypatch.setattr(reproduce, "is_kept", lambda name: (tmp_path / name).exists())
+    listed = reproduce.read_experiments(tmp_path / "experiments.yaml")
+    names = [each.name for each in reproduce._wanted([], listed)]
+    assert "depth" in names
+    assert "rounds" not in names
+    assert not any(name.endswith("_full") for name in names)
+    assert "rounds is kept already" in capsys.readouterr().out
+    assert [each.name for each in reproduce._wanted(["cifar10_full", "rounds"], listed)] == ["rounds", "cifar10_full"]
+    with pytest.raises(reproduce.UsageError, match="There is no experiment 'ronds'"):
+        reproduce._wanted(["ronds"], listed)
