@@ -1,9 +1,9 @@
 """Many runs in one file, ``runs.jsonl``, small enough to be kept with the project.
 
 Its first line holds what all runs share, and every other line a run: ``{"run": the folder's name, "config": ...,
-"summary": ..., "rows": column -> list}``, less what is shared. So every setting and the whole summary are kept, and at
-most `ROWS` of the logged rows, evenly spread, the first and the last among them. Left out are checkpoints, what the
-solvers did, and where the run was made: host, command and paths.
+"summary": ..., "rows": column -> list, "solver": layer -> statistic -> list}``, less what is shared. So every setting
+and the whole summary are kept, and at most `ROWS` of the logged rows, evenly spread, the first and the last among them;
+what the solvers did, to `DIGITS` digits. Left out are checkpoints, and where the run was made: host, command and paths.
 """
 
 import json
@@ -19,7 +19,7 @@ from sibp.report.reading import METRICS, Run, checked_config, checked_row, check
 from sibp.report.values import BrokenError, plain, shown
 
 PACKED = "runs.jsonl"
-ROWS = 26
+ROWS, DIGITS = 26, 4
 COLUMNS = ("step", "seconds", *METRICS)
 PLACES = {"data_root": "data", "run_root": "runs"}
 
@@ -47,7 +47,18 @@ def _line(run: Run) -> dict[str, Any]:
     count = len(run.columns["step"])
     kept = np.unique(np.linspace(0, count - 1, min(ROWS, count)).round().astype(int))
     rows = {name: [_number(value) for value in run.columns[name][kept].tolist()] for name in COLUMNS}
-    return {"run": run.path.name, "config": run.config | PLACES, "summary": summary, "rows": rows}
+    line = {"run": run.path.name, "config": run.config | PLACES, "summary": summary, "rows": rows}
+    return line | ({"solver": _solver(run, rows["step"])} if run.solver else {})
+
+
+def _solver(run: Run, steps: Sequence[float | int | None]) -> dict[str, dict[str, list[float | int | None]]]:
+    """What the solvers did at some steps, null where that was not logged."""
+
+    def at_steps(logged: np.ndarray, values: np.ndarray) -> list[float | int | None]:
+        known = dict(zip(logged.tolist(), values.tolist(), strict=True))
+        return [_number(float(f"{known.get(step, math.nan):.{DIGITS}g}")) for step in steps]
+
+    return {layer: {name: at_steps(*found) for name, found in stats.items()} for layer, stats in run.solver.items()}
 
 
 def _number(value: float) -> float | int | None:
@@ -154,11 +165,18 @@ def _run(line: dict[str, Any], folder: Path) -> Run:
     if len({len(columns[name]) for name in COLUMNS}) > 1:
         raise BrokenError("rows differ in length")
     config, summary = checked_config(plain(line.get("config"))), checked_summary(plain(line.get("summary")))
-    return run_of(folder / shown(line["run"]), config, summary, _rows([columns[name] for name in COLUMNS]), [])
-
-
-def _rows(columns: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for values in zip(*columns, strict=True):
-        rows.append(checked_row(dict(zip(COLUMNS, values, strict=True)), rows[-1] if rows else None))
-    return rows
+    solver = line.get("solver")
+    for i, values in enumerate(zip(*(columns[name] for name in COLUMNS), strict=True)):
+        row = dict(zip(COLUMNS, values, strict=True)) | {"solver": _at_row(solver, i)}
+        rows.append(checked_row(row, rows[-1] if rows else None))
+    return run_of(folder / shown(line["run"]), config, summary, rows, [])
+
+
+def _at_row(solver: Any, i: int) -> dict[str, dict[str, Any]]:
+    layers = solver.items() if isinstance(solver, dict) else ()
+    return {
+        str(layer): {name: values[i] for name, values in stats.items() if isinstance(values, list) and i < len(values)}
+        for layer, stats in layers
+        if isinstance(stats, dict)
+    }

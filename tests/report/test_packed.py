@@ -20,7 +20,7 @@ def packed(folder, target):
 
 def test_packed_runs_are_the_runs_of_the_folders(tmp_path):
     write_run(tmp_path / "runs" / "a", SGD, 0, summary={"test_acc": 0.9})
-    write_run(tmp_path / "runs" / "b", SIBP, 1, losses=(2.0, 1.5, None), status="diverged", batch_size=7)
+    write_run(tmp_path / "runs" / "b", SIBP, 1, losses=(2.0, 1.5, None), status="diverged", batch_size=7, layers=["0"])
     path = packed(tmp_path / "runs", tmp_path / "kept")
     before, after = collect([tmp_path / "runs"]).runs, collect([tmp_path / "kept"]).runs
     assert [run.path for run in after] == [path.parent / "a", path.parent / "b"]
@@ -30,6 +30,9 @@ def test_packed_runs_are_the_runs_of_the_folders(tmp_path):
         assert (other.config, other.summary, other.status) == (one.config | places, one.summary, one.status)
         for key, column in one.columns.items():
             np.testing.assert_array_equal(other.columns[key], column)
+    assert after[0].solver == {}
+    steps, values = after[1].solver["0"]["decrease"]
+    assert (steps.tolist(), values.tolist()) == ([10, 20], [0.5, 0.3333])
 
 
 def test_no_place_of_the_machine_is_kept(tmp_path):
