@@ -28,7 +28,7 @@ def run_page(page: Path) -> None:
         AssertionError: a command fails, or something else is printed.
         Exception: whatever a block raises; the traceback has the page's line.
     """
-    if COPY in page.read_text() and not Path("sibp").exists():
+    if COPY in page.read_text().splitlines() and not Path("sibp").exists():
         copy_project()
         here = {**os.environ, "PYTHONPATH": str(Path.cwd())}
         done = subprocess.run([sys.executable, __file__, str(page)], env=here, capture_output=True, text=True)

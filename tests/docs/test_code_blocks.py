@@ -16,7 +16,7 @@ from sibp.experiment.errors import UserError
 ALL = [block for page in PAGES for block in blocks(page)]
 LEFT_OUT = [pytest.param(block, marks=pytest.mark.skip(block.reason), id=str(block)) for block in ALL if block.reason]
 TUTORIAL = ROOT / "docs" / "tutorial"  # has tests of its own: its pictures come of its code
-RUN = [block.page for block in ALL if block.language == "python" or block.marker == "run"]
+RUN = [block.page for block in ALL if block.language == "python" or block.marker == "run" or block.title]
 RUN = [page for page in dict.fromkeys(RUN) if page.parent != TUTORIAL]
 ONE_PROCESS = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
