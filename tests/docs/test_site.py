@@ -1,9 +1,6 @@
 """The site: it is built without a warning, opens from a file, and needs nothing from the network."""
 
-import os
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,16 +9,6 @@ import pytest
 from code_blocks import PAGES, ROOT
 
 LINK = re.compile(r"```.*?```|`[^`\n]*`|\]\((?P<target>[^)\s]+)", re.DOTALL)
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
-    quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
 
 
 class _Loaded(HTMLParser):

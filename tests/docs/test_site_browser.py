@@ -1,0 +1,101 @@
+"""The site in a real browser, opened from files, as wide as a desk's screen and as a phone's."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+
+# Opens every page in a frame, makes the frame narrow, and says what it looks like inside.
+LOOK = """<body style="margin:0"><iframe style="border:0;height:900px"></iframe><script>
+const pages = %s, frame = document.querySelector("iframe"), said = {};
+const clips = (e) => getComputedStyle(e).overflowX !== "visible";
+function wide(page, width) {
+  const out = [];
+  for (const e of page.querySelectorAll("article *")) {
+    if (e.getBoundingClientRect().right <= width + 1) continue;
+    let parent = e;
+    while (parent !== page.body && !clips(parent)) parent = parent.parentElement;
+    if (parent === page.body) out.push(e.outerHTML.slice(0, 80));
+  }
+  return out;
+}
+async function look() {
+  for (const name of pages) {
+    frame.style.width = "1280px";
+    await new Promise((loaded) => { frame.onload = loaded; frame.src = name; });
+    const page = frame.contentDocument, say = { wide: {} };
+    for (const width of [1280, 390]) {
+      frame.style.width = width + "px";
+      await new Promise((drawn) => setTimeout(drawn, 30));
+      say.wide[width] = [...wide(page, width), ...(page.documentElement.scrollWidth > width ? ["the page"] : [])];
+    }
+    say.formulas = page.querySelectorAll(".arithmatex").length;
+    say.set = page.querySelectorAll(".arithmatex > .katex, .arithmatex > .katex-display").length;
+    const red = '.katex-error, .katex [style*="204, 0, 0"], .katex [style*="cc0000"]';  // an unknown command
+    say.wrong = [...page.querySelectorAll(red)].map((e) => e.textContent);
+    const text = page.querySelector("article").cloneNode(true);
+    text.querySelectorAll("code, .arithmatex").forEach((e) => e.remove());
+    say.left = /\\\\\\(|\\$\\$/.test(text.textContent);
+    say.pictures = [...page.querySelectorAll("article img")].filter((e) => !e.naturalWidth).map((e) => e.src);
+    said[name] = say;
+  }
+  document.body.dataset.say = JSON.stringify(said);
+}
+look();
+</script>"""
+
+SEARCH = """<body><iframe src="index.html" style="width:1280px;height:900px"></iframe><script>
+const frame = document.querySelector("iframe"), wait = (ms) => new Promise((done) => setTimeout(done, ms));
+frame.onload = async () => {
+  const page = frame.contentDocument, field = page.querySelector(".md-search__input");
+  field.focus();
+  await wait(500);
+  field.value = "proximal subproblem";
+  field.dispatchEvent(new Event("keyup", { bubbles: true }));
+  let found = [];
+  for (let i = 0; i < 100 && !found.length; i++) {
+    await wait(100);
+    found = [...page.querySelectorAll(".md-search-result__item a")].map((e) => e.getAttribute("href"));
+  }
+  document.body.dataset.say = JSON.stringify(found);
+};
+</script>"""
+
+
+def look(site: Path, name: str, page: str) -> tuple[str, str]:
+    """Open a page that looks at the site; what it says, and what the browser says."""
+    assert CHROMIUM is not None
+    (site / name).write_text(page)
+    words = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
+    words += ["--virtual-time-budget=60000", "--allow-file-access-from-files", "--window-size=1400,1000"]
+    words += [f"--user-data-dir={site.parent / (site.name + '-profile')}", (site / name).as_uri()]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=250)
+    (site / name).unlink()
+    found = re.search(r'data-say="([^"]*)"', done.stdout)
+    assert found, done.stderr
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    return json.loads(html.unescape(found[1])), "\n".join(console)
+
+
+def test_pages_fit_and_formulas_are_set(site: Path) -> None:
+    names = sorted(path.relative_to(site).as_posix() for path in site.rglob("*.html") if path.name != "404.html")
+    said, console = look(site, "look.html", LOOK % json.dumps(names))
+    assert console == ""
+    assert {name: say["wide"] for name, say in said.items() if any(say["wide"].values())} == {}
+    assert {name: say["wrong"] for name, say in said.items() if say["wrong"]} == {}
+    assert [name for name, say in said.items() if say["formulas"] != say["set"] or say["left"]] == []
+    assert {name: say["pictures"] for name, say in said.items() if say["pictures"]} == {}
+    assert said["method.html"]["formulas"] > 20
+
+
+def test_search_works_from_a_file(site: Path) -> None:
+    found, console = look(site, "search.html", SEARCH)
+    assert console == ""
+    assert any("method.html" in address for address in found)
