@@ -1,7 +1,7 @@
 """Write what README.md and docs/ show of results/ anew: ``python scripts/shown_results.py [--check]``.
 
-A table stands between the lines <!-- results/NAME: TABLE --> and <!-- end of table -->; the picture is
-docs/images/mnist_mlp.svg.
+A table stands between the lines <!-- results/NAME: TABLE --> and <!-- end of table -->; without NAME it is about all
+results. The picture is docs/images/mnist_mlp.svg.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from sibp.report.verdicts import verdicts
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "images" / "mnist_mlp.svg"
 PLACE = re.compile(
-    r"(?P<begin><!-- results/(?P<name>\w+): (?P<table>.+?) -->\n).*?(?P<end><!-- end of table -->)", re.DOTALL
+    r"(?P<begin><!-- results/(?P<name>\w*): (?P<table>.+?) -->\n).*?(?P<end><!-- end of table -->)", re.DOTALL
 )
 
 
@@ -44,10 +44,22 @@ def problem(name: str) -> Problem:
     return found
 
 
+def all_results() -> str:
+    """A row for every folder that says something about itself, linked from docs/."""
+    rows = []
+    for folder in sorted(path for path in (ROOT / "results").iterdir() if path.is_dir()):
+        pages = [folder / name for name in ("README.md", "report.md", "tuning.md") if (folder / name).exists()]
+        if pages:
+            title = pages[0].read_text().splitlines()[0].removeprefix("# ")
+            links = [f"[{page.stem.lower()}](../{page.relative_to(ROOT).as_posix()})" for page in pages]
+            rows.append([f"`{folder.name}`", title, ", ".join(links)])
+    return _markdown(["results/", "holds", "pages"], rows)
+
+
 def comparison(problem: Problem) -> str:
     """A row a method: medians with intervals, and its verdicts against SGD."""
-    table = next(block for block in verdicts(problem) if isinstance(block, Table))
-    against_sgd = {(quantity, method): word for quantity, method, word, other, *_ in table.rows if other == "sgd"}
+    duels = next(block for block in verdicts(problem) if isinstance(block, Table))
+    against_sgd = {(quantity, method): word for quantity, method, word, other, *_ in duels.rows if other == "sgd"}
     rows = []
     for method in problem.methods:
         step = method.step_seconds()
@@ -94,6 +106,11 @@ def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
+def table(name: str, title: str) -> str:
+    """The table of a title, of results/NAME or, without a name, of all."""
+    return TABLES[title](problem(name)) if name else all_results()
+
+
 TABLES: dict[str, Callable[[Problem], str]] = {
     "comparison": comparison,
     "accuracy of cg:3": lambda problem: grid(problem, "sibp cg:3", FINAL_VAL.of, ".4f"),
@@ -108,7 +125,7 @@ def filled(page: str) -> str:
     Args:
         page: Markdown.
     """
-    return PLACE.sub(lambda m: m["begin"] + TABLES[m["table"]](problem(m["name"])) + m["end"], page)
+    return PLACE.sub(lambda m: m["begin"] + table(m["name"], m["table"]) + m["end"], page)
 
 
 def picture(problem: Problem) -> bytes:

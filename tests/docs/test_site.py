@@ -1,6 +1,7 @@
 """The site: it is built without a warning, opens from a file, and needs nothing from the network."""
 
 import re
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -9,6 +10,11 @@ import pytest
 from code_blocks import PAGES, ROOT
 
 LINK = re.compile(r"```.*?```|`[^`\n]*`|\]\((?P<target>[^)\s]+)", re.DOTALL)
+
+
+def test_it_is_built_without_a_warning(build: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    _, done = build
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 class _Loaded(HTMLParser):
