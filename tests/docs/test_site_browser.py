@@ -37,9 +37,9 @@ async function look() {
       say.wide[width] = [...wide(page, width), ...(page.documentElement.scrollWidth > width ? ["the page"] : [])];
     }
     say.formulas = page.querySelectorAll(".arithmatex").length;
-    say.set = page.querySelectorAll(".arithmatex > .katex, .arithmatex > .katex-display").length;
-    const red = '.katex-error, .katex [style*="204, 0, 0"], .katex [style*="cc0000"]';  // an unknown command
-    say.wrong = [...page.querySelectorAll(red)].map((e) => e.textContent);
+    say.set = page.querySelectorAll(".arithmatex > math").length;
+    const texts = [...page.querySelectorAll("math")].map((e) => e.textContent);
+    say.wrong = texts.filter((text) => /\\\\[a-zA-Z]|merror/.test(text));  // an unknown command is left as it is
     const text = page.querySelector("article").cloneNode(true);
     text.querySelectorAll("code, .arithmatex").forEach((e) => e.remove());
     say.left = /\\\\\\(|\\$\\$/.test(text.textContent);
