@@ -8,7 +8,6 @@ from contextlib import closing
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
@@ -16,6 +15,7 @@ from sibp.experiment.board import Board
 from sibp.experiment.clock import Clock
 from sibp.experiment.data import Data, Split
 from sibp.experiment.errors import UserError
+from sibp.experiment.models import objective_of
 from sibp.experiment.run_folder import RunFolder, finite
 from sibp.experiment.schedule import Schedule
 from sibp.experiment.seeding import BatchOrder
@@ -59,6 +59,8 @@ class Trainer:
     ):
         self.settings, self.folder, self.data = settings, folder, data
         self.model, self.optimizer = model, optimizer
+        self.objective = objective_of(settings.model)
+        self._check_objective()
         self.device = data.train.labels.device
         if settings.batch_size > len(data.train):
             raise UserError(
@@ -112,7 +114,7 @@ class Trainer:
             with closing(board):
                 board.finish(finite(summary))
 
-    def evaluate(self, split: Split, limit: int | None = None) -> tuple[float, float]:
+    def evaluate(self, split: Split, limit: int | None = None) -> tuple[float, float | None]:
         """Mean loss and accuracy, with the model in evaluation mode and no graph.
 
         Args:
@@ -120,7 +122,7 @@ class Trainer:
             limit: only the first so many.
 
         Returns:
-            Mean cross-entropy (nats) and the fraction classified right.
+            Mean loss (nats) and the fraction classified right, None where the model does not classify.
         """
         count = len(split) if limit is None else min(limit, len(split))
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -130,11 +132,12 @@ class Trainer:
             for start in range(0, count, EVAL_BATCH):
                 end = min(start + EVAL_BATCH, count)
                 images, labels = split.images[start:end], split.labels[start:end]
-                logits = self.model(images)
-                loss += F.cross_entropy(logits, labels, reduction="sum")
-                right += (logits.argmax(dim=1) == labels).sum()
+                outputs = self.model(images)
+                loss += self.objective.loss(outputs, images, labels, "sum")
+                if self.objective.right is not None:
+                    right += self.objective.right(outputs, labels)
         self.model.train()
-        return loss.item() / count, right.item() / count
+        return loss.item() / count, right.item() / count if self.objective.right is not None else None
 
     def _advance(self) -> None:
         """Take steps up to the next moment at which something must look at them."""
@@ -160,7 +163,7 @@ class Trainer:
 
         def closure() -> torch.Tensor:
             self.optimizer.zero_grad()
-            loss = F.cross_entropy(self.model(images), labels)
+            loss = self.objective.loss(self.model(images), images, labels, "mean")
             loss.backward()
             return loss
 
@@ -191,7 +194,8 @@ class Trainer:
                 if self.settings.histograms:
                     board.add_weights(self.model, row)
             self.rows.append(row)
-            bar.set_postfix(loss=f"{train_loss:.4f}", val_acc=f"{val_acc:.4f}")
+            shown = {} if val_acc is None else {"val_acc": f"{val_acc:.4f}"}
+            bar.set_postfix({"loss": f"{train_loss:.4f}", **shown})
         if not math.isfinite(train_loss):
             raise DivergedError(self.step, train_loss)
 
@@ -225,6 +229,21 @@ class Trainer:
         if self._on_cuda() and state["random_cuda"]:
             torch.cuda.set_rng_state(state["random_cuda"][0], self.device)
         self.rows = self.folder.rows()
+
+    def _check_objective(self) -> None:
+        """Refuse what a model that does not classify has no use for."""
+        if self.objective.right is not None:
+            return
+        name, pixels = self.settings.model["name"], self.data.train.images
+        if self.settings.target_val_acc is not None:
+            raise UserError(
+                f"target_val_acc={self.settings.target_val_acc}: model={name} has no accuracy; leave it out."
+            )
+        if pixels.min() < 0 or pixels.max() > 1:
+            raise UserError(
+                f"model={name} is for pixels between 0 and 1, not for dataset={self.settings.dataset['name']}: "
+                "choose mnist, fashion_mnist or digits."
+            )
 
     def _set_random_state(self) -> None:
         """For layers that draw as they train; weights and batches have streams of their own."""

@@ -10,19 +10,21 @@ from torch import nn
 
 from sibp.experiment.convnets import lenet, proxprop_convnet, resnet8
 from sibp.experiment.errors import UserError
+from sibp.experiment.objectives import CLASSIFICATION, RECONSTRUCTION, Objective
 from sibp.experiment.seeding import derived_seed
 from sibp.experiment.settings import call_builder, checked, known_builder
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model's builder and the form of the images it takes.
+    """A model's builder, the form of the images it takes and what it is for.
 
     ``build(shape, classes, **settings)`` gets one image's shape; ``flat`` says that images come as vectors.
     """
 
     build: Callable[..., nn.Module]
     flat: bool
+    objective: Objective = CLASSIFICATION
 
 
 def mlp(shape: tuple[int, ...], classes: int, *, hidden: list[int]) -> nn.Sequential:
@@ -39,11 +41,7 @@ def mlp(shape: tuple[int, ...], classes: int, *, hidden: list[int]) -> nn.Sequen
     Raises:
         UserError: a width is below 1.
     """
-    if any(width < 1 for width in hidden):
-        raise UserError(
-            f"model.hidden={hidden} is not possible: every hidden layer needs a width of 1 or more, "
-            "such as model.hidden=[500]."
-        )
+    _check_widths(hidden)
     widths = [torch.Size(shape).numel(), *hidden, classes]
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise(widths):
@@ -51,8 +49,49 @@ def mlp(shape: tuple[int, ...], classes: int, *, hidden: list[int]) -> nn.Sequen
     return nn.Sequential(*layers[:-1])
 
 
+ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
+
+
+def autoencoder(shape: tuple[int, ...], classes: int, *, hidden: list[int], activation: str) -> nn.Sequential:
+    """A deep autoencoder (Hinton & Salakhutdinov 2006): the layers down to the code, and the same ones back.
+
+    Args:
+        shape: one image's shape.
+        classes: not used: labels have no part in it.
+        hidden: widths of the layers down to the code, that of the code itself last.
+        activation: after every layer but the code and the output: relu, tanh or sigmoid.
+
+    Returns:
+        The model, from (B, pixels) to the logits of as many pixels.
+
+    Raises:
+        UserError: a width is below 1, there is none, or the activation is not known.
+    """
+    del classes
+    _check_widths(hidden)
+    if not hidden:
+        raise UserError("model.hidden=[] is not possible: give the width of the code at least, such as [30].")
+    if activation not in ACTIVATIONS:
+        raise UserError(f"model.activation={activation} is not known; choose one of: {', '.join(ACTIVATIONS)}.")
+    pixels = torch.Size(shape).numel()
+    widths, code = [pixels, *hidden, *hidden[-2::-1], pixels], len(hidden)
+    layers: list[nn.Module] = []
+    for i, (before, after) in enumerate(itertools.pairwise(widths), start=1):
+        layers += [nn.Linear(before, after)] if i == code else [nn.Linear(before, after), ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _check_widths(hidden: list[int]) -> None:
+    if any(width < 1 for width in hidden):
+        raise UserError(
+            f"model.hidden={hidden} is not possible: every hidden layer needs a width of 1 or more, "
+            "such as model.hidden=[500]."
+        )
+
+
 MODELS = {
     "mlp": ModelSpec(mlp, flat=True),
+    "autoencoder": ModelSpec(autoencoder, flat=True, objective=RECONSTRUCTION),
     "lenet": ModelSpec(lenet, flat=False),
     "proxprop_convnet": ModelSpec(proxprop_convnet, flat=False),
     "resnet8": ModelSpec(resnet8, flat=False),
@@ -69,6 +108,18 @@ def is_flat(config: dict[str, Any]) -> bool:
         True for vectors, False for (channels, height, width).
     """
     return known_builder("model", MODELS, config).flat
+
+
+def objective_of(config: dict[str, Any]) -> Objective:
+    """What the model that a config names is trained for.
+
+    Args:
+        config: the ``model`` group.
+
+    Returns:
+        Its loss, and its accuracy if it has one.
+    """
+    return known_builder("model", MODELS, config).objective
 
 
 def build_model(config: dict[str, Any], shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:

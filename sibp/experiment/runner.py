@@ -81,7 +81,7 @@ def _add_test(config: Mapping[str, Any], folder: RunFolder) -> Outcome:
     return Outcome("completed", _in_short(summary), folder)
 
 
-def _test_figures(trainer: Trainer) -> dict[str, float]:
+def _test_figures(trainer: Trainer) -> dict[str, float | None]:
     loss, accuracy = trainer.evaluate(trainer.data.test)
     return {"test_loss": loss, "test_acc": accuracy}
 
@@ -174,7 +174,7 @@ def _results(trainer: Trainer) -> dict[str, Any]:
     rows, target = trainer.rows, trainer.settings.target_val_acc
     if not rows:
         return {"steps": trainer.step}
-    best = max(rows, key=lambda row: row["val_acc"])
+    best = min(rows, key=_badness)
     met = next((row for row in rows if target is not None and row["val_acc"] >= target), None)
     return {
         "steps": trainer.step,
@@ -190,10 +190,17 @@ def _results(trainer: Trainer) -> dict[str, Any]:
     }
 
 
+def _badness(row: Mapping[str, Any]) -> tuple[float, float]:
+    """The smaller, the better: by accuracy, and by loss alone where there is none."""
+    accuracy = row["val_acc"]
+    return (-accuracy, 0.0) if accuracy is not None else (0.0, row["val_loss"])
+
+
 def _in_short(summary: Mapping[str, Any]) -> str:
     final = summary["final"]
-    test = f"test accuracy {summary['test_acc']:.4f} " if "test_acc" in summary else "no test "
+    kind, key = ("accuracy", "acc") if final["val_acc"] is not None else ("loss", "loss")
+    test = f"test {kind} {summary[f'test_{key}']:.4f} " if f"test_{key}" in summary else "no test "
     return (
-        f"train loss {final['train_loss']:.4f}, validation accuracy {final['val_acc']:.4f}, {test}"
+        f"train loss {final['train_loss']:.4f}, validation {kind} {final[f'val_{key}']:.4f}, {test}"
         f"after {summary['steps']} steps, {summary['seconds']['train']:.1f} s of training"
     )

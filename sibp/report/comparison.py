@@ -5,7 +5,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sibp.report.outcomes import Target, final, over_runs, seconds_per_step
+import numpy as np
+
+from sibp.report.outcomes import (
+    BEST_VAL,
+    BEST_VAL_LOSS,
+    FINAL_VAL,
+    FINAL_VAL_LOSS,
+    TEST_ACC,
+    TEST_LOSS,
+    Quantity,
+    Target,
+    final,
+    over_runs,
+    seconds_per_step,
+)
 from sibp.report.reading import UNFINISHED, Run
 from sibp.report.scoring import Choice, choose, edge
 from sibp.report.values import canonical, number_or_nan, shown
@@ -145,6 +159,13 @@ class Problem:
     def runs(self) -> list[Run]:
         """Every run that counts for something here."""
         return [run for method in self.methods for run in method.all_runs]
+
+    @property
+    def quantities(self) -> tuple[Quantity, Quantity, Quantity]:
+        """Final and best figure on validation data, and that on test data: accuracies, or losses if no run has one."""
+        if all(np.isnan(run.columns["val_acc"]).all() for run in self.runs):
+            return FINAL_VAL_LOSS, BEST_VAL_LOSS, TEST_LOSS
+        return FINAL_VAL, BEST_VAL, TEST_ACC
 
     @property
     def sgd_step_seconds(self) -> float | None:

@@ -209,3 +209,6 @@ BEST_LOSS = Quantity("best_train_loss", "best train loss", False, lambda run: be
 FINAL_VAL = Quantity("final_val_acc", "final val acc", True, lambda run: final(run, "val_acc"))
 BEST_VAL = Quantity("best_val_acc", "best val acc", True, lambda run: best(run, "val_acc"))
 TEST_ACC = Quantity("test_acc", "test acc", True, lambda run: test_figure(run, "test_acc"))
+FINAL_VAL_LOSS = Quantity("final_val_loss", "final val loss", False, lambda run: final(run, "val_loss"))
+BEST_VAL_LOSS = Quantity("best_val_loss", "best val loss", False, lambda run: best(run, "val_loss"))
+TEST_LOSS = Quantity("test_loss", "test loss", False, lambda run: test_figure(run, "test_loss"))

@@ -8,10 +8,7 @@ from sibp.report.collect import Collection
 from sibp.report.comparison import Method, Problem, Setting, method_name
 from sibp.report.outcomes import (
     BEST_LOSS,
-    BEST_VAL,
     FINAL_LOSS,
-    FINAL_VAL,
-    TEST_ACC,
     Quantity,
     final,
     over_runs,
@@ -37,7 +34,7 @@ def summary_table(problem: Problem) -> Table:
     Returns:
         The table.
     """
-    quantities = (FINAL_LOSS, BEST_LOSS, FINAL_VAL, BEST_VAL, TEST_ACC)
+    quantities = (FINAL_LOSS, BEST_LOSS, *problem.quantities)
     rows = []
     for method in problem.methods:
         label = method.chosen.label if method.chosen else None
@@ -55,7 +52,7 @@ def settings_table(problem: Problem) -> Table:
     Returns:
         The table.
     """
-    quantities = (FINAL_LOSS, BEST_LOSS, FINAL_VAL, BEST_VAL)
+    quantities = (FINAL_LOSS, BEST_LOSS, *problem.quantities[:2])
     rows = []
     for method in problem.methods:
         for setting in method.settings:

@@ -6,7 +6,7 @@ from itertools import combinations
 
 from sibp.report.blocks import Block, Cell, Table, Text
 from sibp.report.comparison import Method, Problem
-from sibp.report.outcomes import FINAL_LOSS, FINAL_VAL, Quantity, at_equal_seconds
+from sibp.report.outcomes import FINAL_LOSS, Quantity, at_equal_seconds
 from sibp.report.scoring import BETTER, SAME, TOO_FEW, WORSE, Verdict, verdict
 from sibp.report.statistics import median
 from sibp.report.text import figure
@@ -36,16 +36,17 @@ def verdicts(problem: Problem) -> list[Block]:
     methods = [method for method in problem.methods if method.runs]
     if len(methods) < 2:
         return [Text("There are no two methods with results: nothing to compare.")]
-    duels = _duels(methods)
-    sentences = [_sentence(methods, quantity, duels) for quantity in (FINAL_LOSS, FINAL_VAL)]
+    quantities = (FINAL_LOSS, problem.quantities[0])
+    duels = _duels(methods, quantities)
+    sentences = [_sentence(methods, quantity, duels) for quantity in quantities]
     columns = ("in", "method", "verdict", "against", "median difference", "seeds", "won / tied / lost", "sign test p")
     title = f"Pairwise verdicts, paired by seed; difference: method minus the other ({len(duels)} comparisons)"
     return [*map(Text, filter(None, sentences)), Table("verdicts", columns, [_row(duel) for duel in duels], title)]
 
 
-def _duels(methods: Sequence[Method]) -> list[Duel]:
+def _duels(methods: Sequence[Method], quantities: Sequence[Quantity]) -> list[Duel]:
     duels = []
-    for quantity in (FINAL_LOSS, FINAL_VAL):
+    for quantity in quantities:
         figures = {method: _by_seed(method, quantity) for method in methods}
         for other, method in combinations(methods, 2):
             found = verdict(figures[method], figures[other], quantity.larger_is_better)

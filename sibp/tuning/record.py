@@ -153,7 +153,7 @@ def _overview(method: dict[str, Any]) -> list[str]:
 def _trial_row(trial: dict[str, Any], chosen: dict[str, float] | None) -> list[str]:
     status = ", ".join(sorted({run["status"] for run in trial["runs"]}))
     words = f"**{shown(trial['setting'])}**" if trial["setting"] == chosen else shown(trial["setting"])
-    return [words, trial["why"], status, *_medians([run for run in trial["runs"] if "val_acc" in run], FIGURES[:2])]
+    return [words, trial["why"], status, *_medians([run for run in trial["runs"] if "val_loss" in run], FIGURES[:2])]
 
 
 def _medians(runs: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[str]:

@@ -179,7 +179,7 @@ def score_of(runs: Sequence[RunRecord], criterion: str) -> Score | None:
 
 
 def _score(figures: Figures, criterion: str) -> Score:
-    accuracy, loss = -figures["val_acc"], figures["val_loss"]
+    accuracy, loss = -figures.get("val_acc", 0.0), figures["val_loss"]
     return (accuracy, loss) if criterion == "val_acc" else (loss, accuracy)
 
 
@@ -210,5 +210,6 @@ def _read(job: Job, ended: dict[str, Outcome], pick: Callable[[list[Figures]], F
 
 
 def _numbers(row: dict[str, Any], *keys: str) -> Figures:
-    """Some of a row's figures; a loss that was no finite number is infinite."""
-    return {key: math.inf if row[key] is None else float(row[key]) for key in keys}
+    """Some of a row's figures; a loss that was no finite number is infinite, an accuracy that is none is left out."""
+    known = [key for key in keys if row[key] is not None or key.endswith("loss")]
+    return {key: math.inf if row[key] is None else float(row[key]) for key in known}

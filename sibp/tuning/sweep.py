@@ -13,6 +13,7 @@ from torch import nn
 
 from sibp.experiment import compose
 from sibp.experiment.errors import UserError
+from sibp.experiment.models import objective_of
 from sibp.experiment.optimizers import build_optimizer
 from sibp.experiment.settings import Settings, checked
 from sibp.tuning.grid import Axis, Point, setting
@@ -135,6 +136,9 @@ def read_sweep(name: str, words: Sequence[str]) -> Sweep:
         shared = [f"run_root=runs/tuning/{name}", *file.shared, *words]
         methods = tuple(_method(str(each), node, shared) for each, node in file.methods.items())
         _check_methods(methods, file.trials)
+        if file.criterion == "val_acc" and objective_of(methods[0].config["model"]).right is None:
+            name = methods[0].config["model"]["name"]
+            raise UserError(f"criterion=val_acc is not possible, as model={name} has no accuracy: say val_loss.")
     except UserError as error:
         raise UserError(where + str(error)) from error
     root = Path(methods[0].config["run_root"])
