@@ -40,6 +40,7 @@ ROWS = [
     Row("adam", {"lr": 0.01}),
     Row("adamw", {"lr": 0.01}),
     Row("foof", {"damping": 10.0, "inverse_every": 10}),
+    Row("kfac", {"lr": 0.03, "damping": 0.01}),
     Row("lbfgs", {"line_search": False, "max_iter": 2}, batch=1297, steps=50),
     Row("locoprop_m", {"activation_lr": 0.1}),
     Row("locoprop_s", {"activation_lr": 0.1}),
