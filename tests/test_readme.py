@@ -3,7 +3,12 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+
+import yaml
+
+import sibp
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 
@@ -21,3 +26,16 @@ def test_drop_in_example_trains_in_twelve_lines():
     assert len(example.strip().splitlines()) <= 12
     code = example + "\nassert loss.item() < 0.5 * 2.3, loss\n"  # ln 10 = 2.3: the loss of guessing
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=120)
+
+
+def test_two_screens_are_enough():
+    assert len(README.read_text().splitlines()) <= 90
+
+
+def test_licence_and_citation_say_the_same():
+    project = tomllib.loads((README.parent / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((README.parent / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # what the format asks for
+    assert citation["version"] == project["version"] == sibp.__version__
+    assert citation["license"] == project["license"] == "MIT"
+    assert (README.parent / "LICENSE").read_text().startswith("MIT License\n")
