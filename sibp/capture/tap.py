@@ -67,11 +67,13 @@ class LayerUpdate:
         W_decrease: (g, m, n) W_old - W_new, or None if W does not move.
         b_decrease: (g, m) b_old - b_new, or None if b does not move.
         backward_change: maps D (g, N, m) to D (W_new - W_old) (g, N, n), where that is cheaper than with W_new itself.
+        input_difference: (N, n) what goes on to the layer below, where a method on linear layers has a rule of its own.
     """
 
     W_decrease: Tensor | None
     b_decrease: Tensor | None
     backward_change: Callable[[Tensor], Tensor | None] | None = None
+    input_difference: Tensor | None = None
 
 
 class Owner(Protocol):
@@ -323,7 +325,9 @@ def _input_gradient(
 ) -> Tensor:
     """D_{l-1} = D_z W, with the new W if semi-implicit; step 3 of DESIGN section 2. `gradient` is D_z as it came."""
     W = problem.W
-    if not semi_implicit or update.W_decrease is None:
+    if update.input_difference is not None:
+        sent = update.input_difference.reshape(x.shape)
+    elif not semi_implicit or update.W_decrease is None:
         sent = geometry.input_gradient(x, gradient, W)
     elif geometry.is_linear and update.backward_change is not None:
         change = update.backward_change(problem.D_z)

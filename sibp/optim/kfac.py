@@ -119,9 +119,10 @@ class KFAC(TappedOptimizer):
 
     def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
         """One layer's step; while sampling, its factors."""
-        phi, memory, B, N = Direct(problem.features), self.memory(tap), self._batch or 1, problem.D_z.shape[-2]
+        phi, memory, B = Direct(problem.features), self.memory(tap), self._batch or 1
         if self._sampling:
-            self._observe(memory, phi.gram / B, problem.D_z.mT @ problem.D_z / N, group)
+            D = problem.D_z.flatten(1, 2) if problem.D_z.dim() == 4 else problem.D_z  # a row a position
+            self._observe(memory, phi.gram / B, D.mT @ D / D.shape[-2], group)
             gradient = phi.gram.new_zeros(()).expand(phi.gram.shape[:-1] + problem.D_z.shape[-1:])
             return LayerUpdate(*phi.displacement(gradient))
         size = group["lr"] * problem.terms / B

@@ -23,13 +23,14 @@ F64 = torch.float64
 class Row:
     """An optimizer's config, and settings with which it learns the digits in six epochs.
 
-    `batch` is what it is made for, `steps` as many as it gets.
+    `batch` is what it is made for, `steps` as many as it gets; `linear`: it is for linear layers alone.
     """
 
     config: str
     settings: dict[str, Any] = field(default_factory=dict)
     batch: int = BATCH
     steps: int = STEPS
+    linear: bool = False
 
     def make(self, model: nn.Module, **changes: Any) -> torch.optim.Optimizer:
         return build_optimizer(_config(self.config) | self.settings | changes, model)
@@ -39,6 +40,8 @@ ROWS = [
     Row("adagrad", {"lr": 0.05}),
     Row("adam", {"lr": 0.01}),
     Row("adamw", {"lr": 0.01}),
+    Row("bcd", linear=True),
+    Row("dtp", {"lr": 0.005, "target_step": 0.33}, linear=True),
     Row("foof", {"damping": 10.0, "inverse_every": 10}),
     Row("kfac", {"lr": 0.03, "damping": 0.01}),
     Row("lbfgs", {"line_search": False, "max_iter": 2}, batch=1297, steps=50),
@@ -180,6 +183,22 @@ def test_double_precision_stays_double(row: Row):
     losses = train(model, row.make(model), range(row.steps // 4), row.batch)
     assert all(p.dtype == F64 for p in model.parameters())
     assert losses[-1] < losses[0]
+
+
+def test_trains_a_convolutional_network_or_says_what_it_is_for(row: Row):
+    """With more patches than weights in a neuron, batch norm, and an activation in place."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True),
+        nn.MaxPool2d(2), nn.Conv2d(4, 4, 3, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 12), nn.ReLU(),
+        nn.Linear(12, 10),
+    )  # fmt: skip
+    if row.linear:
+        with pytest.raises(UserError, match=r"layer '1' \(Conv2d\): .* is for networks of linear layers"):
+            row.make(model)
+        return
+    losses = train(model, row.make(model), range(row.steps // 2), row.batch)
+    assert sum(losses[-5:]) / 5 < 0.8 * losses[0]
 
 
 def test_a_bad_rate_is_refused_in_one_sentence(row: Row):

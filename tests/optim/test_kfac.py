@@ -122,6 +122,23 @@ def test_a_kernel_as_large_as_its_image_is_a_linear_layer():
     torch.testing.assert_close(conv.bias, linear.bias)
 
 
+def test_factors_of_a_convolution_are_sums_over_positions(monkeypatch: pytest.MonkeyPatch):
+    """Equations 31 and 32 of Grosse & Martens: A sums over positions, G averages over them; two groups, two factors."""
+    conv, drawn = nn.Conv2d(2, 4, 2, groups=2).to(F64), []
+    monkeypatch.setitem(kfac.LIKELIHOODS, "gaussian", lambda z: drawn.append(torch.randn_like(z)) or drawn[-1])
+    model = nn.Sequential(conv, nn.Flatten())
+    optimizer = KFAC(model, likelihood="gaussian")
+    x = torch.randn(6, 2, 4, 4, dtype=F64)
+    model(x)
+    memory = optimizer.state[conv.weight]
+    for group in range(2):
+        patches = F.unfold(x[:, group : group + 1], 2).mT.flatten(0, 1)
+        phi = torch.cat([patches, torch.ones(54, 1)], 1)
+        D = drawn[0].view(6, 4, 9)[:, 2 * group : 2 * group + 2].mT.flatten(0, 1)
+        torch.testing.assert_close(memory["A"][group], phi.T @ phi / 6)
+        torch.testing.assert_close(memory["G"][group], D.T @ D / 54)
+
+
 def test_copies_and_removal_leave_no_sampling_behind():
     model = net()
     optimizer = KFAC(model)

@@ -1,0 +1,113 @@
+"""Block coordinate descent (Zeng, Lau, Lin & Yao, ICML 2019, arXiv 1803.00225), batch by batch."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sibp.capture.tap import LayerProblem, LayerUpdate, Tap
+from sibp.optim.checks import in_range
+from sibp.optim.solvers import as_update
+from sibp.optim.targets import TargetOptimizer
+from sibp.prox.activations import Activation
+from sibp.prox.coordinates import smaller_side
+from sibp.prox.inverse import damped_inverse
+from sibp.prox.linear import solve_linear
+
+
+class BCD(TargetOptimizer):
+    r"""One sweep of block coordinate descent from the last layer to the first, on the variables of one batch.
+
+    Pre-activations U_l and activations V_l are variables of their own, tied to the network by penalties (the paper's
+    three-splitting). For every batch they begin at a forward pass, U_l = W_l V_{l-1} + b_l and V_l = s(U_l); then
+
+    .. math::
+        V_N &= U_N - \eta D, \qquad U_N = \frac{\gamma V_N + \rho U_N}{\gamma + \rho}
+            && \text{(a prox-linear step on the loss)} \\
+        U_l &= \arg\min_U \gamma \|V_l - s(U)\|^2 + (\rho + \alpha) \|U - U_l\|^2 && \text{(neuron by neuron)} \\
+        W_l, b_l &= \arg\min_{W, b} \rho \|U_l - W V_{l-1} - b\|^2 + \alpha \|[W, b] - [W_l, b_l]\|^2 \\
+        V_{l-1} &= \arg\min_V \gamma \|V - s(U_{l-1})\|^2 + \rho \|U_l - W_l V - b_l\|^2 && \text{(with the new } W_l)
+
+    The paper keeps U and V for the whole data set from sweep to sweep, and its W and b are two blocks, not one.
+
+    Args:
+        model: linear layers with ReLU, LeakyReLU or nothing behind them.
+        lr: eta, the step of V_N; 1/(gamma + alpha) in the paper's prox-linear form.
+        gamma: weight of V_l = s(U_l); 1 in the authors' code.
+        rho: weight of U_l = W_l V_{l-1} + b_l; 1 in the authors' code.
+        prox_weight: alpha, of staying near the old values; 5 in the authors' code, on 60,000 images at once.
+        loss_average: as for `SIBP`.
+        params: as for `SIBP`.
+        weight_decay: as for `SIBP`.
+
+    Raises:
+        ValueError: for hyper-parameters out of range, and for layers that are not linear.
+        TypeError: for a model that cannot be tapped.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 1.0,  # eta
+        gamma: float = 1.0,
+        rho: float = 1.0,
+        prox_weight: float = 5.0,  # alpha in the paper
+        loss_average: bool | int = True,
+        *,
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]] | None = None,
+        weight_decay: float = 0.0,
+    ) -> None:
+        defaults = {"lr": lr, "gamma": gamma, "rho": rho, "prox_weight": prox_weight, "weight_decay": weight_decay}
+        super().__init__(model, params, defaults, loss_average)
+
+    def check(self, group: dict[str, Any]) -> None:
+        """Raises ValueError if a setting of the group is out of its range."""
+        for key in ("gamma", "rho", "prox_weight"):
+            in_range(group, key, 0, open_at_low=True)
+        for key in ("lr", "weight_decay"):
+            in_range(group, key, 0)
+
+    def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
+        """The blocks U_l, [W_l, b_l] and V_{l-1}, in this order."""
+        gamma, rho, alpha = group["gamma"], group["rho"], group["prox_weight"]
+        first, last = (tap.name == name for name in self.ends)
+        s, Z, difference = self.output(problem)
+        if s.negative_slope is None:
+            raise RuntimeError(f"layer '{tap.name}': BCD knows ReLU, LeakyReLU and the identity only, not {s.name}.")
+        if last:
+            U = Z - gamma / (gamma + rho) * group["lr"] * problem.terms * problem.D_z
+        else:
+            U = split(s.value(Z) - difference, Z, (rho + alpha) / gamma, s)
+        coordinates = smaller_side(problem.features)
+        update, _ = as_update(coordinates, solve_linear(coordinates, Z - U, alpha / rho))
+        if first:
+            return update
+        W = problem.W if update.W_decrease is None else problem.W - update.W_decrease
+        b = problem.b if problem.b is None or update.b_decrease is None else problem.b - update.b_decrease
+        residual = U - nn.functional.linear(problem.features.written_out().A, W, b)
+        return LayerUpdate(
+            update.W_decrease, update.b_decrease, input_difference=-pulled_back(residual, W, gamma / rho)
+        )
+
+
+def split(V: Tensor, Z: Tensor, kappa: float, s: Activation) -> Tensor:
+    """The U that minimises (V - s(U))^2 + kappa (U - Z)^2 for s(u) = u above 0 and a u below, entry by entry."""
+    a = s.negative_slope or 0.0
+    above = (Z + (V - Z) / (1 + kappa)).clamp_min(0)  # exactly Z where V = s(Z)
+    below = (Z + a * (V - a * Z) / (a * a + kappa)).clamp_max(0)
+    costs = [(V - s.value(U)).square() + kappa * (U - Z).square() for U in (above, below)]
+    return torch.where(costs[0] < costs[1], above, below)
+
+
+def pulled_back(residual: Tensor, W: Tensor, damping: float) -> Tensor:
+    """The V (N, n) that minimises ||residual - V W'||^2 + damping ||V||^2, by the smaller side of W (m, n)."""
+    m, n = W.shape
+    if m <= n:
+        return residual @ damped_inverse(W @ W.mT, damping) @ W
+    return residual @ W @ damped_inverse(W.mT @ W, damping)
+
+
+def build(model: nn.Module, *, lr: float, gamma: float, rho: float, prox_weight: float) -> BCD:
+    """Block coordinate descent, as a config names it."""
+    return BCD(model, lr, gamma, rho, prox_weight)

@@ -1,0 +1,137 @@
+"""Difference target propagation (Lee, Zhang, Fischer & Bengio, ECML 2015, arXiv 1412.7525) as a torch optimizer."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sibp.capture.tap import LayerProblem, LayerUpdate, Tap
+from sibp.optim.checks import in_range
+from sibp.optim.targets import TargetOptimizer
+from sibp.prox.activations import Activation
+
+MOMENTUM, DECAY, STABILISER = 0.9, 0.95, 1e-3  # of RMSprop, as in the authors' code (donghyunlee/dtp)
+
+
+class DTP(TargetOptimizer):
+    r"""Targets that travel backward through learned inverses, one for every layer but the first and the last.
+
+    With h_l = f_l(h_{l-1}) = s(W h_{l-1} + b) and g_l(h) = s(V h + c), from the layer below the last downward:
+
+    .. math::
+        \hat h_{M-1} &= h_{M-1} - \hat\eta\, \partial L / \partial h_{M-1}, \qquad
+        \hat h_{l-1} = h_{l-1} - g_l(h_l) + g_l(\hat h_l) \\
+        W, b &: \text{a step on } \|f_l(h_{l-1}) - \hat h_l\|^2, \qquad
+        V, c : \text{a step on } \|g_l(f_l(h_{l-1} + \epsilon)) - (h_{l-1} + \epsilon)\|^2, \;
+        \epsilon \sim N(0, \sigma^2)
+
+    (equations 10 to 15 of the paper). The last layer takes an ordinary gradient step. All steps are RMSprop's with
+    momentum, in the centred form of the authors' code. There the inverses have an epoch to themselves before each epoch
+    of the network; here they take one step per batch, before they are used.
+
+    Args:
+        model: linear layers and activations that `SIBP` knows.
+        lr: of the network's weights; 0.0149 in the authors' code.
+        target_step: eta-hat, on the loss summed over the batch; in the authors' code 0.328 on the mean over 100.
+        inverse_lr: of the inverses' weights; 0.00501 in the authors' code.
+        noise: sigma; 0.36 in the authors' code.
+        loss_average: as for `SIBP`.
+        params: as for `SIBP`.
+        weight_decay: as for `SIBP`.
+
+    Raises:
+        ValueError: for hyper-parameters out of range, and for layers that are not linear.
+        TypeError: for a model that cannot be tapped.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 0.015,
+        target_step: float = 0.0033,  # eta-hat in the paper, over the batch size
+        inverse_lr: float = 0.005,
+        noise: float = 0.36,  # sigma in the paper
+        loss_average: bool | int = True,
+        *,
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]] | None = None,
+        weight_decay: float = 0.0,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "target_step": target_step,
+            "inverse_lr": inverse_lr,
+            "noise": noise,
+            "weight_decay": weight_decay,
+        }
+        super().__init__(model, params, defaults, loss_average)
+
+    def check(self, group: dict[str, Any]) -> None:
+        """Raises ValueError if a setting of the group is out of its range."""
+        for key in ("lr", "target_step", "inverse_lr", "noise", "weight_decay"):
+            in_range(group, key, 0)
+
+    def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
+        """One layer's step, and the displacement of the target below."""
+        A, B, memory = problem.features.written_out().A, len(problem.D_z), self.memory(tap)
+        first, last = (tap.name == name for name in self.ends)
+        s, Z, difference = self.output(problem)
+        if last:
+            E = problem.terms * problem.D_z / B  # of the mean loss
+            below = group["target_step"] * problem.terms * (problem.D_z @ problem.W)
+        else:
+            E = 2 * difference * s.slope(Z) / B
+            below = None if first else self._below(memory, problem, s, Z, difference, group)
+        return LayerUpdate(
+            _rmsprop(memory, "W", E.mT @ A, group["lr"]) if problem.features.weight else None,
+            _rmsprop(memory, "b", E.sum(0), group["lr"]) if problem.features.bias else None,
+            input_difference=below,
+        )
+
+    def _below(
+        self,
+        memory: dict[str, Any],
+        problem: LayerProblem,
+        s: Activation,
+        Z: Tensor,
+        difference: Tensor,
+        group: dict[str, Any],
+    ) -> Tensor:
+        """h_{l-1} less its target, by the inverse after its step."""
+        self._train_inverse(memory, problem, s, group)
+        h = s.value(Z)
+        return self._inverse(memory, s, h) - self._inverse(memory, s, h - difference)
+
+    def _train_inverse(
+        self, memory: dict[str, Any], problem: LayerProblem, s: Activation, group: dict[str, Any]
+    ) -> None:
+        """One step of V and c towards undoing the layer near its inputs."""
+        A = problem.features.written_out().A
+        if "V" not in memory:
+            memory["V"] = nn.init.orthogonal_(torch.empty_like(problem.W.mT))
+            memory["c"] = A.new_zeros(A.shape[1])
+        corrupted = A + group["noise"] * torch.randn_like(A)
+        f = s.value(nn.functional.linear(corrupted, problem.W, problem.b))
+        z = f @ memory["V"].mT + memory["c"]
+        E = 2 * (s.value(z) - corrupted) * s.slope(z) / len(A)
+        memory["V"] = memory["V"] - _rmsprop(memory, "inverse V", E.mT @ f, group["inverse_lr"])
+        memory["c"] = memory["c"] - _rmsprop(memory, "inverse c", E.sum(0), group["inverse_lr"])
+
+    @staticmethod
+    def _inverse(memory: dict[str, Any], s: Activation, h: Tensor) -> Tensor:
+        return s.value(h @ memory["V"].mT + memory["c"])
+
+
+def _rmsprop(memory: dict[str, Any], name: str, g: Tensor, lr: float) -> Tensor:
+    """A step of RMSprop with momentum along g, to be subtracted; its averages are kept under the name."""
+    zero = torch.zeros_like(g)
+    mean, square, step = (memory.get(f"{name} {kind}", zero) for kind in ("mean", "square", "step"))
+    mean, square = mean.lerp(g, 1 - DECAY), square.lerp(g * g, 1 - DECAY)
+    step = MOMENTUM * step + lr * g / (square - mean * mean + STABILISER).sqrt()
+    memory.update({f"{name} mean": mean, f"{name} square": square, f"{name} step": step})
+    return step
+
+
+def build(model: nn.Module, *, lr: float, target_step: float, inverse_lr: float, noise: float) -> DTP:
+    """Difference target propagation, as a config names it."""
+    return DTP(model, lr, target_step, inverse_lr, noise)

@@ -1,0 +1,50 @@
+"""What methods share that pass targets from layer to layer by a rule of their own: networks of linear layers."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from sibp.capture.tap import LayerProblem, Tap
+from sibp.optim.base import TappedOptimizer
+from sibp.optim.layers import parameter_owners
+from sibp.prox.activations import IDENTITY, Activation
+
+
+class TargetOptimizer(TappedOptimizer):
+    """Base of methods whose differences are displacements: h - h_target on a layer's output, not gradients.
+
+    So every parameter has to be a linear layer's, and nothing may stand between layers but activations that the taps
+    know, and changes of shape.
+    """
+
+    def __init__(self, model: nn.Module, *args: Any) -> None:
+        if isinstance(model, nn.Module):
+            for name, module in model.named_modules():
+                if module._parameters and not isinstance(module, nn.Linear):
+                    raise ValueError(self._only_linear(name, module))
+        super().__init__(model, *args)
+
+    def _add_explicit(self, params: list[nn.Parameter], options: dict[str, Any]) -> None:
+        """Never: what is not tapped would take a displacement for its gradient."""
+        del options
+        name, module = parameter_owners(self.model)[params[0]][0]
+        raise ValueError(self._only_linear(name, module))
+
+    def _only_linear(self, name: str, module: nn.Module) -> str:
+        return (
+            f"layer '{name}' ({type(module).__name__}): {type(self).__name__} is for networks of linear layers and "
+            "activations, such as model=mlp."
+        )
+
+    def wants_activation(self, tap: Tap) -> bool:
+        """Always: targets are on the activation's output."""
+        del tap
+        return True
+
+    @staticmethod
+    def output(problem: LayerProblem) -> tuple[Activation, Tensor, Tensor]:
+        """s, Z and the difference on s(Z); the identity where no known activation follows."""
+        if problem.activation is None or problem.Z is None or problem.D is None:
+            Z = nn.functional.linear(problem.features.written_out().A, problem.W, problem.b)
+            return IDENTITY, Z, problem.D_z
+        return problem.activation, problem.Z, problem.D
