@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from drawing import FORWARD, NEW
+from drawing import BACKWARD, FORWARD, NEW
 from plots import plot
 
 
@@ -17,9 +17,9 @@ def draw(page: dict[str, Any]) -> dict[str, str]:
     """
     with plot(6.4, 3.2) as made:
         ax = made.figure.add_subplot()
-        for (name, history), color in zip(page["histories"].items(), (FORWARD, NEW), strict=True):
-            ax.plot(history[:, 1], color=color, label=f"{name}: size of the gradient")
-            ax.plot(history[:, 2], color=color, linestyle="--", label=f"{name}: size of the change")
-        ax.set(yscale="log", xlabel="step")
+        for (name, history), color in zip(page["histories"].items(), (FORWARD, NEW, BACKWARD), strict=True):
+            ax.plot(history[:, 1], color=color, label=f"{name}: gradient")
+            ax.plot(history[:, 2], color=color, linestyle="--", label=f"{name}: change")
+        ax.set(yscale="log", xlabel="step", ylabel="size")
         ax.legend()
     return {"fixed-point.svg": made.svg}

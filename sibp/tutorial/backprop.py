@@ -6,6 +6,7 @@ end of the graph.
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ class Node:
         gradient: dL/dvalue, of the value's shape; zero until `backward` has been here.
     """
 
-    def __init__(self, value: Array | float, parents: tuple["Node", ...] = (), pull: Pull | None = None) -> None:
+    def __init__(self, value: Any, parents: tuple["Node", ...] = (), pull: Pull | None = None) -> None:
         """A leaf if there are no parents."""
         self.value = np.asarray(value, dtype=float)
         self.parents = parents
@@ -38,7 +39,8 @@ def add(x: Node, y: Node) -> Node:
 
 def multiply(x: Node, y: Node) -> Node:
     """The product x * y, entry by entry."""
-    return Node(x.value * y.value, (x, y), lambda G: (fit(G * y.value, x), fit(G * x.value, y)))
+    z = x.value * y.value
+    return Node(z, (x, y), lambda G: (fit(G * y.value, x), fit(G * x.value, y)))
 
 
 def matmul(x: Node, y: Node) -> Node:
@@ -75,15 +77,15 @@ def softmax_cross_entropy(z: Node, labels: Array) -> Node:
 
 
 def log_softmax(Z: Array) -> Array:
-    """Logarithms of the probabilities that logits (B, classes) stand for; taking the largest off avoids overflow."""
-    Z = Z - Z.max(axis=1, keepdims=True)
+    """Logarithms of the probabilities that logits (B, classes) stand for."""
+    Z = Z - Z.max(axis=1, keepdims=True)  # changes nothing, and nothing overflows
     return Z - np.log(np.exp(Z).sum(axis=1, keepdims=True))
 
 
 def fit(G: Array, x: Node) -> Array:
     """Sums G over the axes along which x was repeated, so that it has x's shape."""
     G = G.sum(axis=tuple(range(G.ndim - x.value.ndim)))
-    repeated = tuple(i for i, size in enumerate(x.value.shape) if size == 1 and G.shape[i] > 1)
+    repeated = tuple(i for i, size in enumerate(x.value.shape) if size == 1)
     return G.sum(axis=repeated, keepdims=True)
 
 
@@ -99,7 +101,8 @@ def backward(loss: Node) -> None:
     loss.gradient = np.ones_like(loss.value)
     for node in reversed(order):
         if node.pull is not None:
-            for parent, gradient in zip(node.parents, node.pull(node.gradient), strict=True):
+            pulled = node.pull(node.gradient)
+            for parent, gradient in zip(node.parents, pulled, strict=True):
                 parent.gradient = parent.gradient + gradient
 
 

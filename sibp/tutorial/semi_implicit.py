@@ -34,7 +34,7 @@ def solve_linear(P: Array, Z: Array, T: Array, lam: float) -> Array:
 
 
 def solve_relu(P: Array, Z: Array, T: Array, lam: float, rounds: int) -> Array:
-    """A displacement X that decreases ||relu(Z + P X) - T||^2 + lam ||X||^2, by conjugate gradients from X = 0.
+    """Decreases ||relu(Z + P X) - T||^2 + lam ||X||^2 by conjugate gradients from X = 0.
 
     Neurons (columns) do not influence each other, so each has a step length of its own.
     """
@@ -48,13 +48,16 @@ def solve_relu(P: Array, Z: Array, T: Array, lam: float, rounds: int) -> Array:
         active = Z > 0
         G = P.T @ ((relu(Z) - T) * active) + lam * X  # half the gradient
         beta = np.maximum(ratio(dot(G, G - G_before), dot(G_before, G_before)), 0)
-        beta = np.where(beta * dot(G, D) < dot(G, G), beta, 0)  # else the direction would not descend
+        beta = np.where(beta * dot(G, D) < dot(G, G), beta, 0)  # else it would go uphill
         D = beta * D - G
         change = P @ D  # of Z, for a step of length 1
-        t = shrink * ratio(-dot(G, D), dot(change * active, change * active) + lam * dot(D, D))
+        bend = dot(change * active, change) + lam * dot(D, D)
+        t = shrink * ratio(-dot(G, D), bend)
         f_there = objective(Z + t * change, X + t * D)
         better = f_there < f
-        X, Z, f = np.where(better, X + t * D, X), np.where(better, Z + t * change, Z), np.where(better, f_there, f)
+        X = np.where(better, X + t * D, X)
+        Z = np.where(better, Z + t * change, Z)
+        f = np.where(better, f_there, f)
         shrink = np.where(better, 1, shrink / 4)
         G_before = G
     return X
@@ -80,7 +83,7 @@ def step(
     *,
     through_new: bool = True,
 ) -> list[Layer]:
-    """One step on the summed cross-entropy: new weights for every layer, from the last to the first.
+    """One step on the summed cross-entropy: new weights, from the last layer to the first.
 
     Args:
         layers: the network.
@@ -88,10 +91,10 @@ def step(
         labels: (B,) the right classes, integers.
         eta: step on the neurons.
         lam: proximal weight, > 0.
-        rounds: of conjugate gradients on the subproblem with ReLU inside, as `SIBP(solver="cg:5")`; None solves the
-            linear subproblem at every layer, as `SIBP(solver="exact")`.
-        through_new: whether differences go backward through the new weights; False, with the linear subproblem, is
-            ProxBP (Frerix et al. 2018, arXiv 1706.04638).
+        rounds: of conjugate gradients with ReLU inside, as `SIBP(solver="cg:5")`; None solves
+            the linear subproblem at every layer, as `SIBP(solver="exact")`.
+        through_new: whether differences go backward through the new weights; False, with the
+            linear subproblem, is ProxBP (Frerix et al. 2018, arXiv 1706.04638).
     """
     A, Z = forward(layers, x)
     D = np.exp(log_softmax(Z[-1])) - np.eye(Z[-1].shape[1])[labels]

@@ -90,6 +90,7 @@ def test_a_page_ends_with_what_was_learnt_and_an_exercise(page):
 
 
 def test_every_picture_is_shown_and_every_picture_shown_is_there():
+    assert len(PAGES) == 8
     shown = {
         name for page in PAGES for name in re.findall(r"!\[[^\]]+\]\(\.\./images/tutorial/(\S+)\)", page.read_text())
     }

@@ -57,3 +57,11 @@ def test_a_layer_of_dead_neurons_stays():
     (W, b), _ = semi_implicit.step(layers, np.ones((4, 2)), np.array([0, 1, 1, 1]), 1.0, 1.0, rounds=3)
     assert not W.any()
     assert (b == -1).all()
+
+
+def test_a_network_of_zeros_rests_if_labels_are_even():
+    """Page 8 says so: its gradient is zero, though it knows nothing."""
+    layers = [(np.zeros((3, 2)), np.zeros(3)), (np.zeros((2, 3)), np.zeros(2))]
+    for rounds in (None, 3):
+        after = semi_implicit.step(layers, np.ones((4, 2)), np.array([0, 1, 1, 0]), 1.0, 1.0, rounds)
+        assert not any(p.any() for layer in after for p in layer)
