@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 from drawing import BACKWARD, FORWARD, GREY, INK, NEW
-from plots import plot
+from plots import plot, three_digits
 
 
 def draw(page: dict[str, Any]) -> dict[str, str]:
@@ -40,11 +40,12 @@ def contours(ax: Any, curvature: np.ndarray) -> None:
 
 
 def _windows(page: dict[str, Any]) -> str:
+    losses = page["losses"]
     with plot(6.4, 3.2) as made:
         ax = made.figure.add_subplot()
         ax.axhline(np.log(10), color=GREY, linestyle="--", linewidth=1)
         ax.text(0.011, np.log(10) + 0.05, "knowing nothing", color=GREY, fontsize=9)
-        ax.plot(*zip(*page["losses"].items(), strict=True), "o-", color=FORWARD, markersize=4)
+        ax.plot(list(losses), three_digits(losses.values()), "o-", color=FORWARD, markersize=4)
         ax.set(xscale="log", xlabel="length of the step h", ylabel="loss after 42 steps", ylim=(0, 2.6))
     return made.svg
 
@@ -55,7 +56,7 @@ def _vanishing(page: dict[str, Any]) -> str:
         for (name, norms), color, marker in zip(
             page["sizes_of_gradients"].items(), (BACKWARD, NEW, FORWARD), "osd", strict=True
         ):
-            ax.plot(range(1, len(norms) + 1), norms, marker + "-", color=color, markersize=4, label=name)
+            ax.plot(range(1, len(norms) + 1), three_digits(norms), marker + "-", color=color, markersize=4, label=name)
         ax.set(yscale="log", xlabel="layer", ylabel="size of its gradient", xticks=range(1, 11))
         ax.legend()
     return made.svg

@@ -3,7 +3,7 @@
 from typing import Any
 
 from drawing import BACKWARD, FORWARD, NEW
-from plots import plot
+from plots import plot, three_digits
 
 
 def draw(page: dict[str, Any]) -> dict[str, str]:
@@ -18,8 +18,8 @@ def draw(page: dict[str, Any]) -> dict[str, str]:
     with plot(6.4, 3.2) as made:
         ax = made.figure.add_subplot()
         for (name, history), color in zip(page["histories"].items(), (FORWARD, NEW, BACKWARD), strict=True):
-            ax.plot(history[:, 1], color=color, label=f"{name}: gradient")
-            ax.plot(history[:, 2], color=color, linestyle="--", label=f"{name}: change")
+            ax.plot(three_digits(history[:, 1]), color=color, label=f"{name}: gradient")
+            ax.plot(three_digits(history[:, 2]), color=color, linestyle="--", label=f"{name}: change")
         ax.set(yscale="log", xlabel="step", ylabel="size")
         ax.legend()
     return {"fixed-point.svg": made.svg}

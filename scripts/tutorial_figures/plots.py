@@ -1,7 +1,7 @@
 """Matplotlib set up for small, plain SVG files that come out the same every time."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,11 @@ _STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.8,
     "path.simplify": True,
 }
+
+
+def three_digits(values: Iterable[float]) -> list[float]:
+    """Rounded to what can be seen: processors differ in the last digits of a training run."""
+    return [float(f"{value:.3g}") for value in values]
 
 
 class Plot:

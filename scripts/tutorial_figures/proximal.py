@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from drawing import BACKWARD, FORWARD, GREY, INK, NEW
 from explicit import contours
-from plots import plot
+from plots import plot, three_digits
 from sweep import frames
 
 
@@ -34,8 +34,8 @@ def _euler(page: dict[str, Any]) -> str:
         h = 1 - after[0] / before[0]  # along, where the curvature is 1
         for ax, name, color in ((explicit, "explicit", BACKWARD), (implicit, "implicit", NEW)):
             contours(ax, page["curvature"])
-            path = np.array(page["paths"][name])
-            ax.plot(*path[:4].T, "o-", color=color, markersize=3.5, linewidth=1.2)
+            path = np.array(page["paths"][name][: 3 if name == "explicit" else None])
+            ax.plot(*path.T, "o-", color=color, markersize=3.5, linewidth=1.2)
             ax.set_title(f"{name}, h = {h:g}", fontsize=11)
         explicit.annotate("leaves at once", (-6.5, 1.6), xytext=(-5.5, 1.5), color=BACKWARD)
     return made.svg
@@ -95,7 +95,7 @@ def _windows(page: dict[str, Any]) -> str:
         ax = made.figure.add_subplot()
         for name, (color, marker, line) in styles.items():
             found = page["losses"][name]
-            ax.plot(list(found), list(found.values()), marker + line, color=color, markersize=4, label=name)
+            ax.plot(list(found), three_digits(found.values()), marker + line, color=color, markersize=4, label=name)
         ax.set(xscale="log", yscale="log", xlabel="step length: h, or η with λ = 1", ylabel="loss after 42 steps")
         ax.set(ylim=(0.008, 4))
         ax.legend(fontsize=9, loc="lower left")
