@@ -22,6 +22,7 @@ from torch import Tensor
 from sibp.prox.features import Features
 from sibp.prox.numbers import Number, number
 from sibp.prox.patches import Patches
+from sibp.prox.symmetric import gram
 
 AnyFeatures = Features | Patches
 
@@ -33,9 +34,7 @@ class Span:
         """Builds K = Phi Phi', (..., N, N)."""
         A = features.A
         self.features = features
-        self.gram = A @ A.mT if features.weight else A.new_zeros(*A.shape[:-1], A.shape[-2])
-        if features.bias:
-            self.gram += 1
+        self.gram = gram(A if features.weight else A[..., :0], plus=float(features.bias))
 
     @cached_property
     def rounding(self) -> Tensor:

@@ -1,86 +1,111 @@
-/* One round of sibp.prox.nonlinear's conjugate gradients, for activations of two linear pieces
+/* The rounds of sibp.prox.nonlinear's conjugate gradients, for activations of two linear pieces
  *     s(z) = z for z > 0, a z otherwise      (a = 0: ReLU, a = 1: identity).
  *
- * Everything but the products with the Gram matrix or with Phi happens here. Arrays are row-major with one row a
- * neuron, so that all a neuron needs lies in the nearest cache: images have N numbers (one a sample), coefficients r,
- * the size of the coordinates. Compile with -DREAL=float or double; `sibp/prox/fused.py` does. The names are those of
- * nonlinear.py; X stands for the coefficients x.
+ * Neurons are independent of each other, so a few of them take all their rounds before the next ones begin: what they
+ * need then stays in the nearer caches. Their arrays have one row a neuron: images of N numbers (one a sample),
+ * coefficients of r, the size of the coordinates; rows are filled up with zeros to whole vectors. Compile with
+ * -DREAL=float or double. The names are those of nonlinear.py; X stands for the coefficients x.
  */
 
-#include <string.h>
+#include "vectors.h"
+
+#define BLOCK 32 /* neurons together, a multiple of SIDE */
+#define SIDE 4   /* rows of a product's tile; with WIDE vectors in each, its sums fill half of the vector registers */
+#define WIDE 4
 
 static inline REAL value(REAL z, REAL a) { return z > 0 ? z : a * z; }
 static inline REAL slope(REAL z, REAL a) { return z > 0 ? (REAL)1 : a; }
 static inline REAL ratio(REAL p, REAL q) { return q > 0 ? p / q : (REAL)0; }
 
 typedef struct {
-    long N, r, m, direct, threads, first;
+    long N, r, m, direct, rounds, threads;
     REAL a, lam, rounding, residual_rounding, shrink_factor;
-    REAL *Z, *T, *KD, *KG; /* images */
-    REAL *KX;              /* image, in span coordinates only */
+    const REAL *Z, *T;   /* N x m */
+    const REAL *matrix;  /* N x N, the Gram matrix K; in direct coordinates Phi, N x r */
+    REAL *X;             /* r x m, the answer */
+    REAL *work;          /* work_size() numbers */
+    REAL *start, *f, *norm, *steps, *descent; /* one number a neuron */
+} Problem;
+
+typedef struct {
+    long N, r, direct; /* N and r filled up */
+    REAL *Z, *T, *KD, *KG;   /* images */
+    REAL *KX;                /* image, in span coordinates only */
     REAL *X, *D, *G, *G_old; /* coefficients */
-    REAL *E; /* image, (s(Z) - T) s'(Z); in span coordinates lam x is added, and it takes the place of G or G_old */
-    /* one number a neuron */
-    REAL *start, *f, *norm, *steps, *descent, *gg_old, *shrink, *negligible;
-} Round;
+    REAL *E; /* image, (s(Z) - T) s'(Z); in span coordinates lam x is added, and it is the next gradient */
+    REAL gg_old[BLOCK], shrink[BLOCK], negligible[BLOCK];
+} Block;
 
 #define EACH(i, n) _Pragma("GCC ivdep") for (long i = 0; i < (n); i++)
-#define NEURONS _Pragma("omp parallel for num_threads(r->threads) if (r->threads > 1) schedule(static)") \
-    for (long j = 0; j < r->m; j++)
 
-/* to (columns x rows) = from' (rows x columns), by square tiles: torch's own copy takes twice as long. */
-#define TILE 16
-void turn(const REAL *restrict from, REAL *restrict to, long rows, long columns)
+/* Some columns of a tile: out = lam X + in M, with in (SIDE x inner), M (inner x columns); X is left out for lam = 0. */
+static inline __attribute__((always_inline)) void tile(
+    const REAL *in, long in_row, const REAL *M, long row, long inner, const REAL *X, REAL lam, REAL *out,
+    const int vectors)
 {
-    REAL tile[TILE][TILE];
-    for (long j = 0; j < columns; j += TILE)
-        for (long i = 0; i < rows; i += TILE) {
-            if (i + TILE <= rows && j + TILE <= columns) {
-                for (long p = 0; p < TILE; p++)
-                    for (long q = 0; q < TILE; q++) tile[q][p] = from[(i + p) * columns + j + q];
-                for (long q = 0; q < TILE; q++) memcpy(to + (j + q) * rows + i, tile[q], sizeof tile[q]);
-            } else
-                for (long q = j; q < columns && q < j + TILE; q++)
-                    for (long p = i; p < rows && p < i + TILE; p++) to[q * rows + p] = from[p * columns + q];
+    Vector sums[SIDE][WIDE] = {0};
+    for (long k = 0; k < inner; k++) {
+        Vector b[WIDE];
+        for (int v = 0; v < vectors; v++) b[v] = load(M + k * row + v * LANES);
+        for (int q = 0; q < SIDE; q++)
+            for (int v = 0; v < vectors; v++) sums[q][v] += in[q * in_row + k] * b[v];
+    }
+    for (int q = 0; q < SIDE; q++)
+        for (int v = 0; v < vectors; v++) {
+            const long place = q * row + v * LANES;
+            store(out + place, lam != 0 ? sums[q][v] + lam * load(X + place) : sums[q][v]);
         }
 }
 
-/* f = ||s(Z) - T||^2 and E at x = 0, and the squared gradients that are nothing but rounding. */
-void start(const Round *r)
+/* out (BLOCK x row) = lam X + in (BLOCK x in_row) M, with inner rows of M; row is a multiple of LANES. */
+static void product(
+    const REAL *in, long in_row, const REAL *M, long row, long inner, const REAL *X, REAL lam, REAL *out)
 {
-    NEURONS {
-        const long N = r->N;
-        const REAL a = r->a, *Z = r->Z + j * N, *T = r->T + j * N;
-        REAL *E = r->E + j * N, f = 0, TT = 0;
-        EACH(i, N) E[i] = value(Z[i], a) - T[i];
-        EACH(i, N) {
-            f += E[i] * E[i];
-            TT += T[i] * T[i];
+    const long vectors = row / LANES, tiles = (vectors + WIDE - 1) / WIDE;
+    for (long k = 0, done = 0; k < tiles; k++) {
+        const long wide = (vectors - done + tiles - k - 1) / (tiles - k), c = done * LANES; /* as even as can be */
+        for (long p = 0; p < BLOCK; p += SIDE) {
+            const REAL *from = in + p * in_row, *x = X + p * row + c;
+            REAL *to = out + p * row + c;
+            switch (wide) {
+            case 4: tile(from, in_row, M + c, row, inner, x, lam, to, 4); break;
+            case 3: tile(from, in_row, M + c, row, inner, x, lam, to, 3); break;
+            case 2: tile(from, in_row, M + c, row, inner, x, lam, to, 2); break;
+            default: tile(from, in_row, M + c, row, inner, x, lam, to, 1);
+            }
         }
-        EACH(i, N) E[i] *= slope(Z[i], a);
-        r->start[j] = r->f[j] = f;
-        r->negligible[j] = r->residual_rounding * TT;
-        r->shrink[j] = 1;
-        r->norm[j] = r->gg_old[j] = r->steps[j] = r->descent[j] = 0;
+        done += wide;
     }
+}
+
+/* A neuron at x = 0: f = ||s(Z) - T||^2, E, and the squared gradients that are nothing but rounding. */
+static void begin(const Problem *p, Block *b, long q, long j)
+{
+    const long N = p->N;
+    const REAL a = p->a, *Z = b->Z + q * b->N, *T = b->T + q * b->N;
+    REAL *E = b->E + q * b->N, f = 0, TT = 0;
+    EACH(i, N) E[i] = value(Z[i], a) - T[i];
+    EACH(i, N) {
+        f += E[i] * E[i];
+        TT += T[i] * T[i];
+    }
+    EACH(i, N) E[i] *= slope(Z[i], a);
+    p->start[j] = p->f[j] = f;
+    b->negligible[q] = p->residual_rounding * TT;
+    b->shrink[q] = 1;
+    p->norm[j] = b->gg_old[q] = p->steps[j] = p->descent[j] = 0;
 }
 
 /* From G and KG to the next point, with E and (in span coordinates) the gradient there. */
-static inline __attribute__((always_inline)) void neuron(Round *r, long j, const int direct)
+static inline __attribute__((always_inline)) void neuron(const Problem *p, Block *b, long q, long j, const int direct)
 {
-    const long N = r->N, size = direct ? r->r : N;
-    const REAL a = r->a, lam = r->lam;
-    REAL *Z = r->Z + j * N, *T = r->T + j * N, *KD = r->KD + j * N, *KG = r->KG + j * N, *E = r->E + j * N;
-    REAL *X = r->X + j * size, *D = r->D + j * size, *G = r->G + j * size, *G_old = r->G_old + j * size;
+    const long N = b->N, size = direct ? b->r : N;
+    const REAL a = p->a, lam = p->lam;
+    REAL *Z = b->Z + q * N, *T = b->T + q * N, *KD = b->KD + q * N, *KG = b->KG + q * N, *E = b->E + q * N;
+    REAL *X = b->X + q * size, *D = b->D + q * size, *G = b->G + q * size, *G_old = b->G_old + q * size;
     /* <x, y> is the plain product x.(dual y): with K y in span coordinates, with y itself in direct ones. */
-    REAL *dual_G = direct ? G : KG, *dual_D = direct ? D : KD, *dual_X = direct ? X : r->KX + j * N;
+    REAL *dual_G = direct ? G : KG, *dual_D = direct ? D : KD, *dual_X = direct ? X : b->KX + q * N;
 
-    if (r->first) { /* here rather than in `start`: it costs nothing in the nearest cache */
-        memset(X, 0, size * sizeof(REAL));
-        memset(D, 0, size * sizeof(REAL));
-        memset(KD, 0, N * sizeof(REAL));
-        if (!direct) memset(dual_X, 0, N * sizeof(REAL));
-    }
     REAL gg = 0, g2 = 0, old = 0, gd = 0;
     EACH(i, size) {
         gg += G[i] * dual_G[i];
@@ -88,8 +113,8 @@ static inline __attribute__((always_inline)) void neuron(Round *r, long j, const
         old += G_old[i] * dual_G[i];
         gd += G[i] * dual_D[i];
     }
-    REAL gg_used = gg * (g2 > r->negligible[j] && gg > r->rounding * g2); /* a product: what is not finite stays so */
-    REAL beta = ratio(gg_used - old, r->gg_old[j]);
+    REAL gg_used = gg * (g2 > b->negligible[q] && gg > p->rounding * g2); /* a product: what is not finite stays so */
+    REAL beta = ratio(gg_used - old, b->gg_old[q]);
     beta = beta > 0 ? beta : (REAL)0;
     beta = beta * gd >= gg ? (REAL)0 : beta; /* descent only */
 
@@ -104,7 +129,7 @@ static inline __attribute__((always_inline)) void neuron(Round *r, long j, const
         gd_new -= G[i] * dual_D[i];
         dd += D[i] * dual_D[i];
     }
-    REAL t = gg_used > 0 ? r->shrink[j] * ratio(gd_new, curvature + lam * dd) : (REAL)0;
+    REAL t = gg_used > 0 ? b->shrink[q] * ratio(gd_new, curvature + lam * dd) : (REAL)0;
 
     REAL residual = 0, norm = 0;
     EACH(i, N) {
@@ -113,14 +138,14 @@ static inline __attribute__((always_inline)) void neuron(Round *r, long j, const
     }
     EACH(i, size) norm += (X[i] + t * D[i]) * (dual_X[i] + t * dual_D[i]);
     REAL f_try = residual + lam * norm;
-    int accept = f_try < r->f[j];
-    r->shrink[j] = accept ? (REAL)1 : r->shrink[j] * r->shrink_factor;
-    r->gg_old[j] = gg_used;
-    r->descent[j] += gg_used;
+    int accept = f_try < p->f[j];
+    b->shrink[q] = accept ? (REAL)1 : b->shrink[q] * p->shrink_factor;
+    b->gg_old[q] = gg_used;
+    p->descent[j] += gg_used;
     if (accept) {
-        r->f[j] = f_try;
-        r->norm[j] = norm;
-        r->steps[j] += t;
+        p->f[j] = f_try;
+        p->norm[j] = norm;
+        p->steps[j] += t;
         EACH(i, N) Z[i] += t * KD[i];
         EACH(i, size) X[i] += t * D[i];
         if (!direct) EACH(i, N) dual_X[i] += t * KD[i];
@@ -129,8 +154,72 @@ static inline __attribute__((always_inline)) void neuron(Round *r, long j, const
     if (!direct) EACH(i, N) E[i] += lam * X[i];
 }
 
-void advance(Round *r)
+/* to (columns x to_row) = the transpose of some columns of from (rows x from_row); the rest of a row stays. */
+static void turn(const REAL *restrict from, long from_row, long rows, long columns, REAL *restrict to, long to_row)
 {
-    if (r->direct) { NEURONS neuron(r, j, 1); }
-    else { NEURONS neuron(r, j, 0); }
+    for (long i = 0; i < rows; i += LANES) /* short stretches of `to`, whose rows then stay in the nearest cache */
+        for (long q = 0; q < columns; q++)
+            for (long p = i; p < least(i + LANES, rows); p++) to[q * to_row + p] = from[p * from_row + q];
+}
+
+static long block_size(long N, long r, long direct)
+{
+    return BLOCK * (filled_up(N) * 5 + filled_up(direct ? r : N) * 4); /* with the fifth image for E or KX */
+}
+
+long work_size(long N, long r, long direct, long threads)
+{
+    const long matrices = direct ? N * filled_up(r) + r * filled_up(N) : N * filled_up(N);
+    return filled_up(matrices) + threads * block_size(N, r, direct);
+}
+
+/* All rounds of the neurons from `first` on. */
+static void advance(const Problem *p, REAL *memory, const REAL *matrix, const REAL *turned, long first)
+{
+    Block b = {.N = filled_up(p->N), .r = filled_up(p->direct ? p->r : p->N), .direct = p->direct};
+    const long count = least(BLOCK, p->m - first), images = BLOCK * b.N, coefficients = BLOCK * b.r;
+    memset(memory, 0, block_size(p->N, p->r, p->direct) * sizeof(REAL));
+    REAL **image[] = {&b.Z, &b.T, &b.KD, &b.KG, p->direct ? &b.E : &b.KX}, **coefficient[] = {&b.X, &b.D, &b.G, &b.G_old};
+    for (int k = 0; k < 5; k++) *image[k] = memory + k * images;
+    for (int k = 0; k < 4; k++) *coefficient[k] = memory + 5 * images + k * coefficients;
+    turn(p->Z + first, p->m, p->N, count, b.Z, b.N);
+    turn(p->T + first, p->m, p->N, count, b.T, b.N);
+    if (!p->direct) b.E = b.G;
+    for (long q = 0; q < count; q++) begin(p, &b, q, first + q);
+    for (long round = 0; round < p->rounds; round++) {
+        if (p->direct) {
+            product(b.E, b.N, matrix, b.r, p->N, b.X, p->lam, b.G); /* lam x + Phi' E */
+            product(b.G, b.r, turned, b.N, p->r, b.KG, 0, b.KG);
+            for (long q = 0; q < count; q++) neuron(p, &b, q, first + q, 1);
+        } else {
+            product(b.G, b.N, matrix, b.N, p->N, b.KG, 0, b.KG);
+            b.E = b.G_old; /* the next gradient, where the older one is */
+            for (long q = 0; q < count; q++) neuron(p, &b, q, first + q, 0);
+        }
+        REAL *G = b.G;
+        b.G = b.G_old;
+        b.G_old = G;
+    }
+    turn(b.X, b.r, count, p->r, p->X + first, p->m);
+}
+
+void rounds(const Problem *p)
+{
+    const long row = filled_up(p->direct ? p->r : p->N), image_row = filled_up(p->N);
+    REAL *matrix = p->work, *turned = matrix + p->N * row;
+    for (long i = 0; i < p->N; i++) {
+        memset(matrix + i * row + row - LANES, 0, LANES * sizeof(REAL));
+        memcpy(matrix + i * row, p->matrix + i * p->r, p->r * sizeof(REAL));
+    }
+    if (p->direct) {
+        memset(turned, 0, p->r * image_row * sizeof(REAL));
+        turn(p->matrix, p->r, p->N, p->r, turned, image_row);
+    }
+    REAL *memory = p->work + filled_up(p->direct ? p->N * row + p->r * image_row : p->N * row);
+    const long each = block_size(p->N, p->r, p->direct);
+    const long blocks = (p->m + BLOCK - 1) / BLOCK, share = (blocks + p->threads - 1) / p->threads;
+#pragma omp parallel for num_threads(p->threads) if (p->threads > 1) schedule(static)
+    for (long thread = 0; thread < p->threads; thread++)
+        for (long k = thread * share; k < least((thread + 1) * share, blocks); k++)
+            advance(p, memory + thread * each, matrix, turned, k * BLOCK);
 }

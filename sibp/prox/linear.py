@@ -12,6 +12,7 @@ from torch import Tensor
 from sibp.prox.coordinates import Coordinates, dot
 from sibp.prox.numbers import at_least, choose, is_finite, number
 from sibp.prox.status import Solution, Stats, Status
+from sibp.prox.symmetric import ridge
 
 # A Cholesky factorisation of G + lam I needs lam well above the rounding of G itself: about eps ||G||.
 _DAMPING = 2.0
@@ -36,15 +37,10 @@ def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
     gram, rhs = coordinates.gram, coordinates.pull(R)
     if gram.numel() == 0 or rhs.numel() == 0:
         return _nothing_to_do(rhs)
-    scale = number(gram.abs().sum(-1).amax())  # ||G||_inf >= its largest eigenvalue
-    floor = _DAMPING * torch.finfo(gram.dtype).eps * scale
-    damping = at_least(lam, floor)
-    system = gram.clone()
-    system.diagonal(dim1=-2, dim2=-1).add_(damping)
-    factor, info = torch.linalg.cholesky_ex(system)
-    x = _cholesky_solve(factor, rhs).neg_()
+    solve, definite, scale, damping, floor = ridge(gram, lam, _DAMPING * torch.finfo(gram.dtype).eps)
+    x = solve(rhs)
     squared_x = number(dot(x, x))
-    solved = (number(info.amax()) == 0) & is_finite(squared_x)
+    solved = definite & is_finite(squared_x)
     x = choose(solved, lambda: x, lambda: rhs / -(damping + scale))
     finite = is_finite(scale + choose(solved, lambda: squared_x, lambda: number(dot(x, x))))
     total = coordinates.features.sharing.total
@@ -64,17 +60,6 @@ def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
         return Stats.of(status, finite, start, end, rounds=0, step_length=1.0, squared_change=squared_change)
 
     return Solution(choose(finite, lambda: x, lambda: torch.zeros_like(x)), finite, measure)
-
-
-def _cholesky_solve(factor: Tensor, rhs: Tensor) -> Tensor:
-    """(L L')^-1 rhs, by the explicit inverse where there are many columns.
-
-    One product with the inverse is several times faster than triangular solves of many right-hand sides, and in a
-    ridge system, whose conditioning lam bounds, as accurate for our purposes.
-    """
-    if 3 * rhs.shape[-1] < rhs.shape[-2]:
-        return torch.cholesky_solve(rhs, factor)
-    return torch.cholesky_inverse(factor) @ rhs
 
 
 def _nothing_to_do(x: Tensor) -> Solution:

@@ -13,7 +13,7 @@ from sibp import SIBP, ProxBP
 from sibp.bench.counting import Layer, Work, layers_of, operations, step_work
 from sibp.bench.nets import CONVNET, Case
 from sibp.bench.rates import Roof
-from sibp.prox import fused
+from sibp.prox.compiled import disabled
 
 SPAN = Case("40-30-20-3", 7)
 WIDE = Case("200-150-100-30", 5)  # low rank is cheaper in the backward pass
@@ -119,7 +119,7 @@ def test_closed_forms_of_convolutions(batch, method, optimizer):
 def test_a_round_of_conjugate_gradients(case):
     def done(rounds):
         model = case.model().double()
-        with fused.disabled():
+        with disabled():
             return counted(lambda: train(model, SIBP(model, solver=f"cg:{rounds}"), case))
 
     model = case.model()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from sibp.prox import fused
+from sibp.prox.compiled import disabled
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -26,5 +26,5 @@ def both_ways(request: pytest.FixtureRequest) -> Iterator[None]:
             pytest.skip("needs a C compiler (cc, gcc or clang)")
         yield
     else:
-        with fused.disabled():
+        with disabled():
             yield

@@ -8,6 +8,7 @@ import torch
 
 from sibp.prox import fused
 from sibp.prox.activations import IDENTITY, RELU, TANH, leaky_relu
+from sibp.prox.compiled import _loaded, disabled
 from sibp.prox.coordinates import Direct, Features, Span
 from sibp.prox.nonlinear import solve_nonlinear
 
@@ -27,7 +28,7 @@ def problem(groups: int, N: int, n: int, m: int, dtype: torch.dtype, seed: int =
 
 @needs_compiler
 @pytest.mark.parametrize("s", [RELU, IDENTITY, leaky_relu(0.2)], ids=lambda s: s.name)
-@pytest.mark.parametrize("shape", [(1, 5, 9, 3), (1, 12, 40, 32), (2, 7, 11, 33), (3, 1, 4, 70), (1, 20, 30, 1)])
+@pytest.mark.parametrize("shape", [(1, 5, 9, 3), (1, 37, 60, 34), (1, 60, 70, 5), (1, 12, 40, 32), (2, 7, 11, 33), (3, 1, 4, 70), (1, 20, 30, 1)])
 @pytest.mark.parametrize("rounds", [1, 2, 5, 12])
 @pytest.mark.parametrize("lam", [0.01, 1.0])
 @pytest.mark.parametrize("side", [Span, Direct])
@@ -36,7 +37,7 @@ def test_equals_the_ordinary_rounds(side, s, shape, rounds: int, lam: float):
     before = Z.clone(), T.clone()
     assert fused.usable(Z, s)
     compiled = solve_nonlinear(coordinates, Z, T, lam, s, rounds)
-    with fused.disabled():
+    with disabled():
         assert not fused.usable(Z, s)
         ordinary = solve_nonlinear(coordinates, Z, T, lam, s, rounds)
     torch.testing.assert_close(compiled.x, ordinary.x, rtol=1e-7, atol=1e-9)
@@ -56,7 +57,7 @@ def test_float32_and_strided_arguments():
     assert not Z.is_contiguous()
     compiled = solve_nonlinear(coordinates, Z, T, 1.0, RELU, 5)
     wide, Z64, T64 = problem(1, 20, 50, 40, torch.float64)
-    with fused.disabled():
+    with disabled():
         reference = solve_nonlinear(wide, Z64, T64, 1.0, RELU, 5)
     assert compiled.x.dtype == torch.float32
     assert (compiled.x - reference.x).norm() < 1e-3 * reference.x.norm()
@@ -75,7 +76,7 @@ def test_non_finite_numbers_keep_the_weights(bad: float):
 def both(coordinates, Z, T, rounds: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     """What the compiled and the ordinary rounds find."""
     compiled = solve_nonlinear(coordinates, Z, T, 1.0, RELU, rounds).x
-    with fused.disabled():
+    with disabled():
         return compiled, solve_nonlinear(coordinates, Z, T, 1.0, RELU, rounds).x
 
 
@@ -141,7 +142,7 @@ def test_other_cases_go_the_ordinary_way():
 
 @pytest.mark.parametrize("trouble", ["no compiler", "failing compiler", "unwritable cache"])
 def test_without_a_working_compiler_nothing_breaks(trouble: str, monkeypatch: pytest.MonkeyPatch, tmp_path):
-    fused._library.cache_clear()
+    _loaded.cache_clear()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if trouble == "no compiler":
         monkeypatch.setenv("PATH", str(tmp_path))
@@ -155,4 +156,4 @@ def test_without_a_working_compiler_nothing_breaks(trouble: str, monkeypatch: py
         assert not fused.usable(Z, RELU)
         assert solve_nonlinear(coordinates, Z, T, 1.0, RELU, 3).stats.decrease > 0
     finally:
-        fused._library.cache_clear()
+        _loaded.cache_clear()

@@ -8,8 +8,9 @@ import pytest
 import torch
 from layer_problems import randn
 
-from sibp.prox import coordinates, fused, linear, nonlinear
+from sibp.prox import coordinates, linear, nonlinear
 from sibp.prox.activations import RELU
+from sibp.prox.compiled import disabled
 from sibp.prox.coordinates import Direct, Features, Span, smaller_side
 from sibp.prox.linear import solve_linear
 from sibp.prox.nonlinear import solve_nonlinear
@@ -40,7 +41,7 @@ def test_numbers_that_are_never_read_decide_the_same(side, kind, name, monkeypat
     R = randn(1, 7, 4)
     if kind == "nonlinear" and name == "damped":
         pytest.skip("conjugate gradients never damp")
-    with fused.disabled():
+    with disabled():
         here = solve(kind, side, A, R, lam)
         assert here.stats  # worked out when first asked for: now
         for module in (coordinates, linear, nonlinear):
