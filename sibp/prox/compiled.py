@@ -63,7 +63,7 @@ def _loaded(source: str, dtype: torch.dtype) -> ctypes.CDLL | None:
     name = C_TYPES[dtype].__name__.removeprefix("c_")
     command = [compiler, *_FLAGS, *_BUILD, f"-DREAL={name}", str(path)]
     # -march=native: what one processor compiled may not run on another that shares the home folder.
-    texts = [path.read_text(), path.with_name("vectors.h").read_text()]
+    texts = [path.read_text(), path.with_name("common.h").read_text()]
     identity = "\n".join([*command, platform.machine(), _processor(), *texts])
     cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     built = cache_home / "sibp" / f"{path.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"

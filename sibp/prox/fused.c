@@ -7,14 +7,12 @@
  * -DREAL=float or double. The names are those of nonlinear.py; X stands for the coefficients x.
  */
 
-#include "vectors.h"
+#include "common.h"
 
 #define BLOCK 32 /* neurons together, a multiple of SIDE */
 #define SIDE 4   /* rows of a product's tile; with WIDE vectors in each, its sums fill half of the vector registers */
 #define WIDE 4
 
-static inline REAL value(REAL z, REAL a) { return z > 0 ? z : a * z; }
-static inline REAL slope(REAL z, REAL a) { return z > 0 ? (REAL)1 : a; }
 static inline REAL ratio(REAL p, REAL q) { return q > 0 ? p / q : (REAL)0; }
 
 typedef struct {
@@ -30,13 +28,10 @@ typedef struct {
 typedef struct {
     long N, r, direct; /* N and r filled up */
     REAL *Z, *T, *KD, *KG;   /* images */
-    REAL *KX;                /* image, in span coordinates only */
     REAL *X, *D, *G, *G_old; /* coefficients */
-    REAL *E; /* image, (s(Z) - T) s'(Z); in span coordinates lam x is added, and it is the next gradient */
+    REAL *E; /* image, (s(Z) - T) s'(Z); in span coordinates lam x is added, and its memory is the next gradient's */
     REAL gg_old[BLOCK], shrink[BLOCK], negligible[BLOCK];
 } Block;
-
-#define EACH(i, n) _Pragma("GCC ivdep") for (long i = 0; i < (n); i++)
 
 /* Some columns of a tile: out = lam X + in M, with in (SIDE x inner), M (inner x columns); X is left out for lam = 0. */
 static inline __attribute__((always_inline)) void tile(
@@ -104,7 +99,7 @@ static inline __attribute__((always_inline)) void neuron(const Problem *p, Block
     REAL *Z = b->Z + q * N, *T = b->T + q * N, *KD = b->KD + q * N, *KG = b->KG + q * N, *E = b->E + q * N;
     REAL *X = b->X + q * size, *D = b->D + q * size, *G = b->G + q * size, *G_old = b->G_old + q * size;
     /* <x, y> is the plain product x.(dual y): with K y in span coordinates, with y itself in direct ones. */
-    REAL *dual_G = direct ? G : KG, *dual_D = direct ? D : KD, *dual_X = direct ? X : b->KX + q * N;
+    REAL *dual_G = direct ? G : KG, *dual_D = direct ? D : KD;
 
     REAL gg = 0, g2 = 0, old = 0, gd = 0;
     EACH(i, size) {
@@ -119,7 +114,7 @@ static inline __attribute__((always_inline)) void neuron(const Problem *p, Block
     beta = beta * gd >= gg ? (REAL)0 : beta; /* descent only */
 
     EACH(i, size) D[i] = beta * D[i] - G[i];
-    REAL curvature = 0, gd_new = 0, dd = 0;
+    REAL curvature = 0, gd_new = 0, dd = 0, xd = 0;
     EACH(i, N) {
         KD[i] = beta * KD[i] - KG[i];
         REAL sKd = slope(Z[i], a) * KD[i];
@@ -128,15 +123,15 @@ static inline __attribute__((always_inline)) void neuron(const Problem *p, Block
     EACH(i, size) {
         gd_new -= G[i] * dual_D[i];
         dd += D[i] * dual_D[i];
+        xd += X[i] * dual_D[i];
     }
     REAL t = gg_used > 0 ? b->shrink[q] * ratio(gd_new, curvature + lam * dd) : (REAL)0;
 
-    REAL residual = 0, norm = 0;
+    REAL residual = 0, norm = p->norm[j] + t * (2 * xd + t * dd);
     EACH(i, N) {
         REAL e = value(Z[i] + t * KD[i], a) - T[i];
         residual += e * e;
     }
-    EACH(i, size) norm += (X[i] + t * D[i]) * (dual_X[i] + t * dual_D[i]);
     REAL f_try = residual + lam * norm;
     int accept = f_try < p->f[j];
     b->shrink[q] = accept ? (REAL)1 : b->shrink[q] * p->shrink_factor;
@@ -148,7 +143,6 @@ static inline __attribute__((always_inline)) void neuron(const Problem *p, Block
         p->steps[j] += t;
         EACH(i, N) Z[i] += t * KD[i];
         EACH(i, size) X[i] += t * D[i];
-        if (!direct) EACH(i, N) dual_X[i] += t * KD[i];
     }
     EACH(i, N) E[i] = (value(Z[i], a) - T[i]) * slope(Z[i], a);
     if (!direct) EACH(i, N) E[i] += lam * X[i];
@@ -164,7 +158,7 @@ static void turn(const REAL *restrict from, long from_row, long rows, long colum
 
 static long block_size(long N, long r, long direct)
 {
-    return BLOCK * (filled_up(N) * 5 + filled_up(direct ? r : N) * 4); /* with the fifth image for E or KX */
+    return BLOCK * (filled_up(N) * (direct ? 5 : 4) + filled_up(direct ? r : N) * 4);
 }
 
 long work_size(long N, long r, long direct, long threads)
@@ -173,15 +167,17 @@ long work_size(long N, long r, long direct, long threads)
     return filled_up(matrices) + threads * block_size(N, r, direct);
 }
 
-/* All rounds of the neurons from `first` on. */
+/* All rounds of the neurons from `first` on; memory: block_size() numbers. */
 static void advance(const Problem *p, REAL *memory, const REAL *matrix, const REAL *turned, long first)
 {
     Block b = {.N = filled_up(p->N), .r = filled_up(p->direct ? p->r : p->N), .direct = p->direct};
     const long count = least(BLOCK, p->m - first), images = BLOCK * b.N, coefficients = BLOCK * b.r;
     memset(memory, 0, block_size(p->N, p->r, p->direct) * sizeof(REAL));
-    REAL **image[] = {&b.Z, &b.T, &b.KD, &b.KG, p->direct ? &b.E : &b.KX}, **coefficient[] = {&b.X, &b.D, &b.G, &b.G_old};
-    for (int k = 0; k < 5; k++) *image[k] = memory + k * images;
-    for (int k = 0; k < 4; k++) *coefficient[k] = memory + 5 * images + k * coefficients;
+    REAL **arrays[] = {&b.Z, &b.T, &b.KD, &b.KG, &b.X, &b.D, &b.G, &b.G_old, &b.E};
+    for (int k = 0; k < 8 + p->direct; k++) {
+        *arrays[k] = memory;
+        memory += k >= 4 && k < 8 ? coefficients : images;
+    }
     turn(p->Z + first, p->m, p->N, count, b.Z, b.N);
     turn(p->T + first, p->m, p->N, count, b.T, b.N);
     if (!p->direct) b.E = b.G;

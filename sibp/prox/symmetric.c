@@ -1,5 +1,5 @@
 /* Gram matrices and inverses of small symmetric matrices; see symmetric.py. REAL is float or double. */
-#include "vectors.h"
+#include "common.h"
 
 #define SIDE 4       /* rows and columns of a tile: its sums fill half of the vector registers */
 #define STRETCH 1024 /* columns of A at a time: the rows of two tiles then stay in the nearest cache */

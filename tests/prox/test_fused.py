@@ -28,7 +28,10 @@ def problem(groups: int, N: int, n: int, m: int, dtype: torch.dtype, seed: int =
 
 @needs_compiler
 @pytest.mark.parametrize("s", [RELU, IDENTITY, leaky_relu(0.2)], ids=lambda s: s.name)
-@pytest.mark.parametrize("shape", [(1, 5, 9, 3), (1, 37, 60, 34), (1, 60, 70, 5), (1, 12, 40, 32), (2, 7, 11, 33), (3, 1, 4, 70), (1, 20, 30, 1)])
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 5, 9, 3), (1, 37, 60, 34), (1, 60, 70, 5), (1, 12, 40, 32), (2, 7, 11, 33), (3, 1, 4, 70), (1, 20, 30, 1)],
+)
 @pytest.mark.parametrize("rounds", [1, 2, 5, 12])
 @pytest.mark.parametrize("lam", [0.01, 1.0])
 @pytest.mark.parametrize("side", [Span, Direct])

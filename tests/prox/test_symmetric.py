@@ -24,7 +24,9 @@ def test_gram_is_the_product(shape, plus: float, dtype: torch.dtype):
     K = gram(A, plus)
     expected = A.double() @ A.double().T + plus
     assert K.dtype == dtype
-    torch.testing.assert_close(K.double(), expected, rtol=0, atol=8 * torch.finfo(dtype).eps * expected.abs().max())
+    torch.testing.assert_close(
+        K.double(), expected, rtol=0, atol=8 * torch.finfo(dtype).eps * float(expected.abs().max())
+    )
     assert torch.equal(A, before)
 
 
