@@ -86,7 +86,6 @@ class ProxBP(ProximalOptimizer):
             return linear_update(problem, eta, prox_weight)
         if solver.kind == "gradient":
             return _gradient_update(problem, eta, prox_weight)
-        problem = problem.as_matrices()
         coordinates = smaller_side(problem.features)
         target = -eta * problem.D_z  # Z - eta D, with Z taken as the origin: only T - Z matters
         origin = torch.zeros_like(target)

@@ -86,9 +86,6 @@ def cg_update(problem: LayerProblem, eta: float, prox_weight: float, rounds: int
         prox_weight: lam.
         rounds: of conjugate gradients.
     """
-    if problem.activation is None:
-        return linear_update(problem, eta, prox_weight)
-    problem = problem.as_matrices()
     s, Z, D = problem.activation, problem.Z, problem.D
     if s is None or Z is None or D is None:
         return linear_update(problem, eta, prox_weight)

@@ -65,9 +65,9 @@ class Span:
         """Change of Z, K U, (..., N, m)."""
         return self.gram @ U
 
-    def inner(self, x: Tensor, image_x: Tensor, y: Tensor, image_y: Tensor) -> Tensor:
+    def inner(self, x: Tensor, y: Tensor, image_y: Tensor) -> Tensor:
         """<x, y> of two displacements, one number a neuron, (..., m): column sums of x * (K y)."""
-        del image_x, y
+        del y
         return (x * image_y).sum(-2)
 
     def squared_norm(self, x: Tensor, image_x: Tensor) -> Tensor:
@@ -148,9 +148,9 @@ class Direct:
         """Change of Z, Phi V, (..., N, m)."""
         return self.features.image(V)
 
-    def inner(self, x: Tensor, image_x: Tensor, y: Tensor, image_y: Tensor) -> Tensor:
+    def inner(self, x: Tensor, y: Tensor, image_y: Tensor) -> Tensor:
         """<x, y> of two displacements, one number a neuron, (..., m): column sums of x * y."""
-        del image_x, image_y
+        del image_y
         return (x * y).sum(-2)
 
     def squared_norm(self, x: Tensor, image_x: Tensor) -> Tensor:

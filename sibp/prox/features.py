@@ -104,3 +104,7 @@ class Features:
     def over_rows(self, E: Tensor) -> Tensor:
         """The sum of E (..., N, m) over its rows, (..., m)."""
         return E.sum(-2)
+
+    def spread(self, t: Tensor) -> Tensor:
+        """One number a neuron, (..., m), as a factor for images, (..., 1, m)."""
+        return t.unsqueeze(-2)

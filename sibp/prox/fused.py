@@ -19,6 +19,7 @@ from sibp.prox import compiled
 from sibp.prox.activations import Activation
 from sibp.prox.compiled import C_TYPES
 from sibp.prox.coordinates import Coordinates, Direct
+from sibp.prox.features import Features
 
 _PARALLEL = 1_000_000  # multiply-adds of all products from which several threads are worth waking
 
@@ -43,14 +44,22 @@ class Rounds(NamedTuple):
     step_length: Tensor
 
 
-def usable(Z: Tensor, s: Activation) -> bool:
-    """Whether `rounds` can take this case: an activation of two linear pieces, a CPU, and a C compiler.
+def usable(coordinates: Coordinates, Z: Tensor, s: Activation) -> bool:
+    """Whether `rounds` can take this case.
 
     Args:
-        Z: (..., N, m) pre-activations.
-        s: the layer's activation.
+        coordinates: of the layer's features, all of whose rows have to be here, and written out.
+        Z: pre-activations, on a CPU with a C compiler.
+        s: the layer's activation, of two linear pieces.
     """
-    return s.negative_slope is not None and Z.numel() > 0 and _library(Z) is not None
+    features = coordinates.features
+    return (
+        isinstance(features, Features)
+        and not features.sharing.partial
+        and s.negative_slope is not None
+        and Z.numel() > 0
+        and _library(Z) is not None
+    )
 
 
 def rounds(

@@ -12,6 +12,7 @@ from torch import Tensor
 from sibp.prox import fused
 from sibp.prox.activations import Activation
 from sibp.prox.coordinates import Coordinates
+from sibp.prox.images import images_of
 from sibp.prox.numbers import choose, is_finite, number
 from sibp.prox.status import Solution, Stats, Status
 
@@ -36,8 +37,8 @@ def solve_nonlinear(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, 
 
     Args:
         coordinates: of the layer's features.
-        Z: (..., N, m) pre-activations at the layer's present weights.
-        T: (..., N, m) target of s(Z).
+        Z: (..., N, m), or (g, B, P, m) for patches: pre-activations at the layer's present weights.
+        T: target of s(Z), of the same shape.
         lam: proximal weight, > 0.
         s: the layer's activation.
         rounds: number of rounds, >= 1.
@@ -45,7 +46,7 @@ def solve_nonlinear(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, 
     Returns:
         x in the given coordinates, with status and figures; f(x) <= f(0) neuron by neuron.
     """
-    if fused.usable(Z, s) and not coordinates.features.sharing.partial:
+    if fused.usable(coordinates, Z, s):
         taken = fused.rounds(coordinates, Z, T, lam, s, rounds, _SHRINK, _ROUNDING)
     else:
         taken = _rounds(coordinates, Z, T, lam, s, rounds)
@@ -54,56 +55,49 @@ def solve_nonlinear(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, 
 
 def _rounds(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activation, rounds: int) -> fused.Rounds:
     """The rounds themselves, for any activation, coordinates and device."""
-    total = coordinates.features.sharing.total
-    x = Z.new_zeros(*Z.shape[:-2], coordinates.size, Z.shape[-1])
-    image_x = torch.zeros_like(Z)
-    D, image_D, G_old = x, image_x, x
-    f = total((s.value(Z) - T).square().sum(-2))
+    features, total = coordinates.features, coordinates.features.sharing.total
+    images = images_of(features, Z, T, s)
+    f = total(images.residual())
     start = f.sum()
-    gg_old = torch.zeros_like(f)
-    shrink = torch.ones_like(f)
+    x = Z.new_zeros(*f.shape[:-1], coordinates.size, f.shape[-1])
+    D = G_old = x
+    norm, gg_old, shrink = torch.zeros_like(f), torch.zeros_like(f), torch.ones_like(f)
     # s(Z) - T rounds by this much, squared: a gradient no larger says nothing, and the neuron is done.
-    negligible = (_ROUNDING * torch.finfo(Z.dtype).eps) ** 2 * coordinates.amplification * total(T.square().sum(-2))
+    unit = (_ROUNDING * torch.finfo(Z.dtype).eps) ** 2
+    negligible = unit * coordinates.amplification * total(features.over_rows(T.square()))
     step_sum, slope_sum = torch.zeros_like(start), torch.zeros_like(start)
     for _ in range(rounds):
-        slope = s.slope(Z)
         # Half of f's gradient, as coefficients: pull((s(Z) - T) s'(Z)) + lam x.
-        G = coordinates.pull((s.value(Z) - T) * slope) + lam * x
+        G = coordinates.pull(images.E) + lam * x
         image_G = coordinates.image(G)
         moving = G.square().sum(-2) > negligible
         gg = coordinates.squared_norm(G, image_G) * moving  # a product: what is not finite stays so
-        beta = _ratio(gg - coordinates.inner(G_old, image_G, G, image_G), gg_old).clamp_(min=0)
-        beta = _descent_only(coordinates, beta, G, image_G, D, image_D)
-        D, image_D = beta * D - G, beta * image_D - image_G
-        gd = -coordinates.inner(G, image_G, D, image_D)
-        dd = coordinates.inner(D, image_D, D, image_D)
-        t = shrink * _ratio(gd, total((slope * image_D).square().sum(-2)) + lam * dd) * (gg > 0)
-        step = t.unsqueeze(-2)
-        Z_try, x_try, image_try = Z + step * image_D, x + step * D, image_x + step * image_D
-        f_try = total((s.value(Z_try) - T).square().sum(-2))
-        f_try = f_try + lam * coordinates.inner(x_try, image_try, x_try, image_try)
+        beta = _ratio(gg - coordinates.inner(G_old, G, image_G), gg_old).clamp_(min=0)
+        beta = _descent_only(coordinates, beta, G, image_G, D, images.KD)
+        D = beta.unsqueeze(-2) * D - G
+        curvature = total(images.redirect(beta, image_G))
+        gd, dd, xd = (coordinates.inner(y, D, images.KD) for y in (-G, D, x))
+        t = shrink * _ratio(gd, curvature + lam * dd) * (gg > 0)
+        norm_try = norm + t * (2 * xd + t * dd)
+        f_try = total(images.attempt(t)) + lam * norm_try
         accept = f_try < f
-        keep = accept.unsqueeze(-2)
-        Z, x, image_x = (
-            torch.where(keep, Z_try, Z),
-            torch.where(keep, x_try, x),
-            torch.where(keep, image_try, image_x),
-        )
-        f = torch.where(accept, f_try, f)
+        taken = torch.where(accept, t, 0.0)
+        images.move(taken)
+        x = torch.where(accept.unsqueeze(-2), x + t.unsqueeze(-2) * D, x)
+        f, norm = torch.where(accept, f_try, f), torch.where(accept, norm_try, norm)
         shrink = torch.where(accept, 1.0, shrink * _SHRINK)
-        step_sum += torch.where(accept, t, 0.0).mean()
+        step_sum += taken.mean()
         slope_sum += gg.sum()
         G_old, gg_old = G, gg
-    squared_change = coordinates.inner(x, image_x, x, image_x).sum()
-    return fused.Rounds(x, squared_change, start, f.sum(), slope_sum, step_sum / rounds)
+    return fused.Rounds(x, norm.sum(), start, f.sum(), slope_sum, step_sum / rounds)
 
 
 def _descent_only(
     coordinates: Coordinates, beta: Tensor, G: Tensor, image_G: Tensor, D: Tensor, image_D: Tensor
 ) -> Tensor:
     """beta, but 0 for neurons where -G + beta D would not descend: <G, -G + beta D> >= 0."""
-    ascends = beta * coordinates.inner(G, image_G, D, image_D) >= coordinates.inner(G, image_G, G, image_G)
-    return torch.where(ascends, 0.0, beta).unsqueeze(-2)
+    ascends = beta * coordinates.inner(G, D, image_D) >= coordinates.inner(G, G, image_G)
+    return torch.where(ascends, 0.0, beta)
 
 
 def _solution(taken: fused.Rounds, rounds: int) -> Solution:

@@ -128,6 +128,10 @@ class Patches:
         """The sum of E (g, B, P, m) over its rows, (g, m)."""
         return E.sum((1, 2))
 
+    def spread(self, t: Tensor) -> Tensor:
+        """One number a neuron, (g, m), as a factor for images, (g, 1, 1, m)."""
+        return t[:, None, None]
+
     def _sums(self, x: Tensor) -> Tensor:
         """The sum over all positions of what lies under each of the kernel's entries, (g, n)."""
         ones = Patches(x.sum(0, keepdim=True), self.window, bias=False)

@@ -38,10 +38,10 @@ def problem(groups: int, N: int, n: int, m: int, dtype: torch.dtype, seed: int =
 def test_equals_the_ordinary_rounds(side, s, shape, rounds: int, lam: float):
     coordinates, Z, T = problem(*shape, dtype=torch.float64, side=side)
     before = Z.clone(), T.clone()
-    assert fused.usable(Z, s)
+    assert fused.usable(coordinates, Z, s)
     compiled = solve_nonlinear(coordinates, Z, T, lam, s, rounds)
     with disabled():
-        assert not fused.usable(Z, s)
+        assert not fused.usable(coordinates, Z, s)
         ordinary = solve_nonlinear(coordinates, Z, T, lam, s, rounds)
     torch.testing.assert_close(compiled.x, ordinary.x, rtol=1e-7, atol=1e-9)
     # Whether a neuron that has all but arrived takes one more step is up to rounding, which shows in the step lengths.
@@ -137,10 +137,10 @@ def test_threads_that_solve_at_once_do_not_meet():
 
 
 def test_other_cases_go_the_ordinary_way():
-    _, Z, _ = problem(1, 6, 9, 4, torch.float32)
-    assert not fused.usable(Z, TANH)
-    assert not fused.usable(Z.half(), RELU)
-    assert not fused.usable(Z[:, :0], RELU)
+    coordinates, Z, _ = problem(1, 6, 9, 4, torch.float32)
+    assert not fused.usable(coordinates, Z, TANH)
+    assert not fused.usable(coordinates, Z.half(), RELU)
+    assert not fused.usable(coordinates, Z[:, :0], RELU)
 
 
 @pytest.mark.parametrize("trouble", ["no compiler", "failing compiler", "unwritable cache"])
@@ -156,7 +156,7 @@ def test_without_a_working_compiler_nothing_breaks(trouble: str, monkeypatch: py
         (tmp_path / "sibp").write_text("a file where the folder should be")
     try:
         coordinates, Z, T = problem(1, 6, 9, 4, torch.float32)
-        assert not fused.usable(Z, RELU)
+        assert not fused.usable(coordinates, Z, RELU)
         assert solve_nonlinear(coordinates, Z, T, 1.0, RELU, 3).stats.decrease > 0
     finally:
         _loaded.cache_clear()

@@ -1,0 +1,137 @@
+"""What conjugate gradients do with images: pre-activations Z, and how they change along a direction.
+
+Images are the large arrays of a round (a number for each sample, or each sample's position, and neuron), so every pass
+over them counts. `Images` has the passes as torch operations, for any activation and device; `CompiledImages` has each
+as one pass of C code (`images.c`) over the layout that convolutions give and take.
+"""
+
+import ctypes
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from sibp.prox import compiled
+from sibp.prox.activations import Activation
+from sibp.prox.coordinates import AnyFeatures
+from sibp.prox.patches import Patches
+
+_PARALLEL = 100_000  # numbers in an image from which several threads are worth waking
+
+
+class Images:
+    """Z on its way to the target T, with E = (s(Z) - T) s'(Z), and the image KD of the direction.
+
+    Sums are one number a neuron, (..., m), over these rows; so are step lengths.
+    """
+
+    def __init__(self, features: AnyFeatures, Z: Tensor, T: Tensor, s: Activation) -> None:
+        """Begins with KD = 0; Z and T are left as they are."""
+        self.features, self.Z, self.T, self.s = features, Z, T, s
+        self.E = self.KD = torch.zeros_like(Z)
+
+    def residual(self) -> Tensor:
+        """||s(Z) - T||^2; sets E."""
+        difference = self.s.value(self.Z) - self.T
+        self.E = difference * self.s.slope(self.Z)
+        return self.features.over_rows(difference.square())
+
+    def redirect(self, beta: Tensor, KG: Tensor) -> Tensor:
+        """KD <- beta KD - KG; the curvature ||s'(Z) KD||^2. KG may be overwritten."""
+        self.KD = self.features.spread(beta) * self.KD - KG
+        return self.features.over_rows((self.s.slope(self.Z) * self.KD).square())
+
+    def attempt(self, t: Tensor) -> Tensor:
+        """||s(Z + t KD) - T||^2."""
+        return self.features.over_rows((self.s.value(self._at(t)) - self.T).square())
+
+    def move(self, t: Tensor) -> None:
+        """Z <- Z + t KD where t is not 0; sets E."""
+        self.Z = torch.where(self.features.spread(t != 0), self._at(t), self.Z)
+        self.E = (self.s.value(self.Z) - self.T) * self.s.slope(self.Z)
+
+    def _at(self, t: Tensor) -> Tensor:
+        return self.Z + self.features.spread(t) * self.KD
+
+
+class CompiledImages(Images):
+    """The same for the neurons of a convolution, in memory of its own, (B, g m, P) as convolutions have it."""
+
+    def __init__(self, features: AnyFeatures, Z: Tensor, T: Tensor, s: Activation) -> None:
+        """Takes a copy of Z; see `usable`."""
+        self.features, self.s = features, s
+        self._order = Z.permute(1, 0, 3, 2)  # (B, g, m, P)
+        B, g, m, P = self._order.shape
+        threads = torch.get_num_threads() if Z.numel() >= _PARALLEL else 1
+        self._shape = _shape_type(Z.dtype)(B=B, M=g * m, P=P, threads=threads, a=s.negative_slope)
+        self._sums = Z.new_empty(g, m)
+        self.Z = self._laid_out(Z.clone(memory_format=torch.preserve_format))
+        self.T = self._laid_out(T)
+        self.KD = self._laid_out(torch.zeros_like(self.Z))
+        self.E = self._laid_out(torch.empty_like(self.Z))
+
+    @staticmethod
+    def usable(features: AnyFeatures, Z: Tensor, s: Activation) -> bool:
+        """Whether there is compiled code for this: a convolution, an activation of two linear pieces, a CPU."""
+        return isinstance(features, Patches) and s.negative_slope is not None and _library(Z) is not None
+
+    def residual(self) -> Tensor:
+        """||s(Z) - T||^2; sets E."""
+        return self._run("residual", self.Z, self.T, self.E)
+
+    def redirect(self, beta: Tensor, KG: Tensor) -> Tensor:
+        """KD <- beta KD - KG; the curvature ||s'(Z) KD||^2. E is to come in the place of KG."""
+        self.E = self._laid_out(KG)
+        return self._run("redirect", self.Z, self.E, beta.contiguous(), self.KD)
+
+    def attempt(self, t: Tensor) -> Tensor:
+        """||s(Z + t KD) - T||^2."""
+        return self._run("attempt", self.Z, self.T, self.KD, t.contiguous())
+
+    def move(self, t: Tensor) -> None:
+        """Z <- Z + t KD where t is not 0; sets E."""
+        self._run("move", self.Z, self.T, self.KD, t.contiguous(), self.E, sums=False)
+
+    def _laid_out(self, image: Tensor) -> Tensor:
+        """The image (g, B, P, m) with its numbers in the order of (B, g, m, P)."""
+        return image.permute(1, 0, 3, 2).contiguous().permute(1, 0, 3, 2)
+
+    def _run(self, name: str, *arrays: Tensor, sums: bool = True) -> Tensor:
+        library = _library(self.Z)
+        assert library is not None
+        places = [ctypes.c_void_p(array.data_ptr()) for array in arrays]
+        if sums:
+            places.append(ctypes.c_void_p(self._sums.zero_().data_ptr()))
+        getattr(library, name)(ctypes.byref(self._shape), *places)
+        return self._sums.clone()
+
+
+def images_of(features: AnyFeatures, Z: Tensor, T: Tensor, s: Activation) -> Images:
+    """The images of a layer's neurons, in the quickest form there is for them.
+
+    Args:
+        features: of the layer.
+        Z: (..., N, m), or (g, B, P, m) for patches: pre-activations.
+        T: the target of s(Z), of the same shape.
+        s: the layer's activation.
+    """
+    kind = CompiledImages if CompiledImages.usable(features, Z, s) else Images
+    return kind(features, Z, T, s)
+
+
+@cache
+def _shape_type(dtype: torch.dtype) -> type[ctypes.Structure]:
+    """`Shape` of images.c."""
+
+    class Shape(ctypes.Structure):
+        _fields_ = (
+            *((name, ctypes.c_long) for name in ("B", "M", "P", "threads")),
+            ("a", compiled.C_TYPES[dtype]),
+        )
+
+    return Shape
+
+
+def _library(Z: Tensor) -> ctypes.CDLL | None:
+    """The compiled `images.c` for a tensor's dtype, or None where it cannot be had."""
+    return compiled.library("images.c", Z)
