@@ -7,8 +7,8 @@ p = n + 1 columns, with the bias. A product of (a, b) by (b, c) takes 2abc opera
 
 **Closed form**, in span coordinates (N <= p):
 
-- Gram matrix A A': N n N; Cholesky N^3/3; its inverse 2N^3/3 and a product N N m (or, where 3m < N, two triangular
-  solves, 2 N^2 m); U'A: m N n, in the place of SGD's gradient of the weights.
+- Gram matrix A A': half of a product N n N, being symmetric; Cholesky N^3/3; its inverse 2N^3/3 and a product N N m
+  (or, where 3m < N, two triangular solves, 2 N^2 m); U'A: m N n, in the place of SGD's gradient of the weights.
 - backward (not at the first layer): D W as in SGD, and for the new weights either (D U')A, products N m N and N N n, or
   a pass over the weights, whichever is quicker if moving a number takes the time of 20 multiply-adds. ProxBP has
   neither.
@@ -19,8 +19,9 @@ written out but strips of the image, and Phi'Phi is a product (c w, K, c w) for 
 and c channels meet (`sibp.prox.window`).
 
 **CG with K rounds** at layers that ReLU follows, closed form at the last: no Cholesky; each round is one product with
-the Gram matrix (N N m), in direct coordinates two with Phi (N p m each), and one trip through memory of all that a
-round keeps: with fusion, 9 arrays of N m are read and 6 written; in direct coordinates 5 and 3 of N m, 4 and 3 of p m.
+the Gram matrix (N N m), in direct coordinates two with Phi (N p m each). A few neurons take all their rounds in the
+nearer caches, so Z and T are read and x is written once. For a convolution each round is two convolutions, and passes
+over images that read 9 arrays of N m and write 3.
 
 Left out: pooling, the loss, and what is per neuron or per step. So a count is a little too low, as a bound should be.
 """
@@ -173,13 +174,15 @@ def _closed_form(layer: Layer) -> list[Work]:
 
 def _conjugate_gradients(layer: Layer, rounds: int) -> list[Work]:
     N, m, p = layer.rows, layer.neurons, layer.inputs + 1
-    work = [Work("T", 2 * N * m, 3 * N * m), *_features(layer)]
+    work = [Work("T", 2 * N * m, 3 * N * m)]
     elementwise = _OPERATIONS_A_ROUND * N * m
+    if layer.patches is not None:
+        products = [_layer_product(name, layer) for name in ("Phi'E", "Phi G")]
+        return [*work, *[*products, Work("passes", elementwise, (9 + 3) * N * m)] * rounds]
+    once = Work("rounds", elementwise * rounds, 2 * N * m + (N if layer.in_span else p) * m)
     if layer.in_span:
-        a_round = [_product("K G", N, N, m), Work("round", elementwise, (9 + 6) * N * m)]
-        return [*work, *_gram(layer), *a_round * rounds]
-    products = [_product("Phi'E", p, N, m), _product("Phi G", N, p, m)]
-    return [*work, *[*products, Work("round", elementwise, (5 + 3) * N * m + (4 + 3) * p * m)] * rounds]
+        return [*work, *_features(layer), *_gram(layer), once, *[_product("K G", N, N, m)] * rounds]
+    return [*work, *_features(layer), once, *[_product("Phi'E", p, N, m), _product("Phi G", N, p, m)] * rounds]
 
 
 def _features(layer: Layer) -> list[Work]:
@@ -196,7 +199,8 @@ def _features(layer: Layer) -> list[Work]:
 def _gram(layer: Layer) -> list[Work]:
     N, n = layer.rows, layer.inputs
     if layer.patches is None:
-        return [_product("A A'", N, n, N) if layer.in_span else _product("Phi'Phi", n + 1, N, n + 1)]
+        half = Work("A A'", N * (N + 1) * n, N * n + N * N, is_product=True)
+        return [half if layer.in_span else _product("Phi'Phi", n + 1, N, n + 1)]
     (batch, channels, height, columns), window = layer.patches.x.shape, layer.patches.window
     cut = strips(window, columns)
     size, each = channels * cut.width, batch * cut.number

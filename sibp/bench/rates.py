@@ -7,6 +7,10 @@ import torch
 
 from sibp.bench.counting import Work
 from sibp.bench.timing import Clock
+from sibp.prox import fused
+from sibp.prox.activations import RELU
+from sibp.prox.coordinates import Span
+from sibp.prox.features import Features
 
 _SIZES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192)}
 _REPEATS, _MOST_REPEATS, _SECONDS = 7, 1000, 0.2  # a pass over a small net's memory takes microseconds
@@ -51,14 +55,26 @@ def product_rate(device: str, dtype: torch.dtype, clock: Clock, sizes: Sequence[
         sizes: of the square matrices that are tried; none for a choice that suits the device.
 
     Returns:
-        The best of several products.
+        The best of several products, by torch and, on a CPU, in the compiled rounds of `sibp.prox.fused`.
     """
-    best = 0.0
+    best = _rate_of_rounds(dtype, clock) if device == "cpu" else 0.0
     for size in sizes or _SIZES[device]:
         A, B = torch.randn(2, size, size, dtype=dtype, device=device)
         C = torch.empty_like(A)
         best = max(best, 2 * size**3 / _fastest(lambda A=A, B=B, C=C: torch.mm(A, B, out=C), clock))
     return best
+
+
+def _rate_of_rounds(dtype: torch.dtype, clock: Clock) -> float:
+    """Operations a second in the products of many rounds; 0 where there is no compiled code."""
+    N, m, rounds = 512, 1024, 4
+    A, Z, T = torch.randn(N, 16, dtype=dtype), *torch.randn(2, N, m, dtype=dtype)
+    coordinates = Span(Features(A))
+    if not fused.usable(coordinates, Z, RELU):
+        return 0.0
+    return (
+        2 * N * N * m * rounds / _fastest(lambda: fused.rounds(coordinates, Z, T, 1.0, RELU, rounds, 0.25, 4.0), clock)
+    )
 
 
 def bandwidth(size: float, device: str, dtype: torch.dtype, clock: Clock) -> float:

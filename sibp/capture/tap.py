@@ -305,13 +305,15 @@ class _TappedLayer(torch.autograd.Function):
         update = owner.solve(tap, problem)
         grad_x = _input_gradient(geometry, x, gradient, problem, update, owner.semi_implicit) if needs_x else None
 
-        def W_gradient() -> Tensor:
+        def weight_gradient() -> Tensor:
             return replace(features, weight=True, bias=False).pull(D_z).mT
 
         return (
             grad_x,
-            _parameter_gradient(tap, "weight", W, update.W_decrease, W_gradient) if needs_W else None,
-            _parameter_gradient(tap, "bias", b, update.b_decrease, lambda: features.over_rows(D_z)) if needs_b else None,
+            _parameter_gradient(tap, "weight", W, update.W_decrease, weight_gradient) if needs_W else None,
+            _parameter_gradient(tap, "bias", b, update.b_decrease, lambda: features.over_rows(D_z))
+            if needs_b
+            else None,
             None,
             None,
             None,

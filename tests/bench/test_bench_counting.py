@@ -52,6 +52,12 @@ def test_sgd(case):
     assert counted(lambda: train(model, optimizer, case)) == expected
 
 
+def other_halves(case):
+    """What is counted where Gram matrices in span coordinates are computed whole."""
+    layers = layers_of(case.model(), case.shape, case.batch)
+    return sum(layer.rows * (layer.rows - 1) * layer.inputs for layer in layers if layer.in_span)
+
+
 def by_hand(model, case, eta, lam, semi_implicit):
     """A closed-form step in plain products, in the coordinates that the formulas choose."""
     x, y = data(case)
@@ -92,7 +98,7 @@ def by_hand(model, case, eta, lam, semi_implicit):
 @pytest.mark.parametrize("case", [WIDE, DIRECT, MIXED], ids=str)
 def test_closed_forms(case, method):
     model, reference = case.model().double(), case.model().double()
-    expected = products(method, case, case.model())
+    expected = products(method, case, case.model()) + other_halves(case)
     with torch.no_grad(), torch.autograd.set_grad_enabled(False):
         torch.set_default_dtype(torch.float64)
         try:
@@ -111,11 +117,12 @@ def test_closed_forms(case, method):
 def test_closed_forms_of_convolutions(batch, method, optimizer):
     case = Case(CONVNET, batch)
     model = case.model().double()
-    done = counted(lambda: train(model, optimizer(model, solver="exact"), case))
-    assert done == products(method, case, case.model())
+    with disabled():
+        done = counted(lambda: train(model, optimizer(model, solver="exact"), case))
+    assert done == products(method, case, case.model()) + other_halves(case)
 
 
-@pytest.mark.parametrize("case", [SPAN, DIRECT, MIXED], ids=str)
+@pytest.mark.parametrize("case", [SPAN, DIRECT, MIXED, Case(CONVNET, 2), Case(CONVNET, 9)], ids=str)
 def test_a_round_of_conjugate_gradients(case):
     def done(rounds):
         model = case.model().double()
@@ -140,7 +147,7 @@ def test_factorisations_are_counted_beside_products():
     work = step_work("exact", [layer])
     solve = sum(each.operations for each in work if each.name in ("Cholesky", "inverse"))
     assert solve == pytest.approx(N**3)  # N^3/3 + 2 N^3/3
-    assert sum(each.operations for each in work if each.name == "A A'") == 2 * N * 40 * N
+    assert sum(each.operations for each in work if each.name == "A A'") == N * (N + 1) * 40
 
 
 @pytest.mark.parametrize(("a", "b"), list(pairwise(["sgd", "exact", "cg:5", "cg:9"])))

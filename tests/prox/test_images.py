@@ -1,0 +1,76 @@
+"""A convolution's passes over images, compiled and plain, against the rounds on patches written out."""
+
+import pytest
+import torch
+from layer_problems import randn
+
+from sibp.prox.activations import RELU, TANH, leaky_relu
+from sibp.prox.compiled import disabled
+from sibp.prox.coordinates import Direct
+from sibp.prox.images import CompiledImages, Images, images_of
+from sibp.prox.nonlinear import solve_nonlinear
+from sibp.prox.patches import Patches
+from sibp.prox.window import Window
+
+
+def convolution(groups: int = 1, bias: bool = True) -> tuple[Patches, torch.Tensor, torch.Tensor]:
+    """Features, pre-activations and a target, (g, B, P, m)."""
+    window = Window((3, 2), (2, 1), (1, 0), (1, 2), groups)
+    features = Patches(randn(4, 2 * groups, 7, 6), window, bias=bias)
+    z = randn(4, 5 * groups, *features.positions, seed=2)
+    return features, features.images(z), features.images(randn(*z.shape, seed=3))
+
+
+@pytest.mark.parametrize("s", [RELU, leaky_relu(0.3), TANH], ids=lambda s: s.name)
+@pytest.mark.parametrize("rounds", [1, 2, 6])
+@pytest.mark.parametrize(("groups", "bias"), [(1, True), (1, False), (3, True)])
+def test_rounds_are_those_on_patches_written_out(both_ways, s, rounds: int, groups: int, bias: bool):
+    features, Z, T = convolution(groups, bias)
+    before = Z.clone(), T.clone()
+    here = solve_nonlinear(Direct(features), Z, T, 0.7, s, rounds)
+    with disabled():
+        there = solve_nonlinear(Direct(features.written_out()), Z.flatten(1, 2), T.flatten(1, 2), 0.7, s, rounds)
+    torch.testing.assert_close(here.x, there.x, rtol=1e-9, atol=1e-11)
+    for key in ("status", "decrease", "squared_change", "step_length"):
+        assert float(getattr(here.stats, key)) == pytest.approx(float(getattr(there.stats, key)), rel=1e-9), key
+    assert torch.equal(Z, before[0])
+    assert torch.equal(T, before[1])
+
+
+def test_images_in_another_order_in_memory(both_ways):
+    features, Z, T = convolution()
+    mixed = solve_nonlinear(Direct(features), Z.contiguous(), T.mT.contiguous().mT, 1.0, RELU, 3)
+    torch.testing.assert_close(mixed.x, solve_nonlinear(Direct(features), Z, T, 1.0, RELU, 3).x, rtol=1e-12, atol=1e-12)
+
+
+def test_a_neuron_that_does_not_move_never_meets_its_direction(both_ways):
+    features, Z, T = convolution()
+    images = images_of(features, Z, T, RELU)
+    images.residual()
+    KG = Z.new_zeros(Z.shape)
+    KG[..., 1] = float("inf")
+    images.redirect(Z.new_zeros(1, 5), KG)
+    images.move(torch.tensor([[0.5, 0.0, 0.5, 0.5, 0.5]], dtype=Z.dtype))
+    torch.testing.assert_close(images.Z, Z, rtol=0, atol=0)  # all other directions are zero
+    torch.testing.assert_close(images.E, (Z.relu() - T) * (Z > 0), rtol=1e-14, atol=1e-14)
+
+
+def test_several_threads_find_the_same_to_the_last_bit(monkeypatch: pytest.MonkeyPatch):
+    features, Z, T = convolution(3)
+    alone = solve_nonlinear(Direct(features), Z, T, 1.0, RELU, 4).x
+    monkeypatch.setattr("sibp.prox.images._PARALLEL", 0)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        together = solve_nonlinear(Direct(features), Z, T, 1.0, RELU, 4).x
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(together, alone, rtol=0, atol=0)
+
+
+def test_which_layers_have_passes_of_their_own(both_ways, request: pytest.FixtureRequest):
+    features, Z, T = convolution()
+    compiled = "compiled" in request.node.name
+    assert (type(images_of(features, Z, T, RELU)) is CompiledImages) == compiled
+    assert type(images_of(features, Z, T, TANH)) is Images
+    assert type(images_of(features.written_out(), Z.flatten(1, 2), T.flatten(1, 2), RELU)) is Images
