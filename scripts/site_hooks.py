@@ -27,7 +27,13 @@ LINK = re.compile(CODE + r"|\[(?P<text>[^]]*)\]\((?![a-z]+:|#|/)(?P<path>[^)#\s]
 
 # What pymdownx.arithmatex makes of $...$ and of $$...$$.
 FORMULA = re.compile(r'(<(?:span|div) class="arithmatex">)\\(?:\((.*?)\\\)|\[(.*?)\\\])(?=</(?:span|div)>)', re.DOTALL)
-UNKNOWN = {"{aligned}": "{align*}", r"\arg": r"\operatorname{arg}", "'": "\u2032"}
+UNKNOWN = {
+    "{aligned}": "{align*}",
+    r"\arg": r"\operatorname{arg}",
+    r"\min_": r"\min\limits_",
+    r"\ln ": r"\ln\, ",
+    "'": "\u2032",
+}
 """What the converter does not know, in its own terms; what else it does not know, a test finds on the finished site.
 
 A prime would become a superscript, but most fonts have it raised and small already.

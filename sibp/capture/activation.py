@@ -58,7 +58,15 @@ class PreActivation(Tensor):
 
     @classmethod
     def mark(cls, z: Tensor, consumption: Consumption) -> "PreActivation":
-        """Marks z, sharing its memory and its place in the graph."""
+        """Marks z, sharing its memory and its place in the graph.
+
+        Args:
+            z: a layer's output, in the layer's own shape.
+            consumption: where to note what becomes of it.
+
+        Raises:
+            RuntimeError: in the backward pass, if a custom autograd Function used z after an activation overwrote it.
+        """
         marked = z.as_subclass(cls)
         marked._plain = z
         marked._consumption = consumption
@@ -79,7 +87,7 @@ class PreActivation(Tensor):
         return marked
 
     def consumed_by(self, name: str) -> Tensor:
-        """The plain tensor, noting that something other than an activation used it."""
+        """The plain tensor, of the same shape, noting that something other than an activation used it."""
         if not _is_marked(self):
             return _unmark(self)
         self._consumption.consumers += 1

@@ -27,7 +27,7 @@ class LinearGeometry:
     is_linear = True
 
     def prepare(self, x: Tensor) -> Tensor:
-        """What has to happen to the input inside ordinary autograd, before the layer: nothing."""
+        """What has to happen to the input (*, n) inside ordinary autograd, before the layer: nothing."""
         return x
 
     def batch(self, x: Tensor) -> int:
@@ -92,7 +92,7 @@ class ConvGeometry:
         )
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Pads x where the convolution itself will not."""
+        """Pads x, ([B,] channels, *positions), where the convolution itself will not."""
         return F.pad(x, self.pad_ahead, mode=self.pad_mode) if any(self.pad_ahead) else x
 
     def batch(self, x: Tensor) -> int:

@@ -210,7 +210,15 @@ class Tap:
         self._returned.clear()
 
     def returns(self, key: str, gradient: Tensor) -> Tensor:
-        """Remembers which gradient was handed to autograd for a parameter, so that no other can slip in."""
+        """Remembers which gradient was handed to autograd for a parameter, so that no other can slip in.
+
+        Args:
+            key: "weight" or "bias".
+            gradient: the displacement p_old - p_new or the ordinary gradient, of the parameter's shape.
+
+        Returns:
+            The gradient as it was given.
+        """
         self._returned[key] = (gradient.data_ptr(), gradient._version)
         return gradient
 
@@ -219,7 +227,7 @@ class Tap:
 
         Args:
             key: "weight" or "bias".
-            gradient: what autograd is about to put into `.grad`.
+            gradient: what autograd is about to put into `.grad`, of the parameter's shape.
             alone: whether no other hook can have changed it.
 
         Raises:

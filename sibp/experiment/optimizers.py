@@ -74,6 +74,9 @@ def proxprop(
 
     The step on the neurons is `neuron_step` times the gradient of the mean loss (not of the sum), and the last layer,
     a plain linear one in their networks, gets its ordinary gradient.
+
+    Raises:
+        ValueError: if the model has one layer only, or `outer` is neither "sgd" nor "adam".
     """
     layers = [m for m in model.modules() if any(True for _ in m.parameters(recurse=False))]
     last = {id(p) for p in layers[-1].parameters()}

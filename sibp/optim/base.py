@@ -43,7 +43,13 @@ class TappedOptimizer(torch.optim.Optimizer):
         direction_only: bool = False,
         data_parallel: bool | ProcessGroup = False,
     ) -> None:
-        """Checks the model and taps its layers."""
+        """Checks the model and taps its layers.
+
+        Raises:
+            ValueError: for a `loss_average` out of range, a model without parameters, or names, parameters or settings
+                that `add_param_group` refuses.
+            TypeError: for a model that cannot be tapped.
+        """
         check_model(model, type(self).__name__)
         self.explicit = check_names(model, explicit)
         if not isinstance(loss_average, bool | int) or loss_average < 0:

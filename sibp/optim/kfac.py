@@ -106,7 +106,11 @@ class KFAC(TappedOptimizer):
             raise ValueError(f"Invalid likelihood: {group['likelihood']!r}; choose one of {', '.join(LIKELIHOODS)}.")
 
     def sample(self, outputs: Tensor) -> None:
-        """Sends the difference of drawn labels back through the graph of `outputs`, for the second factor."""
+        """Sends the difference of drawn labels back through the graph of `outputs`, for the second factor.
+
+        Args:
+            outputs: (B, n) of the model, still in the graph.
+        """
         layers = [p for tap in self._taps.values() for p in tap.parameters.values() if p.requires_grad]
         if not (self.active() and outputs.requires_grad and layers):
             return

@@ -54,7 +54,7 @@ class Exchange:
         return dist.get_rank(self.group)
 
     def sum(self, part: Tensor) -> Tensor:
-        """The sum of the ranks' tensors, equal to the last bit on all."""
+        """The sum of the ranks' tensors, which have one shape; equal to the last bit on all."""
         total = part.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total, group=self.group)
         self.received += 2 * _bytes(total) * (self.size - 1) / self.size
@@ -118,7 +118,7 @@ class Summed(Sharing):
         return True
 
     def total(self, part: Tensor, *, symmetric: bool = False) -> Tensor:
-        """A sum over all rows, from the sum over this rank's; of `symmetric` matrices one half travels."""
+        """A sum over all rows, of the shape of the sum over this rank's; of `symmetric` matrices one half travels."""
         if not symmetric:
             return self.exchange.sum(part)
         i, j = torch.tril_indices(*part.shape[-2:], device=part.device)
@@ -279,7 +279,7 @@ class DataParallel:
         """The gradient of the loss of all ranks' batches together, from that of this rank's.
 
         Args:
-            gradient: of this rank's loss.
+            gradient: of this rank's loss, of the parameter's shape.
             terms: that this rank's loss averages over.
             mean: whether the loss is an average, and not a sum.
         """

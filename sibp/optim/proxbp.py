@@ -19,7 +19,7 @@ from sibp.prox.status import Measure, Stats, Status
 
 
 class ProxBP(ProximalOptimizer):
-    r"""Proximal backpropagation.
+    r"""Proximal backpropagation (Frerix et al., ICLR 2018, arXiv 1706.04638).
 
     For every layer with input A, pre-activation Z = A W' + b and difference D = dL/dZ summed over the batch, computed
     by ordinary back propagation (through the old weights):

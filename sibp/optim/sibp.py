@@ -14,7 +14,7 @@ from sibp.prox.status import Measure
 
 
 class SIBP(ProximalOptimizer):
-    r"""Semi-implicit back propagation.
+    r"""Semi-implicit back propagation (Liu & Zhang 2020, arXiv 2002.03516).
 
     For every layer, from the last to the first, with input A, pre-activation Z = A W' + b, activation s and difference
     D = dL/ds(Z) summed over the batch:
@@ -23,7 +23,7 @@ class SIBP(ProximalOptimizer):
     \begin{aligned}
     T &= s(Z) - \eta D \\
     W, b &\leftarrow \arg\min_{W', b'} \|s(A W'^\top + b') - T\|^2 + \lambda (\|W' - W\|^2 + \|b' - b\|^2) \\
-    D_{l-1} &= (D \odot s'(Z)) W_{new}
+    D_{l-1} &= (D \odot s'(Z)) W_{\text{new}}
     \end{aligned}
     $$
 

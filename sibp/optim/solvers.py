@@ -73,7 +73,7 @@ def as_update(coordinates: Coordinates, solution: Solution) -> tuple[LayerUpdate
 
 
 def guarded(finite: Flag, change: Tensor | None) -> Tensor | None:
-    """The change, but exactly zero if the solve was not finite; None stays None."""
+    """The change, of any shape, but exactly zero if the solve was not finite; None stays None."""
     return None if change is None else choose(finite, lambda: change, lambda: torch.zeros_like(change))
 
 

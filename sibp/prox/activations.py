@@ -34,7 +34,7 @@ class Activation:
     through: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def backward(self, D: Tensor, z: Tensor) -> Tensor:
-        """D * s'(z): a difference on s(z), taken back to z."""
+        """D * s'(z): a difference on s(z), taken back to z; all of one shape."""
         return self.through(D, z) if self.through is not None else D * self.slope(z)
 
 

@@ -79,7 +79,10 @@ class Span:
         return squared * (squared > self.rounding * x.square().sum(-2))  # a product: what is not finite stays so
 
     def quadratic(self, U: Tensor, gram_U: Tensor, R: Tensor, RR: Number) -> tuple[Number, Number]:
-        """(||R + K U||^2, squared norm of U) over all neurons, from gram_U = K U; R is its own `pull`."""
+        """(||R + K U||^2, squared norm of U) over all neurons, from gram_U = K U; R is its own `pull`.
+
+        All three are (..., N, m).
+        """
         del RR
         return number((R + gram_U).square().sum()), number((U * gram_U).sum())
 
@@ -161,7 +164,8 @@ class Direct:
     def quadratic(self, V: Tensor, gram_V: Tensor, rhs: Tensor, RR: Number) -> tuple[Number, Number]:
         """(||R + Phi V||^2, squared norm of V) over all neurons, from gram_V = Phi' Phi V, rhs = Phi' R and ||R||^2.
 
-        Expanded so that nothing of size N x m is formed: ||R||^2 + 2 <Phi' R, V> + <V, Phi' Phi V>.
+        V, gram_V and rhs are (..., n, m). Expanded so that nothing of size N x m is formed:
+        ||R||^2 + 2 <Phi' R, V> + <V, Phi' Phi V>.
         """
         return RR + number((V * (2 * rhs + gram_V)).sum()), number(V.square().sum())
 
@@ -182,7 +186,7 @@ Coordinates = Span | Direct
 
 
 def dot(x: Tensor, y: Tensor) -> Tensor:
-    """Sum of x * y over all entries, 0-dimensional."""
+    """Sum of x * y over all entries, 0-dimensional; x and y have as many entries."""
     return torch.dot(x.flatten(), y.flatten())
 
 
