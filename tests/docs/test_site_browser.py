@@ -34,6 +34,8 @@ async function look() {
     for (const width of [1280, 390]) {
       frame.style.width = width + "px";
       await new Promise((drawn) => setTimeout(drawn, 30));
+      const small = (e) => e.clientWidth < Math.min(e.naturalWidth, 600);
+      say.small = [...page.querySelectorAll("article img")].filter(small).map((e) => e.src);
       say.wide[width] = [...wide(page, width), ...(page.documentElement.scrollWidth > width ? ["the page"] : [])];
     }
     say.formulas = page.querySelectorAll(".arithmatex").length;
@@ -92,6 +94,7 @@ def test_pages_fit_and_formulas_are_set(site: Path) -> None:
     assert {name: say["wrong"] for name, say in said.items() if say["wrong"]} == {}
     assert [name for name, say in said.items() if say["formulas"] != say["set"] or say["left"]] == []
     assert {name: say["pictures"] for name, say in said.items() if say["pictures"]} == {}
+    assert {name: say["small"] for name, say in said.items() if say["small"]} == {}  # at the width of a phone
     assert said["method.html"]["formulas"] > 20
 
 
