@@ -4,6 +4,7 @@ import hashlib
 import math
 import shutil
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
@@ -74,16 +75,24 @@ class Trainer:
         self.step = 0
         self.batches_sha256 = ""
         self.rows: list[dict[str, Any]] = []
+        self.first_step_seconds: float | None = None
         self._set_random_state()
 
-    def fit(self) -> None:
+    def fit(self, another: Callable[[], "Trainer"]) -> None:
         """Train to the last step, from the last checkpoint if there is one.
+
+        Args:
+            another: makes an equal trainer. Its first step comes first and is not kept, so that what is compiled or
+                loaded on the way is there before the clock starts.
 
         Raises:
             DivergedError: the loss is not finite any more; rows up to there are kept.
             StoppedError: a signal came; a checkpoint was written.
         """
         self.restore()
+        if self.step < self.total:
+            with torch.random.fork_rng():
+                self.first_step_seconds = another()._first_step()
         board = self._open_board()
         try:
             with self._progress_bar() as bar, stop_on_signals() as stop:
@@ -138,6 +147,12 @@ class Trainer:
                     right += self.objective.right(outputs, labels)
         self.model.train()
         return loss.item() / count, right.item() / count if self.objective.right is not None else None
+
+    def _first_step(self) -> float:
+        """Take it, and return its seconds."""
+        with self.clock.measure("train"):
+            self._train_step(self.order.batch(0).to(self.device))
+        return self.clock.seconds["train"]
 
     def _advance(self) -> None:
         """Take steps up to the next moment at which something must look at them."""

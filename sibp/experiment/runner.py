@@ -3,7 +3,7 @@
 import hashlib
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -72,7 +72,7 @@ def _add_test(config: Mapping[str, Any], folder: RunFolder) -> Outcome:
     """Add test figures to a run that was completed without; it needs no training for that."""
     if not folder.checkpoint.exists():
         raise UserError(f"{folder.path} has no checkpoint to compute test figures from: {ANEW}")
-    trainer, _ = _prepare(Settings.from_config(config), folder)
+    trainer, _, _ = _prepare(Settings.from_config(config), folder)
     trainer.restore()
     summary = {**(folder.summary() or {}), **_test_figures(trainer)}
     folder.write_config()
@@ -91,11 +91,11 @@ def _run_locked(config: Mapping[str, Any], folder: RunFolder) -> Outcome:
     try:
         folder.write_config()
         settings = Settings.from_config(config)
-        trainer, facts = _prepare(settings, folder)
+        trainer, another, facts = _prepare(settings, folder)
         facts["started"] = started
         folder.forget_end()  # of an attempt that failed
         try:
-            trainer.fit()
+            trainer.fit(another)
             status, reason, ending = "completed", None, {}
         except DivergedError as error:
             status, reason = "diverged", str(error)
@@ -132,26 +132,30 @@ def _unwritten(error: OSError, folder: RunFolder) -> str:
     )
 
 
-def _prepare(settings: Settings, folder: RunFolder) -> tuple[Trainer, dict[str, Any]]:
+def _prepare(settings: Settings, folder: RunFolder) -> tuple[Trainer, Callable[[], Trainer], dict[str, Any]]:
+    """A run's trainer, what makes one just like it, and facts for its summary."""
     device = _device(settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     flat = is_flat(settings.model)
     data = load_data(settings.dataset, settings.data_root, settings.download)
     data = data.with_label_noise(settings.label_noise, settings.seed).prepared(flat, device)
-    model = build_model(settings.model, data.shape, data.classes, settings.seed)
+
+    def new_trainer() -> Trainer:
+        model = build_model(settings.model, data.shape, data.classes, settings.seed).to(device)
+        return Trainer(settings, folder, data, model, build_optimizer(settings.optimizer, model))
+
+    trainer = new_trainer()
     facts = {
-        "initial_weights_sha256": _digest(model),
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "initial_weights_sha256": _digest(trainer.model),
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "images": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
         "data_sha256": data.sha256,
         "environment": describe(device),
     }
-    model = model.to(device)
-    trainer = Trainer(settings, folder, data, model, build_optimizer(settings.optimizer, model))
     if settings.force:
         folder.clear()  # only now: what was kept is lost to nothing less than a run that can start
-    return trainer, facts
+    return trainer, new_trainer, facts
 
 
 def _device(name: str) -> torch.device:
@@ -178,6 +182,7 @@ def _results(trainer: Trainer) -> dict[str, Any]:
     met = next((row for row in rows if target is not None and row["val_acc"] >= target), None)
     return {
         "steps": trainer.step,
+        "first_step_seconds": trainer.first_step_seconds,  # with all that is compiled and loaded; not in any other
         "initial_train_loss": rows[0]["train_loss"],
         "final": {key: value for key, value in rows[-1].items() if key != "solver"},
         "best_val_acc": best["val_acc"],

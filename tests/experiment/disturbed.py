@@ -34,7 +34,7 @@ def crash() -> None:
 def without_seconds(value: Any) -> Any:
     """Drop what no two runs share: seconds, the time of day and the surroundings."""
     if isinstance(value, dict):
-        dropped = ("seconds", "seconds_to_target", "environment", "started")
+        dropped = ("seconds", "first_step_seconds", "seconds_to_target", "environment", "started")
         return {key: without_seconds(item) for key, item in value.items() if key not in dropped}
     return value
 

@@ -187,6 +187,27 @@ def test_a_name_is_readable_and_harmless(make_config):
     assert "/" not in odd
 
 
+def test_what_the_first_step_compiles_is_in_no_training_second(make_config, monkeypatch):
+    usual = summary_of(run(make_config("sibp")).folder)
+    now, taken = [0.0], []
+    original = Trainer._train_step
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def compiles_first(*args: Any) -> Any:
+        now[0] += 1.0 if taken else 100.0
+        taken.append(1)
+        return original(*args)
+
+    monkeypatch.setattr(Trainer, "_train_step", compiles_first)
+    summary = summary_of(run(make_config("sibp", force=True)).folder)
+    assert len(taken) == 1 + 20
+    assert summary["first_step_seconds"] == 100
+    assert summary["seconds"]["train"] == 20
+    for key in ("batches_sha256", "initial_weights_sha256"):
+        assert summary[key] == usual[key]
+    assert summary["final"] == usual["final"] | {"seconds": 20}  # a step that was not kept has left nothing behind
+
+
 def test_training_seconds_hold_training_and_nothing_else(make_config, monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
