@@ -193,7 +193,8 @@ def _reproduce(experiment: Experiment, run_root: Path, own: Sequence[str]) -> st
 
 def _list(experiments: Sequence[Experiment], run_root: Path, own: Sequence[str]) -> int:
     for each in experiments:
-        print(f"\n{each.name} (about {each.minutes:g} minutes{', kept' if is_kept(each.name, RESULTS) else ''}): {each.asks}")
+        kept = ", kept" if is_kept(each.name, RESULTS) else ""
+        print(f"\n{each.name} (about {each.minutes:g} minutes{kept}): {each.asks}")
         try:
             for words in commands(each, run_root, own):
                 print(f"  python {shlex.join(words)}")

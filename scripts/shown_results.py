@@ -8,7 +8,7 @@ import argparse
 import io
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from sibp.report.blocks import Figure, Table
 from sibp.report.collect import collect
 from sibp.report.comparison import Method, Problem, Setting, compare
 from sibp.report.curves import curves
+from sibp.report.markdown import lines_of_table
 from sibp.report.outcomes import FINAL_LOSS, FINAL_VAL, TEST_ACC, over_runs
 from sibp.report.plotly_figures import GRID, colours
 from sibp.report.reading import Run
@@ -53,7 +54,7 @@ def all_results() -> str:
             title = pages[0].read_text().splitlines()[0].removeprefix("# ")
             links = [f"[{page.stem.lower()}](../{page.relative_to(ROOT).as_posix()})" for page in pages]
             rows.append([f"`{folder.name}`", title, ", ".join(links)])
-    return _markdown(["results/", "holds", "pages"], rows)
+    return lines_of_table(["results/", "holds", "pages"], rows)
 
 
 def comparison(problem: Problem) -> str:
@@ -73,7 +74,7 @@ def comparison(problem: Problem) -> str:
             None if step is None else f"{1000 * step:.1f}",
         ])  # fmt: skip
     columns = ("method", "setting", "test accuracy", "training loss", "same steps", "same seconds", "ms a step")
-    return _markdown(columns, [[cell_text(cell) for cell in row] for row in rows])
+    return lines_of_table(columns, [[cell_text(cell) for cell in row] for row in rows])
 
 
 def grid(problem: Problem, name: str, of: Callable[[Run], float | None], form: str) -> str:
@@ -82,7 +83,7 @@ def grid(problem: Problem, name: str, of: Callable[[Run], float | None], form: s
     weights, steps = method.grid("prox_weight"), method.grid("lr")
     cells = {(s.numbers["lr"], s.numbers["prox_weight"]): _tuned(s, method, of, form) for s in method.settings}
     rows = [[f"**lr {_short(lr)}**", *(cells.get((lr, weight), "") for weight in weights)] for lr in steps]
-    return _markdown([name, *(f"prox_weight {_short(weight)}" for weight in weights)], rows)
+    return lines_of_table([name, *(f"prox_weight {_short(weight)}" for weight in weights)], rows)
 
 
 def _tuned(setting: Setting, method: Method, of: Callable[[Run], float | None], form: str) -> str:
@@ -99,11 +100,6 @@ def change(run: Run) -> float:
 
 def _short(value: float) -> str:
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
-
-
-def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def table(name: str, title: str) -> str:
