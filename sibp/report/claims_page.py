@@ -133,7 +133,8 @@ def _claim_parts(
     return [
         f"## {number}. {claim.claim}",
         f"Verdict {each.tally()}{second}.",
-        f"**The paper states:** {claim.states} {claim.note}".strip(),
+        f"**The paper states:** {claim.states}",
+        *([f"**How it is tried:** {claim.note}"] if claim.note else []),
         "**Run:**",
         "\n".join(_run_line(experiments[name], results) for name in tried),
         "**Found:**",
@@ -162,13 +163,13 @@ def _tables(findings: Sequence[Finding]) -> list[str]:
     known = [finding for finding in findings if finding.mine is not None]
     duels = [_duel_row(finding, finding.criterion) for finding in known if isinstance(finding.criterion, Better)]
     bounds = [_bound_row(finding, finding.criterion) for finding in known if isinstance(finding.criterion, Every)]
-    waiting = [finding for finding in findings if finding.mine is None]
-    lists = [f"- {OPEN}: {_said(f.criterion)} of {f.criterion.place} ({f.why})" for f in waiting]
-    tables = [(COLUMNS, duels), (EVERY_COLUMNS, bounds)]
-    return [
-        *(lines_of_table(columns, rows) for columns, rows in tables if rows),
-        *(["\n".join(lists)] if lists else []),
-    ]
+    waiting: dict[str, list[str]] = {}
+    for finding in findings:
+        if finding.mine is None:
+            waiting.setdefault(finding.why, []).append(f"{_said(finding.criterion)} of {finding.criterion.place}")
+    lists = "\n".join(f"- {OPEN}, {why}: {'; '.join(said)}." for why, said in waiting.items())
+    tables = [lines_of_table(columns, rows) for columns, rows in ((COLUMNS, duels), (EVERY_COLUMNS, bounds)) if rows]
+    return [*tables, *([lists] if lists else [])]
 
 
 def _duel_row(finding: Finding, criterion: Better) -> list[str]:

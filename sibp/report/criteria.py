@@ -86,7 +86,7 @@ class Evidence:
         """
         folder = self.results / place
         if not any(folder.rglob(PACKED)):
-            raise OpenError(f"not run yet: {REPRODUCE} {place.partition('/')[0]}")
+            raise OpenError(f"not run yet (`{REPRODUCE} {place.partition('/')[0]}`)")
         problems = compare(collect([folder]).runs, None, None)
         if len(problems) != 1:
             raise UsageError(f"results/{place} holds {len(problems)} problems: name one of its folders.")
@@ -120,7 +120,7 @@ class Evidence:
         """
         path = self.results / place
         if not path.exists():
-            raise OpenError(f"not run yet: {REPRODUCE} {place.partition('/')[0]}")
+            raise OpenError(f"not run yet (`{REPRODUCE} {place.partition('/')[0]}`)")
         record = json.loads(path.read_text())
         rows = record.get(name) if isinstance(record, dict) else None
         if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):

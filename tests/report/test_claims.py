@@ -94,7 +94,7 @@ def test_a_win_by_steps_may_be_a_loss_by_seconds(results):
 def test_what_is_not_kept_is_open_until_it_is(results):
     found = find(better(place="deep/layers9"), Evidence(results))
     assert found.holds is None
-    assert found.why == "not run yet: python scripts/reproduce.py deep"
+    assert found.why == "not run yet (`python scripts/reproduce.py deep`)"
     keep(results, "deep/layers9", {"sgd": HIGH, "sibp cg:5": LOW})
     assert find(better(place="deep/layers9"), Evidence(results)).holds is True
 
@@ -159,7 +159,7 @@ def test_step_sizes_over_all_settings(results, quantity, at, mine, other, holds)
 )
 def test_every_row_of_a_kept_record(results, values, below, holds, why):
     criterion = Every("limits.gradient", "rest/limits.json", 1e-6, below)
-    assert find(criterion, Evidence(results)).why == "not run yet: python scripts/reproduce.py rest"
+    assert find(criterion, Evidence(results)).why == "not run yet (`python scripts/reproduce.py rest`)"
     (results / "rest").mkdir()
     record = {"limits": [{"gradient": value} for value in values]}
     (results / "rest" / "limits.json").write_text(json.dumps(record))
@@ -280,7 +280,10 @@ def test_the_page_has_verdicts_commands_figures_and_what_is_beside(results):
     assert "| no | sibp cg:5 | proxbp exact | training loss | one | 0.42 [0.4, 0.44] | 0.42 [0.4, 0.44] | 0 " in text
     assert "- one: Who is better? `python scripts/reproduce.py one`, about 3 minutes. Seconds mean nothing." in text
     assert "`python scripts/reproduce.py deep`, about 5 minutes. **Not run yet.**" in text
-    assert "- open: sibp cg:5 better than sgd in training loss of deep/layers9 (not run yet: python scripts/" in text
+    opened = (
+        "- open, not run yet (`python scripts/reproduce.py deep`): sibp cg:5 better than sgd in training loss of deep/"
+    )
+    assert opened in text
     assert "![Who is better?](one/one.svg)" in text
     assert "| rest | Where does it rest? | 1 | no: `python scripts/reproduce.py rest` |" in text
     assert verdict_table(found) in text
