@@ -164,7 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     for name, why in missed.items():
         print(f"{name} is not kept: {why}", file=sys.stderr)
-    subprocess.run([sys.executable, "scripts/results.py"], cwd=ROOT, check=True)
+    for script in ("results.py", "shown_results.py"):
+        subprocess.run([sys.executable, f"scripts/{script}"], cwd=ROOT, check=True)
     return 1 if missed else 0
 
 

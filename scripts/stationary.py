@@ -8,8 +8,10 @@ then said to be at rest, or after `STEPS` steps. limits.json, all figures relati
 - ``tanh``, ``relu``: a row for every run at rest, by the activation. ``gradient``: norm of the gradient of the loss as
   back propagation finds it. ``moved``: length of the last step. ``path``: both on the way.
 - ``wandering``: the runs that did not come to rest, and so say nothing about resting places.
-- ``stays``: ``moved``: the distance from a stationary point, found by L-BFGS, after `STAY` steps that started there.
-  Not for all problems: L-BFGS must get the gradient below `FOUND` times that at its start.
+- ``stays``: runs that started at a stationary point, found by L-BFGS. ``step``: the distance from it after one step, and
+  ``drift``: after `STAY` steps, both relative to the first step from the usual start. Where a method's steps are too long
+  for the place, it repels, as the top of a hill does, and rounding grows with every step. Not for all problems:
+  L-BFGS must get the gradient below `FOUND` times that at its start.
 
 - ``kinks``: more of the rows of ``relu`` with one hidden layer. ReLU has no one slope at its kink, 0, where back
   propagation takes 0. ``near``: how many pre-activations ended within `NEAR` of it. ``subgradient``: the least norm of
@@ -34,7 +36,7 @@ from torch import Tensor, nn
 from sibp import SIBP, ProxBP
 
 ETA, LAM, SEEDS = 1.0, 1.0, range(5)
-REST, STEPS, STAY, NEAR, FOUND = 1e-10, 1000, 100, 1e-4, 1e-8
+REST, STEPS, STAY, NEAR, FOUND = 1e-10, 1000, 100, 1e-4, 1e-9
 METHODS: dict[str, tuple[type[SIBP] | type[ProxBP], str]] = {
     "sibp exact": (SIBP, "exact"),
     "sibp cg:5": (SIBP, "cg:5"),
@@ -219,30 +221,32 @@ def stay(problem: str, activation: str, seed: int) -> list[dict[str, Any]]:
     x, y = make(seed)
     model = network(sizes, activation, seed)
     usual, slope = position(model), gradient(model, x, y).norm().item()
-    finder = torch.optim.LBFGS(
-        model.parameters(), max_iter=3000, tolerance_grad=1e-13, tolerance_change=0, line_search_fn="strong_wolfe"
-    )
+    for way in (
+        {"line_search_fn": "strong_wolfe", "max_iter": 1000},
+        {"max_iter": 300},
+    ):  # the last digits need no search
+        finder = torch.optim.LBFGS(model.parameters(), tolerance_grad=1e-13, tolerance_change=0, history_size=50, **way)
 
-    def closure() -> Tensor:
-        finder.zero_grad()
-        loss = loss_of(model, x, y)
-        loss.backward()
-        return loss
+        def closure(finder: torch.optim.LBFGS = finder) -> Tensor:
+            finder.zero_grad()
+            loss = loss_of(model, x, y)
+            loss.backward()
+            return loss
 
-    finder.step(closure)  # type: ignore[reportArgumentType] (a Tensor is as good as a float)
+        finder.step(closure)  # type: ignore[reportArgumentType] (a Tensor is as good as a float)
     start, found, rows = position(model), gradient(model, x, y).norm().item() / slope, []
-    if found > FOUND:
-        return []
-    for method in METHODS:
+    for method in METHODS if found <= FOUND else ():
         if method == "sibp paper" and activation != "relu":
             continue
         nn.utils.vector_to_parameters(usual, model.parameters())
-        first = run(method, model, x, y, 1)["first_step"]
+        usual_step = run(method, model, x, y, 1)["first_step"]
         nn.utils.vector_to_parameters(start.clone(), model.parameters())
-        run(method, model, x, y, STAY)
-        moved = (position(model) - start).norm().item() / first
+        away = []
+        for steps in (1, STAY - 1):
+            run(method, model, x, y, steps)
+            away.append((position(model) - start).norm().item() / usual_step)
         about = {"problem": problem, "activation": activation, "method": method, "seed": seed}
-        rows.append(about | {"gradient": found, "moved": moved})
+        rows.append(about | {"gradient": found, "step": away[0], "drift": away[1]})
     return rows
 
 
