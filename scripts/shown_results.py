@@ -177,22 +177,24 @@ def step_range(problem: Problem) -> str:
 
 
 def rest(name: str) -> str:
-    """Where methods come to rest: a row for every problem, activation and method."""
+    """Where methods come to rest, over all methods and seeds: a row for every problem and activation."""
     lists = {key: EVIDENCE.rows(f"{name}/limits.json", key) for key in ("tanh", "relu", "wandering", "kinks")}
-    at_rest, tables = lists["tanh"] + lists["relu"], []
+    at_rest, rows = lists["tanh"] + lists["relu"], []
     for about in dict.fromkeys(_about(row) for row in (*at_rest, *lists["wandering"])):
-        resting = [row["gradient"] for row in at_rest if _about(row) == about]
-        kinks = [row for row in lists["kinks"] if (row["problem"], "relu", row["method"]) == about]
-        count = len(resting) + sum(_about(row) == about for row in lists["wandering"])
-        least = [f"{max(row[key] for row in kinks):.1e}" if kinks else "–" for key in ("subgradient", "falls")]
-        gradient = f"{max(resting):.1e}" if resting else "–"
-        tables.append([*about, f"{len(resting)} of {count}", gradient, *least])
-    columns = ("problem", "activation", "method", "at rest", "gradient there, at most", "subgradient", "loss falls by")
-    return lines_of_table(columns, tables)
+        resting = [row for row in at_rest if _about(row) == about]
+        kinks = [row for row in lists["kinks"] if (row["problem"], "relu") == about]
+        others = [row for row in lists["wandering"] if _about(row) == about]
+        missing = sorted({row["method"] for row in others} - {row["method"] for row in resting})
+        cells = [f"{len(resting)} of {len(resting) + len(others)}", ", ".join(missing) if resting else "all"]
+        figures = ((resting, "gradient"), (kinks, "subgradient"), (kinks, "falls"))
+        largest_of = [f"{max(row[key] for row in found):.1e}" if found else "–" for found, key in figures]
+        rows.append([*about, *cells, *largest_of])
+    columns = ("problem", "activation", "runs at rest", "methods of which none is")
+    return lines_of_table([*columns, "gradient at rest, at most", "subgradient", "loss falls by"], rows)
 
 
-def _about(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    return row["problem"], row["activation"], row["method"]
+def _about(row: Mapping[str, Any]) -> tuple[str, str]:
+    return row["problem"], row["activation"]
 
 
 def drawn(name: str) -> str:

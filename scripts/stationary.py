@@ -8,10 +8,10 @@ then said to be at rest, or after `STEPS` steps. limits.json, all figures relati
 - ``tanh``, ``relu``: a row for every run at rest, by the activation. ``gradient``: norm of the gradient of the loss as
   back propagation finds it. ``moved``: length of the last step. ``path``: both on the way.
 - ``wandering``: the runs that did not come to rest, and so say nothing about resting places.
-- ``stays``: runs that started at a stationary point, found by L-BFGS. ``step``: the distance from it after one step, and
-  ``drift``: after `STAY` steps, both relative to the first step from the usual start. Where a method's steps are too long
-  for the place, it repels, as the top of a hill does, and rounding grows with every step. Not for all problems:
-  L-BFGS must get the gradient below `FOUND` times that at its start.
+- ``stays``: runs that started at a stationary point, found by L-BFGS. ``step``: the distance from it after one step,
+  and ``drift``: after `STAY` steps, both relative to the first step from the usual start. Where a method's steps are
+  too long for the place, it repels, as the top of a hill does, and rounding grows with every step. Not for all
+  problems: L-BFGS must get the gradient below `FOUND` times that at its start.
 
 - ``kinks``: more of the rows of ``relu`` with one hidden layer. ReLU has no one slope at its kink, 0, where back
   propagation takes 0. ``near``: how many pre-activations ended within `NEAR` of it. ``subgradient``: the least norm of
@@ -221,11 +221,9 @@ def stay(problem: str, activation: str, seed: int) -> list[dict[str, Any]]:
     x, y = make(seed)
     model = network(sizes, activation, seed)
     usual, slope = position(model), gradient(model, x, y).norm().item()
-    for way in (
-        {"line_search_fn": "strong_wolfe", "max_iter": 1000},
-        {"max_iter": 300},
-    ):  # the last digits need no search
-        finder = torch.optim.LBFGS(model.parameters(), tolerance_grad=1e-13, tolerance_change=0, history_size=50, **way)
+    for search, steps in (("strong_wolfe", 1000), (None, 300)):  # the last digits need no search
+        options = {"tolerance_grad": 1e-13, "tolerance_change": 0.0, "history_size": 50}
+        finder = torch.optim.LBFGS(model.parameters(), max_iter=steps, line_search_fn=search, **options)  # type: ignore
 
         def closure(finder: torch.optim.LBFGS = finder) -> Tensor:
             finder.zero_grad()
