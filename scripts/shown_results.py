@@ -51,6 +51,7 @@ def all_results() -> str:
     for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
         found = [folder / "README.md", folder / "report.md", *sorted(folder.rglob("tuning.md"))]
         pages = {f"{page.parent.name} " * (page.parent != folder) + page.stem.lower(): page for page in found}
+        pages["picture"] = folder / f"{folder.name}.svg"
         links = [f"[{name}](../{page.relative_to(ROOT).as_posix()})" for name, page in pages.items() if page.exists()]
         if links:
             asked = EXPERIMENTS.get(folder.name)

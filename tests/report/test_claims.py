@@ -299,3 +299,13 @@ def test_per_second_is_not_asked_where_there_are_no_seconds(results):
     found = judged(read_claims(write(results, still=claim(criteria=[EVERY])), EXPERIMENTS), Evidence(results))
     assert (found[0].verdict, found[0].per_second) == ("reproduced", None)
     assert "| 1 | It is faster. | **reproduced**: 1 of 1 hold | – |" in verdict_table(found)
+
+
+def test_step_by_step_and_second_by_second_may_differ(results):
+    keep(results, "one", {"sgd": HIGH, "sibp cg:5": LOW}, seconds={"sibp cg:5": 0.02})
+    path = write(results, fast=claim(criteria=only(than=["sgd"])))
+    (found,) = judged(read_claims(path, EXPERIMENTS), Evidence(results))
+    assert (found.verdict, found.per_second) == ("reproduced", "not reproduced")
+    text = page([found], EXPERIMENTS, results, [])
+    assert "Verdict **reproduced**: 1 of 1 hold; second by second **not reproduced**: 0 of 1 hold." in text
+    assert "| better, 5 of 5 seeds | worse, 0 of 5 seeds |" in text
