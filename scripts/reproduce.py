@@ -16,61 +16,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sibp.report.collect import collect
+from sibp.report.experiments import Experiment, is_kept, read_experiments
 from sibp.report.packed import PACKED, pack
 from sibp.report.values import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
-KINDS = ("train", "tune", "chosen", "script")
 RECORDS = ("*.json", "tuning.md")  # kept as they are, beside the runs
 ENDED, INTERRUPTED = (0, 3), 130  # 3: a run diverged, which is a result
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """What to run for a question, and how long that takes; ``commands`` is folder -> command."""
-
-    name: str
-    asks: str
-    minutes: float
-    commands: dict[str, str]
-    note: str = ""
-
-    @property
-    def is_full(self) -> bool:
-        """Whether it is only run when it is asked for by name."""
-        return self.name.endswith("_full")
-
-
-def read_experiments(path: Path = RESULTS / "experiments.yaml") -> dict[str, Experiment]:
-    """Read the list of experiments.
-
-    Args:
-        path: the file.
-
-    Returns:
-        name -> experiment, in the file's order.
-
-    Raises:
-        UsageError: an entry is wrong; names it.
-    """
-    found = {}
-    for name, node in yaml.safe_load(path.read_text()).items():
-        try:
-            found[name] = Experiment(name, **node)
-        except TypeError as error:
-            raise UsageError(f"{path.name}: {name}: {str(error).partition('__init__() ')[2]}.") from error
-        for command in found[name].commands.values():
-            if command.split()[0] not in KINDS:
-                raise UsageError(f"{path.name}: {name}: {command} does not begin with one of {', '.join(KINDS)}.")
-    return found
 
 
 def commands(experiment: Experiment, run_root: Path, own: Sequence[str]) -> Iterator[list[str]]:
@@ -177,11 +134,6 @@ def keep(experiment: Experiment, run_root: Path, results: Path = RESULTS) -> str
     return None
 
 
-def is_kept(name: str, results: Path = RESULTS) -> bool:
-    """Whether there is evidence of an experiment."""
-    return any((results / name).rglob("*.json*"))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line.
 
@@ -200,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     own = [f"data_root={args.data_root}", f"threads={args.threads}"]
     try:
-        experiments = _wanted(args.names, read_experiments())
+        experiments = _wanted(args.names, read_experiments(RESULTS / "experiments.yaml"))
         if args.dry:
             return _list(experiments, args.run_root, own)
         missed = {each.name: why for each in experiments if (why := _reproduce(each, args.run_root, own))}
@@ -212,7 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     for name, why in missed.items():
         print(f"{name} is not kept: {why}", file=sys.stderr)
-    subprocess.run([sys.executable, "scripts/results.py"], cwd=ROOT, check=True)
+    for script in ("results.py", "shown_results.py"):
+        subprocess.run([sys.executable, f"scripts/{script}"], cwd=ROOT, check=True)
     return 1 if missed else 0
 
 
@@ -223,9 +176,9 @@ def _wanted(names: Sequence[str], experiments: dict[str, Experiment]) -> list[Ex
     if names:
         return [each for each in experiments.values() if each.name in names or ("all" in names and each in short)]
     for each in short:
-        if is_kept(each.name):
+        if is_kept(each.name, RESULTS):
             print(f"{each.name} is kept already; name it to run it again.")
-    return [each for each in short if not is_kept(each.name)]
+    return [each for each in short if not is_kept(each.name, RESULTS)]
 
 
 def _reproduce(experiment: Experiment, run_root: Path, own: Sequence[str]) -> str | None:
@@ -241,7 +194,8 @@ def _reproduce(experiment: Experiment, run_root: Path, own: Sequence[str]) -> st
 
 def _list(experiments: Sequence[Experiment], run_root: Path, own: Sequence[str]) -> int:
     for each in experiments:
-        print(f"\n{each.name} (about {each.minutes:g} minutes{', kept' if is_kept(each.name) else ''}): {each.asks}")
+        kept = ", kept" if is_kept(each.name, RESULTS) else ""
+        print(f"\n{each.name} (about {each.minutes:g} minutes{kept}): {each.asks}")
         try:
             for words in commands(each, run_root, own):
                 print(f"  python {shlex.join(words)}")

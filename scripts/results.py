@@ -1,7 +1,8 @@
-"""Write every results/*/report.md anew from the runs kept beside it: ``python scripts/results.py [--check]``.
+"""Judge the claims, and write what results/ says of its kept runs anew: ``python scripts/results.py [--check]``.
 
-A report names the command that made it; that command is run again in the report's folder. Runs that have no report yet
-get one.
+results/*/report.md: a report names the command that made it, and that command is run again in the report's folder. Runs
+that have no report yet get one. results/README.md and claims.csv: the claims of claims.yaml with their verdicts.
+results/NAME/NAME.svg: pictures of some experiments.
 """
 
 import argparse
@@ -11,10 +12,17 @@ import shlex
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from sibp.report.__main__ import main as report
+from sibp.report.claim_pictures import pictures
+from sibp.report.claims import read_claims
+from sibp.report.claims_page import csv_text, judged, page
+from sibp.report.criteria import Evidence
+from sibp.report.experiments import read_experiments
 from sibp.report.packed import PACKED
+from sibp.report.values import UsageError
 
 RESULTS = Path(__file__).parents[1] / "results"
 MADE_BY = "Made by: python -m sibp.report "
@@ -47,26 +55,49 @@ def rebuild(old: Path) -> bytes:
         return (copy / old.name).read_bytes()
 
 
+def wanted() -> Iterator[tuple[Path, bytes]]:
+    """What results/ should hold, but for what is kept, one file after the other; the claims, last, are printed too.
+
+    Raises:
+        UsageError: a claim or an experiment is not as it should be.
+    """
+    for folder in sorted({path.relative_to(RESULTS).parts[0] for path in RESULTS.rglob(PACKED)}):
+        path = RESULTS / folder / "report.md"
+        yield path, rebuild(path)
+    experiments = read_experiments(RESULTS / "experiments.yaml")
+    evidence = Evidence(RESULTS)
+    drawn = pictures(evidence, experiments)
+    for name, picture in drawn.items():
+        yield RESULTS / name / f"{name}.svg", picture
+    found = judged(read_claims(RESULTS / "claims.yaml", experiments), evidence)
+    yield RESULTS / "claims.csv", csv_text(found).encode()
+    yield RESULTS / "README.md", page(found, experiments, RESULTS, list(drawn)).encode()
+    for number, each in enumerate(found, start=1):
+        print(f"{number}. {each.claim.claim} {each.tally().replace('*', '')}.")
+
+
 def main() -> int:
     """Run the command line.
 
     Returns:
-        The exit code: 0 all is as it should be, 1 with ``--check`` if a report differs from its runs.
+        The exit code: 0 all is as it should be, 1 with ``--check`` if a file differs from the runs, 2 wrong input.
     """
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a report differs")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file differs")
     check = parser.parse_args().check
     different = 0
-    for folder in sorted({path.relative_to(RESULTS).parts[0] for path in RESULTS.rglob(PACKED)}):
-        path = RESULTS / folder / "report.md"
-        new = rebuild(path)
-        if path.exists() and path.read_bytes() == new:
-            print(f"unchanged  {path.relative_to(RESULTS)}")
-            continue
-        different += 1
-        print(f"{'differs' if check else 'written'}    {path.relative_to(RESULTS)}")
-        if not check:
-            path.write_bytes(new)
+    try:
+        for path, new in wanted():
+            if path.exists() and path.read_bytes() == new:
+                print(f"unchanged  {path.relative_to(RESULTS)}")
+                continue
+            different += 1
+            print(f"{'differs' if check else 'written'}    {path.relative_to(RESULTS)}", flush=True)
+            if not check:
+                path.write_bytes(new)
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return 2
     return 1 if check and different else 0
 
 

@@ -1,59 +1,71 @@
 """Write what README.md and docs/ show of results/ anew: ``python scripts/shown_results.py [--check]``.
 
 A table stands between the lines <!-- results/NAME: TABLE --> and <!-- end of table -->; without NAME it is about all
-results. The picture is docs/images/mnist_mlp.svg.
+results. What is not kept yet is said to be so, with the command that runs it. The picture is docs/images/mnist_mlp.svg.
 """
 
 import argparse
 import io
 import re
 import sys
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure as Canvas
 
 from sibp.report.blocks import Figure, Table
-from sibp.report.collect import collect
-from sibp.report.comparison import Method, Problem, Setting, compare
+from sibp.report.claims import read_claims
+from sibp.report.claims_page import judged, verdict_table
+from sibp.report.comparison import Method, Problem, Setting
+from sibp.report.criteria import FINAL_TRAIN_ACC, Evidence, OpenError
 from sibp.report.curves import curves
-from sibp.report.outcomes import FINAL_LOSS, FINAL_VAL, TEST_ACC, over_runs
+from sibp.report.experiments import read_experiments
+from sibp.report.markdown import lines_of_table
+from sibp.report.outcomes import FINAL_LOSS, FINAL_VAL, TEST_ACC, Quantity, over_runs
 from sibp.report.plotly_figures import GRID, colours
 from sibp.report.reading import Run
+from sibp.report.scoring import verdict
+from sibp.report.statistics import estimate
+from sibp.report.step_sizes import largest, losses, width
 from sibp.report.text import cell_text
 from sibp.report.verdicts import verdicts
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "images" / "mnist_mlp.svg"
 PLACE = re.compile(
-    r"(?P<begin><!-- results/(?P<name>\w*): (?P<table>.+?) -->\n).*?(?P<end><!-- end of table -->)", re.DOTALL
+    r"(?P<begin><!-- results/(?P<name>[\w/]*): (?P<table>.+?) -->\n).*?(?P<end><!-- end of table -->)", re.DOTALL
 )
 
 
-@cache
-def problem(name: str) -> Problem:
-    """The kept runs of results/NAME, compared.
-
-    Args:
-        name: of the folder; it holds one problem.
-    """
-    (found,) = compare(collect([ROOT / "results" / name]).runs, None, None)
-    return found
+RESULTS = ROOT / "results"
+EXPERIMENTS = read_experiments(RESULTS / "experiments.yaml")
+EVIDENCE = Evidence(RESULTS)
 
 
 def all_results() -> str:
     """A row for every folder that says something about itself, linked from docs/."""
     rows = []
-    for folder in sorted(path for path in (ROOT / "results").iterdir() if path.is_dir()):
-        pages = [folder / name for name in ("README.md", "report.md", "tuning.md") if (folder / name).exists()]
-        if pages:
-            title = pages[0].read_text().splitlines()[0].removeprefix("# ")
-            links = [f"[{page.stem.lower()}](../{page.relative_to(ROOT).as_posix()})" for page in pages]
-            rows.append([f"`{folder.name}`", title, ", ".join(links)])
-    return _markdown(["results/", "holds", "pages"], rows)
+    for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
+        found = [folder / "README.md", folder / "report.md", *sorted(folder.rglob("tuning.md"))]
+        pages = {f"{page.parent.name} " * (page.parent != folder) + page.stem.lower(): page for page in found}
+        pages["picture"] = folder / f"{folder.name}.svg"
+        links = [f"[{name}](../{page.relative_to(ROOT).as_posix()})" for name, page in pages.items() if page.exists()]
+        if links:
+            asked = EXPERIMENTS.get(folder.name)
+            rows.append([f"`{folder.name}`", asked.asks if asked else _title(folder / "README.md"), ", ".join(links)])
+    return lines_of_table(["results/", "asks", "pages"], rows)
+
+
+def _title(page: Path) -> str:
+    return page.read_text().splitlines()[0].removeprefix("# ")
+
+
+def claims() -> str:
+    """The claims of results/claims.yaml with their verdicts."""
+    return verdict_table(judged(read_claims(RESULTS / "claims.yaml", EXPERIMENTS), EVIDENCE))
 
 
 def comparison(problem: Problem) -> str:
@@ -73,7 +85,7 @@ def comparison(problem: Problem) -> str:
             None if step is None else f"{1000 * step:.1f}",
         ])  # fmt: skip
     columns = ("method", "setting", "test accuracy", "training loss", "same steps", "same seconds", "ms a step")
-    return _markdown(columns, [[cell_text(cell) for cell in row] for row in rows])
+    return lines_of_table(columns, [[cell_text(cell) for cell in row] for row in rows])
 
 
 def grid(problem: Problem, name: str, of: Callable[[Run], float | None], form: str) -> str:
@@ -82,7 +94,7 @@ def grid(problem: Problem, name: str, of: Callable[[Run], float | None], form: s
     weights, steps = method.grid("prox_weight"), method.grid("lr")
     cells = {(s.numbers["lr"], s.numbers["prox_weight"]): _tuned(s, method, of, form) for s in method.settings}
     rows = [[f"**lr {_short(lr)}**", *(cells.get((lr, weight), "") for weight in weights)] for lr in steps]
-    return _markdown([name, *(f"prox_weight {_short(weight)}" for weight in weights)], rows)
+    return lines_of_table([name, *(f"prox_weight {_short(weight)}" for weight in weights)], rows)
 
 
 def _tuned(setting: Setting, method: Method, of: Callable[[Run], float | None], form: str) -> str:
@@ -101,21 +113,124 @@ def _short(value: float) -> str:
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
-def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+def parts(name: str, quantity: Quantity) -> str:
+    """A row a method, a column a part of an experiment: medians with intervals, and the verdict against SGD's."""
+    problems = {folder: EVIDENCE.problem(f"{name}/{folder}") for folder in EXPERIMENTS[name].commands}
+    names = dict.fromkeys(method.name for problem in problems.values() for method in problem.methods)
+    rows = [[each, *(_beside_sgd(problem, each, quantity) for problem in problems.values())] for each in names]
+    return lines_of_table([quantity.title, *problems], rows)
+
+
+def _beside_sgd(problem: Problem, name: str, quantity: Quantity) -> str:
+    by_name = {method.name: {run.seed: quantity.of(run) for run in method.runs} for method in problem.methods}
+    figures = {each: {s: x for s, x in of.items() if x is not None} for each, of in by_name.items()}
+    if not figures.get(name):
+        return "–"
+    text = cell_text(estimate(list(figures[name].values())))
+    if name == "sgd" or "sgd" not in figures:
+        return text
+    return f"{text} {verdict(figures[name], figures['sgd'], quantity.larger_is_better).word}"
+
+
+def solvers(problem: Problem) -> str:
+    """What each solver makes of its subproblems, and what comes of it."""
+    rows = []
+    for method in sorted(problem.methods, key=lambda each: (each.name.partition(":")[0], _rounds(each.name))):
+        layers = sorted({layer for run in method.runs for layer in run.solver}, key=lambda name: (len(name), name))
+        solved = [over_runs(method.runs, lambda run, layer=layer: _typical(run, layer, "decrease")) for layer in layers]
+        moved = over_runs(method.runs, lambda run: change(run) if run.solver else None)
+        cells = [", ".join(f"{each.median:.0%}" for each in solved if each) or "–"]
+        cells.append(f"{moved.median:.2%}" if moved else "–")
+        figures = [over_runs(method.runs, of) for of in (FINAL_LOSS.of, FINAL_TRAIN_ACC.of, FINAL_VAL.of)]
+        step = method.step_seconds()
+        rows.append([method.name, *cells, *map(cell_text, figures), f"{1000 * step:.1f}" if step else "–"])
+    columns = (
+        "method",
+        "decrease of the subproblem, by layer",
+        "weights move by",
+        "training loss",
+        "training accuracy",
+    )
+    return lines_of_table([*columns, "validation accuracy", "ms a step"], rows)
+
+
+def _rounds(name: str) -> int:
+    return int(name.partition(":")[2] or 0)
+
+
+def _typical(run: Run, layer: str, statistic: str) -> float | None:
+    """The median over logged steps of what a layer's solver did."""
+    found = run.solver.get(layer, {}).get(statistic)
+    return float(np.median(found[1])) if found else None
+
+
+def step_range(problem: Problem) -> str:
+    """How large a step size may be, and how much it matters, without and with the rest tuned along."""
+    rows = []
+    for method in problem.methods:
+        cells = []
+        for at in ({"prox_weight": 1.0, "momentum": 0.0}, {}):
+            of_seeds = list(losses(method, at).values())
+            cells += [estimate([of(by_lr) for by_lr in of_seeds]) for of in (largest, width)]
+        rows.append([method.name, *map(cell_text, cells)])
+    columns = ("largest", "width", "largest, tuned along", "width, tuned along")
+    return lines_of_table(["method", *columns], rows)
+
+
+def rest(name: str) -> str:
+    """Where methods come to rest, over all methods and seeds: a row for every problem and activation."""
+    lists = {key: EVIDENCE.rows(f"{name}/limits.json", key) for key in ("tanh", "relu", "wandering", "kinks")}
+    at_rest, rows = lists["tanh"] + lists["relu"], []
+    for about in dict.fromkeys(_about(row) for row in (*at_rest, *lists["wandering"])):
+        resting = [row for row in at_rest if _about(row) == about]
+        kinks = [row for row in lists["kinks"] if (row["problem"], "relu") == about]
+        others = [row for row in lists["wandering"] if _about(row) == about]
+        missing = sorted({row["method"] for row in others} - {row["method"] for row in resting})
+        cells = [f"{len(resting)} of {len(resting) + len(others)}", ", ".join(missing) if resting else "all"]
+        figures = ((resting, "gradient"), (kinks, "subgradient"), (kinks, "falls"))
+        largest_of = [f"{max(row[key] for row in found):.1e}" if found else "–" for found, key in figures]
+        rows.append([*about, *cells, *largest_of])
+    columns = ("problem", "activation", "runs at rest", "methods of which none is")
+    return lines_of_table([*columns, "gradient at rest, at most", "subgradient", "loss falls by"], rows)
+
+
+def _about(row: Mapping[str, Any]) -> tuple[str, str]:
+    return row["problem"], row["activation"]
+
+
+def drawn(name: str) -> str:
+    """The picture of an experiment, for a page of docs/."""
+    if not (RESULTS / name / f"{name}.svg").exists():
+        raise OpenError
+    return f"![{EXPERIMENTS[name].asks}](../results/{name}/{name}.svg)\n"
 
 
 def table(name: str, title: str) -> str:
-    """The table of a title, of results/NAME or, without a name, of all."""
-    return TABLES[title](problem(name)) if name else all_results()
+    """The table of a title, of results/NAME or, without a name, of all; or that it was not run yet."""
+    if not name:
+        return {"all": all_results, "claims": claims}[title]()
+    try:
+        return TABLES[title](name)
+    except OpenError:
+        return f"*Not run yet:* `{EXPERIMENTS[name.partition('/')[0]].command}`\n"
 
 
-TABLES: dict[str, Callable[[Problem], str]] = {
-    "comparison": comparison,
-    "accuracy of cg:3": lambda problem: grid(problem, "sibp cg:3", FINAL_VAL.of, ".4f"),
-    "accuracy of exact": lambda problem: grid(problem, "sibp exact", FINAL_VAL.of, ".4f"),
-    "change of cg:3": lambda problem: grid(problem, "sibp cg:3", change, ".1%"),
+def of_problem(make: Callable[[Problem], str]) -> Callable[[str], str]:
+    """A table of an experiment that holds one problem."""
+    return lambda name: make(EVIDENCE.problem(name))
+
+
+TABLES: dict[str, Callable[[str], str]] = {
+    "comparison": of_problem(comparison),
+    "accuracy of cg:3": of_problem(lambda problem: grid(problem, "sibp cg:3", FINAL_VAL.of, ".4f")),
+    "accuracy of exact": of_problem(lambda problem: grid(problem, "sibp exact", FINAL_VAL.of, ".4f")),
+    "change of cg:3": of_problem(lambda problem: grid(problem, "sibp cg:3", change, ".1%")),
+    "solvers": of_problem(solvers),
+    "step sizes": of_problem(step_range),
+    "rest": rest,
+    "picture": drawn,
+    "training loss by part": lambda name: parts(name, FINAL_LOSS),
+    "test accuracy by part": lambda name: parts(name, TEST_ACC),
 }
 
 
@@ -160,7 +275,7 @@ def main() -> int:
     check = parser.parse_args().check
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     wanted = {page: filled(page.read_text()).encode() for page in pages if PLACE.search(page.read_text())}
-    wanted[PICTURE] = picture(problem("mnist_mlp"))
+    wanted[PICTURE] = picture(EVIDENCE.problem("mnist_mlp"))
     different = [path for path, content in wanted.items() if not path.exists() or path.read_bytes() != content]
     for path in different:
         print(f"{'differs' if check else 'written'}    {path.relative_to(ROOT)}")

@@ -16,6 +16,7 @@ from sibp.train import main as train
 from sibp.tuning.sweep import read_sweep
 
 PROJECT = Path(__file__).parents[1]
+LIST = PROJECT / "results" / "experiments.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def reproduce():
 
 def test_every_command_is_one_that_its_program_takes(reproduce):
     tuned = defaultdict(list)  # of one sweep, the words of all commands at once: composing takes time
-    for experiment in reproduce.read_experiments().values():
+    for experiment in reproduce.read_experiments(LIST).values():
         for words in reproduce.commands(experiment, Path("runs"), ["data_root=data", "threads=1"]):
             if words[0].startswith("scripts/"):
                 assert (PROJECT / words[0]).is_file()
@@ -46,7 +47,7 @@ def test_every_command_is_one_that_its_program_takes(reproduce):
 
 
 def test_final_settings_have_five_seeds(reproduce):
-    for experiment in reproduce.read_experiments().values():
+    for experiment in reproduce.read_experiments(LIST).values():
         for command in experiment.commands.values():
             if command.startswith(("train", "chosen")):
                 assert "seed=0,1,2,3,4" in command
@@ -116,7 +117,7 @@ def test_only_what_is_not_kept_is_run_unless_it_is_named(reproduce, tmp_path, mo
     shutil.copy(PROJECT / "results" / "experiments.yaml", tmp_path)
     (tmp_path / "rounds").mkdir()
     (tmp_path / "rounds" / "runs.jsonl").touch()
-    monkeypatch.setattr(reproduce, "is_kept", lambda name: (tmp_path / name).exists())
+    monkeypatch.setattr(reproduce, "is_kept", lambda name, results: (tmp_path / name).exists())
     listed = reproduce.read_experiments(tmp_path / "experiments.yaml")
     names = [each.name for each in reproduce._wanted([], listed)]
     assert "depth" in names

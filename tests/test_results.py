@@ -12,6 +12,8 @@ def test_reports_are_made_from_the_runs_kept_beside_them():
     ended = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "mnist_mlp/report.md" in ended.stdout
+    assert "README.md" in ended.stdout
+    assert "8. How each subproblem is solved matters" in ended.stdout  # all claims, with verdicts
 
 
 def test_what_is_shown_elsewhere_is_made_from_the_kept_runs():

@@ -1,6 +1,7 @@
 """The report as Markdown."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -52,3 +53,16 @@ def _cell(cell: Cell, folder: Path) -> str:
 
 def _safe(text: str) -> str:
     return text.translate(SPECIAL)
+
+
+def lines_of_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells that are Markdown already.
+
+    Args:
+        columns: headings.
+        rows: cells, as many as columns.
+
+    Returns:
+        One line a row, each with its end.
+    """
+    return "".join("| " + " | ".join(line) + " |\n" for line in (columns, ["---"] * len(columns), *rows))

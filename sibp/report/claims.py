@@ -1,0 +1,199 @@
+"""What the paper claims, as data, and the verdict on a claim.
+
+**A criterion** holds or does not, as far as the kept runs say; it is open as long as they do not. That one method is
+better than another holds if the verdict of the report, on seeds that both share, is "better"; "no difference" and
+"worse" both mean that it does not hold.
+
+**The verdict on a claim** is *reproduced* if all its criteria hold, *not reproduced* if none does, and *partly* if some
+hold and some do not. It is *inconclusive* as long as an open criterion could change that.
+
+**Per second** is the same verdict, by the same criteria after equal training seconds, where they have such a figure.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sibp.report.experiments import Experiment
+from sibp.report.values import UsageError
+
+REPRODUCED, PARTLY, NOT, INCONCLUSIVE = "reproduced", "partly", "not reproduced", "inconclusive"
+TRAINING_LOSS, WIDTH, LARGEST = "training loss", "width of step sizes", "largest step size"
+TIMED = (TRAINING_LOSS, "training accuracy", "validation accuracy")  # logged during training
+QUANTITIES = (*TIMED, "test accuracy", WIDTH, LARGEST)
+
+
+@dataclass(frozen=True)
+class Better:
+    """That a method is better than another one.
+
+    Attributes:
+        method: of which it is said.
+        other: the one it is compared with.
+        quantity: one of `QUANTITIES`.
+        place: EXPERIMENT or EXPERIMENT/FOLDER.
+        relative_to: likewise; the quantity is divided by the same seed's there.
+        at: hyper-parameter -> value; settings with others do not count.
+    """
+
+    method: str
+    other: str
+    quantity: str
+    place: str
+    relative_to: str | None = None
+    at: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def places(self) -> list[str]:
+        """Where it is looked at."""
+        return [self.place, *([self.relative_to] if self.relative_to else [])]
+
+
+@dataclass(frozen=True)
+class Every:
+    """That a number lies below, or above, a bound in all rows of a list; ``key`` is LIST.FIELD."""
+
+    key: str
+    place: str
+    bound: float
+    below: bool
+
+    @property
+    def places(self) -> list[str]:
+        """Where it is looked at."""
+        return [self.place]
+
+
+Criterion = Better | Every
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim: in our words, in the paper's, and what would show it."""
+
+    name: str
+    claim: str
+    states: str
+    criteria: Sequence[Criterion]
+    beside: Sequence[Criterion] = ()
+    note: str = ""
+
+    def experiments(self) -> list[str]:
+        """Names of the experiments that it is tried by, those that count first."""
+        tried = [place for criterion in (*self.criteria, *self.beside) for place in criterion.places]
+        return list(dict.fromkeys(place.partition("/")[0] for place in tried))
+
+
+def judge(holds: Sequence[bool | None]) -> str:
+    """The verdict on a claim.
+
+    Args:
+        holds: of every criterion, None for one that is open.
+
+    Returns:
+        One of `REPRODUCED`, `PARTLY`, `NOT`, `INCONCLUSIVE`.
+
+    Example:
+        >>> judge([True, True]), judge([False]), judge([True, False, None]), judge([True, None]), judge([])
+        ('reproduced', 'not reproduced', 'partly', 'inconclusive', 'inconclusive')
+    """
+    if True in holds and False in holds:
+        return PARTLY
+    if not holds or None in holds:
+        return INCONCLUSIVE
+    return REPRODUCED if True in holds else NOT
+
+
+def read_claims(path: Path, experiments: Mapping[str, Experiment]) -> list[Claim]:
+    """Read the claims.
+
+    Args:
+        path: the file.
+        experiments: those that criteria may name.
+
+    Returns:
+        The claims, in the file's order.
+
+    Raises:
+        UsageError: an entry is wrong; names its key.
+    """
+    try:
+        nodes = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path.name} is no YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(nodes, dict) or not nodes:
+        raise UsageError(f"{path.name} holds no claims.")
+    return [_claim(name, node, experiments, f"{path.name}: {name}") for name, node in nodes.items()]
+
+
+def _claim(name: str, node: Any, experiments: Mapping[str, Experiment], where: str) -> Claim:
+    _check_keys(node, {"claim", "states", "criteria"}, {"note", "beside"}, where)
+    for key in ("claim", "states", "note"):
+        if not isinstance(node.get(key, ""), str):
+            raise UsageError(f"{where}: {key} is no text.")
+    found: dict[str, list[Criterion]] = {}
+    for key in ("criteria", "beside"):
+        entries = node.get(key, [])
+        if not isinstance(entries, list) or (key == "criteria" and not entries):
+            raise UsageError(f"{where}: {key} is no list of criteria.")
+        found[key] = [each for i, entry in enumerate(entries) for each in _criteria(entry, f"{where}: {key}[{i}]")]
+        for criterion in found[key]:
+            for place in criterion.places:
+                _check_place(place, isinstance(criterion, Every), experiments, f"{where}: {key}")
+    return Claim(name, node["claim"], node["states"], found["criteria"], found["beside"], node.get("note", ""))
+
+
+def _criteria(node: Any, where: str) -> list[Criterion]:
+    """One criterion for each method named by ``than``."""
+    if isinstance(node, dict) and "every" in node:
+        _check_keys(node, {"every", "of"}, {"below", "above"}, where)
+        if ("below" in node) == ("above" in node):
+            raise UsageError(f"{where}: give one bound, below or above.")
+        side = "below" if "below" in node else "above"
+        if str(node["every"]).count(".") != 1:
+            raise UsageError(f"{where}: every is {node['every']}, not LIST.FIELD.")
+        return [Every(str(node["every"]), str(node["of"]), _number(node[side], f"{where}: {side}"), side == "below")]
+    _check_keys(node, {"better", "than", "in", "of"}, {"relative_to", "at"}, where)
+    if node["in"] not in QUANTITIES:
+        raise UsageError(f"{where}: in is {node['in']!r}, not one of {', '.join(QUANTITIES)}.")
+    others, at = node["than"], node.get("at", {})
+    if not isinstance(others, list) or not others:
+        raise UsageError(f"{where}: than is no list of methods.")
+    if not isinstance(at, dict):
+        raise UsageError(f"{where}: at is no mapping of hyper-parameters to numbers.")
+    only = {str(key): _number(value, f"{where}: at.{key}") for key, value in at.items()}
+    base = node.get("relative_to")
+    return [
+        Better(str(node["better"]), str(other), node["in"], str(node["of"]), None if base is None else str(base), only)
+        for other in others
+    ]
+
+
+def _number(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UsageError(f"{where} is {value!r}, not a number.")
+    return float(value)
+
+
+def _check_keys(node: Any, needed: set[str], allowed: set[str], where: str) -> None:
+    if not isinstance(node, dict):
+        raise UsageError(f"{where} is no mapping.")
+    if missing := needed - node.keys():
+        raise UsageError(f"{where}: {min(missing)} is missing.")
+    if unknown := node.keys() - needed - allowed:
+        known = ", ".join(sorted(needed | allowed))
+        raise UsageError(f"{where}: there is no key {min(map(str, unknown))}; choose from {known}.")
+
+
+def _check_place(place: str, is_file: bool, experiments: Mapping[str, Experiment], where: str) -> None:
+    name, _, rest = place.partition("/")
+    if name not in experiments:
+        raise UsageError(f"{where}: there is no experiment {name!r} in experiments.yaml.")
+    if is_file and not rest.endswith(".json"):
+        raise UsageError(f"{where}: {place} is not EXPERIMENT/FILE.json.")
+    if not is_file and rest and rest not in experiments[name].commands:
+        folders = ", ".join(experiments[name].commands)
+        raise UsageError(f"{where}: {name} has no folder {rest!r}; choose from {folders}.")

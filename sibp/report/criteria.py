@@ -1,0 +1,210 @@
+"""Whether a criterion of :mod:`sibp.report.claims` holds, from kept runs alone."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from sibp.report.claims import LARGEST, TIMED, TRAINING_LOSS, WIDTH, Better, Criterion, Every
+from sibp.report.collect import collect
+from sibp.report.comparison import Method, Problem, compare
+from sibp.report.experiments import REPRODUCE
+from sibp.report.outcomes import FINAL_LOSS, FINAL_VAL, TEST_ACC, Quantity, at_equal_seconds, final
+from sibp.report.packed import PACKED
+from sibp.report.scoring import BETTER, TOO_FEW, Verdict, verdict
+from sibp.report.statistics import Estimate, estimate
+from sibp.report.step_sizes import largest, losses, width
+from sibp.report.values import UsageError, number_or_nan
+
+FINAL_TRAIN_ACC = Quantity("final_train_acc", "final train acc", True, lambda run: final(run, "train_acc"))
+OF_RUNS = {
+    TRAINING_LOSS: FINAL_LOSS,
+    "training accuracy": FINAL_TRAIN_ACC,
+    "validation accuracy": FINAL_VAL,
+    "test accuracy": TEST_ACC,
+}
+COLUMNS: dict[str, str] = dict(zip(TIMED, ("train_loss", "train_acc", "val_acc"), strict=True))
+OVER_SETTINGS: dict[str, Callable[[Mapping[float, tuple[float, float]]], float]] = {WIDTH: width, LARGEST: largest}
+HOLDS, FAILS, OPEN = "yes", "no", "open"
+
+
+class OpenError(Exception):
+    """The kept runs say nothing about a criterion; the message says why."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the kept runs say about a criterion.
+
+    Attributes:
+        criterion: the criterion.
+        holds: None if it is open.
+        why: a verdict's word, or why it is open.
+        mine: the method's figure (of `Every`: the row furthest to the wrong side).
+        other: the other's.
+        verdict: paired by seed.
+        after_seconds: the same after equal training seconds; None where there is no such figure.
+    """
+
+    criterion: Criterion
+    holds: bool | None
+    why: str
+    mine: Estimate | float | None = None
+    other: Estimate | None = None
+    verdict: Verdict | None = None
+    after_seconds: Verdict | None = None
+
+    @property
+    def holds_per_second(self) -> bool | None:
+        """As ``holds``, after equal training seconds."""
+        return _holds(self.after_seconds) if self.after_seconds else None
+
+
+class Evidence:
+    """What is kept, read when it is asked for, once.
+
+    Args:
+        results: where evidence is kept.
+    """
+
+    def __init__(self, results: Path) -> None:
+        self.results = results
+        self.problem = lru_cache(maxsize=None)(self._problem)
+
+    def _problem(self, place: str) -> Problem:
+        """The kept runs of one place, compared.
+
+        Args:
+            place: EXPERIMENT or EXPERIMENT/FOLDER.
+
+        Raises:
+            OpenError: there are none yet.
+            UsageError: they are of several problems, which cannot be compared.
+        """
+        folder = self.results / place
+        if not any(folder.rglob(PACKED)):
+            raise OpenError(f"not run yet (`{REPRODUCE} {place.partition('/')[0]}`)")
+        problems = compare(collect([folder]).runs, None, None)
+        if len(problems) != 1:
+            raise UsageError(f"results/{place} holds {len(problems)} problems: name one of its folders.")
+        return problems[0]
+
+    def method(self, place: str, name: str) -> Method:
+        """A method there.
+
+        Args:
+            place: EXPERIMENT or EXPERIMENT/FOLDER.
+            name: of the method.
+
+        Raises:
+            OpenError: nothing is kept there, or not of this method.
+        """
+        methods = {method.name: method for method in self.problem(place).methods}
+        if name not in methods:
+            raise OpenError(f"{name} is not among the methods of {place}: {', '.join(methods)}")
+        return methods[name]
+
+    def rows(self, place: str, name: str) -> list[dict[str, Any]]:
+        """A list in a kept record.
+
+        Args:
+            place: EXPERIMENT/FILE.json.
+            name: of the list.
+
+        Raises:
+            OpenError: the file is not kept yet.
+            UsageError: it has no such list of rows.
+        """
+        path = self.results / place
+        if not path.exists():
+            raise OpenError(f"not run yet (`{REPRODUCE} {place.partition('/')[0]}`)")
+        record = json.loads(path.read_text())
+        rows = record.get(name) if isinstance(record, dict) else None
+        if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+            raise UsageError(f"results/{place} has no list of rows {name!r}.")
+        return rows
+
+
+def find(criterion: Criterion, evidence: Evidence) -> Finding:
+    """Whether a criterion holds.
+
+    Args:
+        criterion: the criterion.
+        evidence: what is kept.
+
+    Returns:
+        What the kept runs say.
+
+    Raises:
+        UsageError: it asks for what the kept files do not have.
+    """
+    try:
+        return _better(criterion, evidence) if isinstance(criterion, Better) else _every(criterion, evidence)
+    except OpenError as reason:
+        return Finding(criterion, None, str(reason))
+
+
+def _better(criterion: Better, evidence: Evidence) -> Finding:
+    mine, other = (_figures(criterion, name, evidence) for name in (criterion.method, criterion.other))
+    found = verdict(mine, other, larger_is_better=_larger_is_better(criterion.quantity))
+    return Finding(
+        criterion,
+        _holds(found),
+        found.word,
+        estimate(list(mine.values())),
+        estimate(list(other.values())),
+        found,
+        _after_seconds(criterion, evidence),
+    )
+
+
+def _holds(found: Verdict) -> bool | None:
+    return None if found.word == TOO_FEW else found.word == BETTER
+
+
+def _larger_is_better(quantity: str) -> bool:
+    return quantity in OVER_SETTINGS or OF_RUNS[quantity].larger_is_better
+
+
+def _figures(criterion: Better, name: str, evidence: Evidence) -> dict[int, float]:
+    """Seed -> figure of a method."""
+    figures = _at(criterion, criterion.place, name, evidence)
+    if criterion.relative_to is None:
+        return figures
+    base = _at(criterion, criterion.relative_to, name, evidence)
+    return {seed: figures[seed] / base[seed] for seed in figures.keys() & base.keys() if base[seed]}
+
+
+def _at(criterion: Better, place: str, name: str, evidence: Evidence) -> dict[int, float]:
+    method = evidence.method(place, name)
+    if criterion.quantity in OVER_SETTINGS:
+        of = OVER_SETTINGS[criterion.quantity]
+        return {seed: of(by_lr) for seed, by_lr in losses(method, criterion.at).items()}
+    figures = {run.seed: OF_RUNS[criterion.quantity].of(run) for run in method.runs}
+    return {seed: value for seed, value in figures.items() if value is not None}
+
+
+def _after_seconds(criterion: Better, evidence: Evidence) -> Verdict | None:
+    column = COLUMNS.get(criterion.quantity)
+    if column is None or criterion.relative_to is not None:
+        return None
+    mine, theirs = (evidence.method(criterion.place, name).runs for name in (criterion.method, criterion.other))
+    rivals = {run.seed: run for run in theirs}
+    pairs = {run.seed: at_equal_seconds(run, rivals[run.seed], column) for run in mine if run.seed in rivals}
+    known = {seed: pair for seed, pair in pairs.items() if pair is not None}
+    first, second = ({seed: pair[i] for seed, pair in known.items()} for i in (0, 1))
+    return verdict(first, second, larger_is_better=_larger_is_better(criterion.quantity))
+
+
+def _every(criterion: Every, evidence: Evidence) -> Finding:
+    name, _, key = criterion.key.partition(".")
+    rows = evidence.rows(criterion.place, name)
+    if not all(key in row for row in rows):
+        raise UsageError(f"results/{criterion.place}: a row of {name!r} has no {key!r}.")
+    values = [number_or_nan(row[key]) for row in rows]
+    worst = math.nan if any(map(math.isnan, values)) else max(values) if criterion.below else min(values)
+    kept = [value < criterion.bound if criterion.below else value > criterion.bound for value in values]
+    return Finding(criterion, all(kept), f"{sum(kept)} of {len(kept)}", worst)

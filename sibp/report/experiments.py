@@ -1,0 +1,66 @@
+"""The list of experiments, results/experiments.yaml, and whether each is kept."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from sibp.report.values import UsageError
+
+KINDS = ("train", "tune", "chosen", "script")
+REPRODUCE = "python scripts/reproduce.py"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What to run for a question, and how long that takes; ``commands`` is folder -> command."""
+
+    name: str
+    asks: str
+    minutes: float
+    commands: dict[str, str]
+    note: str = ""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is only run when it is asked for by name."""
+        return self.name.endswith("_full")
+
+    @property
+    def command(self) -> str:
+        """What runs or resumes it."""
+        return f"{REPRODUCE} {self.name}"
+
+
+def read_experiments(path: Path) -> dict[str, Experiment]:
+    """Read the list of experiments.
+
+    Args:
+        path: the file.
+
+    Returns:
+        name -> experiment, in the file's order.
+
+    Raises:
+        UsageError: an entry is wrong; names it.
+    """
+    found = {}
+    for name, node in yaml.safe_load(path.read_text()).items():
+        try:
+            found[name] = Experiment(name, **node)
+        except TypeError as error:
+            raise UsageError(f"{path.name}: {name}: {str(error).partition('__init__() ')[2]}.") from error
+        for command in found[name].commands.values():
+            if command.split()[0] not in KINDS:
+                raise UsageError(f"{path.name}: {name}: {command} does not begin with one of {', '.join(KINDS)}.")
+    return found
+
+
+def is_kept(name: str, results: Path) -> bool:
+    """Whether there is evidence of an experiment.
+
+    Args:
+        name: of the experiment.
+        results: where evidence is kept.
+    """
+    return any((results / name).rglob("*.json*"))

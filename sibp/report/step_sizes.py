@@ -1,0 +1,86 @@
+"""How large a step size may be, and how little it matters: figures of a method at one seed, over all its settings.
+
+At every step size, the best of the other hyper-parameters counts, by the final training loss at that seed.
+
+**Largest step size** is the largest at which training works: the loss ends below half of what it was at the start.
+
+**Width of step sizes** is that of the interval, around the best step size, in which every step size tried ends within
+`WITHIN` of the best loss: from its first to its last, in powers of ten. It depends on no scale, but on the grid.
+"""
+
+import math
+from collections.abc import Mapping
+
+from sibp.report.comparison import Method
+from sibp.report.outcomes import final
+
+WITHIN = 0.1
+
+
+def losses(method: Method, at: Mapping[str, float]) -> dict[int, dict[float, tuple[float, float]]]:
+    """The best run at every step size and seed.
+
+    Args:
+        method: with settings that differ in ``lr``.
+        at: hyper-parameter -> value; settings with others are left out.
+
+    Returns:
+        seed -> lr -> (loss at the start, loss at the end, infinite if the run diverged).
+    """
+    found: dict[int, dict[float, tuple[float, float]]] = {}
+    for setting in method.settings:
+        numbers = setting.numbers
+        if numbers.get("lr", 0.0) <= 0 or any(numbers.get(key, value) != value for key, value in at.items()):
+            continue
+        for run in setting.runs:
+            end, logged = final(run, "train_loss"), run.columns["train_loss"]
+            if end is None or not len(logged):
+                continue
+            start = float(logged[0]) if not math.isnan(logged[0]) else math.inf
+            of_seed = found.setdefault(run.seed, {})
+            old = of_seed.get(numbers["lr"], (start, math.inf))
+            of_seed[numbers["lr"]] = min(old, (start, end), key=lambda pair: pair[1])
+    return found
+
+
+def largest(by_lr: Mapping[float, tuple[float, float]]) -> float:
+    """The largest step size at which training works.
+
+    Args:
+        by_lr: lr -> (loss at the start, loss at the end).
+
+    Returns:
+        It; minus infinity if there is none.
+
+    Example:
+        >>> largest({0.1: (2.3, 0.5), 1.0: (2.3, 1.1), 10.0: (2.3, 2.2)})
+        1.0
+    """
+    return max((lr for lr, (start, end) in by_lr.items() if end < start / 2), default=-math.inf)
+
+
+def width(by_lr: Mapping[float, tuple[float, float]]) -> float:
+    """The width of the interval of step sizes that end about as well as the best.
+
+    Args:
+        by_lr: lr -> (loss at the start, loss at the end).
+
+    Returns:
+        In powers of ten, 0 if only the best itself does; minus infinity if every run diverged.
+
+    Example:
+        >>> width({0.01: (2.3, 0.5), 0.1: (2.3, 0.1), 1.0: (2.3, 0.11), 10.0: (2.3, 0.4), 100.0: (2.3, 0.1)})
+        1.0
+    """
+    steps = sorted(by_lr)
+    ends = [by_lr[lr][1] for lr in steps]
+    least = min(ends, default=math.inf)
+    if math.isinf(least):
+        return -math.inf
+    low = high = ends.index(least)
+    bound = least * (1 + WITHIN) * (1 + 1e-12)  # a loss of exactly 10 % more is within, whatever the rounding
+    while low > 0 and ends[low - 1] <= bound:
+        low -= 1
+    while high + 1 < len(ends) and ends[high + 1] <= bound:
+        high += 1
+    return math.log10(steps[high] / steps[low])

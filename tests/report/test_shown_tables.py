@@ -1,0 +1,60 @@
+"""Tables of docs/ that wait for their experiment: said to be not run, then filled with no change to a page."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from fake_runs import SGD, SIBP, write_run
+
+from sibp.report.collect import collect
+from sibp.report.criteria import Evidence
+from sibp.report.experiments import Experiment
+from sibp.report.packed import PACKED, pack
+
+PROJECT = Path(__file__).parents[2]
+PAGE = "Before.\n\n<!-- results/noise: test accuracy by part -->\nold\n<!-- end of table -->\n\nAfter.\n"
+
+
+@pytest.fixture
+def shown(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("shown_results", PROJECT / "scripts" / "shown_results.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    commands = {"low": "tune x", "high": "tune x"}
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    monkeypatch.setattr(module, "EVIDENCE", Evidence(tmp_path))
+    monkeypatch.setattr(module, "EXPERIMENTS", {"noise": Experiment("noise", "Noise?", 1, commands)})
+    return module
+
+
+def keep(results: Path, part: str, losses: dict[str, float]) -> None:
+    for name, optimizer in (("sgd", SGD), ("sibp", SIBP)):
+        for seed in range(5):
+            accuracy = {"test_acc": losses[name] + seed / 1000}
+            write_run(results / "made" / part / f"{name}{seed}", optimizer, seed, summary=accuracy)
+    (results / "noise" / part).mkdir(parents=True)
+    (results / "noise" / part / PACKED).write_text(pack(collect([results / "made" / part]).runs))
+
+
+def test_a_page_says_what_is_not_run_and_is_filled_once_it_is(shown, tmp_path):
+    waiting = shown.filled(PAGE)
+    assert "old" not in waiting
+    assert "*Not run yet:* `python scripts/reproduce.py noise`\n<!-- end of table -->\n\nAfter." in waiting
+    keep(tmp_path, "low", {"sgd": 0.80, "sibp": 0.90})
+    assert shown.filled(waiting) == waiting  # half of an experiment is none
+    keep(tmp_path, "high", {"sgd": 0.70, "sibp": 0.60})
+    page = shown.filled(waiting)
+    assert "| test acc | low | high |" in page
+    assert "| sgd | 0.802 [0.8, 0.804] | 0.702 [0.7, 0.704] |" in page
+    assert "| sibp cg:5 | 0.902 [0.9, 0.904] better | 0.602 [0.6, 0.604] worse |" in page
+    assert shown.filled(page) == page
+
+
+def test_a_picture_that_is_not_drawn_yet_is_no_dead_link(shown, tmp_path):
+    page = "<!-- results/noise: picture -->\n<!-- end of table -->\n"
+    assert "*Not run yet:* `python scripts/reproduce.py noise`" in shown.filled(page)
+    (tmp_path / "noise").mkdir()
+    (tmp_path / "noise" / "noise.svg").touch()
+    assert "![Noise?](../results/noise/noise.svg)" in shown.filled(page)

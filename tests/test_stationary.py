@@ -1,0 +1,94 @@
+"""The script that looks where methods come to rest: its figures against plain autograd and brute force."""
+
+import importlib.util
+import itertools
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+PROJECT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def stationary():
+    spec = importlib.util.spec_from_file_location("stationary", PROJECT / "scripts" / "stationary.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_off_the_kinks_the_subgradient_is_the_gradient(stationary):
+    x, y = stationary.crowd(0)
+    model = stationary.network((2, 3, 3), "relu", 0)
+    expected = torch.cat([g.ravel() for g in torch.autograd.grad(stationary.loss_of(model, x, y), model.parameters())])
+    before = stationary.position(model)
+    found = stationary.at_kinks(model, x, y)
+    assert found["near"] == 0
+    assert found["subgradient"] == pytest.approx(expected.norm().item(), rel=1e-12)
+    assert found["falls"] > 1e-3
+    assert torch.equal(stationary.position(model), before)
+
+
+@pytest.mark.parametrize("outputs", [[[1.0], [-1.0]], [[3.0], [-0.5]]])
+def test_at_kinks_the_least_subgradient_is_that_of_brute_force(stationary, outputs):
+    """A neuron with zero weight and bias: all three samples are at its kink."""
+    model = stationary.network((1, 1, 2), "relu", 0)
+    with torch.no_grad():
+        model[0].weight.zero_(), model[0].bias.zero_(), model[2].weight.copy_(torch.tensor(outputs))
+    x, y = torch.tensor([[1.0], [-2.0], [0.5]]), torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]])
+    D = model(x).softmax(1) - y
+    D_hidden = (D @ model[2].weight)[:, 0]
+    top = D.sum(0).square().sum()  # the last layer's input is 0, so only its bias has a gradient
+    slopes = torch.tensor(list(itertools.product(torch.linspace(0, 1, 41).tolist(), repeat=3)))
+    of_hidden = slopes @ (D_hidden[:, None] * torch.cat([x, torch.ones(3, 1)], 1))
+    least = (of_hidden.square().sum(1).min() + top).sqrt().item()
+    found = stationary.at_kinks(model, x, y)
+    assert found["near"] == 3
+    assert found["subgradient"] == pytest.approx(least, abs=0.02)
+    assert found["subgradient"] <= least + 1e-12
+
+
+def test_a_run_is_described_relative_to_its_start(stationary):
+    x, y = stationary.points(0)
+    model = stationary.network((4, 10, 10, 3), "tanh", 0)
+    start = stationary.gradient(model, x, y).norm().item()
+    row = stationary.run("sibp exact", model, x, y, 20)
+    assert row["steps"] == 20
+    assert row["first_gradient"] == pytest.approx(start)
+    assert row["gradient"] == pytest.approx(stationary.gradient(model, x, y).norm().item() / start)
+    assert row["path"][0] == [0, 1.0, 1.0]
+    assert 0 < row["moved"] < 1
+    assert all("forward" not in vars(layer) for layer in model if isinstance(layer, nn.Linear))  # taps are gone
+
+
+def test_labels_are_probabilities(stationary):
+    for make, sizes in stationary.PROBLEMS.values():
+        x, y = make(0)
+        assert x.shape == (len(y), sizes[0])
+        assert y.shape[1] == sizes[-1]
+        torch.testing.assert_close(y.sum(1), torch.ones(len(y)))
+
+
+def test_what_is_kept_is_what_the_script_writes(stationary):
+    kept = json.loads((PROJECT / "results" / "stationary" / "limits.json").read_text())
+    count = sum(len(kept[key]) for key in ("tanh", "relu", "wandering"))
+    methods = len(stationary.METHODS)
+    assert count == len(stationary.PROBLEMS) * len(stationary.SEEDS) * (2 * methods - 1)  # one knows ReLU alone
+    assert all(row["moved"] <= stationary.REST for row in kept["tanh"] + kept["relu"])
+    assert all(row["moved"] > stationary.REST for row in kept["wandering"])
+    assert all(math.isfinite(row["gradient"]) for row in kept["tanh"] + kept["relu"])
+    assert all(row["gradient"] <= stationary.FOUND for row in kept["stays"])
+    assert kept["settings"]["eta"] == stationary.ETA
