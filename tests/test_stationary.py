@@ -42,21 +42,22 @@ def test_off_the_kinks_the_subgradient_is_the_gradient(stationary):
     assert torch.equal(stationary.position(model), before)
 
 
-@pytest.mark.parametrize("outputs", [[[1.0], [-1.0]], [[3.0], [-0.5]]])
-def test_at_kinks_the_least_subgradient_is_that_of_brute_force(stationary, outputs):
-    """A neuron with zero weight and bias: all three samples are at its kink."""
+@pytest.mark.parametrize("outputs", [[[1.0], [-1.0]], [[-1.0], [1.0]], [[3.0], [-0.5]]])
+@pytest.mark.parametrize(("weight", "points"), [(0.0, [1.0, -2.0, 0.5]), (1.0, [0.0, 0.0, 2.0])])
+def test_at_kinks_the_least_subgradient_is_that_of_brute_force(stationary, outputs, weight, points):
+    """One hidden neuron; samples are at its kink: all, as its weight is zero, or two of which only its bias hears."""
     model = stationary.network((1, 1, 2), "relu", 0)
+    x, y = torch.tensor(points)[:, None], torch.tensor([[0.9, 0.1], [0.7, 0.3], [0.8, 0.2]])
     with torch.no_grad():
-        model[0].weight.zero_(), model[0].bias.zero_(), model[2].weight.copy_(torch.tensor(outputs))
-    x, y = torch.tensor([[1.0], [-2.0], [0.5]]), torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]])
-    D = model(x).softmax(1) - y
-    D_hidden = (D @ model[2].weight)[:, 0]
-    top = D.sum(0).square().sum()  # the last layer's input is 0, so only its bias has a gradient
-    slopes = torch.tensor(list(itertools.product(torch.linspace(0, 1, 41).tolist(), repeat=3)))
-    of_hidden = slopes @ (D_hidden[:, None] * torch.cat([x, torch.ones(3, 1)], 1))
+        model[0].weight.fill_(weight), model[0].bias.zero_(), model[2].weight.copy_(torch.tensor(outputs))
+        D, Z = model(x).softmax(1) - y, model[0](x)[:, 0]
+    D_hidden = (D @ model[2].weight.detach())[:, 0]
+    top = D.sum(0).square().sum() + (D.T @ Z.relu()).square().sum()
+    axes = [torch.linspace(0, 1, 41).tolist() if z == 0 else [1.0] for z in Z.tolist()]
+    of_hidden = torch.tensor(list(itertools.product(*axes))) @ (D_hidden[:, None] * torch.cat([x, torch.ones(3, 1)], 1))
     least = (of_hidden.square().sum(1).min() + top).sqrt().item()
     found = stationary.at_kinks(model, x, y)
-    assert found["near"] == 3
+    assert found["near"] == sum(z == 0 for z in Z.tolist())
     assert found["subgradient"] == pytest.approx(least, abs=0.02)
     assert found["subgradient"] <= least + 1e-12
 
