@@ -10,8 +10,6 @@
 #include "common.h"
 
 #define BLOCK 32 /* neurons together, a multiple of SIDE */
-#define SIDE 4   /* rows of a product's tile; with WIDE vectors in each, its sums fill half of the vector registers */
-#define WIDE 4
 
 static inline REAL ratio(REAL p, REAL q) { return q > 0 ? p / q : (REAL)0; }
 
@@ -33,25 +31,6 @@ typedef struct {
     REAL gg_old[BLOCK], shrink[BLOCK], negligible[BLOCK];
 } Block;
 
-/* Some columns of a tile: out = lam X + in M, with in (SIDE x inner), M (inner x columns); X is left out for lam = 0. */
-static inline __attribute__((always_inline)) void tile(
-    const REAL *in, long in_row, const REAL *M, long row, long inner, const REAL *X, REAL lam, REAL *out,
-    const int vectors)
-{
-    Vector sums[SIDE][WIDE] = {0};
-    for (long k = 0; k < inner; k++) {
-        Vector b[WIDE];
-        for (int v = 0; v < vectors; v++) b[v] = load(M + k * row + v * LANES);
-        for (int q = 0; q < SIDE; q++)
-            for (int v = 0; v < vectors; v++) sums[q][v] += in[q * in_row + k] * b[v];
-    }
-    for (int q = 0; q < SIDE; q++)
-        for (int v = 0; v < vectors; v++) {
-            const long place = q * row + v * LANES;
-            store(out + place, lam != 0 ? sums[q][v] + lam * load(X + place) : sums[q][v]);
-        }
-}
-
 /* out (BLOCK x row) = lam X + in (BLOCK x in_row) M, with inner rows of M; row is a multiple of LANES. */
 static void product(
     const REAL *in, long in_row, const REAL *M, long row, long inner, const REAL *X, REAL lam, REAL *out)
@@ -62,12 +41,7 @@ static void product(
         for (long p = 0; p < BLOCK; p += SIDE) {
             const REAL *from = in + p * in_row, *x = X + p * row + c;
             REAL *to = out + p * row + c;
-            switch (wide) {
-            case 4: tile(from, in_row, M + c, row, inner, x, lam, to, 4); break;
-            case 3: tile(from, in_row, M + c, row, inner, x, lam, to, 3); break;
-            case 2: tile(from, in_row, M + c, row, inner, x, lam, to, 2); break;
-            default: tile(from, in_row, M + c, row, inner, x, lam, to, 1);
-            }
+            tile(from, in_row, M + c, row, inner, x, lam, to, wide);
         }
         done += wide;
     }

@@ -1,7 +1,6 @@
 /* Gram matrices and inverses of small symmetric matrices; see symmetric.py. REAL is float or double. */
 #include "common.h"
 
-#define SIDE 4       /* rows and columns of a tile: its sums fill half of the vector registers */
 #define STRETCH 1024 /* columns of A at a time: the rows of two tiles then stay in the nearest cache */
 #define TILE 16
 
@@ -127,4 +126,29 @@ int minus_inverse(const REAL *K, REAL *M, long N, REAL damping, REAL *work)
     }
     mirror(M, N);
     return 1;
+}
+
+/* X = M R, for M (N x N) and R (N x m), N >= SIDE, m >= LANES. The last rows and columns of a strip are computed with the
+   ones before, once more, where fewer than a tile are left. */
+void times(const REAL *M, const REAL *R, REAL *X, long N, long m, long threads)
+{
+    const long strip = WIDE * LANES, even = (m / strip + threads) / threads * strip;
+    const long share = m % even && m % even < LANES ? m : even; /* no thread writes where another does */
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (long thread = 0; thread < threads; thread++) {
+        const long end = least((thread + 1) * share, m);
+        for (long c = thread * share; c < end; c += strip) {
+            const long left = end - c, from = left < LANES ? end - LANES : c;
+            const long vectors = left < LANES ? 1 : least(WIDE, left / LANES);
+            for (long i = 0; i < N; i += SIDE) {
+                const long row = least(i, N - SIDE);
+                tile(M + row * N, N, R + from, m, N, 0, 0, X + row * m + from, vectors);
+            }
+            if (left >= LANES && left < strip && left % LANES) /* what fills no vector, from the right */
+                for (long i = 0; i < N; i += SIDE) {
+                    const long row = least(i, N - SIDE);
+                    tile(M + row * N, N, R + end - LANES, m, N, 0, 0, X + row * m + end - LANES, 1);
+                }
+        }
+    }
 }

@@ -15,6 +15,7 @@ from sibp.prox import compiled
 from sibp.prox.numbers import Flag, Number, at_least, number
 
 _PARALLEL = 1_000_000  # multiply-adds of a Gram matrix from which several threads are worth waking
+_SIDE = 4  # rows of its tiles
 _WORK = 8  # rows of memory for an inverse
 _LARGEST = 320  # rows of a matrix from which on a factorisation by blocks is faster
 _LANES = 16  # numbers in the widest vector of symmetric.c: columns are a multiple of this many
@@ -76,7 +77,17 @@ def ridge(G: Tensor, lam: float, rounding: float) -> Ridge:
     damping = at_least(lam, rounding * scale)
     inverse, work = torch.empty_like(G), G.new_empty(_WORK * N)
     solved = library.minus_inverse(G.data_ptr(), inverse.data_ptr(), N, damping, work.data_ptr())
-    return Ridge(inverse.__matmul__, solved == 1, scale, damping, rounding * scale)
+
+    def solve(r: Tensor) -> Tensor:
+        m = r.shape[-1]
+        if N < _SIDE or m < _LANES or not r.is_contiguous():
+            return inverse @ r
+        x = torch.empty_like(r)
+        threads = torch.get_num_threads() if N * N * m > _PARALLEL else 1
+        library.times(inverse.data_ptr(), r.data_ptr(), x.data_ptr(), N, m, threads)
+        return x
+
+    return Ridge(solve, solved == 1, scale, damping, rounding * scale)
 
 
 def _by_cholesky(G: Tensor, lam: float, rounding: float) -> Ridge:
@@ -103,6 +114,7 @@ def _library(tensor: Tensor) -> ctypes.CDLL | None:
         real, size, pointer = compiled.C_TYPES[tensor.dtype], ctypes.c_long, ctypes.c_void_p
         library.row_sum_norm.argtypes, library.row_sum_norm.restype = [pointer, size], real
         library.minus_inverse.argtypes = [pointer, pointer, size, real, pointer]
-        library.gram.restype = None
+        library.gram.restype = library.times.restype = None
+        library.times.argtypes = [pointer, pointer, pointer, size, size, size]
         library.gram.argtypes = [pointer, pointer, size, size, real, size]
     return library

@@ -55,7 +55,7 @@ def test_gram_of_several_threads_is_the_same_to_the_last_bit():
 
 
 @pytest.mark.parametrize("N", SIZES)
-@pytest.mark.parametrize("columns", [1, 3, 40])
+@pytest.mark.parametrize("columns", [1, 3, 17, 40, 64, 131])
 @pytest.mark.parametrize("lam", [1e-3, 10.0])
 def test_ridge_solves_the_system(N: int, columns: int, lam: float):
     A, r = randn(N, 2 * N, seed=1), randn(N, columns, seed=2)
@@ -68,6 +68,22 @@ def test_ridge_solves_the_system(N: int, columns: int, lam: float):
     torch.testing.assert_close(system.solve(r), expected, rtol=1e-9, atol=1e-11)
     assert float(system.scale) == pytest.approx(float(G.abs().sum(1).max()))
     assert torch.equal(G, before)
+
+
+@pytest.mark.parametrize("columns", [132, 140, 500])  # 132: a second thread would have less than a vector
+def test_ridge_solved_by_several_threads_is_the_same_to_the_last_bit(columns: int):
+    A, r = randn(150, 200, seed=1), randn(150, columns, seed=2)
+    system, before = ridge(A @ A.T, 1.0, 1e-15), torch.get_num_threads()
+    alone = system.solve(r)
+    try:
+        torch.set_num_threads(2)
+        together = system.solve(r)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(together, alone, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(
+        alone, torch.linalg.solve(A @ A.T + torch.eye(150, dtype=A.dtype), -r), rtol=1e-9, atol=1e-11
+    )
 
 
 def test_ridge_of_a_singular_matrix_in_single_precision():
