@@ -25,7 +25,7 @@ def test_gram_is_the_product(shape, plus: float, dtype: torch.dtype):
     expected = A.double() @ A.double().T + plus
     assert K.dtype == dtype
     torch.testing.assert_close(
-        K.double(), expected, rtol=0, atol=8 * torch.finfo(dtype).eps * float(expected.abs().max())
+        K.double(), expected, rtol=0, atol=64 * torch.finfo(dtype).eps * float(expected.abs().max())
     )
     assert torch.equal(A, before)
 
