@@ -335,6 +335,11 @@ FILES: dict[str, tuple[Any, str]] = {
     "stale seed": (changed(final_seeds=[100]), "seed 100 is in tuning_seeds and in final_seeds"),
     "budget": (changed(trials=3), "trials=3 is less than the 4 settings of the initial grid"),
     "no methods": (changed(methods={}), "methods is empty"),
+    "no looks": (changed(final_looks=0), "final_looks=0 is not possible: give a whole number of 1 or more."),
+    "like nothing": ({"like": "digits_quik"}, "there is no such sweep; did you mean digits_quick?"),
+    "like itself": ({"like": "tiny"}, "like=tiny is not possible: name a sweep that is like no other itself."),
+    "left out": ({"like": "digits_quick", "methods": {"adam": None}}, "methods.adam leaves nothing out"),
+    "like, no mapping": ({"like": "digits_quick", "methods": 3}, "methods is not made of keys and values."),
     "sizes": (with_sgd(lr=[0.1, 0.2, 0.3], momentum=[0, 0.9]), "grids differ in size (sgd 6, sibp 4)"),
     "axis": (with_sgd(lr=[0.1, 0.2], momentun=[0, 0.9]), "has no key momentun; did you mean momentum?"),
     "values": (with_sgd(lr=[0.1, 0.2], momentum=[0.9, 1.0]), "[0.9, 1.0] is not possible: give numbers from 0"),
@@ -365,6 +370,28 @@ def test_a_sweep_file_that_cannot_be_is_one_sentence_and_no_run(name, capsys):
     assert message in error
     assert len(error.splitlines()) == 1
     assert not Path("runs").exists()
+
+
+def test_a_file_that_is_like_another_changes_what_it_names_alone():
+    """One method more, one less, one with another grid, and another length; all the rest as there."""
+    extra = {"words": ["optimizer=adam"], "grid": {"lr": [0.001, 0.002, 0.003, 0.01]}}
+    sgd = {"grid": {"lr": [0.1, 0.2], "momentum": [0.1, 0.9]}}
+    write({"like": "digits_quick", "trials": 5, "methods": {"proxbp": None, "sgd": sgd, "adam": extra}})
+    changed, base = read_sweep("tiny", []), read_sweep("digits_quick", [])
+    assert [method.name for method in changed.methods] == ["sgd", "sibp cg:3", "adam"]
+    assert [axis.values for axis in changed.methods[0].axes] == [(0.1, 0.2), (0.1, 0.9)]
+    assert changed.methods[0].config["optimizer"] == base.methods[0].config["optimizer"]
+    assert changed.methods[1].axes == base.methods[2].axes
+    assert (changed.trials, changed.final_seeds, changed.root) == (5, base.final_seeds, ROOT)
+
+
+def test_final_runs_are_looked_at_more_often_and_are_the_same_otherwise():
+    write(changed(final_looks=5, shared=[*SHARED, "log_every=50"]))
+    sweep = read_sweep("tiny", ["log_every=20"])
+    trial, final = (sweep.job(sweep.methods[0], (0.0, 0.0), 0, final) for final in (False, True))
+    assert (trial["log_every"], final["log_every"]) == (20, 4)
+    differ = {key for key in trial if trial[key] != final[key]}
+    assert differ == {"log_every", "evaluate_test", "run_root"}
 
 
 WORDS = {
