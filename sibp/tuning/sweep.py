@@ -272,11 +272,12 @@ def _check_methods(methods: Sequence[Method], trials: int) -> None:
 
 
 def _mapping(where: str, node: Any, known: Collection[str] | None = None) -> dict[str, Any]:
+    """Something made of keys and values; of any keys, if the known ones are not given."""
     if not isinstance(node, Mapping):
-        listed = "" if known is None else f": its keys are {', '.join(known)}"
+        listed = f": its keys are {', '.join(known)}" if known is not None else ""
         raise UserError(f"{where} is not made of keys and values{listed}.")
-    for key in node if known is not None else ():
-        if key not in known:
+    for key in node:
+        if known is not None and key not in known:
             raise UserError(f"{where} has no key {key}{_near(str(key), known)} The keys are: {', '.join(known)}.")
     return dict(node)
 

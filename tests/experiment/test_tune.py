@@ -372,28 +372,6 @@ def test_a_sweep_file_that_cannot_be_is_one_sentence_and_no_run(name, capsys):
     assert not Path("runs").exists()
 
 
-def test_a_file_that_is_like_another_changes_what_it_names_alone():
-    """One method more, one less, one with another grid, and another length; all the rest as there."""
-    extra = {"words": ["optimizer=adam"], "grid": {"lr": [0.001, 0.002, 0.003, 0.01]}}
-    sgd = {"grid": {"lr": [0.1, 0.2], "momentum": [0.1, 0.9]}}
-    write({"like": "digits_quick", "trials": 5, "methods": {"proxbp": None, "sgd": sgd, "adam": extra}})
-    changed, base = read_sweep("tiny", []), read_sweep("digits_quick", [])
-    assert [method.name for method in changed.methods] == ["sgd", "sibp cg:3", "adam"]
-    assert [axis.values for axis in changed.methods[0].axes] == [(0.1, 0.2), (0.1, 0.9)]
-    assert changed.methods[0].config["optimizer"] == base.methods[0].config["optimizer"]
-    assert changed.methods[1].axes == base.methods[2].axes
-    assert (changed.trials, changed.final_seeds, changed.root) == (5, base.final_seeds, ROOT)
-
-
-def test_final_runs_are_looked_at_more_often_and_are_the_same_otherwise():
-    write(changed(final_looks=5, shared=[*SHARED, "log_every=50"]))
-    sweep = read_sweep("tiny", ["log_every=20"])
-    trial, final = (sweep.job(sweep.methods[0], (0.0, 0.0), 0, final) for final in (False, True))
-    assert (trial["log_every"], final["log_every"]) == (20, 4)
-    differ = {key for key in trial if trial[key] != final[key]}
-    assert differ == {"log_every", "evaluate_test", "run_root"}
-
-
 WORDS = {
     "": f"Name one sweep: sweep={names()[0]}; there are: {', '.join(names())}",
     "sweep=tini": "There is no sweep 'tini'; did you mean tiny? Choose one of: ",

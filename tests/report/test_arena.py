@@ -93,6 +93,7 @@ def test_standings_over_two_problems(root):
     assert table["proxbp exact"].ratios["validation", "steps"] == [INF] * 6
     seconds = table["sgd"].ratios["training", "seconds"]
     assert seconds == [INF, pytest.approx(1.5), pytest.approx(1.5), INF, 1, 1], "SIBP's steps take twice as long"
+    assert table["sibp cg:5"].places["validation", "result"].median == 1, "the largest accuracy is the first place"
     places = table["proxbp exact"].places["training", "result"]
     assert places.median == 3, "3, 3, 3 where it was last, then 3, 3 and 2.5 with SIBP's diverged run"
     assert 2.5 <= places.low < 3
