@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sibp.experiment.models import build_model
 from sibp.experiment.optimizers import build_optimizer
+from sibp.prox.compiled import disabled
 from sibp.tuning.sweep import Method, read_sweep
 
 PAGE = Path(__file__).parents[2] / "docs" / "arena.md"
@@ -49,11 +50,12 @@ def counted(method: Method, hidden: list[int]) -> tuple[float, float]:
         loss.backward()
         return loss
 
-    for _ in range(WARM_UP):
-        optimizer.step(closure)
-    with FlopCounterMode(display=False) as counter:
-        for _ in range(STEPS):
+    with disabled():  # so that all products are torch's
+        for _ in range(WARM_UP):
             optimizer.step(closure)
+        with FlopCounterMode(display=False) as counter:
+            for _ in range(STEPS):
+                optimizer.step(closure)
     weights = sum(p.numel() for p in model.parameters())
     return counter.get_total_flops() / STEPS, numbers_in(optimizer.state_dict()["state"], set()) / weights
 
