@@ -18,12 +18,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sibp.report.comparison import Method, Problem
+from sibp.report.collect import collect
+from sibp.report.comparison import Method, Problem, compare
 from sibp.report.outcomes import FINAL_LOSS, Quantity, Target, to_target, training_seconds
+from sibp.report.packed import PACKED
 from sibp.report.profile import ranks, ratios, score
 from sibp.report.statistics import Estimate, estimate, median
 from sibp.report.values import UsageError, canonical
 
+ARENA = "arena"  # the folder in results/
 REFERENCE = "sgd"
 GOALS = ("validation", "training")  # what a target is about
 UNITS = ("steps", "seconds")
@@ -72,6 +75,24 @@ class Standing:
     entered: int
     places: dict[tuple[str, str], Estimate | None]
     ratios: dict[tuple[str, str], list[float]]
+
+
+def kept(results: Path, place: str = ARENA) -> list[Contest]:
+    """What is kept of the arena.
+
+    Args:
+        results: where evidence is kept.
+        place: of all problems, or of one: ``arena/PROBLEM``.
+
+    Returns:
+        The contests, none if nothing is kept.
+
+    Raises:
+        UsageError: as :func:`contests`.
+    """
+    if not any((results / place).rglob(PACKED)):
+        return []
+    return contests(compare(collect([results / place]).runs, None, None), own_names([results / ARENA]))
 
 
 def own_names(folders: Sequence[Path]) -> dict[str, str]:
