@@ -8,7 +8,7 @@ from sibp.report.arena import GOALS, UNITS, Contest, Standing, costs, figures, p
 from sibp.report.blocks import Cell, Document, Figure, Line, Section, Table, Text
 from sibp.report.checks import comparability
 from sibp.report.collect import Collection
-from sibp.report.comparison import Method
+from sibp.report.comparison import Method, Setting
 from sibp.report.outcomes import Quantity, over_runs
 from sibp.report.profile import score, share_within, steps_of
 from sibp.report.scoring import BETTER, SAME, WORSE, verdict
@@ -48,10 +48,10 @@ def build_arena(collection: Collection, contests: Sequence[Contest], command: st
             Section("Outcome", [*map(Text, _targets(contest)), *map(Text, leaders(contest)), outcome_table(contest)]),
             Section("Budget", [budget_table(contest.problem), Text(choice_text(contest.problem))], folded=True),
         ]
-    rules = [doc or "" for doc in (arena.__doc__, profile.__doc__, scoring.__doc__)]
+    rules = (arena.__doc__, profile.__doc__, scoring.__doc__)
     sections += [
         Section("Broken runs and notes", [*broken_or_none(collection), *notes_table(collection, problems)], level=2),
-        Section("How this was made", how_made(collection.runs, command, rules), level=2),
+        Section("How this was made", how_made(collection.runs, command, rules, seconds=""), level=2),
     ]
     return Document(f"The arena: {len(table)} methods, {count}", sections)
 
@@ -118,8 +118,7 @@ def outcome_table(contest: Contest) -> Table:
     base = pace(sgd) if sgd else 0.0
     rows: list[list[Cell]] = []
     for method in contest.problem.methods:
-        label = method.chosen.label if method.chosen else None
-        cells: list[Cell] = [method.name, label, sum(run.status == "completed" for run in method.runs)]
+        cells: list[Cell] = [method.name, _label(method), sum(run.status == "completed" for run in method.runs)]
         cells += [over_runs(method.runs, quantity.of) for quantity in shown]
         cells += [1000 * pace(method), pace(method) / base if base else None]
         for target in contest.targets:
@@ -132,6 +131,14 @@ def outcome_table(contest: Contest) -> Table:
     titles = [quantity.title for quantity in shown]
     columns = ("method", "setting", "completed", *titles, "ms a step", "step cost against SGD", *targets, *verdicts)
     return Table("outcome", columns, rows, "Medians over seeds with 95 % bootstrap intervals")
+
+
+def _label(method: Method) -> str | None:
+    """What was tuned of the chosen setting; all of it where nothing was."""
+    if method.chosen is None:
+        return None
+    tuned = {key: value for key, value in method.chosen.optimizer.items() if len(method.grid(key)) > 1}
+    return Setting(tuned or method.chosen.optimizer, []).label
 
 
 def _against(method: Method, other: Method | None, quantity: Quantity) -> str | None:

@@ -26,6 +26,15 @@ from sibp.report.tables import (
 from sibp.report.values import shown
 from sibp.report.verdicts import verdicts
 
+SECONDS = (
+    "Seconds are training seconds as recorded by the runs; seconds per step are the median over the stretches between "
+    "logged rows."
+)
+INFINITY = (
+    "∞ stands for the loss of a run that diverged or failed and for a target that was missed, −∞ for the accuracy of "
+    "such a run."
+)
+
 
 def build(collection: Collection, problems: Sequence[Problem], command: str) -> Document:
     """Write the report.
@@ -128,30 +137,24 @@ def broken_or_none(collection: Collection) -> list[Block]:
     return [broken_table(collection)] if collection.broken else [Text("No run is broken.")]
 
 
-def how_made(runs: Sequence[Run], command: str, rules: Sequence[str] = (scoring.__doc__ or "",)) -> list[Block]:
+def how_made(
+    runs: Sequence[Run], command: str, rules: Sequence[str | None] = (scoring.__doc__,), seconds: str = SECONDS
+) -> list[Block]:
     """The command, the rules and the machine.
 
     Args:
         runs: all that were read.
         command: what was typed.
         rules: texts of modules, whose first paragraphs are left out.
+        seconds: what seconds are.
 
     Returns:
         A paragraph each, then a table.
     """
-    paragraphs = [part for rule in rules for part in rule.split("\n\n")[1:]]
+    paragraphs = [part for rule in rules for part in (rule or "").split("\n\n")[1:]]
     numbers = {"**": "", "`MIN_SEEDS`": f"{scoring.MIN_SEEDS}", "`LIMIT`": f"{profile.LIMIT:g}"}
     plain = [
         reduce(lambda text, old: text.replace(old, numbers[old]), numbers, " ".join(p.split())) for p in paragraphs
     ]
-    return [
-        Text(f"Made by: {shown(command)}"),
-        *map(Text, plain),
-        Text(INTERVAL_RULE),
-        Text(
-            "Seconds are training seconds as recorded by the runs; seconds per step are the median over the stretches "
-            "between logged rows. ∞ stands for the loss of a run that diverged or failed and for a target that was "
-            "missed, −∞ for the accuracy of such a run."
-        ),
-        versions_table(runs),
-    ]
+    texts = [f"Made by: {shown(command)}", *plain, INTERVAL_RULE, f"{seconds} {INFINITY}".strip()]
+    return [*map(Text, texts), versions_table(runs)]
