@@ -2,7 +2,7 @@
 
 results/*/report.md: a report names the command that made it, and that command is run again in the report's folder. Runs
 that have no report yet get one. results/README.md and claims.csv: the claims of claims.yaml with their verdicts.
-results/NAME/NAME.svg: pictures of some experiments.
+results/NAME/NAME.svg: pictures of some experiments, and of the arena.
 """
 
 import argparse
@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sibp.report.__main__ import main as report
+from sibp.report.arena import ARENA, kept, standings
+from sibp.report.arena_picture import picture
 from sibp.report.claim_pictures import pictures
 from sibp.report.claims import read_claims
 from sibp.report.claims_page import csv_text, judged, page
@@ -27,6 +29,7 @@ from sibp.report.values import UsageError
 RESULTS = Path(__file__).parents[1] / "results"
 MADE_BY = "Made by: python -m sibp.report "
 FIRST = f"{MADE_BY}. --out report.html --format md"
+FIRST_OF = {ARENA: f"{FIRST} --arena"}
 
 
 def rebuild(old: Path) -> bytes:
@@ -41,7 +44,7 @@ def rebuild(old: Path) -> bytes:
     Raises:
         ValueError: the file does not name its command, or the command fails.
     """
-    text = old.read_text() if old.exists() else FIRST
+    text = old.read_text() if old.exists() else FIRST_OF.get(old.parent.name, FIRST)
     lines = [line for line in text.splitlines() if line.startswith(MADE_BY)]
     if len(lines) != 1:
         raise ValueError(f"{old} does not say how it was made: no single line starts with {MADE_BY!r}")
@@ -67,8 +70,10 @@ def wanted() -> Iterator[tuple[Path, bytes]]:
     experiments = read_experiments(RESULTS / "experiments.yaml")
     evidence = Evidence(RESULTS)
     drawn = pictures(evidence, experiments)
-    for name, picture in drawn.items():
-        yield RESULTS / name / f"{name}.svg", picture
+    for name, svg in drawn.items():
+        yield RESULTS / name / f"{name}.svg", svg
+    if arena := kept(RESULTS):
+        yield RESULTS / ARENA / f"{ARENA}.svg", picture(standings(arena))
     found = judged(read_claims(RESULTS / "claims.yaml", experiments), evidence)
     yield RESULTS / "claims.csv", csv_text(found).encode()
     yield RESULTS / "README.md", page(found, experiments, RESULTS, list(drawn)).encode()

@@ -9,6 +9,7 @@ import io
 import re
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure as Canvas
 
+from sibp.report.arena import ARENA, Contest, kept, standings
+from sibp.report.arena_page import outcome_table, standing_table
 from sibp.report.blocks import Figure, Table
 from sibp.report.claims import read_claims
 from sibp.report.claims_page import judged, verdict_table
 from sibp.report.comparison import Method, Problem, Setting
 from sibp.report.criteria import FINAL_TRAIN_ACC, Evidence, OpenError
 from sibp.report.curves import curves
-from sibp.report.experiments import read_experiments
+from sibp.report.experiments import Experiment, read_experiments
 from sibp.report.markdown import lines_of_table
 from sibp.report.outcomes import FINAL_LOSS, FINAL_VAL, TEST_ACC, Quantity, over_runs
 from sibp.report.plotly_figures import GRID, colours
@@ -55,7 +58,8 @@ def all_results() -> str:
         links = [f"[{name}](../{page.relative_to(ROOT).as_posix()})" for name, page in pages.items() if page.exists()]
         if links:
             asked = EXPERIMENTS.get(folder.name)
-            rows.append([f"`{folder.name}`", asked.asks if asked else _title(folder / "README.md"), ", ".join(links)])
+            title = asked.asks if asked else _title(next(page for page in found if page.exists()))
+            rows.append([f"`{folder.name}`", title, ", ".join(links)])
     return lines_of_table(["results/", "asks", "pages"], rows)
 
 
@@ -198,11 +202,36 @@ def _about(row: Mapping[str, Any]) -> tuple[str, str]:
     return row["problem"], row["activation"]
 
 
+def standing(name: str) -> str:
+    """How all methods did over all problems of the arena, and how the profiles look."""
+    return _as_it_is(standing_table(standings(_contests(name))))
+
+
+def outcome(name: str) -> str:
+    """How all methods did on one problem of the arena; of the targets, the one on validation data."""
+    (contest,) = _contests(name)
+    whole = outcome_table(contest)
+    chosen = [i for i, title in enumerate(whole.columns) if not re.search("completed|SGD|train loss ≤", title)]
+    rows = [[row[i] for i in chosen] for row in whole.rows]
+    return _as_it_is(replace(whole, columns=[whole.columns[i] for i in chosen], rows=rows))
+
+
+def _contests(name: str) -> list[Contest]:
+    if not (found := kept(RESULTS, name)):
+        raise OpenError
+    return found
+
+
+def _as_it_is(block: Table) -> str:
+    return lines_of_table(block.columns, [[cell_text(cell) for cell in row] for row in block.rows])
+
+
 def drawn(name: str) -> str:
     """The picture of an experiment, for a page of docs/."""
     if not (RESULTS / name / f"{name}.svg").exists():
         raise OpenError
-    return f"![{EXPERIMENTS[name].asks}](../results/{name}/{name}.svg)\n"
+    asks = "Performance profiles of all methods, against steps and seconds" if name == ARENA else EXPERIMENTS[name].asks
+    return f"![{asks}](../results/{name}/{name}.svg)\n"
 
 
 def table(name: str, title: str) -> str:
@@ -212,7 +241,13 @@ def table(name: str, title: str) -> str:
     try:
         return TABLES[title](name)
     except OpenError:
-        return f"*Not run yet:* `{EXPERIMENTS[name.partition('/')[0]].command}`\n"
+        return f"*Not run yet:* `{_experiment(name).command}`\n"
+
+
+def _experiment(name: str) -> Experiment:
+    """The one that makes results/NAME, or the first of several that do."""
+    related = [each for each in EXPERIMENTS if each.partition("/")[0] == name.partition("/")[0]]
+    return EXPERIMENTS[name if name in related else related[0]]
 
 
 def of_problem(make: Callable[[Problem], str]) -> Callable[[str], str]:
@@ -229,6 +264,8 @@ TABLES: dict[str, Callable[[str], str]] = {
     "step sizes": of_problem(step_range),
     "rest": rest,
     "picture": drawn,
+    "standings": standing,
+    "outcome": outcome,
     "training loss by part": lambda name: parts(name, FINAL_LOSS),
     "test accuracy by part": lambda name: parts(name, TEST_ACC),
 }

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sibp.report.arena import contests, own_names
+from sibp.report.arena_page import build_arena
 from sibp.report.blocks import Document
 from sibp.report.collect import collect
 from sibp.report.comparison import compare
@@ -34,11 +36,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(words)
+    if args.arena and (args.target_acc or args.target_loss):
+        print("--arena sets the targets itself, by SGD: leave --target-acc and --target-loss out.", file=sys.stderr)
+        return 2
     command = shlex.join(["python", "-m", "sibp.report", *words])
     try:
         collection = collect(args.folders)
         problems = compare(collection.runs, args.target_acc, args.target_loss)
-        document = build(collection, problems, command)
+        if args.arena:
+            document = build_arena(collection, contests(problems, own_names(args.folders)), command)
+        else:
+            document = build(collection, problems, command)
         written = _write(document, args.out, args.format)
     except UsageError as error:
         print(error, file=sys.stderr)
@@ -65,6 +73,11 @@ def _parser() -> argparse.ArgumentParser:
         help="count steps and seconds to this validation accuracy (default: target_val_acc of the runs, if they agree)",
     )
     parser.add_argument("--target-loss", type=_loss, help="count steps and seconds to this training loss")
+    parser.add_argument(
+        "--arena",
+        action="store_true",
+        help="all problems together: standings and performance profiles, with SGD's own results as targets",
+    )
     return parser
 
 

@@ -9,8 +9,12 @@ import numpy as np
 
 from sibp.report.blocks import Figure, Line
 
-# Okabe and Ito's colours, told apart by the colour-blind too; then a few more.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5b3a8e", "#7f7f7f", "#8c564b", "#17806d")
+# Okabe and Ito's colours, told apart by the colour-blind too; then as many more as an arena needs.
+COLOURS = (
+    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5b3a8e", "#7f7f7f", "#8c564b", "#17806d",
+    "#b8860b", "#e4008b", "#4d9a26", "#a02c2c", "#1f3a93", "#7fb800", "#882255", "#44aa99", "#c9a400", "#aa4499",
+    "#661100", "#6699cc", "#333333", "#ff7f50",
+)  # fmt: skip
 GRID = "#e3e6ea"
 
 

@@ -2,8 +2,9 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import reduce
 
-from sibp.report import scoring
+from sibp.report import profile, scoring
 from sibp.report.blocks import Block, Document, Section, Text
 from sibp.report.checks import comparability
 from sibp.report.collect import Collection
@@ -25,6 +26,15 @@ from sibp.report.tables import (
 from sibp.report.values import shown
 from sibp.report.verdicts import verdicts
 
+SECONDS = (
+    "Seconds are training seconds as recorded by the runs; seconds per step are the median over the stretches between "
+    "logged rows."
+)
+INFINITY = (
+    "∞ stands for the loss of a run that diverged or failed and for a target that was missed, −∞ for the accuracy of "
+    "such a run."
+)
+
 
 def build(collection: Collection, problems: Sequence[Problem], command: str) -> Document:
     """Write the report.
@@ -37,13 +47,13 @@ def build(collection: Collection, problems: Sequence[Problem], command: str) -> 
     Returns:
         The report.
     """
-    sections = [Section("What was read", [Text(_tally(collection))], level=2)]
+    sections = [Section("What was read", [Text(tally(collection))], level=2)]
     for i, problem in enumerate(problems, start=1):
         sections += _problem_sections(problem, f"{i:02d}")
     sections += [
-        Section("Broken runs and notes", [*_broken(collection), *notes_table(collection, problems)], level=2),
+        Section("Broken runs and notes", [*broken_or_none(collection), *notes_table(collection, problems)], level=2),
         Section("All runs", [runs_table(problems)], level=2, folded=True),
-        Section("How this was made", _method_texts(collection.runs, command), level=2),
+        Section("How this was made", how_made(collection.runs, command), level=2),
     ]
     return Document("Who won? Training methods compared", sections)
 
@@ -52,7 +62,7 @@ def _problem_sections(problem: Problem, number: str) -> list[Section]:
     solver = solver_plots(problem, number)
     return [
         Section(problem.title, comparability(problem), level=2),
-        Section("Verdicts", [*verdicts(problem), Text(_choice_text(problem))]),
+        Section("Verdicts", [*verdicts(problem), Text(choice_text(problem))]),
         Section("The chosen setting of every method", [summary_table(problem)]),
         Section("Loss and accuracy", curves(problem, number)),
         Section("Step-size robustness", robustness(problem, number)),
@@ -61,8 +71,15 @@ def _problem_sections(problem: Problem, number: str) -> list[Section]:
     ]
 
 
-def _choice_text(problem: Problem) -> str:
-    """How settings were chosen, method by method."""
+def choice_text(problem: Problem) -> str:
+    """How settings were chosen.
+
+    Args:
+        problem: the problem.
+
+    Returns:
+        A sentence, and a part for every method.
+    """
     parts = []
     for method in problem.methods:
         choice = method.choice
@@ -93,28 +110,51 @@ def _seeds(seeds: frozenset[int]) -> str:
     return ", ".join(f"{a}" if a == b else f"{a}–{b}" for a, b in ranges)
 
 
-def _tally(collection: Collection) -> str:
+def tally(collection: Collection) -> str:
+    """How many runs there are, and how they ended.
+
+    Args:
+        collection: all that was read.
+
+    Returns:
+        One sentence.
+    """
     count = Counter(run.status for run in collection.runs)
     words = [f"{count[status]} {status}" for status in ("completed", "diverged", "failed", "unfinished")]
     total = len(collection.runs) + len(collection.broken)
     return f"{total} run{'' if total == 1 else 's'}: {', '.join(words)}, {len(collection.broken)} broken."
 
 
-def _broken(collection: Collection) -> list[Block]:
+def broken_or_none(collection: Collection) -> list[Block]:
+    """The folders that could not be used.
+
+    Args:
+        collection: all that was read.
+
+    Returns:
+        Their table, or a sentence that there are none.
+    """
     return [broken_table(collection)] if collection.broken else [Text("No run is broken.")]
 
 
-def _method_texts(runs: Sequence[Run], command: str) -> list[Block]:
-    rules = (scoring.__doc__ or "").split("\n\n")[1:]
-    plain = [" ".join(rule.split()).replace("**", "").replace("`MIN_SEEDS`", str(scoring.MIN_SEEDS)) for rule in rules]
-    return [
-        Text(f"Made by: {shown(command)}"),
-        *map(Text, plain),
-        Text(INTERVAL_RULE),
-        Text(
-            "Seconds are training seconds as recorded by the runs; seconds per step are the median over the stretches "
-            "between logged rows. ∞ stands for the loss of a run that diverged or failed and for a target that was "
-            "missed, −∞ for the accuracy of such a run."
-        ),
-        versions_table(runs),
+def how_made(
+    runs: Sequence[Run], command: str, rules: Sequence[str | None] = (scoring.__doc__,), seconds: str = SECONDS
+) -> list[Block]:
+    """The command, the rules and the machine.
+
+    Args:
+        runs: all that were read.
+        command: what was typed.
+        rules: texts of modules, whose first paragraphs are left out.
+        seconds: what seconds are.
+
+    Returns:
+        A paragraph each, then a table.
+    """
+    paragraphs = [part for rule in rules for part in (rule or "").split("\n\n")[1:]]
+    numbers = {"**": "", "`MIN_SEEDS`": f"{scoring.MIN_SEEDS}", "`LIMIT`": f"{profile.LIMIT:g}"}
+    plain = [
+        reduce(lambda text, old: text.replace(old, numbers[old]), numbers, " ".join(p.split())) for p in paragraphs
     ]
+    texts = [f"Made by: {shown(command)}", *plain, INTERVAL_RULE, f"{seconds} {INFINITY}".strip()]
+    return [*map(Text, texts), versions_table(runs)]

@@ -54,6 +54,7 @@ class Sweep:
         final_seeds: for the chosen settings.
         criterion: val_acc (then val_loss) or val_loss (then val_acc).
         at: ``last`` or ``best`` logged row of a run.
+        final_looks: evaluations of a final run for each one of a trial.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Sweep:
     final_seeds: list[int]
     criterion: str
     at: str
+    final_looks: int
 
     def job(self, method: Method, point: Point, seed: int, final: bool) -> dict[str, Any]:
         """The config of one run.
@@ -77,9 +79,11 @@ class Sweep:
         Returns:
             The resolved config.
         """
+        looks = self.final_looks if final else 1
         return {
             **method.config,
             "optimizer": {**method.config["optimizer"], **method.setting(point)},
+            "log_every": max(1, method.config["log_every"] // looks),
             "seed": seed,
             "evaluate_test": final,
             "run_root": str(self.root / ("final" if final else "trials")),
@@ -97,6 +101,7 @@ class _File:
     final_seeds: list[int]
     criterion: str = "val_acc"
     at: str = "last"
+    final_looks: int = 1
 
 
 def names() -> list[str]:
@@ -124,13 +129,10 @@ def read_sweep(name: str, words: Sequence[str]) -> Sweep:
     if name not in names():
         raise UserError(f"There is no sweep {name!r}{_near(name, names())} Choose one of: {', '.join(names())}.")
     _refuse_decided(words)
-    try:
-        content = yaml.safe_load((compose.CONFIGS / "sweep" / f"{name}.yaml").read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"configs/sweep/{name}.yaml cannot be read: {' '.join(str(error).split())}") from error
+    content = _content(name)
     where = f"In sweep {name}: "
     try:
-        file = _File(**_checked_keys(content))
+        file = _File(**_checked_keys(_on_top_of_another(content)))
         _check(file)
         _refuse_decided(file.shared)
         shared = [f"run_root=runs/tuning/{name}", *file.shared, *words]
@@ -142,9 +144,33 @@ def read_sweep(name: str, words: Sequence[str]) -> Sweep:
     except UserError as error:
         raise UserError(where + str(error)) from error
     root = Path(methods[0].config["run_root"])
-    return Sweep(
-        name, root, methods, file.trials, file.tuning_seeds, file.final_seeds, criterion=file.criterion, at=file.at
-    )
+    rest = {key: value for key, value in vars(file).items() if key not in ("shared", "methods")}
+    return Sweep(name, root, methods, **rest)
+
+
+def _content(name: str) -> Any:
+    try:
+        return yaml.safe_load((compose.CONFIGS / "sweep" / f"{name}.yaml").read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"configs/sweep/{name}.yaml cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _on_top_of_another(content: Any) -> Any:
+    """A file that is ``like`` another: its own keys win, of its methods each key; a method that is null is left out."""
+    if not isinstance(content, Mapping) or "like" not in content:
+        return content
+    base, own = content["like"], {key: value for key, value in content.items() if key != "like"}
+    if base not in names():
+        raise UserError(f"like={base} is not possible: there is no such sweep{_near(str(base), names())}")
+    below = _content(base)
+    if not isinstance(below, Mapping) or "like" in below:
+        raise UserError(f"like={base} is not possible: name a sweep that is like no other itself.")
+    methods = _mapping(f"methods of sweep {base}", below.get("methods", {}))
+    for name, node in _mapping("methods", own.get("methods", {})).items():
+        if node is None and name not in methods:
+            raise UserError(f"methods.{name} leaves nothing out: sweep {base} has no such method.")
+        methods[name] = {**methods.get(name, {}), **node} if isinstance(node, Mapping) else node
+    return {**below, **own, "methods": {name: node for name, node in methods.items() if node is not None}}
 
 
 def _checked_keys(content: Any) -> dict[str, Any]:
@@ -171,6 +197,8 @@ def _check(file: _File) -> None:
             raise UserError(f"{key}={seeds} is not possible: give different whole numbers of 0 or more.")
     if both := sorted({*file.tuning_seeds} & {*file.final_seeds}):
         raise UserError(f"seed {both[0]} is in tuning_seeds and in final_seeds: take it out, final seeds are fresh.")
+    if file.final_looks < 1:
+        raise UserError(f"final_looks={file.final_looks} is not possible: give a whole number of 1 or more.")
     if not file.methods:
         raise UserError("methods is empty: add one or more.")
 
@@ -243,11 +271,13 @@ def _check_methods(methods: Sequence[Method], trials: int) -> None:
         seen[words] = method.name
 
 
-def _mapping(where: str, node: Any, known: Collection[str]) -> dict[str, Any]:
+def _mapping(where: str, node: Any, known: Collection[str] | None = None) -> dict[str, Any]:
+    """Something made of keys and values; of any keys, if the known ones are not given."""
     if not isinstance(node, Mapping):
-        raise UserError(f"{where} is not made of keys and values: its keys are {', '.join(known)}.")
+        listed = f": its keys are {', '.join(known)}" if known is not None else ""
+        raise UserError(f"{where} is not made of keys and values{listed}.")
     for key in node:
-        if key not in known:
+        if known is not None and key not in known:
             raise UserError(f"{where} has no key {key}{_near(str(key), known)} The keys are: {', '.join(known)}.")
     return dict(node)
 

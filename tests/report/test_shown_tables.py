@@ -58,3 +58,24 @@ def test_a_picture_that_is_not_drawn_yet_is_no_dead_link(shown, tmp_path):
     (tmp_path / "noise").mkdir()
     (tmp_path / "noise" / "noise.svg").touch()
     assert "![Noise?](../results/noise/noise.svg)" in shown.filled(page)
+
+
+def test_the_arena_is_filled_problem_by_problem(shown, tmp_path, monkeypatch):
+    """Of two problems one is kept: the standings are over that one, and the other says what runs it."""
+    names = ("arena/one", "arena/two")
+    monkeypatch.setattr(shown, "EXPERIMENTS", {name: Experiment(name, "Who?", 1, {".": "tune x"}) for name in names})
+    tables = ("arena: standings", "arena/one: outcome", "arena/two: outcome", "arena: picture")
+    page = "".join(f"<!-- results/{each} -->\n<!-- end of table -->\n" for each in tables)
+    assert shown.filled(page).count("*Not run yet:* `python scripts/reproduce.py arena/one`") == 3
+    for seed in range(5):
+        write_run(tmp_path / "made" / f"sgd{seed}", SGD, seed, (2.3, 1.0, 0.5))
+        write_run(tmp_path / "made" / f"sibp{seed}", SIBP, seed, (2.3, 0.4, 0.3))
+    (tmp_path / "arena" / "one").mkdir(parents=True)
+    (tmp_path / "arena" / "one" / PACKED).write_text(pack(collect([tmp_path / "made"]).runs))
+    (tmp_path / "arena" / "arena.svg").touch()
+    filled = shown.filled(page)
+    assert "*Not run yet:* `python scripts/reproduce.py arena/two`" in filled
+    assert filled.count("Not run yet") == 1
+    assert "| sibp cg:5 | 1 | 1 | 1 [1, 1] | 1 | 1 |" in filled
+    assert "steps to val acc ≥ 0.606531" in filled
+    assert "](../results/arena/arena.svg)" in filled

@@ -1,0 +1,250 @@
+"""Many methods on several problems: who gets to SGD's own result, and how soon.
+
+**The targets** of a problem are what SGD, tuned like all others, ends with: the medians over its seeds of the final
+validation figure (accuracy; loss where there is none) and of the final training loss.
+
+**The cost** of a run is the steps to the first logged row that meets the target. In seconds, it is these steps times
+the method's seconds a step: the median over its runs of training seconds by steps, so that a machine that is slow for a
+while does not decide. A missed target costs infinitely much.
+
+**An instance** is a problem with one of its seeds. A method that was not entered for a problem, or lacks a seed, counts
+as having failed there.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sibp.report.collect import collect
+from sibp.report.comparison import Method, Problem, compare
+from sibp.report.outcomes import FINAL_LOSS, Quantity, Target, to_target, training_seconds
+from sibp.report.packed import PACKED
+from sibp.report.profile import ranks, ratios, score
+from sibp.report.statistics import Estimate, estimate, median
+from sibp.report.values import UsageError, canonical
+
+ARENA = "arena"  # the folder in results/
+REFERENCE = "sgd"
+GOALS = ("validation", "training")  # what a target is about
+UNITS = ("steps", "seconds")
+
+
+@dataclass(frozen=True, eq=False)
+class Contest:
+    """One problem of several.
+
+    Attributes:
+        problem: its methods called as their sweep calls them.
+        quantities: final figure on validation and on training data.
+        targets: in the same two.
+        seeds: those of SGD's runs, on which all are compared.
+    """
+
+    problem: Problem
+    quantities: tuple[Quantity, Quantity]
+    targets: tuple[Target, Target]
+    seeds: list[int]
+
+    def entry(self, name: str) -> Method | None:
+        """A method with runs to show.
+
+        Args:
+            name: the method's.
+
+        Returns:
+            None if it was not entered.
+        """
+        return next((method for method in self.problem.methods if method.name == name and method.runs), None)
+
+
+@dataclass(frozen=True, eq=False)
+class Standing:
+    """How a method did over all instances.
+
+    Attributes:
+        name: the method's.
+        entered: for how many problems.
+        places: (goal, "result" or unit) -> its place among all methods, the median over instances.
+        ratios: (goal, unit) -> its cost over the least one, an entry for each instance.
+    """
+
+    name: str
+    entered: int
+    places: dict[tuple[str, str], Estimate | None]
+    ratios: dict[tuple[str, str], list[float]]
+
+
+def kept(results: Path, place: str = ARENA) -> list[Contest]:
+    """What is kept of the arena.
+
+    Args:
+        results: where evidence is kept.
+        place: of all problems, or of one: ``arena/PROBLEM``.
+
+    Returns:
+        The contests, none if nothing is kept.
+
+    Raises:
+        UsageError: as :func:`contests`.
+    """
+    if not any((results / place).rglob(PACKED)):
+        return []
+    return contests(compare(collect([results / place]).runs, None, None), own_names([results / ARENA]))
+
+
+def own_names(folders: Sequence[Path]) -> dict[str, str]:
+    """What sweeps call their methods.
+
+    Args:
+        folders: with ``tuning.json`` at any depth.
+
+    Returns:
+        Which optimizer it is, as :func:`identity` says -> name.
+
+    Raises:
+        UsageError: a file of that name is something else.
+    """
+    found: dict[str, str] = {}
+    for path in sorted(path for folder in folders for path in folder.rglob("tuning.json")):
+        try:
+            for method in json.loads(path.read_text())["methods"]:
+                found.setdefault(identity(method["optimizer"]), str(method["name"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"{path} is no record of a sweep ({type(error).__name__}).") from error
+    return found
+
+
+def identity(optimizer: Mapping[str, Any]) -> str:
+    """Which method some settings are of.
+
+    Args:
+        optimizer: name and settings.
+
+    Returns:
+        Those that are words.
+    """
+    return canonical({key: value for key, value in optimizer.items() if isinstance(value, str)})
+
+
+def contests(problems: Sequence[Problem], names: Mapping[str, str]) -> list[Contest]:
+    """Problems with their targets.
+
+    Args:
+        problems: compared.
+        names: as :func:`own_names` gives them; a method without one keeps its own.
+
+    Returns:
+        As many.
+
+    Raises:
+        UsageError: on a problem, no run of SGD completed.
+    """
+    return [_contest(problem, names) for problem in problems]
+
+
+def _contest(problem: Problem, names: Mapping[str, str]) -> Contest:
+    methods = [
+        replace(method, name=names.get(identity(method.settings[0].optimizer), method.name))
+        for method in problem.methods
+    ]
+    sgd = next((method for method in methods if method.name == REFERENCE), None)
+    if sgd is None or not any(run.status == "completed" for run in sgd.runs):
+        raise UsageError(f"{problem.title}: no run of {REFERENCE} completed, and its result is the target in an arena.")
+    quantities = (problem.quantities[0], FINAL_LOSS)
+    first, second = (
+        Target(quantity.key.removeprefix("final_"), median(list(figures(sgd, quantity).values())))
+        for quantity in quantities
+    )
+    return Contest(replace(problem, methods=methods), quantities, (first, second), [run.seed for run in sgd.runs])
+
+
+def figures(method: Method, quantity: Quantity) -> dict[int, float]:
+    """A quantity of a method's runs.
+
+    Args:
+        method: which.
+        quantity: which.
+
+    Returns:
+        seed -> figure, where there is one.
+    """
+    found = {run.seed: quantity.of(run) for run in method.runs}
+    return {seed: value for seed, value in found.items() if value is not None}
+
+
+def pace(method: Method) -> float:
+    """Seconds of a step, whatever it does only now and then included.
+
+    Args:
+        method: which.
+
+    Returns:
+        The median over its runs of training seconds by steps; 0 if none took a step.
+    """
+    last = [(run, run.columns["step"][-1]) for run in method.runs if len(run.columns["step"])]
+    return median([training_seconds(run) / steps for run, steps in last if steps > 0] or [0.0])
+
+
+def costs(method: Method, target: Target) -> dict[int, dict[str, float]]:
+    """What a method needed to reach a target.
+
+    Args:
+        method: which.
+        target: what it was to reach.
+
+    Returns:
+        seed -> unit -> cost; nothing of unfinished runs.
+    """
+    each, found = pace(method), {}
+    for run in method.runs:
+        reached = to_target(run, target)
+        if reached is not None:
+            missed = math.isinf(reached[0])
+            found[run.seed] = {"steps": reached[0], "seconds": math.inf if missed else reached[0] * each}
+    return found
+
+
+def standings(contests: Sequence[Contest]) -> list[Standing]:
+    """How all methods did over all instances.
+
+    Args:
+        contests: one or more.
+
+    Returns:
+        One for each method, the best first: by score in steps to the validation target, then by name.
+    """
+    entered = [method.name for contest in contests for method in contest.problem.methods if method.runs]
+    names = sorted(set(entered))
+    table: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for contest in contests:
+        for name in names:
+            for key, values in _smaller_is_better(contest, contest.entry(name)).items():
+                table.setdefault(key, {}).setdefault(name, []).extend(values)
+    places = {key: ranks(by_method) for key, by_method in table.items()}
+    times = {key: ratios(by_method) for key, by_method in table.items() if key[1] in UNITS}
+    found = [
+        Standing(
+            name,
+            entered.count(name),
+            {key: estimate(by_method[name]) for key, by_method in places.items()},
+            {key: by_method[name] for key, by_method in times.items()},
+        )
+        for name in names
+    ]
+    return sorted(found, key=lambda each: -score(each.ratios[GOALS[0], UNITS[0]]))
+
+
+def _smaller_is_better(contest: Contest, method: Method | None) -> dict[tuple[str, str], list[float]]:
+    """All that a method is measured by, a figure for each seed; infinite where it has none."""
+    found = {}
+    for goal, quantity, target in zip(GOALS, contest.quantities, contest.targets, strict=True):
+        own = figures(method, quantity) if method else {}
+        sign = -1 if quantity.larger_is_better else 1
+        found[goal, "result"] = [sign * own[seed] if seed in own else math.inf for seed in contest.seeds]
+        needed = costs(method, target) if method else {}
+        for unit in UNITS:
+            found[goal, unit] = [needed[seed][unit] if seed in needed else math.inf for seed in contest.seeds]
+    return found

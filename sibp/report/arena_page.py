@@ -1,0 +1,178 @@
+"""The arena's report: all problems together, then each."""
+
+import math
+from collections.abc import Sequence
+
+from sibp.report import arena, profile, scoring
+from sibp.report.arena import GOALS, UNITS, Contest, Standing, costs, figures, pace, standings
+from sibp.report.blocks import Cell, Document, Figure, Line, Section, Table, Text
+from sibp.report.checks import comparability
+from sibp.report.collect import Collection
+from sibp.report.comparison import Method, Setting
+from sibp.report.outcomes import Quantity, over_runs
+from sibp.report.profile import score, share_within, steps_of
+from sibp.report.scoring import BETTER, SAME, WORSE, verdict
+from sibp.report.sections import broken_or_none, choice_text, how_made, tally
+from sibp.report.statistics import estimate, median
+from sibp.report.tables import budget_table, notes_table
+from sibp.report.text import figure
+
+FARTHEST = 10.0  # times the fastest: where the drawn profiles end
+CAPTION = (
+    "How many of all instances a method solves within so many times the cost of the fastest. On the left: how often it "
+    "is the fastest itself; on the right: how often it gets to the target at all."
+)
+
+
+def build_arena(collection: Collection, contests: Sequence[Contest], command: str) -> Document:
+    """Write the report.
+
+    Args:
+        collection: all that was read.
+        contests: one or more problems.
+        command: what was typed to get here.
+
+    Returns:
+        The report.
+    """
+    table = standings(contests)
+    problems = [contest.problem for contest in contests]
+    count = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}"
+    sections = [
+        Section("What was read", [Text(tally(collection))], level=2),
+        Section("All problems together", [standing_table(table), Text(CAPTION), *profiles(table)], level=2),
+    ]
+    for contest in contests:
+        sections += [
+            Section(contest.problem.title, comparability(contest.problem), level=2),
+            Section("Outcome", [*map(Text, _targets(contest)), *map(Text, leaders(contest)), outcome_table(contest)]),
+            Section("Budget", [budget_table(contest.problem), Text(choice_text(contest.problem))], folded=True),
+        ]
+    rules = (arena.__doc__, profile.__doc__, scoring.__doc__)
+    sections += [
+        Section("Broken runs and notes", [*broken_or_none(collection), *notes_table(collection, problems)], level=2),
+        Section("How this was made", how_made(collection.runs, command, rules, seconds=""), level=2),
+    ]
+    return Document(f"The arena: {len(table)} methods, {count}", sections)
+
+
+def standing_table(table: Sequence[Standing]) -> Table:
+    """One row a method, over all instances.
+
+    Args:
+        table: the best first.
+
+    Returns:
+        The table.
+    """
+    rows: list[list[Cell]] = []
+    for each in table:
+        cells: list[Cell] = [each.name, each.entered]
+        for goal in GOALS:
+            cells += [share_within(each.ratios[goal, UNITS[0]], math.inf), each.places[goal, "result"]]
+            cells += [score(each.ratios[goal, unit]) for unit in UNITS]
+        rows.append(cells)
+    columns = ["method", "problems"]
+    for goal in GOALS:
+        columns += [f"{goal} target reached", f"place in {goal}"]
+        columns += [f"score in {unit} to the {goal} target" for unit in UNITS]
+    count = len(table[0].ratios[GOALS[0], UNITS[0]])
+    return Table(
+        "standings", columns, rows, f"Over {count} instances; places are medians with 95 % bootstrap intervals"
+    )
+
+
+def profiles(table: Sequence[Standing]) -> list[Figure]:
+    """The performance profiles, a figure for each target and unit of cost.
+
+    Args:
+        table: the best first.
+
+    Returns:
+        The figures.
+    """
+    found = []
+    for goal in GOALS:
+        for unit in UNITS:
+            lines = []
+            for each in table:
+                tau, height = steps_of(each.ratios[goal, unit], FARTHEST)
+                lines.append(Line(each.name, each.name, tau, height, named=True))
+            title = f"{unit} to the {goal} target"
+            axis = f"{unit}, times those of the fastest"
+            found.append(Figure(f"profile-{goal}-{unit}", title, axis, "share of instances", lines, x_log=True))
+    return found
+
+
+def outcome_table(contest: Contest) -> Table:
+    """One row a method on one problem.
+
+    Args:
+        contest: the problem.
+
+    Returns:
+        The table.
+    """
+    shown = [contest.problem.quantities[2], *contest.quantities]
+    sgd = contest.entry(arena.REFERENCE)
+    base = pace(sgd) if sgd else 0.0
+    rows: list[list[Cell]] = []
+    for method in contest.problem.methods:
+        cells: list[Cell] = [method.name, _label(method), sum(run.status == "completed" for run in method.runs)]
+        cells += [over_runs(method.runs, quantity.of) for quantity in shown]
+        cells += [1000 * pace(method), pace(method) / base if base else None]
+        for target in contest.targets:
+            needed = costs(method, target)
+            cells += [estimate([needed[seed][unit] for seed in sorted(needed)]) for unit in UNITS]
+        cells += [_against(method, sgd, quantity) for quantity in contest.quantities]
+        rows.append(cells)
+    targets = [f"{unit} to {target.title}" for target in contest.targets for unit in UNITS]
+    verdicts = [f"{quantity.title} against {arena.REFERENCE}" for quantity in contest.quantities]
+    titles = [quantity.title for quantity in shown]
+    columns = ("method", "setting", "completed", *titles, "ms a step", "step cost against SGD", *targets, *verdicts)
+    return Table("outcome", columns, rows, "Medians over seeds with 95 % bootstrap intervals")
+
+
+def _label(method: Method) -> str | None:
+    """What was tuned of the chosen setting; all of it where nothing was."""
+    if method.chosen is None:
+        return None
+    tuned = {key: value for key, value in method.chosen.optimizer.items() if len(method.grid(key)) > 1}
+    return Setting(tuned or method.chosen.optimizer, []).label
+
+
+def _against(method: Method, other: Method | None, quantity: Quantity) -> str | None:
+    if other is None or method is other:
+        return None
+    return verdict(figures(method, quantity), figures(other, quantity), quantity.larger_is_better).word
+
+
+def _targets(contest: Contest) -> list[str]:
+    titles = " and ".join(target.title for target in contest.targets)
+    return [f"Targets, {arena.REFERENCE}'s own medians: {titles}."]
+
+
+def leaders(contest: Contest) -> list[str]:
+    """For each quantity, who has the best median, and whom it beats seed by seed.
+
+    Args:
+        contest: the problem.
+
+    Returns:
+        Sentences.
+    """
+    return [_leader(contest, quantity) for quantity in contest.quantities]
+
+
+def _leader(contest: Contest, quantity: Quantity) -> str:
+    by_seed = {m.name: found for m in contest.problem.methods if (found := figures(m, quantity))}
+    sign = -1 if quantity.larger_is_better else 1
+    best = min(by_seed, key=lambda name: (sign * median(list(by_seed[name].values())), name))
+    words: dict[str, list[str]] = {}
+    for name, found in by_seed.items():
+        if name != best:
+            words.setdefault(verdict(by_seed[best], found, quantity.larger_is_better).word, []).append(name)
+    said = {BETTER: "better than", SAME: "no different from", WORSE: "worse, seed by seed, than"}
+    parts = [f"{text} {', '.join(words[word])}" for word, text in said.items() if word in words]
+    value = figure(median(list(by_seed[best].values())))
+    return f"{quantity.title.capitalize()}: {best} has the best median ({value}); {'; '.join(parts) or 'it is alone'}."

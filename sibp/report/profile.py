@@ -1,0 +1,125 @@
+"""Performance profiles (Dolan & Moré 2002, arXiv cs/0102001): who solves how much within a factor of the fastest.
+
+The cost of a method on an instance, such as a problem with a seed, is what it needs to reach the target there: steps,
+or seconds. A target that is missed costs infinitely much. Its ratio is that cost over the least of all methods'; where
+all miss the target, all ratios are infinite. A method's **profile** is the share of all instances on which its ratio
+is at most tau, as a function of tau from 1 on: at 1 it is how often the method is the fastest (with ties, several
+are), far to the right how often it gets there at all. Its **score** is the profile's mean height for tau from 1 to
+`LIMIT`, as in the AlgoPerf benchmark (Dahl et al. 2023, arXiv 2306.07179).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+LIMIT = 4.0  # AlgoPerf's
+
+
+def ratios(costs: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """Every cost over the least one on its instance.
+
+    Args:
+        costs: method -> its costs, 0 or more, infinite for a missed target; all methods on the same instances.
+
+    Returns:
+        method -> ratios, 1 or more.
+
+    Raises:
+        ValueError: the methods differ in the number of instances.
+
+    Example:
+        >>> ratios({"a": [10, 30, math.inf], "b": [20, 30, math.inf]})
+        {'a': [1.0, 1.0, inf], 'b': [2.0, 1.0, inf]}
+    """
+    least = [min(each) for each in zip(*costs.values(), strict=True)]
+    return {name: [_ratio(cost, low) for cost, low in zip(own, least, strict=True)] for name, own in costs.items()}
+
+
+def _ratio(cost: float, least: float) -> float:
+    if math.isinf(cost):
+        return math.inf
+    if cost == least:  # also where both are 0, the target being met from the start
+        return 1.0
+    return cost / least if least > 0 else math.inf
+
+
+def share_within(ratios: Sequence[float], tau: float) -> float:
+    """The profile's height.
+
+    Args:
+        ratios: of one method, one or more.
+        tau: how many times the fastest one's cost is allowed; infinity for any number of times.
+
+    Returns:
+        The share of instances, 0 to 1; those on which the target was missed are never in it.
+
+    Example:
+        >>> share_within([1.0, 2.0, 3.0, math.inf], 2.0)
+        0.5
+    """
+    return sum(ratio <= tau and math.isfinite(ratio) for ratio in ratios) / len(ratios)
+
+
+def score(ratios: Sequence[float], limit: float = LIMIT) -> float:
+    """The mean height of the profile from 1 to a limit: the area below it, as a share of all there is.
+
+    Args:
+        ratios: of one method, one or more.
+        limit: above 1.
+
+    Returns:
+        0 (nothing is solved within the limit) to 1 (the fastest everywhere).
+
+    Example:
+        >>> score([1.0, 2.5, 9.0, math.inf])
+        0.375
+    """
+    return sum(max(0.0, limit - ratio) for ratio in ratios) / (limit - 1) / len(ratios)
+
+
+def steps_of(ratios: Sequence[float], limit: float) -> tuple[np.ndarray, np.ndarray]:
+    """The profile as a line that goes along and straight up.
+
+    Args:
+        ratios: of one method, one or more.
+        limit: where the line ends.
+
+    Returns:
+        tau and heights, (corners,) each.
+
+    Example:
+        >>> tau, height = steps_of([1.0, 3.0, math.inf, 3.0], 4.0)
+        >>> tau.tolist(), height.tolist()
+        ([1.0, 3.0, 3.0, 4.0], [0.25, 0.25, 0.75, 0.75])
+    """
+    rises = sorted({ratio for ratio in ratios if 1 < ratio <= limit})
+    tau = np.array([1.0, *(rise for rise in rises for _ in range(2)), limit])
+    before = [share_within(ratios, at) for at in [1.0, *rises]]
+    return tau, np.array([height for height in before for _ in range(2)])
+
+
+def ranks(costs: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """The place of every method on every instance.
+
+    Args:
+        costs: as for :func:`ratios`, or any other figures of which the smallest is the best; no NaN.
+
+    Returns:
+        method -> places, 1 for the best; equal methods share the mean of their places.
+
+    Raises:
+        ValueError: the methods differ in the number of instances.
+
+    Example:
+        >>> ranks({"a": [3, 1], "b": [2, 1], "c": [math.inf, 4]})
+        {'a': [2.0, 1.5], 'b': [1.0, 1.5], 'c': [3.0, 3.0]}
+    """
+    instances = list(zip(*costs.values(), strict=True))
+    return {
+        name: [_place(cost, all_) for cost, all_ in zip(own, instances, strict=True)] for name, own in costs.items()
+    }
+
+
+def _place(cost: float, costs: Sequence[float]) -> float:
+    return 1 + sum(other < cost for other in costs) + (sum(other == cost for other in costs) - 1) / 2

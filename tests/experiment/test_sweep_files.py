@@ -1,0 +1,58 @@
+"""What a sweep file says of others, and of its final runs; what it must not say is in test_tune.py."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sibp.experiment import compose
+from sibp.tuning.sweep import Sweep, read_sweep
+
+
+@pytest.fixture(autouse=True)
+def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of configs/, to add sweeps to."""
+    shutil.copytree(compose.CONFIGS, tmp_path / "configs")
+    monkeypatch.setattr(compose, "CONFIGS", tmp_path / "configs")
+
+
+def read(content: dict[str, Any], *words: str) -> Sweep:
+    (compose.CONFIGS / "sweep" / "tiny.yaml").write_text(yaml.safe_dump(content))
+    return read_sweep("tiny", words)
+
+
+def test_a_file_that_is_like_another_changes_what_it_names_alone():
+    """One method more, one less, one with another grid, and another number of trials; all the rest as there."""
+    adam = {"words": ["optimizer=adam"], "grid": {"lr": [0.001, 0.002, 0.003, 0.01]}}
+    sgd = {"grid": {"lr": [0.1, 0.2], "momentum": [0.1, 0.9]}}
+    changed = read({"like": "digits_quick", "trials": 5, "methods": {"proxbp": None, "sgd": sgd, "adam": adam}})
+    base = read_sweep("digits_quick", [])
+    assert [method.name for method in changed.methods] == ["sgd", "sibp cg:3", "adam"]
+    assert [axis.values for axis in changed.methods[0].axes] == [(0.1, 0.2), (0.1, 0.9)]
+    assert changed.methods[0].config["optimizer"] == base.methods[0].config["optimizer"]
+    assert changed.methods[1].axes == base.methods[2].axes
+    assert changed.trials == 5
+    assert changed.final_seeds == base.final_seeds
+    assert changed.root == Path("runs/tuning/tiny")
+
+
+def test_final_runs_are_looked_at_more_often_and_are_the_same_otherwise():
+    sweep = read({"like": "digits_quick", "final_looks": 5}, "log_every=20")
+    trial, final = (sweep.job(sweep.methods[0], (0.0, 0.0), 0, final) for final in (False, True))
+    assert (trial["log_every"], final["log_every"]) == (20, 4)
+    assert {key for key in trial if trial[key] != final[key]} == {"log_every", "evaluate_test", "run_root"}
+
+
+def test_one_entry_enters_a_method_for_all_problems_of_the_arena():
+    path = compose.CONFIGS / "sweep" / "arena.yaml"
+    arena = yaml.safe_load(path.read_text())
+    arena["methods"]["new"] = {"words": ["optimizer=sibp", "optimizer.solver=cg:7"], "grid": _nine()}
+    path.write_text(yaml.safe_dump(arena))
+    for name in ("arena", "arena_convnet", "arena_autoencoder"):
+        assert "new" in [method.name for method in read_sweep(name, []).methods]
+
+
+def _nine() -> dict[str, list[float]]:
+    return {"lr": [0.1, 0.2, 0.3], "prox_weight": [1.0, 2.0, 3.0]}

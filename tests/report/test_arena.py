@@ -1,0 +1,142 @@
+"""The arena's rules on made-up runs whose outcome is known."""
+
+import json
+import math
+
+import pytest
+from fake_runs import PROXBP, SGD, SIBP, write_run
+
+from sibp.report.__main__ import main
+from sibp.report.arena import contests, costs, own_names, pace, standings
+from sibp.report.arena_page import build_arena
+from sibp.report.blocks import Figure, Table
+from sibp.report.collect import collect
+from sibp.report.comparison import compare
+
+INF = math.inf
+EASY = {"dataset": {"name": "digits"}}
+HARD = {"dataset": {"name": "mnist"}}
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Two problems, three seeds.
+
+    SGD ends with a loss of 0.5, 0.4, 0.3 after 30 steps of 0.01 s: the target is 0.4, missed by its first seed. SIBP
+    is there after 10 steps of 0.02 s, on the hard problem after 20, but for one seed that diverged. ProxBP was only
+    entered for the easy one, and is never there.
+    """
+    for name, problem in (("easy", EASY), ("hard", HARD)):
+        for seed, end in enumerate((0.5, 0.4, 0.3)):
+            write_run(tmp_path / name / f"sgd{seed}", SGD, seed, (2.3, 1.0, 0.9, end), **problem)
+            bad = name == "hard" and seed == 2
+            losses = (2.3, 0.3, 0.2, 0.1) if name == "easy" else (2.3, 0.5, 0.35, None if bad else 0.1)
+            ending = "diverged" if bad else "completed"
+            write_run(tmp_path / name / f"sibp{seed}", SIBP, seed, losses, ending, 0.02, **problem)
+    for seed in range(3):
+        write_run(tmp_path / "easy" / f"proxbp{seed}", PROXBP, seed, (2.3, 2.0, 1.9, 1.8), **EASY)
+    return tmp_path
+
+
+def found_in(*folders):
+    return contests(compare(collect(folders).runs, None, None), own_names(folders))
+
+
+def test_the_targets_are_the_medians_that_sgd_ends_with(root):
+    for contest in found_in(root):
+        assert [target.title for target in contest.targets] == ["val acc ≥ 0.67032", "train loss ≤ 0.4"]
+        assert contest.targets[0].value == pytest.approx(math.exp(-0.4))
+        assert contest.seeds == [0, 1, 2]
+
+
+def test_a_cost_is_the_first_row_there_and_infinite_if_there_is_none(root):
+    easy, hard = found_in(root)
+    assert costs(easy.entry("sgd"), easy.targets[1]) == {
+        0: {"steps": INF, "seconds": INF},
+        1: {"steps": 30, "seconds": pytest.approx(0.3)},
+        2: {"steps": 30, "seconds": pytest.approx(0.3)},
+    }
+    assert costs(hard.entry("sibp cg:5"), hard.targets[1]) == {
+        0: {"steps": 20, "seconds": pytest.approx(0.4)},
+        1: {"steps": 20, "seconds": pytest.approx(0.4)},
+        2: {"steps": INF, "seconds": INF},  # it was there, and diverged afterwards
+    }
+
+
+def test_seconds_are_steps_times_the_methods_pace_which_one_slow_run_does_not_change(tmp_path):
+    for seed, seconds in enumerate((0.01, 0.01, 5.0)):
+        write_run(tmp_path / f"sgd{seed}", SGD, seed, (2.3, 1.0, 0.5), seconds_per_step=seconds)
+    (contest,) = found_in(tmp_path)
+    sgd = contest.entry("sgd")
+    assert pace(sgd) == pytest.approx(0.01)
+    assert [cost["seconds"] for cost in costs(sgd, contest.targets[1]).values()] == pytest.approx([0.2] * 3)
+
+
+def test_what_happens_now_and_then_is_part_of_the_pace(tmp_path):
+    """A second in one of three stretches: the median of the stretches would not see it."""
+    folder = write_run(tmp_path / "sgd", SGD, 0, (2.3, 1.0, 0.9, 0.5))
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row in rows[2:]:
+        row["seconds"] += 1
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (contest,) = found_in(tmp_path)
+    assert pace(contest.entry("sgd")) == pytest.approx(1.3 / 30)
+
+
+def test_standings_over_two_problems(root):
+    """Six instances. Nobody else is there where SGD misses its own median; who was not entered has failed."""
+    table = {each.name: each for each in standings(found_in(root))}
+    assert list(table) == ["sibp cg:5", "sgd", "proxbp exact"]
+    assert {name: each.entered for name, each in table.items()} == {"sgd": 2, "sibp cg:5": 2, "proxbp exact": 1}
+    assert table["sibp cg:5"].ratios["training", "steps"] == [1, 1, 1, 1, 1, INF]
+    assert table["sgd"].ratios["training", "steps"] == [INF, 3, 3, INF, 1.5, 1]
+    assert table["proxbp exact"].ratios["validation", "steps"] == [INF] * 6
+    seconds = table["sgd"].ratios["training", "seconds"]
+    assert seconds == [INF, pytest.approx(1.5), pytest.approx(1.5), INF, 1, 1], "SIBP's steps take twice as long"
+    assert table["sibp cg:5"].places["validation", "result"].median == 1, "the largest accuracy is the first place"
+    places = table["proxbp exact"].places["training", "result"]
+    assert places.median == 3, "3, 3, 3 where it was last, then 3, 3 and 2.5 with SIBP's diverged run"
+    assert 2.5 <= places.low < 3
+
+
+def test_one_problem_is_enough_and_no_sgd_is_one_sentence(root, capsys, tmp_path):
+    assert standings(found_in(root / "hard"))[0].name == "sibp cg:5"
+    write_run(tmp_path / "alone" / "sibp", SIBP, 0)
+    assert main([str(tmp_path / "alone"), "--arena", "--out", str(tmp_path / "x.html")]) == 2
+    assert "no run of sgd completed" in capsys.readouterr().err
+    assert main([str(root), "--arena", "--target-acc", "0.9"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_methods_are_called_as_their_sweep_calls_them(root):
+    record = {"methods": [{"name": "ours", "optimizer": {"name": "sibp", "solver": "cg:5", "prox_weight": 1.0}}]}
+    (root / "easy" / "tuning.json").write_text(json.dumps(record))
+    assert [each.name for each in standings(found_in(root))] == ["ours", "sgd", "proxbp exact"]
+    (root / "easy" / "tuning.json").write_text("[]")
+    with pytest.raises(Exception, match="no record of a sweep"):
+        found_in(root)
+
+
+def test_the_page_shows_what_was_computed(root, tmp_path):
+    collection, found = collect([root]), found_in(root)
+    document = build_arena(collection, found, "python -m sibp.report x --arena")
+    assert document.title == "The arena: 3 methods, 2 problems"
+    blocks = [block for _, block in document.blocks()]
+    first = next(block for block in blocks if isinstance(block, Table))
+    row = dict(zip(first.columns, first.rows[0], strict=True))
+    assert row["method"] == "sibp cg:5"
+    assert row["training target reached"] == pytest.approx(5 / 6)
+    assert row["score in steps to the training target"] == pytest.approx(5 / 6)
+    assert row["score in seconds to the training target"] == pytest.approx((4 + (4 - 4 / 3) / 3) / 6)
+    figures = [block for block in blocks if isinstance(block, Figure)]
+    assert len(figures) == 4
+    steps = next(f for f in figures if f.name == "profile-training-steps")
+    line = next(line for line in steps.lines if line.group == "sgd")
+    assert list(zip(line.x, line.y, strict=True)) == [
+        (1, 1 / 6), (1.5, 1 / 6), (1.5, 2 / 6), (3, 2 / 6), (3, 4 / 6), (10, 4 / 6),
+    ]  # fmt: skip
+    tables = [block for block in blocks if isinstance(block, Table) and block.name == "outcome"]
+    hard = {row[0]: dict(zip(tables[1].columns, row, strict=True)) for row in tables[1].rows}
+    assert hard["sibp cg:5"]["step cost against SGD"] == pytest.approx(2)
+    assert hard["sibp cg:5"]["completed"] == 2
+    assert hard["sgd"]["steps to train loss ≤ 0.4"].median == 30

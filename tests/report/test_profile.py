@@ -1,0 +1,78 @@
+"""Performance profiles and places: cases that can be worked out by hand."""
+
+import doctest
+import math
+
+import pytest
+
+from sibp.report import profile
+from sibp.report.profile import ranks, ratios, score, share_within, steps_of
+
+INF = math.inf
+
+
+def test_the_examples_in_the_docstrings():
+    assert doctest.testmod(profile).failed == 0
+    assert doctest.testmod(profile).attempted > 0
+
+
+def test_a_ratio_is_to_the_fastest_on_the_same_instance():
+    """Instances differ in difficulty by a factor of 100; a is twice as fast on the first, b on the second."""
+    found = ratios({"a": [1, 200], "b": [2, 100]})
+    assert found == {"a": [1, 2], "b": [2, 1]}
+
+
+def test_a_missed_target_is_infinitely_far_even_where_all_miss_it():
+    found = ratios({"a": [INF, 5, INF], "b": [INF, INF, 3]})
+    assert found == {"a": [INF, 1, INF], "b": [INF, INF, 1]}
+    assert share_within(found["a"], INF) == 1 / 3
+
+
+def test_equal_costs_are_both_the_fastest():
+    found = ratios({"a": [10, 0], "b": [10, 0], "c": [30, 4]})
+    assert found == {"a": [1, 1], "b": [1, 1], "c": [3, INF]}, "any cost is infinitely more than none"
+
+
+def test_methods_need_the_same_instances():
+    with pytest.raises(ValueError, match="argument"):
+        ratios({"a": [1, 2], "b": [1]})
+
+
+def test_the_profile_counts_missed_targets_as_instances():
+    """One of four is solved first, one at twice the cost, two never: 1/4 up to 2, then 1/2 for good."""
+    own = [1.0, INF, 2.0, INF]
+    assert [share_within(own, tau) for tau in (1, 1.99, 2, 100)] == [0.25, 0.25, 0.5, 0.5]
+    tau, height = steps_of(own, 10.0)
+    assert tau.tolist() == [1, 2, 2, 10]
+    assert height.tolist() == [0.25, 0.25, 0.5, 0.5]
+
+
+def test_the_line_agrees_with_the_definition_everywhere_and_never_falls():
+    own = [1.0, 1.0, 1.5, 3.0, 3.0, 20.0, INF]
+    tau, height = steps_of(own, 10.0)
+    assert (tau[0], tau[-1]) == (1, 10)
+    assert (height[1:] >= height[:-1]).all()
+    for i in range(0, len(tau), 2):  # a level stretch, from the moment at which it is reached
+        assert tau[i + 1] > tau[i]
+        assert height[i] == height[i + 1] == share_within(own, tau[i])
+
+
+def test_a_method_that_solves_nothing_lies_at_the_bottom():
+    tau, height = steps_of([INF, INF], 4.0)
+    assert (tau.tolist(), height.tolist()) == ([1, 4], [0, 0])
+    assert score([INF, INF]) == 0
+
+
+def test_the_score_is_the_area_below_the_profile():
+    own = [1.0, 1.2, 2.0, 3.5, 4.0, 7.0, INF]
+    tau, height = steps_of(own, profile.LIMIT)
+    area = sum((b - a) * h for a, b, h in zip(tau, tau[1:], height, strict=False))
+    assert score(own) == pytest.approx(area / (profile.LIMIT - 1))
+    assert score([1.0, 1.0]) == 1
+
+
+def test_places_are_shared_by_equals_and_the_worst_share_the_last_ones():
+    found = ranks({"a": [1, 5], "b": [INF, 5], "c": [INF, 2], "d": [0, 5]})
+    assert found == {"a": [2, 3], "b": [3.5, 3], "c": [3.5, 1], "d": [1, 3]}
+    for place in zip(*found.values(), strict=True):
+        assert sum(place) == 1 + 2 + 3 + 4
