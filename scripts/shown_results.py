@@ -18,7 +18,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure as Canvas
 
 from sibp.report.arena import ARENA, Contest, kept, standings
-from sibp.report.arena_page import outcome_table, standing_table
+from sibp.report.arena_page import against_table, outcome_table, standing_table
 from sibp.report.blocks import Figure, Table
 from sibp.report.claims import read_claims
 from sibp.report.claims_page import judged, verdict_table
@@ -216,6 +216,12 @@ def outcome(name: str) -> str:
     return _as_it_is(replace(whole, columns=[whole.columns[i] for i in chosen], rows=rows))
 
 
+def ours(name: str) -> str:
+    """SIBP with three rounds against all others on one problem of the arena."""
+    (contest,) = _contests(name)
+    return _as_it_is(against_table(contest, "sibp cg:3"))
+
+
 def _contests(name: str) -> list[Contest]:
     if not (found := kept(RESULTS, name)):
         raise OpenError
@@ -266,6 +272,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "picture": drawn,
     "standings": standing,
     "outcome": outcome,
+    "sibp cg:3 against all": ours,
     "training loss by part": lambda name: parts(name, FINAL_LOSS),
     "test accuracy by part": lambda name: parts(name, TEST_ACC),
 }

@@ -133,6 +133,33 @@ def outcome_table(contest: Contest) -> Table:
     return Table("outcome", columns, rows, "Medians over seeds with 95 % bootstrap intervals")
 
 
+def against_table(contest: Contest, name: str) -> Table:
+    """One method against every other, paired by seed.
+
+    Args:
+        contest: the problem.
+        name: of the method.
+
+    Returns:
+        Verdicts on the method, a row a rival; empty if it was not entered.
+    """
+    mine = contest.entry(name)
+    rows: list[list[Cell]] = []
+    for rival in contest.problem.methods if mine else ():
+        if mine is None or rival.name == name or not rival.runs:
+            continue
+        words = [_against(mine, rival, quantity) for quantity in contest.quantities]
+        for target in contest.targets:
+            needed = [costs(method, target) for method in (mine, rival)]
+            for unit in UNITS:
+                first, second = ({seed: each[unit] for seed, each in found.items()} for found in needed)
+                words.append(verdict(first, second, larger_is_better=False).word)
+        rows.append([rival.name, *words])
+    titles = [quantity.title for quantity in contest.quantities]
+    targets = [f"{unit} to {target.title}" for target in contest.targets for unit in UNITS]
+    return Table("against", (f"{name} against", *titles, *targets), rows, f"{name} against all, paired by seed")
+
+
 def _label(method: Method) -> str | None:
     """What was tuned of the chosen setting; all of it where nothing was."""
     if method.chosen is None:

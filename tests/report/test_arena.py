@@ -8,7 +8,7 @@ from fake_runs import PROXBP, SGD, SIBP, write_run
 
 from sibp.report.__main__ import main
 from sibp.report.arena import contests, costs, own_names, pace, standings
-from sibp.report.arena_page import build_arena
+from sibp.report.arena_page import against_table, build_arena
 from sibp.report.blocks import Figure, Table
 from sibp.report.collect import collect
 from sibp.report.comparison import compare
@@ -115,6 +115,22 @@ def test_methods_are_called_as_their_sweep_calls_them(root):
     (root / "easy" / "tuning.json").write_text("[]")
     with pytest.raises(Exception, match="no record of a sweep"):
         found_in(root)
+
+
+def test_one_against_all_is_paired_by_seed(tmp_path):
+    """SIBP needs half of SGD's steps, each twice as dear and a little more: better in steps, worse in seconds."""
+    for seed in range(5):
+        write_run(tmp_path / f"sgd{seed}", SGD, seed, (2.3, 1.0 + seed, 0.5))
+        write_run(tmp_path / f"sibp{seed}", SIBP, seed, (2.3, 0.5, 0.5 + seed / 10), seconds_per_step=0.021)
+    (contest,) = found_in(tmp_path)
+    table = against_table(contest, "sibp cg:5")
+    row = dict(zip(table.columns, table.rows[0], strict=True))
+    assert len(table.rows) == 1
+    assert row["sibp cg:5 against"] == "sgd"
+    assert row["final train loss"] == "no difference"  # equal at the first seed
+    assert row["steps to train loss ≤ 0.5"] == "better"
+    assert row["seconds to train loss ≤ 0.5"] == "worse"
+    assert against_table(contest, "muon").rows == []
 
 
 def test_the_page_shows_what_was_computed(root, tmp_path):
