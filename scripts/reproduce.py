@@ -19,6 +19,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from sibp.report.collect import collect
 from sibp.report.experiments import Experiment, is_kept, read_experiments
 from sibp.report.packed import PACKED, pack
@@ -65,7 +67,15 @@ def _choices(name: str) -> Iterator[list[str]]:
     for method in json.loads(path.read_text())["methods"]:
         if method["chosen"]:
             setting = method["optimizer"] | method["chosen"]
-            yield [f"optimizer={setting.pop('name')}", *(f"optimizer.{k}={_word(v)}" for k, v in setting.items())]
+            config = _config_of(setting.pop("name"))
+            yield [f"optimizer={config}", *(f"optimizer.{k}={_word(v)}" for k, v in setting.items())]
+
+
+def _config_of(optimizer: str) -> str:
+    """The config of an optimizer, or one of several: locoprop_s for locoprop. All that it says will be said anew."""
+    configs = sorted((ROOT / "configs" / "optimizer").glob("*.yaml"))
+    named = [path.stem for path in configs if yaml.safe_load(path.read_text()).get("name") == optimizer]
+    return named[0] if named else optimizer
 
 
 def _word(value: Any) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sibp.experiment.compose import plan
+from sibp.experiment.compose import compose, plan
 from sibp.experiment.settings import Settings
 from sibp.report.collect import collect
 from sibp.train import main as train
@@ -96,6 +96,19 @@ def test_chosen_settings_are_those_of_the_kept_record(reproduce, tmp_path, monke
     (tmp_path / "other" / "tuning.json").write_text(json.dumps({"methods": [sibp, dead]}))
     (command,) = reproduce.commands(tiny, tmp_path, [])
     assert command[3:-2] == ["seed=0,1", "optimizer=sibp", "optimizer.solver=cg:3", "optimizer.lr=0.7"]
+
+
+def test_a_chosen_setting_finds_its_config_where_that_has_another_name(reproduce, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
+    (tmp_path / "other").mkdir()
+    for words in (["optimizer=locoprop_m"], ["optimizer=sibp_adam"], ["optimizer=proxprop_adam"], ["optimizer=foof"]):
+        optimizer = compose(words)["optimizer"]
+        rest = {"lr": optimizer.pop("lr")}
+        record = {"methods": [{"name": "x", "optimizer": optimizer, "chosen": rest}]}
+        (tmp_path / "other" / "tuning.json").write_text(json.dumps(record))
+        tiny = reproduce.read_experiments(write_list(tmp_path, {".": "chosen other seed=0"}))["tiny"]
+        (command,) = reproduce.commands(tiny, tmp_path, [])
+        assert compose(command[4:-2])["optimizer"] == {**optimizer, **rest}
 
 
 @pytest.mark.parametrize(
