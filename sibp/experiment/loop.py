@@ -149,9 +149,9 @@ class Trainer:
         return loss.item() / count, right.item() / count if self.objective.right is not None else None
 
     def _first_step(self) -> float:
-        """Take it, and return its seconds."""
+        """Take it outside the run, and return its seconds."""
         with self.clock.measure("train"):
-            self._train_step(self.order.batch(0).to(self.device))
+            self._optimize(self.order.batch(0).to(self.device))
         return self.clock.seconds["train"]
 
     def _advance(self) -> None:
@@ -174,6 +174,10 @@ class Trainer:
                 raise DivergedError(self.step, loss)
 
     def _train_step(self, indices: torch.Tensor) -> torch.Tensor:
+        """A step of the run; returns its loss."""
+        return self._optimize(indices)
+
+    def _optimize(self, indices: torch.Tensor) -> torch.Tensor:
         images, labels = self.data.train.images[indices], self.data.train.labels[indices]
 
         def closure() -> torch.Tensor:

@@ -76,10 +76,10 @@ def sweep(words: list[str], output: Path, started: Path, barrier: Any) -> None:
     """Run a command line once all are ready, note every run that is trained, and exit with its code."""
     fit = Trainer.fit
 
-    def noting_fit(self: Trainer) -> None:
+    def noting_fit(self: Trainer, another: Any) -> None:
         with started.open("a") as file:
             file.write(self.folder.path.name + "\n")
-        fit(self)
+        fit(self, another)
 
     Trainer.fit = noting_fit
     os.dup2(os.open(output, os.O_CREAT | os.O_WRONLY), sys.stdout.fileno())

@@ -190,7 +190,7 @@ def test_a_name_is_readable_and_harmless(make_config):
 def test_what_the_first_step_compiles_is_in_no_training_second(make_config, monkeypatch):
     usual = summary_of(run(make_config("sibp")).folder)
     now, taken = [0.0], []
-    original = Trainer._train_step
+    original = Trainer._optimize
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
 
     def compiles_first(*args: Any) -> Any:
@@ -198,7 +198,7 @@ def test_what_the_first_step_compiles_is_in_no_training_second(make_config, monk
         taken.append(1)
         return original(*args)
 
-    monkeypatch.setattr(Trainer, "_train_step", compiles_first)
+    monkeypatch.setattr(Trainer, "_optimize", compiles_first)
     summary = summary_of(run(make_config("sibp", force=True)).folder)
     assert len(taken) == 1 + 20
     assert summary["first_step_seconds"] == 100

@@ -241,10 +241,10 @@ def test_runs_that_the_sweep_did_not_ask_for_are_told_of(done, capsys):
 def test_a_failing_trial_is_recorded_and_tried_again(monkeypatch, capsys):
     original = Trainer.fit
 
-    def fit(self):
+    def fit(self, another):
         if self.settings.optimizer["lr"] == 0.1:
             raise RuntimeError("boom")
-        original(self)
+        original(self, another)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "fit", fit)
