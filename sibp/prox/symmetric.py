@@ -14,9 +14,8 @@ from torch import Tensor
 from sibp.prox import compiled
 from sibp.prox.numbers import Flag, Number, at_least, number
 
-_PARALLEL = 1_000_000  # multiply-adds of a Gram matrix from which several threads are worth waking
-_SIDE = 4  # rows of its tiles
-_WORK = 8  # rows of memory for an inverse
+_PARALLEL = 1_000_000  # multiply-adds from which several threads are worth waking
+_SIDE = 4  # rows of a tile of symmetric.c, which needs twice as many for an inverse
 _LARGEST = 320  # rows of a matrix from which on a factorisation by blocks is faster
 _LANES = 16  # numbers in the widest vector of symmetric.c: columns are a multiple of this many
 
@@ -75,7 +74,7 @@ def ridge(G: Tensor, lam: float, rounding: float) -> Ridge:
     N = len(G)
     scale = library.row_sum_norm(G.data_ptr(), N)
     damping = at_least(lam, rounding * scale)
-    inverse, work = torch.empty_like(G), G.new_empty(_WORK * N)
+    inverse, work = torch.empty_like(G), G.new_empty(2 * _SIDE * N)
     solved = library.minus_inverse(G.data_ptr(), inverse.data_ptr(), N, damping, work.data_ptr())
 
     def solve(r: Tensor) -> Tensor:
