@@ -10,6 +10,7 @@ cifar10        pixel / 255, then each channel less its mean over its standard de
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ DIGITS_SPLIT_SEED = 20200206  # fixed, so that every run of every seed has the s
 
 IDX_FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 CIFAR_FILES = ("batches.meta", *(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+FILES = {
+    "mnist": [f"MNIST/raw/{file}" for file in IDX_FILES],
+    "fashion_mnist": [f"FashionMNIST/raw/{file}" for file in IDX_FILES],
+    "cifar10": [f"cifar-10-batches-py/{file}" for file in CIFAR_FILES],
+}
 MNIST_MD5 = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
     "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
@@ -91,6 +97,9 @@ class Data:
         return replace(self, train=Split(self.train.images, labels))
 
 
+Builder = Callable[[Path, bool], Data]
+
+
 def load_data(config: dict[str, Any], data_root: str, download: bool) -> Data:
     """Load the data set that a config names.
 
@@ -105,7 +114,16 @@ def load_data(config: dict[str, Any], data_root: str, download: bool) -> Data:
     Raises:
         UserError: unknown data set, missing or corrupted files.
     """
-    return known_builder("dataset", DATASETS, config)(Path(data_root), download)
+    builder = known_builder("dataset", DATASETS, config)
+    files = [Path(data_root).resolve() / file for file in FILES.get(config["name"], ())]
+    stamps = tuple((stat.st_size, stat.st_mtime_ns) for stat in (f.stat() for f in files if f.is_file()))
+    return _load(builder, Path(data_root), download, (*files, *stamps))
+
+
+@lru_cache(maxsize=1)
+def _load(builder: Builder, data_root: Path, download: bool, files: tuple[object, ...]) -> Data:
+    """What the builder makes; kept, so that the runs of a sweep read their files once, unless those change."""
+    return builder(data_root, download)
 
 
 def _digits(data_root: Path, download: bool) -> Data:
@@ -168,7 +186,7 @@ def _cifar10(data_root: Path, download: bool) -> Data:
     return Data(*parts, shape=(3, 32, 32), classes=10, sha256=_digest(x, y, x_test, y_test))
 
 
-DATASETS: dict[str, Callable[[Path, bool], Data]] = {
+DATASETS: dict[str, Builder] = {
     "digits": _digits,
     "mnist": _mnist,
     "fashion_mnist": _fashion_mnist,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sibp.experiment.data import CIFAR_FILES, IDX_FILES, load_data
+from sibp.experiment.data import CIFAR_FILES, DATASETS, IDX_FILES, load_data
 from sibp.experiment.errors import UserError
 
 
@@ -20,7 +20,7 @@ def write_files(folder: Path, files: tuple[str, ...]) -> None:
 
 
 def test_digits_are_split_once_and_for_all(tmp_path):
-    data, again = load("digits", tmp_path), load("digits", tmp_path)
+    data, again = load("digits", tmp_path), load("digits", tmp_path / "elsewhere")  # so that it is made anew
     assert [len(part) for part in (data.train, data.val, data.test)] == [1297, 250, 250]
     assert data.train.images.shape[1:] == data.shape == (1, 8, 8)
     assert data.train.images.dtype == torch.float32
@@ -51,6 +51,18 @@ def test_label_noise_makes_as_many_training_labels_wrong_as_it_says_and_no_other
         assert torch.equal(getattr(noisy, part).labels, getattr(data, part).labels)
     assert torch.equal(noisy.train.images, data.train.images)
     assert torch.equal(data.with_label_noise(0.0, 7).train.labels, data.train.labels)
+
+
+def test_a_sweep_reads_the_files_once_unless_they_change(tmp_path, monkeypatch):
+    file = tmp_path / "MNIST" / "raw" / IDX_FILES[0]
+    file.parent.mkdir(parents=True)
+    file.write_text("first")
+    read = []
+    monkeypatch.setitem(DATASETS, "mnist", lambda root, download: read.append((root / file).read_text()) or len(read))
+    assert [load("mnist", tmp_path) for _ in range(3)] == [1, 1, 1]
+    file.write_text("second, and longer")
+    assert [load("mnist", tmp_path) for _ in range(2)] == [2, 2]
+    assert read == ["first", "second, and longer"]
 
 
 @pytest.mark.parametrize(
