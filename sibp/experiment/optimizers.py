@@ -14,7 +14,7 @@ from torch import nn
 
 import sibp.optim
 from sibp.experiment.settings import call_builder
-from sibp.optim import SIBP, ProxBP
+from sibp.optim import SIBP, ProxBP, muon
 from sibp.optim.proximal import ProximalOptimizer
 
 
@@ -76,7 +76,7 @@ def proxprop(
     a plain linear one in their networks, gets its ordinary gradient.
 
     Raises:
-        ValueError: if the model has one layer only, or `outer` is neither "sgd" nor "adam".
+        ValueError: if the model has one layer only, or `outer` is not known.
     """
     layers = [m for m in model.modules() if any(True for _ in m.parameters(recurse=False))]
     last = {id(p) for p in layers[-1].parameters()}
@@ -98,9 +98,9 @@ def sibp_fed(
     prox_weight: float,
     solver: str,
 ) -> torch.optim.Optimizer:
-    """The semi-implicit direction fed to SGD with Nesterov momentum, or to AdamW.
+    """The semi-implicit direction fed to SGD with Nesterov momentum, to AdamW, or to Muon.
 
-    Weight decay is the outer optimizer's: decoupled in AdamW, added to the direction before the momentum in SGD.
+    Weight decay is the outer optimizer's: added to the direction before the momentum in SGD, decoupled in the others.
     """
     direction = SIBP(model, neuron_step, prox_weight, solver, direction_only=True)
     return _fed(direction, _outer(outer, model, lr, momentum, weight_decay))
@@ -114,7 +114,9 @@ def _outer(name: str, model: nn.Module, lr: float, momentum: float, weight_decay
         )
     if name == "adam":
         return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
-    raise ValueError(f"outer={name} is not known; choose sgd or adam")
+    if name == "muon":
+        return muon.build(model, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    raise ValueError(f"outer={name} is not known; choose sgd, adam or muon")
 
 
 def _fed(direction: ProximalOptimizer, outer: torch.optim.Optimizer) -> torch.optim.Optimizer:
