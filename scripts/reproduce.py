@@ -2,10 +2,12 @@
 
     python scripts/reproduce.py                  # those without kept evidence, but for *_full
     python scripts/reproduce.py depth rounds     # these, kept evidence or not
+    python scripts/reproduce.py --add arena/deep # what is new in it, such as a method, and no more
     python scripts/reproduce.py --dry            # only list the commands
 
 Finished runs in the run root are not trained again, so the same command goes on after an interruption. An experiment
-is kept when all its runs have ended; what was kept of it before is replaced. Exit code: 0 everything asked for is kept,
+is kept when all its runs have ended; what was kept of it before is replaced. Until then, those that have ended are in
+results/unfinished, from where another machine can go on. Exit code: 0 everything asked for is kept,
 1 something is not, 2 wrong input, 130 interrupted.
 """
 
@@ -21,14 +23,17 @@ from typing import Any
 
 import yaml
 
+from sibp.experiment.run_folder import RunFolder
 from sibp.report.collect import collect
 from sibp.report.experiments import Experiment, is_kept, read_experiments
-from sibp.report.packed import PACKED, pack
+from sibp.report.packed import PACKED, pack, read_packed, rows_of
 from sibp.report.values import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 RECORDS = ("*.json", "tuning.md")  # kept as they are, beside the runs
+BELOW = {"tune": ("trials", "final"), "script": ()}  # where the runs of a command are, if not in its folder itself
+UNFINISHED = "unfinished"
 ENDED, INTERRUPTED = (0, 3), 130  # 3: a run diverged, which is a result
 
 
@@ -104,6 +109,60 @@ def run(experiment: Experiment, run_root: Path, own: Sequence[str]) -> int:
     return 0
 
 
+def restore(experiment: Experiment, run_root: Path, kept: Path, packed: str = PACKED) -> int:
+    """Put runs that were kept back into the run root, so that none of them is trained again.
+
+    Args:
+        experiment: which.
+        run_root: for the runs of all experiments.
+        kept: the folder that holds those of all experiments.
+        packed: the name of their files.
+
+    Returns:
+        How many were put back: those that are not there, and whose name is still that of their settings.
+    """
+    restored = 0
+    for path in sorted((kept / experiment.name).rglob(packed)):
+        place = run_root / path.parent.relative_to(kept)
+        for run in read_packed(path):
+            folder = RunFolder(run.config | {"run_root": str(place)})
+            if folder.path.name != run.path.name or folder.is_finished():
+                continue
+            with folder.locked():
+                folder.clear()
+                folder.write_config()
+                for row in rows_of(run):
+                    folder.append_row(row)
+                folder.write_summary(run.summary)
+            restored += 1
+    return restored
+
+
+def save(experiment: Experiment, run_root: Path, results: Path = RESULTS) -> int:
+    """Keep the runs of an experiment that have ended, while others have not: for whoever goes on, no evidence yet.
+
+    Args:
+        experiment: which.
+        run_root: as it was run with.
+        results: where evidence is kept; theirs is the folder `UNFINISHED` in it.
+
+    Returns:
+        How many runs are kept.
+    """
+    source, count = run_root / experiment.name, 0
+    for folder, command in experiment.commands.items():
+        for below in BELOW.get(command.split()[0], (".",)):
+            if not (place := source / folder / below).is_dir():
+                continue
+            ended = [run for run in collect([place]).runs if run.status in ("completed", "diverged")]
+            if ended:
+                target = results / UNFINISHED / experiment.name / folder / below / "ended.jsonl"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_text(pack(ended))
+                count += len(ended)
+    return count
+
+
 def keep(experiment: Experiment, run_root: Path, results: Path = RESULTS) -> str | None:
     """Replace what is kept of an experiment by what is in the run root.
 
@@ -121,7 +180,7 @@ def keep(experiment: Experiment, run_root: Path, results: Path = RESULTS) -> str
         part = source / folder
         for path in sorted(path for pattern in RECORDS for path in part.glob(pattern)):
             files[path.relative_to(source)] = path.read_text()
-        for below in {"tune": ("trials", "final"), "script": ()}.get(command.split()[0], (".",)):
+        for below in BELOW.get(command.split()[0], (".",)):
             try:
                 found = collect([part / below])
             except UsageError as error:
@@ -155,6 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", metavar="NAME", nargs="*", help="experiments; all: every one but *_full")
+    parser.add_argument("--add", action="store_true", help="go on from what is kept of these")
     parser.add_argument("--dry", action="store_true", help="list the commands; run none")
     parser.add_argument("--threads", type=int, default=1, help="of every run (default: 1)")
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="where the data sets are (default: data)")
@@ -165,6 +225,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         experiments = _wanted(args.names, read_experiments(RESULTS / "experiments.yaml"))
         if args.dry:
             return _list(experiments, args.run_root, own)
+        for each in experiments if args.add else ():
+            print(f"{each.name}: {restore(each, args.run_root, RESULTS)} kept runs go back to {args.run_root}.")
         missed = {each.name: why for each in experiments if (why := _reproduce(each, args.run_root, own))}
     except UsageError as error:
         print(error, file=sys.stderr)
@@ -193,13 +255,20 @@ def _wanted(names: Sequence[str], experiments: dict[str, Experiment]) -> list[Ex
 
 def _reproduce(experiment: Experiment, run_root: Path, own: Sequence[str]) -> str | None:
     print(f"\n{experiment.name} (about {experiment.minutes:g} minutes): {experiment.asks}", flush=True)
+    if restored := restore(experiment, run_root, RESULTS / UNFINISHED, "ended.jsonl"):
+        print(f"{restored} runs of an earlier attempt go back to {run_root}.", flush=True)
     try:
         code = run(experiment, run_root, own)
     except UsageError as error:
         return str(error)
+    reason = keep(experiment, run_root) if code == 0 else f"a command above ended with exit code {code}."
+    if reason is None:
+        shutil.rmtree(RESULTS / UNFINISHED / experiment.name, ignore_errors=True)
+    elif count := save(experiment, run_root):
+        print(f"The {count} runs that ended are in {RESULTS / UNFINISHED / experiment.name}.", flush=True)
     if code == INTERRUPTED:
         raise KeyboardInterrupt
-    return keep(experiment, run_root) if code == 0 else f"a command above ended with exit code {code}."
+    return reason
 
 
 def _list(experiments: Sequence[Experiment], run_root: Path, own: Sequence[str]) -> int:

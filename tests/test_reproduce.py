@@ -84,6 +84,49 @@ def test_an_experiment_is_kept_once_all_its_runs_have_ended(reproduce, tmp_path)
     assert (results / "tiny" / "sgd" / "runs.jsonl").read_text() == before
 
 
+def kept_lines(results: Path) -> list[dict]:
+    return [json.loads(line) for line in (results / "tiny" / "sibp" / "runs.jsonl").read_text().splitlines()]
+
+
+def test_another_machine_goes_on_from_what_ended_on_the_first(reproduce, tmp_path, monkeypatch):
+    words = "max_steps=4 log_every=2 device=cpu model.hidden=[4] seed=0,1,2"
+    path = write_list(tmp_path, {"sibp": f"train {words} optimizer=sibp"})
+    tiny = reproduce.read_experiments(path)["tiny"]
+    monkeypatch.setattr(reproduce, "RESULTS", results := tmp_path / "results")
+    first, second = tmp_path / "first", tmp_path / "second"
+    trained = []
+
+    def train_some(command, run_root, own):
+        (line,) = reproduce.commands(tiny, run_root, own)
+        trained.append(train([word.replace("seed=0,1,2", seeds) for word in line[2:]]))
+        return 1 if seeds == "seed=0,1" else 0
+
+    monkeypatch.setattr(reproduce, "run", train_some)
+    monkeypatch.setattr(reproduce.keep, "__defaults__", (results,))
+    monkeypatch.setattr(reproduce.save, "__defaults__", (results,))
+    seeds = "seed=0,1"
+    assert "exit code 1" in reproduce._reproduce(tiny, first, ["threads=1"])
+    assert not (results / "tiny").exists()
+
+    seeds = "seed=0,1,2"
+    assert reproduce._reproduce(tiny, second, ["threads=1"]) is None
+    assert trained == [0, 0]
+    assert not (results / "unfinished" / "tiny").exists()
+    runs = {place: {run.seed: run for run in collect([place / "tiny"]).runs} for place in (first, second)}
+    for seed, run in runs[first].items():
+        assert run.summary == {**runs[second][seed].summary, "environment": run.summary["environment"]}
+        assert run.columns["seconds"].tolist() == runs[second][seed].columns["seconds"].tolist()  # so not trained anew
+    assert set(runs[second]) == {0, 1, 2}
+
+    # What is kept goes back as it is, down to the solver's figures.
+    kept = kept_lines(results)
+    assert reproduce.restore(tiny, tmp_path / "third", results) == 3
+    assert reproduce.restore(tiny, tmp_path / "third", results) == 0
+    assert reproduce.keep(tiny, tmp_path / "third", results) is None
+    assert kept_lines(results) == kept
+    assert all(line["solver"] for line in kept[1:])
+
+
 def test_chosen_settings_are_those_of_the_kept_record(reproduce, tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
     path = write_list(tmp_path, {".": "chosen other seed=0,1"})

@@ -180,3 +180,23 @@ def _at_row(solver: Any, i: int) -> dict[str, dict[str, Any]]:
         for layer, stats in layers
         if isinstance(stats, dict)
     }
+
+
+def rows_of(run: Run) -> list[dict[str, Any]]:
+    """A run's rows as it logged them, but for what packing leaves out.
+
+    Args:
+        run: such as :func:`read_packed` gives.
+
+    Returns:
+        One mapping a logged step: `COLUMNS`, and ``solver`` where the solver's figures are known.
+    """
+    values = [run.columns[name].tolist() for name in COLUMNS]
+    rows: list[dict[str, Any]] = [dict(zip(COLUMNS, row, strict=True)) for row in zip(*values, strict=True)]
+    for layer, stats in run.solver.items():
+        for name, (steps, figures) in stats.items():
+            found = dict(zip(steps.tolist(), figures.tolist(), strict=True))
+            for row in rows:
+                if row["step"] in found:
+                    row.setdefault("solver", {}).setdefault(layer, {})[name] = found[row["step"]]
+    return rows
