@@ -23,17 +23,17 @@ from typing import Any
 
 import yaml
 
-from sibp.experiment.run_folder import RunFolder
+from sibp.experiment.run_folder import FINISHED, RunFolder
 from sibp.report.collect import collect
 from sibp.report.experiments import Experiment, is_kept, read_experiments
 from sibp.report.packed import PACKED, pack, read_packed, rows_of
-from sibp.report.values import UsageError
+from sibp.report.values import BrokenError, UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 RECORDS = ("*.json", "tuning.md")  # kept as they are, beside the runs
 BELOW = {"tune": ("trials", "final"), "script": ()}  # where the runs of a command are, if not in its folder itself
-UNFINISHED = "unfinished"
+UNFINISHED, SAVED = "unfinished", "ended.jsonl"
 ENDED, INTERRUPTED = (0, 3), 130  # 3: a run diverged, which is a result
 
 
@@ -109,6 +109,13 @@ def run(experiment: Experiment, run_root: Path, own: Sequence[str]) -> int:
     return 0
 
 
+def _places(experiment: Experiment) -> Iterator[Path]:
+    """Where its runs are, below its own folder."""
+    for folder, command in experiment.commands.items():
+        for below in BELOW.get(command.split()[0], (".",)):
+            yield Path(folder) / below
+
+
 def restore(experiment: Experiment, run_root: Path, kept: Path, packed: str = PACKED) -> int:
     """Put runs that were kept back into the run root, so that none of them is trained again.
 
@@ -120,11 +127,18 @@ def restore(experiment: Experiment, run_root: Path, kept: Path, packed: str = PA
 
     Returns:
         How many were put back: those that are not there, and whose name is still that of their settings.
+
+    Raises:
+        UsageError: a file is damaged; says which and where.
     """
     restored = 0
     for path in sorted((kept / experiment.name).rglob(packed)):
         place = run_root / path.parent.relative_to(kept)
-        for run in read_packed(path):
+        try:
+            runs = read_packed(path)
+        except BrokenError as error:
+            raise UsageError(f"{path} cannot be used: {error}.") from error
+        for run in runs:
             folder = RunFolder(run.config | {"run_root": str(place)})
             if folder.path.name != run.path.name or folder.is_finished():
                 continue
@@ -150,16 +164,13 @@ def save(experiment: Experiment, run_root: Path, results: Path = RESULTS) -> int
         How many runs are kept.
     """
     source, count = run_root / experiment.name, 0
-    for folder, command in experiment.commands.items():
-        for below in BELOW.get(command.split()[0], (".",)):
-            if not (place := source / folder / below).is_dir():
-                continue
-            ended = [run for run in collect([place]).runs if run.status in ("completed", "diverged")]
-            if ended:
-                target = results / UNFINISHED / experiment.name / folder / below / "ended.jsonl"
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_text(pack(ended))
-                count += len(ended)
+    for place in filter(lambda place: (source / place).is_dir(), _places(experiment)):
+        ended = [run for run in collect([source / place]).runs if run.status in FINISHED]
+        if ended:
+            target = results / UNFINISHED / experiment.name / place / SAVED
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(pack(ended))
+            count += len(ended)
     return count
 
 
@@ -176,19 +187,18 @@ def keep(experiment: Experiment, run_root: Path, results: Path = RESULTS) -> str
     """
     files: dict[Path, str] = {}
     source = run_root / experiment.name
-    for folder, command in experiment.commands.items():
-        part = source / folder
+    for part in (source / folder for folder in experiment.commands):
         for path in sorted(path for pattern in RECORDS for path in part.glob(pattern)):
             files[path.relative_to(source)] = path.read_text()
-        for below in BELOW.get(command.split()[0], (".",)):
-            try:
-                found = collect([part / below])
-            except UsageError as error:
-                return str(error)
-            waiting = [run.path.name for run in found.runs if run.status not in ("completed", "diverged")]
-            if waiting or found.broken:
-                return f"{len(waiting)} runs have not ended, {len(found.broken)} are broken: the same command goes on."
-            files[(part / below / PACKED).relative_to(source)] = pack(found.runs)
+    for place in _places(experiment):
+        try:
+            found = collect([source / place])
+        except UsageError as error:
+            return str(error)
+        waiting = [run.path.name for run in found.runs if run.status not in FINISHED]
+        if waiting or found.broken:
+            return f"{len(waiting)} runs have not ended, {len(found.broken)} are broken: the same command goes on."
+        files[place / PACKED] = pack(found.runs)
     if not files:
         return f"{source} holds no results."
     target = results / experiment.name
@@ -255,7 +265,7 @@ def _wanted(names: Sequence[str], experiments: dict[str, Experiment]) -> list[Ex
 
 def _reproduce(experiment: Experiment, run_root: Path, own: Sequence[str]) -> str | None:
     print(f"\n{experiment.name} (about {experiment.minutes:g} minutes): {experiment.asks}", flush=True)
-    if restored := restore(experiment, run_root, RESULTS / UNFINISHED, "ended.jsonl"):
+    if restored := restore(experiment, run_root, RESULTS / UNFINISHED, SAVED):
         print(f"{restored} runs of an earlier attempt go back to {run_root}.", flush=True)
     try:
         code = run(experiment, run_root, own)

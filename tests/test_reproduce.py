@@ -126,6 +126,11 @@ def test_another_machine_goes_on_from_what_ended_on_the_first(reproduce, tmp_pat
     assert kept_lines(results) == kept
     assert all(line["solver"] for line in kept[1:])
 
+    damaged = results / "tiny" / "sibp" / "runs.jsonl"
+    damaged.write_text(damaged.read_text()[:-40])
+    with pytest.raises(reproduce.UsageError, match=r"runs.jsonl cannot be used: line 4 is damaged"):
+        reproduce.restore(tiny, tmp_path / "fourth", results)
+
 
 def test_chosen_settings_are_those_of_the_kept_record(reproduce, tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path)

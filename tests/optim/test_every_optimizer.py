@@ -56,9 +56,9 @@ ROWS = [
     Row("sgd", {"momentum": 0.9}),
     Row("sibp"),
     Row("sibp_adam", {"lr": 0.01}),
-    Row("sibp_muon", {"lr": 0.01}),
     Row("sibp_foof", {"damping": 10.0, "inverse_every": 10}),
     Row("sibp_momentum"),
+    Row("sibp_muon", {"lr": 0.01}),
     Row("soap", {"lr": 0.01}),
 ]
 
