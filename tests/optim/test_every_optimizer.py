@@ -57,6 +57,7 @@ ROWS = [
     Row("sibp"),
     Row("sibp_adam", {"lr": 0.01}),
     Row("sibp_foof", {"damping": 10.0, "inverse_every": 10}),
+    Row("sibp_growing"),
     Row("sibp_momentum"),
     Row("sibp_muon", {"lr": 0.01}),
     Row("soap", {"lr": 0.01}),
