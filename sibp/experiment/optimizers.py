@@ -29,8 +29,11 @@ def adam(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Opt
 
 
 def nesterov(model: nn.Module, *, lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Torch's stochastic gradient descent with Nesterov momentum: a method with a name of its own in comparisons."""
-    return sgd(model, lr=lr, momentum=momentum, nesterov=True, weight_decay=weight_decay)
+    """Torch's stochastic gradient descent with Nesterov momentum: a method with a name of its own in comparisons.
+
+    Without momentum, which a sweep may come to, it is plain SGD; torch would refuse the two words together.
+    """
+    return sgd(model, lr=lr, momentum=momentum, nesterov=momentum > 0, weight_decay=weight_decay)
 
 
 def adamw(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:

@@ -58,6 +58,7 @@ def adagrad(x, t, state, lr, weight_decay, eps=1e-10):
 
 RULES = [
     (nesterov, {"lr": 0.1, "momentum": 0.8, "weight_decay": 0.02}),
+    (nesterov, {"lr": 0.1, "momentum": 0.0, "weight_decay": 0.02}),
     (adamw, {"lr": 0.1, "weight_decay": 0.3}),
     (rmsprop, {"lr": 0.1, "decay": 0.7, "momentum": 0.4, "weight_decay": 0.02}),
     (adagrad, {"lr": 0.4, "weight_decay": 0.02}),
