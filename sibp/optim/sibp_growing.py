@@ -17,13 +17,18 @@ class GrowingSIBP(SIBP):
     """
 
     def __init__(self, model: nn.Module, lr: float, neuron_step: float, prox_weight: float, solver: str) -> None:
-        super().__init__(model, lr, prox_weight, solver)
-        self.neuron_step = in_range({"neuron_step": neuron_step}, "neuron_step", 0.0)  # eta
+        group = {"params": list(model.parameters()), "neuron_step": neuron_step}
+        super().__init__(model, lr, prox_weight, solver, params=[group])
+
+    def check(self, group: dict[str, Any]) -> None:
+        """Raises ValueError if a setting of the group is out of its range."""
+        super().check(group)
+        in_range(group, "neuron_step", 0.0)
 
     def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
         """Solves a layer's subproblem; with lr = 0 the targets are where the neurons are."""
-        factor = group["lr"]
-        eta, lam = (self.neuron_step, group["prox_weight"] / factor) if factor else (0.0, group["prox_weight"])
+        factor, eta, lam = group["lr"], group["neuron_step"], group["prox_weight"]
+        eta, lam = (eta, lam / factor) if factor else (0.0, lam)
         return super().layer_update(tap, problem, {**group, "lr": eta, "prox_weight": lam})
 
 

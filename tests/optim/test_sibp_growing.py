@@ -1,5 +1,7 @@
 """A proximal weight that grows, against `SIBP` with the weights and step sizes that it stands for, set by hand."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -58,6 +60,16 @@ def test_without_lr_nothing_moves():
     step(model, optimizer, seed=0)
     for p, start in zip(model.parameters(), net().parameters(), strict=True):
         torch.testing.assert_close(p, start, rtol=0, atol=0)
+
+
+def test_a_copy_has_the_same_neuron_step():
+    model = net()
+    original, copied = copy.deepcopy((GrowingSIBP(model, 1.0, ETA, LAM, "cg:3"), model))
+    step(copied, original, seed=0)
+    other = net()
+    step(other, SIBP(other, ETA, LAM, "cg:3"), seed=0)
+    for p, q in zip(copied.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=0)
 
 
 def test_a_neuron_step_below_0_is_refused():
