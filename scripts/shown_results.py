@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure as Canvas
 
-from sibp.report.arena import ARENA, Contest, kept, standings
+from sibp.report.arena import ARENA, GOALS, Contest, kept, standings
 from sibp.report.arena_page import against_table, outcome_table, standing_table
 from sibp.report.blocks import Figure, Table
 from sibp.report.claims import read_claims
@@ -202,9 +203,9 @@ def _about(row: Mapping[str, Any]) -> tuple[str, str]:
     return row["problem"], row["activation"]
 
 
-def standing(name: str) -> str:
-    """How all methods did over all problems of the arena, and how the profiles look."""
-    return _as_it_is(standing_table(standings(_contests(name))))
+def standing(name: str, goal: str) -> str:
+    """How all methods did over all problems of the arena."""
+    return _as_it_is(standing_table(standings(_contests(name)), goal))
 
 
 def outcome(name: str) -> str:
@@ -270,7 +271,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "step sizes": of_problem(step_range),
     "rest": rest,
     "picture": drawn,
-    "standings": standing,
+    **{f"{goal} standings": partial(standing, goal=goal) for goal in GOALS},
     "outcome": outcome,
     "sibp cg:3 against all": ours,
     "training loss by part": lambda name: parts(name, FINAL_LOSS),

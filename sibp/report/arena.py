@@ -22,8 +22,8 @@ from sibp.report.collect import collect
 from sibp.report.comparison import Method, Problem, compare
 from sibp.report.outcomes import FINAL_LOSS, Quantity, Target, to_target, training_seconds
 from sibp.report.packed import PACKED
-from sibp.report.profile import ranks, ratios, score
-from sibp.report.statistics import Estimate, estimate, median
+from sibp.report.profile import ranks, ratios, resampled_scores, score, shares_of_firsts
+from sibp.report.statistics import Estimate, bounds, estimate, median
 from sibp.report.values import UsageError, canonical
 
 ARENA = "arena"  # the folder in results/
@@ -69,12 +69,16 @@ class Standing:
         entered: for how many problems.
         places: (goal, "result" or unit) -> its place among all methods, the median over instances.
         ratios: (goal, unit) -> its cost over the least one, an entry for each instance.
+        scores: (goal, unit) -> its score, with an interval.
+        firsts: (goal, unit) -> in which share of the resamples its score is the highest.
     """
 
     name: str
     entered: int
     places: dict[tuple[str, str], Estimate | None]
     ratios: dict[tuple[str, str], list[float]]
+    scores: dict[tuple[str, str], Estimate]
+    firsts: dict[tuple[str, str], float]
 
 
 def kept(results: Path, place: str = ARENA) -> list[Contest]:
@@ -225,16 +229,25 @@ def standings(contests: Sequence[Contest]) -> list[Standing]:
                 table.setdefault(key, {}).setdefault(name, []).extend(values)
     places = {key: ranks(by_method) for key, by_method in table.items()}
     times = {key: ratios(by_method) for key, by_method in table.items() if key[1] in UNITS}
+    sizes = [len(contest.seeds) for contest in contests]
+    scores, firsts = {}, {}
+    for key, by_method in times.items():
+        drawn = resampled_scores(by_method, sizes)
+        each = zip(by_method.items(), drawn, strict=True)
+        scores[key] = {name: Estimate(score(own), *bounds(row), sum(sizes)) for (name, own), row in each}
+        firsts[key] = dict(zip(by_method, shares_of_firsts(drawn), strict=True))
     found = [
         Standing(
             name,
             entered.count(name),
             {key: estimate(by_method[name]) for key, by_method in places.items()},
             {key: by_method[name] for key, by_method in times.items()},
+            {key: by_method[name] for key, by_method in scores.items()},
+            {key: by_method[name] for key, by_method in firsts.items()},
         )
         for name in names
     ]
-    return sorted(found, key=lambda each: -score(each.ratios[GOALS[0], UNITS[0]]))
+    return sorted(found, key=lambda each: -each.scores[GOALS[0], UNITS[0]].median)
 
 
 def _smaller_is_better(contest: Contest, method: Method | None) -> dict[tuple[str, str], list[float]]:

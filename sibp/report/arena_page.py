@@ -10,7 +10,7 @@ from sibp.report.checks import comparability
 from sibp.report.collect import Collection
 from sibp.report.comparison import Method, Setting
 from sibp.report.outcomes import Quantity, over_runs
-from sibp.report.profile import score, share_within, steps_of
+from sibp.report.profile import share_within, steps_of
 from sibp.report.scoring import BETTER, SAME, WORSE, verdict
 from sibp.report.sections import broken_or_none, choice_text, how_made, tally
 from sibp.report.statistics import estimate, median
@@ -38,9 +38,10 @@ def build_arena(collection: Collection, contests: Sequence[Contest], command: st
     table = standings(contests)
     problems = [contest.problem for contest in contests]
     count = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}"
+    standing_tables = [standing_table(table, goal) for goal in GOALS]
     sections = [
         Section("What was read", [Text(tally(collection))], level=2),
-        Section("All problems together", [standing_table(table), Text(CAPTION), *profiles(table)], level=2),
+        Section("All problems together", [*standing_tables, Text(CAPTION), *profiles(table)], level=2),
     ]
     for contest in contests:
         sections += [
@@ -56,30 +57,32 @@ def build_arena(collection: Collection, contests: Sequence[Contest], command: st
     return Document(f"The arena: {len(table)} methods, {count}", sections)
 
 
-def standing_table(table: Sequence[Standing]) -> Table:
-    """One row a method, over all instances.
+def standing_table(table: Sequence[Standing], goal: str) -> Table:
+    """One row a method, over all instances, by what its target is about.
 
     Args:
         table: the best first.
+        goal: one of `GOALS`.
 
     Returns:
-        The table.
+        The table, in the order of the scores in steps.
     """
     rows: list[list[Cell]] = []
-    for each in table:
-        cells: list[Cell] = [each.name, each.entered]
-        for goal in GOALS:
-            cells += [share_within(each.ratios[goal, UNITS[0]], math.inf), each.places[goal, "result"]]
-            cells += [score(each.ratios[goal, unit]) for unit in UNITS]
+    for each in sorted(table, key=lambda each: -each.scores[goal, UNITS[0]].median):
+        reached = share_within(each.ratios[goal, UNITS[0]], math.inf)
+        cells: list[Cell] = [each.name, each.entered, each.places[goal, "result"], reached]
+        for unit in UNITS:
+            cells += [each.scores[goal, unit], each.firsts[goal, unit]]
         rows.append(cells)
-    columns = ["method", "problems"]
-    for goal in GOALS:
-        columns += [f"{goal} target reached", f"place in {goal}"]
-        columns += [f"score in {unit} to the {goal} target" for unit in UNITS]
-    count = len(table[0].ratios[GOALS[0], UNITS[0]])
-    return Table(
-        "standings", columns, rows, f"Over {count} instances; places are medians with 95 % bootstrap intervals"
+    columns = ["method", "problems", f"place in {goal}", "target reached"]
+    for unit in UNITS:
+        columns += [f"score in {unit}", f"first in {unit}"]
+    count = len(table[0].ratios[goal, UNITS[0]])
+    note = (
+        f"The {goal} target, over {count} instances; places are medians, with 95 % bootstrap intervals as the scores; "
+        "first is the share of resamples in which the score is the highest"
     )
+    return Table(f"standings-{goal}", columns, rows, note)
 
 
 def profiles(table: Sequence[Standing]) -> list[Figure]:

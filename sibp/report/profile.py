@@ -6,12 +6,17 @@ all miss the target, all ratios are infinite. A method's **profile** is the shar
 is at most tau, as a function of tau from 1 on: at 1 it is how often the method is the fastest (with ties, several
 are), far to the right how often it gets there at all. Its **score** is the profile's mean height for tau from 1 to
 `LIMIT`, as in the AlgoPerf benchmark (Dahl et al. 2023, arXiv 2306.07179).
+
+How sure a score is, is seen by **resampling in two stages**: as many problems are drawn as there are, with replacement,
+and of each problem drawn as many of its instances. So a few problems with many seeds count as few.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+from sibp.report.statistics import BOOTSTRAP_SEED, RESAMPLES
 
 LIMIT = 4.0  # AlgoPerf's
 
@@ -76,6 +81,46 @@ def score(ratios: Sequence[float], limit: float = LIMIT) -> float:
         0.375
     """
     return sum(max(0.0, limit - ratio) for ratio in ratios) / (limit - 1) / len(ratios)
+
+
+def resampled_scores(ratios: Mapping[str, Sequence[float]], sizes: Sequence[int]) -> np.ndarray:
+    """The scores of all methods on the same resamples.
+
+    Args:
+        ratios: as :func:`ratios` gives them, the instances of one problem after those of another.
+        sizes: how many instances each problem has, one or more.
+
+    Returns:
+        (methods, RESAMPLES).
+    """
+    gains = np.array([[score([ratio]) for ratio in own] for own in ratios.values()])
+    count, starts = np.array(sizes), np.cumsum([0, *sizes[:-1]])
+    random = np.random.default_rng(BOOTSTRAP_SEED)
+    parts = []
+    for _ in range(20):  # in parts, to bound memory
+        problems = random.integers(len(sizes), size=(RESAMPLES // 20, len(sizes)))
+        instances = (random.random((*problems.shape, max(sizes))) * count[problems, None]).astype(int)
+        taken = np.arange(max(sizes)) < count[problems, None]
+        drawn = gains[:, starts[problems, None] + instances]
+        parts.append((drawn * taken).sum((-2, -1)) / taken.sum((-2, -1)))
+    return np.concatenate(parts, axis=1)
+
+
+def shares_of_firsts(scores: np.ndarray) -> list[float]:
+    """How often each method has the highest score.
+
+    Args:
+        scores: (methods, resamples).
+
+    Returns:
+        Shares of the resamples, 1 in all; equal methods share one.
+
+    Example:
+        >>> shares_of_firsts(np.array([[0.9, 0.5], [0.9, 0.4], [0.1, 0.3]]))
+        [0.75, 0.25, 0.0]
+    """
+    first = scores == scores.max(0)
+    return [float(share) for share in (first / first.sum(0)).mean(1)]
 
 
 def steps_of(ratios: Sequence[float], limit: float) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ INTERVAL_RULE = (
 
 @dataclass(frozen=True)
 class Estimate:
-    """A median over seeds with its bootstrap interval; no bounds where there are fewer than two seeds."""
+    """A median over seeds, if nothing else is said, with its bootstrap interval; no bounds for fewer than two seeds."""
 
     median: float
     low: float | None
@@ -81,9 +81,21 @@ def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
     below, above = _middle_positions(len(ordered))
     low, high = ordered[below], ordered[above]
     opposite = np.isinf(low) & (low == -high)
-    drawn = np.sort(np.where(opposite, 0.0, np.where(opposite, 0.0, low) / 2 + np.where(opposite, 0.0, high) / 2))
-    tail = math.floor((1 - LEVEL) / 2 * RESAMPLES)
-    return float(drawn[tail]), float(drawn[RESAMPLES - 1 - tail])
+    return bounds(np.where(opposite, 0.0, np.where(opposite, 0.0, low) / 2 + np.where(opposite, 0.0, high) / 2))
+
+
+def bounds(drawn: np.ndarray) -> tuple[float, float]:
+    """The percentile interval of what was drawn.
+
+    Args:
+        drawn: (RESAMPLES,) a figure of each resample.
+
+    Returns:
+        Lower and upper bound, both among the figures.
+    """
+    ordered = np.sort(drawn)
+    tail = math.floor((1 - LEVEL) / 2 * len(ordered))
+    return float(ordered[tail]), float(ordered[-1 - tail])
 
 
 @lru_cache(maxsize=256)

@@ -94,6 +94,11 @@ def test_standings_over_two_problems(root):
     seconds = table["sgd"].ratios["training", "seconds"]
     assert seconds == [INF, pytest.approx(1.5), pytest.approx(1.5), INF, 1, 1], "SIBP's steps take twice as long"
     assert table["sibp cg:5"].places["validation", "result"].median == 1, "the largest accuracy is the first place"
+    ours = table["sibp cg:5"].scores["training", "steps"]
+    assert (ours.median, ours.high, ours.count) == (pytest.approx(5 / 6), 1, 6)
+    assert ours.low <= 2 / 3, "the hard problem drawn twice, and its bad seed as often as it is there"
+    assert table["proxbp exact"].scores["training", "steps"].high == 0
+    assert [each.firsts["training", "steps"] > 0.5 for each in table.values()] == [True, False, False]
     places = table["proxbp exact"].places["training", "result"]
     assert places.median == 3, "3, 3, 3 where it was last, then 3, 3 and 2.5 with SIBP's diverged run"
     assert 2.5 <= places.low < 3
@@ -138,12 +143,13 @@ def test_the_page_shows_what_was_computed(root, tmp_path):
     document = build_arena(collection, found, "python -m sibp.report x --arena")
     assert document.title == "The arena: 3 methods, 2 problems"
     blocks = [block for _, block in document.blocks()]
-    first = next(block for block in blocks if isinstance(block, Table))
-    row = dict(zip(first.columns, first.rows[0], strict=True))
+    training = next(block for block in blocks if isinstance(block, Table) and block.name == "standings-training")
+    row = dict(zip(training.columns, training.rows[0], strict=True))
     assert row["method"] == "sibp cg:5"
-    assert row["training target reached"] == pytest.approx(5 / 6)
-    assert row["score in steps to the training target"] == pytest.approx(5 / 6)
-    assert row["score in seconds to the training target"] == pytest.approx((4 + (4 - 4 / 3) / 3) / 6)
+    assert row["target reached"] == pytest.approx(5 / 6)
+    assert row["score in steps"].median == pytest.approx(5 / 6)
+    assert row["score in seconds"].median == pytest.approx((4 + (4 - 4 / 3) / 3) / 6)
+    assert sum(row[-1] for row in training.rows) == pytest.approx(1), "somebody is the first in every resample"
     figures = [block for block in blocks if isinstance(block, Figure)]
     assert len(figures) == 4
     steps = next(f for f in figures if f.name == "profile-training-steps")

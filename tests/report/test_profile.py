@@ -3,10 +3,12 @@
 import doctest
 import math
 
+import numpy as np
 import pytest
 
 from sibp.report import profile
-from sibp.report.profile import ranks, ratios, score, share_within, steps_of
+from sibp.report.profile import ranks, ratios, resampled_scores, score, share_within, shares_of_firsts, steps_of
+from sibp.report.statistics import RESAMPLES
 
 INF = math.inf
 
@@ -76,3 +78,31 @@ def test_places_are_shared_by_equals_and_the_worst_share_the_last_ones():
     assert found == {"a": [2, 3], "b": [3.5, 3], "c": [3.5, 1], "d": [1, 3]}
     for place in zip(*found.values(), strict=True):
         assert sum(place) == 1 + 2 + 3 + 4
+
+
+def test_resamples_draw_problems_and_then_their_instances():
+    """Two problems: one that both solve at once, with three instances, and one of a single instance that B never does.
+
+    B's score is the share of instances that are of the first problem, and both problems are drawn with equal chance:
+    0 (second twice) in a quarter of the resamples, 1 in a quarter, 3/4 in half.
+    """
+    drawn = resampled_scores({"A": [1.0] * 4, "B": [1.0, 1.0, 1.0, math.inf]}, [3, 1])
+    assert drawn.shape == (2, RESAMPLES)
+    assert np.all(drawn[0] == 1)
+    values, counts = np.unique(drawn[1], return_counts=True)
+    assert values.tolist() == [0, 0.75, 1]
+    np.testing.assert_allclose(counts / RESAMPLES, [0.25, 0.5, 0.25], atol=0.02)
+    assert shares_of_firsts(drawn) == pytest.approx([0.75 + 0.25 / 2, 0.25 / 2], abs=0.01)
+
+
+def test_resamples_of_one_problem_are_of_its_instances():
+    """A coin with three sides, thrown three times: the mean of three draws out of 0, 0 and 1."""
+    (drawn,) = resampled_scores({"A": [math.inf, 1.0, math.inf]}, [3])
+    values, counts = np.unique(drawn.round(9), return_counts=True)
+    np.testing.assert_allclose(values, [0, 1 / 3, 2 / 3, 1], atol=1e-8)
+    np.testing.assert_allclose(counts / RESAMPLES, np.array([8, 12, 6, 1]) / 27, atol=0.02)
+
+
+def test_methods_are_scored_on_the_same_resamples():
+    one, other = resampled_scores({"A": [1.0, math.inf, 2.5, 1.0], "B": [1.0, math.inf, 2.5, 1.0]}, [2, 2])
+    assert np.array_equal(one, other)
