@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure as Canvas
 
-from sibp.report.arena import ARENA, GOALS, Contest, kept, standings
+from sibp.report.arena import ARENA, GOALS, UNITS, Contest, kept, standings
 from sibp.report.arena_page import against_table, outcome_table, standing_table
 from sibp.report.blocks import Figure, Table
 from sibp.report.claims import read_claims
@@ -223,6 +223,15 @@ def ours(name: str) -> str:
     return _as_it_is(against_table(contest, "sibp cg:3"))
 
 
+def duel(name: str, mine: str, rival: str) -> str:
+    """One method against another on every problem of the arena, paired by seed."""
+    found = {contest.problem.title: against_table(contest, mine).rows for contest in _contests(name)}
+    rows = [[title, *row[1:]] for title, all_rivals in found.items() for row in all_rivals if row[0] == rival]
+    targets = [f"{unit} to the {goal} target" for goal in GOALS for unit in UNITS]
+    columns = [f"{mine} against {rival}", "final validation figure", "final train loss", *targets]
+    return lines_of_table(columns, [[cell_text(cell) for cell in row] for row in rows])
+
+
 def _contests(name: str) -> list[Contest]:
     if not (found := kept(RESULTS, name)):
         raise OpenError
@@ -274,6 +283,8 @@ TABLES: dict[str, Callable[[str], str]] = {
     **{f"{goal} standings": partial(standing, goal=goal) for goal in GOALS},
     "outcome": outcome,
     "sibp cg:3 against all": ours,
+    "sibp cg:3 against proxbp": partial(duel, mine="sibp cg:3", rival="proxbp"),
+    "sibp muon cg:3 against muon": partial(duel, mine="sibp muon cg:3", rival="muon"),
     "training loss by part": lambda name: parts(name, FINAL_LOSS),
     "test accuracy by part": lambda name: parts(name, TEST_ACC),
 }

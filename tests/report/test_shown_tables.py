@@ -64,7 +64,7 @@ def test_the_arena_is_filled_problem_by_problem(shown, tmp_path, monkeypatch):
     """Of two problems one is kept: the standings are over that one, and the other says what runs it."""
     names = ("arena/one", "arena/two")
     monkeypatch.setattr(shown, "EXPERIMENTS", {name: Experiment(name, "Who?", 1, {".": "tune x"}) for name in names})
-    tables = ("arena: standings", "arena/one: outcome", "arena/two: outcome", "arena: picture")
+    tables = ("arena: validation standings", "arena/one: outcome", "arena/two: outcome", "arena: picture")
     page = "".join(f"<!-- results/{each} -->\n<!-- end of table -->\n" for each in tables)
     assert shown.filled(page).count("*Not run yet:* `python scripts/reproduce.py arena/one`") == 3
     for seed in range(5):
@@ -76,6 +76,20 @@ def test_the_arena_is_filled_problem_by_problem(shown, tmp_path, monkeypatch):
     filled = shown.filled(page)
     assert "*Not run yet:* `python scripts/reproduce.py arena/two`" in filled
     assert filled.count("Not run yet") == 1
-    assert "| sibp cg:5 | 1 | 1 | 1 [1, 1] | 1 | 1 |" in filled
+    assert "| sibp cg:5 | 1 | 1 [1, 1] | 1 | 1 [1, 1] | 1 |" in filled
     assert "steps to val acc ≥ 0.606531" in filled
     assert "](../results/arena/arena.svg)" in filled
+
+
+def test_a_duel_has_a_verdict_for_every_problem(shown, tmp_path):
+    """SIBP needs half of SGD's steps, each three times as dear; there is no rival of another name."""
+    for seed in range(5):
+        write_run(tmp_path / "made" / f"sgd{seed}", SGD, seed, (2.3, 1.0, 0.5))
+        write_run(tmp_path / "made" / f"sibp{seed}", SIBP, seed, (2.3, 0.4, 0.3), seconds_per_step=0.03)
+    (tmp_path / "arena").mkdir()
+    (tmp_path / "arena" / PACKED).write_text(pack(collect([tmp_path / "made"]).runs))
+    lines = shown.duel("arena", "sibp cg:5", "sgd").splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith("| sibp cg:5 against sgd |")
+    assert lines[2].endswith("| better | better | better | worse | better | worse |")
+    assert len(shown.duel("arena", "sibp cg:5", "muon").splitlines()) == 2
