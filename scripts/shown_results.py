@@ -275,6 +275,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "comparison": of_problem(comparison),
     "accuracy of cg:3": of_problem(lambda problem: grid(problem, "sibp cg:3", FINAL_VAL.of, ".4f")),
     "accuracy of exact": of_problem(lambda problem: grid(problem, "sibp exact", FINAL_VAL.of, ".4f")),
+    "accuracy of proxbp": of_problem(lambda problem: grid(problem, "proxbp exact", FINAL_VAL.of, ".4f")),
     "change of cg:3": of_problem(lambda problem: grid(problem, "sibp cg:3", change, ".1%")),
     "solvers": of_problem(solvers),
     "step sizes": of_problem(step_range),
