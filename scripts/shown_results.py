@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -217,12 +217,6 @@ def outcome(name: str) -> str:
     return _as_it_is(replace(whole, columns=[whole.columns[i] for i in chosen], rows=rows))
 
 
-def ours(name: str) -> str:
-    """SIBP with three rounds against all others on one problem of the arena."""
-    (contest,) = _contests(name)
-    return _as_it_is(against_table(contest, "sibp cg:3"))
-
-
 def duel(name: str, mine: str, rival: str) -> str:
     """One method against another on every problem of the arena, paired by seed."""
     found = {contest.problem.title: against_table(contest, mine).rows for contest in _contests(name)}
@@ -232,6 +226,7 @@ def duel(name: str, mine: str, rival: str) -> str:
     return lines_of_table(columns, [[cell_text(cell) for cell in row] for row in rows])
 
 
+@cache  # several tables are about the same runs
 def _contests(name: str) -> list[Contest]:
     if not (found := kept(RESULTS, name)):
         raise OpenError
@@ -283,7 +278,6 @@ TABLES: dict[str, Callable[[str], str]] = {
     "picture": drawn,
     **{f"{goal} standings": partial(standing, goal=goal) for goal in GOALS},
     "outcome": outcome,
-    "sibp cg:3 against all": ours,
     "sibp cg:3 against proxbp": partial(duel, mine="sibp cg:3", rival="proxbp"),
     "sibp muon cg:3 against muon": partial(duel, mine="sibp muon cg:3", rival="muon"),
     "training loss by part": lambda name: parts(name, FINAL_LOSS),
