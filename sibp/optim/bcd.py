@@ -80,7 +80,7 @@ class BCD(TargetOptimizer):
         else:
             U = split(s.value(Z) - difference, Z, (rho + alpha) / gamma, s)
         coordinates = smaller_side(problem.features)
-        update, _ = as_update(coordinates, solve_linear(coordinates, Z - U, alpha / rho))
+        update, _ = as_update(solve_linear(coordinates, Z - U, alpha / rho))
         if first:
             return update
         W = problem.W if update.W_decrease is None else problem.W - update.W_decrease

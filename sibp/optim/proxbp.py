@@ -12,10 +12,10 @@ from sibp.optim.parallel import ProcessGroup
 from sibp.optim.proximal import ProximalOptimizer
 from sibp.optim.solvers import Solver, as_update, guarded, linear_update
 from sibp.prox.activations import IDENTITY
-from sibp.prox.coordinates import Direct, dot, smaller_side
+from sibp.prox.coordinates import Direct, smaller_side
 from sibp.prox.nonlinear import solve_nonlinear
-from sibp.prox.numbers import is_finite, number
-from sibp.prox.status import Measure, Stats, Status
+from sibp.prox.numbers import is_finite
+from sibp.prox.status import Measure, Stats, Status, squared_norm
 
 
 class ProxBP(ProximalOptimizer):
@@ -90,7 +90,7 @@ class ProxBP(ProximalOptimizer):
         target = -eta * problem.D_z  # Z - eta D, with Z taken as the origin: only T - Z matters
         origin = torch.zeros_like(target)
         solution = solve_nonlinear(coordinates, origin, target, prox_weight, IDENTITY, solver.rounds)
-        return as_update(coordinates, solution)
+        return as_update(solution)
 
 
 def build(model: nn.Module, *, lr: float, prox_weight: float, solver: str) -> ProxBP:
@@ -102,9 +102,9 @@ def _gradient_update(problem: LayerProblem, eta: float, prox_weight: float) -> t
     """W - (eta/lam) D' A: one explicit step on the subproblem."""
     coordinates = Direct(problem.features)
     decrease = coordinates.pull((eta / prox_weight) * problem.D_z)
-    squared = number(dot(decrease, decrease))
-    finite = is_finite(squared)
     W_decrease, b_decrease = coordinates.displacement(decrease)
+    squared = squared_norm(W_decrease, b_decrease)
+    finite = is_finite(squared)
     W_decrease, b_decrease = (guarded(finite, change) for change in (W_decrease, b_decrease))
     stats = Stats.of(Status.GRADIENT, finite, 0.0, 0.0, rounds=1, step_length=1 / prox_weight, squared_change=squared)
     return LayerUpdate(W_decrease, b_decrease), lambda: stats

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from sibp.capture.tap import LayerProblem, LayerUpdate
-from sibp.prox.coordinates import Coordinates, Span, smaller_side
+from sibp.prox.coordinates import Span, smaller_side
 from sibp.prox.linear import solve_linear
 from sibp.prox.nonlinear import solve_nonlinear
-from sibp.prox.numbers import Flag, choose
+from sibp.prox.numbers import Flag, choose, is_finite
 from sibp.prox.paper import RHO, ROUNDS, PaperSolution, solve_layer
-from sibp.prox.status import Measure, Solution, Stats, Status
+from sibp.prox.status import Measure, Solution, Stats, Status, squared_norm
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,22 @@ def linear_update(problem: LayerProblem, eta: float, prox_weight: float) -> tupl
         prox_weight: lam.
     """
     coordinates = smaller_side(problem.features)
-    return as_update(coordinates, solve_linear(coordinates, eta * problem.D_z, prox_weight))
+    return as_update(solve_linear(coordinates, eta * problem.D_z, prox_weight))
 
 
-def as_update(coordinates: Coordinates, solution: Solution) -> tuple[LayerUpdate, Measure]:
+def as_update(solution: Solution) -> tuple[LayerUpdate, Measure]:
     """The displacement of a solution; exactly zero where the solver met non-finite numbers."""
+    coordinates = solution.coordinates
     x, finite = coordinates.features.sharing.whole(solution.x, solution.finite)
     W_decrease, b_decrease = coordinates.displacement(-x)  # negated while it is small
+    squared_change = squared_norm(W_decrease, b_decrease)  # now: whoever clips the step later changes these tensors
+    finite = finite & is_finite(squared_change)
     by_low_rank = None
     if isinstance(coordinates, Span) and coordinates.low_rank_is_cheaper(x.shape[-1]):
         by_low_rank = partial(coordinates.backward_change, U=x)
-    return LayerUpdate(guarded(finite, W_decrease), guarded(finite, b_decrease), by_low_rank), solution.measure
+    update = LayerUpdate(guarded(finite, W_decrease), guarded(finite, b_decrease), by_low_rank)
+    measure = solution.measure
+    return update, lambda: measure(squared_change)
 
 
 def guarded(finite: Flag, change: Tensor | None) -> Tensor | None:
@@ -91,7 +96,7 @@ def cg_update(problem: LayerProblem, eta: float, prox_weight: float, rounds: int
         return linear_update(problem, eta, prox_weight)
     coordinates = smaller_side(problem.features)
     T = torch.sub(s.value(Z), D, alpha=eta)
-    return as_update(coordinates, solve_nonlinear(coordinates, Z, T, prox_weight, s, rounds))
+    return as_update(solve_nonlinear(coordinates, Z, T, prox_weight, s, rounds))
 
 
 def paper_update(problem: LayerProblem, eta: float, prox_weight: float) -> tuple[LayerUpdate, Measure]:

@@ -22,7 +22,6 @@ from torch import Tensor
 from sibp.prox.features import Features
 from sibp.prox.numbers import Number, number
 from sibp.prox.patches import Patches
-from sibp.prox.symmetric import gram
 
 AnyFeatures = Features | Patches
 
@@ -34,7 +33,13 @@ class Span:
         """Builds K = Phi Phi', (..., N, N)."""
         A = features.A
         self.features = features
-        self.gram = gram(A if features.weight else A[..., :0], plus=float(features.bias))
+        self.gram = A @ A.mT if features.weight else A.new_zeros(*A.shape[:-1], A.shape[-2])
+        if features.bias:
+            self.gram += 1
+
+    def to(self, dtype: torch.dtype) -> "Span":
+        """The same in another dtype."""
+        return Span(self.features.to(dtype))
 
     @cached_property
     def rounding(self) -> Tensor:
@@ -78,18 +83,10 @@ class Span:
         squared = (x * image_x).sum(-2)
         return squared * (squared > self.rounding * x.square().sum(-2))  # a product: what is not finite stays so
 
-    def quadratic(self, U: Tensor, gram_U: Tensor, R: Tensor, RR: Number) -> tuple[Number, Number]:
-        """(||R + K U||^2, squared norm of U) over all neurons, from gram_U = K U; R is its own `pull`.
-
-        All three are (..., N, m).
-        """
-        del RR
-        return number((R + gram_U).square().sum()), number((U * gram_U).sum())
-
-    def solved_quadratic(self, RR: Number, UU: Number, UR: Number, damping: Number) -> tuple[Number, Number]:
-        """`quadratic` of the U that solves (K + damping) U = -R, from ||R||^2, ||U||^2 and <U, R>: no further pass."""
-        del RR
-        return damping * damping * UU, -UR - damping * UU
+    def residual(self, U: Tensor, gram_U: Tensor, R: Tensor, RR: Number) -> Number:
+        """||R + K U||^2 over all output units, from gram_U = K U; R is its own `pull`. All three are (..., N, m)."""
+        del U, RR
+        return number((R + gram_U).square().sum())
 
     def displacement(self, U: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """W' - W (..., m, n) and b' - b (..., m); None for what does not move."""
@@ -117,6 +114,10 @@ class Direct:
 
     def __init__(self, features: AnyFeatures) -> None:
         self.features = features
+
+    def to(self, dtype: torch.dtype) -> "Direct":
+        """The same in another dtype."""
+        return Direct(self.features.to(dtype))
 
     @property
     def size(self) -> int:
@@ -161,17 +162,13 @@ class Direct:
         del image_x
         return x.square().sum(-2)
 
-    def quadratic(self, V: Tensor, gram_V: Tensor, rhs: Tensor, RR: Number) -> tuple[Number, Number]:
-        """(||R + Phi V||^2, squared norm of V) over all neurons, from gram_V = Phi' Phi V, rhs = Phi' R and ||R||^2.
+    def residual(self, V: Tensor, gram_V: Tensor, rhs: Tensor, RR: Number) -> Number:
+        """||R + Phi V||^2 over all output units, from gram_V = Phi^T Phi V, rhs = Phi^T R and ||R||^2.
 
         V, gram_V and rhs are (..., n, m). Expanded so that nothing of size N x m is formed:
-        ||R||^2 + 2 <Phi' R, V> + <V, Phi' Phi V>.
+        ||R||^2 + 2 <Phi^T R, V> + <V, Phi^T Phi V>.
         """
-        return RR + number((V * (2 * rhs + gram_V)).sum()), number(V.square().sum())
-
-    def solved_quadratic(self, RR: Number, VV: Number, VR: Number, damping: Number) -> tuple[Number, Number]:
-        """`quadratic` of the V that solves (Phi' Phi + damping) V = -Phi' R, from ||R||^2, ||V||^2 and <V, Phi' R>."""
-        return RR + VR - damping * VV, VV
+        return RR + number((V * (2 * rhs + gram_V)).sum())
 
     def displacement(self, V: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """W' - W (..., m, n) and b' - b (..., m); None for what does not move."""
@@ -183,11 +180,6 @@ class Direct:
 
 
 Coordinates = Span | Direct
-
-
-def dot(x: Tensor, y: Tensor) -> Tensor:
-    """Sum of x * y over all entries, 0-dimensional; x and y have as many entries."""
-    return torch.dot(x.flatten(), y.flatten())
 
 
 def smaller_side(features: AnyFeatures) -> Coordinates:

@@ -4,7 +4,7 @@ Phi'Phi (`gram`), Phi'E (`pull`) and Phi V (`image`). Here Phi is written out; `
 convolutions, whose Phi is many times larger than the layer's input and never needs to be.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -96,6 +96,10 @@ class Features:
     def image(self, V: Tensor) -> Tensor:
         """Phi V, (..., N, m), from V (..., size, m)."""
         return self.phi @ V
+
+    def to(self, dtype: torch.dtype) -> "Features":
+        """The same in another dtype."""
+        return replace(self, A=self.A.to(dtype))
 
     def written_out(self) -> "Features":
         """These themselves: A is there already."""

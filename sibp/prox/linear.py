@@ -1,30 +1,44 @@
-"""The linear subproblem, in closed form.
+r"""The linear subproblem, in closed form.
 
-    min  ||Phi [W', b']' - T||^2 + lam (||W' - W||^2 + ||b' - b||^2)
+    min  ||Phi [W', b']^T - T||^2 + lam (||W' - W||^2 + ||b' - b||^2)
 
-With R = Z - T its minimiser solves (G + lam I) X = -pull(R): in span coordinates (K + lam I) U = -R, in direct
-coordinates (Phi' Phi + lam I) V = -Phi' R. ProxBP's subproblem (Frerix et al. 2018) is this one with lam = 1/tau.
+With R = Z - T its minimiser solves (G + lam I) X = -Phi^T R: in span coordinates (K + lam I) U = -R, in direct
+coordinates (Phi^T Phi + lam I) V = -Phi^T R. ProxBP's subproblem (Frerix et al. 2018) is this one with lam = 1/tau.
+
+How far a computed step can be from the minimiser. A Gram matrix carries a rounding error E of about eps ||G||. The step
+that it gives exceeds the minimal objective by at most ||E U||^2 <= (eps ||G|| / lam)^2 ||R||^2, the worst case being a
+residual that no displacement fits. So there are two ways, chosen by lam alone:
+
+    lam >= 1000 eps ||G||   The bound is below 1e-6: G in the precision of the layer, factored in float64.
+    below that              Everything in float64, refined where even that is not enough, with the objective evaluated
+                            at the displacement as the layer will get it.
 """
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sibp.prox.coordinates import Coordinates, dot
-from sibp.prox.numbers import at_least, choose, is_finite, number
-from sibp.prox.status import Solution, Stats, Status
-from sibp.prox.symmetric import ridge
+from sibp.prox.coordinates import Coordinates, Direct, Span
+from sibp.prox.numbers import Flag, Number, at_least, choose, is_finite, number
+from sibp.prox.status import Solution, Stats, Status, squared_norm
 
-# A Cholesky factorisation of G + lam I needs lam well above the rounding of G itself: about eps ||G||.
-_DAMPING = 2.0
+_RESOLVED = 1000.0  # lam / (eps ||G||) from which rounding raises the objective by less than one part in a million
+_FLOOR = 16.0  # lam / (eps ||G||) below which G + lam I cannot be told from G + (lam + rounding) I
+_REFINED = 1e4  # lam / (eps ||G||) below which a float64 solution is refined
+_REFINEMENTS = 3  # each leaves at most a few sixteenths of the error: the ratio is at least _FLOOR
+_ATTEMPTS = 4  # at a factorisation, each with eight times the damping of the one before
 
 
 def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
     """Minimises ||R + image(x)||^2 + lam <x, x>.
 
-    It never raises on numbers: where G + lam I is not positive definite in this precision, lam is raised to the level
-    of G's rounding (`Status.DAMPED`); if the factorisation fails still, x is one gradient step of length
-    1/(lam + ||G||_inf), which decreases the objective (`Status.GRADIENT`); non-finite input gives x = 0
-    (`Status.NONFINITE`).
+    Never raises on numbers. A lam below the rounding of G is raised to it (`Status.DAMPED`); if no factorisation
+    succeeds, x is one gradient step of length 1/(lam + ||G||), shortened for every output unit whose objective it would
+    raise (`Status.GRADIENT`); non-finite input gives x = 0 (`Status.NONFINITE`). On an accelerator, where a decision
+    would have to wait for the device, lam is raised to 16 eps ||G|| in the layer's precision instead.
 
     Args:
         coordinates: of the layer's features.
@@ -32,36 +46,143 @@ def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
         lam: proximal weight, > 0.
 
     Returns:
-        x in the given coordinates, with status and figures.
+        x, with the coordinates that it is in (the given ones, or direct ones), status and metrics.
     """
-    gram, rhs = coordinates.gram, coordinates.pull(R)
-    if gram.numel() == 0 or rhs.numel() == 0:
-        return _nothing_to_do(rhs)
-    solve, definite, scale, damping, floor = ridge(gram, lam, _DAMPING * torch.finfo(gram.dtype).eps)
-    x = solve(rhs)
-    squared_x = number(dot(x, x))
-    solved = definite & is_finite(squared_x)
-    x = choose(solved, lambda: x, lambda: rhs / -(damping + scale))
-    finite = is_finite(scale + choose(solved, lambda: squared_x, lambda: number(dot(x, x))))
+    G, rhs = coordinates.gram, coordinates.pull(R)
+    if G.numel() == 0 or rhs.numel() == 0:
+        return _nothing_to_do(coordinates, rhs)
+    eps, norm = torch.finfo(G.dtype).eps, number(torch.linalg.vector_norm(G))
+    if isinstance(norm, Tensor):
+        return _in_working_precision(coordinates, R, rhs, lam, at_least(lam, _FLOOR * eps * norm), norm)
+    if lam >= _RESOLVED * eps * norm:
+        return _in_working_precision(coordinates, R, rhs, lam, lam, norm)
+    return _in_double_precision(coordinates, R, lam)
+
+
+@dataclass(frozen=True)
+class _Factor:
+    """The Cholesky factor of G + damping I, in float64.
+
+    Attributes:
+        L: (..., r, r) lower triangle.
+        definite: whether the factorisation succeeded; if not, L is of no use.
+    """
+
+    L: Tensor
+    definite: Flag
+
+    @classmethod
+    def of(cls, G: Tensor, damping: Number) -> "_Factor":
+        """Factors G (..., r, r), of any floating dtype, plus damping > 0."""
+        system = G.to(torch.float64, copy=True)
+        system.diagonal(dim1=-2, dim2=-1).add_(damping)
+        L, info = torch.linalg.cholesky_ex(system)
+        return cls(L, number(info.amax()) == 0)
+
+    def solve(self, rhs: Tensor) -> Tensor:
+        """(G + damping I)^-1 rhs, (..., r, m), in the dtype of rhs."""
+        if rhs.dtype != torch.float64 and 3 * rhs.shape[-1] >= rhs.shape[-2]:
+            # With many right-hand sides one product with the inverse is several times faster than two triangular
+            # solves. The inverse, exact to float64, rounds like any other factor of a product.
+            return torch.cholesky_inverse(self.L).to(rhs.dtype) @ rhs
+        return torch.cholesky_solve(rhs.double(), self.L).to(rhs.dtype)
+
+
+def _in_working_precision(
+    coordinates: Coordinates, R: Tensor, rhs: Tensor, lam: float, damping: Number, norm: Number
+) -> Solution:
+    """The solution from a Gram matrix in the precision of the layer."""
+    G, factor = coordinates.gram, _Factor.of(coordinates.gram, damping)
+    x = factor.solve(rhs).neg_()
+    x = choose(factor.definite, lambda: x, lambda: rhs / -(lam + norm))
+    finite = is_finite(squared_norm(x))
     total = coordinates.features.sharing.total
     squared_R = coordinates.when_asked(lambda: number(total(torch.linalg.vector_norm(R).square())))
 
-    def measure() -> Stats:
-        start, x_rhs = squared_R(), number(dot(x, rhs))
-        residual, squared_change = choose(
-            solved,
-            lambda: coordinates.solved_quadratic(start, squared_x, x_rhs, damping),
-            lambda: coordinates.quadratic(x, gram @ x, rhs, start),
-        )
-        squared_change = at_least(0.0, squared_change)  # as a difference it may round below
-        closed = choose(floor > lam, lambda: Status.DAMPED, lambda: Status.SOLVED)
-        status = choose(solved, lambda: closed, lambda: Status.GRADIENT)
-        end = residual + lam * squared_change
+    def measure(squared_change: Number) -> Stats:
+        start = squared_R()
+        end = coordinates.residual(x, G @ x, rhs, start) + lam * squared_change
+        closed = choose(damping > lam, lambda: Status.DAMPED, lambda: Status.SOLVED)
+        status = choose(factor.definite, lambda: closed, lambda: Status.GRADIENT)
         return Stats.of(status, finite, start, end, rounds=0, step_length=1.0, squared_change=squared_change)
 
-    return Solution(choose(finite, lambda: x, lambda: torch.zeros_like(x)), finite, measure)
+    return Solution(coordinates, choose(finite, lambda: x, lambda: torch.zeros_like(x)), finite, measure)
 
 
-def _nothing_to_do(x: Tensor) -> Solution:
+def _in_double_precision(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
+    """The solution with every product in float64, as a displacement in direct coordinates; on the CPU only."""
+    side, dtype, R = coordinates.to(torch.float64), R.dtype, R.double()
+    total, over_rows = side.features.sharing.total, side.features.over_rows
+    norm, start = float(torch.linalg.vector_norm(side.gram)), total(over_rows(R.square())).sum().item()
+    if not math.isfinite(norm + start):
+        return _kept(coordinates, R.to(dtype))
+    damping, solve = _factored(side, lam, norm, torch.finfo(dtype).eps)
+    status = Status.GRADIENT if solve is None else Status.DAMPED if damping > lam else Status.SOLVED
+    V = _minimiser(side, R, damping, norm, solve).to(dtype)
+    # The objective along V, for every output unit: f(tV) = f(0) + 2 t slope + t^2 curvature.
+    image = side.features.image(V.double())
+    slope = total(over_rows(R * image))
+    curvature = total(over_rows(image.square())) + lam * V.double().square().sum(-2)
+    rises = 2 * slope + curvature > 0
+    t = torch.where(rises, (-slope / curvature).clamp(0, 1), 1.0)
+    V = V * t.unsqueeze(-2).to(dtype)
+    change = (2 * t * slope + t * t * curvature).sum().item()
+    if not math.isfinite(change + float(squared_norm(V))):
+        return _kept(coordinates, R.to(dtype))
+
+    def measure(squared_change: Number) -> Stats:
+        end = start + change
+        return Stats.of(status, True, start, end, rounds=0, step_length=1.0, squared_change=squared_change)
+
+    return Solution(Direct(coordinates.features), V, True, measure)
+
+
+Solve = Callable[[Tensor], Tensor]
+
+
+def _factored(side: Coordinates, lam: float, norm: float, eps: float) -> tuple[float, Solve | None]:
+    """The least damping, lam or more, with which G + damping I can be solved, and its solver; None if there is none.
+
+    Args:
+        side: coordinates in float64.
+        lam: proximal weight.
+        norm: Frobenius norm of G.
+        eps: of the displacement's dtype, whose rounding eps V must not raise the objective: ||V|| <= ||R|| / sqrt(lam).
+    """
+    floor = max(_FLOOR * torch.finfo(torch.float64).eps, (_FLOOR * eps) ** 2)
+    if lam < floor * norm:
+        norm = float(torch.linalg.matrix_norm(side.gram, 2).max())
+    damping = max(lam, floor * norm)
+    for _ in range(_ATTEMPTS):
+        factor = _Factor.of(side.gram, damping)
+        if factor.definite:
+            return damping, factor.solve
+        damping *= 8
+    return damping, None
+
+
+def _minimiser(side: Coordinates, R: Tensor, damping: float, norm: float, solve: Solve | None) -> Tensor:
+    """argmin_V ||R + Phi V||^2 + damping ||V||^2, (..., size, m), in float64; one gradient step without `solve`."""
+    features = side.features
+    gradient = Direct(features).pull
+    if solve is None:
+        return gradient(R) / -(damping + norm)
+    x = solve(side.pull(R)).neg_()
+    V = features.pull(x) if isinstance(side, Span) else x
+    if damping < _REFINED * torch.finfo(torch.float64).eps * norm:
+        for _ in range(_REFINEMENTS):
+            g = gradient(R + features.image(V)) + damping * V
+            # (Phi^T Phi + damping)^-1 g; in span coordinates by the identity of Woodbury.
+            V = V - ((g - features.pull(solve(features.image(g)))) / damping if isinstance(side, Span) else solve(g))
+    return V
+
+
+def _kept(coordinates: Coordinates, R: Tensor) -> Solution:
+    """No displacement, as something is not finite."""
+    direct, stats = Direct(coordinates.features), Stats(Status.NONFINITE, 0.0, 0, 0.0, 0.0)
+    return Solution(direct, torch.zeros_like(direct.pull(R)), False, lambda _: stats)
+
+
+def _nothing_to_do(coordinates: Coordinates, x: Tensor) -> Solution:
     """An empty batch: no displacement, and nothing wrong with that."""
-    return Solution(torch.zeros_like(x), finite=True, measure=lambda: Stats(Status.SOLVED, 0.0, 0, 0.0, 0.0))
+    return Solution(coordinates, torch.zeros_like(x), True, lambda _: Stats(Status.SOLVED, 0.0, 0, 0.0, 0.0))

@@ -13,7 +13,7 @@ from sibp.prox import fused
 from sibp.prox.activations import Activation
 from sibp.prox.coordinates import Coordinates
 from sibp.prox.images import images_of
-from sibp.prox.numbers import choose, is_finite, number
+from sibp.prox.numbers import Number, choose, is_finite, number
 from sibp.prox.status import Solution, Stats, Status
 
 # A neuron whose step was refused tries this fraction of the model's step length in its next round.
@@ -50,7 +50,7 @@ def solve_nonlinear(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, 
         taken = fused.rounds(coordinates, Z, T, lam, s, rounds, _SHRINK, _ROUNDING)
     else:
         taken = _rounds(coordinates, Z, T, lam, s, rounds)
-    return _solution(taken, rounds)
+    return _solution(coordinates, taken, rounds)
 
 
 def _rounds(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activation, rounds: int) -> fused.Rounds:
@@ -100,17 +100,17 @@ def _descent_only(
     return torch.where(ascends, 0.0, beta)
 
 
-def _solution(taken: fused.Rounds, rounds: int) -> Solution:
+def _solution(coordinates: Coordinates, taken: fused.Rounds, rounds: int) -> Solution:
     """Checks what came out and words it as a `Solution`."""
     x, *figures = taken
-    squared_change, start, end, gradient, step_length = map(number, figures)
-    finite = is_finite(start + end + squared_change + gradient)
+    norm, start, end, gradient, step_length = map(number, figures)
+    finite = is_finite(start + end + norm + gradient)
 
-    def measure() -> Stats:
+    def measure(squared_change: Number) -> Stats:
         stalled = (end >= start) & (gradient > 0)
         status = choose(stalled, lambda: Status.STALLED, lambda: Status.SOLVED)
         return Stats.of(
             status, finite, start, end, rounds=rounds, step_length=step_length, squared_change=squared_change
         )
 
-    return Solution(choose(finite, lambda: x, lambda: torch.zeros_like(x)), finite, measure)
+    return Solution(coordinates, choose(finite, lambda: x, lambda: torch.zeros_like(x)), finite, measure)

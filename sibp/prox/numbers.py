@@ -32,6 +32,12 @@ def at_least(bound: float, figure: Number) -> Number:
     return bound if figure < bound else figure
 
 
+def share(part: Number, whole: Number) -> Number:
+    """The ratio part / whole, within [0, 1] but for rounding; whole > 0."""
+    ratio = part / whole
+    return ratio.clamp(0, 1) if isinstance(ratio, Tensor) else min(max(ratio, 0.0), 1.0)
+
+
 def choose(flag: Flag, yes: Callable[[], Chosen], no: Callable[[], Chosen]) -> Chosen:
     """`yes()` where `flag` holds, else `no()`; on an accelerator both are computed.
 

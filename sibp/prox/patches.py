@@ -6,7 +6,7 @@ each of B samples, and the g groups of the convolution in front.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -112,6 +112,10 @@ class Patches:
         window = self.window
         z = F.conv2d(self.x, W, b, window.stride, window.padding, window.dilation, g)
         return self.images(z)
+
+    def to(self, dtype: torch.dtype) -> "Patches":
+        """The same in another dtype."""
+        return replace(self, x=self.x.to(dtype))
 
     def written_out(self) -> Features:
         """The same with A (g, N, n) as a matrix."""

@@ -4,11 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
+import torch
 from torch import Tensor
 
-from sibp.prox.numbers import Flag, Number, choose, is_finite
+from sibp.prox.numbers import Flag, Number, choose, is_finite, number, share
+
+if TYPE_CHECKING:
+    from sibp.prox.coordinates import Coordinates
 
 
 class Status(IntEnum):
@@ -66,9 +70,11 @@ class Stats:
         squared_change: Number,
     ) -> Self:
         """The figures of a solve from f(start), f(end) and the rest; nothing but its status if it was not finite."""
+        finite = finite & is_finite(squared_change)
+        known = finite & is_finite(start) & is_finite(end) & (start > 0)  # sums of squares may overflow
         return cls(
             status=choose(finite, lambda: status, lambda: Status.NONFINITE),
-            decrease=choose(finite & is_finite(start) & (start > 0), lambda: 1 - end / start, lambda: 0.0),
+            decrease=choose(known, lambda: share(start - end, start), lambda: 0.0),
             rounds=rounds,
             step_length=choose(finite, lambda: step_length, lambda: 0.0),
             squared_change=choose(finite, lambda: squared_change, lambda: 0.0),
@@ -76,8 +82,8 @@ class Stats:
 
 
 Measure = Callable[[], Stats]
-"""Works out the figures of a solve when somebody asks for them: training does not wait for what nobody reads. Until the
-layer's next solve it holds on to numbers, and to tensors no larger than the layer's weights."""
+"""Evaluates the metrics of a solve lazily, as training must not wait for what nobody reads. Until the layer's next
+solve it retains numbers, and tensors no larger than the layer's weights."""
 
 
 @dataclass(frozen=True)
@@ -85,16 +91,26 @@ class Solution:
     """The answer of a solver.
 
     Attributes:
-        x: (..., r, m) coefficients of the displacement in the coordinates that were used; 0 if not `finite`.
+        coordinates: in which x is the displacement.
+        x: (..., r, m) coefficients; 0 if not `finite`.
         finite: whether all numbers were finite.
-        measure: gives `stats`.
+        measure: gives `stats`, from the displacement's squared norm.
     """
 
+    coordinates: "Coordinates"
     x: Tensor
     finite: Flag
-    measure: Measure
+    measure: Callable[[Number], Stats]
 
     @cached_property
     def stats(self) -> Stats:
         """What happened."""
-        return self.measure()
+        return self.measure(squared_norm(*self.coordinates.displacement(self.x)))
+
+
+def squared_norm(*parts: Tensor | None) -> Number:
+    """||.||_F^2 of a displacement's parts, each contiguous or a transpose of what is; None stands for 0."""
+    moving = [part for part in parts if part is not None]
+    # A transpose is flattened in the order of memory, without a copy.
+    flat = [(part.mT if part.dim() > 1 and not part.is_contiguous() else part).flatten() for part in moving]
+    return sum((number(torch.dot(part, part)) for part in flat), start=0.0)

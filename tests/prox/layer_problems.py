@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sibp.prox import activations
 from sibp.prox.activations import Activation
-from sibp.prox.coordinates import Coordinates, Direct, Features, Span
+from sibp.prox.coordinates import Direct, Features, Span
 from sibp.prox.status import Solution
 
 SIDES: list[type[Span] | type[Direct]] = [Span, Direct]
@@ -47,9 +47,9 @@ def ridge(P: np.ndarray, R: np.ndarray, lam: float) -> np.ndarray:
     return np.linalg.lstsq(stacked, right, rcond=None)[0]
 
 
-def moved(coordinates: Coordinates, solution: Solution) -> np.ndarray:
+def moved(solution: Solution) -> np.ndarray:
     """The displacement [dW, db]' of a solution, (g, k, m)."""
-    dW, db = coordinates.displacement(solution.x)
+    dW, db = solution.coordinates.displacement(solution.x)
     parts = ([dW.mT] if dW is not None else []) + ([db.unsqueeze(-2)] if db is not None else [])
     return torch.cat(parts, -2).double().numpy()
 

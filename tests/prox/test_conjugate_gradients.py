@@ -50,7 +50,7 @@ def test_rounds_are_those_of_each_neuron_alone(name, seed, rounds):
     for side in SIDES:
         coordinates = side(features)
         solution = solve_nonlinear(coordinates, Z, T, LAM, ACTIVATIONS[name][0], rounds)
-        np.testing.assert_allclose(moved(coordinates, solution), expected, rtol=1e-10, atol=1e-10)
+        np.testing.assert_allclose(moved(solution), expected, rtol=1e-10, atol=1e-10)
         stats = solution.stats
         assert stats.status == Status.SOLVED
         assert stats.rounds == rounds
@@ -79,7 +79,7 @@ def test_every_shape_and_parameter(shape, weight, bias):
     for side in SIDES:
         coordinates = side(features)
         solution = solve_nonlinear(coordinates, Z, T, LAM, ACTIVATIONS["relu"][0], 4)
-        np.testing.assert_allclose(moved(coordinates, solution), expected, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(moved(solution), expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -93,7 +93,7 @@ def test_no_round_lets_a_neuron_climb(name):
         before = start = objective(P, Z, T, LAM, torch_s, np.zeros((1, P.shape[-1], Z.shape[-1])))
         for rounds in range(1, 13):
             solution = solve_nonlinear(coordinates, Z, T, LAM, s, rounds)
-            X = moved(coordinates, solution)
+            X = moved(solution)
             now = objective(P, Z, T, LAM, torch_s, X)
             assert (now <= before * (1 + 1e-12)).all()
             assert float(solution.stats.decrease) == pytest.approx(1 - (now.sum() / start.sum()).item(), rel=1e-9)
@@ -113,7 +113,7 @@ def test_without_activation_it_is_the_closed_form_after_as_many_rounds_as_dimens
     solution = solve_nonlinear(coordinates, Z, T, 0.5, ACTIVATIONS["identity"][0], rounds)
     P = features_matrix(features)
     expected = np.stack([ridge(p, r, 0.5) for p, r in zip(P, (Z - T).numpy(), strict=True)])
-    np.testing.assert_allclose(moved(coordinates, solution), expected, rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(moved(solution), expected, rtol=1e-8, atol=1e-8)
     closed = solve_linear(coordinates, Z - T, 0.5)
     assert float(solution.stats.decrease) == pytest.approx(float(closed.stats.decrease), rel=1e-9)
 
@@ -171,12 +171,10 @@ def test_dead_neurons_stay_and_do_not_hold_up_the_others(side):
     Z, T = randn(1, 6, 3, seed=1), randn(1, 6, 3, seed=2)
     Z[..., 1] = -50.0
     coordinates = side(features)
-    X = moved(coordinates, solve_nonlinear(coordinates, Z, T, 0.5, ACTIVATIONS["relu"][0], 6))
+    X = moved(solve_nonlinear(coordinates, Z, T, 0.5, ACTIVATIONS["relu"][0], 6))
     assert not X[..., 1].any()
     others = [0, 2]
-    alone = moved(
-        coordinates, solve_nonlinear(coordinates, Z[..., others], T[..., others], 0.5, ACTIVATIONS["relu"][0], 6)
-    )
+    alone = moved(solve_nonlinear(coordinates, Z[..., others], T[..., others], 0.5, ACTIVATIONS["relu"][0], 6))
     assert np.abs(alone).max() > 0.01
     np.testing.assert_allclose(X[..., others], alone, rtol=1e-12, atol=1e-12)
 
@@ -203,7 +201,7 @@ def test_an_empty_batch_moves_nothing(side):
     coordinates = side(Features(randn(1, 0, 4)))
     Z = randn(1, 0, 3)
     solution = solve_nonlinear(coordinates, Z, Z, 1.0, ACTIVATIONS["relu"][0], 3)
-    assert not moved(coordinates, solution).any()
+    assert not moved(solution).any()
     assert solution.stats.status == Status.SOLVED
     assert solution.stats.decrease == solution.stats.step_length == solution.stats.squared_change == 0
 
@@ -229,7 +227,7 @@ def test_rounding_is_not_taken_for_a_direction(kind, name, dtype):
         features = Features(A.to(dtype))
         coordinates = Span(features)
         solution = solve_nonlinear(coordinates, Z.to(dtype), T.to(dtype), lam, s, rounds)
-        X, P = moved(coordinates, solution), features_matrix(features)
+        X, P = moved(solution), features_matrix(features)
         start, end = (objective(P, Z, T, lam, torch_s, point) for point in (0 * X, X))
         assert (end <= start * (1 + 1e-5)).all()
         assert float(solution.stats.decrease) == pytest.approx(1 - (end.sum() / start.sum()).item(), abs=1e-4)

@@ -39,29 +39,6 @@ KINDS = ["random", "relu", "low rank", "repeated", "nearly equal", "unequal scal
 SHAPES = [(50, 200), (120, 120), (200, 50)]
 
 
-@pytest.mark.parametrize(("size", "lam"), [(1e3, 1e-3), (1e6, 1e-6), (1e3, 1e-6)])
-@pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("kind", KINDS)
-def test_closed_form_stays_a_ridge_solution(kind, side, size, lam):
-    """Never the fallback to a gradient step, never a rise of the objective (beyond 1 % by rounding)."""
-    for N, n in SHAPES:
-        for seed in range(2):
-            features = Features(size * inputs(kind, N, n, seed))
-            R = randn(1, N, 10, seed=seed + 9, dtype=torch.float32)
-            coordinates = side(features)
-            solution = solve_linear(coordinates, R, lam)
-            assert solution.x.isfinite().all()
-            # SOLVED is right where G is so small that lam shows beside it.
-            floor = torch.finfo(torch.float32).eps * coordinates.gram.abs().sum(-1).max()
-            expected = Status.DAMPED if 2 * floor > lam else Status.SOLVED
-            assert solution.stats.status == expected
-            X, P = moved(coordinates, solution), features_matrix(features)
-            assert np.isfinite(X).all()
-            start, end = (objective(P, R, 0 * R, lam, lambda z: z, point).sum().item() for point in (0 * X, X))
-            assert end <= 1.01 * start
-            assert float(solution.stats.decrease) == pytest.approx(1 - end / start, abs=0.1)
-
-
 @pytest.mark.parametrize("lam", [1e-3, 1e-6])
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("kind", KINDS)
@@ -76,65 +53,78 @@ def test_cg_stays_finite_and_does_not_climb(name, kind, side, lam):
         solution = solve_nonlinear(coordinates, Z, T, lam, s, 10)
         assert solution.x.isfinite().all()
         assert solution.stats.status in (Status.SOLVED, Status.STALLED)
-        X, P = moved(coordinates, solution), features_matrix(features)
+        X, P = moved(solution), features_matrix(features)
         start, end = (objective(P, Z, T, lam, torch_s, point).sum().item() for point in (0 * X, X))
         assert end <= 1.01 * start
 
 
-def test_damped_is_said_where_lam_does_not_show():
-    A = torch.full((1, 20, 30), 1e3)
-    R = randn(1, 20, 4, dtype=torch.float32)
-    status = {lam: solve_linear(Span(Features(A)), R, lam).stats.status for lam in (1e-3, 1e3)}
-    assert status == {1e-3: Status.DAMPED, 1e3: Status.SOLVED}
-    assert solve_linear(Span(Features(A.double())), R.double(), 1e-3).stats.status == Status.SOLVED
+def linear_ends(features, R, lam, X):
+    """f(0) and f(X), in float64, from the displacement."""
+    P = features_matrix(features)
+    return (objective(P, R, 0 * R, lam, lambda z: z, point).sum().item() for point in (0 * X, X))
 
 
 @pytest.mark.parametrize("side", SIDES)
 def test_a_gradient_step_is_taken_and_said_where_no_factorisation_succeeds(side, monkeypatch):
-    monkeypatch.setattr(linear, "_DAMPING", 0.0)
+    monkeypatch.setattr(linear, "_ATTEMPTS", 0)
     features = Features(1e3 * inputs("nearly equal", 60, 60, 0))
     R = 1 + randn(1, 60, 4, dtype=torch.float32)
     coordinates = side(features)
     solution = solve_linear(coordinates, R, 1e-6)
     assert solution.stats.status == Status.GRADIENT
-    X, P = moved(coordinates, solution), features_matrix(features)
-    start, end = (objective(P, R, 0 * R, 1e-6, lambda z: z, point).sum().item() for point in (0 * X, X))
+    X, P = moved(solution), features_matrix(features)
+    start, end = linear_ends(features, R, 1e-6, X)
     assert end < start
     assert float(solution.stats.decrease) == pytest.approx(1 - end / start, rel=1e-3)
     assert float(solution.stats.squared_change) == pytest.approx(np.square(X).sum(), rel=1e-3)
-    step_length = 1 / coordinates.gram.abs().sum(-1).max().item()
+    step_length = 1 / np.linalg.norm(P[0] @ P[0].T)
     expected = -step_length * np.swapaxes(P, -1, -2) @ R.double().numpy()
     np.testing.assert_allclose(X, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(
     ("side", "A", "R"),
-    [(Span, [[1.0], [1.0]], [[2e14], [-1e14]]), (Direct, [[1.0, 0.0], [0.0, 1e-4]], [[1e17], [1e17]])],
+    [
+        (Span, [[1.0], [1.0]], [[2e14], [-1e14]]),
+        (Span, [[1e25, 2e25]], [[1.0]]),
+        (Direct, [[1e25], [2e25]], [[1.0], [3.0]]),
+    ],
 )
-def test_a_gradient_step_is_taken_where_the_closed_form_is_too_large_to_be_squared(side, A, R):
+def test_squares_that_overflow_single_precision_are_taken_in_double(side, A, R):
     features = Features(torch.tensor([A]), bias=False)
     residual, lam = torch.tensor([R]), 1e-9
-    coordinates = side(features)
-    solution = solve_linear(coordinates, residual, lam)
-    assert solution.stats.status == Status.GRADIENT
-    X, P = moved(coordinates, solution), features_matrix(features)
-    start, end = (objective(P, residual, 0 * residual, lam, lambda z: z, X * moves).sum().item() for moves in (0, 1))
+    solution = solve_linear(side(features), residual, lam)
+    start, end = linear_ends(features, residual, lam, moved(solution))
     assert end < 0.95 * start
     assert float(solution.stats.decrease) == pytest.approx(1 - end / start, rel=1e-3)
 
 
 @pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
+def test_a_displacement_too_large_to_be_squared_is_not_made(side):
+    features = Features(torch.tensor([[[1.0, 0.0], [0.0, 1e-4]]]), bias=False)
+    solution = solve_linear(side(features), torch.full((1, 2, 1), 1e17), 1e-9)
+    assert solution.stats.status == Status.NONFINITE
+    assert not moved(solution).any()
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize(("dtype", "huge"), [(torch.float32, 1e30), (torch.float64, 1e200)])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), None])
 @pytest.mark.parametrize("where", ["A", "R"])
-def test_numbers_that_are_none_or_overflow_move_nothing(where, bad, side):
-    A, R = randn(2, 6, 8, dtype=torch.float32), randn(2, 6, 4, dtype=torch.float32)
+def test_numbers_that_are_none_or_overflow_move_nothing(where, bad, dtype, huge, side):
+    A, R = randn(2, 6, 8, dtype=dtype), randn(2, 6, 4, dtype=dtype)
+    bad = bad or huge
     {"A": A, "R": R}[where][1, 2, 3] = bad
     coordinates = side(Features(A))
-    Z = randn(2, 6, 4, seed=3, dtype=torch.float32)
+    Z = randn(2, 6, 4, seed=3, dtype=dtype)
     solutions = [
         solve_linear(coordinates, R, 1.0),
         *(solve_nonlinear(coordinates, Z, Z - R, 1.0, ACTIVATIONS[name][0], 3) for name in ("identity", "gelu")),
     ]
+    if (where, bad, dtype) == ("A", 1e30, torch.float32):  # the closed form goes on in double precision
+        closed, *solutions = solutions
+        start, end = linear_ends(coordinates.features, R, 1.0, moved(closed))
+        assert end < start
     for solution in solutions:
         assert solution.stats.status == Status.NONFINITE
         assert not solution.x.any()
@@ -178,12 +168,12 @@ def test_training_on_hopeless_numbers_never_raises(method, solver, lam, size, lr
 
 def test_a_layer_that_cannot_be_solved_does_not_poison_those_below():
     """Inputs that overflow in the middle of a net: every weight stays finite."""
-    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)).double()
     with torch.no_grad():
-        model[0].weight.fill_(1e20)
-        model[2].weight.fill_(1e-20)
+        model[0].weight.fill_(1e200)
+        model[2].weight.fill_(1e-200)
     for solver in ("cg:5", "exact"):
         optimizer = SIBP(model, lr=0.5, prox_weight=1.0, solver=solver)
-        step(model, optimizer, torch.ones(6, 4), torch.arange(6) % 3)
+        step(model, optimizer, torch.ones(6, 4, dtype=torch.float64), torch.arange(6) % 3)
         assert all(p.isfinite().all() for p in model.parameters())
         assert optimizer.solver_stats()["2"]["status"] == Status.NONFINITE

@@ -69,7 +69,7 @@ def test_a_small_step_is_the_gradient_preconditioned_by_the_active_samples(side)
     features, eta, lam = Features(randn(1, 9, 5)), 1e-6, 0.3
     Z, D = randn(1, 9, 4, seed=1), randn(1, 9, 4, seed=2)
     coordinates = side(features)
-    X = moved(coordinates, solve_nonlinear(coordinates, Z, Z.relu() - eta * D, lam, RELU, 60))[0]
+    X = moved(solve_nonlinear(coordinates, Z, Z.relu() - eta * D, lam, RELU, 60))[0]
     P = features_matrix(features)[0]
     for j in range(4):
         active = Z[0, :, j].numpy() > 0

@@ -53,7 +53,7 @@ def solved_neurons(name: str, lam: float = 0.3, N: int = 6, n: int = 4) -> list[
     T = torch_s(Z) - randn(20, N, 1, seed=3)
     T = T.abs() if name == "relu" else T
     coordinates = Span(features)
-    X = moved(coordinates, solve_nonlinear(coordinates, Z, T, lam, s, MANY))[..., 0]
+    X = moved(solve_nonlinear(coordinates, Z, T, lam, s, MANY))[..., 0]
     P, z, t = features_matrix(features), Z[..., 0].numpy(), T[..., 0].numpy()
     return [Neuron(P[i], z[i], t[i], lam, name, X[i]) for i in range(20)]
 

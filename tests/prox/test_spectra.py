@@ -1,0 +1,88 @@
+"""The closed form over spectra that a Gram matrix cannot carry, against the singular values of Phi in float64."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from layer_problems import SIDES, features_matrix, moved, randn
+
+from sibp.prox.features import Features
+from sibp.prox.linear import solve_linear
+from sibp.prox.status import Status
+
+RESOLVED = 16.0  # lam / (eps ||Phi^T Phi||) from which on the answer has to be the best one
+
+
+def matrix(rows: int, columns: int, rank: int, gap: float, seed: int) -> torch.Tensor:
+    """(rows, columns) in float64, with singular values falling from 1 to 1/gap."""
+    Q = torch.linalg.qr(randn(rows, rank, seed=seed))[0]
+    P = torch.linalg.qr(randn(columns, rank, seed=seed + 1))[0]
+    return Q @ torch.diag(torch.logspace(0, -math.log10(gap), rank, dtype=torch.float64)) @ P.T
+
+
+@st.composite
+def inputs(draw) -> torch.Tensor:
+    """A layer's inputs: of any rank and scale, repeated, positive, or with rows of all sizes."""
+    N, n = draw(st.integers(1, 30)), draw(st.integers(1, 30))
+    rank, gap = draw(st.integers(1, min(N, n))), 10 ** draw(st.floats(0, 12))
+    A = matrix(N, n, rank, gap, draw(st.integers(0, 10**6))) * 10 ** draw(st.floats(-3, 6))
+    kind = draw(st.sampled_from(["plain", "repeated", "positive", "unequal rows"]))
+    if kind == "repeated":
+        return A[torch.arange(N) % max(1, N // 3)]
+    if kind == "positive":
+        return A.abs()
+    return A * torch.logspace(-3, 6, N, dtype=torch.float64).unsqueeze(1) if kind == "unequal rows" else A
+
+
+def spectrum(features: Features) -> tuple[torch.Tensor, torch.Tensor]:
+    """Left singular vectors and singular values of Phi, in float64."""
+    U, S, _ = torch.linalg.svd(torch.from_numpy(features_matrix(features)), full_matrices=False)
+    return U, S
+
+
+@settings(max_examples=150, deadline=None)
+@given(A=inputs(), units=st.floats(-6, 8), m=st.integers(1, 12), fits=st.booleans(), bias=st.booleans(), data=st.data())
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_answer_never_rises_is_the_best_one_and_says_what_it_did(side, dtype, A, units, m, fits, bias, data):
+    features = Features(A.to(dtype), bias=bias)
+    U, S = spectrum(features)
+    R = randn(len(A), m, seed=data.draw(st.integers(0, 10**6)))
+    if not fits:  # all but nothing of the residual lies in the span of Phi
+        R = R - (1 - 1e-9) * U @ (U.T @ R)
+    R = R.to(dtype)
+    lam = 10**units * torch.finfo(dtype).eps * float(S[0] ** 2)
+    start, inside = float(R.double().square().sum()), (U.T @ R.double()).square().sum(1)
+    best = start - float((S**2 / (S**2 + lam) * inside).sum())
+
+    solution = solve_linear(side(features), R, lam)
+
+    P, X = torch.from_numpy(features_matrix(features)), torch.from_numpy(moved(solution))
+    end = float((R.double() + P @ X).square().sum() + lam * X.square().sum())
+    assert end <= start * (1 + 1e-6)
+    if units >= math.log10(RESOLVED):
+        assert end - best <= 0.02 * start
+        assert solution.stats.status == Status.SOLVED
+    assert 0 <= float(solution.stats.decrease) <= 1
+    assert float(solution.stats.decrease) == pytest.approx(1 - end / start, abs=2e-3)
+    assert float(solution.stats.squared_change) == pytest.approx(float(X.square().sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_below_the_rounding_of_double_precision_a_larger_lam_is_used_and_said(side):
+    A, R = torch.full((1, 20, 30), 1e3, dtype=torch.float64), randn(1, 20, 4)
+    norm = 20 * (30 * 1e6 + 1)  # of 20 equal rows
+    floor = 16 * torch.finfo(torch.float64).eps * norm
+    status = {lam: solve_linear(side(Features(A)), R, lam).stats.status for lam in (0.9 * floor, 1.1 * floor)}
+    assert list(status.values()) == [Status.DAMPED, Status.SOLVED]
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_single_precision_solves_as_far_as_its_displacement_can_be_written_down(side):
+    """A displacement of size ||R||/sqrt(lam), rounded to single precision, has to stay within a sixteenth of ||R||."""
+    A, R = torch.full((1, 20, 30), 1e3), randn(1, 20, 4, dtype=torch.float32)
+    floor = (16 * torch.finfo(torch.float32).eps) ** 2 * 20 * (30 * 1e6 + 1)
+    status = {lam: solve_linear(side(Features(A)), R, lam).stats.status for lam in (0.9 * floor, 1.1 * floor)}
+    assert list(status.values()) == [Status.DAMPED, Status.SOLVED]
