@@ -3,21 +3,27 @@
 import torch
 from torch import Tensor
 
+_FLOOR = 2.0  # units of S's rounding that lam is raised to
+
 
 def damped_inverse(S: Tensor, lam: float | Tensor) -> Tensor:
     """The inverse of S + lam I.
 
-    It never raises on numbers: a lam below the rounding of S is raised to that, and what is not finite gives NaN.
+    Factored and inverted in float64: an inverse that rounds like S can be wrong by S's condition number. Never raises on
+    numbers: a lam below the rounding of S is raised to that, and what is not finite gives NaN.
 
     Args:
         S: (..., n, n) symmetric, positive semi-definite.
         lam: damping, > 0; a tensor has S's leading dimensions.
 
     Returns:
-        (..., n, n).
+        (..., n, n), in S's dtype.
     """
-    scale = S.abs().sum(-1).amax(-1)  # ||S||_inf >= its largest eigenvalue
-    damping = torch.maximum(torch.as_tensor(lam, dtype=S.dtype, device=S.device), 2 * torch.finfo(S.dtype).eps * scale)
-    factor, info = torch.linalg.cholesky_ex(S + torch.diag_embed(damping.unsqueeze(-1).expand(S.shape[:-1])))
-    inverse = torch.cholesky_inverse(factor)
+    wide = S.double()
+    norm = torch.linalg.vector_norm(wide, dim=(-2, -1))
+    damping = torch.maximum(
+        torch.as_tensor(lam, dtype=wide.dtype, device=S.device), _FLOOR * torch.finfo(S.dtype).eps * norm
+    )
+    factor, info = torch.linalg.cholesky_ex(wide + torch.diag_embed(damping.unsqueeze(-1).expand(S.shape[:-1])))
+    inverse = torch.cholesky_inverse(factor).to(S.dtype)
     return torch.where((info == 0)[..., None, None], inverse, torch.nan)
