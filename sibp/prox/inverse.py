@@ -9,8 +9,8 @@ _FLOOR = 2.0  # units of S's rounding that lam is raised to
 def damped_inverse(S: Tensor, lam: float | Tensor) -> Tensor:
     """The inverse of S + lam I.
 
-    Factored and inverted in float64: an inverse that rounds like S can be wrong by S's condition number. Never raises on
-    numbers: a lam below the rounding of S is raised to that, and what is not finite gives NaN.
+    Factored and inverted in float64: an inverse that rounds like S can be wrong by S's condition number. Never raises
+    on numbers: a lam below the rounding of S is raised to that, and what is not finite gives NaN.
 
     Args:
         S: (..., n, n) symmetric, positive semi-definite.

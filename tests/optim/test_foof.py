@@ -121,3 +121,11 @@ def test_the_inverse_never_raises():
     A = torch.randn(2, 9, 4, dtype=F64)
     expected = torch.linalg.inv(A.mT @ A + torch.tensor([0.5, 2.0], dtype=F64)[:, None, None] * torch.eye(4, dtype=F64))
     torch.testing.assert_close(damped_inverse(A.mT @ A, torch.tensor([0.5, 2.0], dtype=F64)), expected)
+
+
+def test_the_inverse_of_nearly_dependent_inputs_is_right_in_single_precision():
+    """Equal inputs: (1 1^T + lam I)^-1 = (I - 1 1^T / (n + lam)) / lam, whose condition is n / lam = 5e5."""
+    n, lam = 50, 1e-4
+    inverse = damped_inverse(torch.ones(n, n), lam)
+    expected = (torch.eye(n, dtype=F64) - 1 / (n + lam)) / lam
+    torch.testing.assert_close(inverse.double(), expected, rtol=1e-6, atol=0)
