@@ -10,8 +10,8 @@ that it gives exceeds the minimal objective by at most ||E U||^2 <= (eps ||G|| /
 residual that no displacement fits. So there are two ways, chosen by lam alone:
 
     lam >= 1000 eps ||G||   The bound is below 1e-6: G in the precision of the layer, factored in float64.
-    below that              Everything in float64, refined where even that is not enough, with the objective evaluated
-                            at the displacement as the layer will get it.
+    below that              Everything in float64, with the objective evaluated at the displacement as the layer will
+                            get it, and the displacement shortened where it does not decrease.
 """
 
 import math
@@ -27,8 +27,6 @@ from sibp.prox.status import Solution, Stats, Status, squared_norm
 
 _RESOLVED = 1000.0  # lam / (eps ||G||) from which rounding raises the objective by less than one part in a million
 _FLOOR = 16.0  # lam / (eps ||G||) below which G + lam I cannot be told from G + (lam + rounding) I
-_REFINED = 1e4  # lam / (eps ||G||) below which a float64 solution is refined
-_REFINEMENTS = 3  # each leaves at most a few sixteenths of the error: the ratio is at least _FLOOR
 _ATTEMPTS = 4  # at a factorisation, each with eight times the damping of the one before
 
 
@@ -49,8 +47,6 @@ def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
         x, with the coordinates that it is in (the given ones, or direct ones), status and metrics.
     """
     G, rhs = coordinates.gram, coordinates.pull(R)
-    if G.numel() == 0 or rhs.numel() == 0:
-        return _nothing_to_do(coordinates, rhs)
     eps, norm = torch.finfo(G.dtype).eps, number(torch.linalg.vector_norm(G))
     if isinstance(norm, Tensor):
         return _in_working_precision(coordinates, R, rhs, lam, at_least(lam, _FLOOR * eps * norm), norm)
@@ -118,7 +114,12 @@ def _in_double_precision(coordinates: Coordinates, R: Tensor, lam: float) -> Sol
         return _kept(coordinates, R.to(dtype))
     damping, solve = _factored(side, lam, norm, torch.finfo(dtype).eps)
     status = Status.GRADIENT if solve is None else Status.DAMPED if damping > lam else Status.SOLVED
-    V = _minimiser(side, R, damping, norm, solve).to(dtype)
+    if solve is None:
+        V = Direct(side.features).pull(R) / -(damping + norm)
+    else:
+        x = solve(side.pull(R)).neg_()
+        V = side.features.pull(x) if isinstance(side, Span) else x
+    V = V.to(dtype)
     # The objective along V, for every output unit: f(tV) = f(0) + 2 t slope + t^2 curvature.
     image = side.features.image(V.double())
     slope = total(over_rows(R * image))
@@ -161,28 +162,7 @@ def _factored(side: Coordinates, lam: float, norm: float, eps: float) -> tuple[f
     return damping, None
 
 
-def _minimiser(side: Coordinates, R: Tensor, damping: float, norm: float, solve: Solve | None) -> Tensor:
-    """argmin_V ||R + Phi V||^2 + damping ||V||^2, (..., size, m), in float64; one gradient step without `solve`."""
-    features = side.features
-    gradient = Direct(features).pull
-    if solve is None:
-        return gradient(R) / -(damping + norm)
-    x = solve(side.pull(R)).neg_()
-    V = features.pull(x) if isinstance(side, Span) else x
-    if damping < _REFINED * torch.finfo(torch.float64).eps * norm:
-        for _ in range(_REFINEMENTS):
-            g = gradient(R + features.image(V)) + damping * V
-            # (Phi^T Phi + damping)^-1 g; in span coordinates by the identity of Woodbury.
-            V = V - ((g - features.pull(solve(features.image(g)))) / damping if isinstance(side, Span) else solve(g))
-    return V
-
-
 def _kept(coordinates: Coordinates, R: Tensor) -> Solution:
     """No displacement, as something is not finite."""
     direct, stats = Direct(coordinates.features), Stats(Status.NONFINITE, 0.0, 0, 0.0, 0.0)
     return Solution(direct, torch.zeros_like(direct.pull(R)), False, lambda _: stats)
-
-
-def _nothing_to_do(coordinates: Coordinates, x: Tensor) -> Solution:
-    """An empty batch: no displacement, and nothing wrong with that."""
-    return Solution(coordinates, torch.zeros_like(x), True, lambda _: Stats(Status.SOLVED, 0.0, 0, 0.0, 0.0))

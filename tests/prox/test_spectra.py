@@ -86,3 +86,27 @@ def test_single_precision_solves_as_far_as_its_displacement_can_be_written_down(
     floor = (16 * torch.finfo(torch.float32).eps) ** 2 * 20 * (30 * 1e6 + 1)
     status = {lam: solve_linear(side(Features(A)), R, lam).stats.status for lam in (0.9 * floor, 1.1 * floor)}
     assert list(status.values()) == [Status.DAMPED, Status.SOLVED]
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_the_floor_is_set_by_the_largest_eigenvalue(side):
+    """Orthonormal rows: the Frobenius norm of their Gram matrix is ten times its largest eigenvalue."""
+    A, R = torch.linalg.qr(randn(100, 100))[0], randn(100, 3, seed=1)
+    eps = torch.finfo(torch.float64).eps
+    status = [solve_linear(side(Features(A, bias=False)), R, units * eps).stats.status for units in (8, 20)]
+    assert status == [Status.DAMPED, Status.SOLVED]
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_residual_that_nothing_fits_is_not_made_larger(side, dtype):
+    """Two groups of equal rows, and residuals that cancel within each: rounding is all that there is to fit."""
+    rows = randn(2, 40, seed=2, dtype=dtype)
+    features = Features(rows.repeat_interleave(32, 0))
+    half = torch.randint(-8, 9, (32, 24), generator=torch.Generator().manual_seed(3)).to(dtype)
+    R = torch.stack([half, -half], 1).flatten(0, 1)
+    lam = 17 * torch.finfo(dtype).eps * float(spectrum(features)[1][0] ** 2)
+    solution = solve_linear(side(features), R, lam)
+    P, X = torch.from_numpy(features_matrix(features)), torch.from_numpy(moved(solution))
+    end = float((R.double() + P @ X).square().sum() + lam * X.square().sum())
+    assert end <= float(R.double().square().sum()) * (1 + 1e-9)
