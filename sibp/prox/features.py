@@ -78,7 +78,7 @@ class Features:
     @cached_property
     def phi(self) -> Tensor:
         """Phi itself, (..., N, size)."""
-        columns = ([self.A] if self.weight else []) + ([torch.ones_like(self.A[..., :1])] if self.bias else [])
+        columns = ([self.A] if self.weight else []) + ([self.A.new_ones(*self.A.shape[:-1], 1)] if self.bias else [])
         return columns[0] if len(columns) == 1 else torch.cat(columns, -1)
 
     def gram(self) -> Tensor:
