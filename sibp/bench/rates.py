@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
+from sibp.activations import RELU
 from sibp.bench.counting import Work
 from sibp.bench.timing import Clock
 from sibp.prox import fused
-from sibp.prox.activations import RELU
 from sibp.prox.coordinates import Span
 from sibp.prox.features import Features
 

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from sibp.activations import Activation
 from sibp.capture.activation import Consumption, PreActivation
 from sibp.capture.geometry import Geometry
-from sibp.prox.activations import Activation
 from sibp.prox.coordinates import AnyFeatures
 from sibp.prox.features import Features
 
@@ -303,7 +303,7 @@ class _TappedLayer(torch.autograd.Function):
             features=features,
             D_z=D_z,
             terms=ctx.terms,
-            activation=consumption.activation if known else None,
+            activation=_in_rows(consumption.activation, grad_outputs[0], geometry, features) if known else None,
             Z=geometry.outputs(_as(consumption.Z, dtype), features) if known else None,
             D=geometry.outputs(_as(consumption.D, dtype), features) if known else None,
             W=_as(W, dtype),
@@ -326,6 +326,11 @@ class _TappedLayer(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _in_rows(s: Activation | None, z: Tensor, geometry: Geometry, features: AnyFeatures) -> Activation | None:
+    """The activation for Z as the subproblem has it; z has the shape of the layer's output."""
+    return s if s is None or s.learned is None else s.rearranged(z.shape, lambda t: geometry.outputs(t, features))
 
 
 def _input_gradient(

@@ -35,6 +35,7 @@ NOT_IN_NAME = (
 )
 # Settings that came after the first kept runs: at these values they have no part in the name, so runs keep theirs.
 LATER = {"schedule": "constant", "decays": "lr", "warmup_steps": 0, "label_noise": 0}
+LATER_OF_MODEL = {"mlp": {"activation": "relu"}}  # likewise, by the model's name
 FINISHED = ("completed", "diverged")
 ANEW = "force=true trains the run anew, and deletes what is there."
 
@@ -208,9 +209,11 @@ def run_name(config: Mapping[str, Any]) -> str:
     """
     as_ever = [key for key, value in LATER.items() if config.get(key) == value]
     named = {key: value for key, value in config.items() if key not in (*NOT_IN_NAME, *as_ever)}
+    dataset, model, optimizer = (config.get(group) or {} for group in ("dataset", "model", "optimizer"))
+    later = LATER_OF_MODEL.get(model.get("name"), {})
+    named["model"] = {key: value for key, value in model.items() if key not in later or later[key] != value}
     text = json.dumps(_canonical(named), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:10]
-    dataset, model, optimizer = (config.get(group) or {} for group in ("dataset", "model", "optimizer"))
     widths = "x".join(map(str, model.get("hidden", []))) if isinstance(model.get("hidden"), list) else ""
     parts = [
         dataset.get("name"),

@@ -194,13 +194,13 @@ def call_builder(kind: str, table: Mapping[str, Callable[..., Any]], choice: Map
     """
     builder = known_builder(kind, table, choice)
     hints = typing.get_type_hints(builder)
-    parameters = inspect.signature(builder).parameters.values()
-    names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    settings = [p for p in inspect.signature(builder).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    names = [p.name for p in settings]
     given = {key: value for key, value in choice.items() if key != "name"}
     refuse_unknown(f"{kind}.", given, names)
-    for name in names:
-        if name not in given:
-            raise UserError(f"The setting {kind}.{name} is missing: give {kind}.{name}=...")
+    for setting in settings:
+        if setting.name not in given and setting.default is setting.empty:
+            raise UserError(f"The setting {kind}.{setting.name} is missing: give {kind}.{setting.name}=...")
     values = {name: checked(f"{kind}.{name}", value, hints[name]) for name, value in given.items()}
     try:
         return builder(*args, **values)

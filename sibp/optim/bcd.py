@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sibp.activations import Activation
 from sibp.capture.tap import LayerProblem, LayerUpdate, Tap
 from sibp.optim.checks import in_range
 from sibp.optim.solvers import as_update
 from sibp.optim.targets import TargetOptimizer
-from sibp.prox.activations import Activation
 from sibp.prox.coordinates import smaller_side
 from sibp.prox.inverse import damped_inverse
 from sibp.prox.linear import solve_linear

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from sibp.activations import IDENTITY
 from sibp.capture.tap import LayerProblem, LayerUpdate
 from sibp.optim.base import Fallback
 from sibp.optim.parallel import ProcessGroup
 from sibp.optim.proximal import ProximalOptimizer
 from sibp.optim.solvers import Solver, as_update, guarded, linear_update
-from sibp.prox.activations import IDENTITY
 from sibp.prox.coordinates import Direct, smaller_side
 from sibp.prox.nonlinear import solve_nonlinear
 from sibp.prox.numbers import is_finite

@@ -4,10 +4,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sibp.activations import IDENTITY, Activation
 from sibp.capture.tap import LayerProblem, Tap
 from sibp.optim.base import TappedOptimizer
 from sibp.optim.layers import parameter_owners
-from sibp.prox.activations import IDENTITY, Activation
 
 
 class TargetOptimizer(TappedOptimizer):

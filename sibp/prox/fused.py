@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sibp.activations import Activation
 from sibp.prox import compiled
-from sibp.prox.activations import Activation
 from sibp.prox.compiled import C_TYPES
 from sibp.prox.coordinates import Coordinates, Direct
 from sibp.prox.features import Features

@@ -11,8 +11,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from sibp.activations import Activation
 from sibp.prox import compiled
-from sibp.prox.activations import Activation
 from sibp.prox.coordinates import AnyFeatures
 from sibp.prox.patches import Patches
 

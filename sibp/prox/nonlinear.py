@@ -9,8 +9,8 @@ length and its own conjugacy coefficient, while the products with the Gram matri
 import torch
 from torch import Tensor
 
+from sibp.activations import Activation
 from sibp.prox import fused
-from sibp.prox.activations import Activation
 from sibp.prox.coordinates import Coordinates
 from sibp.prox.images import images_of
 from sibp.prox.numbers import Number, choose, is_finite, number

@@ -44,6 +44,7 @@ NOT_A_SETTING = (
 )
 # Settings that runs got later than others: a run without one was made with this value.
 LATER = {"schedule": "constant", "decays": "lr", "warmup_steps": 0, "label_noise": 0.0}
+LATER_OF_MODEL = {"mlp": {"activation": "relu"}}  # likewise, by the model's name
 RANK = {"completed": 0, "diverged": 1, "failed": 2, UNFINISHED: 3}
 
 
@@ -211,7 +212,10 @@ def method_name(run: Run) -> str:
 
 
 def _problem_config(run: Run) -> dict[str, Any]:
-    return {key: value for key, value in (LATER | run.config).items() if key not in (*NOT_A_SETTING, "optimizer")}
+    config, model = LATER | run.config, run.config.get("model")
+    if isinstance(model, dict):
+        config["model"] = LATER_OF_MODEL.get(str(model.get("name")), {}) | model
+    return {key: value for key, value in config.items() if key not in (*NOT_A_SETTING, "optimizer")}
 
 
 def _one_per_seed(runs: Iterable[Run]) -> tuple[list[Run], list[tuple[Run, Run]]]:

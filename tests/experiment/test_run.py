@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from sibp.experiment.clock import Clock
+from sibp.experiment.errors import UserError
 from sibp.experiment.loop import Trainer
 from sibp.experiment.models import build_model
 from sibp.experiment.run_folder import RunFolder, run_name
@@ -145,6 +146,7 @@ def test_two_processes_never_train_the_same_run(make_config):
         {"schedule": "cosine", "decays": "prox_weight"},
         {"warmup_steps": 3},
         {"label_noise": 0.2},
+        {"model": {"name": "mlp", "hidden": [16], "activation": "tanh", "init": "default", "init_std": None}},
     ],
 )
 def test_what_changes_the_result_changes_the_name(make_config, change):
@@ -170,6 +172,16 @@ def test_settings_that_came_later_leave_the_names_of_earlier_runs_alone(make_con
     for key in ("schedule", "decays", "warmup_steps", "label_noise"):
         del config[key]
     assert run_name(make_config()) == run_name(config)
+
+
+def test_an_mlp_from_before_its_activation_was_a_setting_keeps_its_name(make_config):
+    """The name is that of a kept run, as its folder had it; an autoencoder's activation always was a setting."""
+    config = make_config()
+    named = config | {"model": config["model"] | {"activation": "relu"}}
+    assert run_name(named) == run_name(config)
+    autoencoder = config["model"] | {"name": "autoencoder"}
+    names = [run_name(config | {"model": autoencoder | {"activation": name}}) for name in ("relu", "tanh")]
+    assert len({*names, run_name(config | {"model": autoencoder})}) == 3
 
 
 def test_one_and_one_point_zero_are_the_same_setting(make_config):
@@ -265,6 +277,17 @@ def test_initial_weights_depend_on_seed_and_config_alone():
     assert torch.equal(weights(0), first)
     assert torch.equal(torch.get_rng_state(), before)
     assert not torch.equal(weights(1), first)
+
+
+def test_the_activation_of_an_mlp_is_a_setting():
+    x = torch.linspace(-2, 2, 9).reshape(1, 9)
+    for name in ("tanh", "elu", "softplus"):
+        model = build_model({"name": "mlp", "hidden": [4, 3], "activation": name}, (1, 3, 3), 2, 0)
+        first, _, second, _, last = model.children()
+        s = getattr(torch.nn.functional, name)
+        assert torch.equal(model(x), last(s(second(s(first(x))))))
+    with pytest.raises(UserError, match=r"model\.activation=step is not known; choose one of: relu, leaky_relu"):
+        build_model({"name": "mlp", "hidden": [4], "activation": "step"}, (1, 3, 3), 2, 0)
 
 
 def test_normal_initialisation_covers_weights_and_biases():

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sibp.prox import activations
-from sibp.prox.activations import Activation
+from sibp import activations
+from sibp.activations import Activation
 from sibp.prox.coordinates import Direct, Features, Span
 from sibp.prox.status import Solution
 

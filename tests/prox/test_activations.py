@@ -4,7 +4,7 @@ import pytest
 import torch
 from layer_problems import ACTIVATIONS, randn
 
-from sibp.prox import activations
+from sibp import activations
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

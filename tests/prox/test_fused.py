@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from sibp.activations import IDENTITY, RELU, TANH, leaky_relu
 from sibp.prox import fused
-from sibp.prox.activations import IDENTITY, RELU, TANH, leaky_relu
 from sibp.prox.compiled import _loaded, disabled
 from sibp.prox.coordinates import Direct, Features, Span
 from sibp.prox.nonlinear import solve_nonlinear

@@ -4,7 +4,7 @@ import pytest
 import torch
 from layer_problems import randn
 
-from sibp.prox.activations import RELU, TANH, leaky_relu
+from sibp.activations import RELU, TANH, leaky_relu
 from sibp.prox.compiled import disabled
 from sibp.prox.coordinates import Direct
 from sibp.prox.images import CompiledImages, Images, images_of

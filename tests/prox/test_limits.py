@@ -11,7 +11,7 @@ from mlp_sweeps import assert_layers_close, batch, displacement, gradient_solve,
 from torch import nn
 
 from sibp import SIBP, ProxBP
-from sibp.prox.activations import RELU
+from sibp.activations import RELU
 from sibp.prox.coordinates import Features
 from sibp.prox.nonlinear import solve_nonlinear
 

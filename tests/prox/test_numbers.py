@@ -9,8 +9,8 @@ import pytest
 import torch
 from layer_problems import moved, randn
 
+from sibp.activations import RELU
 from sibp.prox import coordinates, linear, nonlinear, status
-from sibp.prox.activations import RELU
 from sibp.prox.compiled import disabled
 from sibp.prox.coordinates import Direct, Features, Span, smaller_side
 from sibp.prox.linear import solve_linear
