@@ -7,16 +7,18 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sibp.activations import register_activation
     from sibp.optim import SIBP, ProxBP
 
-__all__ = ["SIBP", "ProxBP"]
+__all__ = ["SIBP", "ProxBP", "register_activation"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     """Imports the optimizers, and torch with them, when first asked for: the report does without."""
     if name in __all__:
+        import sibp.activations
         import sibp.optim
 
-        return getattr(sibp.optim, name)
+        return getattr(sibp.activations if name == "register_activation" else sibp.optim, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
 """The activations that a layer's subproblem can contain.
 
-Identity, ReLU, ReLU6, LeakyReLU, PReLU, ELU, GELU in both forms, SiLU, Mish, Hardswish, Softplus, sigmoid and tanh are
-known from the start; users add theirs by `register_activation`.
+Identity, ReLU, ReLU6, LeakyReLU, PReLU, ELU, GELU in both forms, SiLU, Mish, Hardswish, Softplus, sigmoid, tanh and
+Hardtanh are known from the start; users add theirs by `register_activation`.
 """
 
 from sibp.activations.activation import Activation, Learned
@@ -16,6 +16,7 @@ from sibp.activations.functions import (
     TANH,
     elu,
     gelu,
+    hardtanh,
     leaky_relu,
     prelu,
     softplus,
@@ -35,6 +36,7 @@ __all__ = [
     "Learned",
     "elu",
     "gelu",
+    "hardtanh",
     "leaky_relu",
     "prelu",
     "register_activation",

@@ -1,6 +1,7 @@
 """The activations that are known from the start; `sibp.activations.registry` says which calls compute them."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -64,8 +65,8 @@ def _hardswish_slope(z: Tensor) -> Tensor:
     return torch.where(z <= -3, torch.zeros_like(z), torch.where(z < 3, z / 3 + 0.5, torch.ones_like(z)))
 
 
-def _relu6_slope(z: Tensor) -> Tensor:
-    return ((z > 0) & (z < 6)).to(z.dtype)
+def _hardtanh_slope(z: Tensor, low: float, high: float) -> Tensor:
+    return ((z > low) & (z < high)).to(z.dtype)
 
 
 IDENTITY = Activation("identity", lambda z: z, torch.ones_like, negative_slope=1.0)
@@ -81,7 +82,6 @@ SIGMOID = Activation("sigmoid", torch.sigmoid, _sigmoid_slope)
 SILU = Activation("silu", F.silu, _silu_slope)
 MISH = Activation("mish", F.mish, _mish_slope)
 HARDSWISH = Activation("hardswish", F.hardswish, _hardswish_slope)
-RELU6 = Activation("relu6", F.relu6, _relu6_slope)
 
 
 def leaky_relu(negative_slope: float = 0.01) -> Activation:
@@ -110,6 +110,18 @@ def softplus(beta: float = 1.0, threshold: float = 20.0) -> Activation:
     """log(1 + e^(beta z)) / beta, and z where beta z is above the threshold."""
     settings = {"beta": beta, "threshold": threshold}
     return Activation(f"softplus({beta:g})", partial(F.softplus, **settings), partial(_softplus_slope, **settings))
+
+
+def hardtanh(min_val: float = -1.0, max_val: float = 1.0) -> Activation:
+    """Z between the two values, and the nearer of them beyond."""
+    return Activation(
+        f"hardtanh({min_val:g}, {max_val:g})",
+        partial(F.hardtanh, min_val=min_val, max_val=max_val),
+        partial(_hardtanh_slope, low=min_val, high=max_val),
+    )
+
+
+RELU6 = replace(hardtanh(0.0, 6.0), name="relu6")
 
 
 def prelu(weight: Tensor) -> Activation:

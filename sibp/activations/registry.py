@@ -36,8 +36,10 @@ class Row:
     in_place: bool = False
 
 
+_LEARNED = object()  # in the place of a tensor among a call's arguments: nothing of the model's graph is kept
 _rows: dict[Any, Row] = {}
-_HOLDERS = (torch, Tensor, F, torch.special, torch._C._nn)  # the last has what F takes from C++, in place too
+# Where torch's functions are; the last holds those that `torch.nn.functional` takes from C++, in place too.
+_HOLDERS = (torch, Tensor, F, torch.special, torch._C._nn)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def row_of(func: Callable[..., Any]) -> Row | None:
@@ -160,21 +162,24 @@ def _activation_of_call(
     **kwargs: Any,
 ) -> Activation:
     """The activation that a call with these arguments after z computes."""
-    tensors = tuple(given for given in (*args, *kwargs.values()) if isinstance(given, Tensor))
+    given = (*args, *kwargs.values())
+    tensors = tuple(item for item in given if isinstance(item, Tensor))
     for t in tensors:
         if t.numel() != 1 and torch.broadcast_shapes(t.shape, z.shape) != z.shape:
             raise TypeError(f"{name}: an argument of shape {tuple(t.shape)} does not broadcast to {tuple(z.shape)}.")
+    settings = [str(item) for item in given if not isinstance(item, Tensor)]
+    label = f"{name}({', '.join(settings)})" if settings else name
+    template = [_LEARNED if isinstance(item, Tensor) else item for item in given]
+    count, keys = len(args), list(kwargs)
 
-    def rebuild(*new: Tensor) -> Activation:
-        left = iter(new)
-        own = [next(left) if isinstance(given, Tensor) else given for given in args]
-        named = {key: next(left) if isinstance(given, Tensor) else given for key, given in kwargs.items()}
+    def rebuild(*learned: Tensor) -> Activation:
+        left = iter(learned)
+        arguments = [next(left) if item is _LEARNED else item for item in template]
+        own, named = arguments[:count], dict(zip(keys, arguments[count:], strict=True))
         s = functools.partial(_called, value, own, named)
         derivative = slope_by_autograd(s) if slope is None else functools.partial(_called, slope, own, named)
-        return Activation(label, s, derivative, learned=Learned(new, rebuild) if new else None)
+        return Activation(label, s, derivative, learned=Learned(learned, rebuild) if learned else None)
 
-    settings = [str(given) for given in (*args, *kwargs.values()) if not isinstance(given, Tensor)]
-    label = f"{name}({', '.join(settings)})" if settings else name
     return rebuild(*tensors)
 
 
@@ -239,6 +244,6 @@ for _s, _names in (
     (functions.RELU6, ("relu6",)),
 ):
     _know(lambda z, _s=_s: _s, *_names)
-for _family in (functions.leaky_relu, functions.elu, functions.gelu, functions.softplus):
+for _family in (functions.leaky_relu, functions.elu, functions.gelu, functions.softplus, functions.hardtanh):
     _know(lambda z, *args, _family=_family, **kwargs: _family(*args, **kwargs), _family.__name__)
 _know(functions.prelu_by_channel, "prelu")

@@ -188,7 +188,7 @@ def recognise(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     if row is None or "out" in kwargs:
         return None
     z = args[0] if args else kwargs.get("input")
-    if not _is_marked(z):
+    if not (isinstance(z, PreActivation) and _is_marked(z)):
         return None
     if len(args) + len(kwargs) == 1:
         return row.make(z._plain)

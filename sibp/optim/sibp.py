@@ -42,8 +42,8 @@ class SIBP(ProximalOptimizer):
         model: any module. `nn.Linear`, `nn.Conv1d` and `nn.Conv2d` are updated proximally.
         lr: eta, the step on the neurons, >= 0.
         prox_weight: lam, the proximal weight, > 0.
-        solver: "cg:K", K rounds of conjugate gradients on the subproblem with its activation (identity, ReLU,
-            LeakyReLU, tanh, sigmoid, GELU, SiLU), closed form where none follows; "exact", the linearised subproblem
+        solver: "cg:K", K rounds of conjugate gradients on the subproblem with its activation (one that
+            `sibp.activations` knows), closed form where none follows; "exact", the linearised subproblem
             (target Z - eta D s'(Z)) in closed form at every layer; "paper", the authors' own solver (linear layers,
             ReLU), slow, for comparison.
         loss_average: whether the loss is a mean over the batch (the leading dimension at the first layer), or a sum

@@ -1,6 +1,8 @@
 """What a run leaves behind, and when it is done again."""
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -175,7 +177,13 @@ def test_settings_that_came_later_leave_the_names_of_earlier_runs_alone(make_con
 
 
 def test_an_mlp_from_before_its_activation_was_a_setting_keeps_its_name(make_config):
-    """The name is that of a kept run, as its folder had it; an autoencoder's activation always was a setting."""
+    """An autoencoder's activation always was a setting, and stays in the name."""
+    kept = (Path(__file__).parents[2] / "results/mnist_mlp/final/runs.jsonl").read_text().splitlines()
+    shared, first = (json.loads(line) for line in kept[:2])
+    config = shared["config"] | {key: shared["config"].get(key, {}) | value if isinstance(value, dict) else value
+                                 for key, value in first["config"].items()}  # fmt: skip
+    config["model"]["activation"] = "relu"
+    assert run_name(config) == first["run"]
     config = make_config()
     named = config | {"model": config["model"] | {"activation": "relu"}}
     assert run_name(named) == run_name(config)

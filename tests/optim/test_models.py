@@ -84,6 +84,18 @@ SAME_ACTIVATION = [
     (nn.GELU("tanh"), lambda z: F.gelu(z, approximate="tanh")),
     (nn.SiLU(), lambda z: F.silu(z)),
     (nn.SiLU(), nn.SiLU(inplace=True)),
+    (nn.ELU(0.7), lambda z: F.elu(z, 0.7)),
+    (nn.ELU(0.7), nn.ELU(0.7, inplace=True)),
+    (nn.ELU(0.7), lambda z: F.elu_(z, 0.7)),
+    (nn.Softplus(2.0), lambda z: F.softplus(z, 2.0)),
+    (nn.Softplus(2.0), lambda z: F.softplus(z, beta=2.0)),
+    (nn.Mish(), lambda z: F.mish(z, inplace=True)),
+    (nn.Hardswish(), lambda z: F.hardswish(z)),
+    (nn.Hardswish(), nn.Hardswish(inplace=True)),
+    (nn.ReLU6(), lambda z: F.relu6(z)),
+    (nn.ReLU6(), nn.ReLU6(inplace=True)),
+    (nn.LeakyReLU(0.25), lambda z: F.prelu(z, torch.tensor([0.25], dtype=F64))),
+    (nn.LeakyReLU(0.25), lambda z: z.prelu(torch.full((7,), 0.25, dtype=F64))),
 ]
 
 

@@ -25,6 +25,13 @@ ACTIVATIONS: dict[str, tuple[Activation, Callable[[Tensor], Tensor]]] = {
     "gelu": (activations.gelu(), F.gelu),
     "gelu_tanh": (activations.gelu("tanh"), lambda z: F.gelu(z, approximate="tanh")),
     "silu": (activations.SILU, F.silu),
+    "elu": (activations.elu(1.5), lambda z: F.elu(z, 1.5)),
+    "softplus": (activations.softplus(2.0, 15.0), lambda z: F.softplus(z, 2.0, 15.0)),
+    "mish": (activations.MISH, F.mish),
+    "hardswish": (activations.HARDSWISH, F.hardswish),
+    "hardtanh": (activations.hardtanh(-0.5, 2.0), lambda z: F.hardtanh(z, -0.5, 2.0)),
+    "relu6": (activations.RELU6, F.relu6),
+    "prelu": (activations.prelu(torch.tensor([0.3])), lambda z: F.prelu(z, torch.tensor([0.3]).to(z.dtype))),
 }
 
 

@@ -14,7 +14,7 @@ from scipy.optimize import approx_fprime, minimize
 from sibp.prox.coordinates import Features, Span
 from sibp.prox.nonlinear import solve_nonlinear
 
-SMOOTH = ["tanh", "sigmoid", "gelu", "gelu_tanh", "silu"]
+SMOOTH = ["tanh", "sigmoid", "gelu", "gelu_tanh", "silu", "softplus", "mish"]
 MANY = 1000
 
 
