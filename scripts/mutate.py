@@ -120,7 +120,7 @@ def copy_project(target: Path) -> None:
             shutil.copy2(ROOT / name, target / name)
     # The project is installed in editable mode; only PYTHONPATH puts the copy before it.
     asked = subprocess.run(
-        [sys.executable, "-c", "import sibp, sibp.prox.linear as part; print(sibp.__file__, part.__file__)"],
+        [sys.executable, "-c", "import sibp, sibp.prox.solvers.linear as part; print(sibp.__file__, part.__file__)"],
         cwd=target, env=_environment(target), capture_output=True, text=True, check=True,
     )  # fmt: skip
     strangers = [path for path in asked.stdout.split() if not Path(path).resolve().is_relative_to(target.resolve())]

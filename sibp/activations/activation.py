@@ -30,6 +30,11 @@ class Activation:
     through: Callable[[Tensor, Tensor], Tensor] | None = None
     learned: "Learned | None" = None
 
+    @property
+    def by_entry(self) -> bool:
+        """Whether it differs from entry to entry of z."""
+        return self.learned is not None and any(t.numel() > 1 for t in self.learned.tensors)
+
     def backward(self, D: Tensor, z: Tensor) -> Tensor:
         """D * s'(z): an error signal on s(z), taken back to z; all of one shape."""
         return self.through(D, z) if self.through is not None else D * self.slope(z)

@@ -9,7 +9,7 @@ semi-implicit back propagation, the old ones for ProxBP. The model itself stays 
 import types
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -18,31 +18,30 @@ from torch import Tensor, nn
 from sibp.activations import Activation
 from sibp.capture.activation import Consumption, PreActivation
 from sibp.capture.geometry import Geometry
-from sibp.prox.coordinates import AnyFeatures
-from sibp.prox.features import Features
+from sibp.prox.operators import FeatureOperator
 
 
 @dataclass(frozen=True)
 class LayerProblem:
     """One layer's subproblem, as matrices; g stands for the groups of a convolution, and is left out for `nn.Linear`.
 
-    Where `features` are `Patches`, rows have two axes: (g, B, P, m) in the place of (g, N, m).
+    Where the features have several axes of rows, so have the other arrays: (g, B, P, m) in the place of (g, N, m).
 
     Attributes:
         name: the layer's, as in `model.named_modules()`.
-        features: A (g, N, n) with what moves.
+        features: Phi (g, N, size), with what moves.
         D_z: (g, N, m) difference on the pre-activation, as the loss has it.
         terms: the number of terms that the loss averages over: times this, differences are the paper's sums.
         activation: s, if it is known; then Z (g, N, m) is the pre-activation and D (g, N, m) the unmasked difference on
             s(Z), as the loss has it. None: solve the linear subproblem.
         Z: see activation.
         D: see activation.
-        W: (m, ...) the layer's weight.
-        b: (m,) its bias.
+        W: (g, m, n) the layer's weight.
+        b: (g, m) its bias.
     """
 
     name: str
-    features: AnyFeatures
+    features: FeatureOperator
     D_z: Tensor
     terms: float
     activation: Activation | None
@@ -50,13 +49,6 @@ class LayerProblem:
     D: Tensor | None
     W: Tensor
     b: Tensor | None
-
-    def as_matrices(self) -> "LayerProblem":
-        """The same with all rows on one axis, and A written out."""
-        if isinstance(self.features, Features):
-            return self
-        Z, D = (None if t is None else t.flatten(1, 2) for t in (self.Z, self.D))
-        return replace(self, features=self.features.written_out(), D_z=self.D_z.flatten(1, 2), Z=Z, D=D)
 
 
 @dataclass(frozen=True)
@@ -296,39 +288,27 @@ class _TappedLayer(torch.autograd.Function):
         gradient = _as(grad_outputs[0], dtype)
         needs_x, needs_W, needs_b = ctx.needs_input_grad[:3]
         features = geometry.features(_as(x, dtype), weight=needs_W and tap.weight, bias=needs_b and tap.bias)
-        D_z = geometry.outputs(gradient, features)
         known = consumption.known
         problem = LayerProblem(
             name=tap.name,
             features=features,
-            D_z=D_z,
+            D_z=geometry.outputs(gradient, features),
             terms=ctx.terms,
             activation=_in_rows(consumption.activation, grad_outputs[0], geometry, features) if known else None,
             Z=geometry.outputs(_as(consumption.Z, dtype), features) if known else None,
             D=geometry.outputs(_as(consumption.D, dtype), features) if known else None,
-            W=_as(W, dtype),
-            b=None if b is None else _as(b, dtype),
+            W=geometry.matrix(_as(W, dtype)),
+            b=None if b is None else geometry.vector(_as(b, dtype)),
         )
         consumption.clear()
         update = owner.solve(tap, problem)
-        grad_x = _input_gradient(geometry, x, gradient, problem, update, owner.semi_implicit) if needs_x else None
-
-        def weight_gradient() -> Tensor:
-            return replace(features, weight=True, bias=False).pull(D_z).mT
-
-        return (
-            grad_x,
-            _parameter_gradient(tap, "weight", W, update.W_decrease, weight_gradient) if needs_W else None,
-            _parameter_gradient(tap, "bias", b, update.b_decrease, lambda: features.over_rows(D_z))
-            if needs_b
-            else None,
-            None,
-            None,
-            None,
-        )
+        grad_x = _input_gradient(geometry, x, gradient, W, problem, update, owner.semi_implicit) if needs_x else None
+        grad_W = _weight_gradient(tap, W, problem, update) if needs_W else None
+        grad_b = _bias_gradient(tap, b, problem, update) if needs_b else None
+        return grad_x, grad_W, grad_b, None, None, None
 
 
-def _in_rows(s: Activation | None, z: Tensor, geometry: Geometry, features: AnyFeatures) -> Activation | None:
+def _in_rows(s: Activation | None, z: Tensor, geometry: Geometry, features: FeatureOperator) -> Activation | None:
     """The activation for Z as the subproblem has it; z has the shape of the layer's output."""
     return s if s is None or s.learned is None else s.rearranged(z.shape, lambda t: geometry.outputs(t, features))
 
@@ -337,30 +317,39 @@ def _input_gradient(
     geometry: Geometry,
     x: Tensor,
     gradient: Tensor,
+    W: Tensor,
     problem: LayerProblem,
     update: LayerUpdate,
     semi_implicit: bool,
 ) -> Tensor:
     """D_{l-1} = D_z W, with the new W if semi-implicit; step 3 of DESIGN section 2. `gradient` is D_z as it came."""
-    W = problem.W
+    W = _as(W, gradient.dtype)
     if update.input_difference is not None:
         sent = update.input_difference.reshape(x.shape)
     elif not semi_implicit or update.W_decrease is None:
         sent = geometry.input_gradient(x, gradient, W)
-    elif geometry.is_linear and update.backward_change is not None:
+    elif geometry.rows_are_inputs and update.backward_change is not None:
         change = update.backward_change(problem.D_z)
         sent = geometry.input_gradient(x, gradient, W)
         sent = sent if change is None else sent.add_(change.reshape(x.shape))
     else:
-        sent = geometry.input_gradient(x, gradient, W - update.W_decrease.reshape(W.shape))
+        sent = geometry.input_gradient(x, gradient, W - geometry.weight(update.W_decrease, W.shape))
     return _as(sent, x.dtype)
 
 
-def _parameter_gradient(tap: Tap, key: str, p: Any, decrease: Tensor | None, ordinary: Any) -> Tensor:
-    """Returns p_old - p_new; the ordinary gradient of the loss for a parameter that the optimizer does not own."""
-    if decrease is None:
-        return _as(ordinary().reshape(p.shape), p.dtype)
-    return tap.returns(key, _as(decrease if decrease.shape == p.shape else decrease.reshape(p.shape), p.dtype))
+def _weight_gradient(tap: Tap, W: Tensor, problem: LayerProblem, update: LayerUpdate) -> Tensor:
+    """W_old - W_new; the ordinary gradient of the loss for a weight that the optimizer does not own."""
+    if update.W_decrease is None:
+        ordinary = problem.features.moving(weight=True, bias=False).rmatmat(problem.D_z).mT
+        return _as(tap.geometry.weight(ordinary, W.shape), W.dtype)
+    return tap.returns("weight", _as(tap.geometry.weight(update.W_decrease, W.shape), W.dtype))
+
+
+def _bias_gradient(tap: Tap, b: Any, problem: LayerProblem, update: LayerUpdate) -> Tensor:
+    """b_old - b_new; the ordinary gradient of the loss for a bias that the optimizer does not own."""
+    if update.b_decrease is None:
+        return _as(problem.features.over_rows(problem.D_z).reshape(b.shape), b.dtype)
+    return tap.returns("bias", _as(update.b_decrease.reshape(b.shape), b.dtype))
 
 
 def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:

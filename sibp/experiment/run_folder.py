@@ -210,7 +210,7 @@ def run_name(config: Mapping[str, Any]) -> str:
     as_ever = [key for key, value in LATER.items() if config.get(key) == value]
     named = {key: value for key, value in config.items() if key not in (*NOT_IN_NAME, *as_ever)}
     dataset, model, optimizer = (config.get(group) or {} for group in ("dataset", "model", "optimizer"))
-    later = LATER_OF_MODEL.get(model.get("name"), {})
+    later = LATER_OF_MODEL.get(str(model.get("name")), {})
     named["model"] = {key: value for key, value in model.items() if key not in later or later[key] != value}
     text = json.dumps(_canonical(named), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -11,9 +11,9 @@ from sibp.capture.tap import LayerProblem, LayerUpdate, Tap
 from sibp.optim.checks import in_range
 from sibp.optim.solvers import as_update
 from sibp.optim.targets import TargetOptimizer
-from sibp.prox.coordinates import smaller_side
-from sibp.prox.inverse import damped_inverse
-from sibp.prox.linear import solve_linear
+from sibp.prox.solvers.coordinates import smaller_side
+from sibp.prox.solvers.inverse import damped_inverse
+from sibp.prox.solvers.linear import solve_linear
 
 
 class BCD(TargetOptimizer):
@@ -85,7 +85,7 @@ class BCD(TargetOptimizer):
             return update
         W = problem.W if update.W_decrease is None else problem.W - update.W_decrease
         b = problem.b if problem.b is None or update.b_decrease is None else problem.b - update.b_decrease
-        residual = U - nn.functional.linear(problem.features.written_out().A, W, b)
+        residual = U - problem.features.forward(W, b)
         return LayerUpdate(
             update.W_decrease, update.b_decrease, input_difference=-pulled_back(residual, W, gamma / rho)
         )

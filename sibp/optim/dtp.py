@@ -73,7 +73,7 @@ class DTP(TargetOptimizer):
 
     def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
         """One layer's step, and the displacement of the target below."""
-        A, B, memory = problem.features.written_out().A, len(problem.D_z), self.memory(tap)
+        B, memory = len(problem.D_z), self.memory(tap)
         first, last = (tap.name == name for name in self.ends)
         s, Z, difference = self.output(problem)
         if last:
@@ -82,9 +82,10 @@ class DTP(TargetOptimizer):
         else:
             E = 2 * difference * s.slope(Z) / B
             below = None if first else self._below(memory, problem, s, Z, difference, group)
+        g_W, g_b = problem.features.displacement(E)
         return LayerUpdate(
-            _rmsprop(memory, "W", E.mT @ A, group["lr"]) if problem.features.weight else None,
-            _rmsprop(memory, "b", E.sum(0), group["lr"]) if problem.features.bias else None,
+            None if g_W is None else _rmsprop(memory, "W", g_W, group["lr"]),
+            None if g_b is None else _rmsprop(memory, "b", g_b, group["lr"]),
             input_difference=below,
         )
 
@@ -106,7 +107,7 @@ class DTP(TargetOptimizer):
         self, memory: dict[str, Any], problem: LayerProblem, s: Activation, group: dict[str, Any]
     ) -> None:
         """One step of V and c towards undoing the layer near its inputs."""
-        A = problem.features.written_out().A
+        A = problem.features.moving(weight=True, bias=False).materialize()
         if "V" not in memory:
             memory["V"] = nn.init.orthogonal_(torch.empty_like(problem.W.mT))
             memory["c"] = A.new_zeros(A.shape[1])

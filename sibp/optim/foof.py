@@ -8,8 +8,8 @@ from torch import nn
 from sibp.capture.tap import LayerProblem, LayerUpdate, Tap
 from sibp.optim.base import Fallback, TappedOptimizer
 from sibp.optim.checks import in_range, whole
-from sibp.prox.coordinates import Direct
-from sibp.prox.inverse import damped_inverse
+from sibp.prox.solvers.coordinates import Direct
+from sibp.prox.solvers.inverse import damped_inverse
 
 
 class FOOF(TappedOptimizer):
@@ -91,7 +91,7 @@ class FOOF(TappedOptimizer):
         if t % T == 0 or (t < T and t & (t - 1) == 0):
             memory["inverse"] = damped_inverse(memory["covariance"], group["damping"])
         eta = group["lr"] * problem.terms
-        return LayerUpdate(*phi.displacement(memory["inverse"] @ phi.pull(eta * problem.D_z)))
+        return LayerUpdate(*phi.displacement(memory["inverse"] @ phi.adjoint(eta * problem.D_z)))
 
 
 def build(

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from sibp.capture.tap import LayerProblem, LayerUpdate, Tap
 from sibp.optim.base import Fallback, TappedOptimizer
 from sibp.optim.checks import in_range, whole
-from sibp.prox.coordinates import Direct
-from sibp.prox.inverse import damped_inverse
+from sibp.prox.solvers.coordinates import Direct
+from sibp.prox.solvers.inverse import damped_inverse
 
 # Draws that never raise: outputs that are not finite are the training loop's to notice.
 
@@ -125,12 +125,12 @@ class KFAC(TappedOptimizer):
         """One layer's step; while sampling, its factors."""
         phi, memory, B = Direct(problem.features), self.memory(tap), self._batch or 1
         if self._sampling:
-            D = problem.D_z.flatten(1, 2) if problem.D_z.dim() == 4 else problem.D_z  # a row a position
+            D = problem.features.flat(problem.D_z)  # a row a position
             self._observe(memory, phi.gram / B, D.mT @ D / D.shape[-2], group)
             gradient = phi.gram.new_zeros(()).expand(phi.gram.shape[:-1] + problem.D_z.shape[-1:])
             return LayerUpdate(*phi.displacement(gradient))
         size = group["lr"] * problem.terms / B
-        gradient = phi.pull(size * problem.D_z)
+        gradient = phi.adjoint(size * problem.D_z)
         return LayerUpdate(*phi.displacement(memory["A_inverse"] @ gradient @ memory["G_inverse"]))
 
     def _observe(self, memory: dict[str, Any], A: Tensor, G: Tensor, group: dict[str, Any]) -> None:

@@ -105,24 +105,21 @@ class LocoProp(TappedOptimizer):
 
     def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
         """K steps on one layer's local loss."""
-        problem = problem.as_matrices()
-        A, K = problem.features.written_out().A, group["inner_steps"]
-        start = self._matrices(problem)
+        features, K = problem.features, group["inner_steps"]
+        zero = problem.W.new_zeros(problem.W.shape[:-1])
+        start = problem.W, zero if problem.b is None else problem.b
         W, b = (value.clone() for value in start)
         f = self._transfer(tap, problem, group)
-        Z = A @ W.mT + b if problem.Z is None else problem.Z
+        Z = features.forward(W, b) if problem.Z is None else problem.Z
         T = f(Z) - group["activation_lr"] * problem.terms * problem.D_z
         for i in range(K):
-            Z = Z if i == 0 else A @ W.mT + b
+            Z = Z if i == 0 else features.forward(W, b)
             E = f(Z) - T
             size = group["lr"] * max(1 - i / K, SMALLEST)
-            if problem.features.weight:
-                W -= self._step(tap, "weight", E.mT @ A, size, group)
-            if problem.features.bias:
-                b -= self._step(tap, "bias", E.sum(-2, keepdim=True), size, group)
-        return LayerUpdate(
-            start[0] - W if problem.features.weight else None, start[1] - b if problem.features.bias else None
-        )
+            for value, key, g in zip((W, b), ("weight", "bias"), features.displacement(E), strict=True):
+                if g is not None:
+                    value -= self._step(tap, key, g, size, group)
+        return LayerUpdate(start[0] - W if features.weight else None, start[1] - b if features.bias else None)
 
     def _step(self, tap: Tap, key: str, g: Tensor, size: float, group: dict[str, Any]) -> Tensor:
         """One step of RMSprop with momentum along g, to be subtracted."""
@@ -140,14 +137,6 @@ class LocoProp(TappedOptimizer):
         if problem.activation is not None:
             return problem.activation.value
         return OUTPUTS[group["output"] if tap.name == self.ends[1] else "identity"]
-
-    @staticmethod
-    def _matrices(problem: LayerProblem) -> tuple[Tensor, Tensor]:
-        """W (g, m, n) and b (g, 1, m), a layer without a bias having one of 0."""
-        A = problem.features.written_out().A
-        W = problem.W.reshape(*A.shape[:-2], -1, A.shape[-1])
-        b = W.new_zeros(W.shape[:-1]) if problem.b is None else problem.b.reshape(W.shape[:-1])
-        return W, b.unsqueeze(-2)
 
 
 def build(

@@ -12,9 +12,9 @@ from sibp.optim.base import Fallback
 from sibp.optim.parallel import ProcessGroup
 from sibp.optim.proximal import ProximalOptimizer
 from sibp.optim.solvers import Solver, as_update, guarded, linear_update
-from sibp.prox.coordinates import Direct, smaller_side
-from sibp.prox.nonlinear import solve_nonlinear
 from sibp.prox.numbers import is_finite
+from sibp.prox.solvers.coordinates import Direct, smaller_side
+from sibp.prox.solvers.nonlinear import solve_nonlinear
 from sibp.prox.status import Measure, Stats, Status, squared_norm
 
 
@@ -101,7 +101,7 @@ def build(model: nn.Module, *, lr: float, prox_weight: float, solver: str) -> Pr
 def _gradient_update(problem: LayerProblem, eta: float, prox_weight: float) -> tuple[LayerUpdate, Measure]:
     """W - (eta/lam) D' A: one explicit step on the subproblem."""
     coordinates = Direct(problem.features)
-    decrease = coordinates.pull((eta / prox_weight) * problem.D_z)
+    decrease = coordinates.adjoint((eta / prox_weight) * problem.D_z)
     W_decrease, b_decrease = coordinates.displacement(decrease)
     squared = squared_norm(W_decrease, b_decrease)
     finite = is_finite(squared)

@@ -45,6 +45,6 @@ class TargetOptimizer(TappedOptimizer):
     def output(problem: LayerProblem) -> tuple[Activation, Tensor, Tensor]:
         """s, Z and the difference on s(Z); the identity where no known activation follows."""
         if problem.activation is None or problem.Z is None or problem.D is None:
-            Z = nn.functional.linear(problem.features.written_out().A, problem.W, problem.b)
+            Z = problem.features.forward(problem.W, problem.b)
             return IDENTITY, Z, problem.D_z
         return problem.activation, problem.Z, problem.D

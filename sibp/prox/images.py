@@ -13,8 +13,7 @@ from torch import Tensor
 
 from sibp.activations import Activation
 from sibp.prox import compiled
-from sibp.prox.coordinates import AnyFeatures
-from sibp.prox.patches import Patches
+from sibp.prox.operators import FeatureOperator
 
 _PARALLEL = 100_000  # numbers in an image from which several threads are worth waking
 
@@ -22,10 +21,10 @@ _PARALLEL = 100_000  # numbers in an image from which several threads are worth 
 class Images:
     """Z on its way to the target T, with E = (s(Z) - T) s'(Z), and the image KD of the direction.
 
-    Sums are one number a neuron, (..., m), over these rows; so are step lengths.
+    Sums are one number an output unit, (..., m), over all rows; so are step lengths.
     """
 
-    def __init__(self, features: AnyFeatures, Z: Tensor, T: Tensor, s: Activation) -> None:
+    def __init__(self, features: FeatureOperator, Z: Tensor, T: Tensor, s: Activation) -> None:
         """Begins with KD = 0; Z and T are left as they are."""
         self.features, self.Z, self.T, self.s = features, Z, T, s
         self.E = self.KD = torch.zeros_like(Z)
@@ -55,9 +54,9 @@ class Images:
 
 
 class CompiledImages(Images):
-    """The same for the neurons of a convolution, in memory of its own, (B, g m, P) as convolutions have it."""
+    """The same for rows along two axes, in memory of its own, (B, g m, P) as convolutions have it."""
 
-    def __init__(self, features: AnyFeatures, Z: Tensor, T: Tensor, s: Activation) -> None:
+    def __init__(self, features: FeatureOperator, Z: Tensor, T: Tensor, s: Activation) -> None:
         """Takes a copy of Z; see `usable`."""
         self.features, self.s = features, s
         self._order = Z.permute(1, 0, 3, 2)  # (B, g, m, P)
@@ -71,9 +70,9 @@ class CompiledImages(Images):
         self.E = self._laid_out(torch.empty_like(self.Z))
 
     @staticmethod
-    def usable(features: AnyFeatures, Z: Tensor, s: Activation) -> bool:
-        """Whether there is compiled code for this: a convolution, an activation of two linear pieces, a CPU."""
-        return isinstance(features, Patches) and s.negative_slope is not None and _library(Z) is not None
+    def usable(features: FeatureOperator, Z: Tensor, s: Activation) -> bool:
+        """Whether there is compiled code: for rows as of a convolution, activations of two linear pieces, CPUs."""
+        return len(features.row_shape) == 2 and s.negative_slope is not None and _library(Z) is not None
 
     def residual(self) -> Tensor:
         """||s(Z) - T||^2; sets E."""
@@ -103,10 +102,10 @@ class CompiledImages(Images):
         if sums:
             places.append(ctypes.c_void_p(self._sums.zero_().data_ptr()))
         getattr(library, name)(ctypes.byref(self._shape), *places)
-        return self._sums.clone()
+        return self.features.total(self._sums.clone())
 
 
-def images_of(features: AnyFeatures, Z: Tensor, T: Tensor, s: Activation) -> Images:
+def images_of(features: FeatureOperator, Z: Tensor, T: Tensor, s: Activation) -> Images:
     """The images of a layer's neurons, in the quickest form there is for them.
 
     Args:

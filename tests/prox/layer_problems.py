@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sibp import activations
 from sibp.activations import Activation
-from sibp.prox.coordinates import Direct, Features, Span
+from sibp.prox.operators import DenseFeatures
+from sibp.prox.solvers.coordinates import Direct, Span
 from sibp.prox.status import Solution
 
 SIDES: list[type[Span] | type[Direct]] = [Span, Direct]
@@ -29,7 +30,7 @@ ACTIVATIONS: dict[str, tuple[Activation, Callable[[Tensor], Tensor]]] = {
     "softplus": (activations.softplus(2.0, 15.0), lambda z: F.softplus(z, 2.0, 15.0)),
     "mish": (activations.MISH, F.mish),
     "hardswish": (activations.HARDSWISH, F.hardswish),
-    "hardtanh": (activations.hardtanh(-0.5, 2.0), lambda z: F.hardtanh(z, -0.5, 2.0)),
+    "hardtanh": (activations.hardtanh(-2.0, 8.0), lambda z: F.hardtanh(z, -2.0, 8.0)),
     "relu6": (activations.RELU6, F.relu6),
     "prelu": (activations.prelu(torch.tensor([0.3])), lambda z: F.prelu(z, torch.tensor([0.3]).to(z.dtype))),
 }
@@ -40,7 +41,7 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ten
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def features_matrix(features: Features) -> np.ndarray:
+def features_matrix(features: DenseFeatures) -> np.ndarray:
     """[A, 1] as numpy, without what does not move; (g, N, k)."""
     A = features.A.double().numpy()
     parts = [A] * features.weight + [np.ones((*A.shape[:-1], 1))] * features.bias

@@ -12,8 +12,8 @@ from torch import nn
 
 from sibp import SIBP, ProxBP
 from sibp.activations import RELU
-from sibp.prox.coordinates import Features
-from sibp.prox.nonlinear import solve_nonlinear
+from sibp.prox.operators import DenseFeatures
+from sibp.prox.solvers.nonlinear import solve_nonlinear
 
 METHODS: dict[str, Callable[..., SIBP | ProxBP]] = {
     "SIBP cg": lambda model, **settings: SIBP(model, solver="cg:5", **settings),
@@ -66,7 +66,7 @@ def test_a_large_proximal_weight_and_step_give_gradient_steps_layer_by_layer(met
 @pytest.mark.parametrize("side", SIDES)
 def test_a_small_step_is_the_gradient_preconditioned_by_the_active_samples(side):
     """For eta -> 0 at fixed lam: dW/eta = -(Phi_a' Phi_a + lam I)^-1 Phi_a' D_a, Phi_a the rows of active samples."""
-    features, eta, lam = Features(randn(1, 9, 5)), 1e-6, 0.3
+    features, eta, lam = DenseFeatures(randn(1, 9, 5)), 1e-6, 0.3
     Z, D = randn(1, 9, 4, seed=1), randn(1, 9, 4, seed=2)
     coordinates = side(features)
     X = moved(solve_nonlinear(coordinates, Z, Z.relu() - eta * D, lam, RELU, 60))[0]
