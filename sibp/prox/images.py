@@ -76,33 +76,34 @@ class CompiledImages(Images):
 
     def residual(self) -> Tensor:
         """||s(Z) - T||^2; sets E."""
-        return self._run("residual", self.Z, self.T, self.E)
+        return self._sums_of("residual", self.Z, self.T, self.E)
 
     def redirect(self, beta: Tensor, KG: Tensor) -> Tensor:
         """KD <- beta KD - KG; the curvature ||s'(Z) KD||^2. E is to come in the place of KG."""
         self.E = self._laid_out(KG)
-        return self._run("redirect", self.Z, self.E, beta.contiguous(), self.KD)
+        return self._sums_of("redirect", self.Z, self.E, beta.contiguous(), self.KD)
 
     def attempt(self, t: Tensor) -> Tensor:
         """||s(Z + t KD) - T||^2."""
-        return self._run("attempt", self.Z, self.T, self.KD, t.contiguous())
+        return self._sums_of("attempt", self.Z, self.T, self.KD, t.contiguous())
 
     def move(self, t: Tensor) -> None:
         """Z <- Z + t KD where t is not 0; sets E."""
-        self._run("move", self.Z, self.T, self.KD, t.contiguous(), self.E, sums=False)
+        self._run("move", self.Z, self.T, self.KD, t.contiguous(), self.E)
 
     def _laid_out(self, image: Tensor) -> Tensor:
         """The image (g, B, P, m) with its numbers in the order of (B, g, m, P)."""
         return image.permute(1, 0, 3, 2).contiguous().permute(1, 0, 3, 2)
 
-    def _run(self, name: str, *arrays: Tensor, sums: bool = True) -> Tensor:
+    def _sums_of(self, name: str, *arrays: Tensor) -> Tensor:
+        self._run(name, *arrays, self._sums.zero_())
+        return self.features.total(self._sums.clone())
+
+    def _run(self, name: str, *arrays: Tensor) -> None:
         library = _library(self.Z)
         assert library is not None
-        places = [ctypes.c_void_p(array.data_ptr()) for array in arrays]
-        if sums:
-            places.append(ctypes.c_void_p(self._sums.zero_().data_ptr()))
+        places = (ctypes.c_void_p(array.data_ptr()) for array in arrays)
         getattr(library, name)(ctypes.byref(self._shape), *places)
-        return self.features.total(self._sums.clone())
 
 
 def images_of(features: FeatureOperator, Z: Tensor, T: Tensor, s: Activation) -> Images:
