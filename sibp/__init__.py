@@ -4,21 +4,21 @@
 `python -m sibp.report` says who won.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sibp.activations import register_activation
+    from sibp.capture.geometry import register_layer
     from sibp.optim import SIBP, ProxBP
 
-__all__ = ["SIBP", "ProxBP", "register_activation"]
+__all__ = ["SIBP", "ProxBP", "register_activation", "register_layer"]
+_ELSEWHERE = {"register_activation": "sibp.activations", "register_layer": "sibp.capture.geometry"}
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     """Imports the optimizers, and torch with them, when first asked for: the report does without."""
     if name in __all__:
-        import sibp.activations
-        import sibp.optim
-
-        return getattr(sibp.activations if name == "register_activation" else sibp.optim, name)
+        return getattr(importlib.import_module(_ELSEWHERE.get(name, "sibp.optim")), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

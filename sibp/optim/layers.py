@@ -78,6 +78,7 @@ def summary_table(model: nn.Module, tapped: dict[str, tuple[str, str]], method: 
     Returns:
         Lines of text: layer, kind, parameters, what follows, solver, update.
     """
+    owners = parameter_owners(model)
     rows = [("layer", "kind", "parameters", "followed by", "solver", "update")]
     for name, module in model.named_modules():
         held = dict(module.named_parameters(recurse=False))
@@ -86,7 +87,10 @@ def summary_table(model: nn.Module, tapped: dict[str, tuple[str, str]], method: 
         shapes = ", ".join("x".join(map(str, p.shape)) for p in held.values())
         frozen = not any(p.requires_grad for p in held.values())
         follows, solver = tapped.get(name, ("-", "-"))
+        tied = sorted({other or "(model)" for p in held.values() for other, _ in owners[p]} - {name or "(model)"})
         update = "frozen" if frozen else "proximal" if name in tapped else "explicit"
+        if tied:
+            update += f", tied to {', '.join(tied)}"
         rows.append((name or "(model)", type(module).__name__, shapes, follows, solver, update))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -72,7 +72,8 @@ class CompiledImages(Images):
     @staticmethod
     def usable(features: FeatureOperator, Z: Tensor, s: Activation) -> bool:
         """Whether there is compiled code: for rows as of a convolution, activations of two linear pieces, CPUs."""
-        return len(features.row_shape) == 2 and s.negative_slope is not None and _library(Z) is not None
+        as_convolutions = len(features.leading) == 1 and len(features.row_shape) == 2
+        return as_convolutions and s.negative_slope is not None and _library(Z) is not None
 
     def residual(self) -> Tensor:
         """||s(Z) - T||^2; sets E."""

@@ -93,7 +93,7 @@ def test_the_floor_is_set_by_the_largest_eigenvalue(side):
     """Orthonormal rows: the Frobenius norm of their Gram matrix is ten times its largest eigenvalue."""
     A, R = torch.linalg.qr(randn(100, 100))[0], randn(100, 3, seed=1)
     eps = torch.finfo(torch.float64).eps
-    status = [solve_linear(side(Features(A, bias=False)), R, units * eps).stats.status for units in (8, 20)]
+    status = [solve_linear(side(DenseFeatures(A, bias=False)), R, units * eps).stats.status for units in (8, 20)]
     assert status == [Status.DAMPED, Status.SOLVED]
 
 
@@ -102,7 +102,7 @@ def test_the_floor_is_set_by_the_largest_eigenvalue(side):
 def test_a_residual_that_nothing_fits_is_not_made_larger(side, dtype):
     """Two groups of equal rows, and residuals that cancel within each: rounding is all that there is to fit."""
     rows = randn(2, 40, seed=2, dtype=dtype)
-    features = Features(rows.repeat_interleave(32, 0))
+    features = DenseFeatures(rows.repeat_interleave(32, 0))
     half = torch.randint(-8, 9, (32, 24), generator=torch.Generator().manual_seed(3)).to(dtype)
     R = torch.stack([half, -half], 1).flatten(0, 1)
     lam = 17 * torch.finfo(dtype).eps * float(spectrum(features)[1][0] ** 2)

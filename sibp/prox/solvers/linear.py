@@ -114,10 +114,7 @@ def _in_double_precision(coordinates: Coordinates, R: Tensor, lam: float) -> Sol
         return _kept(coordinates, R.to(dtype))
     damping, solve = _factored(side, lam, norm, torch.finfo(dtype).eps)
     status = Status.GRADIENT if solve is None else Status.DAMPED if damping > lam else Status.SOLVED
-    if solve is None:
-        V = side.features.rmatmat(R) / -(damping + norm)
-    else:
-        V = side.entries(solve(side.adjoint(R)).neg_())
+    V = side.features.rmatmat(R) / -(damping + norm) if solve is None else side.entries(-solve(side.adjoint(R)))
     V = V.to(dtype)
     # The objective along V, for every output unit: f(tV) = f(0) + 2 t slope + t^2 curvature.
     change_of_Z = side.features.matmat(V.double())
