@@ -276,10 +276,10 @@ def small_gpt2() -> Any:
 @pytest.mark.filterwarnings("ignore")
 def test_gpt2_trains_with_every_layer_proximal_but_its_tied_head():
     model = small_gpt2()
-    optimizer = SIBP(model, lr=1.0, prox_weight=1.0, fallback=lambda params: torch.optim.Adam(params, lr=0.01))
+    optimizer = SIBP(model, lr=0.3, prox_weight=1.0, fallback=lambda params: torch.optim.Adam(params, lr=0.01))
     tokens = torch.arange(48).reshape(6, 8) % 11
     losses = []
-    for _ in range(20):
+    for _ in range(24):
         optimizer.zero_grad()
         loss = model(input_ids=tokens, labels=tokens).loss
         loss.backward()
