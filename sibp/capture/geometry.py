@@ -102,6 +102,11 @@ def register_layer(*layers: type[nn.Module] | str) -> Callable[[Kind], Kind]:
     return register
 
 
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """The module's class, without the one that an optimizer has put in front of it (`sibp.capture.tap`)."""
+    return vars(type(module)).get("_untapped", type(module))
+
+
 def geometry_of(module: nn.Module) -> Geometry | None:
     """The geometry of a layer that can be updated proximally, or None.
 
@@ -110,11 +115,12 @@ def geometry_of(module: nn.Module) -> Geometry | None:
     """
     if not isinstance(module._parameters.get("weight"), nn.Parameter):
         return None
-    for layer in type(module).__mro__:
+    own = own_class(module)
+    for layer in own.__mro__:
         for key in (layer, f"{layer.__module__}.{layer.__qualname__}"):
             if key in _kinds:
                 kind = _kinds[key]
-                return None if kind is None or type(module).forward is not layer.forward else kind(module)
+                return None if kind is None or own.forward is not layer.forward else kind(module)
     return None
 
 

@@ -71,7 +71,7 @@ class BCD(TargetOptimizer):
     def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
         """The blocks U_l, [W_l, b_l] and V_{l-1}, in this order."""
         gamma, rho, alpha = group["gamma"], group["rho"], group["prox_weight"]
-        first, last = (tap.name == name for name in self.ends)
+        first, last = (tap.name == name for name in problem.ends)
         s, Z, difference = self.output(problem)
         if s.negative_slope is None:
             raise RuntimeError(f"layer '{tap.name}': BCD knows ReLU, LeakyReLU and the identity only, not {s.name}.")

@@ -74,7 +74,7 @@ class DTP(TargetOptimizer):
     def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
         """One layer's step, and the displacement of the target below."""
         B, memory = len(problem.D_z), self.memory(tap)
-        first, last = (tap.name == name for name in self.ends)
+        first, last = (tap.name == name for name in problem.ends)
         s, Z, difference = self.output(problem)
         if last:
             E = problem.terms * problem.D_z / B  # of the mean loss

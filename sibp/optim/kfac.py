@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from sibp.capture.tap import LayerProblem, LayerUpdate, Tap
-from sibp.optim.base import Fallback, TappedOptimizer
+from sibp.optim.base import Explicit, TappedOptimizer
 from sibp.optim.checks import in_range, whole
+from sibp.optim.fallback import MakeFallback
 from sibp.prox.solvers.coordinates import Direct
 from sibp.prox.solvers.inverse import damped_inverse
 
@@ -82,8 +83,8 @@ class KFAC(TappedOptimizer):
         *,
         params: Iterable[nn.Parameter] | Iterable[dict[str, Any]] | None = None,
         weight_decay: float = 0.0,
-        fallback: Fallback | None = None,
-        explicit: Iterable[str] = (),
+        fallback: MakeFallback | None = None,
+        explicit: Explicit = (),
     ) -> None:
         defaults = {
             "lr": lr,

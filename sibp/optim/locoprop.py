@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from sibp.capture.tap import LayerProblem, LayerUpdate, Tap
-from sibp.optim.base import Fallback, TappedOptimizer
+from sibp.optim.base import Explicit, TappedOptimizer
 from sibp.optim.checks import in_range, whole
+from sibp.optim.fallback import MakeFallback
 
 VARIANTS = ("squared", "matching")
 OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -72,8 +73,8 @@ class LocoProp(TappedOptimizer):
         *,
         params: Iterable[nn.Parameter] | Iterable[dict[str, Any]] | None = None,
         weight_decay: float = 0.0,
-        fallback: Fallback | None = None,
-        explicit: Iterable[str] = (),
+        fallback: MakeFallback | None = None,
+        explicit: Explicit = (),
     ) -> None:
         defaults = {
             "lr": lr,
@@ -124,7 +125,7 @@ class LocoProp(TappedOptimizer):
     def _step(self, tap: Tap, key: str, g: Tensor, size: float, group: dict[str, Any]) -> Tensor:
         """One step of RMSprop with momentum along g, to be subtracted."""
         memory = self.state[tap.parameters[key]]
-        if not memory:
+        if "square" not in memory:
             memory.update(square=torch.ones_like(g), velocity=torch.zeros_like(g))
         memory["square"].lerp_(g.square(), 1 - group["decay"])
         memory["velocity"].mul_(group["momentum"]).addcmul_(g, (memory["square"] + EPS).rsqrt_(), value=size)
@@ -136,7 +137,7 @@ class LocoProp(TappedOptimizer):
             return OUTPUTS["identity"]
         if problem.activation is not None:
             return problem.activation.value
-        return OUTPUTS[group["output"] if tap.name == self.ends[1] else "identity"]
+        return OUTPUTS[group["output"] if problem.name == problem.ends[1] else "identity"]
 
 
 def build(

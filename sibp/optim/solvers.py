@@ -72,7 +72,12 @@ def as_update(solution: Solution) -> tuple[LayerUpdate, Measure]:
     by_low_rank = None
     if coordinates.low_rank_is_cheaper(x.shape[-1]):
         by_low_rank = partial(coordinates.backward_change, x=x)
-    update = LayerUpdate(guarded(finite, W_decrease), guarded(finite, b_decrease), by_low_rank)
+    update = LayerUpdate(
+        guarded(finite, W_decrease),
+        guarded(finite, b_decrease),
+        by_low_rank,
+        squared_change=choose(finite, lambda: squared_change, lambda: math.inf),
+    )
     measure = solution.measure
     return update, lambda: measure(squared_change)
 

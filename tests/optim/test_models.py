@@ -387,7 +387,8 @@ def test_transformer_block_learns_with_every_linear_proximal():
 def test_multihead_attention_output_projection_is_explicit():
     """Its forward is never called, so it cannot be tapped: it has to be stepped by the fallback."""
     attention = nn.MultiheadAttention(8, 2, batch_first=True)
-    optimizer = SIBP(attention, fallback=lambda p: torch.optim.SGD(p, 0.1))
+    with pytest.warns(UserWarning, match="SIBP found no layer with a proximal subproblem in MultiheadAttention"):
+        optimizer = SIBP(attention, fallback=lambda p: torch.optim.SGD(p, 0.1))
     x = torch.randn(2, 3, 8)
     attention(x, x, x)[0].square().mean().backward()
     before, grad = attention.out_proj.weight.clone(), attention.out_proj.weight.grad.clone()

@@ -17,7 +17,10 @@ from sibp.prox.solvers.linear import solve_linear
 from sibp.prox.solvers.nonlinear import solve_nonlinear
 from sibp.prox.status import Status
 
-pytestmark = pytest.mark.usefixtures("both_ways")
+pytestmark = [
+    pytest.mark.usefixtures("both_ways"),
+    pytest.mark.filterwarnings("ignore:layer .* Lower lr:RuntimeWarning"),  # hopeless steps, as wanted
+]
 
 
 def inputs(kind: str, N: int, n: int, seed: int) -> torch.Tensor:

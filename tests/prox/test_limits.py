@@ -57,7 +57,7 @@ def test_a_large_proximal_weight_and_step_give_gradient_steps_layer_by_layer(met
     eta, lam = 1e3, 1e8
     before = layers(mlp(8, 6, 5, 3))
     changes = moves(method, x, y, eta, lam)
-    through_new = method(mlp(2, 2)).semi_implicit
+    through_new = method(mlp(2, 2)).defaults["backward_weights"] == "new"
     after = sweep(before, x, y, gradient_solve(eta, lam), gradient_solve(eta, lam), through_new=through_new)
     for change, expected in zip(changes, displacement(before, after), strict=True):
         np.testing.assert_allclose(change, expected, rtol=1e-6, atol=2e-6 * np.abs(expected).max())

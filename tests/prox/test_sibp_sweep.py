@@ -22,6 +22,8 @@ from torch import nn
 
 from sibp import SIBP
 
+pytestmark = pytest.mark.filterwarnings("ignore:layer .* Lower lr:RuntimeWarning")  # long steps, as wanted
+
 # Batches smaller and larger than the layers, so that both coordinates serve; with and without bias.
 NETS = {
     "B < n": ((12, 9, 8, 4), 5, True),
