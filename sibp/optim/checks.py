@@ -74,6 +74,19 @@ def whole(group: dict[str, Any], key: str, least: int = 1) -> int:
     return value
 
 
+def check_settings(**settings: float) -> None:
+    """Refuses settings of torch's own optimizers that are out of their range; torch itself lets NaN pass.
+
+    Args:
+        settings: by name: what is a share of the past (momentum, decay, ...) from 0 to below 1, all else 0 or more.
+
+    Raises:
+        ValueError: if one is out of its range.
+    """
+    for key in settings:
+        in_range(settings, key, 0, 1 if key in ("momentum", "decay", "beta1", "beta2") else math.inf)
+
+
 def _number(group: dict[str, Any], key: str) -> float:
     value = group[key]
     if isinstance(value, bool) or not isinstance(value, int | float | torch.Tensor):
@@ -98,6 +111,24 @@ def check_names(model: nn.Module, names: Iterable[str]) -> tuple[str, ...]:
             near = difflib.get_close_matches(str(name), known, 3) or sorted(known)[:5]
             raise ValueError(f"Invalid explicit: the model has no module {name!r}; near it are {', '.join(near)}.")
     return names
+
+
+def check_real(name: str, params: Iterable[nn.Parameter], method: str) -> None:
+    """Refuses a layer with complex parameters.
+
+    Args:
+        name: the layer's.
+        params: its parameters.
+        method: name of the optimizer, for the message.
+
+    Raises:
+        TypeError: if one is complex.
+    """
+    if any(p.is_complex() for p in params):
+        raise TypeError(
+            f"{method}: layer '{name}' has complex parameters, and layers are solved in real numbers only; leave it to "
+            f"the fallback optimizer with explicit=['{name}']."
+        )
 
 
 def check_model(model: nn.Module, method: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from sibp.capture.tap import LayerProblem, LayerUpdate, Tap
 from sibp.optim.base import TappedOptimizer
 from sibp.optim.checks import check_group
-from sibp.optim.solvers import Solver, parse_solver
+from sibp.optim.solvers import Solver, check_paper, parse_solver
 from sibp.prox.numbers import Number, number
 from sibp.prox.status import Measure
 
@@ -72,6 +72,11 @@ class ProximalOptimizer(TappedOptimizer):
     def _reset(self) -> None:
         super()._reset()
         self._stats: dict[str, tuple[Measure, Callable[[], Number]]] = {}
+
+    def _own(self, tap: Tap, group: int) -> None:
+        if self._solver(self.param_groups[group]).kind == "paper":
+            check_paper(tap.name, tap.module.get_parameter("weight"))
+        super()._own(tap, group)
 
     def _solver(self, group: dict[str, Any]) -> Solver:
         solver = parse_solver(group["solver"], self.solvers)
