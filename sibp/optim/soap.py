@@ -1,13 +1,14 @@
 """SOAP (Vyas et al., ICLR 2025, arXiv 2409.11321), by the package pytorch_optimizer."""
 
 import warnings
-from functools import cache
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sibp.optim.checks import check_settings, whole
+from sibp.optim.together import Together
 
 
 def build(
@@ -37,7 +38,11 @@ def build(
     counts = {"every": every, "largest": largest}
     for key in counts:
         whole(counts, key)
-    return _guarded()(
+    try:
+        from pytorch_optimizer import SOAP
+    except ImportError as error:
+        raise ValueError('it is in the package pytorch_optimizer: pip install -e ".[peers]"') from error
+    soap = SOAP(
         model.named_parameters(),
         lr,
         betas=(beta1, beta2),
@@ -45,69 +50,55 @@ def build(
         precondition_frequency=every,
         max_precondition_dim=largest,
     )
+    return WholeSteps([soap])
 
 
-@cache
-def _guarded() -> type[torch.optim.Optimizer]:
-    """The package's SOAP, which otherwise raises from its eigenbases when some weights have moved already.
+class WholeSteps(Together):
+    """Leaves out a step that the package would take by halves: it raises when some weights have moved already."""
 
-    Raises:
-        ValueError: the package is not installed.
-    """
-    try:
-        from pytorch_optimizer import SOAP
-    except ImportError as error:
-        raise ValueError('it is in the package pytorch_optimizer: pip install -e ".[peers]"') from error
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Steps on the gradients of one backward pass, if the package can do so for all of them.
 
-    class Guarded(SOAP):
-        """A step is whole or not at all, and an eigenbasis that cannot be found stays the one before."""
+        Args:
+            closure: clears the gradients, computes the loss, calls `backward` and returns the loss.
 
-        @torch.no_grad()
-        def step(self, closure: Any = None) -> Any:
-            loss = None
-            if closure is not None:
-                with torch.enable_grad():
-                    loss = closure()
-            bad = _too_large(self.param_groups)
-            if bad is None:
-                super().step()
-            else:
-                warnings.warn(
-                    f"SOAP left out a step: the gradient of {bad} is not finite, or too large to be squared; look for "
-                    "inputs that are huge or not finite, or lower lr.",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-            return loss
-
-        def get_orthogonal_matrix_qr(self, state: Any, *args: Any) -> Any:
-            """The next eigenbases, in the order of their eigenvalues, which mean squares follow."""
-            before = state["Q"], state["exp_avg_sq"]
-            found = super().get_orthogonal_matrix_qr(state, *args)
-            if all(bool(Q.isfinite().all()) for Q in found if len(Q)):
-                return found
-            bases, state["exp_avg_sq"] = before
-            return bases
-
-    return Guarded
+        Returns:
+            The closure's loss, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        too_large = _too_large(self.param_groups)
+        if too_large is None:
+            super().step()
+        else:
+            warnings.warn(
+                f"SOAP left out a step: the gradient of {too_large} is not finite, or too large to be squared; look "
+                "for inputs that are huge or not finite, or lower lr.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return loss
 
 
 def _too_large(groups: list[dict[str, Any]]) -> str | None:
-    """Names the first parameter whose gradient's squared norm is not finite; it bounds all that is kept of it."""
-    params = [
-        (name, p)
+    """Names the first parameter whose gradient has no finite squared norm, which bounds all that is kept of it."""
+    gradients = [
+        (name, p.grad)
         for group in groups
         for name, p in zip(group["param_names"], group["params"], strict=True)
         if p.grad is not None
     ]
-    if not params:
+    if not gradients:
         return None
-    squares = torch.stack([_squared_norm(p.grad) for _, p in params])
-    if bool(squares.isfinite().all()):
-        return None
-    return next(name for (name, _), square in zip(params, squares.tolist(), strict=True) if not square < torch.inf)
+    fit = torch.stack([_fits(gradient) for _, gradient in gradients])
+    return None if bool(fit.all()) else next(name for (name, _), f in zip(gradients, fit.tolist(), strict=True) if not f)
 
 
-def _squared_norm(gradient: Tensor) -> Tensor:
-    """In the gradient's own dtype, as the preconditioner is."""
-    return gradient.square().sum().float()
+def _fits(gradient: Tensor) -> Tensor:
+    """Whether the squared norm is finite in the preconditioner's dtype, with room for the sums of a QR in float32."""
+    square = gradient.square().sum()
+    room = 1e4 * square.to(torch.promote_types(square.dtype, torch.float32))
+    return square.isfinite() & room.isfinite()
