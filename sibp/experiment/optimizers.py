@@ -15,7 +15,7 @@ from torch import nn
 import sibp.optim
 from sibp.experiment.settings import call_builder
 from sibp.optim import SIBP, ProxBP, muon
-from sibp.optim.checks import check_settings, whole
+from sibp.optim.checks import check_settings, refuse_float16, whole
 from sibp.optim.proximal import ProximalOptimizer
 
 
@@ -65,6 +65,7 @@ def lbfgs(model: nn.Module, *, lr: float, max_iter: int, history: int, line_sear
     With `line_search` they satisfy the strong Wolfe conditions; without, each is as long as `lr` says.
     """
     check_settings(lr=lr)
+    refuse_float16(model, "in which the curvature of L-BFGS overflows")
     counts = {"max_iter": max_iter, "history": history}
     for key in counts:
         whole(counts, key)

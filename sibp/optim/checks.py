@@ -87,6 +87,21 @@ def check_settings(**settings: float) -> None:
         in_range(settings, key, 0, 1 if key in ("momentum", "decay", "beta1", "beta2") else math.inf)
 
 
+def refuse_float16(model: nn.Module, reason: str) -> None:
+    """Refuses a model with float16 weights.
+
+    Args:
+        model: to be optimized.
+        reason: why the method cannot train it.
+
+    Raises:
+        ValueError: if a parameter is float16.
+    """
+    for name, p in model.named_parameters():
+        if p.dtype is torch.float16:
+            raise ValueError(f"{name} is float16, {reason}; use bfloat16 or float32.")
+
+
 def _number(group: dict[str, Any], key: str) -> float:
     value = group[key]
     if isinstance(value, bool) or not isinstance(value, int | float | torch.Tensor):

@@ -26,7 +26,7 @@ class GuardedOptimizer(TappedOptimizer):
         dtype = next(iter(tap.parameters.values())).dtype
         finite = all_finite(*(t.to(dtype) for t in (update.W_decrease, update.b_decrease) if t is not None))
         if finite is False:
-            self._warn(tap)
+            self.warn(tap)
         return replace(
             update, W_decrease=guarded(finite, update.W_decrease), b_decrease=guarded(finite, update.b_decrease)
         )
@@ -55,7 +55,8 @@ class GuardedOptimizer(TappedOptimizer):
         super()._reset()
         self._warned: set[str] = set()
 
-    def _warn(self, tap: Tap) -> None:
+    def warn(self, tap: Tap) -> None:
+        """Names a layer whose step was left out, the first time."""
         if tap.name not in self._warned:
             self._warned.add(tap.name)
             warnings.warn(

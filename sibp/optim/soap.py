@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sibp.optim.checks import check_settings, whole
+from sibp.optim.checks import check_settings, refuse_float16, whole
 from sibp.optim.together import Together
 
 
@@ -32,12 +32,13 @@ def build(
         The package's optimizer, guarded.
 
     Raises:
-        ValueError: the package is not installed, or a setting is out of range.
+        ValueError: the package is not installed, a setting is out of range, or weights are float16.
     """
     check_settings(lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay)
     counts = {"every": every, "largest": largest}
     for key in counts:
         whole(counts, key)
+    refuse_float16(model, "in which the 1e-8 that SOAP adds to its roots is 0")
     try:
         from pytorch_optimizer import SOAP
     except ImportError as error:
@@ -94,7 +95,9 @@ def _too_large(groups: list[dict[str, Any]]) -> str | None:
     if not gradients:
         return None
     fit = torch.stack([_fits(gradient) for _, gradient in gradients])
-    return None if bool(fit.all()) else next(name for (name, _), f in zip(gradients, fit.tolist(), strict=True) if not f)
+    return (
+        None if bool(fit.all()) else next(name for (name, _), f in zip(gradients, fit.tolist(), strict=True) if not f)
+    )
 
 
 def _fits(gradient: Tensor) -> Tensor:
