@@ -1,4 +1,4 @@
-"""What the peers share: steps and running statistics that stay finite, and statistics that keep their dtype in files."""
+"""What the peers share: steps and running statistics that stay finite, and statistics that keep their dtype."""
 
 import warnings
 from collections.abc import Callable

@@ -185,7 +185,7 @@ class KFAC(GuardedOptimizer):
         memory["step"] = t + 1
         memory["weight"] = m * memory.get("weight", 0.0) + (1 - m)
         for key, M in (("A", A), ("G", G)):
-            M = finite_or(M, partial(memory.get, key, torch.zeros_like(M)))  # noqa: PLW2901
+            M = finite_or(M, partial(memory.get, key, torch.zeros_like(M)))
             memory[key] = memory.get(key, M).lerp(M, (1 - m) / memory["weight"])
         if t % T == 0 or (t < T and t & (t - 1) == 0):
             for key, inverse in zip(("A_inverse", "G_inverse"), _inverses(memory, group["damping"]), strict=True):

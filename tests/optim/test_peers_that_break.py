@@ -75,7 +75,7 @@ def weights(model: nn.Module) -> list[Tensor]:
     return [p.detach().clone() for p in model.parameters()]
 
 
-# -- numbers ------------------------------------------------------------------------------------------------------------
+# -- numbers ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:.*(is not finite|left out):RuntimeWarning")
@@ -150,7 +150,7 @@ def test_dtp_survives_large_gradients_that_are_all_alike():
     assert all(p.isfinite().all() for p in model.parameters())
 
 
-# -- K-FAC --------------------------------------------------------------------------------------------------------------
+# -- K-FAC ------------------------------------------------------------------------------------------------------------
 
 
 def test_kfac_on_an_empty_batch_is_as_if_it_had_not_been():
@@ -269,7 +269,7 @@ def test_kfacs_labels_come_from_its_generator(likelihood):
     assert not all(torch.equal(p, q) for p, q in zip(ends[0], ends[2], strict=True))
 
 
-# -- files --------------------------------------------------------------------------------------------------------------
+# -- files ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -312,7 +312,7 @@ def test_statistics_of_another_precision_are_taken_over_in_this_ones():
     assert all(p.isfinite().all() for p in narrow.parameters())
 
 
-# -- refusals -----------------------------------------------------------------------------------------------------------
+# -- refusals ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", TAPPED, ids=lambda m: m.__name__)
@@ -365,7 +365,9 @@ def test_torchs_own_refuse_settings_out_of_range(name, key):
     make(name, net(), **{key: 0.0})
 
 
-@pytest.mark.parametrize(("name", "key"), [("lbfgs", "max_iter"), ("lbfgs", "history"), ("soap", "every"), ("soap", "largest")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "key"), [("lbfgs", "max_iter"), ("lbfgs", "history"), ("soap", "every"), ("soap", "largest")]
+)
 def test_numbers_of_things_are_one_or_more(name, key):
     with pytest.raises(
         UserError, match=rf"cannot be built: Invalid {key}: 0; it has to be a whole number of 1 or more"
