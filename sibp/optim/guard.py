@@ -31,7 +31,6 @@ class GuardedOptimizer(TappedOptimizer):
             update, W_decrease=guarded(finite, update.W_decrease), b_decrease=guarded(finite, update.b_decrease)
         )
 
-    @torch._disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads what `state_dict` gave; a layer's statistics stay in the dtype in which its steps are computed.
 
