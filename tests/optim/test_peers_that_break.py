@@ -135,7 +135,7 @@ def test_soap_leaves_out_a_step_that_it_cannot_take_whole(gradient):
 
 
 def test_a_covariance_that_cannot_be_factored_gives_nan_and_no_error():
-    S = torch.stack([torch.eye(3), torch.full((3, 3), torch.nan), -torch.eye(3), torch.full((3, 3), 2e38)])
+    S = torch.stack([torch.eye(3), torch.full((3, 3), torch.nan), -torch.eye(3), torch.full((3, 3), torch.inf)])
     inverse = damped_inverse(S, 0.5)
     torch.testing.assert_close(inverse[0], torch.eye(3) / 1.5)
     assert inverse[1:].isnan().all()
@@ -143,13 +143,10 @@ def test_a_covariance_that_cannot_be_factored_gives_nan_and_no_error():
 
 
 def test_dtps_variance_of_large_equal_gradients_is_not_negative():
-    """After 600 steps mean square and squared mean are equal but for rounding, here up to 10 on either side."""
-    memory, g = {}, torch.linspace(1e3, 1e4, 200)
-    for _ in range(600):
-        step = _rmsprop(memory, "W", g, 0.01)
-    square, mean = memory["W square"], memory["W mean"]
-    assert (square - mean * mean).min() < -1  # or the case is not there
-    assert step.isfinite().all()
+    """Gradients of 1e4 whose mean square lies below their squared mean by some units of its rounding, 8."""
+    g = torch.full((5,), 1e4)
+    memory = {"W mean": g.clone(), "W square": g.square() - 80, "W step": torch.zeros(5)}
+    assert _rmsprop(memory, "W", g, 0.01).isfinite().all()
 
 
 # -- K-FAC ------------------------------------------------------------------------------------------------------------
