@@ -87,7 +87,7 @@ class Owner(Protocol):
         """Whether forward passes are to be tapped now."""
         ...
 
-    def before_forward(self) -> None:
+    def before_forward(self, layer: str) -> None:
         """Refuses a forward pass whose displacements somebody else would change."""
         ...
 
@@ -194,7 +194,7 @@ class Tap:
         self._refuse(module, input, type(owner).__name__)
         if not self._moves():
             return plain(module, input)
-        owner.before_forward()
+        owner.before_forward(self.name)
         self._guard()
         if isinstance(input, PreActivation):
             input = input.consumed_by(self._kind.__name__)
@@ -292,7 +292,7 @@ class Tap:
 
     def _guard(self) -> None:
         """Puts hooks on the parameters that can get a gradient; one that was frozen may have been thawed since."""
-        this = weakref.ref(self)
+        this: weakref.ref[Tap] = weakref.ref(self)
         for key, parameter in self.parameters.items():
             if parameter.requires_grad and key not in self._hooks:
                 self._hooks[key] = [

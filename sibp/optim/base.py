@@ -114,8 +114,9 @@ class TappedOptimizer(torch.optim.Optimizer):
         """Whether forward passes are tapped now: not inside `paused()`."""
         return not self._paused
 
-    def before_forward(self) -> None:
-        """Refuses a forward pass inside `DistributedDataParallel`, which would average displacements."""
+    def before_forward(self, layer: str) -> None:
+        """Refuses a layer's forward pass inside `DistributedDataParallel`, which would average displacements."""
+        del layer
         if self.parallel is None:
             refuse_averaging(type(self).__name__)
 

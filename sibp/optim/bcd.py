@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sibp.activations import Activation
 from sibp.capture.tap import LayerProblem, LayerUpdate, Tap
 from sibp.optim.checks import in_range
+from sibp.optim.guard import all_finite
 from sibp.optim.solvers import as_update
 from sibp.optim.targets import TargetOptimizer
 from sibp.prox.solvers.coordinates import smaller_side
@@ -80,6 +81,8 @@ class BCD(TargetOptimizer):
         else:
             U = split(s.value(Z) - difference, Z, (rho + alpha) / gamma, s)
         coordinates = smaller_side(problem.features)
+        if all_finite(U) is False:
+            self.warn(tap)
         update, _ = as_update(solve_linear(coordinates, Z - U, alpha / rho))
         if first:
             return update

@@ -91,6 +91,34 @@ def whole(group: dict[str, Any], key: str, least: int = 1) -> int:
     return value
 
 
+def check_settings(**settings: float) -> None:
+    """Refuses settings of torch's own optimizers that are out of their range; torch itself lets NaN pass.
+
+    Args:
+        settings: by name: what is a share of the past (momentum, decay, ...) from 0 to below 1, all else 0 or more.
+
+    Raises:
+        ValueError: if one is out of its range.
+    """
+    for key in settings:
+        in_range(settings, key, 0, 1 if key in ("momentum", "decay", "beta1", "beta2") else math.inf)
+
+
+def refuse_float16(model: nn.Module, reason: str) -> None:
+    """Refuses a model with float16 weights.
+
+    Args:
+        model: to be optimized.
+        reason: why the method cannot train it.
+
+    Raises:
+        ValueError: if a parameter is float16.
+    """
+    for name, p in model.named_parameters():
+        if p.dtype is torch.float16:
+            raise ValueError(f"{name} is float16, {reason}; use bfloat16 or float32.")
+
+
 def _number(group: dict[str, Any], key: str) -> float:
     value = group[key]
     single = not isinstance(value, torch.Tensor) or (value.numel() == 1 and not value.is_complex())
@@ -142,7 +170,7 @@ def named(params: Any, method: str) -> tuple[list[nn.Parameter], dict[nn.Paramet
     pairs = [one for one in given if isinstance(one, tuple)]
     if pairs and len(pairs) < len(given):
         raise ValueError(f"{method}: some parameters have names and others not; name all of them, or none.")
-    tensors = [one[1] if isinstance(one, tuple) else one for one in given]
+    tensors: list[Any] = [one[1] if isinstance(one, tuple) else one for one in given]
     for one in tensors:
         if not isinstance(one, torch.Tensor):
             raise TypeError(f"{method} can only optimize tensors, not {type(one).__name__}.")
@@ -168,6 +196,24 @@ def check_loaded(state_dict: dict[str, Any], groups: list[dict[str, Any]], metho
                 f"{method}: group {place} of this state_dict is of {kind}; load the state of a {method} "
                 "made for a model of the same layers."
             )
+
+
+def check_real(name: str, params: Iterable[nn.Parameter], method: str) -> None:
+    """Refuses a layer with complex parameters.
+
+    Args:
+        name: the layer's.
+        params: its parameters.
+        method: name of the optimizer, for the message.
+
+    Raises:
+        TypeError: if one is complex.
+    """
+    if any(p.is_complex() for p in params):
+        raise TypeError(
+            f"{method}: layer '{name}' has complex parameters, and layers are solved in real numbers only; leave it to "
+            f"the fallback optimizer with explicit=['{name}']."
+        )
 
 
 def check_model(model: nn.Module, method: str) -> None:
@@ -203,7 +249,5 @@ def check_model(model: nn.Module, method: str) -> None:
                 f"{method}: {here} is sharded (fully_shard, DTensor), and no rank has all of its weight; give every "
                 f"rank the whole model, with {method}(model, data_parallel=True)."
             )
-        if any(p is not None and p.is_complex() for p in module._parameters.values()):
-            raise TypeError(f"{method}: {here} has complex parameters, and only real ones have a subproblem here.")
         if any(isinstance(p, UninitializedParameter) for p in module._parameters.values()):
             raise ValueError(f"{method}: {here} is lazy and has no weights yet; run the model once before.")

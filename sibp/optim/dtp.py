@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from sibp.activations import Activation
 from sibp.capture.tap import LayerProblem, LayerUpdate, Tap
 from sibp.optim.checks import in_range
+from sibp.optim.guard import all_finite, finite_or, nan_unless
 from sibp.optim.targets import TargetOptimizer
+from sibp.prox.numbers import choose
 
 MOMENTUM, DECAY, STABILISER = 0.9, 0.95, 1e-3  # of RMSprop, as in the authors' code (donghyunlee/dtp)
 
@@ -115,8 +117,9 @@ class DTP(TargetOptimizer):
         f = s.value(nn.functional.linear(corrupted, problem.W, problem.b))
         z = f @ memory["V"].mT + memory["c"]
         E = 2 * (s.value(z) - corrupted) * s.slope(z) / len(A)
-        memory["V"] = memory["V"] - _rmsprop(memory, "inverse V", E.mT @ f, group["inverse_lr"])
-        memory["c"] = memory["c"] - _rmsprop(memory, "inverse c", E.sum(0), group["inverse_lr"])
+        for key, g in (("V", E.mT @ f), ("c", E.sum(0))):
+            moved, before = memory[key] - _rmsprop(memory, f"inverse {key}", g, group["inverse_lr"]), memory[key]
+            memory[key] = finite_or(moved, lambda before=before: before)
 
     @staticmethod
     def _inverse(memory: dict[str, Any], s: Activation, h: Tensor) -> Tensor:
@@ -124,13 +127,19 @@ class DTP(TargetOptimizer):
 
 
 def _rmsprop(memory: dict[str, Any], name: str, g: Tensor, lr: float) -> Tensor:
-    """A step of RMSprop with momentum along g, to be subtracted; its averages are kept under the name."""
+    """A step of RMSprop with momentum along g, to be subtracted; its averages are kept under the name.
+
+    What is not finite is in the step alone, for `GuardedOptimizer` to see; the averages stay as they were.
+    """
     zero = torch.zeros_like(g)
-    mean, square, step = (memory.get(f"{name} {kind}", zero) for kind in ("mean", "square", "step"))
-    mean, square = mean.lerp(g, 1 - DECAY), square.lerp(g * g, 1 - DECAY)
-    step = MOMENTUM * step + lr * g / (square - mean * mean + STABILISER).sqrt()
-    memory.update({f"{name} mean": mean, f"{name} square": square, f"{name} step": step})
-    return step
+    before = tuple(memory.get(f"{name} {kind}", zero) for kind in ("mean", "square", "step"))
+    mean, square = before[0].lerp(g, 1 - DECAY), before[1].lerp(g * g, 1 - DECAY)
+    variance = (square - mean * mean).clamp_min(0)  # rounding makes it negative where gradients are large and alike
+    step = MOMENTUM * before[2] + lr * g / (variance + STABILISER).sqrt()
+    finite = all_finite(mean, square, step)
+    for kind, new, old in zip(("mean", "square", "step"), (mean, square, step), before, strict=True):
+        memory[f"{name} {kind}"] = choose(finite, lambda new=new: new, lambda old=old: old)
+    return nan_unless(finite, step)
 
 
 def build(model: nn.Module, *, lr: float, target_step: float, inverse_lr: float, noise: float) -> DTP:

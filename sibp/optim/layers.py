@@ -6,6 +6,7 @@ from torch import nn
 
 from sibp.capture.geometry import geometry_of, own_class
 from sibp.capture.tap import Owner, Tap, tap_of
+from sibp.optim.checks import check_real
 
 Owners = dict[nn.Parameter, list[tuple[str, nn.Module]]]
 """For every parameter the modules that hold it, with their names; more than one for tied parameters."""
@@ -38,6 +39,7 @@ def new_taps(owner: Owner, params: Iterable[nn.Parameter], owners: Owners, expli
 
     Raises:
         ValueError: if a layer's weight and bias would be in different groups.
+        TypeError: if a layer is complex.
     """
     wanted = {id(p) for p in params}
     taps: dict[str, Tap] = {}
@@ -51,6 +53,7 @@ def new_taps(owner: Owner, params: Iterable[nn.Parameter], owners: Owners, expli
             continue
         if any(name == outer or name.startswith(f"{outer}.") for outer in explicit):
             continue
+        check_real(name, held.values(), type(owner).__name__)
         earlier = tap_of(module)
         if earlier is not None and earlier.owner() is owner:
             raise ValueError(

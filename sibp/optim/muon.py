@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from sibp.optim.checks import check_settings
 from sibp.optim.together import Together
 
 
@@ -24,6 +25,7 @@ def build(model: nn.Module, *, lr: float, momentum: float, weight_decay: float) 
     Raises:
         ValueError: the model has no linear layer but its last, or a setting is out of range.
     """
+    check_settings(lr=lr, momentum=momentum, weight_decay=weight_decay)
     matrices = [m.weight for m in model.modules() if isinstance(m, nn.Linear)][:-1]
     if not matrices:
         raise ValueError("the model has no linear layer but its last, and Muon is for those inside")

@@ -11,7 +11,7 @@ from torch import Tensor
 from sibp.capture.tap import LayerProblem, LayerUpdate, Tap
 from sibp.optim.base import TappedOptimizer
 from sibp.optim.checks import check_group, one_of
-from sibp.optim.solvers import Solver, parse_solver
+from sibp.optim.solvers import Solver, check_paper, parse_solver
 from sibp.prox.numbers import Number, number
 from sibp.prox.operators import FeatureOperator
 from sibp.prox.status import Measure
@@ -115,6 +115,11 @@ class ProximalOptimizer(TappedOptimizer):
         super()._reset()
         self._stats: dict[str, tuple[Measure, Callable[[], Number]]] = {}
         self._warned: set[str] = set()  # layers
+
+    def _own(self, tap: Tap, group: int) -> None:
+        if self._solver(self.param_groups[group]).kind == "paper":
+            check_paper(tap.name, tap.module.get_parameter("weight"))
+        super()._own(tap, group)
 
     def _solver(self, group: dict[str, Any]) -> Solver:
         solver = parse_solver(group["solver"], self.solvers)

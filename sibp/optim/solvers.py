@@ -113,15 +113,15 @@ def paper_update(problem: LayerProblem, eta: float, prox_weight: float) -> tuple
         prox_weight: lam, for both W and b.
 
     Raises:
-        RuntimeError: for a layer that the authors' solver does not know.
+        RuntimeError: for an activation that the authors' solver does not know.
+        ValueError: for a convolution.
     """
+    check_paper(problem.name, problem.W)
     s, features = problem.activation, problem.features
     if s is not None and s.name != "relu":
         raise RuntimeError(
             f"layer '{problem.name}': solver='paper' knows ReLU and the identity only, not {s.name}; use solver='cg:5'."
         )
-    if features.leading:
-        raise RuntimeError(f"layer '{problem.name}': solver='paper' is for linear layers only; use solver='cg:5'.")
     A, W, b = features.moving(weight=True, bias=False).materialize(), problem.W, problem.b
     if s is None or problem.Z is None or problem.D is None:
         Z = features.forward(W, b)
@@ -137,6 +137,23 @@ def paper_update(problem: LayerProblem, eta: float, prox_weight: float) -> tuple
     b_decrease = b - solution.b if features.bias and solution.b is not None and b is not None else None
     stats = _paper_stats(solution)  # at once: a solution holds tensors of the layer's size
     return LayerUpdate(W_decrease, b_decrease), lambda: stats
+
+
+def check_paper(name: str, weight: Tensor) -> None:
+    """Refuses layers that the authors' solver does not know.
+
+    Args:
+        name: the layer's.
+        weight: (m, n) of a linear layer, or (m, ...) of a convolution.
+
+    Raises:
+        ValueError: if it is a convolution.
+    """
+    if weight.dim() != 2:
+        raise ValueError(
+            f"layer '{name}' is a convolution, and solver='paper' is for linear layers only; use solver='cg:5', or "
+            f"leave it to the fallback optimizer with explicit=['{name}']."
+        )
 
 
 def _paper_stats(solution: PaperSolution) -> Stats:

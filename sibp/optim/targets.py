@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 from sibp.activations import IDENTITY, Activation
 from sibp.capture.tap import LayerProblem, Tap
-from sibp.optim.base import TappedOptimizer
+from sibp.optim.guard import GuardedOptimizer
 from sibp.optim.layers import parameter_owners
 
 
-class TargetOptimizer(TappedOptimizer):
+class TargetOptimizer(GuardedOptimizer):
     """Base of methods whose differences are displacements: h - h_target on a layer's output, not gradients.
 
     So every parameter has to be a linear layer's, and nothing may stand between layers but activations that the taps
