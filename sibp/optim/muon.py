@@ -22,11 +22,13 @@ def build(model: nn.Module, *, lr: float, momentum: float, weight_decay: float) 
         Both, as one optimizer.
 
     Raises:
-        ValueError: the model has no linear layer but its last, or a setting is out of range.
+        ValueError: torch has no Muon, the model no linear layer but its last, or a setting is out of range.
     """
     matrices = [m.weight for m in model.modules() if isinstance(m, nn.Linear)][:-1]
     if not matrices:
         raise ValueError("the model has no linear layer but its last, and Muon is for those inside")
+    if not hasattr(torch.optim, "Muon"):
+        raise ValueError(f"Muon came with torch 2.9, and this is {torch.__version__}: upgrade torch")
     inside = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in inside]
     muon = torch.optim.Muon(matrices, lr, weight_decay=weight_decay, momentum=momentum, adjust_lr_fn="match_rms_adamw")

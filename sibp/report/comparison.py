@@ -41,6 +41,7 @@ NOT_A_SETTING = (
     "log_every",
     "target_val_acc",
     "experiment",
+    "plugins",
 )
 # Settings that runs got later than others: a run without one was made with this value.
 LATER = {"schedule": "constant", "decays": "lr", "warmup_steps": 0, "label_noise": 0.0}

@@ -9,6 +9,7 @@ from sibp.optim.muon import build
 from sibp.optim.together import Together
 
 F64 = torch.float64
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="Muon came with torch 2.9")
 
 
 def net() -> nn.Sequential:
@@ -23,6 +24,7 @@ def backward(model: nn.Module, seed: int = 1) -> None:
     model(torch.randn(6, 1, 5, 5, generator=generator, dtype=F64)).square().mean().backward()
 
 
+@needs_muon
 def test_only_the_inner_matrices_are_orthogonalised():
     model, twin = net(), net()
     optimizer = build(model, lr=0.1, momentum=0.9, weight_decay=0.01)
@@ -38,6 +40,7 @@ def test_only_the_inner_matrices_are_orthogonalised():
         assert torch.equal(p, q) == (name != "3.weight")
 
 
+@needs_muon
 def test_a_step_is_the_polynomial_of_the_singular_values():
     """3.4445 x - 4.775 x^3 + 2.0315 x^5, five times; torch computes it in bfloat16, to two or three digits."""
     model = net()
