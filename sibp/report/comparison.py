@@ -44,7 +44,7 @@ NOT_A_SETTING = (
     "plugins",
 )
 # Settings that runs got later than others: a run without one was made with this value.
-LATER = {"schedule": "constant", "decays": "lr", "warmup_steps": 0, "label_noise": 0.0}
+LATER = {"schedule": "constant", "decays": "lr", "warmup_steps": 0, "label_noise": 0.0, "plugins": []}
 RANK = {"completed": 0, "diverged": 1, "failed": 2, UNFINISHED: 3}
 
 

@@ -24,8 +24,6 @@ def rows() -> dict[str, list[str]]:
     return {row[0].strip("`"): row for row in cells}
 
 
-if not hasattr(torch.optim, "Muon"):
-    pytest.skip("Muon came with torch 2.9", allow_module_level=True)
 METHODS = {method.name: method for method in read_sweep("arena", []).methods}
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
 from sibp.experiment import compose
@@ -46,7 +45,6 @@ def test_final_runs_are_looked_at_more_often_and_are_the_same_otherwise():
     assert {key for key in trial if trial[key] != final[key]} == {"log_every", "evaluate_test", "run_root"}
 
 
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="Muon came with torch 2.9")
 def test_one_entry_enters_a_method_for_all_problems_of_the_arena():
     path = compose.CONFIGS / "sweep" / "arena.yaml"
     arena = yaml.safe_load(path.read_text())

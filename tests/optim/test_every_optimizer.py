@@ -71,8 +71,6 @@ def _config(name: str) -> dict[str, Any]:
 
 @pytest.fixture(params=ROWS, ids=lambda row: row.config)
 def row(request: pytest.FixtureRequest) -> Row:
-    if "muon" in request.param.config and not hasattr(torch.optim, "Muon"):
-        pytest.skip("Muon came with torch 2.9")
     return request.param
 
 
