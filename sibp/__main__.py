@@ -7,7 +7,12 @@ from collections.abc import Sequence
 
 import sibp
 
-COMMANDS = {"train": "sibp.train", "tune": "sibp.tune", "report": "sibp.report.__main__", "bench": "sibp.bench.__main__"}
+COMMANDS = {
+    "train": "sibp.train",
+    "tune": "sibp.tune",
+    "report": "sibp.report.__main__",
+    "bench": "sibp.bench.__main__",
+}
 HELP = """\
 Neural networks trained by semi-implicit back propagation, and compared fairly with others.
 

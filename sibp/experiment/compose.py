@@ -68,8 +68,8 @@ def plan(overrides: Sequence[str], sweep: bool, config_name: str = "config") -> 
     _refuse_words(overrides)
     if not (CONFIGS / f"{config_name}.yaml").is_file():
         raise UserError(
-            f"--config-name={config_name} is not possible: put what it says into DIR/experiment/{config_name}.yaml, and "
-            f"give --config-dir=DIR experiment={config_name}."
+            f"--config-name={config_name} is not possible: put what it says into DIR/experiment/{config_name}.yaml, "
+            f"and give --config-dir=DIR experiment={config_name}."
         )
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
         jobs = _split(overrides, config_name) if sweep else [list(overrides)]

@@ -229,7 +229,7 @@ def _read_parts(
 
 
 def _torchvision() -> Any:
-    """Torchvision's data sets: imported when one is read, as the rest does without and not every torch has a fitting one.
+    """Torchvision's data sets: imported when one is read, as all the rest does without, and some have a misfit.
 
     Raises:
         UserError: it cannot be imported.

@@ -243,5 +243,5 @@ def register(kind: str, table: dict[str, Any], name: str, entry: Any) -> None:
         ValueError: the name is taken.
     """
     if table.get(name, entry) != entry:
-        raise ValueError(f"there is a {kind} {name!r} already: register yours by another name")
+        raise ValueError(f"{kind} {name!r} is there already: register yours by another name")
     table[name] = entry

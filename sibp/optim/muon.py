@@ -49,7 +49,7 @@ class Muon(torch.optim.Optimizer):
         ValueError: a setting is out of range.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
+    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         in_range(defaults, "lr", 0)
         in_range(defaults, "momentum", 0, 1)
@@ -105,4 +105,6 @@ def build(model: nn.Module, *, lr: float, momentum: float, weight_decay: float) 
         raise ValueError("the model has no linear layer but its last, and Muon is for those inside")
     inside = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in inside]
-    return Together([Muon(matrices, lr, momentum, weight_decay), torch.optim.AdamW(rest, lr, weight_decay=weight_decay)])
+    return Together(
+        [Muon(matrices, lr, momentum, weight_decay), torch.optim.AdamW(rest, lr, weight_decay=weight_decay)]
+    )

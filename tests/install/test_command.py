@@ -72,14 +72,35 @@ def test_a_mistake_is_one_sentence(words, sentence, capsys):
     assert len(error.splitlines()) == 1
 
 
-def test_help_and_mistakes_import_neither_torch_nor_hydra(tmp_path):
-    code = "import sys; from sibp.__main__ import main; main({words}); sys.exit('torch' in sys.modules or 'hydra' in sys.modules)"
-    for words in ([], ["--version"], ["trian"]):
-        done = subprocess.run([sys.executable, "-c", code.format(words=words)], cwd=tmp_path, capture_output=True)
-        assert done.returncode == 0, words
+def new_modules(code: str, folder: Path) -> set[str]:
+    """The packages that code imports in a process of its own, beside the standard library's."""
+    code = f"import sys\n{code}\nprint(*{{name.partition('.')[0] for name in {{*sys.modules}} - before}})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    return {*done.stdout.splitlines()[-1].split()} - set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("words", [[], ["--version"], ["trian"]])
+def test_help_and_mistakes_import_nothing(words, tmp_path):
+    code = f"before = {{*sys.modules}}\nfrom sibp.__main__ import main\nmain({words})"
+    assert new_modules(code, tmp_path) == {"sibp"}
 
 
 def test_the_report_imports_no_torch(tmp_path):
-    code = "import sys; from sibp.__main__ import main; main(['report', '.']); sys.exit('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True)
-    assert done.returncode == 0
+    code = "before = {*sys.modules}\nfrom sibp.__main__ import main\nmain(['report', '.'])"
+    assert {"sibp", "numpy"} <= new_modules(code, tmp_path)
+    assert "torch" not in new_modules(code, tmp_path)
+
+
+def test_the_optimizers_import_torch_alone(tmp_path):
+    """So they can be installed without the requirements of the experiments, as the FAQ says."""
+    code = """
+import torch, torch._dynamo, torch.nn.functional as F
+before = {*sys.modules}
+from sibp import SIBP, ProxBP
+for method in (SIBP, ProxBP):
+    model = torch.nn.Sequential(torch.nn.Conv1d(1, 2, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(6, 3))
+    optimizer = method(model, lr=0.1, prox_weight=1.0)
+    F.cross_entropy(model(torch.rand(4, 1, 5)), torch.tensor([0, 1, 2, 0])).backward()
+    optimizer.step()
+"""
+    assert new_modules(code, tmp_path) == {"sibp"}

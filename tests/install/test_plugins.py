@@ -183,9 +183,9 @@ MISTAKES = {
     "plugins=[./mine.py]": "plugins=[./mine.py] is not possible: give the names of modules, such as [my_module]",
     "plugins=[broken]": "plugins=[broken] cannot be imported (SyntaxError: invalid syntax",
     "plugins=[needy]": "plugins=[needy] cannot be imported (ModuleNotFoundError: No module named 'nowhere')",
-    "plugins=[taken]": "plugins=[taken] cannot be imported (ValueError: there is a optimizer 'sgd' already",
+    "plugins=[taken]": "plugins=[taken] cannot be imported (ValueError: optimizer 'sgd' is there already",
     "--config-dir=nowhere": "--config-dir=nowhere is no folder: give the one that your groups are in.",
-    "--config-dir=hidden": "hidden/optimizer/sgd.yaml would be hidden by sibp's own optimizer/sgd.yaml: give it another",
+    "--config-dir=hidden": "hidden/optimizer/sgd.yaml would be hidden by sibp's own optimizer/sgd.yaml: give",
     "--config-name=nowhere": "--config-name=nowhere is not possible: put what it says into DIR/experiment/nowhere.yaml",
     "--config-path=x": "--config-path would take the place of sibp's configs: add yours to them by --config-dir.",
 }
@@ -204,4 +204,3 @@ def test_a_mistake_is_one_sentence_and_nothing_is_trained(word, capsys):
         assert MISTAKES[word] in error
         assert len(error.splitlines()) == 1
     assert not Path("runs").exists()
-
