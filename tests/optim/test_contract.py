@@ -18,7 +18,7 @@ from sibp.optim.proximal import ProximalOptimizer
 
 F64 = torch.float64
 METHODS = [SIBP, ProxBP]
-COMPILED = "cannot be compiled|Observed exception"  # the second is what torch's compiler makes of the first until 2.6
+COMPILED = "cannot be compiled|Observed exception"  # the second is what the compiler of torch 2.6 says instead
 
 
 def net(dtype: torch.dtype = F64) -> nn.Sequential:
