@@ -24,8 +24,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = Path(__file__).with_name("mutations.toml")
-COPIED = ("sibp", "tests", "configs", "scripts", "docs", "results", "pyproject.toml", "mkdocs.yml", "Makefile")
-COPIED += ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE")
+COPIED = ("sibp", "tests", "configs", "scripts", "docs", "results", "pyproject.toml", "setup.py", "mkdocs.yml")
+COPIED += ("Makefile", "constraints.txt", "constraints-oldest.txt", "README.md", "CHANGELOG.md", "CONTRIBUTING.md")
+COPIED += ("CITATION.cff", "LICENSE")
 TIMEOUT = 300.0
 """Seconds that a row's tests may take; a mistake that makes them hang is noticed too."""
 

@@ -1,7 +1,7 @@
 """Semi-implicit back propagation and its competitors, for PyTorch.
 
-`SIBP` and `ProxBP` are torch optimizers for any `nn.Module`; `python -m sibp.train` runs comparisons, and
-`python -m sibp.report` says who won.
+`SIBP` and `ProxBP` are torch optimizers for any `nn.Module`; the command `sibp train` runs comparisons, and
+`sibp report` says who won.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Train one run, or a sweep: ``python -m sibp.train optimizer=sibp dataset=mnist data_root=DIR``.
+"""Train one run, or a sweep: ``sibp train optimizer=sibp dataset=mnist data_root=DIR``.
 
 Every config of the command is composed before the first run starts: a mistake in any of them is one sentence and
 nothing is trained, and a YAML file edited later changes no job of a sweep that is under way.
@@ -14,7 +14,7 @@ from typing import Any
 import hydra
 from hydra._internal.utils import get_args_parser
 
-from sibp.experiment.compose import CONFIGS, hydra_config, plan
+from sibp.experiment.compose import CONFIGS, hydra_config, plan, with_folder
 from sibp.experiment.errors import UserError
 from sibp.experiment.launch import launch
 from sibp.experiment.runner import Outcome, run
@@ -33,15 +33,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 completed, 1 failed, 2 wrong input, 3 diverged, 4 busy, 130 interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    words.sort(key=lambda word: word not in ("-m", "--multirun"))  # so that -m may stand anywhere
-    args = get_args_parser().parse_args(words)
+    args = get_args_parser().parse_intermixed_args(words)  # so that -m may stand anywhere
     try:
         _refuse_flags(args)
         if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
-            return _look(words)
+            return _look([*(word for word in words if word not in args.overrides), *args.overrides])
         name = args.config_name or "config"
-        jobs = plan(args.overrides, args.multirun, name)
-        config = hydra_config(args.overrides, name)
+        overrides = with_folder(args.overrides, args.config_dir)
+        jobs = plan(overrides, args.multirun, name)
+        config = hydra_config(overrides, name)
         for root in {str(job["run_root"]) for job in jobs}:
             _make_folder(root)
     except UserError as error:
@@ -115,8 +115,8 @@ def _tally(jobs: int, outcomes: Sequence[Outcome]) -> str:
 def _refuse_flags(args: Any) -> None:
     if args.experimental_rerun is not None:
         raise UserError("--experimental-rerun would open a pickle, which can run code: give the settings instead.")
-    if args.config_path is not None or args.config_dir is not None:
-        raise UserError(f"Configs are read from {CONFIGS} alone: put yours into one of its folders.")
+    if args.config_path is not None:
+        raise UserError("--config-path would take the place of sibp's configs: add yours to them by --config-dir.")
 
 
 def _make_folder(path: str) -> None:

@@ -107,7 +107,7 @@ class Passes:
         if one.layers and one.differentiable:
             for leaf in outputs:
                 if isinstance(leaf, Tensor) and leaf.grad_fn is not None:
-                    leaf.grad_fn.metadata[self._key] = one
+                    _metadata(leaf.grad_fn)[self._key] = one
 
     def _came_from(self, inputs: Iterable[Any]) -> ForwardPass | None:
         """The pass that computed one of the inputs, if it is near in the graph."""
@@ -115,11 +115,16 @@ class Passes:
         for place in range(_REACH):
             if place >= len(nodes):
                 return None
-            known = nodes[place].metadata.get(self._key)
+            known = _metadata(nodes[place]).get(self._key)
             if known is not None:
                 return known
             nodes += [node for node, _ in nodes[place].next_functions if node is not None]
         return None
+
+
+def _metadata(node: Any) -> dict[Any, Any]:
+    """What users may attach to a node of the graph (a property, which torch's stubs have as a method)."""
+    return node.metadata
 
 
 class Unrecorded:

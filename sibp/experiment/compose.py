@@ -22,10 +22,15 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import sibp
 from sibp.experiment.errors import UserError
+from sibp.experiment.plugins import load_plugins
 from sibp.experiment.settings import Settings, refuse_unknown
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+PACKAGE = Path(sibp.__file__).resolve().parent
+# The package sibp.configs: inside sibp where a wheel put it, beside it in a checkout.
+CONFIGS = next(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir())
+SEARCH_PATH = "hydra.searchpath"
 GROUPS = ("dataset", "model", "optimizer", "experiment")
 
 
@@ -60,9 +65,12 @@ def plan(overrides: Sequence[str], sweep: bool, config_name: str = "config") -> 
     Raises:
         UserError: a word or a config is wrong; names the key, what exists and the fix.
     """
-    if not (CONFIGS / f"{config_name}.yaml").is_file():
-        raise UserError(f"There is no {CONFIGS / config_name}.yaml: install the project with pip install -e .")
     _refuse_words(overrides)
+    if not (CONFIGS / f"{config_name}.yaml").is_file():
+        raise UserError(
+            f"--config-name={config_name} is not possible: put what it says into DIR/experiment/{config_name}.yaml, "
+            f"and give --config-dir=DIR experiment={config_name}."
+        )
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
         jobs = _split(overrides, config_name) if sweep else [list(overrides)]
         return [_compose(job, config_name) for job in jobs]
@@ -85,6 +93,56 @@ def hydra_config(overrides: Sequence[str], config_name: str = "config") -> DictC
         return _base(overrides, config_name)
 
 
+def with_folder(overrides: Sequence[str], folder: str | None) -> list[str]:
+    """The words of a command, with one more that has Hydra look for configs in a user's folder, too.
+
+    Args:
+        overrides: as typed.
+        folder: whose sub-folders are groups, such as ``optimizer``; None: there is none.
+
+    Returns:
+        The words for :func:`plan`, :func:`compose` and :func:`hydra_config`.
+
+    Raises:
+        UserError: there is no such folder, or a file in it would be hidden by one of ours.
+    """
+    for word in overrides:
+        if word.lstrip("+").startswith(SEARCH_PATH):
+            raise UserError(f"{word} is not possible: name the folder of your configs by --config-dir=DIR.")
+    if folder is None:
+        return list(overrides)
+    place = Path(folder).resolve()
+    if not place.is_dir():
+        raise UserError(f"--config-dir={folder} is no folder: give the one that your groups are in.")
+    for path in sorted(place.glob("*.yaml")) + sorted(place.glob("*/*.yaml")):
+        name = path.relative_to(place)
+        if (CONFIGS / name).exists():
+            raise UserError(f"{path} would be hidden by sibp's own {name}: give it another name.")
+    quoted = str(place).replace("\\", "\\\\").replace("'", "\\'")
+    return [*overrides, f"{SEARCH_PATH}=['file://{quoted}']"]
+
+
+def folders(overrides: Sequence[str]) -> list[Path]:
+    """The folders in which configs are looked for.
+
+    Args:
+        overrides: the command's words.
+
+    Returns:
+        The project's own, then those of the word made by :func:`with_folder`.
+
+    Raises:
+        UserError: a word cannot be read.
+    """
+    own = [word for word in overrides if word.startswith(f"{SEARCH_PATH}=")]
+    try:
+        given = [word.value() for word in OverridesParser.create().parse_overrides(own)]
+    except (HydraException, ValueError) as error:
+        raise UserError(_sentence(error, overrides, "config")) from error
+    places = [str(place) for value in given if isinstance(value, list) for place in value]
+    return [CONFIGS, *(Path(place.removeprefix("file://")) for place in places)]
+
+
 def _base(overrides: Sequence[str], config_name: str) -> DictConfig:
     try:
         words = OverridesParser.create().parse_overrides(list(overrides))
@@ -101,8 +159,9 @@ def _refuse_words(overrides: Sequence[str]) -> None:
         if word.startswith("~"):
             raise UserError(f"{word} would remove a setting, and every run needs all of them: leave it out.")
         if key == "sweep":
-            raise UserError(f"{word} is for tuning: python -m sibp.tune {word.lstrip('+')}")
-        if key.startswith("hydra") and key != "hydra/launcher" and not key.startswith("hydra.launcher."):
+            raise UserError(f"{word} is for tuning: sibp tune {word.lstrip('+')}")
+        ours = key in ("hydra/launcher", SEARCH_PATH) or key.startswith("hydra.launcher.")
+        if key.startswith("hydra") and not ours:
             raise UserError(f"{word} is not possible: of Hydra's own settings, only its launcher's can be given.")
 
 
@@ -126,6 +185,7 @@ def _compose(overrides: Sequence[str], config_name: str) -> dict[str, Any]:
     assert isinstance(resolved, dict)
     config = {str(key): value for key, value in resolved.items()}
     refuse_unknown("", config, [field.name for field in fields(Settings)])
+    load_plugins(config.get("plugins"))
     return config
 
 
@@ -149,7 +209,7 @@ def _sentence(error: Exception, overrides: Sequence[str], config_name: str) -> s
 
 
 def _unknown_key(key: str, overrides: Sequence[str], config_name: str) -> str:
-    groups = [word for word in overrides if word.split("=")[0] in GROUPS]
+    groups = [word for word in overrides if word.split("=")[0] in (*GROUPS, SEARCH_PATH)]
     config = OmegaConf.to_container(hydra_compose(config_name, groups))
     known = _dotted(config if isinstance(config, dict) else {})
     parent = key.rpartition(".")[0]

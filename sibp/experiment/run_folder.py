@@ -34,7 +34,7 @@ NOT_IN_NAME = (
     "evaluate_test",  # a run without test figures is the same training; asked for later, they are added
 )
 # Settings that came after the first kept runs: at these values they have no part in the name, so runs keep theirs.
-LATER = {"schedule": "constant", "decays": "lr", "warmup_steps": 0, "label_noise": 0}
+LATER = {"schedule": "constant", "decays": "lr", "warmup_steps": 0, "label_noise": 0, "plugins": []}
 LATER_OF_MODEL = {"mlp": {"activation": "relu"}}  # likewise, by the model's name
 FINISHED = ("completed", "diverged")
 ANEW = "force=true trains the run anew, and deletes what is there."

@@ -17,6 +17,7 @@ from sibp.experiment.errors import UserError
 from sibp.experiment.loop import DivergedError, StoppedError, Trainer
 from sibp.experiment.models import build_model, is_flat
 from sibp.experiment.optimizers import build_optimizer
+from sibp.experiment.plugins import load_plugins
 from sibp.experiment.run_folder import ANEW, BusyError, RunFolder
 from sibp.experiment.settings import Settings
 
@@ -134,6 +135,7 @@ def _unwritten(error: OSError, folder: RunFolder) -> str:
 
 def _prepare(settings: Settings, folder: RunFolder) -> tuple[Trainer, Callable[[], Trainer], dict[str, Any]]:
     """A run's trainer, what makes one just like it, and facts for its summary."""
+    load_plugins(settings.plugins)
     device = _device(settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)

@@ -41,9 +41,10 @@ NOT_A_SETTING = (
     "log_every",
     "target_val_acc",
     "experiment",
+    "plugins",
 )
 # Settings that runs got later than others: a run without one was made with this value.
-LATER = {"schedule": "constant", "decays": "lr", "warmup_steps": 0, "label_noise": 0.0}
+LATER = {"schedule": "constant", "decays": "lr", "warmup_steps": 0, "label_noise": 0.0, "plugins": []}
 LATER_OF_MODEL = {"mlp": {"activation": "relu"}}  # likewise, by the model's name
 RANK = {"completed": 0, "diverged": 1, "failed": 2, UNFINISHED: 3}
 
