@@ -249,7 +249,7 @@ class Tap:
                 f"{here} is tapped by {method}, whose backward pass torch.func cannot transform; "
                 "call the transform inside `with optimizer.paused():`."
             )
-        if input.layout is not torch.strided:
+        if input.is_nested or input.layout is not torch.strided:
             kind = "nested" if input.is_nested else str(input.layout).removeprefix("torch.")
             raise RuntimeError(
                 f"{here}: {method} takes dense inputs only, not {kind} ones; convert the input "

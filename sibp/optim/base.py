@@ -1,6 +1,7 @@
 """What all tapped optimizers share: taps on a model's layers, and the torch.optim contract."""
 
 import contextlib
+import copy
 import warnings
 import weakref
 from abc import abstractmethod
@@ -227,9 +228,7 @@ class TappedOptimizer(torch.optim.Optimizer):
             for tap in taps:
                 self._own(tap, len(self.param_groups) - 1)
         if rest:
-            self._add_explicit(rest, {} if tapped else options)
-            if names:
-                self.param_groups[-1]["param_names"] = [names[p] for p in rest]
+            self._add_explicit(rest, names, {} if tapped else options)
         self.passes.watch(containers(self.model, self._taps.values()))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -242,14 +241,16 @@ class TappedOptimizer(torch.optim.Optimizer):
             ValueError: if it is of another optimizer, or of another model.
         """
         check_loaded(state_dict, self.param_groups, type(self).__name__)
-        super().load_state_dict(state_dict)
+        super().load_state_dict(copy.deepcopy(state_dict))  # torch's shares tensors with what it was given
 
-    def _add_explicit(self, params: list[nn.Parameter], options: dict[str, Any]) -> None:
+    def _add_explicit(
+        self, params: list[nn.Parameter], names: dict[nn.Parameter, str], options: dict[str, Any]
+    ) -> None:
         """Gives parameters to the fallback optimizer, sharing group and state with it."""
         self._average(params)
         if self.direction_only:
             return
-        group = self.fallback.add(params, options)
+        group = self.fallback.add(params, names, options)
         group["update"] = "explicit"
         self.state.update(self.fallback.optimizer.state)  # pyright: ignore[reportOptionalMemberAccess]
         self.param_groups.append(group)
