@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from sibp.experiment.errors import UserError
 from sibp.experiment.seeding import derived_seed
 from sibp.experiment.settings import known_builder
+from sibp.runs.errors import UserError
 
 VALIDATION = 5000
 DIGITS_SPLIT_SEED = 20200206  # fixed, so that every run of every seed has the same digits in each part

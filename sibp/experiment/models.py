@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from sibp.experiment.convnets import lenet, proxprop_convnet, resnet8
-from sibp.experiment.errors import UserError
 from sibp.experiment.objectives import CLASSIFICATION, RECONSTRUCTION, Objective
 from sibp.experiment.seeding import derived_seed
 from sibp.experiment.settings import call_builder, checked, known_builder
+from sibp.runs.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from sibp.report.blocks import Cell, Document, Figure, Line, Link, Table
 from sibp.report.plotly_figures import GRID, colours
 from sibp.report.statistics import Estimate
 from sibp.report.text import relative
+from sibp.runs.folder import write_atomic
 
 
 def csv_files(document: Document, folder: Path) -> dict[str, str]:
@@ -77,11 +78,11 @@ def save_pictures(document: Document, prefix: Path) -> list[Path]:
     colour = colours(figures)
     paths = [prefix.with_name(f"{prefix.name}-{figure.name}.png") for figure in figures]
     for figure, path in zip(figures, paths, strict=True):
-        _save_picture(figure, colour, path)
+        write_atomic(path, _picture(figure, colour))
     return paths
 
 
-def _save_picture(figure: Figure, colour: Mapping[str, str], path: Path) -> None:
+def _picture(figure: Figure, colour: Mapping[str, str]) -> bytes:
     from matplotlib import rc_context
     from matplotlib.figure import Figure as Canvas
 
@@ -100,7 +101,9 @@ def _save_picture(figure: Figure, colour: Mapping[str, str], path: Path) -> None
         named = [line for line in figure.lines if line.named]
         if named:
             axes.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=min(2, len(named)))
-        canvas.savefig(path, dpi=120, metadata={"Software": None})
+        file = io.BytesIO()
+        canvas.savefig(file, format="png", dpi=120, metadata={"Software": None})
+        return file.getvalue()
 
 
 def _literal(text: str) -> str:

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from sibp.experiment.compose import compose
-from sibp.experiment.run_folder import RunFolder
 from sibp.experiment.runner import run
+from sibp.runs.folder import RunFolder
 
 PATH = Path(__file__).parents[2] / "scripts" / "screenshot_tensorboard.py"
 SETTINGS = {

@@ -10,11 +10,12 @@ import pytest
 import torch
 from disturbed import assert_same_end, crash, fail_at
 
+from sibp.experiment.checkpoint import load_checkpoint
 from sibp.experiment.data import CIFAR_FILES, load_data
-from sibp.experiment.errors import UserError
-from sibp.experiment.run_folder import RunFolder
 from sibp.experiment.runner import run
 from sibp.report.__main__ import main as report
+from sibp.runs.errors import UserError
+from sibp.runs.folder import RunFolder
 from sibp.train import main
 
 GRID = ["optimizer=sgd", "model.hidden=[8]", "max_steps=6", "log_every=3", "checkpoint_every=3", "threads=1"]
@@ -57,14 +58,14 @@ def test_a_checkpoint_cut_off_anywhere_is_refused(half):
 
 
 def test_a_wrong_byte_in_a_checkpoint_is_noticed_or_harmless(half):
-    content, good, noticed = half.checkpoint.read_bytes(), half.load_checkpoint(), 0
+    content, good, noticed = half.checkpoint.read_bytes(), load_checkpoint(half), 0
     assert good is not None
     for place in random.Random(0).sample(range(len(content)), 300):
         wrong = bytearray(content)
         wrong[place] ^= 4
         half.checkpoint.write_bytes(wrong)
         try:
-            state = half.load_checkpoint()
+            state = load_checkpoint(half)
         except UserError:
             noticed += 1
         else:  # between the archive's parts are bytes that nothing reads

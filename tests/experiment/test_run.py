@@ -7,12 +7,14 @@ import pytest
 import torch
 import yaml
 
+from sibp.experiment import loop
 from sibp.experiment.clock import Clock
 from sibp.experiment.loop import Trainer
 from sibp.experiment.models import build_model
-from sibp.experiment.run_folder import RunFolder, run_name
 from sibp.experiment.runner import run
 from sibp.experiment.seeding import BatchOrder
+from sibp.runs.folder import RunFolder
+from sibp.runs.identity import run_name
 
 METHODS = ("sgd", "adam", "sibp", "proxbp")
 
@@ -212,7 +214,7 @@ def test_training_seconds_hold_training_and_nothing_else(make_config, monkeypatc
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
 
-    def takes(seconds: float, owner: type, name: str) -> None:
+    def takes(seconds: float, owner: Any, name: str) -> None:
         original = getattr(owner, name)
 
         def slow(*args: Any) -> Any:
@@ -224,7 +226,7 @@ def test_training_seconds_hold_training_and_nothing_else(make_config, monkeypatc
     takes(1, Trainer, "_train_step")
     takes(10, Trainer, "evaluate")
     takes(100, RunFolder, "append_row")
-    takes(1000, RunFolder, "save_checkpoint")
+    takes(1000, loop, "save_checkpoint")
     seconds = summary_of(run(make_config()).folder)["seconds"]
     # 20 steps, 6 rows of training and validation figures, 4 checkpoints
     assert seconds == {"train": 20, "eval": 120, "log": 4600}

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from sibp.experiment.compose import CONFIGS, compose, plan
-from sibp.experiment.errors import UserError
 from sibp.experiment.loop import Trainer
 from sibp.experiment.models import build_model
 from sibp.experiment.settings import Settings
+from sibp.runs.errors import UserError
 from sibp.train import main
 
 SMALL = [

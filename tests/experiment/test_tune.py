@@ -16,9 +16,9 @@ import yaml
 import sibp.train
 from sibp.experiment import compose
 from sibp.experiment.loop import Trainer
-from sibp.experiment.run_folder import RunFolder
-from sibp.report.collect import collect
 from sibp.report.comparison import compare
+from sibp.runs.collect import collect
+from sibp.runs.folder import RunFolder
 from sibp.tune import main
 from sibp.tuning.study import RunRecord, score_of
 from sibp.tuning.sweep import names, read_sweep

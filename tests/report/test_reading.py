@@ -10,12 +10,12 @@ from fake_runs import SGD, write_run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sibp.report.collect import collect
 from sibp.report.comparison import compare
 from sibp.report.html import page
-from sibp.report.reading import read_run
 from sibp.report.sections import build
-from sibp.report.values import BrokenError, UsageError, plain, shown
+from sibp.runs.collect import collect
+from sibp.runs.reading import read_run
+from sibp.runs.values import BrokenError, UsageError, plain, shown
 
 
 def line(**changes: object) -> str:
