@@ -67,6 +67,7 @@ def _planned(words: list[str]) -> tuple["Sweep", Any, argparse.Namespace]:
     """The sweep, Hydra's config of the launcher (None: runs are trained in this process), and the flags."""
     from sibp.experiment.compose import hydra_config
     from sibp.experiment.launch import check_launcher, is_elsewhere
+    from sibp.experiment.words import refuse
     from sibp.tuning.sweep import names, read_sweep, try_out
 
     parser = argparse.ArgumentParser(
@@ -80,6 +81,7 @@ def _planned(words: list[str]) -> tuple["Sweep", Any, argparse.Namespace]:
     args = parser.parse_intermixed_args(words)  # words may stand before and after --dry
     sweeps = [word.removeprefix("sweep=") for word in args.words if word.startswith("sweep=")]
     own = [word for word in args.words if not word.startswith("sweep=")]
+    refuse(own)
     if len(sweeps) != 1:
         raise UserError(f"Name one sweep: sweep={names()[0]}; there are: {', '.join(names())}.")
     sweep = read_sweep(sweeps[0], own)

@@ -37,6 +37,12 @@ MNIST_MD5 = {
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
+FASHION_MNIST_MD5 = {
+    "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+    "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+    "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+    "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+}
 
 
 @dataclass(frozen=True)
@@ -146,7 +152,7 @@ def _mnist(data_root: Path, download: bool) -> Data:
 
 def _fashion_mnist(data_root: Path, download: bool) -> Data:
     """Fashion-MNIST."""
-    return _idx("FashionMNIST", data_root, download, {})
+    return _idx("FashionMNIST", data_root, download, FASHION_MNIST_MD5)
 
 
 def _idx(name: str, data_root: Path, download: bool, md5: dict[str, str]) -> Data:
@@ -162,7 +168,7 @@ def _idx(name: str, data_root: Path, download: bool, md5: dict[str, str]) -> Dat
         # The class itself would prefer what an old torchvision left in processed/, which nothing has checked.
         return read_image_file(str(images)).unsqueeze(1), read_label_file(str(labels))
 
-    (x, y), (x_test, y_test) = _read_parts(name, folder, IDX_FILES, md5, read, download, (60000, 10000))
+    (x, y), (x_test, y_test) = _read_parts(name, folder, IDX_FILES, md5, read, download, (60000, 10000), (1, 28, 28))
     parts = [Split(images.float() / 255, labels) for images, labels in _split(x, y, x_test, y_test)]
     return Data(*parts, shape=tuple(x.shape[1:]), classes=10, sha256=_digest(x, y, x_test, y_test))
 
@@ -178,7 +184,9 @@ def _cifar10(data_root: Path, download: bool) -> Data:
         images = torch.from_numpy(np.ascontiguousarray(part.data.transpose(0, 3, 1, 2)))
         return images, torch.tensor(part.targets)
 
-    (x, y), (x_test, y_test) = _read_parts("CIFAR-10", folder, CIFAR_FILES, {}, read, download, (50000, 10000))
+    (x, y), (x_test, y_test) = _read_parts(
+        "CIFAR-10", folder, CIFAR_FILES, {}, read, download, (50000, 10000), (3, 32, 32)
+    )
     raw = _split(x, y, x_test, y_test)
     pixels = raw[0][0].float() / 255
     std, mean = torch.std_mean(pixels, dim=(0, 2, 3), correction=0, keepdim=True)
@@ -204,6 +212,7 @@ def _read_parts(
     read: Callable[[bool], Part],
     download: bool,
     counts: tuple[int, int],
+    shape: tuple[int, ...],
 ) -> tuple[Part, Part]:
     """Read the training and the test part, or say in one sentence which file stands in the way."""
     if not download:
@@ -224,10 +233,23 @@ def _read_parts(
         except Exception as error:  # torchvision answers a bad file with whatever its reader trips over
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(_corrupted(folder, reason)) from error
-        if len(images) != count or len(labels) != count or not 0 <= int(labels.min()) <= int(labels.max()) <= 9:
-            raise UserError(_corrupted(folder, f"it does not hold {count} images labelled 0 to 9"))
+        if problem := _problem(images, labels, count, shape):
+            raise UserError(_corrupted(folder, problem))
         parts.append((images, labels))
     return parts[0], parts[1]
+
+
+def _problem(images: torch.Tensor, labels: torch.Tensor, count: int, shape: tuple[int, ...]) -> str | None:
+    """What is wrong with a part of an image set; None if nothing is."""
+    if len(images) != count or len(labels) != count:
+        return f"it does not hold {count} images with a label each"
+    if tuple(images.shape[1:]) != shape:
+        return f"its images are {' x '.join(map(str, images.shape[1:]))}, not {' x '.join(map(str, shape))}"
+    if not 0 <= int(labels.min()) <= int(labels.max()) <= 9:
+        return "its labels are not all from 0 to 9"
+    if images.min() == images.max():
+        return "all its pixels are the same"
+    return None
 
 
 def _corrupted(path: Path, reason: str) -> str:

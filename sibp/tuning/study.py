@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from sibp.runs.folder import RunFolder
+from sibp.runs.folder import ANEW, RunFolder
 from sibp.runs.outcome import Outcome
 from sibp.runs.packed import rows_of
 from sibp.runs.reading import read_run
@@ -209,7 +209,9 @@ def _read(job: Job, ended: dict[str, Outcome], pick: Callable[[list[Figures]], F
         rows = [_numbers(row, "val_acc", "val_loss") for row in rows_of(read_run(folder.path))]
         figures = pick(rows) | _numbers(summary, *(key for key in ("test_acc", "test_loss") if key in summary))
     except (BrokenError, IndexError) as error:
-        return RunRecord(seed, folder, "failed", f"its files cannot be read: {error or 'no rows'}", {}, seconds)
+        return RunRecord(
+            seed, folder, "failed", f"its files cannot be read ({str(error) or 'no rows'}): {ANEW}", {}, seconds
+        )
     return RunRecord(seed, folder, "completed", None, figures, seconds)
 
 

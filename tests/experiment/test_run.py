@@ -184,7 +184,7 @@ def test_one_and_one_point_zero_are_the_same_setting(make_config):
 
 
 def test_a_name_is_readable_and_harmless(make_config):
-    assert run_name(make_config("sibp")).startswith("digits-mlp16-sibp-lr0.3-s0-")
+    assert run_name(make_config("sibp")).startswith("digits-mlp16-sibp-cg3-lr0.3-pw1-s0-")
     odd = run_name(make_config(dataset={"name": "../../etc"}))
     assert "/" not in odd
 

@@ -461,7 +461,7 @@ def test_a_run_that_cannot_be_read_is_a_failed_trial(done):
     assert tune() == 1
     (run,) = record()["methods"][0]["trials"][0]["runs"]
     assert run["status"] == "failed"
-    assert "metrics.jsonl is damaged" in run["reason"]
+    assert "metrics.jsonl is missing or empty" in run["reason"]
     assert "force=true" in run["reason"]
 
 
