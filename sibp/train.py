@@ -55,7 +55,7 @@ def _parsed(words: list[str]) -> Any:
 
     parser = get_args_parser()
     parser.add_argument("--status", action="store_true", help="Show where the runs of a command stand; train none")
-    args = parser.parse_args(words)
+    args = parser.parse_intermixed_args(words)  # words may stand before and after flags
     if args.experimental_rerun is not None:
         raise UserError("--experimental-rerun would open a pickle, which can run code: give the settings instead.")
     if args.config_path is not None:
@@ -83,6 +83,8 @@ def _planned(args: Any) -> tuple[list[dict[str, Any]], Any]:
 
 def _check(jobs: Sequence[dict[str, Any]], launcher: Any) -> None:
     """Try out what a single run would only find out when it starts; that one finds it out before it writes a file."""
+    from sibp.experiment.runner import check
+
     elsewhere = False
     if launcher is not None:
         from sibp.experiment.launch import check_launcher, is_elsewhere
@@ -90,8 +92,6 @@ def _check(jobs: Sequence[dict[str, Any]], launcher: Any) -> None:
         check_launcher(launcher)
         elsewhere = is_elsewhere(launcher)
     if len(jobs) > 1:
-        from sibp.experiment.runner import check
-
         check(jobs, elsewhere)
 
 

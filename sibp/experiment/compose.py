@@ -4,7 +4,7 @@ Only commands (:mod:`sibp.train`, :mod:`sibp.tune` and scripts) use this: it kno
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -189,6 +189,17 @@ def _sentence(error: Exception, overrides: Sequence[str], config_name: str) -> s
     key = getattr(error.__cause__, "full_key", None)
     if isinstance(error, ConfigCompositionException) and key:
         groups = [word for word in overrides if word.split("=")[0] in (*GROUPS, SEARCH_PATH)]
-        config = OmegaConf.to_container(hydra_compose(config_name, groups))
-        return unknown_key(key, config if isinstance(config, dict) else {})
-    return f"{cut(' '.join(overrides))} makes no config: {cut(text)}"
+        with suppress(Exception):  # these words alone may be wrong, too
+            config = OmegaConf.to_container(hydra_compose(config_name, groups))
+            return unknown_key(key, config if isinstance(config, dict) else {})
+    return f"{_culprit(overrides)} makes no config: {cut(text)}"
+
+
+def _culprit(overrides: Sequence[str]) -> str:
+    """The first word that cannot be read by itself; all of them where each can."""
+    for word in overrides:
+        try:
+            OverridesParser.create().parse_override(word)
+        except Exception:
+            return cut(word)
+    return cut(" ".join(overrides))

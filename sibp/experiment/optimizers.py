@@ -57,7 +57,13 @@ def lbfgs(model: nn.Module, *, lr: float, max_iter: int, history: int, line_sear
     """Torch's L-BFGS, for full batches: a step is up to `max_iter` iterations, each with a pass over the batch or more.
 
     With `line_search` they satisfy the strong Wolfe conditions; without, each is as long as `lr` says.
+
+    Raises:
+        ValueError: `max_iter` or `history` is below 1.
     """
+    for key, value in (("max_iter", max_iter), ("history", history)):
+        if value < 1:
+            raise ValueError(f"{key}={value} is not possible: give a whole number of 1 or more")
     search = "strong_wolfe" if line_search else None
     return torch.optim.LBFGS(model.parameters(), lr, max_iter, history_size=history, line_search_fn=search)
 

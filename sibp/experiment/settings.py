@@ -1,7 +1,6 @@
 """The settings of one run: typed, checked, and turned into calls of allow-listed builders."""
 
 import inspect
-import math
 import sys
 import types
 import typing
@@ -170,7 +169,7 @@ def checked(key: str, value: Any, hint: Any) -> Any:
         if option is types.NoneType and value is None:
             return None
         if option is float and isinstance(value, int | float) and not isinstance(value, bool):
-            if not math.isfinite(value) or abs(value) > LARGEST_FLOAT:
+            if not abs(value) <= LARGEST_FLOAT:  # nan is not, either
                 raise UserError(f"{key}={shown(value)} is not possible: give a finite number.")
             return float(value)
         if typing.get_origin(option) is list:

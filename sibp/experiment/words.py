@@ -31,7 +31,7 @@ MEANT = {
 }
 # A value that Hydra reads as it stands; and a function of Hydra's, such as choice(a,b).
 PLAIN = re.compile(r"[\w/.+:%*@?|$ -]*", re.ASCII)
-FUNCTION = re.compile(r"[a-z_]+\(.*\)")
+FUNCTION = re.compile(r"(choice|range|glob|sort|shuffle|tag|str)\(.*\)")
 
 
 def readable(words: Sequence[str]) -> list[str]:
@@ -120,7 +120,7 @@ def unknown_key(key: str, config: Mapping[Any, Any]) -> str:
     near = [name for name in known if name.rpartition(".")[2] == key]
     meant = MEANT.get(last.lower().replace("-", "_"))
     near += [meant] if meant in known else []
-    near += difflib.get_close_matches(key, [*known, *GROUPS], n=1)
+    near += difflib.get_close_matches(key, [*known, *GROUPS], n=1, cutoff=0.75)
     siblings = [name for name in known if name.startswith(parent + ".")] if parent else []
     if not siblings:
         siblings = [*GROUPS, *(name for name in known if "." not in name)]

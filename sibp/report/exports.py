@@ -12,6 +12,8 @@ from sibp.report.statistics import Estimate
 from sibp.report.text import relative
 from sibp.runs.folder import write_atomic
 
+LONGEST_TITLE, LONGEST_LABEL = 70, 45  # characters in a picture; a legend of two columns must leave room for the axes
+
 
 def csv_files(document: Document, folder: Path) -> dict[str, str]:
     """Every table with full precision; tables of one name are put together, each row with the part it is from.
@@ -106,13 +108,14 @@ def _picture(figure: Figure, colour: Mapping[str, str]) -> bytes:
         return file.getvalue()
 
 
-def _literal(text: str) -> str:
-    """Text without formulas in it."""
+def _literal(text: str, longest: int = LONGEST_TITLE) -> str:
+    """Text without formulas in it, short enough for a picture."""
+    text = text if len(text) <= longest else text[: longest - 1] + "…"
     return text.replace("$", r"\$")
 
 
 def _draw(axes, line: Line, colour: str) -> None:
-    label = f"\u2009{_literal(line.label)}" if line.named else "_nolegend_"  # a leading _ would hide it
+    label = f"\u2009{_literal(line.label, LONGEST_LABEL)}" if line.named else "_nolegend_"  # a leading _ would hide it
     if line.kind in ("points", "cross"):
         marker, size = {"points": ("o", 4), "cross": ("x", 8)}[line.kind]
         axes.plot(line.x, line.y, marker, color=colour, markersize=size, label=label)

@@ -128,7 +128,10 @@ def read_text(path: Path, limit: int) -> str | None:
                 raise BrokenError(f"{path.name} is not a file")
             if about.st_size > limit:
                 raise BrokenError(f"{path.name} has {about.st_size} bytes: too large")
-            return file.read().decode("utf-8")
+            content = file.read(limit + 1)  # what the system makes up as it is read says a size of 0
+            if content is None or len(content) > limit:
+                raise BrokenError(f"{path.name} has no end")
+            return content.decode("utf-8")
     except FileNotFoundError:
         return None
     except OSError as error:
