@@ -35,7 +35,6 @@ KNOWN_AS = {
     ("sibp_fed", "sgd"): "sibp_momentum",
     ("sibp_fed", "adam"): "sibp_adam",
     ("sibp_fed", "muon"): "sibp_muon",
-    ("proxprop", "adam"): "proxprop_adam",
 }
 TRIAL, FINAL = "trial", "final"
 ROLES = (TRIAL, FINAL)
