@@ -8,6 +8,7 @@ cifar10        pixel / 255, then each channel less its mean over its standard de
 """
 
 import hashlib
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -134,15 +135,23 @@ def _load(builder: Builder, data_root: Path, download: bool, files: tuple[object
 
 def _digits(data_root: Path, download: bool) -> Data:
     """The embedded digits; needs neither folder nor network."""
-    from sklearn.datasets import load_digits  # slow to import, and only this data set needs it
-
-    bunch: Any = load_digits()
-    images, labels = torch.from_numpy(bunch.images), torch.from_numpy(bunch.target).long()
+    rows = np.loadtxt(_digits_file(), delimiter=",")
+    images, labels = torch.from_numpy(rows[:, :-1].reshape(-1, 8, 8).copy()), torch.from_numpy(rows[:, -1]).long()
     generator = torch.Generator().manual_seed(DIGITS_SPLIT_SEED)
     order = torch.randperm(len(labels), generator=generator)
     pixels = (images / 16).float().unsqueeze(1)
     parts = [Split(pixels[part], labels[part]) for part in order.split([1297, 250, 250])]
     return Data(*parts, shape=(1, 8, 8), classes=10, sha256=_digest(images, labels))
+
+
+def _digits_file() -> Path:
+    """Scikit-learn's own file, found without its import, which takes as long as all the rest of a short run."""
+    spec = importlib.util.find_spec("sklearn")
+    folders = spec.submodule_search_locations if spec else None
+    path = Path(next(iter(folders or ["sklearn"]))) / "datasets" / "data" / "digits.csv.gz"
+    if not path.is_file():
+        raise UserError(f"The digits are not there: {path} comes with scikit-learn; install scikit-learn anew.")
+    return path
 
 
 def _mnist(data_root: Path, download: bool) -> Data:

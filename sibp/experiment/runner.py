@@ -17,6 +17,7 @@ from sibp.experiment.loop import DivergedError, StoppedError, Trainer
 from sibp.experiment.models import build_model, is_flat
 from sibp.experiment.optimizers import OPTIMIZERS, build_optimizer
 from sibp.experiment.settings import Settings, known_builder
+from sibp.experiment.startup import import_no_compiler
 from sibp.runs.errors import UserError
 from sibp.runs.folder import ANEW, FINISHED, BusyError, RunFolder
 from sibp.runs.identity import NOT_IN_NAME, run_name
@@ -233,6 +234,7 @@ def _prepare(settings: Settings, folder: RunFolder, device: torch.device) -> _Pr
 
 
 def _trainer(settings: Settings, folder: RunFolder, data: Data, device: torch.device) -> Trainer:
+    import_no_compiler()
     model = build_model(settings.model, data.shape, data.classes, settings.seed).to(device)
     return Trainer(settings, folder, data, model, build_optimizer(settings.optimizer, model))
 
