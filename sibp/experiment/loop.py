@@ -25,7 +25,8 @@ from sibp.prox.status import Status
 from sibp.runs.errors import UserError
 from sibp.runs.folder import RunFolder, finite
 
-EVAL_BATCH = 5000  # images in one evaluation pass: bounds memory, has no influence on results
+EVAL_BATCH = 1000  # images in one evaluation pass: as many as stay in a processor's cache
+EARLY_ROWS = 5  # that come every `log_early` steps
 STEPS_BETWEEN_CHECKS = 20  # on an accelerator: reading the loss back waits for the device
 
 
@@ -173,8 +174,9 @@ class Trainer:
     def _advance(self) -> None:
         """Take steps up to the next moment at which something must look at them."""
         limit = 1 if self.device.type == "cpu" else STEPS_BETWEEN_CHECKS
-        early = self.settings.log_early or self.settings.log_every
-        every = (early, self.settings.log_every, self.settings.checkpoint_every)
+        settings = self.settings
+        early = settings.log_early if self._is_early(self.step + 1) else settings.log_every
+        every = (early or settings.log_every, settings.log_every, settings.checkpoint_every)
         count = min(limit, self.total - self.step, *(e - self.step % e for e in every))
         batches = [self.order.batch(self.step + i) for i in range(count)]
         losses = []
@@ -208,9 +210,12 @@ class Trainer:
 
     def _is_logged(self, step: int) -> bool:
         """Whether there is a row for a step: more often at the beginning, where the settings say so."""
-        settings = self.settings
-        early = settings.log_early is not None and step < settings.log_every and step % settings.log_early == 0
-        return early or step % settings.log_every == 0
+        early = self.settings.log_early
+        return step % self.settings.log_every == 0 or (early is not None and self._is_early(step) and step % early == 0)
+
+    def _is_early(self, step: int) -> bool:
+        early = self.settings.log_early
+        return early is not None and step <= EARLY_ROWS * early
 
     def _log(self, board: Board | None, bar: tqdm) -> None:
         """Evaluate and write one row; the training clock stands still."""

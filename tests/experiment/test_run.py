@@ -302,3 +302,18 @@ def test_test_data_stay_untouched_until_asked_for(make_config, monkeypatch):
     monkeypatch.undo()
     at_once = run({**make_config(), "force": True}).folder.summary() or {}
     assert (later["test_loss"], later["test_acc"]) == (at_once["test_loss"], at_once["test_acc"])
+
+
+def test_the_first_rows_come_more_often_where_asked_for(make_config):
+    """Five of them every `log_early` steps; the others as ever, so a curve is nowhere coarser."""
+    rows = run(make_config(log_early=2, log_every=8, max_steps=20, checkpoint_every=5)).folder.rows()
+    assert [row["step"] for row in rows] == [0, 2, 4, 6, 8, 10, 16, 20]
+    assert run_name(make_config(log_early=None)) == run_name({**make_config(), "log_early": None})
+    assert run_name(make_config(log_early=2)) != run_name(make_config())
+
+
+def test_looking_more_often_changes_no_result(make_config):
+    often = run(make_config(log_early=1)).folder.rows()
+    assert {row["step"]: row["val_loss"] for row in run(make_config()).folder.rows()}.items() <= {
+        row["step"]: row["val_loss"] for row in often
+    }.items()

@@ -266,3 +266,18 @@ def test_a_sweep_is_planned_in_the_order_of_its_words():
 def test_a_run_ends_at_epochs_or_steps_whichever_comes_first(make_config, epochs, max_steps, total):
     settings = Settings.from_config(make_config(epochs=epochs, max_steps=max_steps))
     assert settings.total_steps(steps_per_epoch=10) == total
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_shipped_experiments_look_early_and_evaluate_less_than_they_train(experiment):
+    """A step goes over its images three times, an evaluation once: below twice the images it is less than the work."""
+    sizes = {"digits": (1297, 250), "mnist": (55000, 5000), "cifar10": (45000, 5000)}
+    config = compose([f"experiment={experiment}"])
+    train, val = sizes[config["dataset"]["name"]]
+    settings = Settings.from_config(config)
+    assert settings.log_early is not None
+    assert 5 <= settings.log_early <= 10
+    total = settings.total_steps(train // settings.batch_size)
+    rows = 1 + 5 + total // settings.log_every
+    evaluated = rows * (val + min(train, settings.eval_train_limit or train))
+    assert evaluated < 2 * total * settings.batch_size
