@@ -2,9 +2,9 @@
 
     python scripts/kill_test.py --kills 1000
 
-Each command is first run undisturbed. Then it is started, killed by SIGKILL at a random instant, and started again, until
-it has been killed ten times; then it may end. Rows, summaries and weights have to be those of the undisturbed run to the
-last bit, seconds apart. In a sweep whose runs are in processes of their own, now the sweep is killed and now one of them.
+Each command is first run undisturbed. Then it is started, killed by SIGKILL at a random instant, and started again,
+until it has been killed ten times; then it may end. Rows, summaries and weights have to be those of the undisturbed run
+to the last bit, seconds apart. Where runs are in processes of their own, now the sweep is killed and now one of them.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Medians and intervals against scipy, numpy and sums by hand."""
 
 import doctest
+import itertools
 import math
 
 import numpy as np
@@ -44,37 +45,13 @@ def test_interval_agrees_with_scipys_percentile_bootstrap(count):
     assert bootstrap_interval(list(values)) == pytest.approx(tuple(theirs), abs=gap)
 
 
-def test_bounds_from_an_even_number_are_means_of_two_neighbours_in_the_order():
-    """With two values the median of a resample is the first, the second or their mean: 1/4, 1/4, 1/2."""
-    assert bootstrap_interval([0.0, 1.0]) == (0.0, 1.0)
-    # With 1, ..., 8, B ~ Binomial(8, k/8) counts the resampled values up to k. The median is the mean of the 4th and
-    # the 5th: so P(median <= k) = P(B >= 5) + P(4th <= k < 5th <= 2 m - 4th), summed over all outcomes of the two.
-    total, point = 0.0, {}
-    for a in range(1, 9):
-        for b in range(a, 9):
-            point[a, b] = _fourth_and_fifth(a, b)
-    chance = {}
-    for (a, b), p in point.items():
-        chance[(a + b) / 2] = chance.get((a + b) / 2, 0.0) + p
-    assert sum(chance.values()) == pytest.approx(1)
-    for value in sorted(chance):
-        total += chance[value]
-        if total >= 0.025:
-            break
-    assert bootstrap_interval(list(range(1, 9))) == (value, 9 - value)
-
-
-def _fourth_and_fifth(a: int, b: int) -> float:
-    """The probability that of eight draws from 1, ..., 8 the 4th in order is a and the 5th is b."""
-    if a == b:
-        shares = [(a - 1) / 8, 1 / 8, (8 - a) / 8]
-        return sum(scipy.stats.multinomial.pmf([i, 8 - i - j, j], 8, shares) for i in range(4) for j in range(4))
-    below, above = (a - 1) / 8, (8 - b) / 8
-    return sum(
-        scipy.stats.multinomial.pmf([i, 4 - i, 4 - j, j, 0], 8, [below, 1 / 8, 1 / 8, above, 1 - below - above - 1 / 4])
-        for i in range(4)
-        for j in range(4)
-    )
+def test_bounds_from_an_even_number_are_those_of_all_resamples():
+    """Of six values there are 6^6 resamples, equally likely; a median is the mean of the two in the middle."""
+    drawn = np.sort(list(itertools.product(range(1, 7), repeat=6)), axis=1)
+    medians = np.sort((drawn[:, 2] + drawn[:, 3]) / 2)
+    exact = medians[math.ceil(0.025 * len(medians)) - 1], medians[math.ceil(0.975 * len(medians)) - 1]
+    assert exact == (1.5, 5.5)
+    assert bootstrap_interval(list(range(1, 7))) == exact
 
 
 def test_interval_agrees_with_exact_probabilities():
