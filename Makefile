@@ -3,15 +3,17 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3 py
     "import sys; print(0) if (3, 11) <= sys.version_info[:2] < (3, 14) else None" 2>/dev/null),$(name))))
 BIN := .venv/bin
 
-.PHONY: help run test docs reproduce results tensorboard clean
+.PHONY: help run test test-oldest check-wheel docs reproduce results tensorboard clean
 help:
 	@echo "make run          train SGD, ProxBP and SIBP on the digits and compare them (a minute)"
 	@echo "make test         format, lint, types and tests"
+	@echo "make test-oldest  the tests with the oldest versions of torch and the rest, in .venv-oldest/ (7 GB)"
+	@echo "make check-wheel  build the wheel, install it somewhere else and train with it"
 	@echo "make docs         build the documentation as site/index.html, to be opened by a double click"
 	@echo "make reproduce    run the experiments of results/experiments.yaml that are not kept (hours; it goes on where it was)"
 	@echo "make results      write the reports under results/, and what README.md and docs/ show of them, anew"
 	@echo "make tensorboard  open the curves of everything under runs/"
-	@echo "make clean        remove .venv/ and caches; runs/ stays"
+	@echo "make clean        remove .venv*/ and caches; runs/ stays"
 
 run: .venv/.stamp
 	@$(BIN)/python scripts/quickstart.py
@@ -21,6 +23,12 @@ test: .venv/.stamp
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	$(BIN)/pytest -n 2
+
+test-oldest: .venv-oldest/.stamp
+	.venv-oldest/bin/pytest -n 2 $(TESTS)
+
+check-wheel: .venv/.stamp
+	@scripts/check_wheel.sh
 
 docs: .venv/.stamp
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -36,13 +44,18 @@ tensorboard: .venv/.stamp
 	$(BIN)/tensorboard --logdir runs
 
 clean:
-	rm -rf .venv build site *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest build site *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find sibp scripts tests -name __pycache__ -prune -exec rm -rf {} +
 
-.venv/.stamp: pyproject.toml constraints.txt
+.venv/.stamp: pyproject.toml setup.py constraints.txt
 	@test -n "$(PYTHON)" || { echo "sibp needs Python 3.11, 3.12 or 3.13: install one, or say make PYTHON=/path/to/it."; exit 1; }
 	@$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))" || \
 	    { echo "$(PYTHON) is no Python 3.11, 3.12 or 3.13: say make PYTHON=/path/to/one."; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+.venv-oldest/.stamp: pyproject.toml setup.py constraints-oldest.txt
+	python3.11 -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e ".[dev]"
 	@touch $@

@@ -24,8 +24,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = Path(__file__).with_name("mutations.toml")
-COPIED = ("sibp", "tests", "configs", "scripts", "docs", "results", "pyproject.toml", "mkdocs.yml", "Makefile")
-COPIED += ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE")
+COPIED = ("sibp", "tests", "configs", "scripts", "docs", "results", "pyproject.toml", "setup.py", "mkdocs.yml")
+COPIED += ("Makefile", "constraints.txt", "constraints-oldest.txt", "README.md", "CHANGELOG.md", "CONTRIBUTING.md")
+COPIED += ("CITATION.cff", "LICENSE")
 TIMEOUT = 300.0
 """Seconds that a row's tests may take; a mistake that makes them hang is noticed too."""
 
@@ -120,7 +121,7 @@ def copy_project(target: Path) -> None:
             shutil.copy2(ROOT / name, target / name)
     # The project is installed in editable mode; only PYTHONPATH puts the copy before it.
     asked = subprocess.run(
-        [sys.executable, "-c", "import sibp, sibp.prox.linear as part; print(sibp.__file__, part.__file__)"],
+        [sys.executable, "-c", "import sibp, sibp.prox.solvers.linear as part; print(sibp.__file__, part.__file__)"],
         cwd=target, env=_environment(target), capture_output=True, text=True, check=True,
     )  # fmt: skip
     strangers = [path for path in asked.stdout.split() if not Path(path).resolve().is_relative_to(target.resolve())]

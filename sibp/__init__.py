@@ -1,22 +1,24 @@
 """Semi-implicit back propagation and its competitors, for PyTorch.
 
-`SIBP` and `ProxBP` are torch optimizers for any `nn.Module`; `python -m sibp.train` runs comparisons, and
-`python -m sibp.report` says who won.
+`SIBP` and `ProxBP` are torch optimizers for any `nn.Module`; the command `sibp train` runs comparisons, and
+`sibp report` says who won.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sibp.activations import register_activation
+    from sibp.capture.geometry import register_layer
     from sibp.optim import SIBP, ProxBP
 
-__all__ = ["SIBP", "ProxBP"]
+__all__ = ["SIBP", "ProxBP", "register_activation", "register_layer"]
+_ELSEWHERE = {"register_activation": "sibp.activations", "register_layer": "sibp.capture.geometry"}
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     """Imports the optimizers, and torch with them, when first asked for: the report does without."""
     if name in __all__:
-        import sibp.optim
-
-        return getattr(sibp.optim, name)
+        return getattr(importlib.import_module(_ELSEWHERE.get(name, "sibp.optim")), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Train one run, or a sweep: ``python -m sibp.train optimizer=sibp dataset=mnist data_root=DIR``.
+"""Train one run, or a sweep: ``sibp train optimizer=sibp dataset=mnist data_root=DIR``.
 
 Every config of the command is composed and tried out before the first run starts: a mistake in any of them is one
 sentence and nothing is trained, and a YAML file edited later changes no job of a sweep that is under way.
@@ -32,13 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 completed, 1 failed, 2 wrong input, 3 diverged, 4 busy, 130 interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    words.sort(key=lambda word: word not in ("-m", "--multirun"))  # so that -m may stand anywhere
     with forgiving_output():
         try:
             with ends_quietly():
                 args = _parsed(words)
                 if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
-                    return _look(words)
+                    return _look([*(word for word in words if word not in args.overrides), *args.overrides])
                 jobs, launcher = _planned(args)
                 if args.status:
                     print("\n".join(status_table([state_of(job) for job in jobs])))
@@ -65,12 +64,12 @@ def _parsed(words: list[str]) -> Any:
 
 def _planned(args: Any) -> tuple[list[dict[str, Any]], Any]:
     """The configs of the runs, and Hydra's config of the launcher; None where they are trained in this process."""
-    from sibp.experiment.compose import hydra_config, plan, search_word
+    from sibp.experiment.compose import hydra_config, plan, with_folder
     from sibp.experiment.settings import Settings
     from sibp.experiment.words import refuse
 
     refuse(args.overrides)
-    overrides = [*args.overrides, *([search_word(args.config_dir)] if args.config_dir else [])]
+    overrides = with_folder(args.overrides, args.config_dir)
     name = args.config_name or "config"
     jobs = plan(overrides, args.multirun, name)
     for job in jobs:

@@ -1,4 +1,4 @@
-"""Tune every method of a sweep alike, then run what was chosen: ``python -m sibp.tune sweep=digits_quick``."""
+"""Tune every method of a sweep alike, then run what was chosen: ``sibp tune sweep=digits_quick``."""
 
 import argparse
 import sys
@@ -25,12 +25,12 @@ are tried (the same number for all), the rule by which one is chosen, and the se
 settings beyond the edge at which the best one lies; then finer ones around the best. Trials never look at test data.
 The chosen settings are run with the final seeds, test data included.
 
-Other words are those of sibp.train, for all runs alike: data_root=DIR, threads=1, device=cpu, run_root=DIR (default:
+Other words are those of sibp train, for all runs alike: data_root=DIR, threads=1, device=cpu, run_root=DIR (default:
 runs/tuning/SWEEP), and hydra/launcher=sibp_joblib to train several runs at once.
 
 RUN_ROOT/trials and RUN_ROOT/final hold the run folders, RUN_ROOT/tuning.json and tuning.md all that was tried and
 chosen. The same command goes on with what is unfinished, skips what is complete and retries what failed.
-python -m sibp.report RUN_ROOT compares the methods.
+sibp report RUN_ROOT compares the methods.
 
 Exit code: 0 every chosen setting completed its final runs (trials may have diverged), 1 a run failed, 2 wrong input,
 3 a final run diverged, or no setting of a method completed, 4 runs are being trained by another process,
@@ -65,25 +65,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _planned(words: list[str]) -> tuple["Sweep", Any, argparse.Namespace]:
     """The sweep, Hydra's config of the launcher (None: runs are trained in this process), and the flags."""
-    from sibp.experiment.compose import hydra_config
+    from sibp.experiment.compose import hydra_config, with_folder
     from sibp.experiment.launch import check_launcher, is_elsewhere
     from sibp.experiment.words import refuse
     from sibp.tuning.sweep import names, read_sweep, try_out
 
     parser = argparse.ArgumentParser(
-        prog="python -m sibp.tune",
+        prog="sibp tune",
         description=f"{(__doc__ or '').strip()} The sweeps are: {', '.join(names())}.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("words", metavar="key=value", nargs="*", help="sweep=NAME, and settings as for sibp.train")
+    parser.add_argument("words", metavar="key=value", nargs="*", help="sweep=NAME, and settings as for sibp train")
+    parser.add_argument("--config-dir", metavar="DIR", help="a folder with configs of yours, beside sibp's own")
     parser.add_argument("--dry", action="store_true", help="list the runs and estimate their time; train none")
     args = parser.parse_intermixed_args(words)  # words may stand before and after --dry
     sweeps = [word.removeprefix("sweep=") for word in args.words if word.startswith("sweep=")]
     own = [word for word in args.words if not word.startswith("sweep=")]
     refuse(own)
+    own = with_folder(own, args.config_dir)
     if len(sweeps) != 1:
-        raise UserError(f"Name one sweep: sweep={names()[0]}; there are: {', '.join(names())}.")
+        known = names(own)
+        raise UserError(f"Name one sweep: sweep={known[0]}; there are: {', '.join(known)}.")
     sweep = read_sweep(sweeps[0], own)
     config = hydra_config(own)
     launcher = config if config.hydra.runtime.choices["hydra/launcher"] != "basic" else None

@@ -5,11 +5,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import pytest
 import torch
 
+ROOT = Path(__file__).resolve().parents[1]
+
 # The networks of the tests are too small for more threads, and several processes run them at once.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def same_pictures() -> bool:
+    """Whether a picture drawn here can be a kept one to the byte: by the matplotlib that constraints.txt pins."""
+    return f"matplotlib=={matplotlib.__version__}" in (ROOT / "constraints.txt").read_text().splitlines()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What a step costs, why, and how that grows: ``python -m sibp.bench step``."""
+"""What a step costs, why, and how that grows: ``sibp bench step``."""
 
 import argparse
 import sys
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m sibp.bench", description=__doc__, epilog=EPILOG)
+    parser = argparse.ArgumentParser(prog="sibp bench", description=__doc__, epilog=EPILOG)
     commands = parser.add_subparsers(dest="command", required=True, metavar="|".join(COMMANDS))
     for name, module in COMMANDS.items():
         text = (module.__doc__ or "").strip().partition(": ")[2]

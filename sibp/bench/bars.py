@@ -46,7 +46,8 @@ def save_bars(figure: Bars, path: Path) -> None:
             x = np.array(shown) + (index - (len(figure.bars) - 1) / 2) * width
             spread = np.array([_spread(e) for e in found]).reshape(-1, 2).T
             middle = [e.median for e in found]
-            axes.bar(x, middle, width, color=COLOURS[index % len(COLOURS)], label=name, yerr=spread, ecolor="#444444")
+            axes.bar(x, middle, width, color=COLOURS[index % len(COLOURS)], label=name)
+            axes.errorbar(x, middle, yerr=spread, fmt="none", ecolor="#444444")
             for place, group in zip(x, shown, strict=True):
                 bound = figure.marks[name][group] if name in figure.marks else None
                 if bound is not None:

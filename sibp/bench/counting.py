@@ -16,7 +16,7 @@ p = n + 1 columns, with the bias. A product of (a, b) by (b, c) takes 2abc opera
 In direct coordinates (N > p): Phi is written out (N p numbers); Phi'Phi: p N p; Phi'R: p N m, in the place of SGD's
 gradient; Cholesky, inverse and product with p for N; the pass over the weights. For a convolution nothing of Phi is
 written out but strips of the image, and Phi'Phi is a product (c w, K, c w) for each way in which K strips of w columns
-and c channels meet (`sibp.prox.window`).
+and c channels meet (`sibp.prox.operators.window`).
 
 **CG with K rounds** at layers that ReLU follows, closed form at the last: no Cholesky; each round is one product with
 the Gram matrix (N N m), in direct coordinates two with Phi (N p m each). A few neurons take all their rounds in the
@@ -33,8 +33,7 @@ import torch
 from torch import nn
 
 from sibp.capture.geometry import geometry_of
-from sibp.prox.patches import Patches
-from sibp.prox.window import meetings, strips
+from sibp.prox.operators import FeatureOperator
 
 _OPERATIONS_A_ROUND = 30  # on each of the N m numbers, elementwise
 
@@ -50,7 +49,7 @@ class Layer:
         first: whether nothing before it needs a gradient.
         last: whether the loss follows, and not a ReLU.
         entries: numbers in its input tensor; fewer than N n for a convolution, whose patches overlap.
-        patches: of a convolution with N > n + 1.
+        features: where products are cheaper than the matrix: those of a convolution with N > n + 1.
     """
 
     rows: int
@@ -59,7 +58,7 @@ class Layer:
     first: bool
     last: bool
     entries: int
-    patches: Patches | None = None
+    features: FeatureOperator | None = None
 
     @property
     def is_linear(self) -> bool:
@@ -93,14 +92,14 @@ def layers_of(model: nn.Module, shape: Sequence[int], batch: int) -> list[Layer]
     Returns:
         In the order in which they run.
     """
-    seen: list[tuple[int, int, int, int, Patches | None]] = []
+    seen: list[tuple[int, int, int, int, FeatureOperator | None]] = []
 
     def note(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         weight = module.get_parameter("weight")
         m, geometry = weight.shape[0], geometry_of(module)
         features = geometry.features(inputs[0], weight=True, bias=True) if geometry else None
-        patches = features if isinstance(features, Patches) else None
-        seen.append((output.numel() // m, weight.numel() // m, m, inputs[0].numel(), patches))
+        matrix_free = features if features is not None and features.matrix_free else None
+        seen.append((output.numel() // m, weight.numel() // m, m, inputs[0].numel(), matrix_free))
 
     kinds = (nn.Linear, nn.Conv2d)
     hooks = [module.register_forward_hook(note) for module in model.modules() if isinstance(module, kinds)]
@@ -109,8 +108,8 @@ def layers_of(model: nn.Module, shape: Sequence[int], batch: int) -> list[Layer]
     for hook in hooks:
         hook.remove()
     return [
-        Layer(N, n, m, first=i == 0, last=i == len(seen) - 1, entries=entries, patches=patches)
-        for i, (N, n, m, entries, patches) in enumerate(seen)
+        Layer(N, n, m, first=i == 0, last=i == len(seen) - 1, entries=entries, features=features)
+        for i, (N, n, m, entries, features) in enumerate(seen)
     ]
 
 
@@ -165,7 +164,7 @@ def _closed_form(layer: Layer) -> list[Work]:
     size = N if layer.in_span else layer.inputs + 1
     work = [Work("R", N * m, 2 * N * m), *_features(layer), *_gram(layer)]
     if not layer.in_span:
-        work.append(_layer_product("Phi'R", layer) if layer.patches else _product("Phi'R", size, N, m))
+        work.append(_layer_product("Phi'R", layer) if layer.features else _product("Phi'R", size, N, m))
     work.append(Work("Cholesky", size**3 / 3, 2 * size**2))
     if 3 * m < size:
         return [*work, Work("triangular solves", 2 * size**2 * m, size**2 + 2 * size * m)]
@@ -176,7 +175,7 @@ def _conjugate_gradients(layer: Layer, rounds: int) -> list[Work]:
     N, m, p = layer.rows, layer.neurons, layer.inputs + 1
     work = [Work("T", 2 * N * m, 3 * N * m)]
     elementwise = _OPERATIONS_A_ROUND * N * m
-    if layer.patches is not None:
+    if layer.features is not None:
         products = [_layer_product(name, layer) for name in ("Phi'E", "Phi G")]
         return [*work, *[*products, Work("passes", elementwise, (9 + 3) * N * m)] * rounds]
     once = Work("rounds", elementwise * rounds, 2 * N * m + (N if layer.in_span else p) * m)
@@ -189,24 +188,17 @@ def _features(layer: Layer) -> list[Work]:
     """Patches, or the column of ones, written out where the side or the layer needs it."""
     if layer.in_span and layer.is_linear:
         return []
-    if layer.patches is not None:
-        cut = strips(layer.patches.window, layer.patches.x.shape[-1])
-        share = cut.number * cut.width / layer.patches.x.shape[-1]
-        return [Work("strips", 0.0, (1 + share) * layer.entries)]
+    if layer.features is not None:
+        return [Work("strips", 0.0, layer.features.numbers_copied())]
     return [Work("features", 0.0, layer.entries + layer.rows * (layer.inputs + 1))]
 
 
 def _gram(layer: Layer) -> list[Work]:
     N, n = layer.rows, layer.inputs
-    if layer.patches is None:
+    if layer.features is None:
         half = Work("A A'", N * (N + 1) * n, N * n + N * N, is_product=True)
         return [half if layer.in_span else _product("Phi'Phi", n + 1, N, n + 1)]
-    (batch, channels, height, columns), window = layer.patches.x.shape, layer.patches.window
-    cut = strips(window, columns)
-    size, each = channels * cut.width, batch * cut.number
-    met = [len(range(*meeting.rows.indices(height))) for meeting in meetings(window, height)]
-    sums = _product("sums over positions", 1, N // batch, n)
-    return [*(_product("Phi'Phi", size, rows * each, size) for rows in met), sums]
+    return [_product("Phi'Phi", *product) for product in layer.features.gram_products()]
 
 
 def _new_weights(layer: Layer) -> list[Work]:

@@ -1,8 +1,8 @@
 """The step of semi-implicit back propagation as it was published, to compare the speed of ours with.
 
-The rules are those of `sibp.prox.paper`, and so is the result. But every value of the objective that the line search
-asks for is computed from the weights, f(W) = ||s(A W' + b) - T||^2 + lam ||W - W_old||^2, with a product of its own:
-`paper` mode takes one product a round instead, which makes it several times as fast.
+The rules are those of `sibp.prox.solvers.paper`, and so is the result. But every value of the objective that the line
+search asks for is computed from the weights, f(W) = ||s(A W' + b) - T||^2 + lam ||W - W_old||^2, with a product of its
+own: `paper` mode takes one product a round instead, which makes it several times as fast.
 """
 
 import math
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sibp.prox.paper import POWERS, RHO, ROUNDS, SIGMA
+from sibp.prox.solvers.paper import POWERS, RHO, ROUNDS, SIGMA
 
 
 def minimise(

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import torch
 
+from sibp.activations import RELU
 from sibp.bench.counting import Work
 from sibp.bench.timing import Clock
 from sibp.prox import fused
-from sibp.prox.activations import RELU
-from sibp.prox.coordinates import Span
-from sibp.prox.features import Features
+from sibp.prox.operators import DenseFeatures
+from sibp.prox.solvers.coordinates import Span
 
 _SIZES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192)}
 _REPEATS, _MOST_REPEATS, _SECONDS = 7, 1000, 0.2  # a pass over a small net's memory takes microseconds
@@ -69,7 +69,7 @@ def _rate_of_rounds(dtype: torch.dtype, clock: Clock) -> float:
     """Operations a second in the products of many rounds; 0 where there is no compiled code."""
     N, m, rounds = 512, 1024, 4
     A, Z, T = torch.randn(N, 16, dtype=dtype), *torch.randn(2, N, m, dtype=dtype)
-    coordinates = Span(Features(A))
+    coordinates = Span(DenseFeatures(A))
     if not fused.usable(coordinates, Z, RELU):
         return 0.0
     return (

@@ -1,7 +1,7 @@
 """Finding the activation that follows a layer, whatever way the model calls it.
 
 A tapped layer returns a `PreActivation`: its output, marked. The first thing that the model does with it decides what
-the layer's subproblem contains. An activation that `sibp.prox.activations` knows (as a module, a function, a method,
+the layer's subproblem contains. An activation that `sibp.activations` knows (as a module, a function, a method,
 in place or not) is computed by `_Activate`, which keeps what the subproblem needs: the pre-activation Z and, in the
 backward pass, the unmasked difference D_l on the activation's output. Anything else gets the plain tensor, and so does
 everything from there on: the mark never travels further than one operation.
@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from sibp.prox import activations
-from sibp.prox.activations import Activation
+from sibp.activations import Activation
+from sibp.activations.registry import row_of
 
 
 @dataclass
@@ -150,39 +149,31 @@ class _Activate(torch.autograd.Function):
     """a = s(z), telling the layer below what reaches a."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, consumption: Consumption, s: Activation) -> Tensor:
-        ctx.save_for_backward(z)
+    def forward(ctx: Any, z: Tensor, consumption: Consumption, s: Activation, *learned: Tensor) -> Tensor:
+        ctx.save_for_backward(z, *learned)  # s has them too; so autograd notices if they are overwritten
         ctx.consumption, ctx.activation = consumption, s
         return s.value(z)
 
     @staticmethod
-    def backward(ctx: Any, *D: Tensor) -> tuple[Tensor, None, None]:
-        (z,) = ctx.saved_tensors
+    def backward(ctx: Any, *D: Tensor) -> tuple[Tensor | None, ...]:
+        z, *_ = ctx.saved_tensors
         ctx.consumption.Z, ctx.consumption.D = z.detach(), D[0]
-        return ctx.activation.backward(D[0], z), None, None
+        learned = ctx.activation.learned_gradients(D[0], z, ctx.needs_input_grad[3:])
+        return ctx.activation.backward(D[0], z), None, None, *learned
 
 
 def _activate(marked: PreActivation, s: Activation, *, in_place: bool) -> Tensor:
-    consumption = marked._consumption
-    consumption.activation = s
+    consumption, learned = marked._consumption, () if s.learned is None else s.learned.tensors
+    consumption.activation = s = s.detached()
     consumption.consumers += 1
     consumption.names.append(s.name)
-    a: Tensor = _Activate.apply(marked._plain, consumption, s)  # pyright: ignore[reportAssignmentType]
+    a: Tensor = _Activate.apply(marked._plain, consumption, s, *learned)  # pyright: ignore[reportAssignmentType]
     if in_place:
         # Whoever holds the layer's output sees the activation's from now on, and may use it as often as it likes.
         consumption.overwritten = True
         marked._plain = a
         marked._consumption = Consumption()
     return a
-
-
-_RELU = {F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
-_LEAKY_RELU = {F.leaky_relu, F.leaky_relu_}
-_TANH = {torch.tanh, torch.tanh_, Tensor.tanh, Tensor.tanh_}
-_SIGMOID = {torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_, torch.special.expit}
-_IN_PLACE = {
-    F.relu_, torch.relu_, Tensor.relu_, F.leaky_relu_, torch.tanh_, Tensor.tanh_, torch.sigmoid_, Tensor.sigmoid_,
-}  # fmt: skip
 
 
 def recognise(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Activation | None:
@@ -193,23 +184,17 @@ def recognise(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
         args: its positional arguments; the first (or `kwargs["input"]`) has to be a marked tensor.
         kwargs: its keyword arguments.
     """
-    z = args[0] if args else kwargs.get("input")
-    if not _is_marked(z) or "out" in kwargs:
+    row = row_of(func)
+    if row is None or "out" in kwargs:
         return None
-    if func in _RELU:
-        return activations.RELU
-    if func in _TANH:
-        return activations.TANH
-    if func in _SIGMOID:
-        return activations.SIGMOID
-    if func is F.silu:
-        return activations.SILU
-    if func is F.gelu:
-        return activations.gelu(kwargs.get("approximate", "none"))
-    if func in _LEAKY_RELU:
-        return activations.leaky_relu(args[1] if len(args) > 1 else kwargs.get("negative_slope", 0.01))
-    return None
+    z = args[0] if args else kwargs.get("input")
+    if not (isinstance(z, PreActivation) and _is_marked(z)):
+        return None
+    if len(args) + len(kwargs) == 1:
+        return row.make(z._plain)
+    return row.make(z._plain, *args[1:], **{key: v for key, v in kwargs.items() if key not in ("input", "inplace")})
 
 
 def _writes_in_place(func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
-    return func in _IN_PLACE or bool(kwargs.get("inplace"))
+    row = row_of(func)
+    return bool(kwargs.get("inplace")) or (row is not None and row.in_place)

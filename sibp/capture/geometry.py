@@ -1,95 +1,196 @@
-"""How a layer is a matrix product Z = A W' + b.
+"""How a layer is a matrix product Z = A W^T + b: one class for each kind of layer, in a table that users can add to.
 
 A geometry turns a layer's tensors into matrices: inputs A (g, N, n), outputs Z (g, N, m), weights (g, m, n), biases
-(g, m). The leading g is for the groups of a convolution; a linear layer's matrices are without. A convolution with
-more patches than a patch has numbers leaves A as `Patches`, and its outputs with two axes for rows, (g, B, P, m).
+(g, m). The leading g is for the groups of a convolution; a linear layer's matrices are without. Where the operator of
+the features has several axes of rows, so have the outputs: (g, B, P, m).
 """
 
 import math
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv1d_input, conv2d_input
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from sibp.prox.coordinates import AnyFeatures
-from sibp.prox.features import Features
-from sibp.prox.patches import Patches
-from sibp.prox.window import Window
+from sibp.prox.operators import ConvolutionFeatures, DenseFeatures, FeatureOperator, Window
 
 
-class LinearGeometry:
-    """`nn.Linear` on inputs of shape (*, n): all leading dimensions are rows."""
+class Geometry(ABC):
+    """One kind of layer, with a parameter `weight` and, if it has one, `bias`.
 
-    groups = 1
-    is_linear = True
+    `forward` and `features` have to be written. The rest serves for a layer without groups whose output has the units
+    along its last axis, and whose weight is (m, ...).
+
+    Args:
+        module: a layer of the kind, whose settings stay as they are.
+    """
+
+    rows_are_inputs: ClassVar[bool] = False
+    """Whether A is the layer's input itself, but for its shape."""
+
+    def __init__(self, module: nn.Module) -> None:
+        del module
+
+    @abstractmethod
+    def forward(self, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+        """The layer's output for the input x, with parameters in the layer's own shapes."""
+
+    @abstractmethod
+    def features(self, x: Tensor, *, weight: bool, bias: bool) -> FeatureOperator:
+        """Phi from the layer's input, with what moves."""
 
     def prepare(self, x: Tensor) -> Tensor:
-        """What has to happen to the input (*, n) inside ordinary autograd, before the layer: nothing."""
+        """What has to happen to the input inside ordinary autograd, before the layer: nothing."""
         return x
 
     def batch(self, x: Tensor) -> int:
         """Samples in x: the leading dimension, or 1 for a single unbatched vector."""
         return x.shape[0] if x.dim() > 1 else 1
 
+    def outputs(self, z: Tensor, features: FeatureOperator) -> Tensor:
+        """Z (..., *row_shape, m), as `features` have their rows, from a tensor of the output's shape."""
+        return z.reshape(*features.leading, *features.row_shape, z.shape[-1])
+
+    def matrix(self, W: Tensor) -> Tensor:
+        """The weight as the matrix (..., m, n) of the product."""
+        return W.flatten(1)
+
+    def weight(self, matrix: Tensor, shape: torch.Size) -> Tensor:
+        """The other way round: what has the weight's shape, from a matrix (..., m, n)."""
+        return matrix.reshape(shape)
+
+    def vector(self, b: Tensor) -> Tensor:
+        """The bias as (..., m)."""
+        return b
+
+    def input_gradient(self, x: Tensor, gradient: Tensor, W: Tensor) -> Tensor:
+        """The adjoint of the layer's map applied to the output's gradient, in x's shape; by autograd."""
+        with torch.enable_grad():
+            point = x.detach().requires_grad_()
+            z = self.forward(point, W.detach(), None)
+        return torch.autograd.grad(z, point, gradient)[0]
+
+
+Kind = TypeVar("Kind", bound=type[Geometry])
+_kinds: dict[type[nn.Module] | str, type[Geometry] | None] = {}
+
+
+def register_layer(*layers: type[nn.Module] | str) -> Callable[[Kind], Kind]:
+    """Has layers of a class updated proximally; a decorator of the `Geometry` that says how.
+
+    Args:
+        layers: classes of modules, or their full names, such as "transformers.pytorch_utils.Conv1D", for packages that
+            need not be there. Subclasses belong to them unless they have a `forward` of their own.
+
+    Raises:
+        TypeError: if a layer is neither, or what is decorated is no geometry.
+    """
+    for layer in layers:
+        if not isinstance(layer, str) and not (isinstance(layer, type) and issubclass(layer, nn.Module)):
+            raise TypeError(f"register_layer: {layer!r} is neither a class of modules nor the full name of one.")
+
+    def register(kind: Kind) -> Kind:
+        if not (isinstance(kind, type) and issubclass(kind, Geometry)):
+            raise TypeError(f"register_layer: {kind!r} is no subclass of Geometry.")
+        _kinds.update(dict.fromkeys(layers, kind))
+        return kind
+
+    return register
+
+
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """The module's class, without the one that an optimizer has put in front of it (`sibp.capture.tap`)."""
+    return vars(type(module)).get("_untapped", type(module))
+
+
+def geometry_of(module: nn.Module) -> Geometry | None:
+    """The geometry of a layer that can be updated proximally, or None.
+
+    Only the layers' own `forward` is understood: a subclass with another one, or a module whose weight is not a plain
+    parameter (weight normalisation, pruning), may compute something else.
+    """
+    if not isinstance(module._parameters.get("weight"), nn.Parameter):
+        return None
+    own = own_class(module)
+    for layer in own.__mro__:
+        for key in (layer, f"{layer.__module__}.{layer.__qualname__}"):
+            if key in _kinds:
+                kind = _kinds[key]
+                return None if kind is None or own.forward is not layer.forward else kind(module)
+    return None
+
+
+_kinds[NonDynamicallyQuantizableLinear] = None  # attention reads its weights past its forward
+
+
+@register_layer(nn.Linear)
+class LinearGeometry(Geometry):
+    """`nn.Linear` on inputs of shape (*, n): all leading dimensions are rows."""
+
+    rows_are_inputs = True
+
     def forward(self, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
         """Z in the layer's own shape, (*, m)."""
-        return F.linear(x, W, b)
+        return F.linear(x, self.matrix(W), b)
 
-    def features(self, x: Tensor, *, weight: bool, bias: bool) -> Features:
+    def features(self, x: Tensor, *, weight: bool, bias: bool) -> DenseFeatures:
         """A (N, n) from the layer's input, with what moves."""
-        return Features(_matrix(x), weight, bias)
+        return DenseFeatures(_rows(x), weight, bias)
 
-    def outputs(self, z: Tensor, features: AnyFeatures) -> Tensor:
+    def outputs(self, z: Tensor, features: FeatureOperator) -> Tensor:
         """Z (N, m) from a tensor of the output's shape."""
         del features
-        return _matrix(z)
+        return _rows(z)
+
+    def matrix(self, W: Tensor) -> Tensor:
+        """The weight itself, (m, n)."""
+        return W
 
     def input_gradient(self, x: Tensor, gradient: Tensor, W: Tensor) -> Tensor:
         """D W in x's shape, from the output's gradient."""
-        return (_matrix(gradient) @ W).reshape(x.shape)
+        return (_rows(gradient) @ self.matrix(W)).reshape(x.shape)
 
 
-def _matrix(x: Tensor) -> Tensor:
+def _rows(x: Tensor) -> Tensor:
     return x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
-@dataclass(frozen=True)
-class ConvGeometry:
+@register_layer("transformers.pytorch_utils.Conv1D")
+class TransposedGeometry(LinearGeometry):
+    """A linear layer whose weight is (n, m): Z = A W + b, as in GPT-2."""
+
+    def matrix(self, W: Tensor) -> Tensor:
+        """The weight's transpose, (m, n)."""
+        return W.mT
+
+    def weight(self, matrix: Tensor, shape: torch.Size) -> Tensor:
+        """The matrix's transpose."""
+        del shape
+        return matrix.mT
+
+
+@register_layer(nn.Conv1d, nn.Conv2d)
+class ConvGeometry(Geometry):
     """`nn.Conv1d` and `nn.Conv2d`: a row of A is the patch under the kernel at one position of one sample.
 
     Padding that `torch.convolution` does not do itself (modes other than zeros, an odd "same") is applied by
     `prepare`, in ordinary autograd.
     """
 
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-    pad_mode: str
-    pad_ahead: tuple[int, ...]
-    is_linear: ClassVar[bool] = False
-
-    @classmethod
-    def of(cls, module: nn.Conv1d | nn.Conv2d) -> "ConvGeometry":
-        """Reads the module's settings."""
-        ahead: tuple[int, ...] = ()
-        padding = module.padding
-        if isinstance(padding, str) or module.padding_mode != "zeros":
-            ahead = tuple(module._reversed_padding_repeated_twice)
-            padding = (0,) * len(module.kernel_size)
-        return cls(
-            tuple(module.kernel_size),
-            tuple(module.stride),
-            tuple(padding),
-            tuple(module.dilation),
-            module.groups,
-            "constant" if module.padding_mode == "zeros" else module.padding_mode,
-            ahead,
+    def __init__(self, module: Any) -> None:
+        self.kernel, self.stride, self.dilation = (
+            tuple(given) for given in (module.kernel_size, module.stride, module.dilation)
         )
+        self.groups: int = module.groups
+        self.pad_mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        ahead = isinstance(module.padding, str) or module.padding_mode != "zeros"
+        self.pad_ahead: tuple[int, ...] = tuple(module._reversed_padding_repeated_twice) if ahead else ()
+        padding: Any = (0,) * len(self.kernel) if ahead else module.padding
+        self.padding: tuple[int, ...] = tuple(padding)
 
     def prepare(self, x: Tensor) -> Tensor:
         """Pads x, ([B,] channels, *positions), where the convolution itself will not."""
@@ -104,16 +205,24 @@ class ConvGeometry:
         convolve = F.conv1d if len(self.kernel) == 1 else F.conv2d
         return convolve(x, W, b, self.stride, self.padding, self.dilation, self.groups)
 
-    def features(self, x: Tensor, *, weight: bool, bias: bool) -> AnyFeatures:
+    def features(self, x: Tensor, *, weight: bool, bias: bool) -> FeatureOperator:
         """The patches of the layer's input; as a matrix A (g, N, n) where there are so few that N x N is small."""
         x = self._batched(x)
-        patches = Patches(x if self._is_2d else x.unsqueeze(-1), self._window, weight, bias)
-        return patches.written_out() if patches.rows <= patches.size else patches
+        patches = ConvolutionFeatures(x if self._is_2d else x.unsqueeze(-1), self._window, weight, bias)
+        return patches.dense() if patches.rows <= patches.size else patches
 
-    def outputs(self, z: Tensor, features: AnyFeatures) -> Tensor:
+    def outputs(self, z: Tensor, features: FeatureOperator) -> Tensor:
         """Z (g, B, P, m) or (g, N, m), as `features` are, from a tensor of the output's shape; m = channels/g."""
         rows = self._batched(z).flatten(2).unflatten(1, (self.groups, -1)).permute(1, 0, 3, 2)
-        return rows if isinstance(features, Patches) else rows.flatten(1, 2)
+        return rows.reshape(self.groups, *features.row_shape, rows.shape[-1])
+
+    def matrix(self, W: Tensor) -> Tensor:
+        """The weight as a matrix for each group, (g, m, n)."""
+        return W.flatten(1).unflatten(0, (self.groups, -1))
+
+    def vector(self, b: Tensor) -> Tensor:
+        """The bias by groups, (g, m)."""
+        return b.unflatten(0, (self.groups, -1))
 
     def input_gradient(self, x: Tensor, gradient: Tensor, W: Tensor) -> Tensor:
         """The convolution's transpose with weights W applied to the output's gradient, in x's shape."""
@@ -137,24 +246,3 @@ class ConvGeometry:
 
     def _batched(self, x: Tensor) -> Tensor:
         return x if x.dim() == len(self.kernel) + 2 else x.unsqueeze(0)
-
-
-Geometry = LinearGeometry | ConvGeometry
-
-
-def geometry_of(module: nn.Module) -> Geometry | None:
-    """The geometry of a layer that can be updated proximally, or None.
-
-    Only the layers' own `forward` is understood: a subclass with another one, or a module whose weight is not a plain
-    parameter (weight normalisation, pruning), may compute something else.
-    """
-    if not isinstance(module._parameters.get("weight"), nn.Parameter):
-        return None
-    if isinstance(module, NonDynamicallyQuantizableLinear):  # attention reads its weights past its forward
-        return None
-    if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
-        return LinearGeometry()
-    for kind in (nn.Conv1d, nn.Conv2d):
-        if isinstance(module, kind) and type(module).forward is kind.forward:
-            return ConvGeometry.of(module)
-    return None

@@ -90,7 +90,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Value]:
     """
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if key in NOT_IN_NAME:
+        if key in (*NOT_IN_NAME, "plugins"):
             continue
         if isinstance(value, Mapping):
             flat |= {key if name == "name" else f"{key}.{name}": item for name, item in value.items()}

@@ -17,11 +17,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
+import sibp
+from sibp.experiment.plugins import load_plugins
 from sibp.experiment.settings import Settings, refuse_unknown
 from sibp.experiment.words import GROUPS, SEARCH_PATH, cut, readable, refuse, unknown_key, unknown_option
 from sibp.runs.errors import UserError
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+PACKAGE = Path(sibp.__file__).resolve().parent
+# The package sibp.configs: inside sibp where a wheel put it, beside it in a checkout.
+CONFIGS = next(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir())
 
 
 def compose(overrides: Sequence[str], config_name: str = "config") -> dict[str, Any]:
@@ -57,7 +61,7 @@ def plan(overrides: Sequence[str], sweep: bool, config_name: str = "config") -> 
     """
     refuse(overrides, trusted=True)
     overrides = readable(overrides)
-    with _configs(overrides, config_name):
+    with _configs(config_name):
         jobs = _split(overrides, config_name) if sweep else [overrides]
         configs: list[dict[str, Any]] = []
         wrong: list[tuple[list[str], UserError]] = []
@@ -87,27 +91,37 @@ def hydra_config(overrides: Sequence[str], config_name: str = "config") -> DictC
     Raises:
         UserError: the words do not make a config.
     """
-    with _configs(overrides, config_name):
+    with _configs(config_name):
         return _base(overrides, config_name)
 
 
-def search_word(folder: str) -> str:
-    """What has Hydra look for configs in a user's folder, too, as a word.
+def with_folder(overrides: Sequence[str], folder: str | None) -> list[str]:
+    """The words of a command, with one more that has Hydra look for configs in a user's folder, too.
 
     Args:
-        folder: whose sub-folders are groups, such as ``optimizer``.
+        overrides: as typed.
+        folder: whose sub-folders are groups, such as ``optimizer``; None: there is none.
 
     Returns:
-        A word to put among the overrides.
+        The words for :func:`plan`, :func:`compose` and :func:`hydra_config`.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: there is no such folder, or a file in it would be hidden by one of ours.
     """
+    for word in overrides:
+        if word.lstrip("+").startswith(SEARCH_PATH):
+            raise UserError(f"{word} is not possible: name the folder of your configs by --config-dir=DIR.")
+    if folder is None:
+        return list(overrides)
     place = Path(folder).resolve()
     if not place.is_dir():
         raise UserError(f"--config-dir={folder} is no folder: give the one that your groups are in.")
+    for path in sorted(place.glob("*.yaml")) + sorted(place.glob("*/*.yaml")):
+        name = path.relative_to(place)
+        if (CONFIGS / name).exists():
+            raise UserError(f"{path} would be hidden by sibp's own {name}: give it another name.")
     quoted = str(place).replace("\\", "\\\\").replace("'", "\\'")
-    return f"{SEARCH_PATH}=['file://{quoted}']"
+    return [*overrides, f"{SEARCH_PATH}=['file://{quoted}']"]
 
 
 def folders(overrides: Sequence[str]) -> list[Path]:
@@ -117,7 +131,7 @@ def folders(overrides: Sequence[str]) -> list[Path]:
         overrides: the command's words.
 
     Returns:
-        The project's own, then those of the word made by :func:`search_word`.
+        The project's own, then those of the word made by :func:`with_folder`.
     """
     own = [word for word in overrides if word.startswith(f"{SEARCH_PATH}=")]
     given = [word.value() for word in OverridesParser.create().parse_overrides(own)]
@@ -126,12 +140,13 @@ def folders(overrides: Sequence[str]) -> list[Path]:
 
 
 @contextmanager
-def _configs(overrides: Sequence[str], config_name: str) -> Iterator[None]:
+def _configs(config_name: str) -> Iterator[None]:
     """Have Hydra find the configs."""
-    places = folders(overrides)
-    if not any((place / f"{config_name}.yaml").is_file() for place in places):
-        listed = " and ".join(map(str, places))
-        raise UserError(f"--config-name={config_name} is not possible: there is no {config_name}.yaml in {listed}.")
+    if not (CONFIGS / f"{config_name}.yaml").is_file():
+        raise UserError(
+            f"--config-name={config_name} is not possible: put what it says into DIR/experiment/{config_name}.yaml, "
+            f"and give --config-dir=DIR experiment={config_name}."
+        )
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
         yield
 
@@ -166,6 +181,7 @@ def _compose(overrides: Sequence[str], config_name: str) -> dict[str, Any]:
     assert isinstance(resolved, dict)
     config = {str(key): value for key, value in resolved.items()}
     refuse_unknown("", config, [field.name for field in fields(Settings)])
+    load_plugins(config.get("plugins"))
     return config
 
 

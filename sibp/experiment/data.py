@@ -141,7 +141,7 @@ def _digits(data_root: Path, download: bool) -> Data:
     order = torch.randperm(len(labels), generator=generator)
     pixels = (images / 16).float().unsqueeze(1)
     parts = [Split(pixels[part], labels[part]) for part in order.split([1297, 250, 250])]
-    return Data(*parts, shape=(1, 8, 8), classes=10, sha256=_digest(images, labels))
+    return Data(*parts, shape=(1, 8, 8), classes=10, sha256=digest(images, labels))
 
 
 def _digits_file() -> Path:
@@ -168,18 +168,16 @@ def _idx(name: str, data_root: Path, download: bool, md5: dict[str, str]) -> Dat
     folder = data_root / name / "raw"
 
     def read(train: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        from torchvision import datasets
-        from torchvision.datasets.mnist import read_image_file, read_label_file
-
+        datasets = _torchvision()
         if download:
             getattr(datasets, name)(str(data_root), train=train, download=True)
         images, labels = (folder / file for file in (IDX_FILES[:2] if train else IDX_FILES[2:]))
         # The class itself would prefer what an old torchvision left in processed/, which nothing has checked.
-        return read_image_file(str(images)).unsqueeze(1), read_label_file(str(labels))
+        return datasets.mnist.read_image_file(str(images)).unsqueeze(1), datasets.mnist.read_label_file(str(labels))
 
     (x, y), (x_test, y_test) = _read_parts(name, folder, IDX_FILES, md5, read, download, (60000, 10000), (1, 28, 28))
     parts = [Split(images.float() / 255, labels) for images, labels in _split(x, y, x_test, y_test)]
-    return Data(*parts, shape=tuple(x.shape[1:]), classes=10, sha256=_digest(x, y, x_test, y_test))
+    return Data(*parts, shape=tuple(x.shape[1:]), classes=10, sha256=digest(x, y, x_test, y_test))
 
 
 def _cifar10(data_root: Path, download: bool) -> Data:
@@ -187,9 +185,7 @@ def _cifar10(data_root: Path, download: bool) -> Data:
     folder = data_root / "cifar-10-batches-py"
 
     def read(train: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        from torchvision.datasets import CIFAR10
-
-        part = CIFAR10(str(data_root), train=train, download=download)
+        part = _torchvision().CIFAR10(str(data_root), train=train, download=download)
         images = torch.from_numpy(np.ascontiguousarray(part.data.transpose(0, 3, 1, 2)))
         return images, torch.tensor(part.targets)
 
@@ -200,7 +196,7 @@ def _cifar10(data_root: Path, download: bool) -> Data:
     pixels = raw[0][0].float() / 255
     std, mean = torch.std_mean(pixels, dim=(0, 2, 3), correction=0, keepdim=True)
     parts = [Split((images.float() / 255 - mean) / std, labels) for images, labels in raw]
-    return Data(*parts, shape=(3, 32, 32), classes=10, sha256=_digest(x, y, x_test, y_test))
+    return Data(*parts, shape=(3, 32, 32), classes=10, sha256=digest(x, y, x_test, y_test))
 
 
 DATASETS: dict[str, Builder] = {
@@ -239,6 +235,8 @@ def _read_parts(
     for train, count in zip((True, False), counts, strict=True):
         try:
             images, labels = read(train)
+        except UserError:
+            raise
         except Exception as error:  # torchvision answers a bad file with whatever its reader trips over
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(_corrupted(folder, reason)) from error
@@ -261,6 +259,23 @@ def _problem(images: torch.Tensor, labels: torch.Tensor, count: int, shape: tupl
     return None
 
 
+def _torchvision() -> Any:
+    """Torchvision's data sets: imported when one is read, as all the rest does without, and some have a misfit.
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    try:
+        from torchvision import datasets
+    except Exception as error:  # one built for another torch fails with whatever its libraries trip over
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"torchvision reads this data set and cannot be imported ({reason}): install the one that belongs to "
+            f"torch {torch.__version__}, or choose dataset=digits."
+        ) from error
+    return datasets
+
+
 def _corrupted(path: Path, reason: str) -> str:
     return (
         f"{path} cannot be read ({reason}): delete it, then put the original back or add download=true to "
@@ -272,8 +287,16 @@ def _split(x: torch.Tensor, y: torch.Tensor, x_test: torch.Tensor, y_test: torch
     return [(x[:-VALIDATION], y[:-VALIDATION]), (x[-VALIDATION:], y[-VALIDATION:]), (x_test, y_test)]
 
 
-def _digest(*tensors: torch.Tensor) -> str:
-    digest = hashlib.sha256()
+def digest(*tensors: torch.Tensor) -> str:
+    """A digest of raw data, by which the report knows that two runs had the same.
+
+    Args:
+        *tensors: images and labels as they were read, on the CPU.
+
+    Returns:
+        SHA-256 in hexadecimal.
+    """
+    found = hashlib.sha256()
     for tensor in tensors:
-        digest.update(np.ascontiguousarray(tensor.numpy()).tobytes())
-    return digest.hexdigest()
+        found.update(np.ascontiguousarray(tensor.numpy()).tobytes())
+    return found.hexdigest()

@@ -27,29 +27,43 @@ class ModelSpec:
     objective: Objective = CLASSIFICATION
 
 
-def mlp(shape: tuple[int, ...], classes: int, *, hidden: list[int]) -> nn.Sequential:
-    """A multi-layer perceptron: Linear and ReLU in turn, a Linear last.
+ACTIVATIONS = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "relu6": nn.ReLU6,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "mish": nn.Mish,
+    "hardswish": nn.Hardswish,
+    "softplus": nn.Softplus,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+}
+
+
+def mlp(shape: tuple[int, ...], classes: int, *, hidden: list[int], activation: str = "relu") -> nn.Sequential:
+    """A multi-layer perceptron: Linear and an activation in turn, a Linear last.
 
     Args:
         shape: one image's shape.
         classes: number of outputs.
         hidden: width of each hidden layer; may be empty.
+        activation: after every hidden layer, one of `ACTIVATIONS`.
 
     Returns:
         The model, for inputs of shape (B, pixels).
 
     Raises:
-        UserError: a width is below 1.
+        UserError: a width is below 1, or the activation is not known.
     """
     _check_widths(hidden)
+    _check_activation(activation)
     widths = [torch.Size(shape).numel(), *hidden, classes]
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise(widths):
-        layers += [nn.Linear(before, after), nn.ReLU()]
+        layers += [nn.Linear(before, after), ACTIVATIONS[activation]()]
     return nn.Sequential(*layers[:-1])
-
-
-ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
 
 
 def autoencoder(shape: tuple[int, ...], classes: int, *, hidden: list[int], activation: str) -> nn.Sequential:
@@ -59,7 +73,7 @@ def autoencoder(shape: tuple[int, ...], classes: int, *, hidden: list[int], acti
         shape: one image's shape.
         classes: not used: labels have no part in it.
         hidden: widths of the layers down to the code, that of the code itself last.
-        activation: after every layer but the code and the output: relu, tanh or sigmoid.
+        activation: after every layer but the code and the output, one of `ACTIVATIONS`.
 
     Returns:
         The model, from (B, pixels) to the logits of as many pixels.
@@ -71,8 +85,7 @@ def autoencoder(shape: tuple[int, ...], classes: int, *, hidden: list[int], acti
     _check_widths(hidden)
     if not hidden:
         raise UserError("model.hidden=[] is not possible: give the width of the code at least, such as [30].")
-    if activation not in ACTIVATIONS:
-        raise UserError(f"model.activation={activation} is not known; choose one of: {', '.join(ACTIVATIONS)}.")
+    _check_activation(activation)
     pixels = torch.Size(shape).numel()
     widths, code = [pixels, *hidden, *hidden[-2::-1], pixels], len(hidden)
     layers: list[nn.Module] = []
@@ -87,6 +100,11 @@ def _check_widths(hidden: list[int]) -> None:
             f"model.hidden={hidden} is not possible: every hidden layer needs a width of 1 or more, "
             "such as model.hidden=[500]."
         )
+
+
+def _check_activation(activation: str) -> None:
+    if activation not in ACTIVATIONS:
+        raise UserError(f"model.activation={activation} is not known; choose one of: {', '.join(ACTIVATIONS)}.")
 
 
 MODELS = {

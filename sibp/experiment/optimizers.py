@@ -15,16 +15,19 @@ from torch import nn
 import sibp.optim
 from sibp.experiment.settings import call_builder
 from sibp.optim import SIBP, ProxBP, muon
+from sibp.optim.checks import check_settings, refuse_float16, whole
 from sibp.optim.proximal import ProximalOptimizer
 
 
 def sgd(model: nn.Module, *, lr: float, momentum: float, nesterov: bool, weight_decay: float) -> torch.optim.Optimizer:
     """Torch's stochastic gradient descent."""
+    check_settings(lr=lr, momentum=momentum, weight_decay=weight_decay)
     return torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
 
 
 def adam(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
     """Torch's Adam."""
+    check_settings(lr=lr, weight_decay=weight_decay)
     return torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay)
 
 
@@ -38,6 +41,7 @@ def nesterov(model: nn.Module, *, lr: float, momentum: float, weight_decay: floa
 
 def adamw(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
     """Torch's AdamW: Adam with decoupled weight decay."""
+    check_settings(lr=lr, weight_decay=weight_decay)
     return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
 
 
@@ -45,11 +49,13 @@ def rmsprop(
     model: nn.Module, *, lr: float, decay: float, momentum: float, weight_decay: float
 ) -> torch.optim.Optimizer:
     """Torch's RMSprop; `decay` is that of the mean square, which torch calls alpha."""
+    check_settings(lr=lr, decay=decay, momentum=momentum, weight_decay=weight_decay)
     return torch.optim.RMSprop(model.parameters(), lr=lr, alpha=decay, momentum=momentum, weight_decay=weight_decay)
 
 
 def adagrad(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
     """Torch's Adagrad."""
+    check_settings(lr=lr, weight_decay=weight_decay)
     return torch.optim.Adagrad(model.parameters(), lr=lr, weight_decay=weight_decay)
 
 
@@ -61,9 +67,11 @@ def lbfgs(model: nn.Module, *, lr: float, max_iter: int, history: int, line_sear
     Raises:
         ValueError: `max_iter` or `history` is below 1.
     """
-    for key, value in (("max_iter", max_iter), ("history", history)):
-        if value < 1:
-            raise ValueError(f"{key}={value} is not possible: give a whole number of 1 or more")
+    check_settings(lr=lr)
+    refuse_float16(model, "in which the curvature of L-BFGS overflows")
+    counts = {"max_iter": max_iter, "history": history}
+    for key in counts:
+        whole(counts, key)
     search = "strong_wolfe" if line_search else None
     return torch.optim.LBFGS(model.parameters(), lr, max_iter, history_size=history, line_search_fn=search)
 
@@ -117,6 +125,7 @@ def sibp_fed(
 
 def _outer(name: str, model: nn.Module, lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
     """The optimizer that takes a direction for its gradient."""
+    check_settings(lr=lr, momentum=momentum, weight_decay=weight_decay)
     if name == "sgd":
         return torch.optim.SGD(
             model.parameters(), lr=lr, momentum=momentum, nesterov=momentum > 0, weight_decay=weight_decay

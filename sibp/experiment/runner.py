@@ -218,6 +218,7 @@ class _Prepared:
 
 
 def _prepare(settings: Settings, folder: RunFolder, device: torch.device) -> _Prepared:
+    load_plugins(settings.plugins)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     data = load_data(settings.dataset, settings.data_root, settings.download)

@@ -42,6 +42,7 @@ class Settings:
     eval_train_limit: int | None
     target_val_acc: float | None
     evaluate_test: bool
+    plugins: list[str]
     device: str
     threads: int | None
     data_root: str
@@ -156,7 +157,7 @@ def checked(key: str, value: Any, hint: Any) -> Any:
     Args:
         key: dotted name of the setting, for the error.
         value: what was given.
-        hint: int, float, bool, str, dict, list[int], or one of these or None.
+        hint: int, float, bool, str, dict, list[int], list[str], or one of these or None.
 
     Returns:
         The value, whole numbers turned into floats where a float is asked for.
@@ -196,6 +197,7 @@ def _in_words(hint: Any) -> str:
         str: "a word",
         types.NoneType: "null",
         list[int]: "a list of whole numbers such as [500]",
+        list[str]: "a list of words such as [my_module]",
     }
     return words.get(hint, "a group of settings")
 
@@ -217,13 +219,13 @@ def call_builder(kind: str, table: Mapping[str, Callable[..., Any]], choice: Map
     """
     builder = known_builder(kind, table, choice)
     hints = typing.get_type_hints(builder)
-    parameters = inspect.signature(builder).parameters.values()
-    names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    settings = [p for p in inspect.signature(builder).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    names = [p.name for p in settings]
     given = {key: value for key, value in choice.items() if key != "name"}
     refuse_unknown(f"{kind}.", given, names)
-    for name in names:
-        if name not in given:
-            raise UserError(f"The setting {kind}.{name} is missing: give {kind}.{name}=...")
+    for setting in settings:
+        if setting.name not in given and setting.default is setting.empty:
+            raise UserError(f"The setting {kind}.{setting.name} is missing: give {kind}.{setting.name}=...")
     values = {name: checked(f"{kind}.{name}", value, hints[name]) for name, value in given.items()}
     try:
         return builder(*args, **values)
@@ -249,3 +251,20 @@ def known_builder(kind: str, table: Mapping[str, Any], choice: Mapping[str, Any]
     if name not in table:
         raise UserError(f"There is no {kind} {name!r}; choose one of: {', '.join(table)}.")
     return table[name]
+
+
+def register(kind: str, table: dict[str, Any], name: str, entry: Any) -> None:
+    """Add an entry of a plugin's to an allow-list.
+
+    Args:
+        kind: the group's name, for the error.
+        table: the allow-list.
+        name: by which configs will name the entry.
+        entry: what the table holds; the same one may be registered again.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if table.get(name, entry) != entry:
+        raise ValueError(f"{kind} {name!r} is there already: register yours by another name")
+    table[name] = entry

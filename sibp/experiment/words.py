@@ -83,7 +83,7 @@ def refuse(words: Sequence[str], trusted: bool = False) -> None:
         if word.startswith("~"):
             raise UserError(f"{word} would remove a setting, and every run needs all of them: leave it out.")
         if key == "sweep":
-            raise UserError(f"{word} is for tuning: python -m sibp.tune {word.lstrip('+')}")
+            raise UserError(f"{word} is for tuning: sibp tune {word.lstrip('+')}")
         ours = key == "hydra/launcher" or key.startswith("hydra.launcher.")
         if key.startswith("hydra") and not ours and not (trusted and key == SEARCH_PATH):
             raise UserError(f"{word} is not possible: of Hydra's own settings, only its launcher's can be given.")

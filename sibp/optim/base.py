@@ -1,24 +1,34 @@
 """What all tapped optimizers share: taps on a model's layers, and the torch.optim contract."""
 
 import contextlib
+import warnings
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
+from sibp.capture.passes import ForwardPass, Passes
 from sibp.capture.tap import LayerProblem, LayerUpdate, Tap
-from sibp.optim.checks import check_model, check_names
-from sibp.optim.layers import new_taps, parameter_owners, summary_table
+from sibp.optim.checks import check_loaded, check_model, chosen_modules, named
+from sibp.optim.fallback import Fallback, FollowingGroup, MakeFallback
+from sibp.optim.layers import containers, new_taps, parameter_owners, summary_table
 from sibp.optim.parallel import DataParallel, ProcessGroup, refuse_averaging
 
-Fallback = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-"""Makes the optimizer of the parameters that have no proximal subproblem."""
+Explicit = Iterable[str | type[nn.Module]]
+"""Modules that are left to the fallback: names, patterns of names ("blocks.*.norm"), or classes."""
 
-_DEFAULT_FALLBACK: Fallback = partial(torch.optim.Adam, lr=1e-3)
+
+class Options(TypedDict, total=False):
+    """Arguments that the proximal methods share; `SIBP` says what they mean."""
+
+    params: Iterable[nn.Parameter] | Iterable[dict[str, Any]] | None
+    fallback: MakeFallback | None
+    explicit: Explicit
+    direction_only: bool
+    data_parallel: bool | ProcessGroup
 
 
 class TappedOptimizer(torch.optim.Optimizer):
@@ -30,16 +40,20 @@ class TappedOptimizer(torch.optim.Optimizer):
     own, whose state and groups are part of this one's.
     """
 
-    semi_implicit: bool = False
+    backward_weights: str = "old"
+    """Which weights carry the error signal down where a group does not say: "new" or "old"."""
+
+    # torch.amp.GradScaler asks for this, and then hands over its scale instead of dividing what lies in `.grad`.
+    _step_supports_amp_scaling = True
 
     def __init__(
         self,
         model: nn.Module,
-        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]] | None,
-        defaults: dict[str, Any],
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]] | None = None,
+        defaults: dict[str, Any] | None = None,
         loss_average: bool | int = True,
-        fallback: Fallback | None = None,
-        explicit: Iterable[str] = (),
+        fallback: MakeFallback | None = None,
+        explicit: Explicit = (),
         direction_only: bool = False,
         data_parallel: bool | ProcessGroup = False,
     ) -> None:
@@ -48,10 +62,11 @@ class TappedOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: for a `loss_average` out of range, a model without parameters, or names, parameters or settings
                 that `add_param_group` refuses.
-            TypeError: for a model that cannot be tapped.
+            TypeError: for a model that cannot be tapped, or parameters in a set.
         """
-        check_model(model, type(self).__name__)
-        self.explicit = check_names(model, explicit)
+        method = type(self).__name__
+        check_model(model, method)
+        self.explicit = chosen_modules(model, explicit)
         if not isinstance(loss_average, bool | int) or loss_average < 0:
             raise ValueError(
                 f"Invalid loss_average: {loss_average!r}; True (mean over the batch), False (sum), "
@@ -60,16 +75,23 @@ class TappedOptimizer(torch.optim.Optimizer):
         self.model = model
         self.loss_average = loss_average
         self.direction_only = direction_only
-        self.parallel = DataParallel.of(data_parallel, type(self).__name__)
-        self._fallback_factory = fallback or _DEFAULT_FALLBACK
-        self._fallback: torch.optim.Optimizer | None = None
+        self.parallel = DataParallel.of(data_parallel, method)
+        self.fallback = Fallback(fallback)
         self._reset()
+        if isinstance(params, set | frozenset):
+            raise TypeError(f"{method}: params is a set, whose order differs from run to run; give a list.")
         wanted: Any = list(model.parameters() if params is None else params)
         if not wanted:
-            raise ValueError(f"{type(self).__name__}: the model has no parameters.")
+            raise ValueError(f"{method}: the model has no parameters.")
         if self.parallel is not None:
             self.parallel.start(model)
-        super().__init__(wanted, defaults)
+        super().__init__(wanted, defaults or {})
+        if not self._taps:
+            warnings.warn(
+                f"{method} found no layer with a proximal subproblem in {type(model).__name__}: all parameters are "
+                f"left to {type(self.fallback.optimizer).__name__}. print(optimizer.summary()) shows them.",
+                stacklevel=3,
+            )
 
     # -- what a method defines --------------------------------------------------------------------------------------
 
@@ -92,26 +114,27 @@ class TappedOptimizer(torch.optim.Optimizer):
         """Whether forward passes are tapped now: not inside `paused()`."""
         return not self._paused
 
-    def loss_terms(self, tap: Tap, batch: int) -> float:
-        """What turns the loss's gradient into a sum over samples: the batch size for a mean, 1 for a sum.
-
-        The batch size is the leading dimension at the first tapped layer of the forward pass.
-        """
+    def before_forward(self, layer: str) -> None:
+        """Refuses a layer's forward pass inside `DistributedDataParallel`, which would average displacements."""
+        del layer
         if self.parallel is None:
             refuse_averaging(type(self).__name__)
-        if self._pass is None or self._pass[0] == tap.name:
-            self._pass = (tap.name, batch)
-            self._batch = batch
-        self.ends = (self._pass[0], tap.name)
+
+    def goes_back_through_new(self, tap: Tap) -> bool:
+        """Whether the layer's new weights carry the error signal down."""
+        return self._group_of(tap).get("backward_weights", self.backward_weights) == "new"
+
+    def loss_terms(self, one: ForwardPass) -> float:
+        """What turns the loss's gradient into a sum over samples: the batch size for a mean, 1 for a sum."""
+        self._batch = one.batch
         if self.loss_average is False:
             return 1.0
         if self.loss_average is not True:
             return float(self.loss_average)
-        return float(self._pass[1])
+        return float(one.batch or 0)
 
     def solve(self, tap: Tap, problem: LayerProblem) -> LayerUpdate:
         """Updates a layer with its group's present settings."""
-        self._pass = None
         if not (problem.features.weight or problem.features.bias):
             return LayerUpdate(None, None)
         group = self._group_of(tap)
@@ -134,14 +157,15 @@ class TappedOptimizer(torch.optim.Optimizer):
             The closure's loss, or None.
 
         Raises:
-            RuntimeError: if another optimizer has taken the model over, or if the gradients of the last step would
-                be applied a second time.
+            RuntimeError: if something else than displacements of this optimizer, each once, lies in `.grad` of a tapped
+                layer; if the layer belongs to another optimizer, or was replaced; if a GradScaler has scaled the loss.
         """
         if self.direction_only:
             raise RuntimeError(
                 f"{type(self).__name__}(direction_only=True) only fills p.grad; "
                 "call step() of the optimizer that uses it."
             )
+        self._refuse_scaling()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -149,18 +173,21 @@ class TappedOptimizer(torch.optim.Optimizer):
         for tap in self._taps.values():
             self._refuse_what_is_not_ours(tap)
         for group in self.param_groups:
-            moving = [p for p in group["params"] if p.grad is not None]
-            if group["update"] == "explicit" or not moving:
+            if group["update"] == "explicit":
                 continue
             keep = 1 - float(group["lr"]) * group["weight_decay"]
-            for p in moving:
-                if keep != 1:
-                    p.mul_(keep)
-                p.sub_(p.grad)
+            for p in group["params"]:
+                if p.grad is not None:
+                    if keep != 1:
+                        p.mul_(keep)
+                    p.sub_(p.grad)
+                    state = self.state[p]
+                    state["steps"] = state.get("steps", 0) + 1  # checkpoints of torch.distributed ask for a state
         for tap in self._taps.values():
-            self._applied[tap.name] = tap.backward_passes, _fingerprint(tap)
-        if self._fallback is not None:
-            self._fallback.step()
+            for key, p in tap.parameters.items():
+                if p.grad is not None:
+                    tap.displacements.applied(key, p.grad)
+        self.fallback.step()
         return loss
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -171,16 +198,16 @@ class TappedOptimizer(torch.optim.Optimizer):
                 its parameters has a proximal subproblem, its other entries go to the fallback optimizer's group.
 
         Raises:
-            TypeError: if it is not a dict.
+            TypeError: if it is not a dict, or its parameters are in a set.
             ValueError: for bad hyper-parameters, parameters that are not the model's or are in two groups, or a layer
                 whose weight and bias would be in different groups.
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
-        given = param_group["params"]
-        # Like torch.optim, also takes what named_parameters() gives.
-        params: list[Any] = [given] if isinstance(given, Tensor) else list(given)
-        params = [p[1] if isinstance(p, tuple) else p for p in params]
+        params, names = named(param_group["params"], type(self).__name__)
+        taken = {id(p) for group in self.param_groups for p in group["params"]}
+        if len({id(p) for p in params} | taken) < len(params) + len(taken):
+            raise ValueError("some parameters appear in more than one parameter group")
         owners = parameter_owners(self.model)
         for p in params:
             if p not in owners:
@@ -194,32 +221,47 @@ class TappedOptimizer(torch.optim.Optimizer):
         rest = [p for p in params if id(p) not in proximal]
         options = {key: value for key, value in param_group.items() if key != "params"}
         if tapped:
-            group = {"params": tapped, **self.defaults, **options, "update": "proximal"}
-            self.check(group)
-            super().add_param_group(group)
+            own = {**self.defaults, **options, "update": "proximal", "method": type(self).__name__}
+            self.check(own)
+            super().add_param_group({"params": [(names[p], p) for p in tapped] if names else tapped, **own})
             for tap in taps:
                 self._own(tap, len(self.param_groups) - 1)
         if rest:
             self._add_explicit(rest, {} if tapped else options)
+            if names:
+                self.param_groups[-1]["param_names"] = [names[p] for p in rest]
+        self.passes.watch(containers(self.model, self._taps.values()))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads what `state_dict` gave; settings that an older one lacks keep their defaults.
+
+        Args:
+            state_dict: of an optimizer of the same method, for a model of the same layers.
+
+        Raises:
+            ValueError: if it is of another optimizer, or of another model.
+        """
+        check_loaded(state_dict, self.param_groups, type(self).__name__)
+        super().load_state_dict(state_dict)
 
     def _add_explicit(self, params: list[nn.Parameter], options: dict[str, Any]) -> None:
         """Gives parameters to the fallback optimizer, sharing group and state with it."""
-        taken = {id(p) for group in self.param_groups for p in group["params"]}
-        if any(id(p) in taken for p in params):
-            raise ValueError("some parameters appear in more than one parameter group")
         self._average(params)
         if self.direction_only:
             return
-        if self._fallback is None:
-            self._fallback = self._fallback_factory(params)
-            self._fallback.param_groups[-1].update(options)
-            self.state.update(self._fallback.state)
-            self._fallback.state = self.state
-        else:
-            self._fallback.add_param_group({"params": params, **options})
-        group = self._fallback.param_groups[-1]
+        group = self.fallback.add(params, options)
         group["update"] = "explicit"
+        self.state.update(self.fallback.optimizer.state)  # pyright: ignore[reportOptionalMemberAccess]
         self.param_groups.append(group)
+        self._share()
+
+    def _share(self) -> None:
+        """Has the fallback work on this optimizer's explicit groups and state."""
+        leader = next((group for group in self.param_groups if group["update"] == "proximal"), None)
+        self.param_groups = [
+            FollowingGroup.of(group, leader) if group["update"] == "explicit" else group for group in self.param_groups
+        ]
+        self.fallback.share([group for group in self.param_groups if group["update"] == "explicit"], self.state)
 
     def _average(self, params: list[nn.Parameter]) -> None:
         """If data parallel, gives parameters without a subproblem the gradient of all ranks' loss."""
@@ -250,28 +292,26 @@ class TappedOptimizer(torch.optim.Optimizer):
         tap.install()
 
     def _reset(self) -> None:
-        """What lives between a forward pass and a step, and is never saved."""
+        """What is never saved: it belongs to this model, and to what runs on it."""
         self._taps: dict[str, Tap] = {}
         self._groups: dict[str, int] = {}
-        self._applied: dict[str, tuple[int, list[tuple[int, int]]]] = {}
-        self._pass: tuple[str, int] | None = None
-        self.ends = ("", "")  # names of the layers that ran first and last in the forward pass
+        self.passes = Passes()
         self._batch: int | None = None
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._paused = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the taps, which belong to this model and are put onto the copied model anew."""
-        state = super().__getstate__()
-        keep = ("model", "loss_average", "explicit", "direction_only", "parallel", "_fallback")
-        state.update({key: self.__dict__[key] for key in keep})
-        # A made fallback serves; its factory is often a lambda, which cannot be pickled.
-        state["_fallback_factory"] = _DEFAULT_FALLBACK if self._fallback is not None else self._fallback_factory
-        return state
+        keep = ("model", "loss_average", "explicit", "direction_only", "parallel", "fallback")
+        return {**super().__getstate__(), **{key: self.__dict__[key] for key in keep}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Called by unpickling and deepcopy with everything, by `load_state_dict` with groups and state only."""
         super().__setstate__(state)
+        for group in self.param_groups:
+            if group["update"] == "proximal":
+                for key, value in self.defaults.items():
+                    group.setdefault(key, value)
         if "model" in state:
             self._reset()
             owners = parameter_owners(self.model)
@@ -281,9 +321,8 @@ class TappedOptimizer(torch.optim.Optimizer):
                         self._own(tap, index)
                 else:
                     self._average(group["params"])
-        if self._fallback is not None:
-            self._fallback.param_groups = [group for group in self.param_groups if group["update"] == "explicit"]
-            self._fallback.state = self.state
+            self.passes.watch(containers(self.model, self._taps.values()))
+        self._share()
 
     def memory(self, tap: Tap) -> dict[str, Any]:
         """What a method keeps of a layer from step to step; part of the state, so only tensors and numbers."""
@@ -292,19 +331,41 @@ class TappedOptimizer(torch.optim.Optimizer):
     def _group_of(self, tap: Tap) -> dict[str, Any]:
         return self.param_groups[self._groups[tap.name]]
 
+    def _refuse_scaling(self) -> None:
+        """Raises inside `GradScaler.step`: a scaled loss has been solved for targets that are as many times too far."""
+        if hasattr(self, "found_inf"):  # the scaler sets it around its call of `step`
+            raise RuntimeError(
+                f"{type(self).__name__} cannot undo the scale of a GradScaler, as displacements are not linear in the "
+                "loss. Train without a scaler, in bfloat16 (torch.autocast(dtype=torch.bfloat16)) or in float32."
+            )
+
     def _refuse_what_is_not_ours(self, tap: Tap) -> None:
-        """Raises if the layer was taken over, or if its gradients were applied before."""
+        """Raises if the layer was taken over or replaced, or if its `.grad` holds anything but displacements."""
+        here, method = f"layer '{tap.name}'", type(self).__name__
         if not tap.installed:
             raise RuntimeError(
-                f"layer '{tap.name}' no longer belongs to this {type(self).__name__}: it was removed, or another "
-                "optimizer was made for the same model. Step the newer one."
+                f"{here} no longer belongs to this {method}: it was removed, or another optimizer was made for the "
+                "same model. Step the newer one."
             )
-        passes, before = self._applied.get(tap.name, (0, []))
-        if passes and before and passes == tap.backward_passes and before == _fingerprint(tap):
+        if tap.replaced is not None:
             raise RuntimeError(
-                f"layer '{tap.name}': step() was called again without a backward pass in between, which would apply "
-                "the same update twice."
+                f"{here}: its {tap.replaced} was replaced after the optimizer was made (load_state_dict(assign=True), "
+                f"a wrapper), so that training would not move it; make the {method} afterwards."
             )
+        for key, p in tap.parameters.items():
+            if p.grad is None:
+                continue
+            if tap.displacements.again(key, p.grad) and p.grad.any():
+                raise RuntimeError(
+                    f"{here}: step() was called again without a backward pass in between, which would apply the same "
+                    "update twice."
+                )
+            fault = tap.displacements.fault(key, p.grad)
+            if fault is not None:
+                raise RuntimeError(
+                    f"{here}: what lies in {key}.grad is not a displacement of this {method}, or not only: it {fault}. "
+                    "Call zero_grad() before the backward pass that is to be applied."
+                )
 
     # -- for people -------------------------------------------------------------------------------------------------
 
@@ -321,12 +382,15 @@ class TappedOptimizer(torch.optim.Optimizer):
         """Leaves the model as it was before the optimizer; the optimizer cannot step any more."""
         for tap in self._taps.values():
             tap.remove()
+        self.passes.remove()
         for hook in self._hooks:
             hook.remove()
 
     def summary(self) -> str:
         """A table of the model's layers: what follows each, its solver, and how it is updated."""
-        return summary_table(self.model, self._rows(), type(self).__name__)
+        mine = {id(p) for group in self.param_groups for p in group["params"]}
+        replaced = {name for name, tap in self._taps.items() if tap.replaced is not None or not tap.installed}
+        return summary_table(self.model, self._rows(), mine, replaced, type(self).__name__)
 
     def _rows(self) -> dict[str, tuple[str, str]]:
         """(followed by, solver) of every tapped layer."""
@@ -344,9 +408,3 @@ class TappedOptimizer(torch.optim.Optimizer):
     def __repr__(self) -> str:
         """The groups, and the table of layers."""
         return f"{super().__repr__()}\n{self.summary()}"
-
-
-def _fingerprint(tap: Tap) -> list[tuple[int, int]]:
-    """Identifies the gradients that a layer holds now."""
-    grads = [p.grad for p in tap.parameters.values()]
-    return [(g.data_ptr(), g._version) for g in grads if g is not None]

@@ -6,14 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sibp.activations import Activation
 from sibp.capture.tap import LayerProblem, LayerUpdate, Tap
 from sibp.optim.checks import in_range
+from sibp.optim.guard import all_finite
 from sibp.optim.solvers import as_update
 from sibp.optim.targets import TargetOptimizer
-from sibp.prox.activations import Activation
-from sibp.prox.coordinates import smaller_side
-from sibp.prox.inverse import damped_inverse
-from sibp.prox.linear import solve_linear
+from sibp.prox.solvers.coordinates import smaller_side
+from sibp.prox.solvers.inverse import damped_inverse
+from sibp.prox.solvers.linear import solve_linear
 
 
 class BCD(TargetOptimizer):
@@ -71,7 +72,7 @@ class BCD(TargetOptimizer):
     def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
         """The blocks U_l, [W_l, b_l] and V_{l-1}, in this order."""
         gamma, rho, alpha = group["gamma"], group["rho"], group["prox_weight"]
-        first, last = (tap.name == name for name in self.ends)
+        first, last = (tap.name == name for name in problem.ends)
         s, Z, difference = self.output(problem)
         if s.negative_slope is None:
             raise RuntimeError(f"layer '{tap.name}': BCD knows ReLU, LeakyReLU and the identity only, not {s.name}.")
@@ -80,12 +81,14 @@ class BCD(TargetOptimizer):
         else:
             U = split(s.value(Z) - difference, Z, (rho + alpha) / gamma, s)
         coordinates = smaller_side(problem.features)
+        if all_finite(U) is False:
+            self.warn(tap)
         update, _ = as_update(solve_linear(coordinates, Z - U, alpha / rho))
         if first:
             return update
         W = problem.W if update.W_decrease is None else problem.W - update.W_decrease
         b = problem.b if problem.b is None or update.b_decrease is None else problem.b - update.b_decrease
-        residual = U - nn.functional.linear(problem.features.written_out().A, W, b)
+        residual = U - problem.features.forward(W, b)
         return LayerUpdate(
             update.W_decrease, update.b_decrease, input_difference=-pulled_back(residual, W, gamma / rho)
         )

@@ -1,6 +1,7 @@
 """Refusing, in one clear sentence, what cannot work."""
 
 import difflib
+import fnmatch
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -32,6 +33,22 @@ def check_group(group: dict[str, Any]) -> tuple[float, float]:
     if not 0 <= weight_decay < math.inf:
         raise ValueError(f"Invalid weight_decay: {group['weight_decay']}; it has to be >= 0 and finite.")
     return lr, prox_weight
+
+
+def one_of(group: dict[str, Any], key: str, choices: tuple[str, ...]) -> str:
+    """A setting of a group, as one of some words.
+
+    Args:
+        group: with the key.
+        key: of the setting.
+        choices: the words.
+
+    Raises:
+        ValueError: if it is none of them.
+    """
+    if group[key] not in choices:
+        raise ValueError(f"Invalid {key}: {group[key]!r}; choose one of {', '.join(map(repr, choices))}.")
+    return group[key]
 
 
 def in_range(
@@ -74,30 +91,129 @@ def whole(group: dict[str, Any], key: str, least: int = 1) -> int:
     return value
 
 
+def check_settings(**settings: float) -> None:
+    """Refuses settings of torch's own optimizers that are out of their range; torch itself lets NaN pass.
+
+    Args:
+        settings: by name: what is a share of the past (momentum, decay, ...) from 0 to below 1, all else 0 or more.
+
+    Raises:
+        ValueError: if one is out of its range.
+    """
+    for key in settings:
+        in_range(settings, key, 0, 1 if key in ("momentum", "decay", "beta1", "beta2") else math.inf)
+
+
+def refuse_float16(model: nn.Module, reason: str) -> None:
+    """Refuses a model with float16 weights.
+
+    Args:
+        model: to be optimized.
+        reason: why the method cannot train it.
+
+    Raises:
+        ValueError: if a parameter is float16.
+    """
+    for name, p in model.named_parameters():
+        if p.dtype is torch.float16:
+            raise ValueError(f"{name} is float16, {reason}; use bfloat16 or float32.")
+
+
 def _number(group: dict[str, Any], key: str) -> float:
     value = group[key]
-    if isinstance(value, bool) or not isinstance(value, int | float | torch.Tensor):
+    single = not isinstance(value, torch.Tensor) or (value.numel() == 1 and not value.is_complex())
+    if isinstance(value, bool) or not isinstance(value, int | float | torch.Tensor) or not single:
         raise ValueError(f"Invalid {key}: {value!r}; it has to be a number.")
     return float(value)
 
 
-def check_names(model: nn.Module, names: Iterable[str]) -> tuple[str, ...]:
-    """The names, if all are modules of the model.
+def chosen_modules(model: nn.Module, wanted: Iterable[str | type[nn.Module]]) -> tuple[str, ...]:
+    """Names of the modules that the user named.
 
     Args:
         model: to be optimized.
-        names: given by the user.
+        wanted: names, patterns of names (as in a shell: "blocks.*.norm"), or classes of modules.
 
     Raises:
-        ValueError: if there is no such module.
+        ValueError: if one of them fits no module.
     """
-    names = (names,) if isinstance(names, str) else tuple(names)
-    known = {name for name, _ in model.named_modules()}
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, 3) or sorted(known)[:5]
-            raise ValueError(f"Invalid explicit: the model has no module {name!r}; near it are {', '.join(near)}.")
-    return names
+    wanted = (wanted,) if isinstance(wanted, str | type) else tuple(wanted)
+    modules = dict(model.named_modules())
+    found: dict[str, None] = {}
+    for one in wanted:
+        if isinstance(one, type):
+            fitting = [name for name, module in modules.items() if isinstance(module, one)]
+        else:
+            fitting = [one] if one in modules else fnmatch.filter(modules, str(one))
+        if not fitting:
+            near = difflib.get_close_matches(str(one), modules, 3) or sorted(modules)[:5]
+            what = one.__name__ if isinstance(one, type) else repr(one)
+            raise ValueError(f"Invalid explicit: the model has no module {what}; near it are {', '.join(near)}.")
+        found.update(dict.fromkeys(fitting))
+    return tuple(found)
+
+
+def named(params: Any, method: str) -> tuple[list[nn.Parameter], dict[nn.Parameter, str]]:
+    """Parameters of a group, and their names if all have one (`model.named_parameters()`).
+
+    Args:
+        params: as torch.optim takes them: one tensor, tensors, or pairs of name and tensor.
+        method: name of the optimizer, for the message.
+
+    Raises:
+        TypeError: if they are in a set, or are no tensors.
+        ValueError: if some have names and others not.
+    """
+    if isinstance(params, set | frozenset):
+        raise TypeError(f"{method}: params is a set, whose order differs from run to run; give a list.")
+    given = [params] if isinstance(params, torch.Tensor) else list(params)
+    pairs = [one for one in given if isinstance(one, tuple)]
+    if pairs and len(pairs) < len(given):
+        raise ValueError(f"{method}: some parameters have names and others not; name all of them, or none.")
+    tensors: list[Any] = [one[1] if isinstance(one, tuple) else one for one in given]
+    for one in tensors:
+        if not isinstance(one, torch.Tensor):
+            raise TypeError(f"{method} can only optimize tensors, not {type(one).__name__}.")
+    return tensors, {p: name for name, p in pairs}
+
+
+def check_loaded(state_dict: dict[str, Any], groups: list[dict[str, Any]], method: str) -> None:
+    """Refuses the state of another optimizer.
+
+    Args:
+        state_dict: to be loaded.
+        groups: of the optimizer that is to load it.
+        method: its name.
+
+    Raises:
+        ValueError: if the groups are not of the same method, one by one.
+    """
+    loaded = state_dict["param_groups"]
+    for place, (there, here) in enumerate(zip(loaded, groups, strict=False)):
+        if there.get("update") != here["update"] or there.get("method", method) != here.get("method", method):
+            kind = there.get("method") or ("another optimizer" if "update" not in there else "another model")
+            raise ValueError(
+                f"{method}: group {place} of this state_dict is of {kind}; load the state of a {method} "
+                "made for a model of the same layers."
+            )
+
+
+def check_real(name: str, params: Iterable[nn.Parameter], method: str) -> None:
+    """Refuses a layer with complex parameters.
+
+    Args:
+        name: the layer's.
+        params: its parameters.
+        method: name of the optimizer, for the message.
+
+    Raises:
+        TypeError: if one is complex.
+    """
+    if any(p.is_complex() for p in params):
+        raise TypeError(
+            f"{method}: layer '{name}' has complex parameters, and layers are solved in real numbers only; leave it to "
+            f"the fallback optimizer with explicit=['{name}']."
+        )
 
 
 def check_model(model: nn.Module, method: str) -> None:
@@ -127,6 +243,11 @@ def check_model(model: nn.Module, method: str) -> None:
         if isinstance(module, nn.DataParallel):
             raise TypeError(
                 f"{method}: {here} copies its layers for every step; pass the module inside, on one device."
+            )
+        if any(p is not None and hasattr(p, "device_mesh") for p in module._parameters.values()):
+            raise TypeError(
+                f"{method}: {here} is sharded (fully_shard, DTensor), and no rank has all of its weight; give every "
+                f"rank the whole model, with {method}(model, data_parallel=True)."
             )
         if any(isinstance(p, UninitializedParameter) for p in module._parameters.values()):
             raise ValueError(f"{method}: {here} is lazy and has no weights yet; run the model once before.")

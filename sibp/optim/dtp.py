@@ -6,10 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sibp.activations import Activation
 from sibp.capture.tap import LayerProblem, LayerUpdate, Tap
 from sibp.optim.checks import in_range
+from sibp.optim.guard import all_finite, finite_or, nan_unless
 from sibp.optim.targets import TargetOptimizer
-from sibp.prox.activations import Activation
+from sibp.prox.numbers import choose
 
 MOMENTUM, DECAY, STABILISER = 0.9, 0.95, 1e-3  # of RMSprop, as in the authors' code (donghyunlee/dtp)
 
@@ -73,8 +75,8 @@ class DTP(TargetOptimizer):
 
     def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
         """One layer's step, and the displacement of the target below."""
-        A, B, memory = problem.features.written_out().A, len(problem.D_z), self.memory(tap)
-        first, last = (tap.name == name for name in self.ends)
+        B, memory = len(problem.D_z), self.memory(tap)
+        first, last = (tap.name == name for name in problem.ends)
         s, Z, difference = self.output(problem)
         if last:
             E = problem.terms * problem.D_z / B  # of the mean loss
@@ -82,9 +84,10 @@ class DTP(TargetOptimizer):
         else:
             E = 2 * difference * s.slope(Z) / B
             below = None if first else self._below(memory, problem, s, Z, difference, group)
+        g_W, g_b = problem.features.displacement(E)
         return LayerUpdate(
-            _rmsprop(memory, "W", E.mT @ A, group["lr"]) if problem.features.weight else None,
-            _rmsprop(memory, "b", E.sum(0), group["lr"]) if problem.features.bias else None,
+            None if g_W is None else _rmsprop(memory, "W", g_W, group["lr"]),
+            None if g_b is None else _rmsprop(memory, "b", g_b, group["lr"]),
             input_difference=below,
         )
 
@@ -106,7 +109,7 @@ class DTP(TargetOptimizer):
         self, memory: dict[str, Any], problem: LayerProblem, s: Activation, group: dict[str, Any]
     ) -> None:
         """One step of V and c towards undoing the layer near its inputs."""
-        A = problem.features.written_out().A
+        A = problem.features.moving(weight=True, bias=False).materialize()
         if "V" not in memory:
             memory["V"] = nn.init.orthogonal_(torch.empty_like(problem.W.mT))
             memory["c"] = A.new_zeros(A.shape[1])
@@ -114,8 +117,9 @@ class DTP(TargetOptimizer):
         f = s.value(nn.functional.linear(corrupted, problem.W, problem.b))
         z = f @ memory["V"].mT + memory["c"]
         E = 2 * (s.value(z) - corrupted) * s.slope(z) / len(A)
-        memory["V"] = memory["V"] - _rmsprop(memory, "inverse V", E.mT @ f, group["inverse_lr"])
-        memory["c"] = memory["c"] - _rmsprop(memory, "inverse c", E.sum(0), group["inverse_lr"])
+        for key, g in (("V", E.mT @ f), ("c", E.sum(0))):
+            moved, before = memory[key] - _rmsprop(memory, f"inverse {key}", g, group["inverse_lr"]), memory[key]
+            memory[key] = finite_or(moved, lambda before=before: before)
 
     @staticmethod
     def _inverse(memory: dict[str, Any], s: Activation, h: Tensor) -> Tensor:
@@ -123,13 +127,19 @@ class DTP(TargetOptimizer):
 
 
 def _rmsprop(memory: dict[str, Any], name: str, g: Tensor, lr: float) -> Tensor:
-    """A step of RMSprop with momentum along g, to be subtracted; its averages are kept under the name."""
+    """A step of RMSprop with momentum along g, to be subtracted; its averages are kept under the name.
+
+    What is not finite is in the step alone, for `GuardedOptimizer` to see; the averages stay as they were.
+    """
     zero = torch.zeros_like(g)
-    mean, square, step = (memory.get(f"{name} {kind}", zero) for kind in ("mean", "square", "step"))
-    mean, square = mean.lerp(g, 1 - DECAY), square.lerp(g * g, 1 - DECAY)
-    step = MOMENTUM * step + lr * g / (square - mean * mean + STABILISER).sqrt()
-    memory.update({f"{name} mean": mean, f"{name} square": square, f"{name} step": step})
-    return step
+    before = tuple(memory.get(f"{name} {kind}", zero) for kind in ("mean", "square", "step"))
+    mean, square = before[0].lerp(g, 1 - DECAY), before[1].lerp(g * g, 1 - DECAY)
+    variance = (square - mean * mean).clamp_min(0)  # rounding makes it negative where gradients are large and alike
+    step = MOMENTUM * before[2] + lr * g / (variance + STABILISER).sqrt()
+    finite = all_finite(mean, square, step)
+    for kind, new, old in zip(("mean", "square", "step"), (mean, square, step), before, strict=True):
+        memory[f"{name} {kind}"] = choose(finite, lambda new=new: new, lambda old=old: old)
+    return nan_unless(finite, step)
 
 
 def build(model: nn.Module, *, lr: float, target_step: float, inverse_lr: float, noise: float) -> DTP:

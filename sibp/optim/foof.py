@@ -3,16 +3,19 @@
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 from sibp.capture.tap import LayerProblem, LayerUpdate, Tap
-from sibp.optim.base import Fallback, TappedOptimizer
+from sibp.optim.base import Explicit
 from sibp.optim.checks import in_range, whole
-from sibp.prox.coordinates import Direct
-from sibp.prox.inverse import damped_inverse
+from sibp.optim.fallback import MakeFallback
+from sibp.optim.guard import GuardedOptimizer, finite_or
+from sibp.prox.solvers.coordinates import Direct
+from sibp.prox.solvers.inverse import damped_inverse
 
 
-class FOOF(TappedOptimizer):
+class FOOF(GuardedOptimizer):
     r"""Gradient descent on neurons: the linear proximal subproblem with a running covariance of the inputs.
 
     For every layer with inputs Phi = [A, 1], one row a sample, and difference D = dL/dZ summed over the batch, by
@@ -58,8 +61,8 @@ class FOOF(TappedOptimizer):
         *,
         params: Iterable[nn.Parameter] | Iterable[dict[str, Any]] | None = None,
         weight_decay: float = 0.0,
-        fallback: Fallback | None = None,
-        explicit: Iterable[str] = (),
+        fallback: MakeFallback | None = None,
+        explicit: Explicit = (),
     ) -> None:
         defaults = {
             "lr": lr,
@@ -87,11 +90,13 @@ class FOOF(TappedOptimizer):
         memory["step"] = t + 1
         if t < T or (t + S - 1) % T < S:
             memory["weight"] = m * memory.get("weight", 0.0) + (1 - m)
-            memory["covariance"] = memory.get("covariance", phi.gram).lerp(phi.gram, (1 - m) / memory["weight"])
+            gram = finite_or(phi.gram, lambda: memory.get("covariance", torch.zeros_like(phi.gram)))
+            memory["covariance"] = memory.get("covariance", gram).lerp(gram, (1 - m) / memory["weight"])
         if t % T == 0 or (t < T and t & (t - 1) == 0):
-            memory["inverse"] = damped_inverse(memory["covariance"], group["damping"])
+            inverse = damped_inverse(memory["covariance"], group["damping"])
+            memory["inverse"] = finite_or(inverse, lambda: memory.get("inverse", torch.zeros_like(inverse)))
         eta = group["lr"] * problem.terms
-        return LayerUpdate(*phi.displacement(memory["inverse"] @ phi.pull(eta * problem.D_z)))
+        return LayerUpdate(*phi.displacement(memory["inverse"] @ phi.adjoint(eta * problem.D_z)))
 
 
 def build(

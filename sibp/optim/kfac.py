@@ -2,40 +2,47 @@
 
 import weakref
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sibp.capture.tap import LayerProblem, LayerUpdate, Tap
-from sibp.optim.base import Fallback, TappedOptimizer
+from sibp.optim.base import Explicit
 from sibp.optim.checks import in_range, whole
-from sibp.prox.coordinates import Direct
-from sibp.prox.inverse import damped_inverse
+from sibp.optim.fallback import MakeFallback
+from sibp.optim.guard import GuardedOptimizer, finite_or
+from sibp.prox.solvers.coordinates import Direct
+from sibp.prox.solvers.inverse import damped_inverse
 
 # Draws that never raise: outputs that are not finite are the training loop's to notice.
 
 
-def _categorical(logits: Tensor) -> Tensor:
+def _categorical(logits: Tensor, generator: torch.Generator | None) -> Tensor:
     p = logits.softmax(-1)
-    y = (p / torch.empty_like(p).exponential_()).argmax(-1, keepdim=True)
+    y = (p / torch.empty_like(p).exponential_(generator=generator)).argmax(-1, keepdim=True)
     return p.scatter_add(-1, y, p.new_full((), -1.0).expand(y.shape))
 
 
-def _bernoulli(logits: Tensor) -> Tensor:
+def _bernoulli(logits: Tensor, generator: torch.Generator | None) -> Tensor:
     p = logits.sigmoid()
-    return p - (torch.rand_like(p) < p).to(p.dtype)
+    return p - (torch.empty_like(p).uniform_(generator=generator) < p).to(p.dtype)
 
 
-LIKELIHOODS: dict[str, Callable[[Tensor], Tensor]] = {
+def _gaussian(means: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.empty_like(means).normal_(generator=generator)
+
+
+LIKELIHOODS: dict[str, Callable[[Tensor, torch.Generator | None], Tensor]] = {
     "categorical": _categorical,
     "bernoulli": _bernoulli,
-    "gaussian": torch.randn_like,
+    "gaussian": _gaussian,
 }
 """Gradient of -log p(y | outputs) with respect to the outputs (B, n), y drawn from the model itself."""
 
 
-class KFAC(TappedOptimizer):
+class KFAC(GuardedOptimizer):
     r"""Natural gradient with a Kronecker-factored Fisher matrix for every layer.
 
     For every layer with inputs Phi = [A, 1] and per-sample differences D of the loss, D^F of labels drawn from the
@@ -52,7 +59,7 @@ class KFAC(TappedOptimizer):
     and damping that adapts; the block-tridiagonal inverse. All are fixed here, as in Benzing's comparison (2201.12250).
 
     Args:
-        model: as for `SIBP`; its output has to be what the likelihood is about, (B, n).
+        model: as for `SIBP`; its output has to be what the likelihood is about, (B, n), and one tensor.
         lr: eta.
         damping: lam.
         decay: m, 0.95 in the paper.
@@ -64,6 +71,7 @@ class KFAC(TappedOptimizer):
         weight_decay: as for `SIBP`.
         fallback: as for `SIBP`.
         explicit: as for `SIBP`.
+        generator: of the drawn labels; default torch's global one. Its state is not part of `state_dict`.
 
     Raises:
         ValueError: for hyper-parameters out of range.
@@ -82,9 +90,11 @@ class KFAC(TappedOptimizer):
         *,
         params: Iterable[nn.Parameter] | Iterable[dict[str, Any]] | None = None,
         weight_decay: float = 0.0,
-        fallback: Fallback | None = None,
-        explicit: Iterable[str] = (),
+        fallback: MakeFallback | None = None,
+        explicit: Explicit = (),
+        generator: torch.Generator | None = None,
     ) -> None:
+        self.generator = generator
         defaults = {
             "lr": lr,
             "damping": damping,
@@ -105,18 +115,46 @@ class KFAC(TappedOptimizer):
         if group["likelihood"] not in LIKELIHOODS:
             raise ValueError(f"Invalid likelihood: {group['likelihood']!r}; choose one of {', '.join(LIKELIHOODS)}.")
 
-    def sample(self, outputs: Tensor) -> None:
-        """Sends the difference of drawn labels back through the graph of `outputs`, for the second factor.
+    def before_forward(self, layer: str) -> None:
+        """As for all; a layer that is called outside the model's own forward pass is refused.
+
+        Raises:
+            RuntimeError: no labels would be drawn for that pass.
+        """
+        recomputed = torch._C._current_graph_task_id() != -1  # activation checkpointing, inside a backward pass
+        if not (self._inside or recomputed):
+            raise RuntimeError(
+                f"layer '{layer}' was called outside the model's own forward pass, and K-FAC draws labels for the "
+                "outputs of that one alone: call the model as a whole, model(x), or wrap the pass in "
+                "`with optimizer.paused():` if it is not trained on."
+            )
+        super().before_forward(layer)
+
+    def enter(self) -> None:
+        """Notes that the model's forward pass has begun."""
+        self._inside = True
+
+    def sample(self, outputs: Any) -> None:
+        """Sends the error signal of drawn labels back through the graph of `outputs`, for the second factor.
 
         Args:
-            outputs: (B, n) of the model, still in the graph.
+            outputs: (B, n) of the model, still in the graph; None if its forward pass raised.
+
+        Raises:
+            RuntimeError: the outputs are not what a likelihood is about.
         """
+        self._inside = False
         layers = [p for tap in self._taps.values() for p in tap.parameters.values() if p.requires_grad]
-        if not (self.active() and outputs.requires_grad and layers):
+        if not (self.active() and torch.is_grad_enabled() and layers) or outputs is None:
             return
+        likelihood = self.param_groups[self._groups[next(iter(self._taps))]]["likelihood"]
+        _check_outputs(outputs, likelihood)
+        if not outputs.requires_grad:
+            return
+        self._drawn.clear()
         self._sampling = True
         try:
-            D = LIKELIHOODS[self.param_groups[0]["likelihood"]](outputs.detach())
+            D = LIKELIHOODS[likelihood](outputs.detach(), self.generator)
             torch.autograd.grad(outputs, layers, D, retain_graph=True, allow_unused=True)
         finally:
             self._sampling = False
@@ -125,12 +163,21 @@ class KFAC(TappedOptimizer):
         """One layer's step; while sampling, its factors."""
         phi, memory, B = Direct(problem.features), self.memory(tap), self._batch or 1
         if self._sampling:
-            D = problem.D_z.flatten(1, 2) if problem.D_z.dim() == 4 else problem.D_z  # a row a position
-            self._observe(memory, phi.gram / B, D.mT @ D / D.shape[-2], group)
+            self._drawn.add(tap.name)
+            if problem.D_z.numel():  # an empty batch says nothing about curvature
+                D = problem.features.flat(problem.D_z)  # a row a position
+                self._observe(memory, phi.gram / B, D.mT @ D / D.shape[-2], group)
             gradient = phi.gram.new_zeros(()).expand(phi.gram.shape[:-1] + problem.D_z.shape[-1:])
             return LayerUpdate(*phi.displacement(gradient))
+        if tap.name not in self._drawn:
+            raise RuntimeError(
+                f"layer '{tap.name}': K-FAC has drawn no labels for it, as the model's output does not depend on it; "
+                f"leave it to the fallback optimizer with explicit=['{tap.name}']."
+            )
         size = group["lr"] * problem.terms / B
-        gradient = phi.pull(size * problem.D_z)
+        gradient = phi.adjoint(size * problem.D_z)
+        if "A_inverse" not in memory:  # only empty batches so far
+            return LayerUpdate(*phi.displacement(torch.zeros_like(gradient)))
         return LayerUpdate(*phi.displacement(memory["A_inverse"] @ gradient @ memory["G_inverse"]))
 
     def _observe(self, memory: dict[str, Any], A: Tensor, G: Tensor, group: dict[str, Any]) -> None:
@@ -138,40 +185,72 @@ class KFAC(TappedOptimizer):
         m, T, t = group["decay"], group["inverse_every"], memory.get("step", 0)
         memory["step"] = t + 1
         memory["weight"] = m * memory.get("weight", 0.0) + (1 - m)
-        memory["A"] = A = memory.get("A", A).lerp(A, (1 - m) / memory["weight"])
-        memory["G"] = G = memory.get("G", G).lerp(G, (1 - m) / memory["weight"])
+        for key, M in (("A", A), ("G", G)):
+            M = finite_or(M, partial(memory.get, key, torch.zeros_like(M)))
+            memory[key] = memory.get(key, M).lerp(M, (1 - m) / memory["weight"])
         if t % T == 0 or (t < T and t & (t - 1) == 0):
-            a, g = (M.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(M.dtype).tiny) for M in (A, G))
-            pi, root = (a / g).sqrt(), group["damping"] ** 0.5
-            memory["A_inverse"], memory["G_inverse"] = damped_inverse(A, pi * root), damped_inverse(G, root / pi)
+            for key, inverse in zip(("A_inverse", "G_inverse"), _inverses(memory, group["damping"]), strict=True):
+                memory[key] = finite_or(inverse, partial(memory.get, key, torch.zeros_like(inverse)))
 
     def _reset(self) -> None:
         super()._reset()
         self._sampling = False
+        self._inside = False  # the model's forward pass
+        self._drawn: set[str] = set()  # layers that labels have been drawn for in the last forward pass
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As for all, with the generator."""
+        return {**super().__getstate__(), "generator": self.generator}
 
     def _own(self, tap: Tap, group: int) -> None:
         if not self._taps:
-            self._hooks.append(self.model.register_forward_hook(_Sampler(self)))
+            enter, leave = _Hook(self, "enter"), _Hook(self, "sample")
+            self._hooks.append(self.model.register_forward_pre_hook(enter))
+            self._hooks.append(self.model.register_forward_hook(leave, always_call=True))
         super()._own(tap, group)
 
 
-class _Sampler:
-    """The forward hook of the whole model; one that was copied with a model does nothing."""
+def _check_outputs(outputs: Any, likelihood: str) -> None:
+    """Refuses outputs of a model that the likelihood would misread."""
+    if not isinstance(outputs, Tensor):
+        raise RuntimeError(
+            f"K-FAC: the model gives a {type(outputs).__name__}, and labels can only be drawn for one tensor of "
+            "outputs (B, n); let its forward return that alone."
+        )
+    if likelihood == "categorical" and outputs.dim() > 2:
+        raise RuntimeError(
+            f"K-FAC: the model's output has shape {tuple(outputs.shape)}, and likelihood='categorical' is for logits "
+            "(B, n), a row for every label; let its forward bring the classes to the last axis and flatten the others."
+        )
 
-    def __init__(self, owner: KFAC | None = None) -> None:
+
+def _inverses(memory: dict[str, Any], damping: float) -> tuple[Tensor, Tensor]:
+    """Of A + pi sqrt(lam) I and G + sqrt(lam)/pi I; pi is 1 where one of the traces is 0."""
+    A, G = memory["A"], memory["G"]
+    a, g = (M.diagonal(dim1=-2, dim2=-1).mean(-1) for M in (A, G))
+    pi, root = (a / g).sqrt(), damping**0.5
+    pi = torch.where(pi.isfinite() & (pi > 0), pi, 1)
+    return damped_inverse(A, pi * root), damped_inverse(G, root / pi)
+
+
+class _Hook:
+    """A forward hook of the whole model that calls the optimizer; one that was copied with a model does nothing."""
+
+    def __init__(self, owner: KFAC | None = None, method: str = "") -> None:
         self.owner = weakref.ref(owner) if owner is not None else lambda: None
+        self.method = method
 
-    def __call__(self, module: nn.Module, inputs: Any, outputs: Tensor) -> None:
+    def __call__(self, module: nn.Module, inputs: Any, *outputs: Any) -> None:
         del inputs
         owner = self.owner()
         if owner is not None and module is owner.model:
-            owner.sample(outputs)
+            getattr(owner, self.method)(*outputs)
 
-    def __deepcopy__(self, memo: Any) -> "_Sampler":
-        return _Sampler()
+    def __deepcopy__(self, memo: Any) -> "_Hook":
+        return _Hook()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Sampler, ()
+        return _Hook, ()
 
 
 def build(model: nn.Module, *, lr: float, damping: float, decay: float, inverse_every: int, likelihood: str) -> KFAC:

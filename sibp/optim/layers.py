@@ -4,8 +4,9 @@ from collections.abc import Collection, Iterable
 
 from torch import nn
 
-from sibp.capture.geometry import geometry_of
-from sibp.capture.tap import Owner, Tap
+from sibp.capture.geometry import geometry_of, own_class
+from sibp.capture.tap import Owner, Tap, tap_of
+from sibp.optim.checks import check_real
 
 Owners = dict[nn.Parameter, list[tuple[str, nn.Module]]]
 """For every parameter the modules that hold it, with their names; more than one for tied parameters."""
@@ -37,7 +38,8 @@ def new_taps(owner: Owner, params: Iterable[nn.Parameter], owners: Owners, expli
         explicit: names of modules that get none, nor anything inside them.
 
     Raises:
-        ValueError: if a layer is in another group already.
+        ValueError: if a layer's weight and bias would be in different groups.
+        TypeError: if a layer is complex.
     """
     wanted = {id(p) for p in params}
     taps: dict[str, Tap] = {}
@@ -51,8 +53,9 @@ def new_taps(owner: Owner, params: Iterable[nn.Parameter], owners: Owners, expli
             continue
         if any(name == outer or name.startswith(f"{outer}.") for outer in explicit):
             continue
-        earlier = vars(module).get("forward")
-        if isinstance(earlier, Tap) and earlier.owner() is owner:
+        check_real(name, held.values(), type(owner).__name__)
+        earlier = tap_of(module)
+        if earlier is not None and earlier.owner() is owner:
             raise ValueError(
                 f"layer '{name}': its weight and bias are one subproblem and have to be in the same param group, once."
             )
@@ -62,22 +65,42 @@ def new_taps(owner: Owner, params: Iterable[nn.Parameter], owners: Owners, expli
 
 
 def _forward_is_its_own(module: nn.Module) -> bool:
-    """Whether `module.forward` is the class's, possibly tapped: nobody else has replaced it on the instance."""
+    """Whether `module.forward` is the class's: nobody has replaced it on the instance."""
     forward = vars(module).get("forward")
-    return forward is None or isinstance(forward, Tap) or getattr(forward, "__func__", None) is type(module).forward
+    return forward is None or getattr(forward, "__func__", None) is own_class(module).forward
 
 
-def summary_table(model: nn.Module, tapped: dict[str, tuple[str, str]], method: str) -> str:
+def containers(model: nn.Module, taps: Iterable[Tap]) -> list[nn.Module]:
+    """The modules of the model that contain tapped layers, a tapped layer not being one itself.
+
+    Args:
+        model: the optimizer's.
+        taps: on its layers.
+    """
+    tapped = {id(tap.module) for tap in taps}
+    return [
+        module
+        for module in model.modules()
+        if id(module) not in tapped and any(id(inner) in tapped for inner in module.modules())
+    ]
+
+
+def summary_table(
+    model: nn.Module, tapped: dict[str, tuple[str, str]], mine: Collection[int], replaced: Collection[str], method: str
+) -> str:
     """A table of all modules that hold parameters.
 
     Args:
         model: the optimizer's.
         tapped: (followed by, solver) of every layer that is updated proximally.
+        mine: identities of the parameters in the optimizer's groups.
+        replaced: names of tapped layers that somebody has replaced or taken over since.
         method: the optimizer's name.
 
     Returns:
         Lines of text: layer, kind, parameters, what follows, solver, update.
     """
+    owners = parameter_owners(model)
     rows = [("layer", "kind", "parameters", "followed by", "solver", "update")]
     for name, module in model.named_modules():
         held = dict(module.named_parameters(recurse=False))
@@ -86,8 +109,18 @@ def summary_table(model: nn.Module, tapped: dict[str, tuple[str, str]], method: 
         shapes = ", ".join("x".join(map(str, p.shape)) for p in held.values())
         frozen = not any(p.requires_grad for p in held.values())
         follows, solver = tapped.get(name, ("-", "-"))
-        update = "frozen" if frozen else "proximal" if name in tapped else "explicit"
-        rows.append((name or "(model)", type(module).__name__, shapes, follows, solver, update))
+        tied = sorted({other or "(model)" for p in held.values() for other, _ in owners[p]} - {name or "(model)"})
+        if frozen:
+            update = "frozen"
+        elif name in replaced:
+            update = "replaced since"
+        elif name in tapped:
+            update = "proximal"
+        else:
+            update = "explicit" if any(id(p) in mine for p in held.values()) else "not in this optimizer"
+        if tied:
+            update += f", tied to {', '.join(tied)}"
+        rows.append((name or "(model)", own_class(module).__name__, shapes, follows, solver, update))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))

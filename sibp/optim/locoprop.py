@@ -1,14 +1,18 @@
 """LocoProp-S and LocoProp-M (Amid, Anil & Warmuth, AISTATS 2022, arXiv 2106.06199) as a torch optimizer."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sibp.capture.tap import LayerProblem, LayerUpdate, Tap
-from sibp.optim.base import Fallback, TappedOptimizer
+from sibp.optim.base import Explicit
 from sibp.optim.checks import in_range, whole
+from sibp.optim.fallback import MakeFallback
+from sibp.optim.guard import GuardedOptimizer, all_finite, nan_unless
+from sibp.prox.numbers import Flag, choose
 
 VARIANTS = ("squared", "matching")
 OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -20,7 +24,7 @@ EPS = 1e-5  # added to RMSprop's mean square, inside the root
 SMALLEST = 0.25  # the inner steps shrink along a straight line, to no less than this
 
 
-class LocoProp(TappedOptimizer):
+class LocoProp(GuardedOptimizer):
     r"""Local losses: several steps of RMSprop on each layer's own problem, all from one backward pass.
 
     For every layer with input A, pre-activation Z, transfer function f and difference D = dL/dZ summed over the batch,
@@ -72,8 +76,8 @@ class LocoProp(TappedOptimizer):
         *,
         params: Iterable[nn.Parameter] | Iterable[dict[str, Any]] | None = None,
         weight_decay: float = 0.0,
-        fallback: Fallback | None = None,
-        explicit: Iterable[str] = (),
+        fallback: MakeFallback | None = None,
+        explicit: Explicit = (),
     ) -> None:
         defaults = {
             "lr": lr,
@@ -105,33 +109,50 @@ class LocoProp(TappedOptimizer):
 
     def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
         """K steps on one layer's local loss."""
-        problem = problem.as_matrices()
-        A, K = problem.features.written_out().A, group["inner_steps"]
-        start = self._matrices(problem)
+        features, K = problem.features, group["inner_steps"]
+        zero = problem.W.new_zeros(problem.W.shape[:-1])
+        start = problem.W, zero if problem.b is None else problem.b
         W, b = (value.clone() for value in start)
         f = self._transfer(tap, problem, group)
-        Z = A @ W.mT + b if problem.Z is None else problem.Z
+        Z = features.forward(W, b) if problem.Z is None else problem.Z
         T = f(Z) - group["activation_lr"] * problem.terms * problem.D_z
+        moving = {"weight": W} if problem.features.weight else {}
+        moving |= {"bias": b} if problem.features.bias else {}
+        averages = {key: self._averages(tap, key, value) for key, value in moving.items()}
         for i in range(K):
-            Z = Z if i == 0 else A @ W.mT + b
+            Z = Z if i == 0 else features.forward(W, b)
             E = f(Z) - T
             size = group["lr"] * max(1 - i / K, SMALLEST)
-            if problem.features.weight:
-                W -= self._step(tap, "weight", E.mT @ A, size, group)
-            if problem.features.bias:
-                b -= self._step(tap, "bias", E.sum(-2, keepdim=True), size, group)
+            for value, key, g in zip((W, b), ("weight", "bias"), features.displacement(E), strict=True):
+                if g is not None:
+                    value -= self._step(averages[key], g, size, group)
+        finite = all_finite(W, b, *(value for pair in averages.values() for value in pair.values()))
+        for key, value in moving.items():
+            self._keep(finite, tap, key, averages[key], self._averages(tap, key, value))
         return LayerUpdate(
-            start[0] - W if problem.features.weight else None, start[1] - b if problem.features.bias else None
+            nan_unless(finite, start[0] - W) if features.weight else None,
+            nan_unless(finite, start[1] - b) if features.bias else None,
         )
 
-    def _step(self, tap: Tap, key: str, g: Tensor, size: float, group: dict[str, Any]) -> Tensor:
+    def _keep(self, finite: Flag, tap: Tap, key: str, after: dict[str, Tensor], before: dict[str, Tensor]) -> None:
+        """Remembers a parameter's averages, those from before where the inner steps ran into what is not finite."""
+        self.state[tap.parameters[key]].update(
+            {name: choose(finite, partial(after.get, name), partial(before.get, name)) for name in after}
+        )
+
+    def _averages(self, tap: Tap, key: str, like: Tensor) -> dict[str, Tensor]:
+        """Copies of a parameter's mean squares and velocities, as they are at the first batch if it has none."""
+        kept = self.state[tap.parameters[key]]
+        if "square" not in kept:
+            return {"square": torch.ones_like(like), "velocity": torch.zeros_like(like)}
+        return {name: kept[name].clone() for name in ("square", "velocity")}
+
+    @staticmethod
+    def _step(averages: dict[str, Tensor], g: Tensor, size: float, group: dict[str, Any]) -> Tensor:
         """One step of RMSprop with momentum along g, to be subtracted."""
-        memory = self.state[tap.parameters[key]]
-        if not memory:
-            memory.update(square=torch.ones_like(g), velocity=torch.zeros_like(g))
-        memory["square"].lerp_(g.square(), 1 - group["decay"])
-        memory["velocity"].mul_(group["momentum"]).addcmul_(g, (memory["square"] + EPS).rsqrt_(), value=size)
-        return memory["velocity"]
+        averages["square"].lerp_(g.square(), 1 - group["decay"])
+        averages["velocity"].mul_(group["momentum"]).addcmul_(g, (averages["square"] + EPS).rsqrt_(), value=size)
+        return averages["velocity"]
 
     def _transfer(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> Callable[[Tensor], Tensor]:
         """f, the identity for S."""
@@ -139,15 +160,7 @@ class LocoProp(TappedOptimizer):
             return OUTPUTS["identity"]
         if problem.activation is not None:
             return problem.activation.value
-        return OUTPUTS[group["output"] if tap.name == self.ends[1] else "identity"]
-
-    @staticmethod
-    def _matrices(problem: LayerProblem) -> tuple[Tensor, Tensor]:
-        """W (g, m, n) and b (g, 1, m), a layer without a bias having one of 0."""
-        A = problem.features.written_out().A
-        W = problem.W.reshape(*A.shape[:-2], -1, A.shape[-1])
-        b = W.new_zeros(W.shape[:-1]) if problem.b is None else problem.b.reshape(W.shape[:-1])
-        return W, b.unsqueeze(-2)
+        return OUTPUTS[group["output"] if problem.name == problem.ends[1] else "identity"]
 
 
 def build(

@@ -1,16 +1,92 @@
 """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for a network's inner matrices, AdamW for the rest."""
 
-import torch
-from torch import nn
+from collections.abc import Callable, Iterable
+from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from sibp.optim.checks import check_settings, in_range
 from sibp.optim.together import Together
+
+POLYNOMIAL = 3.4445, -4.7750, 2.0315  # of x, x^3 and x^5: steepest at 0, and near 1 for all other x up to 1
+ITERATIONS = 5
+
+
+def orthogonal(G: Tensor) -> Tensor:
+    """Newton-Schulz iterations in bfloat16, which take every singular value to between 0.7 and 1.2.
+
+    Args:
+        G: a matrix (m, n).
+
+    Returns:
+        About U V^T of G = U S V^T, in bfloat16.
+    """
+    X = G.bfloat16()
+    X = X.T if len(G) > G.shape[1] else X
+    X = X / X.norm().clamp(min=1e-7)
+    a, b, c = POLYNOMIAL
+    for _ in range(ITERATIONS):
+        K = X @ X.T
+        X = torch.addmm(X, torch.addmm(K, K, K, beta=b, alpha=c), X, beta=a)
+    return X.T if len(G) > G.shape[1] else X
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon with Nesterov's look-ahead, as torch has it from 2.9 on with `match_rms_adamw`; here for every torch.
+
+    M <- momentum M + (1 - momentum) G; W <- (1 - lr weight_decay) W - 0.2 lr sqrt(max(m, n)) orthogonal(G ahead), where
+    G ahead = momentum M + (1 - momentum) G. The factor gives a step the size of AdamW's (Liu et al. 2025, arXiv
+    2502.16982).
+
+    Args:
+        params: matrices (m, n).
+        lr: step size.
+        momentum: of the mean gradient.
+        weight_decay: decoupled.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        in_range(defaults, "lr", 0)
+        in_range(defaults, "momentum", 0, 1)
+        in_range(defaults, "weight_decay", 0)
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One step.
+
+        Args:
+            closure: clears the gradients, computes the loss, calls `backward` and returns the loss.
+
+        Returns:
+            The closure's loss, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            lr, momentum = group["lr"], group["momentum"]
+            for W in group["params"]:
+                if W.grad is None:
+                    continue
+                mean = self.state[W].setdefault("momentum_buffer", torch.zeros_like(W.grad))
+                mean.lerp_(W.grad, 1 - momentum)
+                ahead = W.grad.lerp(mean, momentum)
+                W.mul_(1 - lr * group["weight_decay"])
+                W.add_(orthogonal(ahead), alpha=-0.2 * lr * max(W.shape) ** 0.5)
+        return loss
 
 
 def build(model: nn.Module, *, lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Torch's Muon on the weights of linear layers but the last; AdamW on biases, norms, kernels and the last layer.
+    """Muon on the weights of linear layers but the last; AdamW on biases, norms, kernels and the last layer.
 
-    So Muon's authors use it, but for convolutions: torch's takes two-dimensional weights only. Its steps are scaled to
-    the size of AdamW's (0.2 sqrt(max(rows, columns)), Liu et al. 2025, arXiv 2502.16982), so that one `lr` serves both.
+    So Muon's authors use it, but for convolutions: here it takes two-dimensional weights only.
 
     Args:
         model: as configs name them.
@@ -24,10 +100,12 @@ def build(model: nn.Module, *, lr: float, momentum: float, weight_decay: float) 
     Raises:
         ValueError: the model has no linear layer but its last, or a setting is out of range.
     """
+    check_settings(lr=lr, momentum=momentum, weight_decay=weight_decay)
     matrices = [m.weight for m in model.modules() if isinstance(m, nn.Linear)][:-1]
     if not matrices:
         raise ValueError("the model has no linear layer but its last, and Muon is for those inside")
     inside = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in inside]
-    muon = torch.optim.Muon(matrices, lr, weight_decay=weight_decay, momentum=momentum, adjust_lr_fn="match_rms_adamw")
-    return Together([muon, torch.optim.AdamW(rest, lr, weight_decay=weight_decay)])
+    return Together(
+        [Muon(matrices, lr, momentum, weight_decay), torch.optim.AdamW(rest, lr, weight_decay=weight_decay)]
+    )

@@ -23,8 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sibp.capture.tap import LayerProblem
 from sibp.optim.solvers import Solver
-from sibp.prox.features import Features, Sharing
 from sibp.prox.numbers import Flag
+from sibp.prox.operators import DenseFeatures, FeatureOperator
 
 
 class Exchange:
@@ -79,20 +79,22 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-@dataclass(frozen=True)
-class Gathered(Sharing):
-    """All rows are here, for a subproblem with this rank's share of the neurons only.
+class GatheredFeatures(DenseFeatures):
+    """All rows are here, for a subproblem with this rank's share of the output units only.
 
-    Attributes:
+    Args:
+        A: (..., N, n) of all ranks.
+        own: of this rank.
         exchange: between the ranks.
         neurons: m, of all ranks.
     """
 
-    exchange: Exchange
-    neurons: int
+    def __init__(self, A: Tensor, own: FeatureOperator, exchange: Exchange, neurons: int) -> None:
+        super().__init__(A, own.weight, own.bias)
+        self.exchange, self.neurons = exchange, neurons
 
-    def whole(self, x: Tensor, finite: Flag) -> tuple[Tensor, Flag]:
-        """Coefficients of all neurons, (..., r, m), from this rank's; finite only if they are everywhere."""
+    def all_units(self, x: Tensor, finite: Flag) -> tuple[Tensor, Flag]:
+        """Coefficients of all output units, (..., r, m), from this rank's; finite only if they are everywhere."""
         exchange, width = self.exchange, _share(self.neurons, self.exchange.size)
         part = F.pad(x, (0, width - x.shape[-1]))
         flag = finite.to(x.dtype).reshape(1) if isinstance(finite, Tensor) else x.new_full((1,), finite)
@@ -102,29 +104,58 @@ class Gathered(Sharing):
         return whole, everywhere if isinstance(finite, Tensor) else bool(everywhere)
 
 
-@dataclass(frozen=True)
-class Summed(Sharing):
-    """This rank's rows are here, for the subproblem of all rows.
+class SummedFeatures(FeatureOperator):
+    """This rank's rows are here, for the subproblem of all rows: what is summed over rows is summed over ranks.
 
-    Attributes:
+    Args:
+        own: of this rank.
         exchange: between the ranks.
     """
 
-    exchange: Exchange
+    def __init__(self, own: FeatureOperator, exchange: Exchange) -> None:
+        super().__init__(own.x, own.inputs, own.row_shape, own.leading, weight=own.weight, bias=own.bias)
+        self.own, self.exchange = own, exchange
 
     @property
-    def partial(self) -> bool:
-        """True: sums over rows have to be completed by `total`."""
-        return True
+    def spanned(self) -> bool:
+        """Never: the other rows are elsewhere."""
+        return False
 
-    def total(self, part: Tensor, *, symmetric: bool = False) -> Tensor:
-        """A sum over all rows, of the shape of the sum over this rank's; of `symmetric` matrices one half travels."""
-        if not symmetric:
-            return self.exchange.sum(part)
+    def moving(self, *, weight: bool, bias: bool) -> Self:
+        """The same layer with other parts that move."""
+        return type(self)(self.own.moving(weight=weight, bias=bias), self.exchange)
+
+    def to(self, dtype: torch.dtype) -> Self:
+        """The same in another dtype."""
+        return type(self)(self.own.to(dtype), self.exchange)
+
+    def matmat(self, V: Tensor) -> Tensor:
+        """Phi V for the rows that are here."""
+        return self.own.matmat(V)
+
+    def rmatmat(self, E: Tensor) -> Tensor:
+        """Phi^T E, from E of the rows that are here."""
+        return self.total(self.own.rmatmat(E))
+
+    def gram(self) -> Tensor:
+        """Phi^T Phi; one half of it travels."""
+        part = self.own.gram()
         i, j = torch.tril_indices(*part.shape[-2:], device=part.device)
         whole = torch.empty_like(part)
-        whole[..., i, j] = whole[..., j, i] = self.exchange.sum(part[..., i, j])
+        whole[..., i, j] = whole[..., j, i] = self.total(part[..., i, j])
         return whole
+
+    def squared_norm(self) -> Tensor:
+        """||Phi||^2."""
+        return self.total(self.own.squared_norm())
+
+    def over_rows(self, E: Tensor) -> Tensor:
+        """The sum over all rows of E, given here for the rows that are here."""
+        return self.total(self.own.over_rows(E))
+
+    def total(self, part: Tensor) -> Tensor:
+        """The sum of the ranks' parts."""
+        return self.exchange.sum(part)
 
 
 @dataclass(frozen=True)
@@ -150,6 +181,7 @@ def plan(
     known: bool,
     solver: Solver,
     itemsize: int,
+    by_row: bool = False,
 ) -> Plan:
     """Chooses the way that moves fewer bytes.
 
@@ -162,6 +194,7 @@ def plan(
         known: whether rounds are taken on an activation, which needs both Z and D.
         solver: "exact" for closed forms, "cg" with its rounds, or "gradient".
         itemsize: bytes of a number.
+        by_row: whether the activation is another one in every row: then rows have to stay where they are.
     """
     ranks, N, K = len(rows), sum(rows), solver.rounds
     width, longest = _share(neurons, ranks), max(rows)
@@ -174,7 +207,7 @@ def plan(
         summed = groups * size * ((size + 1) / 2 + neurons) + 1
     gather = Plan("gather", gathered * (ranks - 1) * itemsize)
     reduce = Plan("sum", summed * 2 * (ranks - 1) / ranks * itemsize)
-    return reduce if solver.kind == "gradient" or reduce.received < gather.received else gather
+    return reduce if by_row or solver.kind == "gradient" or reduce.received < gather.received else gather
 
 
 def _share(neurons: int, ranks: int) -> int:
@@ -260,17 +293,17 @@ class DataParallel:
         self.plans[problem.name] = chosen = plan(
             rows, features.inputs, features.size, m,
             groups=features.groups, known=known, solver=solver, itemsize=problem.D_z.element_size(),
+            by_row=problem.activation is not None and problem.activation.by_entry,
         )  # fmt: skip
         if chosen.way == "sum":
-            return replace(summed, features=replace(features, sharing=Summed(self.exchange)))
-        summed = summed.as_matrices()
-        own = summed.features.written_out().A
+            return replace(summed, features=SummedFeatures(features, self.exchange))
+        own = features.moving(weight=True, bias=False).materialize()
         A = _all_rows(self.exchange.all(_lengthened(own, max(rows))), rows)
-        gathered = Features(A, features.weight, features.bias, Gathered(self.exchange, m))
+        gathered = GatheredFeatures(A, features, self.exchange, m)
         # The activation's solver takes D and Z, all others D_z: what nobody reads does not travel.
-        Z, D, D_z = summed.Z, summed.D, summed.D_z
+        Z, D, D_z = summed.Z, summed.D, features.flat(summed.D_z)
         if known and Z is not None and D is not None:
-            Z, D = self._my_neurons(Z, rows), self._my_neurons(D, rows)
+            Z, D = (self._my_neurons(features.flat(part), rows) for part in (Z, D))
         else:
             D_z = self._my_neurons(D_z, rows)
         return replace(summed, features=gathered, Z=Z, D=D, D_z=D_z)

@@ -1,20 +1,19 @@
 """Proximal backpropagation (Frerix et al., ICLR 2018, arXiv 1706.04638) as a torch optimizer."""
 
-from collections.abc import Iterable
-from typing import Any
+import math
+from typing import Unpack
 
 import torch
 from torch import nn
 
+from sibp.activations import IDENTITY
 from sibp.capture.tap import LayerProblem, LayerUpdate
-from sibp.optim.base import Fallback
-from sibp.optim.parallel import ProcessGroup
+from sibp.optim.base import Options
 from sibp.optim.proximal import ProximalOptimizer
 from sibp.optim.solvers import Solver, as_update, guarded, linear_update
-from sibp.prox.activations import IDENTITY
-from sibp.prox.coordinates import Direct, smaller_side
-from sibp.prox.nonlinear import solve_nonlinear
-from sibp.prox.numbers import is_finite
+from sibp.prox.numbers import choose, is_finite
+from sibp.prox.solvers.coordinates import Direct, smaller_side
+from sibp.prox.solvers.nonlinear import solve_nonlinear
 from sibp.prox.status import Measure, Stats, Status, squared_norm
 
 
@@ -41,6 +40,8 @@ class ProxBP(ProximalOptimizer):
         loss_average: whether the loss is a mean over the batch, or a sum (False); or the number of averaged terms.
         params: parameters of the model or param group dicts; default all.
         weight_decay: w, decoupled: p is multiplied by 1 - lr w at each step.
+        backward_weights: which weights carry the error signal down; "old" in the paper.
+        prox_weight_scaling: as for `SIBP`.
         fallback: makes the optimizer of the parameters without a proximal subproblem; default Adam with 1e-3.
         explicit: names of modules that are left to the fallback with all inside them.
         direction_only: only fill `.grad`, as the gradient of another optimizer.
@@ -52,7 +53,6 @@ class ProxBP(ProximalOptimizer):
         TypeError: for a model that cannot be tapped.
     """
 
-    semi_implicit = False
     solvers = ("exact", "cg", "gradient")
 
     def __init__(
@@ -63,15 +63,20 @@ class ProxBP(ProximalOptimizer):
         solver: str = "exact",
         loss_average: bool | int = True,
         *,
-        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]] | None = None,
         weight_decay: float = 0.0,
-        fallback: Fallback | None = None,
-        explicit: Iterable[str] = (),
-        direction_only: bool = False,
-        data_parallel: bool | ProcessGroup = False,
+        backward_weights: str = "old",
+        prox_weight_scaling: str = "absolute",
+        **options: Unpack[Options],
     ) -> None:
-        defaults = {"lr": lr, "prox_weight": prox_weight, "solver": solver, "weight_decay": weight_decay}
-        super().__init__(model, params, defaults, loss_average, fallback, explicit, direction_only, data_parallel)
+        defaults = {
+            "lr": lr,
+            "prox_weight": prox_weight,
+            "solver": solver,
+            "weight_decay": weight_decay,
+            "backward_weights": backward_weights,
+            "prox_weight_scaling": prox_weight_scaling,
+        }
+        super().__init__(model, defaults=defaults, loss_average=loss_average, **options)
 
     def wants_activation(self, tap: object) -> bool:
         """Never: the subproblem is on the linear pre-activation."""
@@ -101,10 +106,11 @@ def build(model: nn.Module, *, lr: float, prox_weight: float, solver: str) -> Pr
 def _gradient_update(problem: LayerProblem, eta: float, prox_weight: float) -> tuple[LayerUpdate, Measure]:
     """W - (eta/lam) D' A: one explicit step on the subproblem."""
     coordinates = Direct(problem.features)
-    decrease = coordinates.pull((eta / prox_weight) * problem.D_z)
+    decrease = coordinates.adjoint((eta / prox_weight) * problem.D_z)
     W_decrease, b_decrease = coordinates.displacement(decrease)
     squared = squared_norm(W_decrease, b_decrease)
     finite = is_finite(squared)
     W_decrease, b_decrease = (guarded(finite, change) for change in (W_decrease, b_decrease))
     stats = Stats.of(Status.GRADIENT, finite, 0.0, 0.0, rounds=1, step_length=1 / prox_weight, squared_change=squared)
-    return LayerUpdate(W_decrease, b_decrease), lambda: stats
+    change = choose(finite, lambda: squared, lambda: math.inf)
+    return LayerUpdate(W_decrease, b_decrease, squared_change=change), lambda: stats

@@ -1,13 +1,11 @@
 """Semi-implicit back propagation (Liu & Zhang 2020, arXiv 2002.03516) as a torch optimizer."""
 
-from collections.abc import Iterable
-from typing import Any
+from typing import Unpack
 
 from torch import nn
 
 from sibp.capture.tap import LayerProblem, LayerUpdate
-from sibp.optim.base import Fallback
-from sibp.optim.parallel import ProcessGroup
+from sibp.optim.base import Options
 from sibp.optim.proximal import ProximalOptimizer
 from sibp.optim.solvers import Solver, cg_update, linear_update, paper_update
 from sibp.prox.status import Measure
@@ -42,17 +40,22 @@ class SIBP(ProximalOptimizer):
         model: any module. `nn.Linear`, `nn.Conv1d` and `nn.Conv2d` are updated proximally.
         lr: eta, the step on the neurons, >= 0.
         prox_weight: lam, the proximal weight, > 0.
-        solver: "cg:K", K rounds of conjugate gradients on the subproblem with its activation (identity, ReLU,
-            LeakyReLU, tanh, sigmoid, GELU, SiLU), closed form where none follows; "exact", the linearised subproblem
+        solver: "cg:K", K rounds of conjugate gradients on the subproblem with its activation (one that
+            `sibp.activations` knows), closed form where none follows; "exact", the linearised subproblem
             (target Z - eta D s'(Z)) in closed form at every layer; "paper", the authors' own solver (linear layers,
             ReLU), slow, for comparison.
         loss_average: whether the loss is a mean over the batch (the leading dimension at the first layer), or a sum
             (False); a number if it averages over that many terms.
         params: parameters of the model or param group dicts, for settings of their own; default all.
         weight_decay: w, decoupled: p is multiplied by 1 - lr w at each step.
+        backward_weights: which weights carry the error signal down, "new" as in the paper or "old" as in ordinary back
+            propagation.
+        prox_weight_scaling: "absolute", lam is `prox_weight`; "relative", it is `prox_weight` times the mean squared
+            norm of the layer's feature rows [a, 1], so that one value serves layers of every width and scale.
         fallback: makes the optimizer of the parameters that have no proximal subproblem, from a list of them;
             default Adam with step size 1e-3.
-        explicit: names of modules, as in `model.named_modules()`, that are left to the fallback with all inside them.
+        explicit: modules that are left to the fallback with all inside them: names as in `model.named_modules()`,
+            patterns of names ("blocks.*.norm"), or classes.
         direction_only: only fill `.grad`, as the gradient of another optimizer; `step` is then that one's.
         data_parallel: every process holds a part of the batch, and all take the step of the whole batch together: True
             for all processes of `torch.distributed`, or a process group of it. See docs/distributed.md.
@@ -62,7 +65,7 @@ class SIBP(ProximalOptimizer):
         TypeError: for a model that cannot be tapped.
     """
 
-    semi_implicit = True
+    activation_inside = True
     solvers = ("cg", "exact", "paper")
 
     def __init__(
@@ -73,15 +76,20 @@ class SIBP(ProximalOptimizer):
         solver: str = "cg:5",
         loss_average: bool | int = True,
         *,
-        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]] | None = None,
         weight_decay: float = 0.0,
-        fallback: Fallback | None = None,
-        explicit: Iterable[str] = (),
-        direction_only: bool = False,
-        data_parallel: bool | ProcessGroup = False,
+        backward_weights: str = "new",
+        prox_weight_scaling: str = "absolute",
+        **options: Unpack[Options],
     ) -> None:
-        defaults = {"lr": lr, "prox_weight": prox_weight, "solver": solver, "weight_decay": weight_decay}
-        super().__init__(model, params, defaults, loss_average, fallback, explicit, direction_only, data_parallel)
+        defaults = {
+            "lr": lr,
+            "prox_weight": prox_weight,
+            "solver": solver,
+            "weight_decay": weight_decay,
+            "backward_weights": backward_weights,
+            "prox_weight_scaling": prox_weight_scaling,
+        }
+        super().__init__(model, defaults=defaults, loss_average=loss_average, **options)
 
     def update(
         self, problem: LayerProblem, solver: Solver, eta: float, prox_weight: float

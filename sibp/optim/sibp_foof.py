@@ -12,7 +12,7 @@ class RunningSIBP(FOOF):
     With decay = 0 and inverse_every = 1 it is that.
     """
 
-    semi_implicit = True
+    backward_weights = "new"
 
 
 def build(

@@ -1,7 +1,14 @@
 """SOAP (Vyas et al., ICLR 2025, arXiv 2409.11321), by the package pytorch_optimizer."""
 
+import warnings
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from sibp.optim.checks import check_settings, refuse_float16, whole
+from sibp.optim.together import Together
 
 
 def build(
@@ -9,7 +16,8 @@ def build(
 ) -> torch.optim.Optimizer:
     """Adam in the eigenbasis of Shampoo's preconditioner; plain Adam for biases and norms.
 
-    The first step only begins the preconditioner, in the package as in the authors' code: no weight moves.
+    The first step only begins the preconditioner, in the package as in the authors' code: no weight moves. A step
+    whose gradients are not finite, or too large for their squares to be summed, is left out with a warning.
 
     Args:
         model: as configs name them.
@@ -21,24 +29,79 @@ def build(
         largest: sides of a weight larger than this are left as they are, 10,000 in the paper.
 
     Returns:
-        The package's optimizer.
+        The package's optimizer, guarded.
 
     Raises:
-        ValueError: the package is not installed, or it refuses a setting.
+        ValueError: the package is not installed, a setting is out of range, or weights are float16.
     """
+    check_settings(lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay)
+    counts = {"every": every, "largest": largest}
+    for key in counts:
+        whole(counts, key)
+    refuse_float16(model, "in which the 1e-8 that SOAP adds to its roots is 0")
     try:
         from pytorch_optimizer import SOAP
-        from pytorch_optimizer.base.exception import NegativeLRError
     except ImportError as error:
         raise ValueError('it is in the package pytorch_optimizer: pip install -e ".[peers]"') from error
-    try:
-        return SOAP(
-            model.parameters(),
-            lr,
-            betas=(beta1, beta2),
-            weight_decay=weight_decay,
-            precondition_frequency=every,
-            max_precondition_dim=largest,
-        )
-    except NegativeLRError as error:
-        raise ValueError(str(error)) from error
+    soap = SOAP(
+        model.named_parameters(),
+        lr,
+        betas=(beta1, beta2),
+        weight_decay=weight_decay,
+        precondition_frequency=every,
+        max_precondition_dim=largest,
+    )
+    return WholeSteps([soap])
+
+
+class WholeSteps(Together):
+    """Leaves out a step that the package would take by halves: it raises when some weights have moved already."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Steps on the gradients of one backward pass, if the package can do so for all of them.
+
+        Args:
+            closure: clears the gradients, computes the loss, calls `backward` and returns the loss.
+
+        Returns:
+            The closure's loss, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        too_large = _too_large(self.param_groups)
+        if too_large is None:
+            super().step()
+        else:
+            warnings.warn(
+                f"SOAP left out a step: the gradient of {too_large} is not finite, or too large to be squared; look "
+                "for inputs that are huge or not finite, or lower lr.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return loss
+
+
+def _too_large(groups: list[dict[str, Any]]) -> str | None:
+    """Names the first parameter whose gradient has no finite squared norm, which bounds all that is kept of it."""
+    gradients = [
+        (name, p.grad)
+        for group in groups
+        for name, p in zip(group["param_names"], group["params"], strict=True)
+        if p.grad is not None
+    ]
+    if not gradients:
+        return None
+    fit = torch.stack([_fits(gradient) for _, gradient in gradients])
+    return (
+        None if bool(fit.all()) else next(name for (name, _), f in zip(gradients, fit.tolist(), strict=True) if not f)
+    )
+
+
+def _fits(gradient: Tensor) -> Tensor:
+    """Whether the squared norm is finite in the preconditioner's dtype, with room for the sums of a QR in float32."""
+    square = gradient.square().sum()
+    room = 1e4 * square.to(torch.promote_types(square.dtype, torch.float32))
+    return square.isfinite() & room.isfinite()

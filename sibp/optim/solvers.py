@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from sibp.capture.tap import LayerProblem, LayerUpdate
-from sibp.prox.coordinates import Span, smaller_side
-from sibp.prox.linear import solve_linear
-from sibp.prox.nonlinear import solve_nonlinear
 from sibp.prox.numbers import Flag, choose, is_finite
-from sibp.prox.paper import RHO, ROUNDS, PaperSolution, solve_layer
+from sibp.prox.solvers.coordinates import smaller_side
+from sibp.prox.solvers.linear import solve_linear
+from sibp.prox.solvers.nonlinear import solve_nonlinear
+from sibp.prox.solvers.paper import RHO, ROUNDS, PaperSolution, solve_layer
 from sibp.prox.status import Measure, Solution, Stats, Status, squared_norm
 
 
@@ -65,14 +65,19 @@ def linear_update(problem: LayerProblem, eta: float, prox_weight: float) -> tupl
 def as_update(solution: Solution) -> tuple[LayerUpdate, Measure]:
     """The displacement of a solution; exactly zero where the solver met non-finite numbers."""
     coordinates = solution.coordinates
-    x, finite = coordinates.features.sharing.whole(solution.x, solution.finite)
+    x, finite = coordinates.features.all_units(solution.x, solution.finite)
     W_decrease, b_decrease = coordinates.displacement(-x)  # negated while it is small
     squared_change = squared_norm(W_decrease, b_decrease)  # now: whoever clips the step later changes these tensors
     finite = finite & is_finite(squared_change)
     by_low_rank = None
-    if isinstance(coordinates, Span) and coordinates.low_rank_is_cheaper(x.shape[-1]):
-        by_low_rank = partial(coordinates.backward_change, U=x)
-    update = LayerUpdate(guarded(finite, W_decrease), guarded(finite, b_decrease), by_low_rank)
+    if coordinates.low_rank_is_cheaper(x.shape[-1]):
+        by_low_rank = partial(coordinates.backward_change, x=x)
+    update = LayerUpdate(
+        guarded(finite, W_decrease),
+        guarded(finite, b_decrease),
+        by_low_rank,
+        squared_change=choose(finite, lambda: squared_change, lambda: math.inf),
+    )
     measure = solution.measure
     return update, lambda: measure(squared_change)
 
@@ -100,7 +105,7 @@ def cg_update(problem: LayerProblem, eta: float, prox_weight: float, rounds: int
 
 
 def paper_update(problem: LayerProblem, eta: float, prox_weight: float) -> tuple[LayerUpdate, Measure]:
-    """The authors' own solver, first W and then b; see `sibp.prox.paper`.
+    """The authors' own solver, first W and then b; see `sibp.prox.solvers.paper`.
 
     Args:
         problem: the layer's, a plain linear one followed by ReLU (hidden) or by the loss (output).
@@ -108,17 +113,18 @@ def paper_update(problem: LayerProblem, eta: float, prox_weight: float) -> tuple
         prox_weight: lam, for both W and b.
 
     Raises:
-        RuntimeError: for a layer that the authors' solver does not know.
+        RuntimeError: for an activation that the authors' solver does not know.
+        ValueError: for a convolution.
     """
-    problem = problem.as_matrices()
-    s, features = problem.activation, problem.features.written_out()
+    check_paper(problem.name, problem.W)
+    s, features = problem.activation, problem.features
     if s is not None and s.name != "relu":
         raise RuntimeError(
             f"layer '{problem.name}': solver='paper' knows ReLU and the identity only, not {s.name}; use solver='cg:5'."
         )
-    A, W, b = features.A, problem.W, problem.b
+    A, W, b = features.moving(weight=True, bias=False).materialize(), problem.W, problem.b
     if s is None or problem.Z is None or problem.D is None:
-        Z = torch.nn.functional.linear(A, W, b)
+        Z = features.forward(W, b)
         T = Z - eta * problem.D_z
     else:
         Z = problem.Z
@@ -131,6 +137,23 @@ def paper_update(problem: LayerProblem, eta: float, prox_weight: float) -> tuple
     b_decrease = b - solution.b if features.bias and solution.b is not None and b is not None else None
     stats = _paper_stats(solution)  # at once: a solution holds tensors of the layer's size
     return LayerUpdate(W_decrease, b_decrease), lambda: stats
+
+
+def check_paper(name: str, weight: Tensor) -> None:
+    """Refuses layers that the authors' solver does not know.
+
+    Args:
+        name: the layer's.
+        weight: (m, n) of a linear layer, or (m, ...) of a convolution.
+
+    Raises:
+        ValueError: if it is a convolution.
+    """
+    if weight.dim() != 2:
+        raise ValueError(
+            f"layer '{name}' is a convolution, and solver='paper' is for linear layers only; use solver='cg:5', or "
+            f"leave it to the fallback optimizer with explicit=['{name}']."
+        )
 
 
 def _paper_stats(solution: PaperSolution) -> Stats:

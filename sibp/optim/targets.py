@@ -4,13 +4,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sibp.activations import IDENTITY, Activation
 from sibp.capture.tap import LayerProblem, Tap
-from sibp.optim.base import TappedOptimizer
+from sibp.optim.guard import GuardedOptimizer
 from sibp.optim.layers import parameter_owners
-from sibp.prox.activations import IDENTITY, Activation
 
 
-class TargetOptimizer(TappedOptimizer):
+class TargetOptimizer(GuardedOptimizer):
     """Base of methods whose differences are displacements: h - h_target on a layer's output, not gradients.
 
     So every parameter has to be a linear layer's, and nothing may stand between layers but activations that the taps
@@ -45,6 +45,6 @@ class TargetOptimizer(TappedOptimizer):
     def output(problem: LayerProblem) -> tuple[Activation, Tensor, Tensor]:
         """s, Z and the difference on s(Z); the identity where no known activation follows."""
         if problem.activation is None or problem.Z is None or problem.D is None:
-            Z = nn.functional.linear(problem.features.written_out().A, problem.W, problem.b)
+            Z = problem.features.forward(problem.W, problem.b)
             return IDENTITY, Z, problem.D_z
         return problem.activation, problem.Z, problem.D

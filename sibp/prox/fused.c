@@ -1,4 +1,4 @@
-/* The rounds of sibp.prox.nonlinear's conjugate gradients, for activations of two linear pieces
+/* The rounds of sibp.prox.solvers.nonlinear's conjugate gradients, for activations of two linear pieces
  *     s(z) = z for z > 0, a z otherwise      (a = 0: ReLU, a = 1: identity).
  *
  * Neurons are independent of each other, so a few of them take all their rounds before the next ones begin: what they

@@ -1,4 +1,4 @@
-"""The rounds of `sibp.prox.nonlinear` in compiled form: the same arithmetic, several times faster on a CPU.
+"""The rounds of `sibp.prox.solvers.nonlinear` in compiled form: the same arithmetic, several times faster on a CPU.
 
 Between two products with the Gram matrix, a round is a long chain of cheap operations on (N, m) tensors, each of which
 costs a trip through memory. `fused.c` takes a few neurons through all their rounds at once, in the nearer caches. Where
@@ -15,11 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sibp.activations import Activation
 from sibp.prox import compiled
-from sibp.prox.activations import Activation
 from sibp.prox.compiled import C_TYPES
-from sibp.prox.coordinates import Coordinates, Direct
-from sibp.prox.features import Features
+from sibp.prox.solvers.coordinates import Coordinates
 
 _PARALLEL = 1_000_000  # multiply-adds of all products from which several threads are worth waking
 
@@ -48,18 +47,11 @@ def usable(coordinates: Coordinates, Z: Tensor, s: Activation) -> bool:
     """Whether `rounds` can take this case.
 
     Args:
-        coordinates: of the layer's features, all of whose rows have to be here, and written out.
+        coordinates: of the layer's features, whose matrix has to be at hand.
         Z: pre-activations, on a CPU with a C compiler.
         s: the layer's activation, of two linear pieces.
     """
-    features = coordinates.features
-    return (
-        isinstance(features, Features)
-        and not features.sharing.partial
-        and s.negative_slope is not None
-        and Z.numel() > 0
-        and _library(Z) is not None
-    )
+    return s.negative_slope is not None and Z.numel() > 0 and _library(Z) is not None and coordinates.matrix is not None
 
 
 def rounds(
@@ -85,8 +77,9 @@ def rounds(
         rounding_units: units in the last place by which a residual may be rounded.
     """
     (*leading, N, m), r = Z.shape, coordinates.size
-    direct = isinstance(coordinates, Direct)
-    matrix = coordinates.features.written_out().phi if isinstance(coordinates, Direct) else coordinates.gram
+    matrix = coordinates.matrix
+    assert matrix is not None
+    direct = coordinates.direct
     groups = math.prod(leading)
     library = _library(Z)
     assert library is not None

@@ -11,10 +11,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from sibp.activations import Activation
 from sibp.prox import compiled
-from sibp.prox.activations import Activation
-from sibp.prox.coordinates import AnyFeatures
-from sibp.prox.patches import Patches
+from sibp.prox.operators import FeatureOperator
 
 _PARALLEL = 100_000  # numbers in an image from which several threads are worth waking
 
@@ -22,10 +21,10 @@ _PARALLEL = 100_000  # numbers in an image from which several threads are worth 
 class Images:
     """Z on its way to the target T, with E = (s(Z) - T) s'(Z), and the image KD of the direction.
 
-    Sums are one number a neuron, (..., m), over these rows; so are step lengths.
+    Sums are one number an output unit, (..., m), over all rows; so are step lengths.
     """
 
-    def __init__(self, features: AnyFeatures, Z: Tensor, T: Tensor, s: Activation) -> None:
+    def __init__(self, features: FeatureOperator, Z: Tensor, T: Tensor, s: Activation) -> None:
         """Begins with KD = 0; Z and T are left as they are."""
         self.features, self.Z, self.T, self.s = features, Z, T, s
         self.E = self.KD = torch.zeros_like(Z)
@@ -55,9 +54,9 @@ class Images:
 
 
 class CompiledImages(Images):
-    """The same for the neurons of a convolution, in memory of its own, (B, g m, P) as convolutions have it."""
+    """The same for rows along two axes, in memory of its own, (B, g m, P) as convolutions have it."""
 
-    def __init__(self, features: AnyFeatures, Z: Tensor, T: Tensor, s: Activation) -> None:
+    def __init__(self, features: FeatureOperator, Z: Tensor, T: Tensor, s: Activation) -> None:
         """Takes a copy of Z; see `usable`."""
         self.features, self.s = features, s
         self._order = Z.permute(1, 0, 3, 2)  # (B, g, m, P)
@@ -71,42 +70,44 @@ class CompiledImages(Images):
         self.E = self._laid_out(torch.empty_like(self.Z))
 
     @staticmethod
-    def usable(features: AnyFeatures, Z: Tensor, s: Activation) -> bool:
-        """Whether there is compiled code for this: a convolution, an activation of two linear pieces, a CPU."""
-        return isinstance(features, Patches) and s.negative_slope is not None and _library(Z) is not None
+    def usable(features: FeatureOperator, Z: Tensor, s: Activation) -> bool:
+        """Whether there is compiled code: for rows as of a convolution, activations of two linear pieces, CPUs."""
+        as_convolutions = len(features.leading) == 1 and len(features.row_shape) == 2
+        return as_convolutions and s.negative_slope is not None and _library(Z) is not None
 
     def residual(self) -> Tensor:
         """||s(Z) - T||^2; sets E."""
-        return self._run("residual", self.Z, self.T, self.E)
+        return self._sums_of("residual", self.Z, self.T, self.E)
 
     def redirect(self, beta: Tensor, KG: Tensor) -> Tensor:
         """KD <- beta KD - KG; the curvature ||s'(Z) KD||^2. E is to come in the place of KG."""
         self.E = self._laid_out(KG)
-        return self._run("redirect", self.Z, self.E, beta.contiguous(), self.KD)
+        return self._sums_of("redirect", self.Z, self.E, beta.contiguous(), self.KD)
 
     def attempt(self, t: Tensor) -> Tensor:
         """||s(Z + t KD) - T||^2."""
-        return self._run("attempt", self.Z, self.T, self.KD, t.contiguous())
+        return self._sums_of("attempt", self.Z, self.T, self.KD, t.contiguous())
 
     def move(self, t: Tensor) -> None:
         """Z <- Z + t KD where t is not 0; sets E."""
-        self._run("move", self.Z, self.T, self.KD, t.contiguous(), self.E, sums=False)
+        self._run("move", self.Z, self.T, self.KD, t.contiguous(), self.E)
 
     def _laid_out(self, image: Tensor) -> Tensor:
         """The image (g, B, P, m) with its numbers in the order of (B, g, m, P)."""
         return image.permute(1, 0, 3, 2).contiguous().permute(1, 0, 3, 2)
 
-    def _run(self, name: str, *arrays: Tensor, sums: bool = True) -> Tensor:
+    def _sums_of(self, name: str, *arrays: Tensor) -> Tensor:
+        self._run(name, *arrays, self._sums.zero_())
+        return self.features.total(self._sums.clone())
+
+    def _run(self, name: str, *arrays: Tensor) -> None:
         library = _library(self.Z)
         assert library is not None
-        places = [ctypes.c_void_p(array.data_ptr()) for array in arrays]
-        if sums:
-            places.append(ctypes.c_void_p(self._sums.zero_().data_ptr()))
+        places = (ctypes.c_void_p(array.data_ptr()) for array in arrays)
         getattr(library, name)(ctypes.byref(self._shape), *places)
-        return self._sums.clone()
 
 
-def images_of(features: AnyFeatures, Z: Tensor, T: Tensor, s: Activation) -> Images:
+def images_of(features: FeatureOperator, Z: Tensor, T: Tensor, s: Activation) -> Images:
     """The images of a layer's neurons, in the quickest form there is for them.
 
     Args:

@@ -12,7 +12,7 @@ from torch import Tensor
 from sibp.prox.numbers import Flag, Number, choose, is_finite, number, share
 
 if TYPE_CHECKING:
-    from sibp.prox.coordinates import Coordinates
+    from sibp.prox.solvers.coordinates import Coordinates
 
 
 class Status(IntEnum):

@@ -1,4 +1,4 @@
-"""Compare finished runs: ``python -m sibp.report runs`` writes report.html."""
+"""Compare finished runs: ``sibp report runs`` writes report.html."""
 
 import argparse
 import shlex
@@ -63,7 +63,7 @@ def _main(words: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m sibp.report", description=__doc__, epilog=EPILOG)
+    parser = argparse.ArgumentParser(prog="sibp report", description=__doc__, epilog=EPILOG)
     parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="folder with runs in it, at any depth")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: %(default)s)")
     parser.add_argument(

@@ -27,9 +27,17 @@ NOT_IN_NAME = (
 )
 # Settings that came after the first kept runs: a run without one was made with this value, and runs that have it at
 # this value keep the name of those without.
-LATER = {"schedule": "constant", "decays": "lr", "warmup_steps": 0, "label_noise": 0.0, "log_early": None}
+LATER = {
+    "schedule": "constant",
+    "decays": "lr",
+    "warmup_steps": 0,
+    "label_noise": 0.0,
+    "log_early": None,
+    "plugins": [],
+}
+LATER_OF_MODEL = {"mlp": {"activation": "relu"}}  # likewise, by the model's name
 # What else has no part in the problem that methods are compared on: looking more or less often changes no result.
-NOT_A_PROBLEM = (*NOT_IN_NAME, "seed", "optimizer", "log_every", "log_early", "target_val_acc", "experiment")
+NOT_A_PROBLEM = (*NOT_IN_NAME, "seed", "optimizer", "log_every", "log_early", "target_val_acc", "experiment", "plugins")
 # One builder serves several methods; people know these by the name of their config.
 KNOWN_AS = {
     ("sibp_fed", "sgd"): "sibp_momentum",
@@ -51,6 +59,9 @@ def digest(config: Mapping[str, Any]) -> str:
         Ten hexadecimal digits.
     """
     named = {k: v for k, v in config.items() if k not in NOT_IN_NAME and not (k in LATER and v == LATER[k])}
+    if model := _group(config, "model"):
+        later = LATER_OF_MODEL.get(str(model.get("name")), {})
+        named["model"] = {k: v for k, v in model.items() if not (k in later and v == later[k])}
     return hashlib.sha256(canonical(named).encode()).hexdigest()[:10]
 
 
@@ -146,7 +157,10 @@ def problem_of(config: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         Those settings; the ones that came later have their value in any case.
     """
-    return {key: value for key, value in {**LATER, **config}.items() if key not in NOT_A_PROBLEM}
+    config = {**LATER, **config}
+    if model := _group(config, "model"):
+        config["model"] = {**LATER_OF_MODEL.get(str(model.get("name")), {}), **model}
+    return {key: value for key, value in config.items() if key not in NOT_A_PROBLEM}
 
 
 def role_of(config: Mapping[str, Any]) -> str | None:

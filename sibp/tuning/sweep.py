@@ -111,13 +111,20 @@ class _File:
     final_looks: int = 1
 
 
-def names() -> list[str]:
+def names(words: Sequence[str] = ()) -> list[str]:
     """The sweeps there are.
 
+    Args:
+        words: of the command; one of them may name a folder of the user's, where a folder ``sweep`` may be.
+
     Returns:
-        The names of the files in ``configs/sweep``.
+        The names of the files in ``configs/sweep`` and there.
     """
-    return sorted(path.stem for path in (compose.CONFIGS / "sweep").glob("*.yaml"))
+    return sorted(_files(words))
+
+
+def _files(words: Sequence[str]) -> dict[str, Path]:
+    return {path.stem: path for folder in compose.folders(words) for path in (folder / "sweep").glob("*.yaml")}
 
 
 def read_sweep(name: str, words: Sequence[str]) -> Sweep:
@@ -133,13 +140,13 @@ def read_sweep(name: str, words: Sequence[str]) -> Sweep:
     Raises:
         UserError: the file, or a word, is wrong; says where, and how to put it right.
     """
-    if name not in names():
-        raise UserError(f"There is no sweep {name!r}{_near(name, names())} Choose one of: {', '.join(names())}.")
+    if name not in (known := names(words)):
+        raise UserError(f"There is no sweep {name!r}{_near(name, known)} Choose one of: {', '.join(known)}.")
     _refuse_decided(words)
-    content = _content(name)
+    content = _content(_files(words)[name])
     where = f"In sweep {name}: "
     try:
-        file = _File(**_checked_keys(_on_top_of_another(content)))
+        file = _File(**_checked_keys(_on_top_of_another(content, _files(words))))
         _check(file)
         _refuse_decided(file.shared)
         shared = [f"run_root=runs/tuning/{name}", *file.shared, *words]
@@ -155,21 +162,21 @@ def read_sweep(name: str, words: Sequence[str]) -> Sweep:
     return Sweep(name, root, methods, **rest)
 
 
-def _content(name: str) -> Any:
+def _content(path: Path) -> Any:
     try:
-        return parse_yaml((compose.CONFIGS / "sweep" / f"{name}.yaml").read_text())
+        return parse_yaml(path.read_text())
     except (OSError, ValueError, YamlError) as error:
-        raise UserError(f"configs/sweep/{name}.yaml cannot be read: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
 
 
-def _on_top_of_another(content: Any) -> Any:
+def _on_top_of_another(content: Any, files: Mapping[str, Path]) -> Any:
     """A file that is ``like`` another: its own keys win, of its methods each key; a method that is null is left out."""
     if not isinstance(content, Mapping) or "like" not in content:
         return content
     base, own = content["like"], {key: value for key, value in content.items() if key != "like"}
-    if base not in names():
-        raise UserError(f"like={base} is not possible: there is no such sweep{_near(str(base), names())}")
-    below = _content(base)
+    if base not in files:
+        raise UserError(f"like={base} is not possible: there is no such sweep{_near(str(base), files)}")
+    below = _content(files[base])
     if not isinstance(below, Mapping) or "like" in below:
         raise UserError(f"like={base} is not possible: name a sweep that is like no other itself.")
     methods = _mapping(f"methods of sweep {base}", below.get("methods", {}))

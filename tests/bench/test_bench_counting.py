@@ -136,7 +136,7 @@ def test_a_round_of_conjugate_gradients(case):
 def test_layers_of_a_convolutional_net():
     layers = layers_of(Case(CONVNET, 2).model(), (3, 32, 32), 2)
     first = Layer(2 * 32 * 32, 3 * 25, 16, first=True, last=False, entries=2 * 3 * 32 * 32)
-    assert replace(layers[0], patches=None) == first
+    assert replace(layers[0], features=None) == first
     assert layers[-1] == Layer(2, 20 * 8 * 8, 10, first=False, last=True, entries=2 * 20 * 8 * 8)
     assert [layer.is_linear for layer in layers] == [False, False, False, True]
 

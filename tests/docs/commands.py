@@ -22,15 +22,17 @@ def words_of(code: str) -> Iterator[list[str]]:
             yield words
 
 
-def project_main(words: list[str]) -> Callable[[list[str]], int] | None:
-    """The `main` of `python -m sibp.X`; None for any other command."""
+def project_main(words: list[str]) -> tuple[Callable[[list[str]], int] | None, list[str]]:
+    """The `main` of `sibp` and of `python -m sibp.X`, with its words; None for any other command."""
+    if words[0] == "sibp":
+        return importlib.import_module("sibp.__main__").main, words[1:]
     if words[0] not in PYTHONS or words[1] != "-m" or not words[2].startswith("sibp."):
-        return None
+        return None, words
     try:
         module = importlib.import_module(f"{words[2]}.__main__")
     except ModuleNotFoundError:
         module = importlib.import_module(words[2])
-    return module.main
+    return module.main, words[3:]
 
 
 def executable(name: str) -> str:
@@ -61,6 +63,10 @@ def _python(words: list[str]) -> None:
         check(words[1:])
 
 
+def _sibp(words: list[str]) -> None:
+    _PROJECT[words[0]](words[1:])
+
+
 def _train(words: list[str]) -> None:
     from sibp.experiment.compose import plan
 
@@ -80,7 +86,7 @@ def _parsed(module: str) -> Callable[[list[str]], None]:
 
 
 def _make(words: list[str]) -> None:
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(words) <= set(targets), f"the Makefile has no such target: make {' '.join(words)}"
 
 
@@ -113,6 +119,7 @@ _PROJECT: dict[str, Callable[[list[str]], None]] = {
 }
 CHECKS: dict[str, Callable[[list[str]], None]] = {
     "python": _python,
+    "sibp": _sibp,
     "make": _make,
     "pip": _pip,
     "pytest": _pytest,

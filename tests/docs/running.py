@@ -1,6 +1,7 @@
 """Runs the blocks of a page: ``python running.py PAGE`` in an empty folder.
 
-A page that adds files to the project is run in a process of its own, in a copy.
+A page that adds files to the project is run in a process of its own, in a copy; so is one that adds modules of its own,
+outside the project.
 """
 
 import contextlib
@@ -17,23 +18,31 @@ import commands
 from code_blocks import ROOT, Block, blocks
 
 COPY = "<!-- in a copy of the project -->"
+OWN = "<!-- in a folder of your own -->"
 COPIED = ("sibp", "configs", "tests/optim", "tests/conftest.py", "pyproject.toml")
 CHECKER = doctest.OutputChecker()
 
 
 def run_page(page: Path) -> None:
-    """Run a page's blocks in order, in the current folder, comparing what is printed with what the page shows.
+    """Run a page, in the current folder.
 
     Raises:
         AssertionError: a command fails, or something else is printed.
         Exception: whatever a block raises; the traceback has the page's line.
     """
-    if COPY in page.read_text().splitlines() and not Path("sibp").exists():
-        copy_project()
-        here = {**os.environ, "PYTHONPATH": str(Path.cwd())}
-        done = subprocess.run([sys.executable, __file__, str(page)], env=here, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    lines = page.read_text().splitlines()
+    if COPY not in lines and OWN not in lines:
+        run_blocks(page)
         return
+    if COPY in lines:
+        copy_project()
+    here = {**os.environ, "PYTHONPATH": str(Path.cwd() if COPY in lines else ROOT)}
+    done = subprocess.run([sys.executable, __file__, str(page)], env=here, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def run_blocks(page: Path) -> None:
+    """Run a page's blocks in order, comparing what is printed with what the page shows."""
     names: dict[str, object] = {"__name__": "__main__"}
     printed: str | None = None
     for block in blocks(page):
@@ -90,9 +99,9 @@ def output(action: Callable[[], object]) -> str:
 def run_commands(block: Block) -> None:
     """Run the commands of a block; those of the project in this process, as importing torch takes seconds."""
     for words in commands.words_of(block.code):
-        main = commands.project_main(words)
+        main, own = commands.project_main(words)
         if main is not None:
-            assert main(words[3:]) == 0, f"{block}: {' '.join(words)} fails"
+            assert main(own) == 0, f"{block}: {' '.join(words)} fails"
             continue
         words = [commands.executable(words[0]), *words[1:]]
         done = subprocess.run(words, capture_output=True, text=True)
@@ -101,4 +110,4 @@ def run_commands(block: Block) -> None:
 
 
 if __name__ == "__main__":
-    run_page(Path(sys.argv[1]))
+    run_blocks(Path(sys.argv[1]))

@@ -75,7 +75,7 @@ def notation() -> Iterator[str]:
 def test_every_symbol_of_the_table_is_in_the_code() -> None:
     """Lone letters are arguments or variables of the solvers; `s.value(Z)` is an expression of such."""
     folders = ("prox", "capture", "optim")
-    trees = [ast.parse(path.read_text()) for folder in folders for path in (ROOT / "sibp" / folder).glob("*.py")]
+    trees = [ast.parse(path.read_text()) for folder in folders for path in (ROOT / "sibp" / folder).rglob("*.py")]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     known = {n.arg for n in nodes if isinstance(n, ast.arg)} | {n.attr for n in nodes if isinstance(n, ast.Attribute)}
     codes = list(notation())
@@ -90,7 +90,7 @@ def test_every_symbol_of_the_table_is_in_the_code() -> None:
 
 @pytest.mark.parametrize(
     "code",
-    ["sibp.optim.nonsense", "sibp.SIBP.nonsense", "Span.nonsense", "Features.nonsense()", "sibp/prox/nonsense.py"],
+    ["sibp.optim.nonsense", "sibp.SIBP.nonsense", "Span.nonsense", "DenseFeatures.nonsense()", "sibp/prox/nonsense.py"],
 )
 def test_what_is_gone_is_noticed(code: str) -> None:
     assert not exists(code)

@@ -45,6 +45,7 @@ def make_config(tmp_path: Path) -> Callable[..., Config]:
             "checkpoint_every": 5,
             "eval_train_limit": 200,
             "target_val_acc": 0.5,
+            "plugins": [],
             "evaluate_test": True,
             "device": "cpu",
             "threads": 1,

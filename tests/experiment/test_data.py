@@ -1,5 +1,6 @@
 """Data sets: split sizes, scaling, and one sentence for every file that is not as it should be."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -133,3 +134,12 @@ def test_cifar10_is_standardised_by_its_training_part(data_root):
     assert mean.abs().max() < 1e-3
     assert (std - 1).abs().max() < 1e-3
     assert data.test.images.mean().abs() > 1e-4
+
+
+def test_a_torchvision_that_does_not_fit_is_one_sentence_and_the_digits_do_without(tmp_path, monkeypatch):
+    """As it fails beside a torch that it was not built for."""
+    write_files(tmp_path / "cifar-10-batches-py", CIFAR_FILES)
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(UserError, match=r"^torchvision reads this data set and cannot be imported \(.*\): install the"):
+        load("cifar10", tmp_path)
+    assert len(load("digits", tmp_path).train) == 1297

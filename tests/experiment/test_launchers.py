@@ -88,7 +88,7 @@ WRONG = {
     "hydra.launcher._target_=os.system": "hydra/launcher must be one of: basic, sibp_joblib",
     "+hydra.launcher.x={_target_:os.system}": "hydra/launcher must be one of: basic, sibp_joblib",
     "+hydra.callbacks.x._target_=os.system": "only its launcher's can be given",
-    "hydra.searchpath=[file:///tmp]": "only its launcher's can be given",
+    "hydra.searchpath=[file:///tmp]": "name the folder of your configs by --config-dir=DIR",
     "hydra/sweeper=basic": "only its launcher's can be given",
     "hydra/launcher=slurm": "This launcher is not installed",
 }

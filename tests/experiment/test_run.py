@@ -1,6 +1,8 @@
 """What a run leaves behind, and when it is done again."""
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from sibp.experiment.loop import Trainer
 from sibp.experiment.models import build_model
 from sibp.experiment.runner import run
 from sibp.experiment.seeding import BatchOrder
+from sibp.runs.errors import UserError
 from sibp.runs.folder import RunFolder
 from sibp.runs.identity import run_name
 
@@ -147,6 +150,7 @@ def test_two_processes_never_train_the_same_run(make_config):
         {"schedule": "cosine", "decays": "prox_weight"},
         {"warmup_steps": 3},
         {"label_noise": 0.2},
+        {"model": {"name": "mlp", "hidden": [16], "activation": "tanh", "init": "default", "init_std": None}},
     ],
 )
 def test_what_changes_the_result_changes_the_name(make_config, change):
@@ -172,6 +176,22 @@ def test_settings_that_came_later_leave_the_names_of_earlier_runs_alone(make_con
     for key in ("schedule", "decays", "warmup_steps", "label_noise"):
         del config[key]
     assert run_name(make_config()) == run_name(config)
+
+
+def test_an_mlp_from_before_its_activation_was_a_setting_keeps_its_name(make_config):
+    """An autoencoder's activation always was a setting, and stays in the name."""
+    kept = (Path(__file__).parents[2] / "results/mnist_mlp/final/runs.jsonl").read_text().splitlines()
+    shared, first = (json.loads(line) for line in kept[:2])
+    config = shared["config"] | {key: shared["config"].get(key, {}) | value if isinstance(value, dict) else value
+                                 for key, value in first["config"].items()}  # fmt: skip
+    config["model"]["activation"] = "relu"
+    assert run_name(config) == first["run"]
+    config = make_config()
+    named = config | {"model": config["model"] | {"activation": "relu"}}
+    assert run_name(named) == run_name(config)
+    autoencoder = config["model"] | {"name": "autoencoder"}
+    names = [run_name(config | {"model": autoencoder | {"activation": name}}) for name in ("relu", "tanh")]
+    assert len({*names, run_name(config | {"model": autoencoder})}) == 3
 
 
 def test_one_and_one_point_zero_are_the_same_setting(make_config):
@@ -267,6 +287,17 @@ def test_initial_weights_depend_on_seed_and_config_alone():
     assert torch.equal(weights(0), first)
     assert torch.equal(torch.get_rng_state(), before)
     assert not torch.equal(weights(1), first)
+
+
+def test_the_activation_of_an_mlp_is_a_setting():
+    x = torch.linspace(-2, 2, 9).reshape(1, 9)
+    for name in ("tanh", "elu", "softplus"):
+        model = build_model({"name": "mlp", "hidden": [4, 3], "activation": name}, (1, 3, 3), 2, 0)
+        first, _, second, _, last = model.children()
+        s = getattr(torch.nn.functional, name)
+        assert torch.equal(model(x), last(s(second(s(first(x))))))
+    with pytest.raises(UserError, match=r"model\.activation=step is not known; choose one of: relu, leaky_relu"):
+        build_model({"name": "mlp", "hidden": [4], "activation": "step"}, (1, 3, 3), 2, 0)
 
 
 def test_normal_initialisation_covers_weights_and_biases():

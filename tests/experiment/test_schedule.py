@@ -11,6 +11,7 @@ from sibp.experiment.runner import run
 from sibp.experiment.schedule import factor
 
 
+@pytest.mark.filterwarnings("ignore:The epoch parameter in")  # torch's own SequentialLR gave it until 2.6
 @pytest.mark.parametrize("shape", ["constant", "linear", "cosine"])
 @pytest.mark.parametrize("warmup", [0, 5])
 def test_the_factor_is_that_of_torchs_own_schedulers(shape, warmup):

@@ -210,7 +210,7 @@ def test_help_shows_the_groups_the_settings_and_an_example(capsys):
     text = capsys.readouterr().out
     for part in (f"optimizer: {options('optimizer')}", f"experiment: {options('experiment')}", "batch_size: 100"):
         assert part in text
-    assert "python -m sibp.train -m" in text
+    assert "sibp train -m" in text
 
 
 def test_settings_can_be_looked_at_without_training(capsys):

@@ -379,7 +379,7 @@ WORDS = {
     "sweep=tiny seed=3": "seed=3 is not possible",
     "sweep=tiny optimizer.lr=3": "optimizer.lr=3 is not possible",
     "sweep=tiny epoch=3": "There is no setting epoch; did you mean epochs?",
-    "sweep=tiny hydra.searchpath=x": "only its launcher's can be given",
+    "sweep=tiny hydra.searchpath=x": "name the folder of your configs by --config-dir=DIR",
     "sweep=tiny run_root=/dev/null/x": "run_root",
 }
 
@@ -395,7 +395,7 @@ def test_words_that_cannot_be_are_one_sentence(words, capsys):
 @pytest.mark.parametrize("word", ["sweep=tiny", "+sweep=tiny"])
 def test_training_says_which_command_tunes(word, capsys):
     assert sibp.train.main([word]) == 2
-    assert capsys.readouterr().err == f"{word} is for tuning: python -m sibp.tune sweep=tiny\n"
+    assert capsys.readouterr().err == f"{word} is for tuning: sibp tune sweep=tiny\n"
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry"]])

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sibp.prox.paper import CallTrace, PaperSolution, RoundTrace, solve_layer
+from sibp.prox.solvers.paper import CallTrace, PaperSolution, RoundTrace, solve_layer
 
 DATA = Path(__file__).parent / "data"
 

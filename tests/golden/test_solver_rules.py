@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sibp.prox.paper import POWERS, RHO, ROUNDS, SIGMA, _hidden_power, _line_search, solve_layer
+from sibp.prox.solvers.paper import POWERS, RHO, ROUNDS, SIGMA, _hidden_power, _line_search, solve_layer
 
 
 def problem(dtype=torch.float64, batch=9, n_in=7, n_out=4, seed=0):

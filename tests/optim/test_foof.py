@@ -12,7 +12,7 @@ from torch import nn
 from sibp import SIBP, ProxBP
 from sibp.optim.foof import FOOF
 from sibp.optim.sibp_foof import RunningSIBP
-from sibp.prox.inverse import damped_inverse
+from sibp.prox.solvers.inverse import damped_inverse
 
 F64 = torch.float64
 BATCH = 7

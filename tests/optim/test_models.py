@@ -84,6 +84,18 @@ SAME_ACTIVATION = [
     (nn.GELU("tanh"), lambda z: F.gelu(z, approximate="tanh")),
     (nn.SiLU(), lambda z: F.silu(z)),
     (nn.SiLU(), nn.SiLU(inplace=True)),
+    (nn.ELU(0.7), lambda z: F.elu(z, 0.7)),
+    (nn.ELU(0.7), nn.ELU(0.7, inplace=True)),
+    (nn.ELU(0.7), lambda z: F.elu_(z, 0.7)),
+    (nn.Softplus(2.0), lambda z: F.softplus(z, 2.0)),
+    (nn.Softplus(2.0), lambda z: F.softplus(z, beta=2.0)),
+    (nn.Mish(), lambda z: F.mish(z, inplace=True)),
+    (nn.Hardswish(), lambda z: F.hardswish(z)),
+    (nn.Hardswish(), nn.Hardswish(inplace=True)),
+    (nn.ReLU6(), lambda z: F.relu6(z)),
+    (nn.ReLU6(), nn.ReLU6(inplace=True)),
+    (nn.LeakyReLU(0.25), lambda z: F.prelu(z, torch.tensor([0.25], dtype=F64))),
+    (nn.LeakyReLU(0.25), lambda z: z.prelu(torch.full((7,), 0.25, dtype=F64))),
 ]
 
 
@@ -375,7 +387,8 @@ def test_transformer_block_learns_with_every_linear_proximal():
 def test_multihead_attention_output_projection_is_explicit():
     """Its forward is never called, so it cannot be tapped: it has to be stepped by the fallback."""
     attention = nn.MultiheadAttention(8, 2, batch_first=True)
-    optimizer = SIBP(attention, fallback=lambda p: torch.optim.SGD(p, 0.1))
+    with pytest.warns(UserWarning, match="SIBP found no layer with a proximal subproblem in MultiheadAttention"):
+        optimizer = SIBP(attention, fallback=lambda p: torch.optim.SGD(p, 0.1))
     x = torch.randn(2, 3, 8)
     attention(x, x, x)[0].square().mean().backward()
     before, grad = attention.out_proj.weight.clone(), attention.out_proj.weight.grad.clone()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from sibp.optim.muon import build
+from sibp.optim.muon import Muon, build
 from sibp.optim.together import Together
 
 F64 = torch.float64
@@ -39,7 +39,7 @@ def test_only_the_inner_matrices_are_orthogonalised():
 
 
 def test_a_step_is_the_polynomial_of_the_singular_values():
-    """3.4445 x - 4.775 x^3 + 2.0315 x^5, five times; torch computes it in bfloat16, to two or three digits."""
+    """3.4445 x - 4.775 x^3 + 2.0315 x^5, five times; computed in bfloat16, to two or three digits."""
     model = net()
     optimizer = build(model, lr=0.1, momentum=0.8, weight_decay=0.0)
     W, mean = model[3].weight, np.zeros((9, 18))
@@ -54,6 +54,27 @@ def test_a_step_is_the_polynomial_of_the_singular_values():
             s = 3.4445 * s - 4.775 * s**3 + 2.0315 * s**5
         expected = 0.1 * 0.2 * np.sqrt(18) * (U * s) @ V
         assert np.linalg.norm(before - W.detach().numpy() - expected) < 0.02 * np.linalg.norm(expected)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has a Muon from 2.9 on")
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (7, 7), (1, 4)])
+def test_steps_are_those_of_torchs_muon_to_the_last_bit(shape):
+    ours, theirs = (nn.Parameter(torch.ones(shape)) for _ in range(2))
+    settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
+    optimizers = Muon([ours], **settings), torch.optim.Muon([theirs], **settings, adjust_lr_fn="match_rms_adamw")
+    for seed in range(5):
+        for p, optimizer in zip((ours, theirs), optimizers, strict=True):
+            p.grad = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+            optimizer.step()
+    assert torch.equal(ours, theirs)
+    assert not torch.equal(ours, torch.ones(shape))
+
+
+@pytest.mark.parametrize("wrong", [{"lr": -1.0}, {"lr": float("nan")}, {"momentum": 1.0}, {"weight_decay": -0.1}])
+def test_impossible_settings_are_refused(wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"Invalid {name}"):
+        build(net(), **{"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0, **wrong})
 
 
 def test_a_network_without_inner_matrices_is_refused():

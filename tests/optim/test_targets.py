@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sibp.activations import IDENTITY, RELU, leaky_relu
 from sibp.experiment.optimizers import build_optimizer
 from sibp.optim.bcd import BCD, pulled_back, split
 from sibp.optim.dtp import DTP
-from sibp.prox.activations import IDENTITY, RELU, leaky_relu
 from sibp.runs.errors import UserError
 
 F64 = torch.float64

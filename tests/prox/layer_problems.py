@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sibp.prox import activations
-from sibp.prox.activations import Activation
-from sibp.prox.coordinates import Direct, Features, Span
+from sibp import activations
+from sibp.activations import Activation
+from sibp.prox.operators import DenseFeatures
+from sibp.prox.solvers.coordinates import Direct, Span
 from sibp.prox.status import Solution
 
 SIDES: list[type[Span] | type[Direct]] = [Span, Direct]
@@ -25,6 +26,13 @@ ACTIVATIONS: dict[str, tuple[Activation, Callable[[Tensor], Tensor]]] = {
     "gelu": (activations.gelu(), F.gelu),
     "gelu_tanh": (activations.gelu("tanh"), lambda z: F.gelu(z, approximate="tanh")),
     "silu": (activations.SILU, F.silu),
+    "elu": (activations.elu(1.5), lambda z: F.elu(z, 1.5)),
+    "softplus": (activations.softplus(2.0, 15.0), lambda z: F.softplus(z, 2.0, 15.0)),
+    "mish": (activations.MISH, F.mish),
+    "hardswish": (activations.HARDSWISH, F.hardswish),
+    "hardtanh": (activations.hardtanh(-2.0, 8.0), lambda z: F.hardtanh(z, -2.0, 8.0)),
+    "relu6": (activations.RELU6, F.relu6),
+    "prelu": (activations.prelu(torch.tensor([0.3])), lambda z: F.prelu(z, torch.tensor([0.3]).to(z.dtype))),
 }
 
 
@@ -33,7 +41,7 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ten
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def features_matrix(features: Features) -> np.ndarray:
+def features_matrix(features: DenseFeatures) -> np.ndarray:
     """[A, 1] as numpy, without what does not move; (g, N, k)."""
     A = features.A.double().numpy()
     parts = [A] * features.weight + [np.ones((*A.shape[:-1], 1))] * features.bias

@@ -15,7 +15,7 @@ Solve = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """(P, Z, D, D_z) of a layer -> [dW, db]'."""
 
 
-def mlp(*sizes: int, activation: type[nn.Module] = nn.ReLU, bias: bool = True, seed: int = 0) -> nn.Sequential:
+def mlp(*sizes: int, activation: Callable[[], nn.Module] = nn.ReLU, bias: bool = True, seed: int = 0) -> nn.Sequential:
     """Linear layers with activations between them, float64."""
     modules: list[nn.Module] = []
     for i, (n, m) in enumerate(pairwise(sizes)):

@@ -9,9 +9,10 @@ from layer_problems import ACTIVATIONS, MOVES, SIDES, features_matrix, moved, ob
 from reference_cg import Trace, reference_cg
 from torch import Tensor
 
-from sibp.prox.coordinates import Features, Span
-from sibp.prox.linear import solve_linear
-from sibp.prox.nonlinear import solve_nonlinear
+from sibp.prox.operators import DenseFeatures
+from sibp.prox.solvers.coordinates import Span
+from sibp.prox.solvers.linear import solve_linear
+from sibp.prox.solvers.nonlinear import solve_nonlinear
 from sibp.prox.status import Status
 
 pytestmark = pytest.mark.usefixtures("both_ways")
@@ -26,7 +27,7 @@ def hard_problem(name: str, seed: int = 0, g: int = 1, N: int = 8, n: int = 5, m
     return A, Z, s(Z) - 3 * randn(g, N, m, seed=seed + 200)
 
 
-def reference(features: Features, Z: Tensor, T: Tensor, name: str, rounds: int) -> tuple[np.ndarray, list[Trace]]:
+def reference(features: DenseFeatures, Z: Tensor, T: Tensor, name: str, rounds: int) -> tuple[np.ndarray, list[Trace]]:
     """All neurons of all groups, one after the other."""
     P, z, t = features_matrix(features), Z.numpy(), T.numpy()
     groups, traces = [], []
@@ -44,7 +45,7 @@ def reference(features: Features, Z: Tensor, T: Tensor, name: str, rounds: int) 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_rounds_are_those_of_each_neuron_alone(name, seed, rounds):
     A, Z, T = hard_problem(name, seed)
-    features = Features(A)
+    features = DenseFeatures(A)
     expected, traces = reference(features, Z, T, name, rounds)
     start, end = sum(t.f[0] for t in traces), sum(t.f[-1] for t in traces)
     for side in SIDES:
@@ -64,7 +65,7 @@ def test_the_problems_put_every_rule_to_work():
     for name in ACTIVATIONS:
         for seed in range(3):
             A, Z, T = hard_problem(name, seed)
-            traces += reference(Features(A), Z, T, name, 5)[1]
+            traces += reference(DenseFeatures(A), Z, T, name, 5)[1]
     assert sum(t.refused for t in traces) > 50
     assert sum(t.restarts for t in traces) > 50
     assert sum(t.ascents for t in traces) > 10
@@ -74,7 +75,7 @@ def test_the_problems_put_every_rule_to_work():
 @pytest.mark.parametrize("shape", [(1, 3, 6), (1, 9, 2), (3, 4, 5), (2, 1, 4), (1, 5, 1)])
 def test_every_shape_and_parameter(shape, weight, bias):
     A, Z, T = hard_problem("relu", 3, *shape, m=4)
-    features = Features(A, weight, bias)
+    features = DenseFeatures(A, weight, bias)
     expected, _ = reference(features, Z, T, "relu", 4)
     for side in SIDES:
         coordinates = side(features)
@@ -87,7 +88,7 @@ def test_no_round_lets_a_neuron_climb(name):
     """The objective never rises with the number of rounds, neuron by neuron, and is what the figures say."""
     for seed in range(4):
         A, Z, T = hard_problem(name, 10 + seed)
-        features = Features(A)
+        features = DenseFeatures(A)
         P, coordinates = features_matrix(features), SIDES[seed % 2](features)
         s, torch_s = ACTIVATIONS[name]
         before = start = objective(P, Z, T, LAM, torch_s, np.zeros((1, P.shape[-1], Z.shape[-1])))
@@ -106,7 +107,7 @@ def test_no_round_lets_a_neuron_climb(name):
 @pytest.mark.parametrize(("weight", "bias"), MOVES)
 @pytest.mark.parametrize("shape", [(1, 4, 7), (1, 7, 3), (2, 5, 5)])
 def test_without_activation_it_is_the_closed_form_after_as_many_rounds_as_dimensions(shape, weight, bias, side):
-    features = Features(randn(*shape), weight, bias)
+    features = DenseFeatures(randn(*shape), weight, bias)
     Z, T = randn(*shape[:2], 4, seed=1), randn(*shape[:2], 4, seed=2)
     coordinates = side(features)
     rounds = min(shape[1], features.size)
@@ -120,7 +121,7 @@ def test_without_activation_it_is_the_closed_form_after_as_many_rounds_as_dimens
 
 def test_a_refused_step_is_reported_and_then_shortened():
     """Far in tanh's tail the slope is tiny and the Gauss-Newton step leads far beyond the minimum."""
-    features = Features(torch.ones(1, 1, 1, dtype=torch.float64), bias=False)
+    features = DenseFeatures(torch.ones(1, 1, 1, dtype=torch.float64), bias=False)
     Z, T = torch.full((1, 1, 1), 4.0, dtype=torch.float64), torch.full((1, 1, 1), 0.8, dtype=torch.float64)
     s, torch_s = ACTIVATIONS["tanh"]
     for side in SIDES:
@@ -135,7 +136,7 @@ def test_a_refused_step_is_reported_and_then_shortened():
 
 def test_a_step_that_changes_nothing_is_not_taken():
     """At the minimum f cannot fall: the point stays to the last bit, and that is no failure."""
-    features = Features(randn(1, 4, 3))
+    features = DenseFeatures(randn(1, 4, 3))
     Z = randn(1, 4, 2, seed=1)
     solution = solve_nonlinear(SIDES[0](features), Z, Z.relu(), 1.0, ACTIVATIONS["relu"][0], 5)
     assert not solution.x.any()
@@ -145,7 +146,7 @@ def test_a_step_that_changes_nothing_is_not_taken():
 
 @pytest.mark.parametrize("side", SIDES)
 def test_a_residual_that_is_nothing_but_rounding_moves_nothing(side):
-    features = Features(randn(1, 4, 3))
+    features = DenseFeatures(randn(1, 4, 3))
     Z = randn(1, 4, 2, seed=1)
     T = torch.nextafter(Z.relu(), Z.relu() + 1)
     solution = solve_nonlinear(side(features), Z, T, 1.0, ACTIVATIONS["relu"][0], 5)
@@ -156,7 +157,7 @@ def test_a_residual_that_is_nothing_but_rounding_moves_nothing(side):
 @pytest.mark.parametrize("side", SIDES)
 def test_a_step_that_only_holds_the_objective_is_not_taken(side):
     """From relu(2) with target -13 the Gauss-Newton step is -8: 15^2 = 13^2 + 7/8 8^2, all exact in binary."""
-    features = Features(torch.ones(1, 1, 1, dtype=torch.float64), bias=False)
+    features = DenseFeatures(torch.ones(1, 1, 1, dtype=torch.float64), bias=False)
     Z, T = torch.full((1, 1, 1), 2.0, dtype=torch.float64), torch.full((1, 1, 1), -13.0, dtype=torch.float64)
     X = np.full((1, 1, 1), -8.0)
     assert objective(np.ones((1, 1, 1)), Z, T, 0.875, torch.relu, X) == 15**2
@@ -167,7 +168,7 @@ def test_a_step_that_only_holds_the_objective_is_not_taken(side):
 
 @pytest.mark.parametrize("side", SIDES)
 def test_dead_neurons_stay_and_do_not_hold_up_the_others(side):
-    features = Features(randn(1, 6, 4))
+    features = DenseFeatures(randn(1, 6, 4))
     Z, T = randn(1, 6, 3, seed=1), randn(1, 6, 3, seed=2)
     Z[..., 1] = -50.0
     coordinates = side(features)
@@ -181,7 +182,7 @@ def test_dead_neurons_stay_and_do_not_hold_up_the_others(side):
 
 @pytest.mark.parametrize("side", SIDES)
 def test_a_layer_of_dead_neurons_is_solved(side):
-    features = Features(randn(1, 6, 4))
+    features = DenseFeatures(randn(1, 6, 4))
     Z, T = torch.full((1, 6, 3), -1.0, dtype=torch.float64), randn(1, 6, 3, seed=2)
     solution = solve_nonlinear(side(features), Z, T, 0.5, ACTIVATIONS["relu"][0], 5)
     assert not solution.x.any()
@@ -190,7 +191,7 @@ def test_a_layer_of_dead_neurons_is_solved(side):
 
 
 def test_a_unit_at_exactly_zero_is_not_active():
-    features = Features(randn(1, 6, 4))
+    features = DenseFeatures(randn(1, 6, 4))
     Z = torch.zeros(1, 6, 3, dtype=torch.float64)
     solution = solve_nonlinear(SIDES[0](features), Z, Z + 1, 0.5, ACTIVATIONS["relu"][0], 3)
     assert not solution.x.any()
@@ -198,7 +199,7 @@ def test_a_unit_at_exactly_zero_is_not_active():
 
 @pytest.mark.parametrize("side", SIDES)
 def test_an_empty_batch_moves_nothing(side):
-    coordinates = side(Features(randn(1, 0, 4)))
+    coordinates = side(DenseFeatures(randn(1, 0, 4)))
     Z = randn(1, 0, 3)
     solution = solve_nonlinear(coordinates, Z, Z, 1.0, ACTIVATIONS["relu"][0], 3)
     assert not moved(solution).any()
@@ -224,7 +225,7 @@ def test_rounding_is_not_taken_for_a_direction(kind, name, dtype):
         A = REPEATS[kind](randn(3, 20, 40, seed=seed))
         Z = randn(3, 20, 10, seed=seed + 50)
         T = torch_s(Z) - randn(3, 20, 10, seed=seed + 99)
-        features = Features(A.to(dtype))
+        features = DenseFeatures(A.to(dtype))
         coordinates = Span(features)
         solution = solve_nonlinear(coordinates, Z.to(dtype), T.to(dtype), lam, s, rounds)
         X, P = moved(solution), features_matrix(features)

@@ -11,6 +11,8 @@ from torch import nn
 from sibp import SIBP, ProxBP
 from sibp.prox.status import Status
 
+pytestmark = pytest.mark.filterwarnings("ignore:layer .* Lower lr:RuntimeWarning")  # hopeless steps, as wanted
+
 METHODS = {
     "SIBP cg": (SIBP, "cg:5"),
     "SIBP exact": (SIBP, "exact"),

@@ -6,11 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from sibp.activations import IDENTITY, RELU, TANH, leaky_relu
 from sibp.prox import fused
-from sibp.prox.activations import IDENTITY, RELU, TANH, leaky_relu
 from sibp.prox.compiled import _loaded, disabled
-from sibp.prox.coordinates import Direct, Features, Span
-from sibp.prox.nonlinear import solve_nonlinear
+from sibp.prox.operators import DenseFeatures
+from sibp.prox.solvers.coordinates import Direct, Span
+from sibp.prox.solvers.nonlinear import solve_nonlinear
 
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="needs a C compiler (cc, gcc or clang)"
@@ -23,7 +24,7 @@ def problem(groups: int, N: int, n: int, m: int, dtype: torch.dtype, seed: int =
     def randn(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
-    return side(Features(randn(groups, N, n))), randn(groups, N, m), randn(groups, N, m)
+    return side(DenseFeatures(randn(groups, N, n))), randn(groups, N, m), randn(groups, N, m)
 
 
 @needs_compiler
@@ -101,7 +102,7 @@ def test_every_group_has_its_own_rounding():
     coordinates, Z, T = problem(2, 6, 4, 3, torch.float64)
     A = coordinates.features.A.clone()
     A[0] *= 1e9
-    compiled, ordinary = both(Span(Features(A)), Z, T)
+    compiled, ordinary = both(Span(DenseFeatures(A)), Z, T)
     torch.testing.assert_close(compiled[1], ordinary[1], rtol=1e-9, atol=1e-11)
     assert compiled[1].any()
 

@@ -10,13 +10,17 @@ from mlp_sweeps import batch, mlp, step
 from torch import nn
 
 from sibp import SIBP, ProxBP
-from sibp.prox import linear
-from sibp.prox.coordinates import Direct, Features, Span
-from sibp.prox.linear import solve_linear
-from sibp.prox.nonlinear import solve_nonlinear
+from sibp.prox.operators import DenseFeatures
+from sibp.prox.solvers import linear
+from sibp.prox.solvers.coordinates import Direct, Span
+from sibp.prox.solvers.linear import solve_linear
+from sibp.prox.solvers.nonlinear import solve_nonlinear
 from sibp.prox.status import Status
 
-pytestmark = pytest.mark.usefixtures("both_ways")
+pytestmark = [
+    pytest.mark.usefixtures("both_ways"),
+    pytest.mark.filterwarnings("ignore:layer .* Lower lr:RuntimeWarning"),  # hopeless steps, as wanted
+]
 
 
 def inputs(kind: str, N: int, n: int, seed: int) -> torch.Tensor:
@@ -46,7 +50,7 @@ SHAPES = [(50, 200), (120, 120), (200, 50)]
 def test_cg_stays_finite_and_does_not_climb(name, kind, side, lam):
     s, torch_s = ACTIVATIONS[name]
     for N, n in SHAPES[::2]:
-        features = Features(1e3 * inputs(kind, N, n, 0))
+        features = DenseFeatures(1e3 * inputs(kind, N, n, 0))
         Z = randn(1, N, 10, seed=1, dtype=torch.float32)
         T = torch_s(Z) - 10 * randn(1, N, 10, seed=2, dtype=torch.float32)
         coordinates = side(features)
@@ -67,7 +71,7 @@ def linear_ends(features, R, lam, X):
 @pytest.mark.parametrize("side", SIDES)
 def test_a_gradient_step_is_taken_and_said_where_no_factorisation_succeeds(side, monkeypatch):
     monkeypatch.setattr(linear, "_ATTEMPTS", 0)
-    features = Features(1e3 * inputs("nearly equal", 60, 60, 0))
+    features = DenseFeatures(1e3 * inputs("nearly equal", 60, 60, 0))
     R = 1 + randn(1, 60, 4, dtype=torch.float32)
     coordinates = side(features)
     solution = solve_linear(coordinates, R, 1e-6)
@@ -91,7 +95,7 @@ def test_a_gradient_step_is_taken_and_said_where_no_factorisation_succeeds(side,
     ],
 )
 def test_squares_that_overflow_single_precision_are_taken_in_double(side, A, R):
-    features = Features(torch.tensor([A]), bias=False)
+    features = DenseFeatures(torch.tensor([A]), bias=False)
     residual, lam = torch.tensor([R]), 1e-9
     solution = solve_linear(side(features), residual, lam)
     start, end = linear_ends(features, residual, lam, moved(solution))
@@ -101,7 +105,7 @@ def test_squares_that_overflow_single_precision_are_taken_in_double(side, A, R):
 
 @pytest.mark.parametrize("side", SIDES)
 def test_a_displacement_too_large_to_be_squared_is_not_made(side):
-    features = Features(torch.tensor([[[1.0, 0.0], [0.0, 1e-4]]]), bias=False)
+    features = DenseFeatures(torch.tensor([[[1.0, 0.0], [0.0, 1e-4]]]), bias=False)
     solution = solve_linear(side(features), torch.full((1, 2, 1), 1e17), 1e-9)
     assert solution.stats.status == Status.NONFINITE
     assert not moved(solution).any()
@@ -115,7 +119,7 @@ def test_numbers_that_are_none_or_overflow_move_nothing(where, bad, dtype, huge,
     A, R = randn(2, 6, 8, dtype=dtype), randn(2, 6, 4, dtype=dtype)
     bad = bad or huge
     {"A": A, "R": R}[where][1, 2, 3] = bad
-    coordinates = side(Features(A))
+    coordinates = side(DenseFeatures(A))
     Z = randn(2, 6, 4, seed=3, dtype=dtype)
     solutions = [
         solve_linear(coordinates, R, 1.0),
@@ -134,7 +138,7 @@ def test_numbers_that_are_none_or_overflow_move_nothing(where, bad, dtype, huge,
 
 def test_a_stalled_round_is_said():
     """GELU far left: the slope is all but 0, the Gauss-Newton step therefore far too long."""
-    features = Features(torch.ones(1, 1, 1, dtype=torch.float64), bias=False)
+    features = DenseFeatures(torch.ones(1, 1, 1, dtype=torch.float64), bias=False)
     Z, T = torch.full((1, 1, 1), -4.0, dtype=torch.float64), torch.full((1, 1, 1), -0.1, dtype=torch.float64)
     solution = solve_nonlinear(Span(features), Z, T, 1e-9, ACTIVATIONS["gelu"][0], 1)
     assert solution.stats.status == Status.STALLED

@@ -4,21 +4,21 @@ import pytest
 import torch
 from layer_problems import randn
 
-from sibp.prox.activations import RELU, TANH, leaky_relu
+from sibp.activations import RELU, TANH, leaky_relu
 from sibp.prox.compiled import disabled
-from sibp.prox.coordinates import Direct
 from sibp.prox.images import CompiledImages, Images, images_of
-from sibp.prox.nonlinear import solve_nonlinear
-from sibp.prox.patches import Patches
-from sibp.prox.window import Window
+from sibp.prox.operators import ConvolutionFeatures
+from sibp.prox.operators.window import Window
+from sibp.prox.solvers.coordinates import Direct
+from sibp.prox.solvers.nonlinear import solve_nonlinear
 
 
-def convolution(groups: int = 1, bias: bool = True) -> tuple[Patches, torch.Tensor, torch.Tensor]:
+def convolution(groups: int = 1, bias: bool = True) -> tuple[ConvolutionFeatures, torch.Tensor, torch.Tensor]:
     """Features, pre-activations and a target, (g, B, P, m)."""
     window = Window((3, 2), (2, 1), (1, 0), (1, 2), groups)
-    features = Patches(randn(4, 2 * groups, 7, 6), window, bias=bias)
+    features = ConvolutionFeatures(randn(4, 2 * groups, 7, 6), window, bias=bias)
     z = randn(4, 5 * groups, *features.positions, seed=2)
-    return features, features.images(z), features.images(randn(*z.shape, seed=3))
+    return features, features.in_rows(z), features.in_rows(randn(*z.shape, seed=3))
 
 
 @pytest.mark.parametrize("s", [RELU, leaky_relu(0.3), TANH], ids=lambda s: s.name)
@@ -29,7 +29,7 @@ def test_rounds_are_those_on_patches_written_out(both_ways, s, rounds: int, grou
     before = Z.clone(), T.clone()
     here = solve_nonlinear(Direct(features), Z, T, 0.7, s, rounds)
     with disabled():
-        there = solve_nonlinear(Direct(features.written_out()), Z.flatten(1, 2), T.flatten(1, 2), 0.7, s, rounds)
+        there = solve_nonlinear(Direct(features.dense()), Z.flatten(1, 2), T.flatten(1, 2), 0.7, s, rounds)
     torch.testing.assert_close(here.x, there.x, rtol=1e-9, atol=1e-11)
     for key in ("status", "decrease", "squared_change", "step_length"):
         assert float(getattr(here.stats, key)) == pytest.approx(float(getattr(there.stats, key)), rel=1e-9), key
@@ -73,4 +73,4 @@ def test_which_layers_have_passes_of_their_own(both_ways, request: pytest.Fixtur
     compiled = "compiled" in request.node.name
     assert (type(images_of(features, Z, T, RELU)) is CompiledImages) == compiled
     assert type(images_of(features, Z, T, TANH)) is Images
-    assert type(images_of(features.written_out(), Z.flatten(1, 2), T.flatten(1, 2), RELU)) is Images
+    assert type(images_of(features.dense(), Z.flatten(1, 2), T.flatten(1, 2), RELU)) is Images

@@ -11,9 +11,9 @@ from mlp_sweeps import assert_layers_close, batch, displacement, gradient_solve,
 from torch import nn
 
 from sibp import SIBP, ProxBP
-from sibp.prox.activations import RELU
-from sibp.prox.coordinates import Features
-from sibp.prox.nonlinear import solve_nonlinear
+from sibp.activations import RELU
+from sibp.prox.operators import DenseFeatures
+from sibp.prox.solvers.nonlinear import solve_nonlinear
 
 METHODS: dict[str, Callable[..., SIBP | ProxBP]] = {
     "SIBP cg": lambda model, **settings: SIBP(model, solver="cg:5", **settings),
@@ -57,7 +57,7 @@ def test_a_large_proximal_weight_and_step_give_gradient_steps_layer_by_layer(met
     eta, lam = 1e3, 1e8
     before = layers(mlp(8, 6, 5, 3))
     changes = moves(method, x, y, eta, lam)
-    through_new = method(mlp(2, 2)).semi_implicit
+    through_new = method(mlp(2, 2)).defaults["backward_weights"] == "new"
     after = sweep(before, x, y, gradient_solve(eta, lam), gradient_solve(eta, lam), through_new=through_new)
     for change, expected in zip(changes, displacement(before, after), strict=True):
         np.testing.assert_allclose(change, expected, rtol=1e-6, atol=2e-6 * np.abs(expected).max())
@@ -66,7 +66,7 @@ def test_a_large_proximal_weight_and_step_give_gradient_steps_layer_by_layer(met
 @pytest.mark.parametrize("side", SIDES)
 def test_a_small_step_is_the_gradient_preconditioned_by_the_active_samples(side):
     """For eta -> 0 at fixed lam: dW/eta = -(Phi_a' Phi_a + lam I)^-1 Phi_a' D_a, Phi_a the rows of active samples."""
-    features, eta, lam = Features(randn(1, 9, 5)), 1e-6, 0.3
+    features, eta, lam = DenseFeatures(randn(1, 9, 5)), 1e-6, 0.3
     Z, D = randn(1, 9, 4, seed=1), randn(1, 9, 4, seed=2)
     coordinates = side(features)
     X = moved(solve_nonlinear(coordinates, Z, Z.relu() - eta * D, lam, RELU, 60))[0]

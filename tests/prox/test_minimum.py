@@ -11,10 +11,11 @@ from layer_problems import ACTIVATIONS, features_matrix, moved, randn, ridge
 from reference_cg import as_numpy
 from scipy.optimize import approx_fprime, minimize
 
-from sibp.prox.coordinates import Features, Span
-from sibp.prox.nonlinear import solve_nonlinear
+from sibp.prox.operators import DenseFeatures
+from sibp.prox.solvers.coordinates import Span
+from sibp.prox.solvers.nonlinear import solve_nonlinear
 
-SMOOTH = ["tanh", "sigmoid", "gelu", "gelu_tanh", "silu"]
+SMOOTH = ["tanh", "sigmoid", "gelu", "gelu_tanh", "silu", "softplus", "mish"]
 MANY = 1000
 
 
@@ -48,7 +49,7 @@ def solved_neurons(name: str, lam: float = 0.3, N: int = 6, n: int = 4) -> list[
     of a gradient method may end nearby.
     """
     s, torch_s = ACTIVATIONS[name]
-    features = Features(randn(20, N, n, seed=1))
+    features = DenseFeatures(randn(20, N, n, seed=1))
     Z = randn(20, N, 1, seed=2)
     T = torch_s(Z) - randn(20, N, 1, seed=3)
     T = T.abs() if name == "relu" else T

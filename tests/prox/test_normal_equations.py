@@ -5,8 +5,9 @@ import pytest
 import torch
 from layer_problems import MOVES, SIDES, features_matrix, moved, randn, ridge
 
-from sibp.prox.coordinates import Direct, Features, Span, smaller_side
-from sibp.prox.linear import solve_linear
+from sibp.prox.operators import DenseFeatures
+from sibp.prox.solvers.coordinates import Direct, Span, smaller_side
+from sibp.prox.solvers.linear import solve_linear
 from sibp.prox.status import Status
 
 
@@ -41,7 +42,7 @@ INPUTS = {
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("A", INPUTS.values(), ids=INPUTS.keys())
 def test_closed_form_is_the_least_squares_solution(A, side, weight, bias, lam):
-    features = Features(A, weight, bias)
+    features = DenseFeatures(A, weight, bias)
     R = randn(A.shape[0], A.shape[1], 3, seed=7)
     P, coordinates = features_matrix(features), side(features)
     solution = solve_linear(coordinates, R, lam)
@@ -61,8 +62,8 @@ def test_closed_form_is_the_least_squares_solution(A, side, weight, bias, lam):
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("A", INPUTS.values(), ids=INPUTS.keys())
 def test_coordinates_are_what_they_say(A, side, weight, bias):
-    """pull, image, inner and residual, each by forming the displacement."""
-    features = Features(A, weight, bias)
+    """adjoint, forward, inner and residual, each by forming the displacement."""
+    features = DenseFeatures(A, weight, bias)
     P, coordinates = features_matrix(features), side(features)
     g, N, _ = A.shape
 
@@ -74,24 +75,24 @@ def test_coordinates_are_what_they_say(A, side, weight, bias):
         return np.concatenate(parts, -2)
 
     E, R = randn(g, N, 3, seed=4), randn(g, N, 3, seed=6)
-    x, y = coordinates.pull(E), coordinates.pull(randn(g, N, 3, seed=5))
+    x, y = coordinates.adjoint(E), coordinates.adjoint(randn(g, N, 3, seed=5))
     X, Y = displaced(x), displaced(y)
     close = {"rtol": 1e-10, "atol": 1e-10}
     np.testing.assert_allclose(X, np.swapaxes(P, 1, 2) @ E.numpy(), **close)
-    np.testing.assert_allclose(coordinates.image(x), P @ X, **close)
-    inner = coordinates.inner(x, y, coordinates.image(y))
+    np.testing.assert_allclose(coordinates.forward(x), P @ X, **close)
+    inner = coordinates.inner(x, y, coordinates.forward(y))
     np.testing.assert_allclose(inner, (X * Y).sum(-2), **close)
-    np.testing.assert_allclose(features.phi, P, **close)
+    np.testing.assert_allclose(features.materialize(), P, **close)
     assert features.size == P.shape[-1]
     gram = P @ np.swapaxes(P, 1, 2) if side is Span else np.swapaxes(P, 1, 2) @ P
     np.testing.assert_allclose(coordinates.gram, gram, **close)
-    residual = coordinates.residual(x, coordinates.gram @ x, coordinates.pull(R), R.square().sum())
+    residual = coordinates.residual(x, coordinates.gram @ x, coordinates.adjoint(R), R.square().sum())
     assert float(residual) == pytest.approx(np.square(R.numpy() + P @ X).sum(), rel=1e-10)
 
 
 @pytest.mark.parametrize("A", INPUTS.values(), ids=INPUTS.keys())
 def test_both_coordinates_give_the_same_answer(A):
-    features = Features(A)
+    features = DenseFeatures(A)
     R = randn(*A.shape[:-1], 4, seed=8)
     span, direct = Span(features), Direct(features)
     by_span, by_direct = solve_linear(span, R, 0.3), solve_linear(direct, R, 0.3)
@@ -100,13 +101,13 @@ def test_both_coordinates_give_the_same_answer(A):
 
 
 def test_difference_goes_back_through_the_new_weights_without_forming_them():
-    features = Features(randn(2, 5, 8))
+    features = DenseFeatures(randn(2, 5, 8))
     coordinates = Span(features)
     U, D = randn(2, 5, 3, seed=9), randn(2, 5, 3, seed=10)
     dW, _ = coordinates.displacement(U)
     assert dW is not None
     torch.testing.assert_close(coordinates.backward_change(D, U), D @ dW, rtol=1e-12, atol=1e-12)
-    assert Span(Features(features.A, weight=False)).backward_change(D, U) is None
+    assert Span(DenseFeatures(features.A, weight=False)).backward_change(D, U) is None
 
 
 @pytest.mark.parametrize(
@@ -121,14 +122,14 @@ def test_difference_goes_back_through_the_new_weights_without_forming_them():
     ],
 )
 def test_the_smaller_gram_matrix_is_chosen(N, n, weight, bias, side):
-    coordinates = smaller_side(Features(randn(1, N, n), weight, bias))
+    coordinates = smaller_side(DenseFeatures(randn(1, N, n), weight, bias))
     assert type(coordinates) is side
 
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize(("N", "n", "m"), [(0, 4, 3), (3, 0, 2), (3, 4, 0)])
 def test_nothing_to_solve_is_solved(side, N, n, m):
-    coordinates = side(Features(randn(1, N, n), bias=n > 0))
+    coordinates = side(DenseFeatures(randn(1, N, n), bias=n > 0))
     solution = solve_linear(coordinates, randn(1, N, m), 1.0)
     assert not moved(solution).any()
     assert solution.stats.status == Status.SOLVED

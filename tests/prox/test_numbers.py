@@ -9,18 +9,20 @@ import pytest
 import torch
 from layer_problems import moved, randn
 
-from sibp.prox import coordinates, linear, nonlinear, status
-from sibp.prox.activations import RELU
+from sibp.activations import RELU
+from sibp.prox import status
 from sibp.prox.compiled import disabled
-from sibp.prox.coordinates import Direct, Features, Span, smaller_side
-from sibp.prox.linear import solve_linear
-from sibp.prox.nonlinear import solve_nonlinear
 from sibp.prox.numbers import at_least, is_finite
+from sibp.prox.operators import DenseFeatures
+from sibp.prox.solvers import coordinates, linear, nonlinear
+from sibp.prox.solvers.coordinates import Direct, Span, smaller_side
+from sibp.prox.solvers.linear import solve_linear
+from sibp.prox.solvers.nonlinear import solve_nonlinear
 from sibp.prox.status import Status
 
 
 def solve(kind: str, side, A, R, lam):
-    features = side(Features(A))
+    features = side(DenseFeatures(A))
     return (
         solve_linear(features, R, lam) if kind == "linear" else solve_nonlinear(features, R, R.relu() + 1, lam, RELU, 3)
     )
@@ -95,7 +97,7 @@ def test_figures_nobody_asked_for_hold_on_to_nothing_larger_than_the_weights(row
     """Rows beyond the inputs are a convolution's positions, by the million: their differences have to go."""
     R = randn(rows, 3)
     known = weakref.ref(R)
-    solution = solve_linear(smaller_side(Features(randn(rows, 9, seed=1))), R, 0.5)
+    solution = solve_linear(smaller_side(DenseFeatures(randn(rows, 9, seed=1))), R, 0.5)
     squared = float(R.square().sum())
     del R
     gc.collect()

@@ -6,8 +6,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from layer_problems import randn
 
-from sibp.prox.patches import Patches
-from sibp.prox.window import Window, meetings, strips
+from sibp.prox.operators import ConvolutionFeatures
+from sibp.prox.operators.window import Window, meetings, strips
 
 PAIRS = {
     "kernel": st.tuples(st.integers(1, 5), st.integers(1, 5)),
@@ -17,7 +17,7 @@ PAIRS = {
 }
 
 
-def by_hand(patches: Patches) -> torch.Tensor:
+def by_hand(patches: ConvolutionFeatures) -> torch.Tensor:
     """Phi (g, B * P, size), one entry of the kernel after the other."""
     window, (B, channels, height, width) = patches.window, patches.x.shape
     rows, columns = patches.positions
@@ -51,28 +51,28 @@ def test_products_are_those_of_the_patch_matrix(
     assume(min(window.positions(*size)) >= 1)
     x = randn(batch, groups * channels, *size)
     x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
-    patches = Patches(x, window, *moves)
+    patches = ConvolutionFeatures(x, window, *moves)
     P, phi = patches.rows // batch, by_hand(patches)
     E, V = randn(groups, batch, P, 4, seed=1), randn(groups, patches.size, 4, seed=2)
     close = {"rtol": 1e-10, "atol": 1e-10}
-    torch.testing.assert_close(patches.written_out().phi, phi, **close)
+    torch.testing.assert_close(patches.materialize(), phi, **close)
     torch.testing.assert_close(patches.gram(), phi.mT @ phi, **close)
     torch.testing.assert_close(patches.squared_norm(), phi.square().sum((1, 2)), **close)
-    torch.testing.assert_close(patches.pull(E), phi.mT @ E.flatten(1, 2), **close)
-    torch.testing.assert_close(patches.image(V).flatten(1, 2), phi @ V, **close)
+    torch.testing.assert_close(patches.rmatmat(E), phi.mT @ E.flatten(1, 2), **close)
+    torch.testing.assert_close(patches.matmat(V).flatten(1, 2), phi @ V, **close)
     torch.testing.assert_close(patches.over_rows(E), E.sum((1, 2)), **close)
     z = randn(batch, groups * 4, *patches.positions, seed=3)
     expected = z.reshape(batch, groups, 4, P)
-    torch.testing.assert_close(patches.images(z)[0, 0, :, 1], expected[0, 0, 1], rtol=0, atol=0)
-    torch.testing.assert_close(patches.images(z)[-1, -1, -1], expected[-1, -1, :, -1], rtol=0, atol=0)
+    torch.testing.assert_close(patches.in_rows(z)[0, 0, :, 1], expected[0, 0, 1], rtol=0, atol=0)
+    torch.testing.assert_close(patches.in_rows(z)[-1, -1, -1], expected[-1, -1, :, -1], rtol=0, atol=0)
 
 
 def test_single_precision_is_as_good_as_with_patches():
     """On images whose mean is far from zero, as activations are: nothing is a difference of large sums."""
     window = Window((5, 5), (1, 1), (2, 2), (1, 1), 1)
     x = 3 + randn(20, 4, 16, 16)
-    exact, patches = Patches(x, window).gram(), Patches(x.float(), window)
-    phi = patches.written_out().phi
+    exact, patches = ConvolutionFeatures(x, window).gram(), ConvolutionFeatures(x.float(), window)
+    phi = patches.materialize()
     error, usual = (patches.gram() - exact).abs().max(), (phi.mT @ phi - exact).abs().max()
     assert error < 2 * usual
 

@@ -1,8 +1,11 @@
 """SIBP's whole step against a sweep written by hand."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from mlp_sweeps import (
     assert_layers_close,
     batch,
@@ -18,6 +21,8 @@ from mlp_sweeps import (
 from torch import nn
 
 from sibp import SIBP
+
+pytestmark = pytest.mark.filterwarnings("ignore:layer .* Lower lr:RuntimeWarning")  # long steps, as wanted
 
 # Batches smaller and larger than the layers, so that both coordinates serve; with and without bias.
 NETS = {
@@ -46,7 +51,18 @@ def test_exact_is_the_linearised_sweep(net, eta, lam):
 
 @pytest.mark.parametrize(
     ("activation", "s"),
-    [(nn.ReLU, torch.relu), (nn.Tanh, torch.tanh), (nn.SiLU, nn.functional.silu), (nn.GELU, nn.functional.gelu)],
+    [
+        (nn.ReLU, torch.relu),
+        (nn.Tanh, torch.tanh),
+        (nn.SiLU, F.silu),
+        (nn.GELU, F.gelu),
+        (nn.ELU, F.elu),
+        (nn.Softplus, F.softplus),
+        (nn.Mish, F.mish),
+        (nn.Hardswish, F.hardswish),
+        (nn.ReLU6, F.relu6),
+        (partial(nn.PReLU, dtype=torch.float64), lambda z: F.leaky_relu(z, 0.25)),
+    ],
 )
 @pytest.mark.parametrize(("eta", "lam", "rounds"), [(0.3, 1.0, 1), (0.3, 1.0, 5), (4.0, 0.2, 3)])
 @pytest.mark.parametrize("net", NETS)

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layer_problems import SIDES, features_matrix, moved, randn
 
-from sibp.prox.features import Features
-from sibp.prox.linear import solve_linear
+from sibp.prox.operators import DenseFeatures
+from sibp.prox.solvers.linear import solve_linear
 from sibp.prox.status import Status
 
 RESOLVED = 16.0  # lam / (eps ||Phi^T Phi||) from which on the answer has to be the best one
@@ -36,7 +36,7 @@ def inputs(draw) -> torch.Tensor:
     return A * torch.logspace(-3, 6, N, dtype=torch.float64).unsqueeze(1) if kind == "unequal rows" else A
 
 
-def spectrum(features: Features) -> tuple[torch.Tensor, torch.Tensor]:
+def spectrum(features: DenseFeatures) -> tuple[torch.Tensor, torch.Tensor]:
     """Left singular vectors and singular values of Phi, in float64."""
     U, S, _ = torch.linalg.svd(torch.from_numpy(features_matrix(features)), full_matrices=False)
     return U, S
@@ -47,7 +47,7 @@ def spectrum(features: Features) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_answer_never_rises_is_the_best_one_and_says_what_it_did(side, dtype, A, units, m, fits, bias, data):
-    features = Features(A.to(dtype), bias=bias)
+    features = DenseFeatures(A.to(dtype), bias=bias)
     U, S = spectrum(features)
     R = randn(len(A), m, seed=data.draw(st.integers(0, 10**6)))
     if not fits:  # all but nothing of the residual lies in the span of Phi
@@ -75,7 +75,7 @@ def test_below_the_rounding_of_double_precision_a_larger_lam_is_used_and_said(si
     A, R = torch.full((1, 20, 30), 1e3, dtype=torch.float64), randn(1, 20, 4)
     norm = 20 * (30 * 1e6 + 1)  # of 20 equal rows
     floor = 16 * torch.finfo(torch.float64).eps * norm
-    status = {lam: solve_linear(side(Features(A)), R, lam).stats.status for lam in (0.9 * floor, 1.1 * floor)}
+    status = {lam: solve_linear(side(DenseFeatures(A)), R, lam).stats.status for lam in (0.9 * floor, 1.1 * floor)}
     assert list(status.values()) == [Status.DAMPED, Status.SOLVED]
 
 
@@ -84,7 +84,7 @@ def test_single_precision_solves_as_far_as_its_displacement_can_be_written_down(
     """A displacement of size ||R||/sqrt(lam), rounded to single precision, has to stay within a sixteenth of ||R||."""
     A, R = torch.full((1, 20, 30), 1e3), randn(1, 20, 4, dtype=torch.float32)
     floor = (16 * torch.finfo(torch.float32).eps) ** 2 * 20 * (30 * 1e6 + 1)
-    status = {lam: solve_linear(side(Features(A)), R, lam).stats.status for lam in (0.9 * floor, 1.1 * floor)}
+    status = {lam: solve_linear(side(DenseFeatures(A)), R, lam).stats.status for lam in (0.9 * floor, 1.1 * floor)}
     assert list(status.values()) == [Status.DAMPED, Status.SOLVED]
 
 
@@ -93,7 +93,7 @@ def test_the_floor_is_set_by_the_largest_eigenvalue(side):
     """Orthonormal rows: the Frobenius norm of their Gram matrix is ten times its largest eigenvalue."""
     A, R = torch.linalg.qr(randn(100, 100))[0], randn(100, 3, seed=1)
     eps = torch.finfo(torch.float64).eps
-    status = [solve_linear(side(Features(A, bias=False)), R, units * eps).stats.status for units in (8, 20)]
+    status = [solve_linear(side(DenseFeatures(A, bias=False)), R, units * eps).stats.status for units in (8, 20)]
     assert status == [Status.DAMPED, Status.SOLVED]
 
 
@@ -102,7 +102,7 @@ def test_the_floor_is_set_by_the_largest_eigenvalue(side):
 def test_a_residual_that_nothing_fits_is_not_made_larger(side, dtype):
     """Two groups of equal rows, and residuals that cancel within each: rounding is all that there is to fit."""
     rows = randn(2, 40, seed=2, dtype=dtype)
-    features = Features(rows.repeat_interleave(32, 0))
+    features = DenseFeatures(rows.repeat_interleave(32, 0))
     half = torch.randint(-8, 9, (32, 24), generator=torch.Generator().manual_seed(3)).to(dtype)
     R = torch.stack([half, -half], 1).flatten(0, 1)
     lam = 17 * torch.finfo(dtype).eps * float(spectrum(features)[1][0] ** 2)

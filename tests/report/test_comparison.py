@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_runs import PROXBP, SGD, SIBP, write_run
+from fake_runs import PROXBP, SGD, SIBP, config, write_run
 
 from sibp.experiment.compose import compose
 from sibp.report import outcomes
@@ -42,12 +42,23 @@ def test_seed_places_and_pace_of_logging_make_no_new_setting(tmp_path):
 def test_a_run_from_before_a_setting_existed_is_one_with_its_default(tmp_path):
     defaults = compose([])
     assert {key: defaults[key] for key in identity.LATER} == identity.LATER
+    assert defaults["model"]["activation"] == identity.LATER_OF_MODEL["mlp"]["activation"]
     write_run(tmp_path / "old", SGD, 0)
     write_run(tmp_path / "new", SIBP, 0, **identity.LATER)
     write_run(tmp_path / "other", SIBP, 0, **identity.LATER | {"label_noise": 0.4})
     plain, noisy = problems(tmp_path)
     assert [method.name for method in plain.methods] == ["sgd", "sibp cg:5"]
     assert "label_noise=0.4" in noisy.title
+
+
+def test_an_mlp_from_before_its_activation_was_a_setting_is_one_of_relu(tmp_path):
+    write_run(tmp_path / "old", SGD, 0)
+    model = config(SGD, 0)["model"]
+    write_run(tmp_path / "new", SIBP, 0, model=model | {"activation": "relu"})
+    write_run(tmp_path / "other", SIBP, 0, model=model | {"activation": "tanh"})
+    plain, other = sorted(problems(tmp_path), key=lambda problem: len(problem.methods), reverse=True)
+    assert [method.name for method in plain.methods] == ["sgd", "sibp cg:5"]
+    assert "model.activation=tanh" in other.title
 
 
 def test_what_is_trained_makes_problems_with_titles_that_tell_them_apart(tmp_path):

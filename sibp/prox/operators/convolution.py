@@ -1,77 +1,46 @@
 """Features of a convolution: Phi's rows are the patches under the kernel, and are never written out.
 
-Phi V is a convolution, Phi'E the convolution's weight gradient, and Phi'Phi follows from products of the image's rows.
-Images of the neurons (N x m) keep the layout of the layer's output, as (g, B, P, m): N = B P rows, P positions of
-each of B samples, and the g groups of the convolution in front.
+Phi V is a convolution, Phi^T E the convolution's weight gradient, and Phi^T Phi follows from products of the input's
+rows. Arrays of output units keep the layout of the layer's output, as (g, B, P, m): N = B P rows, P positions of each
+of B samples, and the g groups of the convolution in front.
 """
 
 import math
-from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sibp.prox.features import ALONE, Features, Sharing
-from sibp.prox.window import Pair, Window, patch_gram
+from sibp.prox.operators.base import FeatureOperator
+from sibp.prox.operators.dense import DenseFeatures
+from sibp.prox.operators.window import Pair, Window, meetings, patch_gram, strips
 
 
-@dataclass(frozen=True)
-class Patches:
-    """Phi of a convolution; see `sibp.prox.features.Features` for what it offers.
+class ConvolutionFeatures(FeatureOperator):
+    """Phi of a convolution.
 
-    Attributes:
+    Args:
         x: (B, g c, rows, columns) the layer's input.
         window: of the convolution.
         weight: whether W moves.
         bias: whether b moves.
-        sharing: where rows and neurons are.
     """
 
-    x: Tensor
-    window: Window
-    weight: bool = True
-    bias: bool = True
-    sharing: Sharing = ALONE
+    def __init__(self, x: Tensor, window: Window, weight: bool = True, bias: bool = True) -> None:
+        self.window = window
+        self.channels = x.shape[1] // window.groups
+        n = self.channels * math.prod(window.kernel)
+        P = math.prod(window.positions(*x.shape[2:]))
+        super().__init__(x, n, (x.shape[0], P), (window.groups,), weight=weight, bias=bias)
 
     @cached_property
     def positions(self) -> Pair:
         """Rows and columns of the output."""
         return self.window.positions(*self.x.shape[2:])
 
-    @property
-    def groups(self) -> int:
-        """Groups of channels, g."""
-        return self.window.groups
-
-    @property
-    def channels(self) -> int:
-        """c, inputs of a group."""
-        return self.x.shape[1] // self.groups
-
-    @property
-    def rows(self) -> int:
-        """N, the batch times the positions."""
-        return self.x.shape[0] * math.prod(self.positions)
-
-    @property
-    def inputs(self) -> int:
-        """n, numbers in a patch."""
-        return self.channels * math.prod(self.window.kernel)
-
-    @property
-    def size(self) -> int:
-        """Columns of Phi: n with a moving weight, one more with a moving bias."""
-        return self.weight * self.inputs + self.bias
-
-    @property
-    def spanned(self) -> bool:
-        """Never: so few patches are written out."""
-        return False
-
     def gram(self) -> Tensor:
-        """Phi' Phi, (g, size, size)."""
+        """Phi^T Phi, (g, size, size)."""
         gram = self.x.new_empty(self.groups, self.size, self.size)
         n = self.size - self.bias
         if self.weight:
@@ -87,8 +56,8 @@ class Patches:
         squares = self._sums(self.x.square()).sum(-1) if self.weight else self.x.new_zeros(self.groups)
         return squares + self.rows * self.bias
 
-    def pull(self, E: Tensor) -> Tensor:
-        """Phi' E, (g, size, m), from E (g, B, P, m)."""
+    def rmatmat(self, E: Tensor) -> Tensor:
+        """Phi^T E, (g, size, m), from E (g, B, P, m)."""
         m = E.shape[-1]
         W = self.x.new_empty(self.groups * m, self.channels, *self.window.kernel)
         z = E.permute(1, 0, 3, 2).reshape(len(self.x), len(W), *self.positions)
@@ -102,7 +71,7 @@ class Patches:
         )
         return parts[0] if len(parts) == 1 else torch.cat(parts, -2)
 
-    def image(self, V: Tensor) -> Tensor:
+    def matmat(self, V: Tensor) -> Tensor:
         """Phi V, (g, B, P, m), from V (g, size, m)."""
         g, size, m = V.shape
         if not self.weight:
@@ -111,32 +80,36 @@ class Patches:
         W = V[:, : size - self.bias].mT.reshape(g * m, self.channels, *self.window.kernel)
         window = self.window
         z = F.conv2d(self.x, W, b, window.stride, window.padding, window.dilation, g)
-        return self.images(z)
+        return self.in_rows(z)
 
-    def to(self, dtype: torch.dtype) -> "Patches":
-        """The same in another dtype."""
-        return replace(self, x=self.x.to(dtype))
+    def materialize(self) -> Tensor:
+        """Phi, (g, N, size)."""
+        return self.dense().materialize()
 
-    def written_out(self) -> Features:
-        """The same with A (g, N, n) as a matrix."""
+    def dense(self) -> DenseFeatures:
+        """The same with the patches written out."""
         window = self.window
         patches = F.unfold(self.x, window.kernel, window.dilation, window.padding, window.stride)
         A = patches.unflatten(1, (self.groups, self.inputs)).permute(1, 0, 3, 2).flatten(1, 2)
-        return Features(A, self.weight, self.bias, self.sharing)
+        return DenseFeatures(A, self.weight, self.bias)
 
-    def images(self, z: Tensor) -> Tensor:
+    def in_rows(self, z: Tensor) -> Tensor:
         """(g, B, P, m) from a tensor of the output's shape, (B, g m, rows, columns)."""
         return z.flatten(2).unflatten(1, (self.groups, -1)).permute(1, 0, 3, 2)
 
-    def over_rows(self, E: Tensor) -> Tensor:
-        """The sum of E (g, B, P, m) over its rows, (g, m)."""
-        return E.sum((1, 2))
+    def gram_products(self) -> list[tuple[int, int, int]]:
+        """Products of strips of the input, one for each way in which its rows meet, and the sums over positions."""
+        (batch, channels, height, _), cut = self.x.shape, strips(self.window, self.x.shape[-1])
+        size, each = channels * cut.width, batch * cut.number
+        met = [len(range(*meeting.rows.indices(height))) for meeting in meetings(self.window, height)]
+        return [*((size, rows * each, size) for rows in met), (1, self.row_shape[1], self.inputs)]
 
-    def spread(self, t: Tensor) -> Tensor:
-        """One number a neuron, (g, m), as a factor for images, (g, 1, 1, m)."""
-        return t[:, None, None]
+    def numbers_copied(self) -> float:
+        """Numbers that are read and written to cut the input into strips."""
+        cut = strips(self.window, self.x.shape[-1])
+        return (1 + cut.number * cut.width / self.x.shape[-1]) * self.x.numel()
 
     def _sums(self, x: Tensor) -> Tensor:
         """The sum over all positions of what lies under each of the kernel's entries, (g, n)."""
-        ones = Patches(x.sum(0, keepdim=True), self.window, bias=False)
-        return ones.pull(x.new_ones(self.groups, 1, math.prod(self.positions), 1)).squeeze(-1)
+        ones = ConvolutionFeatures(x.sum(0, keepdim=True), self.window, bias=False)
+        return ones.rmatmat(x.new_ones(self.groups, 1, self.row_shape[1], 1)).squeeze(-1)

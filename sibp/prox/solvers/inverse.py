@@ -25,5 +25,8 @@ def damped_inverse(S: Tensor, lam: float | Tensor) -> Tensor:
         torch.as_tensor(lam, dtype=wide.dtype, device=S.device), _FLOOR * torch.finfo(S.dtype).eps * norm
     )
     factor, info = torch.linalg.cholesky_ex(wide + torch.diag_embed(damping.unsqueeze(-1).expand(S.shape[:-1])))
-    inverse = torch.cholesky_inverse(factor).to(S.dtype)
-    return torch.where((info == 0)[..., None, None], inverse, torch.nan)
+    found = ((info == 0) & damping.isfinite())[..., None, None]
+    # A factorization that stopped leaves zeros on the diagonal, which cholesky_inverse raises on.
+    identity = torch.eye(S.shape[-1], dtype=wide.dtype, device=S.device)
+    inverse = torch.cholesky_inverse(torch.where(found, factor, identity)).to(S.dtype)
+    return torch.where(found, inverse, torch.nan)

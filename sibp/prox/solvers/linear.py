@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sibp.prox.coordinates import Coordinates, Direct, Span
 from sibp.prox.numbers import Flag, Number, at_least, choose, is_finite, number
+from sibp.prox.solvers.coordinates import Coordinates, Direct
 from sibp.prox.status import Solution, Stats, Status, squared_norm
 
 _RESOLVED = 1000.0  # lam / (eps ||G||) from which rounding raises the objective by less than one part in a million
@@ -31,7 +31,7 @@ _ATTEMPTS = 4  # at a factorisation, each with eight times the damping of the on
 
 
 def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
-    """Minimises ||R + image(x)||^2 + lam <x, x>.
+    """Minimises ||R + forward(x)||^2 + lam <x, x>.
 
     Never raises on numbers. A lam below the rounding of G is raised to it (`Status.DAMPED`); if no factorisation
     succeeds, x is one gradient step of length 1/(lam + ||G||), shortened for every output unit whose objective it would
@@ -46,7 +46,7 @@ def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
     Returns:
         x, with the coordinates that it is in (the given ones, or direct ones), status and metrics.
     """
-    G, rhs = coordinates.gram, coordinates.pull(R)
+    G, rhs = coordinates.gram, coordinates.adjoint(R)
     eps, norm = torch.finfo(G.dtype).eps, number(torch.linalg.vector_norm(G))
     if isinstance(norm, Tensor):
         return _in_working_precision(coordinates, R, rhs, lam, at_least(lam, _FLOOR * eps * norm), norm)
@@ -92,7 +92,7 @@ def _in_working_precision(
     x = factor.solve(rhs).neg_()
     x = choose(factor.definite, lambda: x, lambda: rhs / -(lam + norm))
     finite = is_finite(squared_norm(x))
-    total = coordinates.features.sharing.total
+    total = coordinates.features.total
     squared_R = coordinates.when_asked(lambda: number(total(torch.linalg.vector_norm(R).square())))
 
     def measure(squared_change: Number) -> Stats:
@@ -108,22 +108,18 @@ def _in_working_precision(
 def _in_double_precision(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
     """The solution with every product in float64, as a displacement in direct coordinates; on the CPU only."""
     side, dtype, R = coordinates.to(torch.float64), R.dtype, R.double()
-    total, over_rows = side.features.sharing.total, side.features.over_rows
-    norm, start = float(torch.linalg.vector_norm(side.gram)), total(over_rows(R.square())).sum().item()
+    over_rows = side.features.over_rows
+    norm, start = float(torch.linalg.vector_norm(side.gram)), over_rows(R.square()).sum().item()
     if not math.isfinite(norm + start):
         return _kept(coordinates, R.to(dtype))
     damping, solve = _factored(side, lam, norm, torch.finfo(dtype).eps)
     status = Status.GRADIENT if solve is None else Status.DAMPED if damping > lam else Status.SOLVED
-    if solve is None:
-        V = Direct(side.features).pull(R) / -(damping + norm)
-    else:
-        x = solve(side.pull(R)).neg_()
-        V = side.features.pull(x) if isinstance(side, Span) else x
+    V = side.features.rmatmat(R) / -(damping + norm) if solve is None else side.entries(-solve(side.adjoint(R)))
     V = V.to(dtype)
     # The objective along V, for every output unit: f(tV) = f(0) + 2 t slope + t^2 curvature.
-    image = side.features.image(V.double())
-    slope = total(over_rows(R * image))
-    curvature = total(over_rows(image.square())) + lam * V.double().square().sum(-2)
+    change_of_Z = side.features.matmat(V.double())
+    slope = over_rows(R * change_of_Z)
+    curvature = over_rows(change_of_Z.square()) + lam * V.double().square().sum(-2)
     rises = 2 * slope + curvature > 0
     t = torch.where(rises, (-slope / curvature).clamp(0, 1), 1.0)
     V = V * t.unsqueeze(-2).to(dtype)
@@ -165,4 +161,4 @@ def _factored(side: Coordinates, lam: float, norm: float, eps: float) -> tuple[f
 def _kept(coordinates: Coordinates, R: Tensor) -> Solution:
     """No displacement, as something is not finite."""
     direct, stats = Direct(coordinates.features), Stats(Status.NONFINITE, 0.0, 0, 0.0, 0.0)
-    return Solution(direct, torch.zeros_like(direct.pull(R)), False, lambda _: stats)
+    return Solution(direct, torch.zeros_like(direct.adjoint(R)), False, lambda _: stats)

@@ -9,11 +9,11 @@ length and its own conjugacy coefficient, while the products with the Gram matri
 import torch
 from torch import Tensor
 
+from sibp.activations import Activation
 from sibp.prox import fused
-from sibp.prox.activations import Activation
-from sibp.prox.coordinates import Coordinates
 from sibp.prox.images import images_of
 from sibp.prox.numbers import Number, choose, is_finite, number
+from sibp.prox.solvers.coordinates import Coordinates
 from sibp.prox.status import Solution, Stats, Status
 
 # A neuron whose step was refused tries this fraction of the model's step length in its next round.
@@ -28,7 +28,7 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 def solve_nonlinear(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activation, rounds: int) -> Solution:
-    """Decreases f(x) = ||s(Z + image(x)) - T||^2 + lam <x, x>, starting from x = 0.
+    """Decreases f(x) = ||s(Z + forward(x)) - T||^2 + lam <x, x>, starting from x = 0.
 
     Each round takes one Polak-Ribiere direction (never negative, and replaced by the negative gradient where it is not
     a direction of descent) and one Gauss-Newton step length along it, and accepts it neuron by neuron only if it
@@ -55,31 +55,31 @@ def solve_nonlinear(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, 
 
 def _rounds(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activation, rounds: int) -> fused.Rounds:
     """The rounds themselves, for any activation, coordinates and device."""
-    features, total = coordinates.features, coordinates.features.sharing.total
+    features = coordinates.features
     images = images_of(features, Z, T, s)
-    f = total(images.residual())
+    f = images.residual()
     start = f.sum()
     x = Z.new_zeros(*f.shape[:-1], coordinates.size, f.shape[-1])
     D = G_old = x
     norm, gg_old, shrink = torch.zeros_like(f), torch.zeros_like(f), torch.ones_like(f)
     # s(Z) - T rounds by this much, squared: a gradient no larger says nothing, and the neuron is done.
     unit = (_ROUNDING * torch.finfo(Z.dtype).eps) ** 2
-    negligible = unit * coordinates.amplification * total(features.over_rows(T.square()))
+    negligible = unit * coordinates.amplification * features.over_rows(T.square())
     step_sum, slope_sum = torch.zeros_like(start), torch.zeros_like(start)
     for _ in range(rounds):
-        # Half of f's gradient, as coefficients: pull((s(Z) - T) s'(Z)) + lam x.
-        G = coordinates.pull(images.E) + lam * x
-        image_G = coordinates.image(G)
+        # Half of f's gradient, as coefficients: adjoint((s(Z) - T) s'(Z)) + lam x.
+        G = coordinates.adjoint(images.E) + lam * x
+        forward_G = coordinates.forward(G)
         moving = G.square().sum(-2) > negligible
-        gg = coordinates.squared_norm(G, image_G) * moving  # a product: what is not finite stays so
-        beta = _ratio(gg - coordinates.inner(G_old, G, image_G), gg_old).clamp_(min=0)
-        beta = _descent_only(coordinates, beta, G, image_G, D, images.KD)
+        gg = coordinates.squared_norm(G, forward_G) * moving  # a product: what is not finite stays so
+        beta = _ratio(gg - coordinates.inner(G_old, G, forward_G), gg_old).clamp_(min=0)
+        beta = _descent_only(coordinates, beta, G, forward_G, D, images.KD)
         D = beta.unsqueeze(-2) * D - G
-        curvature = total(images.redirect(beta, image_G))
+        curvature = images.redirect(beta, forward_G)
         gd, dd, xd = (coordinates.inner(y, D, images.KD) for y in (-G, D, x))
         t = shrink * _ratio(gd, curvature + lam * dd) * (gg > 0)
         norm_try = norm + t * (2 * xd + t * dd)
-        f_try = total(images.attempt(t)) + lam * norm_try
+        f_try = images.attempt(t) + lam * norm_try
         accept = f_try < f
         taken = torch.where(accept, t, 0.0)
         images.move(taken)
@@ -93,10 +93,10 @@ def _rounds(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activ
 
 
 def _descent_only(
-    coordinates: Coordinates, beta: Tensor, G: Tensor, image_G: Tensor, D: Tensor, image_D: Tensor
+    coordinates: Coordinates, beta: Tensor, G: Tensor, forward_G: Tensor, D: Tensor, forward_D: Tensor
 ) -> Tensor:
     """beta, but 0 for neurons where -G + beta D would not descend: <G, -G + beta D> >= 0."""
-    ascends = beta * coordinates.inner(G, D, image_D) >= coordinates.inner(G, G, image_G)
+    ascends = beta * coordinates.inner(G, D, forward_D) >= coordinates.inner(G, G, forward_G)
     return torch.where(ascends, 0.0, beta)
 
 

@@ -1,0 +1,249 @@
+"""Which calls compute which activation: one table, open to users.
+
+A row is a function as `__torch_function__` reports it (`torch.tanh`, `Tensor.tanh_`, ...) and what makes an
+`Activation` of the call's further arguments. `register_activation` adds rows.
+"""
+
+import functools
+import sys
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+from sibp.activations import functions
+from sibp.activations.activation import Activation, Learned, slope_by_autograd
+
+Make = Callable[..., Activation]
+"""Makes the activation of a call from z and the call's further arguments, `inplace` excepted."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a registered function computes.
+
+    Attributes:
+        make: the activation of a call.
+        in_place: whether the function always overwrites z.
+    """
+
+    make: Make
+    in_place: bool = False
+
+
+_LEARNED = object()  # in the place of a tensor among a call's arguments: nothing of the model's graph is kept
+_rows: dict[Any, Row] = {}
+# Where torch's functions are; the last holds those that `torch.nn.functional` takes from C++, in place too.
+_HOLDERS = (torch, Tensor, F, torch.special, torch._C._nn)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def row_of(func: Callable[..., Any]) -> Row | None:
+    """The row of a function, or None if it is not known to be an activation."""
+    try:
+        return _rows.get(func)
+    except TypeError:  # not hashable
+        return None
+
+
+def register_activation(
+    fn: Callable[..., Any], value: Callable[..., Tensor], slope: Callable[..., Tensor] | None = None
+) -> Callable[..., Any]:
+    """Lets subproblems contain an elementwise activation of your own.
+
+    From then on every model that calls it right after a layer has it in that layer's subproblem:
+
+        register_activation(torch.sin, torch.sin, torch.cos)
+
+        def squared_relu(z):
+            return torch.relu(z).square()
+
+        squared_relu = register_activation(squared_relu, squared_relu)
+
+    Args:
+        fn: what models call. A function of torch is also found as a method, in place, and in the modules that call it.
+            A function of your own is found through the one that is returned, which also takes its place in the module
+            where it was defined. Of a module's class, every instance is found.
+        value: s; called with z of any shape, and with the further arguments of the call but `inplace`. A tensor among
+            those gets its ordinary gradient; it has to broadcast to z's shape.
+        slope: s', called likewise; by autograd where none is given.
+
+    Returns:
+        What to call; `fn` itself if that is a function of torch or a class.
+
+    Raises:
+        TypeError: if `fn` cannot be found when it is called, or if `value` or `slope` is not a function.
+        ValueError: if the value is not elementwise or not that of `fn`, or if the slope is not its derivative.
+    """
+    for what, given in (("value", value), ("slope", slope)):
+        if not callable(given) and not (what == "slope" and given is None):
+            raise TypeError(f"register_activation: {what} has to be a function, not {given!r}.")
+    if isinstance(fn, type) and issubclass(fn, nn.Module):
+        return _register_class(fn, value, slope)
+    name = getattr(fn, "__name__", "")
+    if not callable(fn) or isinstance(fn, nn.Module | type | types.MethodType) or not name:
+        raise TypeError(
+            f"register_activation: {fn!r} is neither a function nor a class of modules; give the function that models "
+            "call, or the class of the module."
+        )
+    check(name, fn, value, slope)
+    row = Row(functools.partial(_activation_of_call, name, value, slope))
+    named = list(_same_function(fn))
+    if not named:
+        called = _overridable(fn)
+        named = [(called, False)]
+        home = vars(sys.modules.get(fn.__module__, types.ModuleType("")))
+        if home.get(name) is fn:
+            home[name] = called
+    for function, in_place in named:
+        _rows[function] = Row(row.make, in_place)
+    return fn if fn in _rows else named[0][0]
+
+
+def _register_class(kind: type[nn.Module], value: Callable[..., Tensor], slope: Callable[..., Tensor] | None) -> type:
+    """Has all modules of a class report their calls."""
+    if kind.__module__.startswith("torch."):
+        raise TypeError(
+            f"register_activation: {kind.__name__} is torch's own class, with settings that a value of z does not "
+            "have; register the function of torch.nn.functional that it calls."
+        )
+    own = vars(kind.forward).get("__wrapped__", kind.forward)
+    check(kind.__name__, None, value, slope)
+
+    def call(z: Tensor, module: nn.Module) -> Any:
+        return own(module, z)
+
+    @functools.wraps(own)
+    def forward(module: nn.Module, z: Tensor) -> Any:
+        if not has_torch_function_unary(z):
+            return own(module, z)
+        if next(module.parameters(), None) is not None:
+            raise TypeError(
+                f"{kind.__name__} has parameters of its own: register a function that takes them as arguments, and "
+                "call that in its forward."
+            )
+        return handle_torch_function(call, (z,), z, module)
+
+    _rows[call] = Row(lambda z, module: _activation_of_call(kind.__name__, value, slope, z))
+    kind.forward = forward
+    return kind
+
+
+def _same_function(fn: Callable[..., Any]) -> Iterator[tuple[Callable[..., Any], bool]]:
+    """All functions of torch that compute what `fn`, one of them, does, and whether each works in place."""
+    name = fn.__name__.removesuffix("_")
+    found = [(getattr(holder, name + end, None), end == "_") for holder in _HOLDERS for end in ("", "_")]
+    if any(function is fn for function, _ in found):
+        yield from ((function, in_place) for function, in_place in found if function is not None)
+
+
+def _overridable(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, but a tensor subclass sees its call, and not what it is made of."""
+
+    @functools.wraps(fn)
+    def call(z: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if has_torch_function_unary(z):
+            return handle_torch_function(call, (z,), z, *args, **kwargs)
+        return fn(z, *args, **kwargs)
+
+    return call
+
+
+def _activation_of_call(
+    name: str,
+    value: Callable[..., Tensor],
+    slope: Callable[..., Tensor] | None,
+    z: Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> Activation:
+    """The activation that a call with these arguments after z computes."""
+    given = (*args, *kwargs.values())
+    tensors = tuple(item for item in given if isinstance(item, Tensor))
+    for t in tensors:
+        if t.numel() != 1 and torch.broadcast_shapes(t.shape, z.shape) != z.shape:
+            raise TypeError(f"{name}: an argument of shape {tuple(t.shape)} does not broadcast to {tuple(z.shape)}.")
+    settings = [str(item) for item in given if not isinstance(item, Tensor)]
+    label = f"{name}({', '.join(settings)})" if settings else name
+    template = [_LEARNED if isinstance(item, Tensor) else item for item in given]
+    count, keys = len(args), list(kwargs)
+
+    def rebuild(*learned: Tensor) -> Activation:
+        left = iter(learned)
+        arguments = [next(left) if item is _LEARNED else item for item in template]
+        own, named = arguments[:count], dict(zip(keys, arguments[count:], strict=True))
+        s = functools.partial(_called, value, own, named)
+        derivative = slope_by_autograd(s) if slope is None else functools.partial(_called, slope, own, named)
+        return Activation(label, s, derivative, learned=Learned(learned, rebuild) if learned else None)
+
+    return rebuild(*tensors)
+
+
+def _called(f: Callable[..., Tensor], args: list[Any], kwargs: dict[str, Any], z: Tensor) -> Tensor:
+    return f(z, *args, **kwargs)
+
+
+def check(
+    name: str,
+    fn: Callable[..., Any] | None,
+    value: Callable[..., Tensor],
+    slope: Callable[..., Tensor] | None,
+) -> None:
+    """Tries an activation on a few numbers; one that wants further arguments is not tried.
+
+    Args:
+        name: for messages.
+        fn: what models call, if it can be called with z alone.
+        value: s.
+        slope: s', or None.
+
+    Raises:
+        ValueError: if the value is not elementwise or not that of `fn`, or if the slope is not its derivative.
+    """
+    z = torch.tensor([[-2.3, -0.7, 0.4], [0.9, 1.6, 2.8]], dtype=torch.float64)
+    try:
+        a = value(z)
+    except TypeError:
+        return
+    one_by_one = torch.stack([value(entry.reshape(1)).reshape(()) for entry in z.flatten()]).view_as(z)
+    if a.shape != z.shape or a.dtype != z.dtype or not torch.allclose(a, one_by_one):
+        raise ValueError(f"register_activation: {name} is not elementwise, so it cannot be inside a subproblem.")
+    if fn is not None and not torch.allclose(fn(z.clone()), a):
+        raise ValueError(f"register_activation: the value given for {name} is not what it computes.")
+    h = 1e-6
+    quotient = (value(z + h) - value(z - h)) / (2 * h)
+    try:
+        derivative = (slope or slope_by_autograd(value))(z)
+    except RuntimeError as error:
+        raise ValueError(f"register_activation: autograd finds no slope of {name} ({error}); give one.") from error
+    if not torch.allclose(derivative, quotient, rtol=1e-4, atol=1e-6):
+        raise ValueError(f"register_activation: the slope given for {name} is not the derivative of its value.")
+
+
+def _know(make: Make, *names: str) -> None:
+    """Puts rows for all of torch's functions of these names, plain and in place."""
+    for name in names:
+        for holder in _HOLDERS:
+            for end in ("", "_"):
+                function = getattr(holder, name + end, None)
+                if function is not None:
+                    _rows[function] = Row(make, in_place=end == "_")
+
+
+for _s, _names in (
+    (functions.RELU, ("relu",)),
+    (functions.TANH, ("tanh",)),
+    (functions.SIGMOID, ("sigmoid", "expit")),
+    (functions.SILU, ("silu",)),
+    (functions.MISH, ("mish",)),
+    (functions.HARDSWISH, ("hardswish",)),
+    (functions.RELU6, ("relu6",)),
+):
+    _know(lambda z, _s=_s: _s, *_names)
+for _family in (functions.leaky_relu, functions.elu, functions.gelu, functions.softplus, functions.hardtanh):
+    _know(lambda z, *args, _family=_family, **kwargs: _family(*args, **kwargs), _family.__name__)
+_know(functions.prelu_by_channel, "prelu")

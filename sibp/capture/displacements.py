@@ -1,0 +1,86 @@
+"""What lies in `.grad` of the parameters of a tapped layer: only the optimizer's own displacements may be applied."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+PAUSED = "comes from a backward pass inside paused()"
+OLDER = "was there before the first backward pass of this optimizer, or was put there by hand"
+APPLIED = "still holds the displacement of the last step: call zero_grad() before backward()"
+
+
+@dataclass
+class _Held:
+    """One parameter's `.grad`, as the last accumulation left it.
+
+    Attributes:
+        fault: what is in it beside displacements, as the end of a sentence; None if nothing is.
+        memory: address of its numbers.
+        version: torch's count of changes to it. Clipping and scaling change it, which is allowed.
+        applied: whether a step has applied it.
+    """
+
+    fault: str | None
+    memory: int
+    version: int
+    applied: bool = False
+
+    def is_in(self, grad: Tensor) -> bool:
+        """Whether `grad` is still the tensor that was accumulated into."""
+        return self.memory == grad.data_ptr()
+
+
+class Displacements:
+    """The record of one tapped layer, by the parameter's key ("weight" or "bias").
+
+    Autograd calls `before` and `after` around every accumulation, wherever its gradient comes from. Changes in place by
+    the user (clipping, scaling, averaging) pass by unseen, and are the user's to make.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, _Held] = {}
+        self._fault: dict[str, str | None] = {}
+
+    def before(self, key: str, parameter: nn.Parameter, fault: str | None) -> None:
+        """A gradient is about to be accumulated into `parameter.grad`.
+
+        Args:
+            key: of the parameter.
+            parameter: with the `.grad` of before.
+            fault: what is wrong with the gradient; None for a displacement.
+        """
+        grad, held = parameter.grad, self._held.get(key)
+        if grad is None:
+            there = None
+        elif held is None or not held.is_in(grad):
+            there = OLDER
+        else:
+            there = APPLIED if held.applied else held.fault
+        if there is not None and grad is not None and not grad.any():
+            there = None  # it was set to zero
+        self._fault[key] = there or fault
+
+    def after(self, key: str, grad: Tensor) -> None:
+        """It was accumulated, and `grad` is the sum."""
+        self._held[key] = _Held(self._fault.pop(key, None), grad.data_ptr(), grad._version)
+
+    def fault(self, key: str, grad: Tensor) -> str | None:
+        """Why `grad` must not be applied, as the end of a sentence; None if it may be."""
+        held = self._held.get(key)
+        if held is None or not held.is_in(grad):
+            found = OLDER
+        elif held.applied:
+            found = APPLIED
+        else:
+            found = held.fault
+        return found if found is not None and grad.any() else None
+
+    def again(self, key: str, grad: Tensor) -> bool:
+        """Whether `grad` was applied as it is."""
+        held = self._held.get(key)
+        return held is not None and held.applied and held.is_in(grad) and held.version == grad._version
+
+    def applied(self, key: str, grad: Tensor) -> None:
+        """A step has applied `grad`."""
+        held = self._held.setdefault(key, _Held(None, grad.data_ptr(), 0))
+        held.applied, held.version, held.memory = True, grad._version, grad.data_ptr()

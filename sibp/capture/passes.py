@@ -1,0 +1,177 @@
+"""Forward passes as objects: which layers ran together, and on how many samples."""
+
+import threading
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+_REACH = 64  # nodes of the graph above an input in which the pass that it came from is looked for
+
+
+class ForwardPass:
+    """One call of the model, or of a part of it, from outside.
+
+    The layers of the pass carry it to their backward call in autograd's own context, so it lives as long as somebody
+    can still differentiate what was computed.
+
+    Attributes:
+        batch: samples, the leading dimension at the first tapped layer that ran; None before.
+        layers: names of the tapped layers in the order in which they ran.
+        differentiable: whether the call was made with gradients on.
+        recomputes: whether it runs inside a backward pass, as activation checkpoints do.
+        original: the pass that it runs again, once that is known.
+    """
+
+    def __init__(self) -> None:
+        self.batch: int | None = None
+        self.layers: list[str] = []
+        self.differentiable = torch.is_grad_enabled()
+        # Private, but there is no public way to ask whether a backward pass is running in this thread.
+        self.recomputes = torch._C._current_graph_task_id() != -1
+        self.original: ForwardPass | None = None
+
+    def enter(self, layer: str, batch: int) -> None:
+        """Notes that a layer runs.
+
+        Args:
+            layer: name.
+            batch: leading dimension of its input.
+        """
+        if self.batch is None:
+            self.batch = batch
+        self.layers.append(layer)
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """Names of the layers that ran first and last."""
+        return self.layers[0], self.layers[-1]
+
+
+class Passes:
+    """Opens a pass when a module that contains tapped layers is called from outside, and closes it with that call.
+
+    A call whose input comes straight from an earlier pass (the head after the body, a model whose `forward` was called
+    by name) goes on with that pass. Each thread has passes of its own.
+    """
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._watched: set[int] = set()
+        self._key = object()  # of a graph node's metadata
+
+    def watch(self, modules: Iterable[nn.Module]) -> None:
+        """Puts hooks on modules, once each.
+
+        Args:
+            modules: those that contain tapped layers.
+        """
+        for module in modules:
+            if id(module) not in self._watched:
+                self._watched.add(id(module))
+                gate = _Gate(self, module)
+                self._hooks.append(module.register_forward_pre_hook(gate.enter, prepend=True, with_kwargs=True))
+                self._hooks.append(module.register_forward_hook(gate.leave, always_call=True))
+
+    def remove(self) -> None:
+        """Takes the hooks away."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self._watched.clear()
+
+    def of_layer(self, x: Tensor) -> ForwardPass:
+        """The pass in which a tapped layer is called with the input x; one of its own if the layer is called alone."""
+        return getattr(self._local, "now", None) or self._came_from((x,)) or ForwardPass()
+
+    def enter(self, inputs: Any) -> None:
+        """A module was called: opens a pass if that is the outermost call."""
+        depth = getattr(self._local, "depth", 0)
+        if depth == 0:
+            self._local.now = self._came_from(tree_leaves(inputs)) or ForwardPass()
+        self._local.depth = depth + 1
+
+    def leave(self, outputs: Any) -> None:
+        """The call ended, or raised: closes the pass if it was the outermost call."""
+        self._local.depth -= 1
+        if self._local.depth == 0:
+            closed, self._local.now = self._local.now, None
+            self.attach(closed, tree_leaves(outputs))
+
+    def attach(self, one: ForwardPass, outputs: Iterable[Any]) -> None:
+        """Ties a pass to the graph of what it computed, which keeps it alive where all its layers are checkpointed."""
+        if one.layers and one.differentiable:
+            for leaf in outputs:
+                if isinstance(leaf, Tensor) and leaf.grad_fn is not None:
+                    _metadata(leaf.grad_fn)[self._key] = one
+
+    def _came_from(self, inputs: Iterable[Any]) -> ForwardPass | None:
+        """The pass that computed one of the inputs, if it is near in the graph."""
+        nodes = [leaf.grad_fn for leaf in inputs if isinstance(leaf, Tensor) and leaf.grad_fn is not None]
+        for place in range(_REACH):
+            if place >= len(nodes):
+                return None
+            known = _metadata(nodes[place]).get(self._key)
+            if known is not None:
+                return known
+            nodes += [node for node, _ in nodes[place].next_functions if node is not None]
+        return None
+
+
+def _metadata(node: Any) -> dict[Any, Any]:
+    """What users may attach to a node of the graph (a property, which torch's stubs have as a method)."""
+    return node.metadata
+
+
+class Unrecorded:
+    """Passes in which a layer ran without gradients although the model was called with them, the latest last.
+
+    A reentrant activation checkpoint does that, and runs the layer again in the backward pass.
+    """
+
+    def __init__(self) -> None:
+        self._passes: list[weakref.ref[ForwardPass]] = []
+
+    def add(self, one: ForwardPass) -> None:
+        """Remembers a pass for as long as it can be differentiated."""
+        self._passes = [known for known in self._passes if known() is not None]
+        self._passes.append(weakref.ref(one))
+
+    def take(self) -> ForwardPass | None:
+        """The latest pass that was not taken yet."""
+        while self._passes:
+            latest = self._passes.pop()()
+            if latest is not None:
+                return latest
+        return None
+
+
+class _Gate:
+    """The hooks of one module; those of a copied module do nothing."""
+
+    def __init__(self, passes: Passes | None = None, module: nn.Module | None = None) -> None:
+        self.passes = weakref.ref(passes) if passes is not None else lambda: None
+        self.module = weakref.ref(module) if module is not None else lambda: None
+
+    def enter(self, module: nn.Module, inputs: Any, keywords: Any) -> None:
+        """Before the module's forward."""
+        passes = self.passes()
+        if passes is not None and module is self.module() and not torch.compiler.is_compiling():
+            passes.enter((inputs, keywords))
+
+    def leave(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        """After it, whether it returned or raised."""
+        del inputs
+        passes = self.passes()
+        if passes is not None and module is self.module() and not torch.compiler.is_compiling():
+            passes.leave(outputs)
+
+    def __deepcopy__(self, memo: Any) -> "_Gate":
+        return _Gate()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Gate, ()

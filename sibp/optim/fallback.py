@@ -1,0 +1,91 @@
+"""The optimizer of the parameters that have no proximal subproblem, as a part of a proximal one."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+MakeFallback = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+"""Makes the optimizer of the parameters that have no proximal subproblem."""
+
+DEFAULT: MakeFallback = partial(torch.optim.Adam, lr=1e-3)
+
+
+class Fallback:
+    """A torch optimizer whose param groups and state belong to another optimizer.
+
+    Args:
+        make: makes it, from the first parameters.
+    """
+
+    def __init__(self, make: MakeFallback | None) -> None:
+        self.make = make or DEFAULT
+        self.optimizer: torch.optim.Optimizer | None = None
+
+    def add(self, params: list[nn.Parameter], options: dict[str, Any]) -> dict[str, Any]:
+        """Adds parameters, as one group.
+
+        Args:
+            params: that no group has yet.
+            options: settings of their own, by the fallback's names.
+
+        Returns:
+            The group.
+        """
+        if self.optimizer is None:
+            self.optimizer = self.make(params)
+            self.optimizer.param_groups[-1].update(options)
+        else:
+            self.optimizer.add_param_group({"params": params, **options})
+        return self.optimizer.param_groups[-1]
+
+    def share(self, groups: list[dict[str, Any]], state: Any) -> None:
+        """Works on these groups and this state from now on, which are the other optimizer's."""
+        if self.optimizer is not None:
+            self.optimizer.param_groups, self.optimizer.state = groups, state
+
+    def step(self) -> None:
+        """Steps, as a part of the other optimizer's step: hooks on all optimizers have been called for that one."""
+        if self.optimizer is not None:
+            step = type(self.optimizer).step
+            # torch wraps `step` in what calls the hooks, and marks it so.
+            inner = step.__wrapped__ if getattr(step, "hooked", False) else step  # pyright: ignore
+            inner(self.optimizer)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A fallback that is made serves; what made it is often a lambda, which cannot be pickled."""
+        return {"make": DEFAULT if self.optimizer is not None else self.make, "optimizer": self.optimizer}
+
+
+class FollowingGroup(dict[str, Any]):
+    """A param group of the fallback, whose learning rate follows schedules of the proximal groups in proportion.
+
+    A scheduler that multiplies (LambdaLR, StepLR, cosine) multiplies the fallback's own rate. One that writes the same
+    rate into all groups (OneCycleLR, a loop over `param_groups`) means the proximal ones: what it writes here becomes
+    the fallback's own rate times the written one over the schedule's highest ("max_lr"), or over the proximal rate at
+    the start.
+
+    Attributes:
+        leader: the first proximal group; None if there is none.
+    """
+
+    leader: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, group: dict[str, Any], leader: dict[str, Any] | None) -> "FollowingGroup":
+        """The group with a learning rate that follows `leader`'s."""
+        following = group if isinstance(group, cls) else cls(group)
+        if leader is not None and "lr" in group:
+            following.setdefault("own_lr", float(group["lr"]))
+            following.setdefault("leader_lr", float(leader["lr"]))
+        following.leader = leader
+        return following
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        leader = self.leader
+        if key == "lr" and leader is not None and "own_lr" in self and float(value) == float(leader["lr"]):
+            highest = self.get("max_lr", self["leader_lr"])
+            value = self["own_lr"] * float(value) / highest if highest else 0.0
+        super().__setitem__(key, value)

@@ -1,0 +1,91 @@
+"""What the peers share: steps and running statistics that stay finite, and statistics that keep their dtype."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sibp.capture.tap import LayerProblem, LayerUpdate, Tap
+from sibp.optim.base import TappedOptimizer
+from sibp.optim.solvers import guarded
+from sibp.prox.numbers import Flag, choose, is_finite, number
+
+
+class GuardedOptimizer(TappedOptimizer):
+    """Base of methods without a guard of their own: a layer whose step is not finite keeps its weights.
+
+    On a CPU the layer is named in a warning, once; an accelerator would have to be waited for.
+    """
+
+    def solve(self, tap: Tap, problem: LayerProblem) -> LayerUpdate:
+        """Updates a layer; by exactly zero where its displacement is not finite in the dtype of its weights."""
+        update = super().solve(tap, problem)
+        dtype = next(iter(tap.parameters.values())).dtype
+        finite = all_finite(*(t.to(dtype) for t in (update.W_decrease, update.b_decrease) if t is not None))
+        if finite is False:
+            self.warn(tap)
+        return replace(
+            update, W_decrease=guarded(finite, update.W_decrease), b_decrease=guarded(finite, update.b_decrease)
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads what `state_dict` gave; a layer's statistics stay in the dtype in which its steps are computed.
+
+        Torch casts all state to the dtype of the weights, which for half precision throws digits away.
+
+        Args:
+            state_dict: of an optimizer of the same kind, for a model of the same layers.
+        """
+        super().load_state_dict(state_dict)
+        numbers = [index for group in state_dict["param_groups"] for index in group["params"]]
+        params = [(p, group["update"]) for group in self.param_groups for p in group["params"]]
+        for index, (p, update) in zip(numbers, params, strict=True):
+            if update != "proximal" or index not in state_dict["state"]:
+                continue
+            dtype = torch.promote_types(p.dtype, torch.float32)  # of the solve: see `sibp.capture.tap`
+            for key, value in state_dict["state"][index].items():
+                if isinstance(value, Tensor) and value.is_floating_point():
+                    self.state[p][key] = value.to(p.device, dtype)
+
+    def _reset(self) -> None:
+        super()._reset()
+        self._warned: set[str] = set()
+
+    def warn(self, tap: Tap) -> None:
+        """Names a layer whose step was left out, the first time."""
+        if tap.name not in self._warned:
+            self._warned.add(tap.name)
+            warnings.warn(
+                f"layer '{tap.name}': its step by {type(self).__name__} is not finite, so its weights stay as they "
+                "are; look for inputs that are huge or not finite, or lower lr.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+def all_finite(*tensors: Tensor) -> Flag:
+    """Whether no entry is infinite or NaN; a 0-dimensional tensor on an accelerator."""
+    flag: Flag = True
+    for t in tensors:
+        flag = flag & _finite(t)
+    return flag
+
+
+def _finite(t: Tensor) -> Flag:
+    if t.numel() == 0 or is_finite(number(t.sum())) is True:  # no sum of such an entry is finite, and sums are fast
+        return True
+    low, high = torch.aminmax(t)  # the sum may have overflowed
+    return is_finite(number(low)) & is_finite(number(high))
+
+
+def finite_or(value: Tensor, otherwise: Callable[[], Tensor]) -> Tensor:
+    """The value, if all of its entries are finite, else what `otherwise` gives: a tensor of its shape."""
+    return choose(all_finite(value), lambda: value, otherwise)
+
+
+def nan_unless(finite: Flag, step: Tensor) -> Tensor:
+    """The step, or NaN in its place, for `GuardedOptimizer` to leave out."""
+    return choose(finite, lambda: step, lambda: torch.full_like(step, torch.nan))

@@ -1,0 +1,189 @@
+"""What solvers ask of a layer's features, with fallbacks that form the matrix."""
+
+import math
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from sibp.prox.numbers import Flag
+
+Parts = tuple[Tensor | None, Tensor | None]
+"""Of W (..., m, n) and of b (..., m); None for what does not move."""
+
+
+class FeatureOperator:
+    """Phi = [A, 1] (..., N, size): A (..., N, n) is a layer's input as a matrix, the ones stand for its bias.
+
+    A layer is the map Z = A W^T + b; what its subproblem varies is [W, b] as far as they move, so Phi has the columns
+    of A if the weight moves, and a column of ones if the bias does. Arrays with a number for each row and output unit,
+    (..., N, m), may have their rows along several axes, as the layer's output has them: (..., *row_shape, m). Matrices
+    that belong to the groups of a layer stand in front, in `leading`.
+
+    A subclass implements `materialize`, or both `matmat` and `rmatmat`, and may do better than the fallbacks here.
+
+    Args:
+        x: the tensor that A is made of.
+        inputs: n.
+        row_shape: axes of rows; their product is N.
+        leading: axes of groups.
+        weight: whether W moves.
+        bias: whether b moves.
+    """
+
+    matrix_free: ClassVar[bool] = True
+    """Whether products are cheaper than `materialize`; if not, that gives the same tensor whenever it is called."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        inputs: int,
+        row_shape: tuple[int, ...],
+        leading: tuple[int, ...] = (),
+        *,
+        weight: bool = True,
+        bias: bool = True,
+    ) -> None:
+        self.x = x
+        self.inputs, self.row_shape, self.leading = inputs, row_shape, leading
+        self.weight, self.bias = weight, bias
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuses a form that defines no product."""
+        super().__init_subclass__(**options)
+        own = {name for name in ("materialize", "matmat", "rmatmat") if getattr(cls, name) is not _FALLBACKS[name]}
+        if "materialize" not in own and own != {"matmat", "rmatmat"}:
+            raise TypeError(f"{cls.__name__} needs a `materialize`, or both `matmat` and `rmatmat`.")
+
+    # -- shape ------------------------------------------------------------------------------------------------------
+
+    @property
+    def rows(self) -> int:
+        """N."""
+        return math.prod(self.row_shape)
+
+    @property
+    def size(self) -> int:
+        """Columns of Phi: n with a moving weight, one more with a moving bias."""
+        return self.weight * self.inputs + self.bias
+
+    @property
+    def groups(self) -> int:
+        """Matrices of this size that the layer has, each with its own output units."""
+        return math.prod(self.leading)
+
+    @property
+    def spanned(self) -> bool:
+        """Whether Phi has no more rows than columns, and all its rows are here, along one axis."""
+        return len(self.row_shape) == 1 and self.rows <= self.size
+
+    def moving(self, *, weight: bool, bias: bool) -> Self:
+        """The same layer with other parts that move."""
+        return self._changed(weight=weight, bias=bias)
+
+    def to(self, dtype: torch.dtype) -> Self:
+        """The same in another dtype."""
+        return self if self.x.dtype is dtype else self._changed(x=self.x.to(dtype))
+
+    def _changed(self, **attributes: Any) -> Self:
+        """A copy with other attributes, and nothing cached."""
+        copy = object.__new__(type(self))
+        kept = {key: value for key, value in vars(self).items() if not _is_cache(type(self), key)}
+        vars(copy).update(kept, **attributes)
+        return copy
+
+    # -- products ---------------------------------------------------------------------------------------------------
+
+    def materialize(self) -> Tensor:
+        """Phi itself, (..., N, size)."""
+        identity = torch.eye(self.size, dtype=self.x.dtype, device=self.x.device)
+        return self.flat(self.matmat(identity.expand(*self.leading, -1, -1)))
+
+    def matmat(self, V: Tensor) -> Tensor:
+        """The forward product Phi V, (..., *row_shape, m), from V (..., size, m)."""
+        return self.unflat(self.materialize() @ V)
+
+    def rmatmat(self, E: Tensor) -> Tensor:
+        """The adjoint product Phi^T E, (..., size, m), from E (..., *row_shape, m)."""
+        return self.materialize().mT @ self.flat(E)
+
+    def gram(self) -> Tensor:
+        """Phi^T Phi, (..., size, size)."""
+        phi = self.materialize()
+        return phi.mT @ phi
+
+    def outer_gram(self) -> Tensor:
+        """Phi Phi^T, (..., N, N)."""
+        phi = self.materialize()
+        return phi @ phi.mT
+
+    def squared_norm(self) -> Tensor:
+        """||Phi||^2, (...)."""
+        return torch.linalg.vector_norm(self.materialize(), dim=(-2, -1)).square()
+
+    def displacement(self, E: Tensor) -> Parts:
+        """E^T Phi by its parts: `rmatmat` as the displacement of W and b that has E for its coefficients."""
+        return self.parts(self.rmatmat(E))
+
+    def parts(self, V: Tensor) -> Parts:
+        """V (..., size, m) as a displacement of W (..., m, n) and b (..., m)."""
+        return (
+            V[..., : self.inputs, :].mT if self.weight else None,
+            V[..., -1, :] if self.bias else None,
+        )
+
+    def forward(self, W: Tensor, b: Tensor | None) -> Tensor:
+        """The layer's map A W^T + b, whatever moves: (..., *row_shape, m) from W (..., m, n) and b (..., m)."""
+        Z = self.moving(weight=True, bias=False).matmat(W.mT)
+        return Z if b is None else Z + self.spread(b)
+
+    # -- rows -------------------------------------------------------------------------------------------------------
+
+    def flat(self, E: Tensor) -> Tensor:
+        """E (..., *row_shape, m) with all rows along one axis, (..., N, m)."""
+        return E if len(self.row_shape) == 1 else E.flatten(-1 - len(self.row_shape), -2)
+
+    def unflat(self, E: Tensor) -> Tensor:
+        """E (..., N, m) with its rows along their axes, (..., *row_shape, m)."""
+        return E if len(self.row_shape) == 1 else E.unflatten(-2, self.row_shape)
+
+    def over_rows(self, E: Tensor) -> Tensor:
+        """The sum of E (..., *row_shape, m) over all rows, (..., m)."""
+        return E.sum(-2) if len(self.row_shape) == 1 else E.sum(tuple(range(-1 - len(self.row_shape), -1)))
+
+    def spread(self, t: Tensor) -> Tensor:
+        """One number an output unit, (..., m), to be broadcast over rows."""
+        for _ in self.row_shape:
+            t = t.unsqueeze(-2)
+        return t
+
+    # -- parts that are elsewhere -----------------------------------------------------------------------------------
+
+    def total(self, part: Tensor) -> Tensor:
+        """A sum over all rows, where code of its own has summed over those that are here."""
+        return part
+
+    def all_units(self, x: Tensor, finite: Flag) -> tuple[Tensor, Flag]:
+        """Coefficients of all output units, (..., r, m), from those that were solved for here; finite if all were."""
+        return x, finite
+
+    # -- cost -------------------------------------------------------------------------------------------------------
+
+    def gram_products(self) -> list[tuple[int, int, int]]:
+        """The products (a, b) by (b, c) that `gram` consists of, in each group."""
+        return [(self.size, self.rows, self.size)]
+
+    def numbers_copied(self) -> float:
+        """Numbers that are read and written to prepare products."""
+        return self.x.numel() + self.groups * self.rows * self.size
+
+
+_FALLBACKS: dict[str, Callable[..., Any]] = {
+    name: getattr(FeatureOperator, name) for name in ("materialize", "matmat", "rmatmat")
+}
+
+
+def _is_cache(kind: type, name: str) -> bool:
+    return isinstance(getattr(kind, name, None), cached_property)

@@ -1,0 +1,57 @@
+"""Features whose matrix is at hand: linear layers, and patches that are few enough to be written out."""
+
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sibp.prox.operators.base import FeatureOperator, Parts
+
+
+class DenseFeatures(FeatureOperator):
+    """Phi (..., N, size), from A itself.
+
+    Args:
+        A: (..., N, n) inputs, one row a sample, or a sample's position.
+        weight: whether W moves.
+        bias: whether b moves.
+    """
+
+    matrix_free: ClassVar[bool] = False
+
+    def __init__(self, A: Tensor, weight: bool = True, bias: bool = True) -> None:
+        *leading, N, n = A.shape
+        super().__init__(A, n, (N,), tuple(leading), weight=weight, bias=bias)
+
+    @property
+    def A(self) -> Tensor:  # noqa: N802 (the paper's symbol)
+        """(..., N, n)."""
+        return self.x
+
+    @cached_property
+    def _phi(self) -> Tensor:
+        columns = ([self.A] if self.weight else []) + ([self.A.new_ones(*self.A.shape[:-1], 1)] if self.bias else [])
+        return columns[0] if len(columns) == 1 else torch.cat(columns, -1)
+
+    def materialize(self) -> Tensor:
+        """Phi itself, (..., N, size), written once."""
+        return self._phi
+
+    def outer_gram(self) -> Tensor:
+        """Phi Phi^T, (..., N, N), without Phi."""
+        gram = self.A @ self.A.mT if self.weight else self.A.new_zeros(*self.leading, self.rows, self.rows)
+        if self.bias:
+            gram += 1
+        return gram
+
+    def displacement(self, E: Tensor) -> Parts:
+        """E^T Phi by its parts, without Phi."""
+        return E.mT @ self.A if self.weight else None, E.sum(-2) if self.bias else None
+
+    def forward(self, W: Tensor, b: Tensor | None) -> Tensor:
+        """A W^T + b, (..., N, m)."""
+        if self.leading:
+            return self.A @ W.mT if b is None else torch.baddbmm(b.unsqueeze(-2), self.A, W.mT)
+        return F.linear(self.A, W, b)

@@ -1,0 +1,267 @@
+"""Two sets of coordinates for one layer's displacement, and the choice of the smaller.
+
+A layer maps features Phi = [A, 1] (N x n; the column of ones stands for a trainable bias) to Z = Phi [W, b]^T. Its
+displacement enters the subproblem only through two things: the forward product Phi [W_new - W, b_new - b]^T that is
+added to Z, and the squared norm ||W_new - W||^2 + ||b_new - b||^2. Every gradient step of the subproblem adds rows of
+Phi, so the minimiser can be looked for as
+
+    span    [W_new - W, b_new - b] = U^T Phi    U (N x m)    forward K U, K = Phi Phi^T    squared norm tr(U^T K U)
+    direct  [W_new - W, b_new - b] = V^T        V (n x m)    forward Phi V                 squared norm tr(V^T V)
+
+and the side with the smaller Gram matrix (N x N or n x n) is the cheaper. All tensors may have leading batch dimensions
+(the groups of a convolution); the columns of U, V and Z are the layer's m output units, whose subproblems are
+independent.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cached_property
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from sibp.prox.numbers import Number, number
+from sibp.prox.operators import FeatureOperator
+
+
+class Coordinates(ABC):
+    """Coefficients x (..., size, m) of a displacement.
+
+    Args:
+        features: of the layer.
+    """
+
+    direct: ClassVar[bool]
+    """Whether coefficients are the displacement's entries themselves."""
+
+    def __init__(self, features: FeatureOperator) -> None:
+        self.features = features
+
+    def to(self, dtype: torch.dtype) -> Self:
+        """The same in another dtype."""
+        return type(self)(self.features.to(dtype))
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Coefficients of an output unit."""
+
+    @cached_property
+    @abstractmethod
+    def gram(self) -> Tensor:
+        """The matrix of the normal equations, (..., size, size): (gram + lam I) x = -adjoint(R)."""
+
+    @property
+    @abstractmethod
+    def matrix(self) -> Tensor | None:
+        """What maps x to its forward product, if it is here as a matrix, with all its rows."""
+
+    @cached_property
+    @abstractmethod
+    def rounding(self) -> Tensor:
+        """What rounds in <x, x>, in units of x's sum of squares; (..., 1)."""
+
+    @cached_property
+    @abstractmethod
+    def amplification(self) -> Tensor:
+        """Factor by which `adjoint` can enlarge squared rounding errors, (..., 1)."""
+
+    @abstractmethod
+    def when_asked(self, metric: Callable[[], Number]) -> Callable[[], Number]:
+        """A metric of tensors (..., N, m), evaluated if asked for; at once where those are too large to keep."""
+
+    @abstractmethod
+    def adjoint(self, E: Tensor) -> Tensor:
+        """Coefficients of the adjoint product Phi^T E, (..., size, m), from E (..., N, m)."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Change of Z, (..., N, m)."""
+
+    @abstractmethod
+    def inner(self, x: Tensor, y: Tensor, forward_y: Tensor) -> Tensor:
+        """<x, y> of two displacements, one number an output unit, (..., m); `forward_y` is the change of Z by y."""
+
+    @abstractmethod
+    def squared_norm(self, x: Tensor, forward_x: Tensor) -> Tensor:
+        """<x, x>, one number an output unit, (..., m); 0 where it is nothing but rounding."""
+
+    @abstractmethod
+    def residual(self, x: Tensor, gram_x: Tensor, rhs: Tensor, RR: Number) -> Number:
+        """||R + forward(x)||^2 over all output units, from gram_x = gram x, rhs = adjoint(R) and RR = ||R||^2."""
+
+    @abstractmethod
+    def entries(self, x: Tensor) -> Tensor:
+        """X in direct coordinates, (..., n, m)."""
+
+    @abstractmethod
+    def displacement(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """W_new - W (..., m, n) and b_new - b (..., m); None for what does not move."""
+
+    def low_rank_is_cheaper(self, m: int) -> bool:
+        """Whether `backward_change` takes less time than forming W_new (m x n) and using that."""
+        del m
+        return False
+
+    def backward_change(self, D: Tensor, x: Tensor) -> Tensor | None:
+        """D (W_new - W), (..., N, n), from D (..., N, m); None if W does not move."""
+        W, _ = self.displacement(x)
+        return None if W is None else D @ W
+
+
+class Span(Coordinates):
+    """Coordinates U in the span of the N feature rows."""
+
+    direct = False
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """K = Phi Phi^T, (..., N, N)."""
+        return self.features.outer_gram()
+
+    @property
+    def matrix(self) -> Tensor | None:
+        """K."""
+        return self.gram
+
+    @cached_property
+    def rounding(self) -> Tensor:
+        """N terms, each with the error of K's largest entry; (..., 1)."""
+        N = self.gram.shape[-1]
+        largest = self.gram.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True) if N else self.gram.new_zeros(1)
+        return largest * (torch.finfo(self.gram.dtype).eps * math.sqrt(N))
+
+    @cached_property
+    def amplification(self) -> Tensor:
+        """None, (..., 1)."""
+        return torch.ones_like(self.rounding)
+
+    @property
+    def size(self) -> int:
+        """N."""
+        return self.features.rows
+
+    def when_asked(self, metric: Callable[[], Number]) -> Callable[[], Number]:
+        """The metric itself: the tensors are small, and kept till then."""
+        return metric
+
+    def adjoint(self, E: Tensor) -> Tensor:
+        """E itself, (..., N, m)."""
+        return E
+
+    def forward(self, x: Tensor) -> Tensor:
+        """K U, (..., N, m)."""
+        return self.gram @ x
+
+    def inner(self, x: Tensor, y: Tensor, forward_y: Tensor) -> Tensor:
+        """Column sums of x * (K y), (..., m)."""
+        del y
+        return (x * forward_y).sum(-2)
+
+    def squared_norm(self, x: Tensor, forward_x: Tensor) -> Tensor:
+        """Column sums of x * (K x), (..., m).
+
+        Where rows of Phi depend on each other, a large x can be next to no displacement.
+        """
+        squared = (x * forward_x).sum(-2)
+        return squared * (squared > self.rounding * x.square().sum(-2))  # a product: what is not finite stays so
+
+    def residual(self, x: Tensor, gram_x: Tensor, rhs: Tensor, RR: Number) -> Number:
+        """||R + K U||^2; `rhs` is R itself. All three are (..., N, m)."""
+        del x, RR
+        return number((rhs + gram_x).square().sum())
+
+    def entries(self, x: Tensor) -> Tensor:
+        """Phi^T U."""
+        return self.features.rmatmat(x)
+
+    def displacement(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """U^T Phi by its parts."""
+        return self.features.displacement(x)
+
+    def low_rank_is_cheaper(self, m: int) -> bool:
+        """As `Coordinates` says.
+
+        The one costs N^2 (n + m) multiply-adds, the other some m n numbers moved through memory, each of which takes
+        the time of about 20 multiply-adds (on CPUs and GPUs alike, within a factor of two).
+        """
+        N, n = self.features.rows, self.features.inputs
+        return N * N * (n + m) < 20 * m * n
+
+    def backward_change(self, D: Tensor, x: Tensor) -> Tensor | None:
+        """D (W_new - W) by its low rank, (D U^T) A (..., N, n): W_new is never formed."""
+        change, _ = self.features.displacement((D @ x.mT).mT)
+        return change
+
+
+class Direct(Coordinates):
+    """Coordinates V = [W_new - W, b_new - b]^T themselves."""
+
+    direct = True
+
+    @property
+    def size(self) -> int:
+        """Columns of Phi."""
+        return self.features.size
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """Phi^T Phi, (..., n, n); conjugate gradients never ask for it."""
+        return self.features.gram()
+
+    @property
+    def matrix(self) -> Tensor | None:
+        """Phi."""
+        return None if self.features.matrix_free else self.features.materialize()
+
+    @cached_property
+    def amplification(self) -> Tensor:
+        """||Phi||^2, (..., 1)."""
+        return self.features.squared_norm().unsqueeze(-1)
+
+    @cached_property
+    def rounding(self) -> Tensor:
+        """None, as squared norms are sums of squares; (..., 1)."""
+        return torch.zeros_like(self.amplification)
+
+    def when_asked(self, metric: Callable[[], Number]) -> Callable[[], Number]:
+        """The metric, evaluated now, as the tensors are too large to keep."""
+        now = metric()
+        return lambda: now
+
+    def adjoint(self, E: Tensor) -> Tensor:
+        """Phi^T E, (..., n, m)."""
+        return self.features.rmatmat(E)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Phi V, (..., N, m)."""
+        return self.features.matmat(x)
+
+    def inner(self, x: Tensor, y: Tensor, forward_y: Tensor) -> Tensor:
+        """Column sums of x * y, (..., m)."""
+        del forward_y
+        return (x * y).sum(-2)
+
+    def squared_norm(self, x: Tensor, forward_x: Tensor) -> Tensor:
+        """Column sums of x * x, (..., m)."""
+        del forward_x
+        return x.square().sum(-2)
+
+    def residual(self, x: Tensor, gram_x: Tensor, rhs: Tensor, RR: Number) -> Number:
+        """||R||^2 + 2 <Phi^T R, V> + <V, Phi^T Phi V>: nothing of size N x m is formed. All three are (..., n, m)."""
+        return RR + number((x * (2 * rhs + gram_x)).sum())
+
+    def entries(self, x: Tensor) -> Tensor:
+        """V."""
+        return x
+
+    def displacement(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """V^T by its parts."""
+        return self.features.parts(x)
+
+
+def smaller_side(features: FeatureOperator) -> Coordinates:
+    """The coordinates with the smaller Gram matrix: N x N (span, if all rows are here) or n x n (direct)."""
+    return Span(features) if features.spanned else Direct(features)

@@ -1,0 +1,206 @@
+"""Optimizers, models and data sets in a package of someone's own, in a folder that knows nothing of this project."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sibp.experiment import data, models, optimizers
+from sibp.report.comparison import compare
+from sibp.runs.collect import collect
+from sibp.train import main
+from sibp.tune import main as tune
+
+PLUGIN = '''
+"""Half of SGD, a model of one layer, and images whose label is the brighter half."""
+
+import torch
+from torch import nn
+
+from sibp.plugins import Data, Split, digest, register_dataset, register_model, register_optimizer
+
+
+def half(model, *, lr: float):
+    return torch.optim.SGD(model.parameters(), lr=lr / 2)
+
+
+def flat(shape, classes, *, bias: bool):
+    return nn.Sequential(nn.Linear(torch.Size(shape).numel(), classes, bias=bias))
+
+
+def halves(data_root, download):
+    images = torch.rand(300, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    labels = (images[:, 0, :2].sum((1, 2)) > images[:, 0, 2:].sum((1, 2))).long()
+    parts = [Split(images[i : i + 100], labels[i : i + 100]) for i in (0, 100, 200)]
+    return Data(*parts, shape=(1, 4, 4), classes=2, sha256=digest(images, labels))
+
+
+register_optimizer("half", half)
+register_model("flat", flat, flat=True)
+register_dataset("halves", halves)
+'''
+CONFIGS = {
+    "optimizer/half.yaml": "name: half\nlr: 0.1\n",
+    "model/flat.yaml": "name: flat\nbias: true\n",
+    "dataset/halves.yaml": "name: halves\n",
+    "experiment/own.yaml": """
+        # @package _global_
+        defaults: [{override /dataset: halves}, {override /model: flat}, {override /optimizer: half}]
+        plugins: [mine]
+        batch_size: 20
+        epochs: 2
+        """,
+    "sweep/own.yaml": """
+        shared: [experiment=own]
+        trials: 2
+        tuning_seeds: [100]
+        final_seeds: [0]
+        methods:
+          half: {words: [optimizer=half], grid: {lr: [0.1, 0.2]}}
+          sgd: {words: [optimizer=sgd], grid: {lr: [0.1, 0.2]}}
+        """,
+}
+QUICK = ["threads=1", "tensorboard=false", "device=cpu"]
+OWN = ["--config-dir", "my configs", "experiment=own", *QUICK]
+
+
+@pytest.fixture(autouse=True)
+def _their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A module and configs, in the current folder, which is not on the path; what they register is forgotten after."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(PLUGIN)
+    for name, text in CONFIGS.items():
+        path = Path("my configs") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text).lstrip())
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(tmp_path))])
+    for module, table in ((optimizers, "OPTIMIZERS"), (models, "MODELS"), (data, "DATASETS")):
+        monkeypatch.setattr(module, table, dict(getattr(module, table)))
+    for name in [name for name in sys.modules if name == "sibp.plugins"]:
+        monkeypatch.delitem(sys.modules, name)  # it holds on to the tables that it was imported with
+    before = set(sys.modules)
+    yield
+    for name in {"mine", "broken", "taken", "sibp.plugins"} - before:
+        sys.modules.pop(name, None)
+
+
+def folders(root: str = "runs") -> list[Path]:
+    return sorted(path for path in Path(root).iterdir() if path.name[0] != ".")
+
+
+def sibp(*words: str) -> subprocess.CompletedProcess[str]:
+    """The command as installed, for which the current folder is not on the path."""
+    project = str(Path(data.__file__).resolve().parents[2])
+    here = {**os.environ, "PYTHONPATH": project}
+    return subprocess.run([sys.executable, "-P", "-m", "sibp", *words], env=here, capture_output=True, text=True)
+
+
+def test_they_train_by_the_command_and_are_compared(capsys):
+    done = sibp("train", *OWN)
+    assert (done.returncode, done.stderr) == (0, "")
+    (folder,) = folders()
+    assert folder.name.startswith("halves-flat-half-lr0.1-s0-")
+    assert yaml.safe_load((folder / "config.yaml").read_text())["plugins"] == ["mine"]
+    report = sibp("report", "runs")
+    assert (report.returncode, report.stderr) == (0, "")
+
+
+def test_their_settings_mean_what_their_builders_say(capsys):
+    """Half of SGD with twice its rate is SGD, to the last bit."""
+    assert main(["-m", *OWN, "optimizer=half", "optimizer.lr=0.4"]) == 0
+    assert main(["-m", *OWN, "optimizer=sgd", "optimizer.lr=0.2"]) == 0
+    losses = [json.loads((folder / "summary.json").read_text())["final"]["train_loss"] for folder in folders()]
+    assert len(losses) == 2
+    assert losses[0] == losses[1] < 0.69
+
+
+def test_the_processes_of_a_launcher_know_them_too():
+    done = sibp("train", "-m", *OWN, "seed=0,1", "hydra/launcher=sibp_joblib", "hydra.launcher.n_jobs=2")
+    assert done.stdout.splitlines()[-1].startswith("2 runs: 2 completed"), done.stderr
+
+
+def test_they_are_tuned_by_a_sweep_of_their_own(capsys):
+    assert tune(["--config-dir", "my configs", "sweep=own", *QUICK]) == 0
+    assert len(folders("runs/tuning/own/final")) == 2
+    assert tune(["--config-dir", "my configs", "sweep=onw"]) == 2
+    assert "did you mean own?" in capsys.readouterr().err
+
+
+def test_words_may_name_the_module_too():
+    words = [word for word in OWN if word != "experiment=own"]
+    assert main([*words, "plugins=[mine]", "optimizer=half", "max_steps=2"]) == 0
+
+
+def test_their_runs_and_others_are_one_comparison():
+    (Path("my configs") / "optimizer" / "half.yaml").write_text("name: half\nlr: 0.2\n")
+    assert main([*QUICK, "max_steps=2", "optimizer=sgd"]) == 0
+    assert main([*QUICK, "max_steps=2", "--config-dir", "my configs", "plugins=[mine]", "optimizer=half"]) == 0
+    (problem,) = compare(collect([Path("runs")]).runs, None, None)
+    assert [method.name for method in problem.methods] == ["sgd", "half"]
+
+
+def test_other_modules_make_another_run():
+    Path("others.py").touch()
+    for plugins in ("[mine]", "[others]", "[]"):
+        assert main([*QUICK, "max_steps=2", "optimizer=sgd", f"plugins={plugins}"]) == 0
+    assert len(folders()) == 3
+
+
+def test_a_report_imports_nothing_that_a_run_names():
+    assert main([*QUICK, "max_steps=2", "optimizer=sgd"]) == 0
+    (folder,) = folders()
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    Path("evil.py").write_text("open('imported', 'w').close()\n")
+    (folder / "config.yaml").write_text(yaml.safe_dump({**config, "plugins": ["evil"]}))
+    done = subprocess.run([sys.executable, "-m", "sibp.report", "runs"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "1 runs" in done.stdout
+    assert not Path("imported").exists()
+    assert main([*QUICK, "max_steps=2", "optimizer=sgd", "force=true"]) == 0  # nor does the run that goes on there
+    assert not Path("imported").exists()
+
+
+def test_a_run_folder_gives_no_configs():
+    assert main([*QUICK, "max_steps=2", "optimizer=sgd"]) == 0
+    (folder,) = folders()
+    Path("evil.py").write_text("open('imported', 'w').close()\n")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump({**config, "plugins": ["evil"]}))
+    assert main(["--config-dir", str(folder), *QUICK, "max_steps=2", "optimizer=sgd"]) == 2
+    assert not Path("imported").exists()
+
+
+MISTAKES = {
+    "plugins=[nowhere]": "plugins=[nowhere]: there is no module nowhere: install its package, or give the command in",
+    "plugins=[mine.nowhere]": "plugins=[mine.nowhere]: there is no module mine.nowhere",
+    "plugins=mine": "plugins=mine is not possible: give a list of words such as [my_module]",
+    "plugins=[./mine.py]": "plugins=[./mine.py] is not possible: give the names of modules, such as [my_module]",
+    "plugins=[broken]": "plugins=[broken] cannot be imported (SyntaxError: invalid syntax",
+    "plugins=[needy]": "plugins=[needy] cannot be imported (ModuleNotFoundError: No module named 'nowhere')",
+    "plugins=[taken]": "plugins=[taken] cannot be imported (ValueError: optimizer 'sgd' is there already",
+    "--config-dir=nowhere": "--config-dir=nowhere is no folder: give the one that your groups are in.",
+    "--config-dir=hidden": "hidden/optimizer/sgd.yaml would be hidden by sibp's own optimizer/sgd.yaml: give",
+    "--config-name=nowhere": "--config-name=nowhere is not possible: put what it says into DIR/experiment/nowhere.yaml",
+    "--config-path=x": "--config-path would take the place of sibp's configs: add yours to them by --config-dir.",
+}
+
+
+@pytest.mark.parametrize("word", MISTAKES)
+def test_a_mistake_is_one_sentence_and_nothing_is_trained(word, capsys):
+    Path("broken.py").write_text("import (\n")
+    Path("needy.py").write_text("import nowhere\n")
+    Path("taken.py").write_text("from sibp.plugins import register_optimizer\nregister_optimizer('sgd', print)\n")
+    Path("hidden/optimizer").mkdir(parents=True)
+    Path("hidden/optimizer/sgd.yaml").touch()
+    for _ in range(2):  # the second time is no better
+        assert main([*QUICK, "max_steps=2", word]) == 2
+        error = capsys.readouterr().err
+        assert MISTAKES[word] in error
+        assert len(error.splitlines()) == 1
+    assert not Path("runs").exists()

@@ -1,0 +1,58 @@
+"""What the wheel holds, and that it trains where there is no checkout. `make check-wheel` installs it, too."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ("sibp", "configs", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built by the setuptools that is installed."""
+    pytest.importorskip("setuptools", minversion="77")  # the first that reads the licence as it is written
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, source / name, ignore=IGNORED)
+        else:
+            shutil.copy(ROOT / name, source)
+    build = f"from setuptools.build_meta import build_wheel; build_wheel({str(out)!r})"
+    done = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (found,) = out.glob("sibp-*.whl")
+    return found
+
+
+def test_every_file_of_the_package_and_of_configs_is_in_it(wheel):
+    held = set(zipfile.ZipFile(wheel).namelist())
+    code = {path.relative_to(ROOT).as_posix() for path in (ROOT / "sibp").rglob("*.py")}
+    configs = {f"sibp/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
+    assert len(configs) > 40
+    assert code | configs | {"sibp/configs/__init__.py", "sibp/report/page.css", "sibp/report/page.js"} <= held
+    tops = {name.partition("/")[0] for name in held}
+    assert {name for name in tops if not name.endswith(".dist-info")} == {"sibp"}
+
+
+def test_it_trains_where_there_is_no_checkout(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    (tmp_path / "empty").mkdir()
+
+    def run(*words: str) -> str:
+        here = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+        command = [sys.executable, *words]
+        done = subprocess.run(command, cwd=tmp_path / "empty", env=here, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert str(tmp_path / "site") in run("-c", "import sibp; print(sibp.__file__)")
+    assert run("-m", "sibp", "train", "experiment=digits_quick", "max_steps=2", "threads=1").startswith("completed")
+    assert "sgd: " in run("-m", "sibp.tune", "sweep=digits_quick", "threads=1", "--dry")
+    assert "1 runs" in run("-m", "sibp.report", "runs")
