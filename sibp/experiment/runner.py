@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from sibp.experiment.data import DATASETS, Data, load_data
+from sibp.experiment import data as data_sets_known
+from sibp.experiment import optimizers as optimizers_known
+from sibp.experiment.data import Data, load_data
 from sibp.experiment.environment import describe
 from sibp.experiment.loop import DivergedError, StoppedError, Trainer
 from sibp.experiment.models import build_model, is_flat
-from sibp.experiment.optimizers import OPTIMIZERS, build_optimizer
+from sibp.experiment.optimizers import build_optimizer
+from sibp.experiment.plugins import load_plugins
 from sibp.experiment.settings import Settings, known_builder
 from sibp.experiment.startup import import_no_compiler
 from sibp.runs.errors import UserError
@@ -127,9 +130,9 @@ def _try_out(config: Mapping[str, Any], elsewhere: bool, data_sets: dict[str, Da
     if is_done(settings, folder):
         return
     folder.check_place()
-    known_builder("dataset", DATASETS, settings.dataset)
-    known_builder("optimizer", OPTIMIZERS, settings.optimizer)
     if elsewhere:
+        known_builder("dataset", data_sets_known.DATASETS, settings.dataset)
+        known_builder("optimizer", optimizers_known.OPTIMIZERS, settings.optimizer)
         return
     device_of(settings.device)
     key = canonical([settings.dataset, settings.data_root])

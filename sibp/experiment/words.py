@@ -84,6 +84,8 @@ def refuse(words: Sequence[str], trusted: bool = False) -> None:
             raise UserError(f"{word} would remove a setting, and every run needs all of them: leave it out.")
         if key == "sweep":
             raise UserError(f"{word} is for tuning: sibp tune {word.lstrip('+')}")
+        if key == SEARCH_PATH and not trusted:
+            raise UserError(f"{word} is not possible: name the folder of your configs by --config-dir=DIR.")
         ours = key == "hydra/launcher" or key.startswith("hydra.launcher.")
         if key.startswith("hydra") and not ours and not (trusted and key == SEARCH_PATH):
             raise UserError(f"{word} is not possible: of Hydra's own settings, only its launcher's can be given.")

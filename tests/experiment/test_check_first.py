@@ -45,7 +45,7 @@ SWEEPS = {
     "run_root=a,/dev/null/x": "run_root=/dev/null/x cannot be made",
     "optimizer=sibp optimizer.solver=cg:3,cg5": "cg5",
     "optimizer=sgd,sibp optimizer.prox_weight=1": "This is so for 1 of 2 jobs, such as optimizer=sgd.",
-    "optimizer=lbfgs optimizer.history=5,0": "history=0 is not possible",
+    "optimizer=lbfgs optimizer.history=5,0": "history: 0",
     "optimizer=sgd,sipb": "did you mean optimizer=sibp?",
     "optimizer=glob(zz*)": "asks for no run",
     "optimizer=sgd decays=lr,prox_weight schedule=cosine": "this optimizer has no prox_weight",
