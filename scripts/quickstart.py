@@ -8,10 +8,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from sibp.experiment.compare import RunResult, plot, same_start, table
+from sibp.experiment.compare import plot, same_start, table
 from sibp.experiment.compose import compose
 from sibp.experiment.runner import run
 from sibp.report.__main__ import main as report
+from sibp.runs.reading import read_run
 
 METHODS = (
     ["optimizer=sgd", "optimizer.lr=0.2", "optimizer.momentum=0.9"],
@@ -42,7 +43,7 @@ def main() -> int:
             return 1
         folders.append(outcome.folder.path)
 
-    runs = [RunResult.read(folder) for folder in folders]
+    runs = [read_run(folder) for folder in folders]
     picture = args.run_root / "comparison.png"
     plot(runs, picture)
     print(f"\n{table(runs)}\n")

@@ -21,13 +21,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from sibp.experiment.run_folder import FINISHED, RunFolder
-from sibp.report.collect import collect
 from sibp.report.experiments import Experiment, is_kept, read_experiments
-from sibp.report.packed import PACKED, pack, read_packed, rows_of
-from sibp.report.values import BrokenError, UsageError
+from sibp.runs.collect import collect
+from sibp.runs.folder import FINISHED, RunFolder
+from sibp.runs.identity import digest, digest_in
+from sibp.runs.packed import PACKED, pack, read_packed, rows_of
+from sibp.runs.values import BrokenError, UsageError
+from sibp.runs.yaml_file import parse_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
@@ -79,7 +79,7 @@ def _choices(name: str) -> Iterator[list[str]]:
 def _config_of(optimizer: str) -> str:
     """The config of an optimizer, or one of several: locoprop_s for locoprop. All that it says will be said anew."""
     configs = sorted((ROOT / "configs" / "optimizer").glob("*.yaml"))
-    named = [path.stem for path in configs if yaml.safe_load(path.read_text()).get("name") == optimizer]
+    named = [path.stem for path in configs if parse_yaml(path.read_text()).get("name") == optimizer]
     return named[0] if named else optimizer
 
 
@@ -140,7 +140,7 @@ def restore(experiment: Experiment, run_root: Path, kept: Path, packed: str = PA
             raise UsageError(f"{path} cannot be used: {error}.") from error
         for run in runs:
             folder = RunFolder(run.config | {"run_root": str(place)})
-            if folder.path.name != run.path.name or folder.is_finished():
+            if digest(folder.config) != digest_in(run.path.name) or folder.is_finished():
                 continue
             with folder.locked():
                 folder.clear()

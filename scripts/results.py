@@ -23,8 +23,8 @@ from sibp.report.claims import read_claims
 from sibp.report.claims_page import csv_text, judged, page
 from sibp.report.criteria import Evidence
 from sibp.report.experiments import read_experiments
-from sibp.report.packed import PACKED
-from sibp.report.values import UsageError
+from sibp.runs.packed import PACKED
+from sibp.runs.values import UsageError
 
 RESULTS = Path(__file__).parents[1] / "results"
 MADE_BY = "Made by: python -m sibp.report "

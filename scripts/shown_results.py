@@ -30,12 +30,12 @@ from sibp.report.experiments import Experiment, read_experiments
 from sibp.report.markdown import lines_of_table
 from sibp.report.outcomes import FINAL_LOSS, FINAL_VAL, TEST_ACC, Quantity, over_runs
 from sibp.report.plotly_figures import GRID, colours
-from sibp.report.reading import Run
 from sibp.report.scoring import verdict
 from sibp.report.statistics import estimate
 from sibp.report.step_sizes import largest, losses, width
 from sibp.report.text import cell_text
 from sibp.report.verdicts import verdicts
+from sibp.runs.reading import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "images" / "mnist_mlp.svg"

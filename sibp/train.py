@@ -1,25 +1,24 @@
 """Train one run, or a sweep: ``sibp train optimizer=sibp dataset=mnist data_root=DIR``.
 
-Every config of the command is composed before the first run starts: a mistake in any of them is one sentence and
-nothing is trained, and a YAML file edited later changes no job of a sweep that is under way.
+Every config of the command is composed and tried out before the first run starts: a mistake in any of them is one
+sentence and nothing is trained, and a YAML file edited later changes no job of a sweep that is under way.
 """
 
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import hydra
-from hydra._internal.utils import get_args_parser
+from sibp.experiment.signals import INTERRUPTED, ends_quietly
+from sibp.runs.errors import UserError
+from sibp.runs.outcome import Outcome
+from sibp.runs.output import forgiving_output
+from sibp.runs.state import state_of, status_table
 
-from sibp.experiment.compose import CONFIGS, hydra_config, plan, with_folder
-from sibp.experiment.errors import UserError
-from sibp.experiment.launch import launch
-from sibp.experiment.runner import Outcome, run
+# What takes seconds to import (torch, Hydra) is imported where Ctrl-C is already answered without a traceback.
 
-WRONG_INPUT, INTERRUPTED = 2, 130
+WRONG_INPUT = 2
 EXIT_CODES = {"failed": 1, "diverged": 3, "busy": 4}  # in the order in which they outweigh one another
 
 
@@ -33,63 +32,129 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 completed, 1 failed, 2 wrong input, 3 diverged, 4 busy, 130 interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    args = get_args_parser().parse_intermixed_args(words)  # so that -m may stand anywhere
+    with forgiving_output():
+        try:
+            with ends_quietly():
+                args = _parsed(words)
+                if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
+                    return _look([*(word for word in words if word not in args.overrides), *args.overrides])
+                jobs, launcher = _planned(args)
+                if args.status:
+                    print("\n".join(status_table([state_of(job) for job in jobs])))
+                    return 0
+                _check(jobs, launcher)
+            return _train(jobs, launcher, args.multirun)
+        except UserError as error:
+            print(error, file=sys.stderr)
+            return WRONG_INPUT
+
+
+def _parsed(words: list[str]) -> Any:
+    from hydra._internal.utils import get_args_parser
+
+    parser = get_args_parser()
+    parser.add_argument("--status", action="store_true", help="Show where the runs of a command stand; train none")
+    args = parser.parse_intermixed_args(words)  # words may stand before and after flags
+    if args.experimental_rerun is not None:
+        raise UserError("--experimental-rerun would open a pickle, which can run code: give the settings instead.")
+    if args.config_path is not None:
+        raise UserError("--config-path would take the place of sibp's configs: add yours to them by --config-dir.")
+    return args
+
+
+def _planned(args: Any) -> tuple[list[dict[str, Any]], Any]:
+    """The configs of the runs, and Hydra's config of the launcher; None where they are trained in this process."""
+    from sibp.experiment.compose import hydra_config, plan, with_folder
+    from sibp.experiment.settings import Settings
+    from sibp.experiment.words import refuse
+
+    refuse(args.overrides)
+    overrides = with_folder(args.overrides, args.config_dir)
+    name = args.config_name or "config"
+    jobs = plan(overrides, args.multirun, name)
+    for job in jobs:
+        Settings.from_config(job)
+    if not args.multirun:
+        return jobs, None
+    config = hydra_config(overrides, name)
+    return jobs, config if config.hydra.runtime.choices["hydra/launcher"] != "basic" else None
+
+
+def _check(jobs: Sequence[dict[str, Any]], launcher: Any) -> None:
+    """Try out what a single run would only find out when it starts; that one finds it out before it writes a file."""
+    from sibp.experiment.runner import check
+
+    elsewhere = False
+    if launcher is not None:
+        from sibp.experiment.launch import check_launcher, is_elsewhere
+
+        check_launcher(launcher)
+        elsewhere = is_elsewhere(launcher)
+    if len(jobs) > 1:
+        check(jobs, elsewhere)
+
+
+def _train(jobs: Sequence[dict[str, Any]], launcher: Any, sweep: bool) -> int:
+    from sibp.experiment.progress import Progress
+
+    progress, outcomes = Progress(len(jobs)), []
+
+    def tell(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        progress.ended(outcome, _line(outcome), outcome.status in ("completed", "skipped"))
+
     try:
-        _refuse_flags(args)
-        if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
-            return _look([*(word for word in words if word not in args.overrides), *args.overrides])
-        name = args.config_name or "config"
-        overrides = with_folder(args.overrides, args.config_dir)
-        jobs = plan(overrides, args.multirun, name)
-        config = hydra_config(overrides, name)
-        for root in {str(job["run_root"]) for job in jobs}:
-            _make_folder(root)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return WRONG_INPUT
-    outcomes: list[Outcome] = []
-    try:
-        if args.multirun and config.hydra.runtime.choices["hydra/launcher"] != "basic":
-            launch(config, jobs, lambda outcome: _tell(outcome, outcomes))
+        if launcher is not None:
+            from sibp.experiment.launch import launch
+
+            launch(launcher, jobs, tell, progress.look)
         else:
-            _train_here(jobs, outcomes)
+            _train_here(jobs, tell, progress)
     except KeyboardInterrupt:
+        progress.close()
         print("Interrupted: the same command goes on from here.", file=sys.stderr)
         return INTERRUPTED
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return WRONG_INPUT
+    except UserError:
+        raise
     except Exception as error:  # a launcher's; every run's own are in its outcome
         print(f"The launcher stopped: {type(error).__name__}: {str(error).strip()}", file=sys.stderr)
         return 1
     finally:
-        if args.multirun:
+        progress.close()
+        if sweep:
             print(_tally(len(jobs), outcomes), flush=True)
-    return 1 if len(outcomes) < len(jobs) else _exit_code(args.multirun, outcomes)
+    return 1 if len(outcomes) < len(jobs) else _exit_code(sweep, outcomes)
 
 
-def _train_here(jobs: Sequence[dict[str, Any]], outcomes: list[Outcome]) -> None:
+def _train_here(jobs: Sequence[dict[str, Any]], tell: Any, progress: Any) -> None:
     """Train the jobs one after another in this process."""
+    from sibp.experiment.runner import run
+
     for job in jobs:
-        outcome = run(job)
-        _tell(outcome, outcomes)
+        with progress.beside():
+            outcome = run(job)
+        tell(outcome)
         if outcome.status == "interrupted":
             raise KeyboardInterrupt
 
 
-def _tell(outcome: Outcome, outcomes: list[Outcome]) -> None:
+def _line(outcome: Outcome) -> str:
     """One line a run."""
-    outcomes.append(outcome)
-    good = outcome.status in ("completed", "skipped")
-    first, *_ = outcome.message.splitlines()  # all of it is in summary.json
-    line = f"{outcome.status:<11} {outcome.folder.path}: {first}"
-    print(line, file=sys.stdout if good else sys.stderr, flush=True)
+    first, *_ = outcome.message.splitlines() or [""]  # all of it is in summary.json
+    if outcome.wrong_input and not outcome.folder.path.exists():
+        return f"{outcome.status:<11} {first}"
+    return f"{outcome.status:<11} {outcome.folder.path}: {first}"
 
 
 def _look(words: list[str]) -> int:
     """Have Hydra show its help or a config."""
+    import hydra
+
+    from sibp.experiment.compose import CONFIGS
+    from sibp.experiment.words import readable
+
     try:
-        with _command_line(words):
+        with _command_line(readable(words)):
             hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(lambda config: None)()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
@@ -110,22 +175,6 @@ def _tally(jobs: int, outcomes: Sequence[Outcome]) -> str:
     if jobs > len(outcomes):
         words.append(f"{jobs - len(outcomes)} not ended")
     return f"{jobs} runs: {', '.join(words)}"
-
-
-def _refuse_flags(args: Any) -> None:
-    if args.experimental_rerun is not None:
-        raise UserError("--experimental-rerun would open a pickle, which can run code: give the settings instead.")
-    if args.config_path is not None:
-        raise UserError("--config-path would take the place of sibp's configs: add yours to them by --config-dir.")
-
-
-def _make_folder(path: str) -> None:
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"run_root={path} cannot be made ({error.strerror}): give a folder that can be written to."
-        ) from error
 
 
 @contextmanager

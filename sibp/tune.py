@@ -4,17 +4,20 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from sibp.experiment.compose import hydra_config, with_folder
-from sibp.experiment.errors import UserError
-from sibp.experiment.launch import launch
-from sibp.experiment.run_folder import FINISHED, RunFolder
-from sibp.experiment.runner import Outcome, run
-from sibp.train import EXIT_CODES, INTERRUPTED, WRONG_INPUT
-from sibp.tuning.estimate import seconds_from_steps, seconds_of
-from sibp.tuning.record import content, save
-from sibp.tuning.study import Job, Study, shown
-from sibp.tuning.sweep import Sweep, names, read_sweep
+from sibp.experiment.signals import INTERRUPTED, ends_quietly
+from sibp.runs.errors import UserError
+from sibp.runs.folder import FINISHED, RunFolder
+from sibp.runs.outcome import Outcome
+from sibp.runs.output import forgiving_output
+from sibp.runs.state import duration
+from sibp.train import EXIT_CODES, WRONG_INPUT
+
+if TYPE_CHECKING:  # what takes seconds to import is imported where Ctrl-C is already answered without a traceback
+    from sibp.experiment.progress import Progress
+    from sibp.tuning.study import Job, Study
+    from sibp.tuning.sweep import Sweep
 
 EPILOG = """
 A sweep is a file in configs/sweep: what all runs share, the methods with their first grids, how many settings of each
@@ -44,6 +47,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, as the help says.
     """
+    with forgiving_output():
+        try:
+            with ends_quietly():
+                sweep, launcher, args = _planned(list(sys.argv[1:] if argv is None else argv))
+                if args.dry:
+                    _list(sweep)
+                    return 0
+            return _tune(sweep, launcher)
+        except UserError as error:
+            print(error, file=sys.stderr)
+            return WRONG_INPUT
+        except OSError as error:
+            print(f"{error.filename} cannot be written ({error.strerror}): give another run_root=DIR.", file=sys.stderr)
+            return WRONG_INPUT
+
+
+def _planned(words: list[str]) -> tuple["Sweep", Any, argparse.Namespace]:
+    """The sweep, Hydra's config of the launcher (None: runs are trained in this process), and the flags."""
+    from sibp.experiment.compose import hydra_config, with_folder
+    from sibp.experiment.launch import check_launcher, is_elsewhere
+    from sibp.experiment.words import refuse
+    from sibp.tuning.sweep import names, read_sweep, try_out
+
     parser = argparse.ArgumentParser(
         prog="sibp tune",
         description=f"{(__doc__ or '').strip()} The sweeps are: {', '.join(names())}.",
@@ -53,67 +79,69 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("words", metavar="key=value", nargs="*", help="sweep=NAME, and settings as for sibp train")
     parser.add_argument("--config-dir", metavar="DIR", help="a folder with configs of yours, beside sibp's own")
     parser.add_argument("--dry", action="store_true", help="list the runs and estimate their time; train none")
-    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    args = parser.parse_intermixed_args(words)  # words may stand before and after --dry
     sweeps = [word.removeprefix("sweep=") for word in args.words if word.startswith("sweep=")]
-    words = [word for word in args.words if not word.startswith("sweep=")]
-    try:
-        words = with_folder(words, args.config_dir)
-        if len(sweeps) != 1:
-            known = names(words)
-            raise UserError(f"Name one sweep: sweep={known[0]}; there are: {', '.join(known)}.")
-        sweep = read_sweep(sweeps[0], words)
-        if args.dry:
-            _list(sweep)
-            return 0
-        return _tune(sweep, words)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return WRONG_INPUT
-    except OSError as error:
-        print(f"{error.filename} cannot be written ({error.strerror}): give another run_root=DIR.", file=sys.stderr)
-        return WRONG_INPUT
+    own = [word for word in args.words if not word.startswith("sweep=")]
+    refuse(own)
+    own = with_folder(own, args.config_dir)
+    if len(sweeps) != 1:
+        known = names(own)
+        raise UserError(f"Name one sweep: sweep={known[0]}; there are: {', '.join(known)}.")
+    sweep = read_sweep(sweeps[0], own)
+    config = hydra_config(own)
+    launcher = config if config.hydra.runtime.choices["hydra/launcher"] != "basic" else None
+    if launcher is not None:
+        check_launcher(launcher)
+    if not args.dry:
+        try_out(sweep, launcher is not None and is_elsewhere(launcher))
+    return sweep, launcher, args
 
 
-def _tune(sweep: Sweep, words: Sequence[str]) -> int:
-    config = hydra_config(words)
-    here = config.hydra.runtime.choices["hydra/launcher"] == "basic"
-    outcomes: list[tuple[Job, Outcome]] = []
+def _tune(sweep: "Sweep", launcher: Any) -> int:
+    from sibp.experiment.launch import launch
+    from sibp.experiment.progress import Progress
+    from sibp.experiment.runner import run
+    from sibp.tuning.record import content, save
+    from sibp.tuning.study import Job, Study
+
+    outcomes: list[Outcome] = []
+    progress = Progress(sweep.count)
 
     def train(jobs: Sequence[Job], keep: Callable[[Outcome], None]) -> None:
         by_name = {RunFolder(job.config).path.name: job for job in jobs}
 
         def ended(outcome: Outcome) -> None:
-            job = by_name[outcome.folder.path.name]
-            outcomes.append((job, outcome))
+            outcomes.append(outcome)
             keep(outcome)
-            _tell(job, outcome)
+            _tell(by_name[outcome.folder.path.name], outcome, progress)
 
-        if not here and jobs:
-            launch(config, [job.config for job in jobs], ended)
-        for job in jobs if here else ():
-            outcome = run(job.config)
-            if outcome.wrong_input and not outcomes:  # every other run would say the same
-                raise UserError(outcome.message)
+        if launcher is not None and jobs:
+            launch(launcher, [job.config for job in jobs], ended, progress.look)
+        for job in jobs if launcher is None else ():
+            with progress.beside():
+                outcome = run(job.config)
             ended(outcome)
             if outcome.status == "interrupted":
                 break
-        if any(outcome.status == "interrupted" for _, outcome in outcomes):
+        if any(outcome.status == "interrupted" for outcome in outcomes):
             raise KeyboardInterrupt
 
     study = Study(sweep, train, save)
     study.run()
+    progress.close()
     for warning in content(study)["warnings"]:
         print(f"Warning: {warning}", file=sys.stderr)
     if study.interrupted:
         print("Interrupted: the same command goes on from here.", file=sys.stderr)
-    print(_tally([outcome for _, outcome in outcomes]), flush=True)
+    print(_tally(outcomes), flush=True)
     return INTERRUPTED if study.interrupted else _exit_code(study)
 
 
-def _tell(job: Job, outcome: Outcome) -> None:
+def _tell(job: "Job", outcome: Outcome, progress: "Progress") -> None:
     """One line a run."""
-    stream = sys.stderr if outcome.status in ("failed", "busy", "interrupted") else sys.stdout
-    print(f"{outcome.status:<11} {job.label}: {outcome.message} ({outcome.folder.path})", file=stream, flush=True)
+    first, *_ = outcome.message.splitlines() or [""]
+    line = f"{outcome.status:<11} {job.label}: {first} ({outcome.folder.path})"
+    progress.ended(outcome, line, outcome.status not in ("failed", "busy", "interrupted"))
 
 
 def _tally(outcomes: Sequence[Outcome]) -> str:
@@ -123,7 +151,7 @@ def _tally(outcomes: Sequence[Outcome]) -> str:
     return f"{len(outcomes)} runs: {', '.join(words)}"
 
 
-def _exit_code(study: Study) -> int:
+def _exit_code(study: "Study") -> int:
     finals = {run.status for record in study.methods for run in record.finals}
     ended = finals | {run.status for record in study.methods for each in record.trials for run in each.runs}
     if ended & {"failed", "not ended"}:
@@ -133,8 +161,11 @@ def _exit_code(study: Study) -> int:
     return 0 if finals == {"completed"} and all(record.chosen for record in study.methods) else EXIT_CODES["diverged"]
 
 
-def _list(sweep: Sweep) -> None:
+def _list(sweep: "Sweep") -> None:
     """Print the runs of a sweep, those that are finished marked, and an estimate of the time of the others."""
+    from sibp.tuning.estimate import seconds_from_steps, seconds_of
+    from sibp.tuning.study import Study, shown
+
     study = Study(sweep, _look, save=lambda study: None)
     study.run()
     left = 0.0
@@ -146,7 +177,7 @@ def _list(sweep: Sweep) -> None:
         if seconds is None:
             seconds, source = seconds_from_steps(runs[0].folder.config), "by the time of a few steps"
         left += (count - done) * seconds
-        print(f"{record.method.name}: {count} runs, {done} finished, each about {_duration(seconds)} ({source})")
+        print(f"{record.method.name}: {count} runs, {done} finished, each about {duration(seconds)} ({source})")
         for each in record.trials:
             for one in each.runs:
                 print(f"  trial {shown(each.setting)} s{one.seed}: {one.status}")
@@ -155,17 +186,10 @@ def _list(sweep: Sweep) -> None:
             print(f"  {reserve} more trials, beyond an edge or around the best, as the results will suggest")
         what = shown(record.chosen.setting) if record.chosen else "the chosen setting"
         print(f"  final {what}, seeds {', '.join(map(str, sweep.final_seeds))}")
-    print(f"About {_duration(left)} left (an estimate: one run at a time, evaluation included).")
+    print(f"About {duration(left)} left (an estimate: one run at a time, evaluation included).")
 
 
-def _duration(seconds: float) -> str:
-    for unit, length in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
-
-
-def _look(jobs: Sequence[Job], keep: Callable[[Outcome], None]) -> None:
+def _look(jobs: Sequence["Job"], keep: Callable[[Outcome], None]) -> None:
     """In place of training: tell of the runs that are finished."""
     for job in jobs:
         folder = RunFolder(job.config)

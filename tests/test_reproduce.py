@@ -11,7 +11,7 @@ import pytest
 
 from sibp.experiment.compose import compose, plan
 from sibp.experiment.settings import Settings
-from sibp.report.collect import collect
+from sibp.runs.collect import collect
 from sibp.train import main as train
 from sibp.tuning.sweep import read_sweep
 

@@ -10,7 +10,7 @@ import torch
 from sibp.bench import roofline, scaling, step, time_to_target
 from sibp.bench.nets import CONVNET
 from sibp.bench.record import Usage, machine_line, save, shown, warnings
-from sibp.experiment.errors import UserError
+from sibp.runs.errors import UserError
 
 COMMANDS = {"step": step, "scaling": scaling, "roofline": roofline, "time_to_target": time_to_target}
 MAKERS = {name: module.sections for name, module in COMMANDS.items()}

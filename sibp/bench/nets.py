@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sibp.experiment.convnets import proxprop_convnet
-from sibp.experiment.errors import UserError
+from sibp.runs.errors import UserError
 
 CONVNET = "proxprop_convnet"
 CONVNET_SHAPE, CONVNET_CLASSES = (3, 32, 32), 10  # as on CIFAR-10

@@ -14,11 +14,11 @@ import torch
 
 from sibp.bench.bars import Bars, save_bars
 from sibp.experiment.environment import describe
-from sibp.experiment.errors import UserError
 from sibp.report.blocks import Document, Section, Table, Text
 from sibp.report.exports import save_pictures
 from sibp.report.markdown import markdown
 from sibp.report.text import cell_text, is_number
+from sibp.runs.errors import UserError
 
 _BUSY = 0.1  # cores
 Sections = Callable[[dict[str, Any]], list[Section]]

@@ -14,8 +14,8 @@ from sibp.bench.record import new_record
 from sibp.bench.step import measure_case, ratio_of, verdict
 from sibp.bench.timing import device_clock, quartiles
 from sibp.bench.workers import METHODS, PORTS, SGD, check_methods
-from sibp.experiment.errors import UserError
 from sibp.report.blocks import Cell, Section, Table, Text
+from sibp.runs.errors import UserError
 
 NOTE = (
     "Roof: each operation of a step takes at least its arithmetic at the rate of a large matrix product, or its "

@@ -11,9 +11,9 @@ from sibp.bench.nets import Case, choose_cases
 from sibp.bench.record import new_record
 from sibp.bench.timing import device_clock, interleave, quartiles
 from sibp.bench.workers import PROXBP, SGD, Worker
-from sibp.experiment.errors import UserError
 from sibp.report.blocks import Cell, Figure, Line, Section, Table, Text
 from sibp.report.statistics import Estimate
+from sibp.runs.errors import UserError
 
 METHODS = (SGD, "exact", "cg:5", PROXBP)
 FACTORS = (0.25, 0.5, 1, 2, 4)  # of the net's own batch and width

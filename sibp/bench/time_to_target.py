@@ -7,14 +7,14 @@ from typing import Any
 
 from sibp.bench.bars import Bars
 from sibp.bench.record import new_record
-from sibp.experiment.errors import UserError
 from sibp.report.blocks import Cell, Section, Table, Text
-from sibp.report.collect import collect
 from sibp.report.comparison import Method, compare
 from sibp.report.outcomes import Target, to_target
-from sibp.report.reading import Run
 from sibp.report.statistics import Estimate, estimate
-from sibp.report.values import UsageError, shown
+from sibp.runs.collect import collect
+from sibp.runs.errors import UserError
+from sibp.runs.reading import Run
+from sibp.runs.values import UsageError, shown
 
 TARGETS = (Target("val_acc", 0.97), Target("val_acc", 0.98), Target("train_loss", 0.05))
 NOTE = (

@@ -9,8 +9,8 @@ from torch import nn
 from sibp.bench import published
 from sibp.bench.nets import CONVNET, Case
 from sibp.bench.proxprop import ProxPropNet
-from sibp.experiment.errors import UserError
 from sibp.optim import SIBP, ProxBP
+from sibp.runs.errors import UserError
 
 SGD, PROXBP, PROXPROP, PAPER, PUBLISHED = "sgd", "proxbp", "proxprop", "paper", "published"
 PORTS = (PAPER, PUBLISHED, PROXPROP)

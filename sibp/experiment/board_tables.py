@@ -14,7 +14,7 @@ from tensorboard.plugins.hparams.api_pb2 import Status
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
 from torch.utils.tensorboard import summary as summaries
 
-from sibp.experiment.run_folder import NOT_IN_NAME
+from sibp.runs.identity import NOT_IN_NAME
 
 QUANTITIES = {"loss": "loss", "accuracy": "acc"}
 PARTS = ("train", "val")

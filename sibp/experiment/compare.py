@@ -1,52 +1,18 @@
 """Finished runs side by side: a table and a picture, made from their folders alone."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import yaml
+import numpy as np
 from matplotlib.figure import Figure
+
+from sibp.runs.reading import Run
 
 PANELS = (("train_loss", "training loss"), ("val_acc", "validation accuracy"))
 AXES = (("step", "steps"), ("seconds", "training seconds"))
 
 
-@dataclass(frozen=True)
-class RunResult:
-    """What one run folder holds: its settings, its summary and its logged rows."""
-
-    config: dict[str, Any]
-    summary: dict[str, Any]
-    rows: list[dict[str, Any]]
-
-    @classmethod
-    def read(cls, folder: Path) -> "RunResult":
-        """Read a run's folder.
-
-        Args:
-            folder: holds config.yaml, summary.json and metrics.jsonl.
-
-        Returns:
-            Their content.
-        """
-        lines = (folder / "metrics.jsonl").read_text().splitlines()
-        return cls(
-            config=yaml.safe_load((folder / "config.yaml").read_text()),
-            summary=json.loads((folder / "summary.json").read_text()),
-            rows=[json.loads(line) for line in lines],
-        )
-
-    @property
-    def label(self) -> str:
-        """The method and the settings that are its own, such as ``sgd lr=0.1 momentum=0.9``."""
-        optimizer = self.config["optimizer"]
-        shown = [f"{k}={v}" for k, v in optimizer.items() if k != "name" and v not in (0, False, None)]
-        return " ".join([optimizer["name"], *shown])
-
-
-def table(runs: Sequence[RunResult]) -> str:
+def table(runs: Sequence[Run]) -> str:
     """A text table, one line a run.
 
     Args:
@@ -67,7 +33,7 @@ def table(runs: Sequence[RunResult]) -> str:
     return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
 
 
-def _figures(run: RunResult) -> tuple[str, ...]:
+def _figures(run: Run) -> tuple[str, ...]:
     summary, final = run.summary, run.summary.get("final", {})
     seconds, steps = summary.get("seconds", {}).get("train"), summary.get("steps")
     if summary["status"] == "diverged":
@@ -91,7 +57,7 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def plot(runs: Sequence[RunResult], path: Path) -> None:
+def plot(runs: Sequence[Run], path: Path) -> None:
     """Draw loss and accuracy against steps and against seconds.
 
     Args:
@@ -103,8 +69,8 @@ def plot(runs: Sequence[RunResult], path: Path) -> None:
     for i, (quantity, name) in enumerate(PANELS):
         for j, (axis, axis_name) in enumerate(AXES):
             for run in runs:
-                points = [(row[axis], row[quantity]) for row in run.rows if row[quantity] is not None]
-                grid[i, j].plot(*zip(*points, strict=True), label=run.label)
+                known = ~np.isnan(run.columns[quantity])
+                grid[i, j].plot(run.columns[axis][known], run.columns[quantity][known], label=run.label)
             grid[i, j].set(xlabel=axis_name if i else "", ylabel="" if j else name)
             grid[i, j].grid(alpha=0.3)
     grid[0, 0].set_yscale("log")
@@ -112,7 +78,7 @@ def plot(runs: Sequence[RunResult], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def same_start(runs: Sequence[RunResult]) -> bool:
+def same_start(runs: Sequence[Run]) -> bool:
     """Whether runs can be compared at all.
 
     Args:

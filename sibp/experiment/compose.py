@@ -3,8 +3,8 @@
 Only commands (:mod:`sibp.train`, :mod:`sibp.tune` and scripts) use this: it knows of Hydra, the rest does not.
 """
 
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,26 +12,20 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import (
-    ConfigCompositionException,
-    HydraException,
-    MissingConfigException,
-    OverrideParseException,
-)
+from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 import sibp
-from sibp.experiment.errors import UserError
 from sibp.experiment.plugins import load_plugins
 from sibp.experiment.settings import Settings, refuse_unknown
+from sibp.experiment.words import GROUPS, SEARCH_PATH, cut, readable, refuse, unknown_key, unknown_option
+from sibp.runs.errors import UserError
 
 PACKAGE = Path(sibp.__file__).resolve().parent
 # The package sibp.configs: inside sibp where a wheel put it, beside it in a checkout.
 CONFIGS = next(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir())
-SEARCH_PATH = "hydra.searchpath"
-GROUPS = ("dataset", "model", "optimizer", "experiment")
 
 
 def compose(overrides: Sequence[str], config_name: str = "config") -> dict[str, Any]:
@@ -63,33 +57,41 @@ def plan(overrides: Sequence[str], sweep: bool, config_name: str = "config") -> 
         One resolved config a run.
 
     Raises:
-        UserError: a word or a config is wrong; names the key, what exists and the fix.
+        UserError: a word or a config is wrong; names the key, what exists, the fix, and in a sweep the job.
     """
-    _refuse_words(overrides)
-    if not (CONFIGS / f"{config_name}.yaml").is_file():
-        raise UserError(
-            f"--config-name={config_name} is not possible: put what it says into DIR/experiment/{config_name}.yaml, "
-            f"and give --config-dir=DIR experiment={config_name}."
-        )
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-        jobs = _split(overrides, config_name) if sweep else [list(overrides)]
-        return [_compose(job, config_name) for job in jobs]
+    refuse(overrides, trusted=True)
+    overrides = readable(overrides)
+    with _configs(config_name):
+        jobs = _split(overrides, config_name) if sweep else [overrides]
+        configs: list[dict[str, Any]] = []
+        wrong: list[tuple[list[str], UserError]] = []
+        for job in jobs:
+            try:
+                configs.append(_compose(job, config_name))
+            except UserError as error:
+                wrong.append((job, error))
+    if wrong:
+        job, error = wrong[0]
+        own = [word for word in job if any(word not in other for other in jobs)]
+        where = f" This is so for {len(wrong)} of {len(jobs)} jobs, such as {' '.join(own)}." if configs else ""
+        raise UserError(f"{error}{where}") from error
+    return configs
 
 
 def hydra_config(overrides: Sequence[str], config_name: str = "config") -> DictConfig:
-    """Compose what a sweep's jobs share, with the node that says how Hydra is to launch them.
+    """Compose the node that says how Hydra is to launch a sweep's jobs.
 
     Args:
-        overrides: the sweep's words; those with several values are left out.
+        overrides: the sweep's words; those that are not about Hydra are left out.
         config_name: the primary config in ``configs/``.
 
     Returns:
-        The config, with ``hydra``.
+        A config with ``hydra``.
 
     Raises:
         UserError: the words do not make a config.
     """
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+    with _configs(config_name):
         return _base(overrides, config_name)
 
 
@@ -130,57 +132,51 @@ def folders(overrides: Sequence[str]) -> list[Path]:
 
     Returns:
         The project's own, then those of the word made by :func:`with_folder`.
-
-    Raises:
-        UserError: a word cannot be read.
     """
     own = [word for word in overrides if word.startswith(f"{SEARCH_PATH}=")]
-    try:
-        given = [word.value() for word in OverridesParser.create().parse_overrides(own)]
-    except (HydraException, ValueError) as error:
-        raise UserError(_sentence(error, overrides, "config")) from error
+    given = [word.value() for word in OverridesParser.create().parse_overrides(own)]
     places = [str(place) for value in given if isinstance(value, list) for place in value]
     return [CONFIGS, *(Path(place.removeprefix("file://")) for place in places)]
 
 
+@contextmanager
+def _configs(config_name: str) -> Iterator[None]:
+    """Have Hydra find the configs."""
+    if not (CONFIGS / f"{config_name}.yaml").is_file():
+        raise UserError(
+            f"--config-name={config_name} is not possible: put what it says into DIR/experiment/{config_name}.yaml, "
+            f"and give --config-dir=DIR experiment={config_name}."
+        )
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+        yield
+
+
 def _base(overrides: Sequence[str], config_name: str) -> DictConfig:
+    about_hydra = [word for word in overrides if word.lstrip("+").startswith("hydra")]
     try:
-        words = OverridesParser.create().parse_overrides(list(overrides))
-        fixed = [word.input_line or "" for word in words if not word.is_sweep_override()]
-        return hydra_compose(config_name, fixed, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise UserError(_sentence(error, overrides, config_name)) from error
-
-
-def _refuse_words(overrides: Sequence[str]) -> None:
-    """Refuse what would take a setting away, and what would have Hydra load code or files from elsewhere."""
-    for word in overrides:
-        key = word.partition("=")[0].lstrip("+~")
-        if word.startswith("~"):
-            raise UserError(f"{word} would remove a setting, and every run needs all of them: leave it out.")
-        if key == "sweep":
-            raise UserError(f"{word} is for tuning: sibp tune {word.lstrip('+')}")
-        ours = key in ("hydra/launcher", SEARCH_PATH) or key.startswith("hydra.launcher.")
-        if key.startswith("hydra") and not ours:
-            raise UserError(f"{word} is not possible: of Hydra's own settings, only its launcher's can be given.")
+        return hydra_compose(config_name, about_hydra, return_hydra_config=True)
+    except Exception as error:  # Hydra, OmegaConf, antlr and YAML each have exceptions of their own
+        raise UserError(_sentence(error, about_hydra, config_name)) from error
 
 
 def _split(overrides: Sequence[str], config_name: str) -> list[list[str]]:
     """The words of each job of a sweep, as Hydra's basic sweeper will make them."""
     base = _base(overrides, config_name)
+    own = [f"{key}={value}" for key, value in (base.hydra.sweeper.params or {}).items()]
     try:
-        params = [f"{key}={value}" for key, value in (base.hydra.sweeper.params or {}).items()]
-        words = OverridesParser.create().parse_overrides([*params, *overrides])
-        (jobs,) = BasicSweeper.split_arguments(words, max_batch_size=None)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())  # glob() looks around
+        (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides([*own, *overrides]), max_batch_size=None)
+    except Exception as error:
         raise UserError(_sentence(error, overrides, config_name)) from error
+    if not jobs:
+        raise UserError(f"{' '.join(overrides)} asks for no run: nothing matches.")
     return jobs
 
 
 def _compose(overrides: Sequence[str], config_name: str) -> dict[str, Any]:
     try:
         resolved = OmegaConf.to_container(hydra_compose(config_name, list(overrides)), resolve=True)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except Exception as error:
         raise UserError(_sentence(error, overrides, config_name)) from error
     assert isinstance(resolved, dict)
     config = {str(key): value for key, value in resolved.items()}
@@ -195,35 +191,31 @@ def _sentence(error: Exception, overrides: Sequence[str], config_name: str) -> s
         return 'This launcher is not installed: pip install -e ".[sweep]", or choose hydra/launcher=basic.'
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.partition("/")
-        return f"There is no {group} {option!r}; choose one of: {', '.join(error.options)} (such as {group}=\
-{error.options[0]})."
+        return unknown_option(group, option, error.options)
+    if isinstance(error, RecursionError):
+        return f"{cut(max(overrides, key=len))} cannot be read: it is nested too deeply."
     if isinstance(error, OverrideParseException):
-        return f"{error.override} cannot be read: write key=value, and quote values with spaces or brackets."
-    text = str(error).splitlines()[0]
+        return (
+            f"{cut(error.override)} cannot be read: write key=value, and keep special signs in quotes that the shell "
+            "leaves alone: \"key='a value'\"."
+        )
+    text = next(iter(str(error).splitlines()), type(error).__name__)
     if text.startswith("Ambiguous value"):
         return f"{text.split(chr(39))[1]} gives several values: add -m to train one run for each."
     key = getattr(error.__cause__, "full_key", None)
     if isinstance(error, ConfigCompositionException) and key:
-        return _unknown_key(key, overrides, config_name)
-    return f"{' '.join(overrides)} makes no config: {text}"
+        groups = [word for word in overrides if word.split("=")[0] in (*GROUPS, SEARCH_PATH)]
+        with suppress(Exception):  # these words alone may be wrong, too
+            config = OmegaConf.to_container(hydra_compose(config_name, groups))
+            return unknown_key(key, config if isinstance(config, dict) else {})
+    return f"{_culprit(overrides)} makes no config: {cut(text)}"
 
 
-def _unknown_key(key: str, overrides: Sequence[str], config_name: str) -> str:
-    groups = [word for word in overrides if word.split("=")[0] in (*GROUPS, SEARCH_PATH)]
-    config = OmegaConf.to_container(hydra_compose(config_name, groups))
-    known = _dotted(config if isinstance(config, dict) else {})
-    parent = key.rpartition(".")[0]
-    near = [name for name in known if name.rpartition(".")[2] == key]
-    near += difflib.get_close_matches(key, [*known, *GROUPS], n=1)
-    siblings = [name for name in known if name.startswith(parent + ".")] if parent else []
-    if not siblings:
-        siblings = [*GROUPS, *(name for name in known if "." not in name)]
-    guess = f"; did you mean {near[0]}?" if near else "."
-    return f"There is no setting {key}{guess} The settings here are: {', '.join(siblings)}."
-
-
-def _dotted(config: Mapping[Any, Any], prefix: str = "") -> list[str]:
-    names = []
-    for key, value in config.items():
-        names += _dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [f"{prefix}{key}"]
-    return names
+def _culprit(overrides: Sequence[str]) -> str:
+    """The first word that cannot be read by itself; all of them where each can."""
+    for word in overrides:
+        try:
+            OverridesParser.create().parse_override(word)
+        except Exception:
+            return cut(word)
+    return cut(" ".join(overrides))

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from sibp.experiment.errors import UserError
+from sibp.runs.errors import UserError
 
 
 def lenet(shape: tuple[int, ...], classes: int) -> nn.Sequential:

@@ -8,6 +8,7 @@ cifar10        pixel / 255, then each channel less its mean over its standard de
 """
 
 import hashlib
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from sibp.experiment.errors import UserError
 from sibp.experiment.seeding import derived_seed
 from sibp.experiment.settings import known_builder
+from sibp.runs.errors import UserError
 
 VALIDATION = 5000
 DIGITS_SPLIT_SEED = 20200206  # fixed, so that every run of every seed has the same digits in each part
@@ -36,6 +37,12 @@ MNIST_MD5 = {
     "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
+FASHION_MNIST_MD5 = {
+    "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+    "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+    "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+    "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
 }
 
 
@@ -128,15 +135,23 @@ def _load(builder: Builder, data_root: Path, download: bool, files: tuple[object
 
 def _digits(data_root: Path, download: bool) -> Data:
     """The embedded digits; needs neither folder nor network."""
-    from sklearn.datasets import load_digits  # slow to import, and only this data set needs it
-
-    bunch: Any = load_digits()
-    images, labels = torch.from_numpy(bunch.images), torch.from_numpy(bunch.target).long()
+    rows = np.loadtxt(_digits_file(), delimiter=",")
+    images, labels = torch.from_numpy(rows[:, :-1].reshape(-1, 8, 8).copy()), torch.from_numpy(rows[:, -1]).long()
     generator = torch.Generator().manual_seed(DIGITS_SPLIT_SEED)
     order = torch.randperm(len(labels), generator=generator)
     pixels = (images / 16).float().unsqueeze(1)
     parts = [Split(pixels[part], labels[part]) for part in order.split([1297, 250, 250])]
     return Data(*parts, shape=(1, 8, 8), classes=10, sha256=digest(images, labels))
+
+
+def _digits_file() -> Path:
+    """Scikit-learn's own file, found without its import, which takes as long as all the rest of a short run."""
+    spec = importlib.util.find_spec("sklearn")
+    folders = spec.submodule_search_locations if spec else None
+    path = Path(next(iter(folders or ["sklearn"]))) / "datasets" / "data" / "digits.csv.gz"
+    if not path.is_file():
+        raise UserError(f"The digits are not there: {path} comes with scikit-learn; install scikit-learn anew.")
+    return path
 
 
 def _mnist(data_root: Path, download: bool) -> Data:
@@ -146,7 +161,7 @@ def _mnist(data_root: Path, download: bool) -> Data:
 
 def _fashion_mnist(data_root: Path, download: bool) -> Data:
     """Fashion-MNIST."""
-    return _idx("FashionMNIST", data_root, download, {})
+    return _idx("FashionMNIST", data_root, download, FASHION_MNIST_MD5)
 
 
 def _idx(name: str, data_root: Path, download: bool, md5: dict[str, str]) -> Data:
@@ -160,7 +175,7 @@ def _idx(name: str, data_root: Path, download: bool, md5: dict[str, str]) -> Dat
         # The class itself would prefer what an old torchvision left in processed/, which nothing has checked.
         return datasets.mnist.read_image_file(str(images)).unsqueeze(1), datasets.mnist.read_label_file(str(labels))
 
-    (x, y), (x_test, y_test) = _read_parts(name, folder, IDX_FILES, md5, read, download, (60000, 10000))
+    (x, y), (x_test, y_test) = _read_parts(name, folder, IDX_FILES, md5, read, download, (60000, 10000), (1, 28, 28))
     parts = [Split(images.float() / 255, labels) for images, labels in _split(x, y, x_test, y_test)]
     return Data(*parts, shape=tuple(x.shape[1:]), classes=10, sha256=digest(x, y, x_test, y_test))
 
@@ -174,7 +189,9 @@ def _cifar10(data_root: Path, download: bool) -> Data:
         images = torch.from_numpy(np.ascontiguousarray(part.data.transpose(0, 3, 1, 2)))
         return images, torch.tensor(part.targets)
 
-    (x, y), (x_test, y_test) = _read_parts("CIFAR-10", folder, CIFAR_FILES, {}, read, download, (50000, 10000))
+    (x, y), (x_test, y_test) = _read_parts(
+        "CIFAR-10", folder, CIFAR_FILES, {}, read, download, (50000, 10000), (3, 32, 32)
+    )
     raw = _split(x, y, x_test, y_test)
     pixels = raw[0][0].float() / 255
     std, mean = torch.std_mean(pixels, dim=(0, 2, 3), correction=0, keepdim=True)
@@ -200,6 +217,7 @@ def _read_parts(
     read: Callable[[bool], Part],
     download: bool,
     counts: tuple[int, int],
+    shape: tuple[int, ...],
 ) -> tuple[Part, Part]:
     """Read the training and the test part, or say in one sentence which file stands in the way."""
     if not download:
@@ -222,10 +240,23 @@ def _read_parts(
         except Exception as error:  # torchvision answers a bad file with whatever its reader trips over
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(_corrupted(folder, reason)) from error
-        if len(images) != count or len(labels) != count or not 0 <= int(labels.min()) <= int(labels.max()) <= 9:
-            raise UserError(_corrupted(folder, f"it does not hold {count} images labelled 0 to 9"))
+        if problem := _problem(images, labels, count, shape):
+            raise UserError(_corrupted(folder, problem))
         parts.append((images, labels))
     return parts[0], parts[1]
+
+
+def _problem(images: torch.Tensor, labels: torch.Tensor, count: int, shape: tuple[int, ...]) -> str | None:
+    """What is wrong with a part of an image set; None if nothing is."""
+    if len(images) != count or len(labels) != count:
+        return f"it does not hold {count} images with a label each"
+    if tuple(images.shape[1:]) != shape:
+        return f"its images are {' x '.join(map(str, images.shape[1:]))}, not {' x '.join(map(str, shape))}"
+    if not 0 <= int(labels.min()) <= int(labels.max()) <= 9:
+        return "its labels are not all from 0 to 9"
+    if images.min() == images.max():
+        return "all its pixels are the same"
+    return None
 
 
 def _torchvision() -> Any:

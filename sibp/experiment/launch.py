@@ -1,11 +1,13 @@
-"""A sweep's runs in other processes, by the Hydra launcher that the command names (joblib, submitit)."""
+"""A sweep's runs in other processes: of this machine, or by a launcher of Hydra's (submitit) on others."""
 
 import copy
 import json
+import os
 import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,18 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
-from sibp.experiment.errors import UserError
-from sibp.experiment.run_folder import RunFolder, write_atomic
-from sibp.experiment.runner import Outcome, run
+from sibp.experiment.workers import answer_of, count_of, ending_with, train_in_processes
+from sibp.runs.errors import UserError
+from sibp.runs.folder import RunFolder, write_atomic
+from sibp.runs.outcome import Outcome
+from sibp.runs.state import is_locked
 
-LAUNCHERS = (
+HERE = (
+    "sibp.experiment.workers.train_in_processes",
     "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
-    "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher",
-    "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",
 )
+SLURM = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
+SUBMITIT = ("hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher", SLURM)
 SECONDS_BETWEEN_LOOKS = 0.3
 
 
@@ -40,33 +45,53 @@ class SnapshotLoader(ConfigLoaderImpl):
         return copy.deepcopy(master_config)
 
 
-def launch(config: DictConfig, jobs: Sequence[Mapping[str, Any]], tell: Callable[[Outcome], None]) -> None:
+def is_elsewhere(config: DictConfig) -> bool:
+    """Whether a sweep's runs may be on other machines.
+
+    Args:
+        config: as composed by Hydra, with its node ``hydra``.
+
+    Returns:
+        True for Slurm.
+    """
+    return _target(config) == SLURM
+
+
+def launch(
+    config: DictConfig,
+    jobs: Sequence[Mapping[str, Any]],
+    tell: Callable[[Outcome], None],
+    look: Callable[[Sequence[Mapping[str, Any]]], None] = lambda running: None,
+) -> None:
     """Train every job in a process of the launcher's, and wait for them.
 
     Args:
         config: as composed by Hydra, with its node ``hydra``, which holds the launcher.
         jobs: one resolved config a run.
-        tell: called with each run's outcome soon after it has ended; a job whose process died has none.
+        tell: called with each run's outcome soon after it has ended; a job of submitit whose process died has none.
+        look: called every now and then with the jobs under way, as far as they are known.
 
     Raises:
         UserError: the config names a launcher that is not known.
         OSError: the folder of the sweep cannot be written.
     """
-    launcher_config = config.hydra.launcher
-    if list(_targets(OmegaConf.to_container(launcher_config))) not in [[name] for name in LAUNCHERS]:
-        raise UserError("hydra/launcher must be one of: basic, sibp_joblib, sibp_slurm, sibp_submitit_local.")
+    if _target(config) in HERE:
+        train_in_processes(jobs, count_of(config.hydra.launcher.n_jobs), tell, look)
+        return
     root = Path(str(jobs[0]["run_root"])) / ".sweep"
     root.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=root)).absolute()
     for number, job in enumerate(jobs):
         write_atomic(folder / f"{number}.config.json", json.dumps({**job, "progress": False}).encode())
+    if not is_elsewhere(config):
+        write_atomic(folder / "pid", str(os.getpid()).encode())
     config = copy.deepcopy(config)
     OmegaConf.set_struct(config, False)
     config.hydra.sweep.dir = str(folder)
     launcher = Plugins.instance().instantiate_launcher(
         config=config, hydra_context=HydraContext(SnapshotLoader(), Callbacks()), task_function=work
     )
-    watch = _Watch(folder, jobs, tell)
+    watch = _Watch(folder, jobs, tell, look)
     try:
         launcher.launch([[f"job={number}"] for number in range(len(jobs))], initial_job_idx=0)
     finally:
@@ -75,8 +100,23 @@ def launch(config: DictConfig, jobs: Sequence[Mapping[str, Any]], tell: Callable
         shutil.rmtree(folder)  # else it holds what submitit wrote about the processes that died
 
 
+def check_launcher(config: DictConfig) -> None:
+    """Refuse a launcher that is not known, and settings of it that cannot be.
+
+    Args:
+        config: as composed by Hydra, with its node ``hydra``.
+
+    Raises:
+        UserError: says which there are.
+    """
+    if list(_targets(OmegaConf.to_container(config.hydra.launcher))) not in [[name] for name in (*HERE, *SUBMITIT)]:
+        raise UserError("hydra/launcher must be one of: basic, sibp_joblib, sibp_slurm, sibp_submitit_local.")
+    if _target(config) in HERE:
+        count_of(config.hydra.launcher.n_jobs)
+
+
 def work(config: DictConfig) -> str:
-    """What the launcher calls in its process, for every job.
+    """What submitit calls in its process, for every job.
 
     Args:
         config: the launcher's config; not the job's.
@@ -84,19 +124,28 @@ def work(config: DictConfig) -> str:
     Returns:
         How the run ended.
     """
+    from sibp.experiment.runner import run
+
     folder, number = Path(HydraConfig.get().sweep.dir), HydraConfig.get().job.num
-    outcome = run(json.loads((folder / f"{number}.config.json").read_text()))
-    words = {"status": outcome.status, "message": outcome.message, "wrong_input": outcome.wrong_input}
-    write_atomic(folder / f"{number}.outcome.json", json.dumps(words).encode())
+    parent = folder / "pid"  # of a sweep of this machine, with which its runs are to end
+    with ending_with(int(parent.read_text())) if parent.exists() else nullcontext():
+        outcome = run(json.loads((folder / f"{number}.config.json").read_text()))
+    write_atomic(folder / f"{number}.outcome.json", json.dumps(answer_of(outcome)).encode())
     return outcome.status
 
 
 class _Watch:
     """Looks for outcomes until told to end."""
 
-    def __init__(self, folder: Path, jobs: Sequence[Mapping[str, Any]], tell: Callable[[Outcome], None]):
+    def __init__(
+        self,
+        folder: Path,
+        jobs: Sequence[Mapping[str, Any]],
+        tell: Callable[[Outcome], None],
+        show: Callable[[Sequence[Mapping[str, Any]]], None],
+    ):
         self.missing = dict(enumerate(jobs))
-        self._folder, self._tell = folder, tell
+        self._folder, self._tell, self._show = folder, tell, show
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -110,6 +159,7 @@ class _Watch:
     def _watch(self) -> None:
         while not self._ended.wait(SECONDS_BETWEEN_LOOKS):
             self._look()
+            self._show([job for job in self.missing.values() if is_locked(RunFolder(job).path / ".lock")])
 
     def _look(self) -> None:
         for number, job in list(self.missing.items()):
@@ -117,6 +167,10 @@ class _Watch:
             if path.exists():
                 del self.missing[number]
                 self._tell(Outcome(folder=RunFolder(job), **json.loads(path.read_text())))
+
+
+def _target(config: DictConfig) -> str:
+    return str(config.hydra.launcher.get("_target_"))
 
 
 def _targets(node: Any) -> list[str]:

@@ -4,7 +4,7 @@ import hashlib
 import math
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import Any
 
@@ -13,26 +13,43 @@ from torch import nn
 from tqdm import tqdm
 
 from sibp.experiment.board import Board
+from sibp.experiment.checkpoint import load_checkpoint, save_checkpoint
 from sibp.experiment.clock import Clock
 from sibp.experiment.data import Data, Split
-from sibp.experiment.errors import UserError
 from sibp.experiment.models import objective_of
-from sibp.experiment.run_folder import RunFolder, finite
 from sibp.experiment.schedule import Schedule
 from sibp.experiment.seeding import BatchOrder
 from sibp.experiment.settings import Settings
 from sibp.experiment.signals import stop_on_signals
+from sibp.prox.status import Status
+from sibp.runs.errors import UserError
+from sibp.runs.folder import RunFolder, finite
 
-EVAL_BATCH = 5000  # images in one evaluation pass: bounds memory, has no influence on results
+EVAL_BATCH = 1000  # images in one evaluation pass: as many as stay in a processor's cache
+EARLY_ROWS = 5  # that come every `log_early` steps
 STEPS_BETWEEN_CHECKS = 20  # on an accelerator: reading the loss back waits for the device
 
 
 class DivergedError(Exception):
-    """The training loss stopped being a finite number."""
+    """The training loss stopped being a finite number, or no finite step is left to take."""
 
-    def __init__(self, step: int, loss: float):
-        super().__init__(f"the training loss became {loss} at step {step}")
+    def __init__(self, step: int, loss: float, reason: str | None = None):
+        super().__init__(reason or f"the training loss became {loss} at step {step}")
         self.step, self.loss = step, loss
+
+
+def is_stuck(solver_stats: Mapping[str, Mapping[str, float]]) -> bool:
+    """Whether a solver has no step left to take, because what it works with is not finite.
+
+    Args:
+        solver_stats: of a step, as `solver_stats()` of an optimizer gives them; empty for one without a solver.
+
+    Returns:
+        True where no weight moved, for that reason in one layer at least.
+    """
+    layers = list(solver_stats.values())
+    unmoved = all(layer.get("status") == Status.NONFINITE or layer.get("relative_change") == 0 for layer in layers)
+    return unmoved and any(layer.get("status") == Status.NONFINITE for layer in layers)
 
 
 class StoppedError(Exception):
@@ -102,7 +119,7 @@ class Trainer:
                     self._advance()
                     bar.update(self.step - bar.n)
                     done = self.step == self.total
-                    if done or self.step % self.settings.log_every == 0:
+                    if done or self._is_logged(self.step):
                         self._log(board, bar)
                     if done or stop.made or self.step % self.settings.checkpoint_every == 0:
                         self._save(board)
@@ -157,7 +174,9 @@ class Trainer:
     def _advance(self) -> None:
         """Take steps up to the next moment at which something must look at them."""
         limit = 1 if self.device.type == "cpu" else STEPS_BETWEEN_CHECKS
-        every = (self.settings.log_every, self.settings.checkpoint_every)
+        settings = self.settings
+        early = settings.log_early if self._is_early(self.step + 1) else settings.log_every
+        every = (early or settings.log_every, settings.log_every, settings.checkpoint_every)
         count = min(limit, self.total - self.step, *(e - self.step % e for e in every))
         batches = [self.order.batch(self.step + i) for i in range(count)]
         losses = []
@@ -189,6 +208,15 @@ class Trainer:
         # A closure, as L-BFGS looks at the loss several times a step; all others once.
         return self.optimizer.step(closure).detach()  # pyright: ignore[reportCallIssue, reportArgumentType]
 
+    def _is_logged(self, step: int) -> bool:
+        """Whether there is a row for a step: more often at the beginning, where the settings say so."""
+        early = self.settings.log_early
+        return step % self.settings.log_every == 0 or (early is not None and self._is_early(step) and step % early == 0)
+
+    def _is_early(self, step: int) -> bool:
+        early = self.settings.log_early
+        return early is not None and step <= EARLY_ROWS * early
+
     def _log(self, board: Board | None, bar: tqdm) -> None:
         """Evaluate and write one row; the training clock stands still."""
         with self.clock.measure("eval"):
@@ -217,12 +245,16 @@ class Trainer:
             bar.set_postfix({"loss": f"{train_loss:.4f}", **shown})
         if not math.isfinite(train_loss):
             raise DivergedError(self.step, train_loss)
+        if is_stuck(row.get("solver", {})):
+            reason = f"no layer's subproblem has a finite solution at step {self.step}, so no weight moves: lower lr"
+            raise DivergedError(self.step, train_loss, reason)
 
     def _save(self, board: Board | None) -> None:
         with self.clock.measure("log"):
             if board is not None:
                 board.flush()
-            self.folder.save_checkpoint(
+            save_checkpoint(
+                self.folder,
                 {
                     "model": self.model.state_dict(),
                     "optimizer": self.optimizer.state_dict(),
@@ -231,12 +263,12 @@ class Trainer:
                     "seconds": dict(self.clock.seconds),
                     "random_cpu": torch.get_rng_state(),
                     "random_cuda": [torch.cuda.get_rng_state(self.device)] if self._on_cuda() else [],
-                }
+                },
             )
 
     def restore(self) -> None:
         """Go back to the last checkpoint, or to the start where there is none."""
-        state = self.folder.load_checkpoint()
+        state = load_checkpoint(self.folder)
         if state is None:
             self.folder.clear()  # rows without a checkpoint cannot be continued
             return
@@ -277,7 +309,7 @@ class Trainer:
         return Board(self.folder.board, self.folder.config, [finite(row) for row in self.rows])
 
     def _progress_bar(self) -> tqdm:
-        quiet = not (self.settings.progress and sys.stderr.isatty())
+        quiet = not (self.settings.progress and sys.stderr is not None and sys.stderr.isatty())
         name = f"{self.settings.optimizer['name']} s{self.settings.seed}"
         columns, rows = shutil.get_terminal_size((100, 24))  # unlike tqdm's own measure, never 0
         return tqdm(

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from sibp.experiment.convnets import lenet, proxprop_convnet, resnet8
-from sibp.experiment.errors import UserError
 from sibp.experiment.objectives import CLASSIFICATION, RECONSTRUCTION, Objective
 from sibp.experiment.seeding import derived_seed
 from sibp.experiment.settings import call_builder, checked, known_builder
+from sibp.runs.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,11 @@ def build_model(config: dict[str, Any], shape: tuple[int, ...], classes: int, se
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, "weights"))
         builders = {name: spec.build for name, spec in MODELS.items()}
-        model = call_builder("model", builders, own, shape, classes)
+        try:
+            model = call_builder("model", builders, own, shape, classes)
+        except (RuntimeError, MemoryError, OverflowError, TypeError) as error:  # how torch refuses sizes
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UserError(f"model={own.get('name')} cannot be built: {reason}") from error
         if std is not None:
             for parameter in model.parameters():
                 nn.init.normal_(parameter, std=std)

@@ -63,6 +63,9 @@ def lbfgs(model: nn.Module, *, lr: float, max_iter: int, history: int, line_sear
     """Torch's L-BFGS, for full batches: a step is up to `max_iter` iterations, each with a pass over the batch or more.
 
     With `line_search` they satisfy the strong Wolfe conditions; without, each is as long as `lr` says.
+
+    Raises:
+        ValueError: `max_iter` or `history` is below 1.
     """
     check_settings(lr=lr)
     refuse_float16(model, "in which the curvature of L-BFGS overflows")

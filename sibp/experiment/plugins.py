@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sibp.experiment.errors import UserError
 from sibp.experiment.settings import checked
+from sibp.runs.errors import UserError
 
 
 def load_plugins(names: Any) -> None:

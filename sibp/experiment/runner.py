@@ -3,7 +3,7 @@
 import hashlib
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -11,32 +11,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from sibp.experiment.data import load_data
+from sibp.experiment import data as data_sets_known
+from sibp.experiment import optimizers as optimizers_known
+from sibp.experiment.data import Data, load_data
 from sibp.experiment.environment import describe
-from sibp.experiment.errors import UserError
 from sibp.experiment.loop import DivergedError, StoppedError, Trainer
 from sibp.experiment.models import build_model, is_flat
 from sibp.experiment.optimizers import build_optimizer
 from sibp.experiment.plugins import load_plugins
-from sibp.experiment.run_folder import ANEW, BusyError, RunFolder
-from sibp.experiment.settings import Settings
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended: completed, diverged, failed, skipped, busy or interrupted, and a sentence about it.
-
-    ``wrong_input`` says that a run failed for something that only the user can put right.
-    """
-
-    status: str
-    message: str
-    folder: RunFolder
-    wrong_input: bool = False
+from sibp.experiment.settings import Settings, known_builder
+from sibp.experiment.startup import import_no_compiler
+from sibp.runs.errors import UserError
+from sibp.runs.folder import ANEW, FINISHED, BusyError, RunFolder
+from sibp.runs.identity import NOT_IN_NAME, run_name
+from sibp.runs.outcome import Outcome
+from sibp.runs.values import canonical
 
 
 def run(config: Mapping[str, Any]) -> Outcome:
     """Train what a config describes, or go on with it, or leave it be if it is finished.
+
+    A run that cannot start for something that only the user can put right leaves no folder.
 
     Args:
         config: resolved settings, as plain mappings.
@@ -44,12 +39,33 @@ def run(config: Mapping[str, Any]) -> Outcome:
     Returns:
         How it ended. Errors end up in summary.json and in the message, not in an exception.
     """
-    folder = RunFolder(config)
+    folder, started = RunFolder(config), datetime.now(UTC).isoformat(timespec="seconds")
+    prepared: _Prepared | Exception
+    try:
+        settings = Settings.from_config(config)
+    except UserError as error:
+        return Outcome("failed", str(error), folder, wrong_input=True)
+    try:
+        if is_done(settings, folder):
+            return _kept(folder)
+        folder.check_place()
+        prepared = _prepare(settings, folder, device_of(settings.device))
+    except UserError as error:
+        return Outcome("failed", str(error), folder, wrong_input=True)
+    except Exception as error:  # no mistake of the user's: it is kept in the folder, with its traceback
+        prepared = error
     try:
         with folder.locked():
-            if not folder.is_finished() or config.get("force"):
-                return _run_locked(config, folder)
-            return _add_test(config, folder) if _lacks_test(config, folder) else _kept(folder)
+            if isinstance(prepared, Exception):
+                return _failed(folder, started, prepared)
+            if is_done(settings, folder):  # by another process, in the meantime
+                return _kept(folder)
+            try:
+                return _run_locked(prepared, started)
+            except StoppedError as stop:
+                return Outcome("interrupted", f"{stop}: the same command goes on from there", folder)
+            except Exception as error:
+                return _failed(folder, started, error)
     except BusyError as busy:
         return Outcome("busy", str(busy), folder)
     except UserError as error:
@@ -58,22 +74,86 @@ def run(config: Mapping[str, Any]) -> Outcome:
         return Outcome("failed", _unwritten(error, folder), folder)
 
 
+def is_done(settings: Settings, folder: RunFolder) -> bool:
+    """Whether a run has ended in a result, so that its command passes over it.
+
+    Args:
+        settings: the run's.
+        folder: its folder.
+
+    Returns:
+        False where it is to be trained anew, or test figures are to be added.
+    """
+    summary = folder.summary() or {}
+    if settings.force or summary.get("status") not in FINISHED:
+        return False
+    return summary["status"] == "diverged" or not settings.evaluate_test or "test_acc" in summary
+
+
+def check(configs: Sequence[Mapping[str, Any]], elsewhere: bool = False) -> None:
+    """Try every run's settings, data, model and optimizer out before the first is trained.
+
+    Args:
+        configs: of the runs that a command asks for.
+        elsewhere: whether they will run on other machines, which may have other devices and data.
+
+    Raises:
+        UserError: a run could not start; says why, and which one where others could.
+    """
+    tried: dict[str, UserError | None] = {}
+    data_sets: dict[str, Data] = {}
+    wrong: list[tuple[Mapping[str, Any], UserError]] = []
+    for config in configs:
+        key = canonical({k: v for k, v in config.items() if k not in (*NOT_IN_NAME, "seed")} | _places(config))
+        if key not in tried:
+            try:
+                tried[key] = None
+                _try_out(config, elsewhere, data_sets)
+            except UserError as error:
+                tried[key] = error
+            except Exception:
+                pass
+        if (error := tried[key]) is not None:
+            wrong.append((config, error))
+    if wrong:
+        config, error = wrong[0]
+        where = f" This is so for {len(wrong)} of {len(configs)} jobs, such as {run_name(config)}."
+        raise UserError(f"{error}{where if len(wrong) < len(configs) else ''}") from error
+
+
+def _places(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: config.get(key) for key in ("run_root", "data_root", "device", "threads")}
+
+
+def _try_out(config: Mapping[str, Any], elsewhere: bool, data_sets: dict[str, Data]) -> None:
+    settings, folder = Settings.from_config(config), RunFolder(config)
+    if is_done(settings, folder):
+        return
+    folder.check_place()
+    if elsewhere:
+        known_builder("dataset", data_sets_known.DATASETS, settings.dataset)
+        known_builder("optimizer", optimizers_known.OPTIMIZERS, settings.optimizer)
+        return
+    device_of(settings.device)
+    key = canonical([settings.dataset, settings.data_root])
+    if key not in data_sets:
+        data_sets.clear()  # one at a time in memory
+        data_sets[key] = load_data(settings.dataset, settings.data_root, settings.download)
+    data = data_sets[key].prepared(is_flat(settings.model), torch.device("cpu"))
+    _trainer(settings, folder, data, torch.device("cpu"))
+
+
 def _kept(folder: RunFolder) -> Outcome:
     summary = folder.summary() or {}
     status = "skipped" if summary["status"] == "completed" else summary["status"]
-    return Outcome(status, f"{summary['status']} before; force=true trains it anew", folder)
+    return Outcome(status, f"{summary['status']} before; force=true trains it anew", folder, kept=True)
 
 
-def _lacks_test(config: Mapping[str, Any], folder: RunFolder) -> bool:
-    summary = folder.summary() or {}
-    return summary["status"] == "completed" and "test_acc" not in summary and config.get("evaluate_test") is True
-
-
-def _add_test(config: Mapping[str, Any], folder: RunFolder) -> Outcome:
+def _add_test(prepared: "_Prepared") -> Outcome:
     """Add test figures to a run that was completed without; it needs no training for that."""
+    folder, trainer = prepared.folder, prepared.trainer
     if not folder.checkpoint.exists():
         raise UserError(f"{folder.path} has no checkpoint to compute test figures from: {ANEW}")
-    trainer, _, _ = _prepare(Settings.from_config(config), folder)
     trainer.restore()
     summary = {**(folder.summary() or {}), **_test_figures(trainer)}
     folder.write_config()
@@ -87,42 +167,39 @@ def _test_figures(trainer: Trainer) -> dict[str, float | None]:
     return {"test_loss": loss, "test_acc": accuracy}
 
 
-def _run_locked(config: Mapping[str, Any], folder: RunFolder) -> Outcome:
-    started = datetime.now(UTC).isoformat(timespec="seconds")
+def _run_locked(prepared: "_Prepared", started: str) -> Outcome:
+    folder, trainer = prepared.folder, prepared.trainer
+    if folder.is_finished() and not trainer.settings.force:
+        return _add_test(prepared)
+    if trainer.settings.force:
+        folder.clear()  # only now: what was kept is lost to nothing less than a run that can start
+    folder.write_config()
+    folder.forget_end()  # of an attempt that failed
     try:
-        folder.write_config()
-        settings = Settings.from_config(config)
-        trainer, another, facts = _prepare(settings, folder)
-        facts["started"] = started
-        folder.forget_end()  # of an attempt that failed
-        try:
-            trainer.fit(another)
-            status, reason, ending = "completed", None, {}
-        except DivergedError as error:
-            status, reason = "diverged", str(error)
-            ending = {"diverged_step": error.step, "diverged_loss": str(error.loss)}
-        summary = {"status": status, "reason": reason, **ending, **_results(trainer), **facts}
-        if status == "completed" and settings.evaluate_test:
-            summary |= _test_figures(trainer)
-        trainer.finish(summary)
-        folder.write_summary(summary)
-        return Outcome(status, reason or _in_short(summary), folder)
-    except StoppedError as stop:
-        return Outcome("interrupted", f"{stop}: the same command goes on from there", folder)
-    except UserError as error:
-        return _failed(folder, started, str(error), None)
-    except OSError as error:
-        return _failed(folder, started, _unwritten(error, folder), traceback.format_exc())
-    except Exception as error:
-        return _failed(folder, started, f"{type(error).__name__}: {error}", traceback.format_exc())
+        trainer.fit(prepared.another)
+        status, reason, ending = "completed", None, {}
+    except DivergedError as error:
+        status, reason = "diverged", str(error)
+        ending = {"diverged_step": error.step, "diverged_loss": str(error.loss)}
+    summary = {"status": status, "reason": reason, **ending, **_results(trainer), **prepared.facts, "started": started}
+    if status == "completed" and trainer.settings.evaluate_test:
+        summary |= _test_figures(trainer)
+    trainer.finish(summary)
+    folder.write_summary(summary)
+    return Outcome(status, reason or _in_short(summary), folder)
 
 
-def _failed(folder: RunFolder, started: str, reason: str, trace: str | None) -> Outcome:
+def _failed(folder: RunFolder, started: str, error: Exception) -> Outcome:
+    """Keep the reason in the folder, unless it holds a result that is worth more."""
+    trace = None if isinstance(error, UserError) else "".join(traceback.format_exception(error))
+    reason = f"{type(error).__name__}: {error}"
+    if isinstance(error, UserError | OSError):
+        reason = str(error) if isinstance(error, UserError) else _unwritten(error, folder)
     try:
         if not folder.is_finished():  # as it still is where force=true could not even start
             folder.write_summary({"status": "failed", "reason": reason, "traceback": trace, "started": started})
-    except OSError as error:  # a full disk must not hide the reason
-        print(f"summary.json could not be written: {error}", file=sys.stderr)
+    except OSError as problem:  # a full disk must not hide the reason
+        print(f"summary.json could not be written: {problem}", file=sys.stderr)
     return Outcome("failed", reason, folder, wrong_input=trace is None)
 
 
@@ -133,21 +210,23 @@ def _unwritten(error: OSError, folder: RunFolder) -> str:
     )
 
 
-def _prepare(settings: Settings, folder: RunFolder) -> tuple[Trainer, Callable[[], Trainer], dict[str, Any]]:
-    """A run's trainer, what makes one just like it, and facts for its summary."""
+@dataclass(frozen=True)
+class _Prepared:
+    """All that a run needs to start: its trainer, what makes one just like it, and facts for its summary."""
+
+    folder: RunFolder
+    trainer: Trainer
+    another: Callable[[], Trainer]
+    facts: dict[str, Any]
+
+
+def _prepare(settings: Settings, folder: RunFolder, device: torch.device) -> _Prepared:
     load_plugins(settings.plugins)
-    device = _device(settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    flat = is_flat(settings.model)
     data = load_data(settings.dataset, settings.data_root, settings.download)
-    data = data.with_label_noise(settings.label_noise, settings.seed).prepared(flat, device)
-
-    def new_trainer() -> Trainer:
-        model = build_model(settings.model, data.shape, data.classes, settings.seed).to(device)
-        return Trainer(settings, folder, data, model, build_optimizer(settings.optimizer, model))
-
-    trainer = new_trainer()
+    data = data.with_label_noise(settings.label_noise, settings.seed).prepared(is_flat(settings.model), device)
+    trainer = _trainer(settings, folder, data, device)
     facts = {
         "initial_weights_sha256": _digest(trainer.model),
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
@@ -155,15 +234,32 @@ def _prepare(settings: Settings, folder: RunFolder) -> tuple[Trainer, Callable[[
         "data_sha256": data.sha256,
         "environment": describe(device),
     }
-    if settings.force:
-        folder.clear()  # only now: what was kept is lost to nothing less than a run that can start
-    return trainer, new_trainer, facts
+    return _Prepared(folder, trainer, lambda: _trainer(settings, folder, data, device), facts)
 
 
-def _device(name: str) -> torch.device:
+def _trainer(settings: Settings, folder: RunFolder, data: Data, device: torch.device) -> Trainer:
+    import_no_compiler()
+    model = build_model(settings.model, data.shape, data.classes, settings.seed).to(device)
+    return Trainer(settings, folder, data, model, build_optimizer(settings.optimizer, model))
+
+
+def device_of(name: str) -> torch.device:
+    """The device that a setting names.
+
+    Args:
+        name: auto, cpu or cuda.
+
+    Returns:
+        The device.
+
+    Raises:
+        UserError: it is not there.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda") or (name == "cuda" and not torch.cuda.is_available()):
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda is not there: torch finds no NVIDIA GPU on this machine; give device=cpu or auto.")
+    if name not in ("cpu", "cuda"):
         raise UserError(f"device={name} is not there: choose one of: auto, cpu, cuda (an NVIDIA GPU).")
     return torch.device(name)
 

@@ -7,10 +7,7 @@ import math
 
 import torch
 
-from sibp.experiment.errors import UserError
-
-SHAPES = ("constant", "linear", "cosine")
-DECAYS = ("lr", "prox_weight")
+from sibp.runs.errors import UserError
 
 
 def factor(shape: str, step: int, total: int, warmup: int) -> float:
@@ -46,8 +43,8 @@ class Schedule:
 
     Args:
         optimizer: with its initial step size and proximal weight, a number for each group.
-        shape: one of ``SHAPES``.
-        decays: one of ``DECAYS``.
+        shape: one of ``settings.SHAPES``.
+        decays: one of ``settings.DECAYS``.
         total: steps of the whole run.
         warmup: steps of rise at the beginning.
 

@@ -1,14 +1,21 @@
 """The settings of one run: typed, checked, and turned into calls of allow-listed builders."""
 
 import inspect
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, Self
 
-from sibp.experiment.errors import UserError
-from sibp.experiment.schedule import DECAYS, SHAPES
+from sibp.runs.errors import UserError
+from sibp.runs.identity import ROLES
+from sibp.runs.values import shown
+
+SHAPES = ("constant", "linear", "cosine")
+DECAYS = ("lr", "prox_weight")
+MOST_THREADS = 1024
+LARGEST_INTEGER, LARGEST_FLOAT = 2**63 - 1, sys.float_info.max
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +52,8 @@ class Settings:
     progress: bool
     tensorboard: bool
     histograms: bool
+    log_early: int | None = None
+    role: str | None = None
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -61,7 +70,7 @@ class Settings:
         """
         hints = typing.get_type_hints(cls)
         refuse_unknown("", config, list(hints))
-        missing = [field.name for field in fields(cls) if field.name not in config]
+        missing = [field.name for field in fields(cls) if field.name not in config and field.default is MISSING]
         if missing:
             raise UserError(f"The setting {missing[0]} is missing: give {missing[0]}=...")
         settings = cls(**{key: checked(key, value, hints[key]) for key, value in config.items()})
@@ -74,6 +83,7 @@ class Settings:
             "epochs",
             "max_steps",
             "log_every",
+            "log_early",
             "checkpoint_every",
             "eval_train_limit",
             "threads",
@@ -81,12 +91,16 @@ class Settings:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"{key}={value} is not possible: give a whole number of 1 or more.")
+        if self.threads is not None and self.threads > MOST_THREADS:
+            raise UserError(f"threads={self.threads} is not possible: give a whole number of {MOST_THREADS} or less.")
         for key in ("seed", "warmup_steps"):
             if getattr(self, key) < 0:
                 raise UserError(f"{key}={getattr(self, key)} is not possible: give a whole number of 0 or more.")
         for key, known in (("schedule", SHAPES), ("decays", DECAYS)):
             if getattr(self, key) not in known:
                 raise UserError(f"{key}={getattr(self, key)} is not known; choose one of: {', '.join(known)}.")
+        if self.role not in (None, *ROLES):
+            raise UserError(f"role={self.role} is not known; choose one of: {', '.join(ROLES)}, null.")
         if self.decays != "lr" and self.schedule == "constant" and self.warmup_steps == 0:
             raise UserError(
                 f"decays={self.decays} has no effect without schedule=... or warmup_steps=...: leave it out."
@@ -156,14 +170,23 @@ def checked(key: str, value: Any, hint: Any) -> Any:
         if option is types.NoneType and value is None:
             return None
         if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            if not abs(value) <= LARGEST_FLOAT:  # nan is not, either
+                raise UserError(f"{key}={shown(value)} is not possible: give a finite number.")
             return float(value)
         if typing.get_origin(option) is list:
             (item,) = typing.get_args(option)
             if isinstance(value, list) and all(type(part) is item for part in value):
+                for part in value:
+                    checked(key, part, item)
                 return value
         elif type(value) is (typing.get_origin(option) or option):
+            if option is int and isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+                raise UserError(f"{key}={shown(value)} is not possible: the largest whole number is {LARGEST_INTEGER}.")
+            if isinstance(value, str) and "\0" in value:
+                raise UserError(f"{key}={shown(value)} is not possible: it has a NUL byte in it.")
             return value
-    raise UserError(f"{key}={value} is not possible: give {' or '.join(map(_in_words, options))}.")
+    hint_of_path = f" (a folder of that name: {key}=./{value})" if key.endswith("_root") and value is not None else ""
+    raise UserError(f"{key}={shown(value)} is not possible: give {' or '.join(map(_in_words, options))}{hint_of_path}.")
 
 
 def _in_words(hint: Any) -> str:

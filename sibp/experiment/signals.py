@@ -1,10 +1,13 @@
-"""Ctrl-C and SIGTERM as a polite request to stop after the step under way."""
+"""Ctrl-C, SIGTERM and a terminal that hangs up as a polite request to stop after the step under way."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+
+INTERRUPTED = 130  # the exit code of a command that Ctrl-C has ended
 
 
 class StopRequest:
@@ -15,8 +18,36 @@ class StopRequest:
 
 
 @contextmanager
+def ends_quietly() -> Iterator[None]:
+    """While a command starts and has nothing to lose, have Ctrl-C end it with a sentence, not a traceback.
+
+    Yields:
+        Nothing.
+    """
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        with suppress(OSError):
+            os.write(2, b"Interrupted before anything was trained.\n")
+        os._exit(INTERRUPTED)  # an import that is interrupted makes another exception of it
+
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn the first SIGINT or SIGTERM into a request; a second one stops at once.
+    """Turn the first SIGINT, SIGTERM or SIGHUP into a request; a second one stops at once.
+
+    Where SIGHUP is ignored, as nohup has it, it stays so.
 
     Yields:
         The request, to be looked at after every step.
@@ -31,7 +62,10 @@ def stop_on_signals() -> Iterator[StopRequest]:
             raise KeyboardInterrupt
         request.made = True
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield request
     finally:

@@ -9,13 +9,15 @@ from pathlib import Path
 from sibp.report.arena import contests, own_names
 from sibp.report.arena_page import build_arena
 from sibp.report.blocks import Document
-from sibp.report.collect import collect
 from sibp.report.comparison import compare
 from sibp.report.exports import csv_files, save_pictures
 from sibp.report.html import page
 from sibp.report.markdown import markdown
 from sibp.report.sections import build
-from sibp.report.values import UsageError
+from sibp.runs.collect import collect
+from sibp.runs.folder import write_atomic
+from sibp.runs.output import forgiving_output
+from sibp.runs.values import UsageError
 
 FORMATS = ("html", "md", "csv", "png")
 EPILOG = """
@@ -34,7 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 written, 2 wrong input.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    with forgiving_output():
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(words: list[str]) -> int:
     args = _parser().parse_args(words)
     if args.arena and (args.target_acc or args.target_loss):
         print("--arena sets the targets itself, by SGD: leave --target-acc and --target-loss out.", file=sys.stderr)
@@ -133,7 +139,7 @@ def _write(document: Document, out: Path, formats: Sequence[str]) -> list[Path]:
 
 
 def _write_text(path: Path, text: str) -> None:
-    path.write_bytes(text.encode("utf-8", "backslashreplace"))
+    write_atomic(path, text.encode("utf-8", "backslashreplace"))
 
 
 if __name__ == "__main__":

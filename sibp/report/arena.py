@@ -18,13 +18,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sibp.report.collect import collect
 from sibp.report.comparison import Method, Problem, compare
 from sibp.report.outcomes import FINAL_LOSS, Quantity, Target, to_target, training_seconds
-from sibp.report.packed import PACKED
 from sibp.report.profile import ranks, ratios, resampled_scores, score, shares_of_firsts
 from sibp.report.statistics import Estimate, bounds, estimate, median
-from sibp.report.values import UsageError, canonical
+from sibp.runs.collect import collect
+from sibp.runs.packed import PACKED
+from sibp.runs.values import UsageError, canonical
 
 ARENA = "arena"  # the folder in results/
 REFERENCE = "sgd"

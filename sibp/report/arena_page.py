@@ -7,7 +7,6 @@ from sibp.report import arena, profile, scoring
 from sibp.report.arena import GOALS, UNITS, Contest, Standing, costs, figures, pace, standings
 from sibp.report.blocks import Cell, Document, Figure, Line, Section, Table, Text
 from sibp.report.checks import comparability
-from sibp.report.collect import Collection
 from sibp.report.comparison import Method, Setting
 from sibp.report.outcomes import Quantity, over_runs
 from sibp.report.profile import share_within, steps_of
@@ -16,6 +15,7 @@ from sibp.report.sections import broken_or_none, choice_text, how_made, tally
 from sibp.report.statistics import estimate, median
 from sibp.report.tables import budget_table, notes_table
 from sibp.report.text import figure
+from sibp.runs.collect import Collection
 
 FARTHEST = 10.0  # times the fastest: where the drawn profiles end
 CAPTION = (

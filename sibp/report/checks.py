@@ -6,8 +6,8 @@ from typing import Any
 
 from sibp.report.blocks import Block, Text
 from sibp.report.comparison import Problem
-from sibp.report.reading import Run
-from sibp.report.values import number_or_nan, shown
+from sibp.runs.reading import Run
+from sibp.runs.values import number_or_nan, shown
 
 
 def comparability(problem: Problem) -> list[Block]:

@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sibp.report.experiments import Experiment
-from sibp.report.values import UsageError
+from sibp.runs.values import UsageError
+from sibp.runs.yaml_file import YamlError, parse_yaml
 
 REPRODUCED, PARTLY, NOT, INCONCLUSIVE = "reproduced", "partly", "not reproduced", "inconclusive"
 TRAINING_LOSS, WIDTH, LARGEST = "training loss", "width of step sizes", "largest step size"
@@ -121,8 +120,8 @@ def read_claims(path: Path, experiments: Mapping[str, Experiment]) -> list[Claim
         UsageError: an entry is wrong; names its key.
     """
     try:
-        nodes = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        nodes = parse_yaml(path.read_text())
+    except YamlError as error:
         raise UsageError(f"{path.name} is no YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(nodes, dict) or not nodes:
         raise UsageError(f"{path.name} holds no claims.")

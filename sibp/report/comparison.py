@@ -20,32 +20,11 @@ from sibp.report.outcomes import (
     over_runs,
     seconds_per_step,
 )
-from sibp.report.reading import UNFINISHED, Run
 from sibp.report.scoring import Choice, choose, edge
-from sibp.report.values import canonical, number_or_nan, shown
+from sibp.runs.identity import TRIAL, method_name, problem_of, setting_name
+from sibp.runs.reading import UNFINISHED, Run
+from sibp.runs.values import canonical, number_or_nan, shown
 
-# Where, how and how often a run is done and looked at, not what it computes: no part of a setting.
-NOT_A_SETTING = (
-    "seed",
-    "run_root",
-    "data_root",
-    "device",
-    "threads",
-    "download",
-    "force",
-    "progress",
-    "tensorboard",
-    "histograms",
-    "evaluate_test",
-    "checkpoint_every",
-    "log_every",
-    "target_val_acc",
-    "experiment",
-    "plugins",
-)
-# Settings that runs got later than others: a run without one was made with this value.
-LATER = {"schedule": "constant", "decays": "lr", "warmup_steps": 0, "label_noise": 0.0, "plugins": []}
-LATER_OF_MODEL = {"mlp": {"activation": "relu"}}  # likewise, by the model's name
 RANK = {"completed": 0, "diverged": 1, "failed": 2, UNFINISHED: 3}
 
 
@@ -59,10 +38,7 @@ class Setting:
     @property
     def label(self) -> str:
         """The hyper-parameters that are in use, such as ``lr=0.1 momentum=0.9``."""
-        rest = {key: value for key, value in self.optimizer.items() if not isinstance(value, str)}
-        used = {key: value for key, value in rest.items() if key == "lr" or value not in (0, False, None)}
-        ordered = sorted(used, key=lambda key: (key != "lr", key))
-        return shown(" ".join(f"{key}={_short(used[key])}" for key in ordered))
+        return setting_name(self.optimizer)
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -188,35 +164,14 @@ def compare(runs: Sequence[Run], target_acc: float | None, target_loss: float | 
     """
     by_problem: defaultdict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        by_problem[canonical(_problem_config(run))].append(run)
-    titles = _titles([_problem_config(group[0]) for group in by_problem.values()])
+        by_problem[canonical(problem_of(run.config))].append(run)
+    titles = _titles([problem_of(group[0].config) for group in by_problem.values()])
     problems = []
     for title, group in zip(titles, by_problem.values(), strict=True):
         kept, repeated = _one_per_seed(group)
         targets = _targets(group, target_acc, target_loss)
-        problems.append(Problem(_problem_config(group[0]), title, _methods(kept), targets, repeated))
+        problems.append(Problem(problem_of(group[0].config), title, _methods(kept), targets, repeated))
     return sorted(problems, key=lambda problem: problem.title)
-
-
-def method_name(run: Run) -> str:
-    """The method of a run: what it does, without the numbers that tune it.
-
-    Args:
-        run: the run.
-
-    Returns:
-        The optimizer's name and its options that are words, such as the solver: ``sibp cg:5``.
-    """
-    words = {key: value for key, value in run.optimizer.items() if isinstance(value, str) and key != "name"}
-    ordered = sorted(words, key=lambda key: (key != "solver", key))
-    return shown(" ".join([run.optimizer["name"], *(words[key] for key in ordered)]))
-
-
-def _problem_config(run: Run) -> dict[str, Any]:
-    config, model = LATER | run.config, run.config.get("model")
-    if isinstance(model, dict):
-        config["model"] = LATER_OF_MODEL.get(str(model.get("name")), {}) | model
-    return {key: value for key, value in config.items() if key not in (*NOT_A_SETTING, "optimizer")}
 
 
 def _one_per_seed(runs: Iterable[Run]) -> tuple[list[Run], list[tuple[Run, Run]]]:
@@ -236,7 +191,7 @@ def _one_per_seed(runs: Iterable[Run]) -> tuple[list[Run], list[tuple[Run, Run]]
 def _methods(runs: Sequence[Run]) -> list[Method]:
     by_method: defaultdict[str, defaultdict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        by_method[method_name(run)][canonical(run.optimizer)].append(run)
+        by_method[method_name(run.optimizer)][canonical(run.optimizer)].append(run)
     methods = [_method(name, list(groups.values())) for name, groups in by_method.items()]
     return sorted(methods, key=lambda method: (not method.name.startswith("sgd"), method.name))
 
@@ -244,7 +199,8 @@ def _methods(runs: Sequence[Run]) -> list[Method]:
 def _method(name: str, groups: list[list[Run]]) -> Method:
     settings = [Setting(group[0].optimizer, sorted(group, key=lambda run: run.seed)) for group in groups]
     settings.sort(key=lambda setting: (*_grid_position(setting), setting.label, canonical(setting.optimizer)))
-    choice = choose([_validation(setting) for setting in settings])
+    trials = {run.seed for setting in settings for run in setting.runs if run.role == TRIAL}
+    choice = choose([_validation(setting) for setting in settings], trials)
     if choice is None:
         return Method(name, settings, None, None, [])
     chosen = settings[choice.setting]

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from sibp.report.claims import LARGEST, TIMED, TRAINING_LOSS, WIDTH, Better, Criterion, Every
-from sibp.report.collect import collect
 from sibp.report.comparison import Method, Problem, compare
 from sibp.report.experiments import REPRODUCE
 from sibp.report.outcomes import FINAL_LOSS, FINAL_VAL, TEST_ACC, Quantity, at_equal_seconds, final
-from sibp.report.packed import PACKED
 from sibp.report.scoring import BETTER, TOO_FEW, Verdict, verdict
 from sibp.report.statistics import Estimate, estimate
 from sibp.report.step_sizes import largest, losses, width
-from sibp.report.values import UsageError, number_or_nan
+from sibp.runs.collect import collect
+from sibp.runs.packed import PACKED
+from sibp.runs.values import UsageError, number_or_nan
 
 FINAL_TRAIN_ACC = Quantity("final_train_acc", "final train acc", True, lambda run: final(run, "train_acc"))
 OF_RUNS = {

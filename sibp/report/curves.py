@@ -6,7 +6,7 @@ import numpy as np
 
 from sibp.report.blocks import Block, Figure, Line, Text
 from sibp.report.comparison import Method, Problem
-from sibp.report.reading import Run
+from sibp.runs.reading import Run
 
 MAX_POINTS = 300  # of a line; more cannot be seen
 METRICS = ("train_loss", "val_loss", "val_acc")

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
-from sibp.report.values import UsageError
+from sibp.runs.values import UsageError
+from sibp.runs.yaml_file import parse_yaml
 
 KINDS = ("train", "tune", "chosen", "script")
 REPRODUCE = "python scripts/reproduce.py"
@@ -45,7 +44,7 @@ def read_experiments(path: Path) -> dict[str, Experiment]:
         UsageError: an entry is wrong; names it.
     """
     found = {}
-    for name, node in yaml.safe_load(path.read_text()).items():
+    for name, node in parse_yaml(path.read_text()).items():
         try:
             found[name] = Experiment(name, **node)
         except TypeError as error:

@@ -10,6 +10,9 @@ from sibp.report.blocks import Cell, Document, Figure, Line, Link, Table
 from sibp.report.plotly_figures import GRID, colours
 from sibp.report.statistics import Estimate
 from sibp.report.text import relative
+from sibp.runs.folder import write_atomic
+
+LONGEST_TITLE, LONGEST_LABEL = 70, 45  # characters in a picture; a legend of two columns must leave room for the axes
 
 
 def csv_files(document: Document, folder: Path) -> dict[str, str]:
@@ -77,11 +80,11 @@ def save_pictures(document: Document, prefix: Path) -> list[Path]:
     colour = colours(figures)
     paths = [prefix.with_name(f"{prefix.name}-{figure.name}.png") for figure in figures]
     for figure, path in zip(figures, paths, strict=True):
-        _save_picture(figure, colour, path)
+        write_atomic(path, _picture(figure, colour))
     return paths
 
 
-def _save_picture(figure: Figure, colour: Mapping[str, str], path: Path) -> None:
+def _picture(figure: Figure, colour: Mapping[str, str]) -> bytes:
     from matplotlib import rc_context
     from matplotlib.figure import Figure as Canvas
 
@@ -100,16 +103,19 @@ def _save_picture(figure: Figure, colour: Mapping[str, str], path: Path) -> None
         named = [line for line in figure.lines if line.named]
         if named:
             axes.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=min(2, len(named)))
-        canvas.savefig(path, dpi=120, metadata={"Software": None})
+        file = io.BytesIO()
+        canvas.savefig(file, format="png", dpi=120, metadata={"Software": None})
+        return file.getvalue()
 
 
-def _literal(text: str) -> str:
-    """Text without formulas in it."""
+def _literal(text: str, longest: int = LONGEST_TITLE) -> str:
+    """Text without formulas in it, short enough for a picture."""
+    text = text if len(text) <= longest else text[: longest - 1] + "…"
     return text.replace("$", r"\$")
 
 
 def _draw(axes, line: Line, colour: str) -> None:
-    label = f"\u2009{_literal(line.label)}" if line.named else "_nolegend_"  # a leading _ would hide it
+    label = f"\u2009{_literal(line.label, LONGEST_LABEL)}" if line.named else "_nolegend_"  # a leading _ would hide it
     if line.kind in ("points", "cross"):
         marker, size = {"points": ("o", 4), "cross": ("x", 8)}[line.kind]
         axes.plot(line.x, line.y, marker, color=colour, markersize=size, label=label)

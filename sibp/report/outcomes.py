@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sibp.report.reading import UNFINISHED, Run
 from sibp.report.scoring import first_reach
 from sibp.report.statistics import Estimate, estimate, median
-from sibp.report.values import number_or_nan
+from sibp.runs.reading import UNFINISHED, Run
+from sibp.runs.values import number_or_nan
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ worse than any that completed: an infinite loss, an accuracy below all others, a
 unfinished or broken does not count; the report lists it.
 
 **The chosen setting of a method** has the highest median final validation accuracy, then the lowest median final
-validation loss, over the tuning seeds: those with which at least half of the method's settings were run. A setting
-that lacks one of them is not considered. Test data have no say. If the chosen setting was also run with fresh seeds
-(`MIN_SEEDS` or more, or at least as many as the tuning seeds), the report shows the fresh ones alone; otherwise all of
-them, and says so.
+validation loss, over the tuning seeds: those of the runs that say they are trials, or, where none does, those with
+which at least half of the method's settings were run. A setting that lacks one of them is not considered. Test data
+have no say. If the chosen setting was also run with fresh seeds (`MIN_SEEDS` or more, or at least as many as the
+tuning seeds), the report shows the fresh ones alone; otherwise all of them, and says so.
 
 **A verdict** between two methods compares their chosen settings on the seeds they share: same initial weights, same
 batches. With fewer than `MIN_SEEDS` such seeds it is "too few seeds". Otherwise it is "better" or "worse" if the
@@ -22,7 +22,7 @@ infinitely far away; the median over seeds counts it so.
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from sibp.report.statistics import Estimate, estimate, median, sign_test
@@ -92,11 +92,15 @@ def _difference(first: float, second: float) -> float:
     return 0.0 if first == second else first - second  # two runs that both diverged are equal
 
 
-def choose(settings: Sequence[Mapping[int, tuple[float, float]]]) -> Choice | None:
+def choose(
+    settings: Sequence[Mapping[int, tuple[float, float]]], trials: Collection[int] = frozenset()
+) -> Choice | None:
     """Choose a method's setting on validation data.
 
     Args:
         settings: for each, seed -> (final validation accuracy, final validation loss); may be infinite, not NaN.
+        trials: the seeds of runs that say they are trials; without any, the seeds that most settings share are taken
+            for those of tuning.
 
     Returns:
         The choice; None if no setting has a figure. Of equal settings, the first.
@@ -109,10 +113,11 @@ def choose(settings: Sequence[Mapping[int, tuple[float, float]]]) -> Choice | No
     usable = [i for i, seeds in enumerate(settings) if seeds]
     if not usable:
         return None
-    if len(usable) == 1:
+    if len(usable) == 1 and not trials:
         return Choice(usable[0], frozenset(), frozenset(settings[usable[0]]))
     count = Counter(seed for i in usable for seed in settings[i])
-    tuning = frozenset(seed for seed, number in count.items() if number >= max(2, len(usable) / 2))
+    shared = frozenset(seed for seed, number in count.items() if number >= max(2, len(usable) / 2))
+    tuning = frozenset(trials) & count.keys() or shared
     eligible = [i for i in usable if tuning <= settings[i].keys()] or usable
 
     def merit(i: int) -> tuple[float, float]:

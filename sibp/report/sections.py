@@ -7,10 +7,8 @@ from functools import reduce
 from sibp.report import profile, scoring
 from sibp.report.blocks import Block, Document, Section, Text
 from sibp.report.checks import comparability
-from sibp.report.collect import Collection
 from sibp.report.comparison import Problem
 from sibp.report.curves import curves
-from sibp.report.reading import Run
 from sibp.report.robustness import robustness
 from sibp.report.solver_plots import solver_plots
 from sibp.report.statistics import INTERVAL_RULE
@@ -23,8 +21,10 @@ from sibp.report.tables import (
     summary_table,
     versions_table,
 )
-from sibp.report.values import shown
 from sibp.report.verdicts import verdicts
+from sibp.runs.collect import Collection
+from sibp.runs.reading import Run
+from sibp.runs.values import shown
 
 SECONDS = (
     "Seconds are training seconds as recorded by the runs; seconds per step are the median over the stretches between "

@@ -5,7 +5,7 @@ import numpy as np
 from sibp.report.blocks import Block, Figure, Line, Text
 from sibp.report.comparison import Method, Problem
 from sibp.report.curves import thinned
-from sibp.report.values import shown
+from sibp.runs.values import shown
 
 MAX_STATISTICS, MAX_LAYERS = 20, 40  # more cannot be looked at, and a damaged file may have any number
 

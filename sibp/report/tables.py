@@ -4,8 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from sibp.report.blocks import Block, Cell, Link, Table
-from sibp.report.collect import Collection
-from sibp.report.comparison import Method, Problem, Setting, method_name
+from sibp.report.comparison import Method, Problem, Setting
 from sibp.report.outcomes import (
     BEST_LOSS,
     FINAL_LOSS,
@@ -17,9 +16,11 @@ from sibp.report.outcomes import (
     training_seconds,
 )
 from sibp.report.outcomes import test_figure as figure_on_test
-from sibp.report.reading import Run
 from sibp.report.scoring import ratio
-from sibp.report.values import shown
+from sibp.runs.collect import Collection
+from sibp.runs.identity import method_name
+from sibp.runs.reading import Run
+from sibp.runs.values import shown
 
 STATUSES = ("completed", "diverged", "failed", "unfinished")
 NOWHERE = None, None
@@ -185,9 +186,8 @@ def notes_table(collection: Collection, problems: Sequence[Problem]) -> list[Blo
     rows: list[list[Cell]] = [[Link(run.path), note] for run in collection.runs for note in run.notes]
     for problem in problems:
         for run, kept in problem.repeated:
-            rows.append(
-                [Link(run.path), f"left out: same setting and seed as {shown(kept.path.name)} ({method_name(run)})"]
-            )
+            method = method_name(run.optimizer)
+            rows.append([Link(run.path), f"left out: same setting and seed as {shown(kept.path.name)} ({method})"])
     return [Table("notes", ("folder", "note"), rows, "Notes")] if rows else []
 
 

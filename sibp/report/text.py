@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 
 from sibp.report.blocks import Cell, Link
-from sibp.report.packed import PACKED
 from sibp.report.statistics import Estimate
-from sibp.report.values import shown
+from sibp.runs.packed import PACKED
+from sibp.runs.values import shown
 
 
 def figure(value: float) -> str:
@@ -69,6 +69,6 @@ def relative(path: Path, folder: Path) -> str:
     Returns:
         A relative path with forward slashes.
     """
-    if not path.exists() and (path.parent / PACKED).exists():
+    if not os.path.exists(path) and (path.parent / PACKED).exists():
         path = path.parent / PACKED
     return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()

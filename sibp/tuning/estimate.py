@@ -8,11 +8,11 @@ import torch
 
 from sibp.experiment.clock import Clock
 from sibp.experiment.data import load_data
-from sibp.experiment.loop import Trainer
+from sibp.experiment.loop import EARLY_ROWS, Trainer
 from sibp.experiment.models import build_model, is_flat
 from sibp.experiment.optimizers import build_optimizer
-from sibp.experiment.run_folder import RunFolder
 from sibp.experiment.settings import Settings
+from sibp.runs.folder import RunFolder
 
 WARM_UP, TIMED = 2, 5  # steps
 
@@ -55,7 +55,8 @@ def seconds_from_steps(config: dict[str, Any]) -> float:
     ]
     evaluations = [_time(device, lambda: trainer.evaluate(data.val)) for _ in range(2)]
     images = len(data.val) + min(len(data.train), settings.eval_train_limit or len(data.train))
-    rows = 1 + -(-trainer.total // settings.log_every)
+    early = EARLY_ROWS if settings.log_early is not None else 0
+    rows = 1 + early + -(-trainer.total // settings.log_every)
     return trainer.total * median(steps[WARM_UP:]) + rows * min(evaluations) * images / len(data.val)
 
 

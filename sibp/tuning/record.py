@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sibp.experiment.run_folder import finite, write_atomic
+from sibp.runs.folder import finite, write_atomic
 from sibp.tuning.study import MethodRecord, RunRecord, Study, TrialRecord, shown
 
 FIGURES = ("val_acc", "val_loss", "test_acc", "test_loss")

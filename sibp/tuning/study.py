@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from sibp.experiment.errors import UserError
-from sibp.experiment.run_folder import RunFolder
-from sibp.experiment.runner import Outcome
+from sibp.runs.folder import ANEW, RunFolder
+from sibp.runs.outcome import Outcome
+from sibp.runs.packed import rows_of
+from sibp.runs.reading import read_run
+from sibp.runs.values import BrokenError, number_or_nan
 from sibp.tuning.grid import WORST, Score, Trial, best, edges, next_trials
 from sibp.tuning.sweep import Method, Sweep
 
@@ -198,18 +200,22 @@ def _read(job: Job, ended: dict[str, Outcome], pick: Callable[[list[Figures]], F
     if outcome is None:
         return RunRecord(seed, folder, "not ended", None, {}, 0.0)
     summary = folder.summary() or {}
-    seconds = float((summary.get("seconds") or {}).get("train") or 0.0)
+    times = summary.get("seconds")
+    seconds = number_or_nan(times.get("train")) if isinstance(times, dict) else 0.0
+    seconds = 0.0 if math.isnan(seconds) else seconds
     if outcome.status not in ("completed", "skipped"):
         return RunRecord(seed, folder, outcome.status, outcome.message, {}, seconds)
     try:
-        rows = [_numbers(row, "val_acc", "val_loss") for row in folder.rows()]
+        rows = [_numbers(row, "val_acc", "val_loss") for row in rows_of(read_run(folder.path))]
         figures = pick(rows) | _numbers(summary, *(key for key in ("test_acc", "test_loss") if key in summary))
-    except (UserError, OSError, KeyError, IndexError) as error:
-        return RunRecord(seed, folder, "failed", f"its files cannot be read: {error}", {}, seconds)
+    except (BrokenError, IndexError) as error:
+        return RunRecord(
+            seed, folder, "failed", f"its files cannot be read ({str(error) or 'no rows'}): {ANEW}", {}, seconds
+        )
     return RunRecord(seed, folder, "completed", None, figures, seconds)
 
 
 def _numbers(row: dict[str, Any], *keys: str) -> Figures:
     """Some of a row's figures; a loss that was no finite number is infinite, an accuracy that is none is left out."""
-    known = [key for key in keys if row[key] is not None or key.endswith("loss")]
-    return {key: math.inf if row[key] is None else float(row[key]) for key in known}
+    known = {key: number_or_nan(row.get(key)) for key in keys}
+    return {k: math.inf if math.isnan(v) else v for k, v in known.items() if k.endswith("loss") or not math.isnan(v)}

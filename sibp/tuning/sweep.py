@@ -8,18 +8,19 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import nn
 
 from sibp.experiment import compose
-from sibp.experiment.errors import UserError
 from sibp.experiment.models import objective_of
 from sibp.experiment.optimizers import build_optimizer
 from sibp.experiment.settings import Settings, checked
+from sibp.runs.errors import UserError
+from sibp.runs.identity import FINAL, TRIAL
+from sibp.runs.yaml_file import YamlError, parse_yaml
 from sibp.tuning.grid import Axis, Point, setting
 
 CRITERIA, MOMENTS = ("val_acc", "val_loss"), ("last", "best")
-DECIDED = ("seed", "evaluate_test", "optimizer")  # elsewhere in the file, not by a word
+DECIDED = ("seed", "evaluate_test", "role", "optimizer")  # elsewhere in the file, not by a word
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,11 @@ class Sweep:
     at: str
     final_looks: int
 
+    @property
+    def count(self) -> int:
+        """How many runs it has if no grid runs out of settings."""
+        return len(self.methods) * (self.trials * len(self.tuning_seeds) + len(self.final_seeds))
+
     def job(self, method: Method, point: Point, seed: int, final: bool) -> dict[str, Any]:
         """The config of one run.
 
@@ -86,6 +92,7 @@ class Sweep:
             "log_every": max(1, method.config["log_every"] // looks),
             "seed": seed,
             "evaluate_test": final,
+            "role": FINAL if final else TRIAL,
             "run_root": str(self.root / ("final" if final else "trials")),
         }
 
@@ -157,8 +164,8 @@ def read_sweep(name: str, words: Sequence[str]) -> Sweep:
 
 def _content(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        return parse_yaml(path.read_text())
+    except (OSError, ValueError, YamlError) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
 
 
@@ -245,6 +252,26 @@ def _axis(where: str, key: str, values: Any) -> Axis:
         return Axis(key, tuple(map(float, values)))
     except ValueError as error:
         raise UserError(f"{where}.{key}={values} is not possible: {error}.") from error
+
+
+def try_out(sweep: Sweep, elsewhere: bool) -> None:
+    """Have every method's first and last setting tried out with the sweep's data and model, before the first run.
+
+    Args:
+        sweep: as read.
+        elsewhere: whether its runs will be on other machines.
+
+    Raises:
+        UserError: a run could not start; says why.
+    """
+    from sibp.experiment.runner import check
+
+    for method in sweep.methods:
+        ends = [(0.0,) * len(method.axes), tuple(float(len(axis.values) - 1) for axis in method.axes)]
+        try:
+            check([sweep.job(method, point, sweep.tuning_seeds[0], False) for point in ends], elsewhere)
+        except UserError as error:
+            raise UserError(f"In sweep {sweep.name}: methods.{method.name}: {error}") from error
 
 
 def _try_out(method: Method) -> None:

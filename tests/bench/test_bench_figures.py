@@ -9,8 +9,8 @@ import torch
 from sibp.bench import memory, roofline, scaling, step
 from sibp.bench.nets import TARGETS, Case, choose_cases
 from sibp.bench.workers import Worker
-from sibp.experiment.errors import UserError
 from sibp.report.blocks import Table
+from sibp.runs.errors import UserError
 
 CASE = Case("784-500-10", 100)
 

@@ -70,7 +70,7 @@ def _sibp(words: list[str]) -> None:
 def _train(words: list[str]) -> None:
     from sibp.experiment.compose import plan
 
-    flags = {"-m", "--multirun", "--help", "--cfg", "job"}
+    flags = {"-m", "--multirun", "--help", "--cfg", "job", "--status"}
     assert plan([word for word in words if word not in flags], bool({"-m", "--multirun"} & {*words}), "config")
 
 

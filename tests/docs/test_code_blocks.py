@@ -11,7 +11,7 @@ import torch
 from code_blocks import PAGES, ROOT, Block, blocks
 from running import run_page
 
-from sibp.experiment.errors import UserError
+from sibp.runs.errors import UserError
 
 ALL = [block for page in PAGES for block in blocks(page)]
 LEFT_OUT = [pytest.param(block, marks=pytest.mark.skip(block.reason), id=str(block)) for block in ALL if block.reason]

@@ -10,7 +10,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sibp.experiment.loop import Trainer
-from sibp.experiment.run_folder import RunFolder
+from sibp.runs.folder import RunFolder
 
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], object], seed: int = 0) -> None:

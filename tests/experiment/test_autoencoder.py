@@ -10,13 +10,15 @@ import torch
 from torch import nn
 
 from sibp.experiment import runner
-from sibp.experiment.compare import RunResult, plot, table
+from sibp.experiment.compare import plot, table
 from sibp.experiment.compose import compose
 from sibp.experiment.data import Split, load_data
 from sibp.experiment.models import build_model
 from sibp.experiment.objectives import RECONSTRUCTION
 from sibp.experiment.runner import run
 from sibp.report.__main__ import main as report
+from sibp.runs.packed import rows_of
+from sibp.runs.reading import read_run
 from sibp.tune import main as tune
 
 MODEL = {"name": "autoencoder", "hidden": [12, 4], "activation": "tanh", "init": "default", "init_std": None}
@@ -54,10 +56,10 @@ def runs(make_config, tmp_path: Path) -> Path:
 
 
 def test_runs_are_judged_by_their_losses(runs: Path, tmp_path: Path, capsys):
-    results = [RunResult.read(folder) for folder in sorted(runs.iterdir())]
+    results = [read_run(folder) for folder in sorted(runs.iterdir())]
     for result in results:
-        rows, summary = result.rows, result.summary
-        assert all(row["val_acc"] is None and row["train_acc"] is None for row in rows)
+        rows, summary = rows_of(result), result.summary
+        assert all(np.isnan(row["val_acc"]) and np.isnan(row["train_acc"]) for row in rows)
         assert 64 * np.log(2) == pytest.approx(rows[0]["val_loss"], rel=0.05)
         assert rows[-1]["val_loss"] < rows[0]["val_loss"] - 1
         best = min(rows, key=lambda row: row["val_loss"])

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from sibp.experiment.compose import compose
-from sibp.experiment.run_folder import RunFolder
 from sibp.experiment.runner import run
+from sibp.runs.folder import RunFolder
 
 PATH = Path(__file__).parents[2] / "scripts" / "screenshot_tensorboard.py"
 SETTINGS = {
@@ -96,8 +96,8 @@ def names(runs: dict[str, RunFolder]) -> set[str]:
 def test_one_logdir_has_every_run_once_under_its_folders_name(address, runs):
     found = ask(f"{address}data/runs")
     assert sorted(found) == sorted(names(runs))
-    for method, lr in (("sgd", "0.2"), ("proxbp", "1.0"), ("sibp", "1.0")):
-        assert sum(name.startswith(f"digits-mlp64-{method}-lr{lr}-s0-") for name in found) == 1
+    for method, lr in (("sgd", "0.2"), ("proxbp", "1"), ("sibp", "1")):
+        assert sum(name.startswith(f"digits-mlp64-{method}-") and f"-lr{lr}-" in name for name in found) == 1
 
 
 def test_curves_are_the_metrics(address, runs):

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from sibp.experiment.compare import RunResult, plot, same_start, table
+from sibp.experiment.compare import plot, same_start, table
 from sibp.experiment.runner import run
+from sibp.runs.reading import Run, read_run
 
 QUICKSTART = Path(__file__).parents[2] / "scripts" / "quickstart.py"
 
 
-def result(config) -> RunResult:
-    return RunResult.read(run(config).folder.path)
+def result(config) -> Run:
+    return read_run(run(config).folder.path)
 
 
 def test_the_table_says_what_each_run_reached(make_config):
@@ -23,7 +24,7 @@ def test_the_table_says_what_each_run_reached(make_config):
     runs = [result(config) for config in (good, bad, broken)]
     header, _, first, second, third = table(runs).splitlines()
     assert header.split()[:3] == ["method", "train", "loss"]
-    assert first.startswith("sibp lr=0.3 prox_weight=1.0 solver=cg:3")
+    assert first.startswith("sibp cg:3 lr=0.3 prox_weight=1 ")
     assert f"{runs[0].summary['test_acc']:.4f}" in first
     assert first.endswith(f"{runs[0].summary['steps_to_target']} (0.5)")
     assert second.endswith("never (1)")
@@ -53,7 +54,7 @@ def test_the_quick_start_works_and_works_twice(tmp_path, monkeypatch, capsys):
             runpy.run_path(str(QUICKSTART), run_name="__main__")
         assert ending.value.code == 0
         text = capsys.readouterr().out
-        for part in ("sgd lr=", "proxbp lr=", "sibp lr=", "batches: yes", "tensorboard --logdir runs/q"):
+        for part in ("sgd lr=", "proxbp exact lr=", "sibp cg:5 lr=", "batches: yes", "tensorboard --logdir runs/q"):
             assert part in text
     assert (tmp_path / "runs/q/comparison.png").exists()
     assert len(list((tmp_path / "runs/q").glob("*/tb"))) == 3

@@ -10,11 +10,13 @@ import pytest
 import torch
 from disturbed import assert_same_end, crash, fail_at
 
+from sibp.experiment import data
+from sibp.experiment.checkpoint import load_checkpoint
 from sibp.experiment.data import CIFAR_FILES, load_data
-from sibp.experiment.errors import UserError
-from sibp.experiment.run_folder import RunFolder
 from sibp.experiment.runner import run
 from sibp.report.__main__ import main as report
+from sibp.runs.errors import UserError
+from sibp.runs.folder import RunFolder
 from sibp.train import main
 
 GRID = ["optimizer=sgd", "model.hidden=[8]", "max_steps=6", "log_every=3", "checkpoint_every=3", "threads=1"]
@@ -57,14 +59,14 @@ def test_a_checkpoint_cut_off_anywhere_is_refused(half):
 
 
 def test_a_wrong_byte_in_a_checkpoint_is_noticed_or_harmless(half):
-    content, good, noticed = half.checkpoint.read_bytes(), half.load_checkpoint(), 0
+    content, good, noticed = half.checkpoint.read_bytes(), load_checkpoint(half), 0
     assert good is not None
     for place in random.Random(0).sample(range(len(content)), 300):
         wrong = bytearray(content)
         wrong[place] ^= 4
         half.checkpoint.write_bytes(wrong)
         try:
-            state = half.load_checkpoint()
+            state = load_checkpoint(half)
         except UserError:
             noticed += 1
         else:  # between the archive's parts are bytes that nothing reads
@@ -123,7 +125,7 @@ def test_a_sweep_records_one_job_that_diverges_and_one_that_raises_and_retries_o
     assert main(words) == 1
     out, err = capsys.readouterr()
     assert out.splitlines()[-1] == "4 runs: 1 completed, 2 diverged, 1 failed, 0 skipped"
-    assert sorted(line.split()[0] for line in err.splitlines()) == ["diverged", "diverged", "failed"]
+    assert sorted(line.split()[0] for line in err.splitlines()) == ["1/4", "diverged", "diverged", "failed"]
     assert "RuntimeError: the lights went out" in err
     (root,) = [word.split("=")[1] for word in words if word.startswith("run_root")]
     folders = {path.name.rpartition("-")[0]: path for path in Path(root).glob("digits-*")}
@@ -197,17 +199,60 @@ def test_a_data_set_that_is_a_pickle_is_opened_only_as_published(tmp_path):
     assert not marker.exists()
 
 
-def test_only_the_files_that_were_checked_are_read(tmp_path):
-    raw, processed = tmp_path / "FashionMNIST" / "raw", tmp_path / "FashionMNIST" / "processed"
-    for folder in (raw, processed):
-        folder.mkdir(parents=True)
-    for part, count in (("train", 60000), ("t10k", 10000)):
-        size = count.to_bytes(4, "big")
-        side = (28).to_bytes(4, "big")
-        (raw / f"{part}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + size + side + side + bytes(count * 784))
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + size + bytes(count))
-        name = "training.pt" if part == "train" else "test.pt"  # as torchvision kept them before 0.9
+def write_idx(folder: Path, part: str, images: torch.Tensor, labels: torch.Tensor) -> None:
+    """A part of an image set as the files of MNIST hold it: a magic number, sizes, bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = b"".join(size.to_bytes(4, "big") for size in images.shape)
+    (folder / f"{part}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + sizes + images.numpy().tobytes())
+    (folder / f"{part}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + sizes[:4] + labels.numpy().tobytes())
+
+
+@pytest.fixture
+def fashion(tmp_path, monkeypatch):
+    """Files of the right size and form, but for what a test changes; the MD5 sums are those of no file."""
+    monkeypatch.setattr(data, "FASHION_MNIST_MD5", {})
+
+    def load(side: int = 28, label: int = 0, pixel: int = 1, count: int = 60000) -> data.Data:
+        for part, number in (("train", count), ("t10k", 10000)):
+            images = torch.zeros(number, side, side, dtype=torch.uint8)
+            images[0, 0, 0] = pixel
+            labels = torch.full((number,), label, dtype=torch.uint8)
+            write_idx(tmp_path / "FashionMNIST" / "raw", part, images, labels)
+        return load_data({"name": "fashion_mnist"}, str(tmp_path), download=False)
+
+    return load
+
+
+def test_only_the_files_that_were_checked_are_read(fashion, tmp_path):
+    processed = tmp_path / "FashionMNIST" / "processed"
+    processed.mkdir(parents=True)
+    for name, count in (("training.pt", 60000), ("test.pt", 10000)):  # as torchvision kept them before 0.9
         torch.save((torch.ones(count, 1, 1), torch.ones(count).long()), processed / name)
-    data = load_data({"name": "fashion_mnist"}, str(tmp_path), download=False)
-    assert data.shape == (1, 28, 28)
-    assert not data.test.labels.any()
+    loaded = fashion()
+    assert loaded.shape == (1, 28, 28)
+    assert not loaded.test.labels.any()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"side": 32}, "its images are 1 x 32 x 32, not 1 x 28 x 28"),
+        ({"label": 10}, "its labels are not all from 0 to 9"),
+        ({"pixel": 0}, "all its pixels are the same"),
+        ({"count": 59999}, "it does not hold 60000 images with a label each"),
+    ],
+)
+def test_an_image_set_that_is_another_is_refused(fashion, change, reason):
+    with pytest.raises(UserError, match=f"cannot be read \\({reason}"):
+        fashion(**change)
+
+
+def test_files_of_one_image_set_are_not_taken_for_those_of_another(tmp_path):
+    """Every file of either set has its published sum."""
+    assert data.MNIST_MD5.keys() == data.FASHION_MNIST_MD5.keys() == set(data.IDX_FILES)
+    assert not set(data.MNIST_MD5.values()) & set(data.FASHION_MNIST_MD5.values())
+    images, labels = torch.zeros(4, 28, 28, dtype=torch.uint8), torch.zeros(4, dtype=torch.uint8)
+    for part in ("train", "t10k"):
+        write_idx(tmp_path / "FashionMNIST" / "raw", part, images, labels)
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte cannot be read .* published MD5 sum"):
+        load_data({"name": "fashion_mnist"}, str(tmp_path), download=False)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sibp.experiment.data import CIFAR_FILES, DATASETS, IDX_FILES, load_data
-from sibp.experiment.errors import UserError
+from sibp.runs.errors import UserError
 
 
 def load(name: str, root: Path):

@@ -13,8 +13,9 @@ import children
 import pytest
 from disturbed import assert_curves_are_the_rows, assert_same_end, crash, fail_at
 
-from sibp.experiment.run_folder import RunFolder
+from sibp.experiment.checkpoint import load_checkpoint
 from sibp.experiment.runner import run
+from sibp.runs.folder import RunFolder
 from sibp.train import main
 
 SHORT = {"max_steps": 6, "log_every": 2, "checkpoint_every": 3, "batch_size": 20, "tensorboard": True}
@@ -92,7 +93,7 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(half, tmp_path):
             assert "cannot be read or written (File too large)" in message
             assert small["run_root"] in message
             assert "all up to the last checkpoint is kept" in message
-            kept = RunFolder(small).load_checkpoint()
+            kept = load_checkpoint(RunFolder(small))
             assert kept is not None
             assert kept["step"] in (3, 6)
             assert_ends_as(small, whole)

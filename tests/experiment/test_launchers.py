@@ -1,19 +1,20 @@
 """Sweeps in other processes, and what no edit of a file and no process that dies may change in a sweep."""
 
+import os
 import shutil
-from collections.abc import Callable
+import signal
 from pathlib import Path
 
 import pytest
 import yaml
 
-from sibp.experiment import compose
-from sibp.experiment.loop import Trainer
+from sibp.experiment import compose, workers
+from sibp.runs.folder import RunFolder
 from sibp.train import main
 
 SMALL = ["optimizer=sgd", "model.hidden=[8]", "max_steps=6", "log_every=3", "tensorboard=false", "threads=1"]
 LAUNCHERS = ("basic", "sibp_joblib", "sibp_submitit_local")
-HERE = ["hydra/launcher=sibp_joblib", "hydra.launcher.n_jobs=1"]  # joblib's way to stay in this process
+HERE = ["hydra/launcher=sibp_joblib", "hydra.launcher.n_jobs=1"]
 
 
 @pytest.fixture(autouse=True)
@@ -29,25 +30,19 @@ def own_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "configs"
 
 
-def at_first_step(monkeypatch: pytest.MonkeyPatch, action: Callable[[], None]) -> None:
-    original, armed = Trainer._train_step, [True]
-
-    def train_step(self, indices):
-        if armed:
-            armed.clear()
-            action()
-        return original(self, indices)
-
-    monkeypatch.setattr(Trainer, "_train_step", train_step)
-
-
 @pytest.mark.parametrize("launcher", [[], HERE])
 def test_files_edited_during_a_sweep_change_none_of_its_jobs(launcher, own_configs, monkeypatch):
     def edit() -> None:
         (own_configs / "optimizer" / "sgd.yaml").write_text("name: sgd\nlr: 0.9\n")
         (own_configs / "config.yaml").write_text("broken: [")
 
-    at_first_step(monkeypatch, edit)
+    original = RunFolder.check_place  # what every run begins with, and the sweep before its first
+
+    def check_place(self):
+        original(self)
+        edit()
+
+    monkeypatch.setattr(RunFolder, "check_place", check_place)
     assert main([*SMALL, "-m", "seed=0,1,2", *launcher]) == 0
     folders = sorted(Path("runs").glob("digits-*"))
     assert len(folders) == 3
@@ -61,21 +56,32 @@ def test_processes_of_a_launcher_are_told_of_as_if_they_were_one(launcher, capfd
     out, err = capfd.readouterr()
     assert [line.split()[0] for line in out.splitlines()] == ["completed", "2"]
     assert out.splitlines()[-1] == "2 runs: 1 completed, 1 diverged, 0 failed, 0 skipped"
-    assert err.startswith("diverged ")
-    assert len(err.splitlines()) == 1
-    assert list(Path("runs/.sweep").iterdir()) == []
+    assert [line.split()[0] for line in err.splitlines() if not line.startswith("1/2 runs")] == ["diverged"]
+    assert not Path("runs/.sweep").exists() or list(Path("runs/.sweep").iterdir()) == []
     assert len(list(Path("runs").glob("*/summary.json"))) == 2
     assert [path.name for path in Path().iterdir()] == ["runs"]
 
 
-def test_a_job_without_an_outcome_is_missed(monkeypatch, capsys):
-    def dies(config):
-        raise MemoryError
+def test_a_process_that_dies_costs_its_own_run_alone(monkeypatch, capsys):
+    """The kernel kills for want of memory; here the test does, as soon as the first of four has a checkpoint."""
+    original, killed = workers._start, []
 
-    monkeypatch.setattr("sibp.experiment.launch.run", dies)
-    assert main([*SMALL, "-m", "seed=0,1", *HERE]) == 1
-    assert capsys.readouterr().out.splitlines()[-1].endswith("0 skipped, 2 not ended")
-    assert len(list(Path("runs/.sweep").iterdir())) == 1  # what is known of them is kept
+    def start(context, job, at_once):
+        process = original(context, job, at_once)
+        if job["seed"] == 1:
+            os.kill(process.pid, signal.SIGKILL)
+            killed.append(process.pid)
+        return process
+
+    monkeypatch.setattr(workers, "_start", start)
+    words = [*SMALL, "-m", "seed=0,1,2,3", "hydra/launcher=sibp_joblib", "hydra.launcher.n_jobs=2"]
+    assert main(words) == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == "4 runs: 3 completed, 0 diverged, 1 failed, 0 skipped"
+    (line,) = [line for line in err.splitlines() if line.startswith("failed")]
+    assert "its process died (signal SIGKILL" in line
+    assert len(killed) == 1
+    monkeypatch.undo()
 
 
 WRONG = {

@@ -11,9 +11,10 @@ import torch
 from disturbed import assert_same_end, crash, fail_at
 from torch import nn
 
+from sibp.experiment.checkpoint import load_checkpoint, save_checkpoint
 from sibp.experiment.models import MODELS, ModelSpec
-from sibp.experiment.run_folder import RunFolder
 from sibp.experiment.runner import run
+from sibp.runs.folder import RunFolder
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "sibp", "proxbp"])
@@ -110,7 +111,7 @@ def test_a_checkpoint_cut_off_while_written_never_gets_its_name(make_config, mon
     folder = RunFolder(config)
     folder.path.mkdir(parents=True)
     folder.append_row({"step": 0})
-    folder.save_checkpoint({"step": 1})
+    save_checkpoint(folder, {"step": 1})
 
     def half(state: Any, file: Any) -> None:
         file.write(b"half")
@@ -118,8 +119,8 @@ def test_a_checkpoint_cut_off_while_written_never_gets_its_name(make_config, mon
 
     monkeypatch.setattr(torch, "save", half)
     with pytest.raises(RuntimeError, match="lights"):
-        folder.save_checkpoint({"step": 2})
-    state = folder.load_checkpoint()
+        save_checkpoint(folder, {"step": 2})
+    state = load_checkpoint(folder)
     assert state is not None
     assert state["step"] == 1
     assert json.loads(folder.metrics.read_text()) == {"step": 0}

@@ -9,13 +9,15 @@ import pytest
 import torch
 import yaml
 
+from sibp.experiment import loop
 from sibp.experiment.clock import Clock
-from sibp.experiment.errors import UserError
 from sibp.experiment.loop import Trainer
 from sibp.experiment.models import build_model
-from sibp.experiment.run_folder import RunFolder, run_name
 from sibp.experiment.runner import run
 from sibp.experiment.seeding import BatchOrder
+from sibp.runs.errors import UserError
+from sibp.runs.folder import RunFolder
+from sibp.runs.identity import run_name
 
 METHODS = ("sgd", "adam", "sibp", "proxbp")
 
@@ -202,7 +204,7 @@ def test_one_and_one_point_zero_are_the_same_setting(make_config):
 
 
 def test_a_name_is_readable_and_harmless(make_config):
-    assert run_name(make_config("sibp")).startswith("digits-mlp16-sibp-lr0.3-s0-")
+    assert run_name(make_config("sibp")).startswith("digits-mlp16-sibp-cg3-lr0.3-pw1-s0-")
     odd = run_name(make_config(dataset={"name": "../../etc"}))
     assert "/" not in odd
 
@@ -232,7 +234,7 @@ def test_training_seconds_hold_training_and_nothing_else(make_config, monkeypatc
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
 
-    def takes(seconds: float, owner: type, name: str) -> None:
+    def takes(seconds: float, owner: Any, name: str) -> None:
         original = getattr(owner, name)
 
         def slow(*args: Any) -> Any:
@@ -244,7 +246,7 @@ def test_training_seconds_hold_training_and_nothing_else(make_config, monkeypatc
     takes(1, Trainer, "_train_step")
     takes(10, Trainer, "evaluate")
     takes(100, RunFolder, "append_row")
-    takes(1000, RunFolder, "save_checkpoint")
+    takes(1000, loop, "save_checkpoint")
     seconds = summary_of(run(make_config()).folder)["seconds"]
     # 20 steps, 6 rows of training and validation figures, 4 checkpoints
     assert seconds == {"train": 20, "eval": 120, "log": 4600}
@@ -331,3 +333,18 @@ def test_test_data_stay_untouched_until_asked_for(make_config, monkeypatch):
     monkeypatch.undo()
     at_once = run({**make_config(), "force": True}).folder.summary() or {}
     assert (later["test_loss"], later["test_acc"]) == (at_once["test_loss"], at_once["test_acc"])
+
+
+def test_the_first_rows_come_more_often_where_asked_for(make_config):
+    """Five of them every `log_early` steps; the others as ever, so a curve is nowhere coarser."""
+    rows = run(make_config(log_early=2, log_every=8, max_steps=20, checkpoint_every=5)).folder.rows()
+    assert [row["step"] for row in rows] == [0, 2, 4, 6, 8, 10, 16, 20]
+    assert run_name(make_config(log_early=None)) == run_name({**make_config(), "log_early": None})
+    assert run_name(make_config(log_early=2)) != run_name(make_config())
+
+
+def test_looking_more_often_changes_no_result(make_config):
+    often = run(make_config(log_early=1)).folder.rows()
+    assert {row["step"]: row["val_loss"] for row in run(make_config()).folder.rows()}.items() <= {
+        row["step"]: row["val_loss"] for row in often
+    }.items()

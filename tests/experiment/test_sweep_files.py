@@ -42,7 +42,7 @@ def test_final_runs_are_looked_at_more_often_and_are_the_same_otherwise():
     sweep = read({"like": "digits_quick", "final_looks": 5}, "log_every=20")
     trial, final = (sweep.job(sweep.methods[0], (0.0, 0.0), 0, final) for final in (False, True))
     assert (trial["log_every"], final["log_every"]) == (20, 4)
-    assert {key for key in trial if trial[key] != final[key]} == {"log_every", "evaluate_test", "run_root"}
+    assert {key for key in trial if trial[key] != final[key]} == {"log_every", "evaluate_test", "role", "run_root"}
 
 
 def test_one_entry_enters_a_method_for_all_problems_of_the_arena():

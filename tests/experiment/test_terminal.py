@@ -42,8 +42,10 @@ def test_bars_while_runs_go_on_one_line_for_each_and_a_way_on_after_ctrl_c(tmp_p
     assert re.search(r"sgd s0: 100%\|.*\| 6/6" + figures, bars)
     assert re.search(r"sgd s0: +0%\|.*/1000000" + figures, bars)
 
-    lines = [line.split("\r")[-1] for line in bars.replace("^C", "").split("\r\n") if line.split("\r")[-1].strip()]
-    completed, interrupted, way_on, tally = lines
+    left = [line.split("\r")[-1].split("\x1b[A")[-1] for line in bars.replace("^C", "").split("\r\n")]
+    completed, interrupted, way_on, tally = [line for line in left if line.strip()]
+    assert "0/2 runs" in bars
+    assert "1/2 runs, about " in bars
     assert completed.startswith("completed ")
     stopped = re.search(r"Stopped at step (\d+) of 1000000, all of it kept: the same command goes on", interrupted)
     assert stopped is not None

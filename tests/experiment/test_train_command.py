@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from sibp.experiment.compose import CONFIGS, compose, plan
-from sibp.experiment.errors import UserError
 from sibp.experiment.loop import Trainer
 from sibp.experiment.models import build_model
 from sibp.experiment.settings import Settings
+from sibp.runs.errors import UserError
 from sibp.train import main
 
 SMALL = [
@@ -104,7 +104,7 @@ FAILURES = {
     "dataset=mnist": "set data_root=... to the folder that holds them, or add download=true",
     "batch_size=5000": "batch_size=5000 is more than the 1297 training images",
     "batch_size=0": "batch_size=0 is not possible: give a whole number of 1 or more",
-    "batch_size=true": "batch_size=True is not possible: give a whole number",
+    "batch_size=true": "batch_size=true is not possible: give a whole number",
     "batch_size=2.5": "batch_size=2.5 is not possible: give a whole number",
     "seed=-1": "seed=-1 is not possible",
     "schedule=step": "schedule=step is not known; choose one of: constant, linear, cosine",
@@ -118,16 +118,12 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("word", FAILURES)
-def test_a_run_that_cannot_be_is_one_sentence_and_a_record(word, capsys):
+def test_a_run_that_cannot_be_is_one_sentence_and_no_folder(word, capsys):
     assert main([*SMALL, word]) == 2
     error = capsys.readouterr().err
     assert FAILURES[word] in error
     assert len(error.splitlines()) == 1
-    (summary,) = Path("runs").glob("*/summary.json")
-    record = json.loads(summary.read_text())
-    assert record["status"] == "failed"
-    assert FAILURES[word] in record["reason"]
-    assert record["traceback"] is None
+    assert not Path("runs").exists()
 
 
 def test_only_a_proximal_weight_that_exists_can_grow(capsys):
@@ -167,10 +163,18 @@ def test_a_crash_exits_1_with_its_traceback_kept(monkeypatch, capsys):
     assert "in explode" in json.loads(summary.read_text())["traceback"]
 
 
-def test_a_sweep_goes_on_after_a_bad_job_and_says_how_it_went(capsys):
-    words = [*SMALL, "-m", "optimizer=sgd,adam", "optimizer.lr=-1,1e30,0.1"]
+def test_a_sweep_goes_on_after_a_bad_job_and_says_how_it_went(monkeypatch, capsys):
+    def fail(settings: Settings) -> bool:
+        return settings.optimizer["lr"] == 0.2
+
+    original = Trainer.fit
+    monkeypatch.setattr(Trainer, "fit", lambda self, another: 1 / 0 if fail(self.settings) else original(self, another))
+    words = [*SMALL, "-m", "optimizer=sgd,adam", "optimizer.lr=0.2,1e30,0.1"]
     assert main(words) == 1
-    assert capsys.readouterr().out.splitlines()[-1] == "6 runs: 2 completed, 2 diverged, 2 failed, 0 skipped"
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == "6 runs: 2 completed, 2 diverged, 2 failed, 0 skipped"
+    assert "ZeroDivisionError" in err
+    monkeypatch.setattr(Trainer, "fit", original)
     assert main([*SMALL, "-m", "optimizer=sgd,adam", "optimizer.lr=0.1,0.2"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "4 runs: 2 completed, 0 diverged, 0 failed, 2 skipped"
     assert main([*SMALL, "-m", "optimizer.lr=0.1,1e30"]) == 3
@@ -262,3 +266,18 @@ def test_a_sweep_is_planned_in_the_order_of_its_words():
 def test_a_run_ends_at_epochs_or_steps_whichever_comes_first(make_config, epochs, max_steps, total):
     settings = Settings.from_config(make_config(epochs=epochs, max_steps=max_steps))
     assert settings.total_steps(steps_per_epoch=10) == total
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_shipped_experiments_look_early_and_evaluate_less_than_they_train(experiment):
+    """A step goes over its images three times, an evaluation once: below twice the images it is less than the work."""
+    sizes = {"digits": (1297, 250), "mnist": (55000, 5000), "cifar10": (45000, 5000)}
+    config = compose([f"experiment={experiment}"])
+    train, val = sizes[config["dataset"]["name"]]
+    settings = Settings.from_config(config)
+    assert settings.log_early is not None
+    assert 5 <= settings.log_early <= 10
+    total = settings.total_steps(train // settings.batch_size)
+    rows = 1 + 5 + total // settings.log_every
+    evaluated = rows * (val + min(train, settings.eval_train_limit or train))
+    assert evaluated < 2 * total * settings.batch_size

@@ -16,9 +16,9 @@ import yaml
 import sibp.train
 from sibp.experiment import compose
 from sibp.experiment.loop import Trainer
-from sibp.experiment.run_folder import RunFolder
-from sibp.report.collect import collect
 from sibp.report.comparison import compare
+from sibp.runs.collect import collect
+from sibp.runs.folder import RunFolder
 from sibp.tune import main
 from sibp.tuning.study import RunRecord, score_of
 from sibp.tuning.sweep import names, read_sweep
@@ -461,7 +461,7 @@ def test_a_run_that_cannot_be_read_is_a_failed_trial(done):
     assert tune() == 1
     (run,) = record()["methods"][0]["trials"][0]["runs"]
     assert run["status"] == "failed"
-    assert "metrics.jsonl is damaged" in run["reason"]
+    assert "metrics.jsonl is missing or empty" in run["reason"]
     assert "force=true" in run["reason"]
 
 

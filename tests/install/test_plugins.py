@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from sibp.experiment import data, models, optimizers
-from sibp.report.collect import collect
 from sibp.report.comparison import compare
+from sibp.runs.collect import collect
 from sibp.train import main
 from sibp.tune import main as tune
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from sibp.experiment.compose import CONFIGS, compose
 from sibp.experiment.data import Data, load_data
-from sibp.experiment.errors import UserError
 from sibp.experiment.models import build_model
 from sibp.experiment.optimizers import build_optimizer
+from sibp.runs.errors import UserError
 
 BATCH, STEPS = 50, 150  # six epochs of the digits
 F64 = torch.float64

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from sibp import SIBP, ProxBP
 from sibp.experiment.compose import CONFIGS, compose
-from sibp.experiment.errors import UserError
 from sibp.experiment.optimizers import build_optimizer
 from sibp.optim.bcd import BCD
 from sibp.optim.dtp import DTP, _rmsprop
@@ -24,6 +23,7 @@ from sibp.optim.kfac import KFAC
 from sibp.optim.locoprop import LocoProp
 from sibp.optim.sibp_foof import RunningSIBP
 from sibp.prox.solvers.inverse import damped_inverse
+from sibp.runs.errors import UserError
 
 PEERS = ["bcd", "dtp", "foof", "kfac", "locoprop_m", "locoprop_s", "sibp_foof", "soap"]
 WITH_STATISTICS = ["dtp", "foof", "kfac", "locoprop_m", "locoprop_s", "sibp_foof"]

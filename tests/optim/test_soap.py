@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from sibp.experiment.compose import compose
-from sibp.experiment.errors import UserError
 from sibp.experiment.optimizers import build_optimizer
+from sibp.runs.errors import UserError
 
 F64 = torch.float64
 

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sibp.activations import IDENTITY, RELU, leaky_relu
-from sibp.experiment.errors import UserError
 from sibp.experiment.optimizers import build_optimizer
 from sibp.optim.bcd import BCD, pulled_back, split
 from sibp.optim.dtp import DTP
+from sibp.runs.errors import UserError
 
 F64 = torch.float64
 BATCH, WIDTHS = 8, (5, 6, 4, 3)

@@ -10,8 +10,8 @@ from sibp.report.__main__ import main
 from sibp.report.arena import contests, costs, own_names, pace, standings
 from sibp.report.arena_page import against_table, build_arena
 from sibp.report.blocks import Figure, Table
-from sibp.report.collect import collect
 from sibp.report.comparison import compare
+from sibp.runs.collect import collect
 
 INF = math.inf
 EASY = {"dataset": {"name": "digits"}}

@@ -8,10 +8,10 @@ import pytest
 from fake_runs import SGD, SIBP, write_run
 
 from sibp.report.claim_pictures import DRAWN, pictures
-from sibp.report.collect import collect
 from sibp.report.criteria import Evidence
 from sibp.report.experiments import Experiment
-from sibp.report.packed import PACKED, pack
+from sibp.runs.collect import collect
+from sibp.runs.packed import PACKED, pack
 
 
 def keep(results: Path, place: str, optimizers: list[dict[str, Any]], **changes: Any) -> None:

@@ -12,11 +12,11 @@ from fake_runs import PROXBP, SGD, SIBP, write_run
 
 from sibp.report.claims import Better, Every, judge, read_claims
 from sibp.report.claims_page import csv_text, judged, page, verdict_table
-from sibp.report.collect import collect
 from sibp.report.criteria import Evidence, find
 from sibp.report.experiments import Experiment
-from sibp.report.packed import PACKED, pack
-from sibp.report.values import UsageError
+from sibp.runs.collect import collect
+from sibp.runs.packed import PACKED, pack
+from sibp.runs.values import UsageError
 
 START = 2.0
 EXPERIMENTS = {

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from fake_runs import PROXBP, SGD, SIBP, config, write_run
 
-from sibp.experiment import run_folder
 from sibp.experiment.compose import compose
-from sibp.report import comparison, outcomes
+from sibp.report import outcomes
 from sibp.report.blocks import Figure
-from sibp.report.collect import collect
 from sibp.report.comparison import Problem, compare
 from sibp.report.curves import MAX_POINTS, common_steps, thinned
 from sibp.report.outcomes import Target, at_equal_seconds, to_target
-from sibp.report.reading import read_run
 from sibp.report.robustness import robustness
+from sibp.runs import identity
+from sibp.runs.collect import collect
+from sibp.runs.reading import read_run
 
 INF = math.inf
 
@@ -41,12 +41,11 @@ def test_seed_places_and_pace_of_logging_make_no_new_setting(tmp_path):
 
 def test_a_run_from_before_a_setting_existed_is_one_with_its_default(tmp_path):
     defaults = compose([])
-    assert {key: defaults[key] for key in comparison.LATER} == comparison.LATER == run_folder.LATER
-    assert comparison.LATER_OF_MODEL == run_folder.LATER_OF_MODEL
-    assert defaults["model"]["activation"] == comparison.LATER_OF_MODEL["mlp"]["activation"]
+    assert {key: defaults[key] for key in identity.LATER} == identity.LATER
+    assert defaults["model"]["activation"] == identity.LATER_OF_MODEL["mlp"]["activation"]
     write_run(tmp_path / "old", SGD, 0)
-    write_run(tmp_path / "new", SIBP, 0, **comparison.LATER)
-    write_run(tmp_path / "other", SIBP, 0, **comparison.LATER | {"label_noise": 0.4})
+    write_run(tmp_path / "new", SIBP, 0, **identity.LATER)
+    write_run(tmp_path / "other", SIBP, 0, **identity.LATER | {"label_noise": 0.4})
     plain, noisy = problems(tmp_path)
     assert [method.name for method in plain.methods] == ["sgd", "sibp cg:5"]
     assert "label_noise=0.4" in noisy.title

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from fake_runs import SGD, SIBP, write_run
 
-from sibp.report.collect import collect
-from sibp.report.packed import ROWS, common, joined, less, pack, read_packed
-from sibp.report.values import BrokenError
+from sibp.runs.collect import collect
+from sibp.runs.packed import ROWS, common, joined, less, pack, read_packed
+from sibp.runs.values import BrokenError
 
 
 def packed(folder, target):

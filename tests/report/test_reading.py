@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,15 @@ from fake_runs import SGD, write_run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sibp.report.collect import collect
+from sibp.report.__main__ import main as report
 from sibp.report.comparison import compare
 from sibp.report.html import page
-from sibp.report.reading import read_run
 from sibp.report.sections import build
-from sibp.report.values import BrokenError, UsageError, plain, shown
+from sibp.runs import collect as collecting
+from sibp.runs.collect import collect
+from sibp.runs.reading import read_run
+from sibp.runs.values import BrokenError, UsageError, plain, shown
+from sibp.runs.yaml_file import parse_yaml, yaml_text
 
 
 def line(**changes: object) -> str:
@@ -110,6 +114,88 @@ def test_something_else_in_the_place_of_a_file_is_broken_and_does_not_hang(tmp_p
     make(folder / name)
     (broken,) = collect([tmp_path]).broken
     assert broken.reason.startswith(name)
+
+
+def test_merges_of_merges_do_not_blow_up(tmp_path):
+    folder = write_run(tmp_path / "run")
+    bomb = "a0: &a0 {x: 1}\n"
+    bomb += "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in range(1, 40))
+    (folder / "config.yaml").write_text(bomb)
+    with pytest.raises(BrokenError, match="merges too much"):
+        read_run(folder)
+
+
+ENDLESS = ("/dev/zero", "/dev/urandom", "/proc/kmsg")
+
+
+@pytest.mark.parametrize("device", ENDLESS)
+@pytest.mark.parametrize("name", ["config.yaml", "summary.json", "metrics.jsonl", "runs.jsonl"])
+def test_a_device_in_the_place_of_a_file_is_broken_and_has_an_end(tmp_path, name, device):
+    folder = write_run(tmp_path / "run")
+    good = write_run(tmp_path / "good")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(device)
+    found = collect([tmp_path])
+    assert good in [run.path for run in found.runs]
+    (broken,) = found.broken
+    assert name in f"{broken.path.name} {broken.reason}"
+
+
+def test_a_pipe_that_nobody_writes_into_is_broken_and_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "runs.jsonl")
+    (broken,) = collect([tmp_path]).broken
+    assert "is not a file" in broken.reason
+
+
+@pytest.mark.parametrize("key", ["seed", "batch_size", "epochs"])
+@pytest.mark.parametrize("number", ["0x" + "f" * 5000, "9" * 5000, "-0x" + "f" * 60])
+def test_a_number_of_thousands_of_digits_is_broken_and_the_others_reported(four_runs, key, number):
+    text = (four_runs / "odd" / "config.yaml").read_text()
+    (four_runs / "odd" / "config.yaml").write_text(re.sub(f"^{key}: .*$", f"{key}: {number}", text, flags=re.MULTILINE))
+    found = collect([four_runs])
+    assert (len(found.runs), len(found.broken)) == (3, 1)
+    assert "</html>" in whole_report(four_runs)
+
+
+def test_a_name_of_150_emoji_is_shown(four_runs, tmp_path_factory):
+    emoji = "\U0001f600" * 150
+    out = tmp_path_factory.mktemp("out")
+    for part in ("dataset", "model", "optimizer"):
+        text = (four_runs / "odd" / "config.yaml").read_text()
+        settings = parse_yaml(text)
+        settings[part]["name"] = emoji
+        (four_runs / "odd" / "config.yaml").write_text(yaml_text(settings))
+        words = [str(four_runs), "--out", str(out / "report.html"), "--format", "html,md,csv,png"]
+        assert report(words) == 0
+        (four_runs / "odd" / "config.yaml").write_text(text)
+    (four_runs / "packed").mkdir()
+    line = {"run": emoji, "config": settings, "summary": {}, "rows": {}}
+    (four_runs / "packed" / "runs.jsonl").write_text(json.dumps({}) + "\n" + json.dumps(line) + "\n")
+    (broken,) = collect([four_runs]).broken
+    assert "names no run" in broken.reason
+    assert report(words) == 0
+
+
+def test_a_folder_that_nobody_thought_of_does_not_take_the_report_down(four_runs, monkeypatch):
+    original = collecting.read_run
+
+    def read(folder: Path):
+        if folder.name == "odd":
+            raise MemoryError("a kind of damage that is not known yet")
+        return original(folder)
+
+    monkeypatch.setattr(collecting, "read_run", read)
+    (broken,) = collect([four_runs]).broken
+    assert broken.reason == "it cannot be read (MemoryError: a kind of damage that is not known yet)"
+    assert "</html>" in whole_report(four_runs)
+
+
+def test_a_row_of_the_same_step_as_the_one_before_is_broken(tmp_path):
+    folder = write_run(tmp_path / "run")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(line(step=20))  # as the row before
+    with pytest.raises(BrokenError, match="line 4: steps or seconds go back"):
+        read_run(folder)
 
 
 def test_last_line_cut_off_is_dropped_with_a_note(tmp_path):
@@ -235,9 +321,7 @@ def test_any_values_in_the_files_leave_a_report(four_runs, summary, config, row)
     kept = [file.read_text() for file in files]
     good = json.loads(kept[0])
     files[0].write_text(json.dumps({**good, **summary}))
-    import yaml
-
-    files[1].write_text(json.dumps({**yaml.safe_load(kept[1]), **config}))
+    files[1].write_text(json.dumps({**parse_yaml(kept[1]), **config}))
     files[2].write_text(kept[2] + json.dumps({"step": 30, "seconds": 1.0, **row}) + "\n")
     try:
         assert "</html>" in whole_report(four_runs)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from fake_runs import SGD, SIBP, write_run
 
-from sibp.report.collect import collect
 from sibp.report.criteria import Evidence
 from sibp.report.experiments import Experiment
-from sibp.report.packed import PACKED, pack
+from sibp.runs.collect import collect
+from sibp.runs.packed import PACKED, pack
 
 PROJECT = Path(__file__).parents[2]
 PAGE = "Before.\n\n<!-- results/noise: test accuracy by part -->\nold\n<!-- end of table -->\n\nAfter.\n"

@@ -1,6 +1,7 @@
 """Medians and intervals against scipy, numpy and sums by hand."""
 
 import doctest
+import itertools
 import math
 
 import numpy as np
@@ -42,6 +43,15 @@ def test_interval_agrees_with_scipys_percentile_bootstrap(count):
     ).confidence_interval
     gap = np.diff(np.sort(values)).max()  # bounds are ordered values: one place off at most
     assert bootstrap_interval(list(values)) == pytest.approx(tuple(theirs), abs=gap)
+
+
+def test_bounds_from_an_even_number_are_those_of_all_resamples():
+    """Of six values there are 6^6 resamples, equally likely; a median is the mean of the two in the middle."""
+    drawn = np.sort(list(itertools.product(range(1, 7), repeat=6)), axis=1)
+    medians = np.sort((drawn[:, 2] + drawn[:, 3]) / 2)
+    exact = medians[math.ceil(0.025 * len(medians)) - 1], medians[math.ceil(0.975 * len(medians)) - 1]
+    assert exact == (1.5, 5.5)
+    assert bootstrap_interval(list(range(1, 7))) == exact
 
 
 def test_interval_agrees_with_exact_probabilities():

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 MAX_NODES, MAX_DEPTH, MAX_SHOWN = 10_000, 30, 200
+LARGEST_INTEGER = 2**64  # Python can hold longer ones, and refuses to write out the longest
 
 
 class BrokenError(Exception):
@@ -26,7 +27,7 @@ def plain(value: Any) -> Any:
         The copy; anything else than the above (dates, bytes, sets) becomes its string.
 
     Raises:
-        BrokenError: it is too large or too deep to be settings or results.
+        BrokenError: it is too large or too deep to be settings or results, or a number in it is.
     """
     left = MAX_NODES
 
@@ -39,6 +40,8 @@ def plain(value: Any) -> Any:
             return {str(key): copy(item, depth + 1) for key, item in node.items()}
         if isinstance(node, list):
             return [copy(item, depth + 1) for item in node]
+        if isinstance(node, int) and abs(node) > LARGEST_INTEGER:
+            raise BrokenError("holds a whole number of too many digits")
         return node if node is None or isinstance(node, bool | int | float | str) else str(node)
 
     return copy(value, 0)
@@ -113,7 +116,7 @@ def shown(value: Any) -> str:
     """
     try:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError):
+    except (TypeError, ValueError, RecursionError):  # ValueError: a number of more digits than Python writes out
         text = str(type(value).__name__)
     text = text[: MAX_SHOWN + 1]
     text = "".join(c if c.isprintable() else " " if c in "\n\t" else "\ufffd" for c in text)

@@ -15,11 +15,22 @@ from typing import Any
 
 import numpy as np
 
-from sibp.report.reading import METRICS, Run, checked_config, checked_row, checked_summary, first_line, run_of
-from sibp.report.values import BrokenError, plain, shown
+from sibp.runs.reading import (
+    MAX_METRICS,
+    METRICS,
+    Run,
+    checked_config,
+    checked_row,
+    checked_summary,
+    first_line,
+    read_text,
+    run_of,
+)
+from sibp.runs.values import BrokenError, plain, shown
 
 PACKED = "runs.jsonl"
 ROWS, DIGITS = 26, 4
+LONGEST_FILE_NAME = 255  # bytes
 COLUMNS = ("step", "seconds", *METRICS)
 PLACES = {"data_root": "data", "run_root": "runs"}
 
@@ -137,9 +148,9 @@ def read_packed(path: Path) -> list[Run]:
         BrokenError: a line is no usable run; says which and why.
     """
     try:
-        lines = path.read_text().splitlines()
-    except (OSError, ValueError) as error:
-        raise BrokenError(f"it cannot be read ({first_line(error)})") from error
+        lines = (read_text(path, MAX_METRICS) or "").splitlines()
+    except BrokenError as error:
+        raise BrokenError(f"it cannot be used: {error}") from error
     parsed, runs = [], []
     for number, text in enumerate(lines, start=1):
         try:
@@ -157,7 +168,8 @@ def read_packed(path: Path) -> list[Run]:
 
 
 def _run(line: dict[str, Any], folder: Path) -> Run:
-    if not isinstance(line.get("run"), str) or "/" in line["run"]:
+    name = line.get("run")
+    if not isinstance(name, str) or not name or "/" in name or len(name.encode(errors="replace")) > LONGEST_FILE_NAME:
         raise BrokenError("names no run")
     columns = line.get("rows")
     if not isinstance(columns, dict) or not all(isinstance(columns.get(name), list) for name in COLUMNS):
@@ -170,7 +182,7 @@ def _run(line: dict[str, Any], folder: Path) -> Run:
     for i, values in enumerate(zip(*(columns[name] for name in COLUMNS), strict=True)):
         row = dict(zip(COLUMNS, values, strict=True)) | {"solver": _at_row(solver, i)}
         rows.append(checked_row(row, rows[-1] if rows else None))
-    return run_of(folder / shown(line["run"]), config, summary, rows, [])
+    return run_of(folder / shown(name), config, summary, rows, [])
 
 
 def _at_row(solver: Any, i: int) -> dict[str, dict[str, Any]]:

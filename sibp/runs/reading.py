@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from sibp.report.values import BrokenError, number, number_or_nan, plain, shown
+from sibp.runs.identity import method_name, role_of, setting_name
+from sibp.runs.values import BrokenError, number, number_or_nan, plain, shown
+from sibp.runs.yaml_file import YamlError, parse_yaml
 
 METRICS = ("train_loss", "train_acc", "val_loss", "val_acc")
 STATUSES = ("completed", "diverged", "failed")
 UNFINISHED = "unfinished"
 MAX_CONFIG, MAX_SUMMARY, MAX_METRICS = 100_000, 10_000_000, 1_000_000_000  # bytes; no run comes near
-LARGEST_STEP = 2**53
+LARGEST_STEP, LARGEST_SEED = 2**53, 2**64
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +49,16 @@ class Run:
     def seed(self) -> int:
         """The seed of its weights and batches."""
         return self.config["seed"]
+
+    @property
+    def role(self) -> str | None:
+        """``trial`` or ``final`` where it is a sweep's, None where nobody said."""
+        return role_of(self.config)
+
+    @property
+    def label(self) -> str:
+        """The method and the numbers that tune it, such as ``sibp cg:5 lr=0.3 prox_weight=1``."""
+        return f"{method_name(self.optimizer)} {setting_name(self.optimizer)}"
 
     @property
     def optimizer(self) -> dict[str, Any]:
@@ -97,8 +108,19 @@ def run_of(
     return Run(folder, config, summary, status, _columns(rows), _solver(rows), tuple(notes))
 
 
-def _read_text(path: Path, limit: int) -> str | None:
-    """The file's text, None if it is not there."""
+def read_text(path: Path, limit: int) -> str | None:
+    """Read a file that may be anything: a pipe that never ends, a device, a disk's worth of bytes.
+
+    Args:
+        path: of the file.
+        limit: the most bytes that it may have.
+
+    Returns:
+        Its text, None if it is not there.
+
+    Raises:
+        BrokenError: it is no file, too large, cannot be read or is not text.
+    """
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a named pipe must not hang us
             about = os.fstat(file.fileno())
@@ -106,7 +128,10 @@ def _read_text(path: Path, limit: int) -> str | None:
                 raise BrokenError(f"{path.name} is not a file")
             if about.st_size > limit:
                 raise BrokenError(f"{path.name} has {about.st_size} bytes: too large")
-            return file.read().decode("utf-8")
+            content = file.read(limit + 1)  # what the system makes up as it is read says a size of 0
+            if content is None or len(content) > limit:
+                raise BrokenError(f"{path.name} has no end")
+            return content.decode("utf-8")
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -116,14 +141,14 @@ def _read_text(path: Path, limit: int) -> str | None:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    text = _read_text(path, MAX_CONFIG)
+    text = read_text(path, MAX_CONFIG)
     if text is None:
         raise BrokenError("config.yaml is missing")
     try:
-        config = plain(yaml.safe_load(text))
+        config = plain(parse_yaml(text))
     except BrokenError as error:
         raise BrokenError(f"config.yaml {error}") from error
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+    except YamlError as error:
         raise BrokenError(f"config.yaml is no YAML ({first_line(error)})") from error
     return checked_config(config)
 
@@ -132,7 +157,7 @@ def checked_config(config: Any) -> dict[str, Any]:
     """Check a run's settings.
 
     Args:
-        config: as returned by :func:`~sibp.report.values.plain`.
+        config: as returned by :func:`~sibp.runs.values.plain`.
 
     Returns:
         The same.
@@ -145,13 +170,13 @@ def checked_config(config: Any) -> dict[str, Any]:
     optimizer, seed = config.get("optimizer"), config.get("seed")
     if not isinstance(optimizer, dict) or not isinstance(optimizer.get("name"), str):
         raise BrokenError("config.yaml names no optimizer (optimizer.name)")
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise BrokenError(f"config.yaml: seed is {shown(seed)}, not a whole number")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < LARGEST_SEED:
+        raise BrokenError(f"config.yaml: seed is {shown(seed)}, not a whole number of 0 or more")
     return config
 
 
 def _read_summary(path: Path) -> dict[str, Any]:
-    text = _read_text(path, MAX_SUMMARY)
+    text = read_text(path, MAX_SUMMARY)
     if text is None:
         return {}
     try:
@@ -167,7 +192,7 @@ def checked_summary(summary: Any) -> dict[str, Any]:
     """Check how a run ended.
 
     Args:
-        summary: as returned by :func:`~sibp.report.values.plain`.
+        summary: as returned by :func:`~sibp.runs.values.plain`.
 
     Returns:
         The same.
@@ -184,7 +209,7 @@ def checked_summary(summary: Any) -> dict[str, Any]:
 
 def _read_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """The checked rows; a last line that a killed process left half-written is dropped."""
-    text = _read_text(path, MAX_METRICS)
+    text = read_text(path, MAX_METRICS)
     rows: list[dict[str, Any]] = []
     if text is None:
         return rows, []

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sibp.report.packed import PACKED, read_packed
-from sibp.report.reading import Run, read_run
-from sibp.report.values import BrokenError, UsageError, shown
+from sibp.runs.packed import PACKED, read_packed
+from sibp.runs.reading import MAX_CONFIG, Run, first_line, read_run, read_text
+from sibp.runs.values import BrokenError, UsageError, shown
 
 FILES = ("config.yaml", "metrics.jsonl", "summary.json")
 
@@ -56,6 +56,8 @@ def collect(folders: Sequence[Path]) -> Collection:
                 runs.append(read_run(path))
         except BrokenError as error:
             broken.append(Broken(path, str(error)))
+        except Exception as error:  # whatever else is in a folder must not take the report of all others down
+            broken.append(Broken(path, f"it cannot be read ({type(error).__name__}: {first_line(error)})"))
     if not runs and not broken:
         names = ", ".join(shown(str(folder)) for folder in folders)
         raise UsageError(f"There are no runs in {names}: a run's folder holds {', '.join(FILES)}.")
@@ -79,7 +81,7 @@ def _run_folders(folder: Path, unreadable: list[Broken]) -> Iterator[Path]:
 def _is_resolved(folder: Path) -> bool:
     """Whether a lone config.yaml is that of a run killed at its start, not a source of settings."""
     try:
-        text = (folder / "config.yaml").read_text(errors="replace") if (folder / "config.yaml").is_file() else ""
-    except OSError:
+        text = read_text(folder / "config.yaml", MAX_CONFIG) or ""
+    except BrokenError:
         return False
     return "run_root:" in text and "defaults:" not in text

@@ -1,0 +1,150 @@
+"""The words of a command line: put as Hydra reads them, refused, or, where nothing knows them, guessed at."""
+
+import difflib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sibp.runs.errors import UserError
+
+GROUPS = ("dataset", "model", "optimizer", "experiment")
+FOLDERS = ("run_root", "data_root")
+SEARCH_PATH = "hydra.searchpath"  # comes from --config-dir alone
+# What other programs call these settings.
+MEANT = {
+    "learning_rate": "optimizer.lr",
+    "step_size": "optimizer.lr",
+    "eta": "optimizer.lr",
+    "lambda": "optimizer.prox_weight",
+    "lam": "optimizer.prox_weight",
+    "bs": "batch_size",
+    "num_epochs": "epochs",
+    "steps": "max_steps",
+    "num_steps": "max_steps",
+    "hidden": "model.hidden",
+    "width": "model.hidden",
+    "gpu": "device",
+    "output_dir": "run_root",
+    "data_dir": "data_root",
+    "num_threads": "threads",
+}
+# A value that Hydra reads as it stands; and a function of Hydra's, such as choice(a,b).
+PLAIN = re.compile(r"[\w/.+:%*@?|$ -]*", re.ASCII)
+FUNCTION = re.compile(r"(choice|range|glob|sort|shuffle|tag|str)\(.*\)")
+
+
+def readable(words: Sequence[str]) -> list[str]:
+    """Write words as Hydra wants them.
+
+    Args:
+        words: as typed; a folder may have any name, and a group may come with Hydra's ``+``.
+
+    Returns:
+        As many words: names of folders quoted where they need it, ``~/`` being the home folder.
+
+    Example:
+        >>> readable(["run_root=a#b", "+experiment=x", "seed=1"])
+        ["run_root='a#b'", 'experiment=x', 'seed=1']
+    """
+    return [_readable(word) for word in words]
+
+
+def _readable(word: str) -> str:
+    key, equals, value = word.partition("=")
+    if equals and key.startswith("+") and key.lstrip("+") in GROUPS:
+        return f"{key.lstrip('+')}={value}"  # they stand in config.yaml, where + would add them once more
+    if key not in FOLDERS or "${" in value or FUNCTION.fullmatch(value) or value[:1] in ("'", '"'):
+        return word
+    return f"{key}=" + ",".join(_quoted(part) for part in value.split(","))
+
+
+def _quoted(folder: str) -> str:
+    folder = os.path.expanduser(folder) if folder.startswith("~") else folder
+    if PLAIN.fullmatch(folder):
+        return folder
+    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", folder) + "'"
+
+
+def refuse(words: Sequence[str], trusted: bool = False) -> None:
+    """Refuse what would take a setting away, and what would have Hydra load code or files of its own accord.
+
+    Args:
+        words: of the command line.
+        trusted: whether the place of more configs may be among them, as --config-dir puts it there.
+
+    Raises:
+        UserError: names the word.
+    """
+    for word in words:
+        key = word.partition("=")[0].lstrip("+~")
+        if "\0" in word:
+            raise UserError(f"{cut(word)} is not possible: it has a NUL byte in it.")
+        if word.startswith("~"):
+            raise UserError(f"{word} would remove a setting, and every run needs all of them: leave it out.")
+        if key == "sweep":
+            raise UserError(f"{word} is for tuning: sibp tune {word.lstrip('+')}")
+        if key == SEARCH_PATH and not trusted:
+            raise UserError(f"{word} is not possible: name the folder of your configs by --config-dir=DIR.")
+        ours = key == "hydra/launcher" or key.startswith("hydra.launcher.")
+        if key.startswith("hydra") and not ours and not (trusted and key == SEARCH_PATH):
+            raise UserError(f"{word} is not possible: of Hydra's own settings, only its launcher's can be given.")
+
+
+def unknown_option(group: str, option: str, options: Sequence[str]) -> str:
+    """Say that a group has no such option.
+
+    Args:
+        group: such as optimizer.
+        option: what was typed.
+        options: those that there are.
+
+    Returns:
+        A sentence.
+    """
+    near = difflib.get_close_matches(option, options, n=1)
+    such = f"did you mean {group}={near[0]}?" if near else f"such as {group}={options[0]}"
+    return f"There is no {group} {option!r}; choose one of: {', '.join(options)} ({such})."
+
+
+def unknown_key(key: str, config: Mapping[Any, Any]) -> str:
+    """Say that there is no such setting.
+
+    Args:
+        key: what was typed, dotted.
+        config: the settings that there are, nested.
+
+    Returns:
+        A sentence with the most likely one.
+    """
+    known = _dotted(config)
+    parent, _, last = key.rpartition(".")
+    near = [name for name in known if name.rpartition(".")[2] == key]
+    meant = MEANT.get(last.lower().replace("-", "_"))
+    near += [meant] if meant in known else []
+    near += difflib.get_close_matches(key, [*known, *GROUPS], n=1, cutoff=0.75)
+    siblings = [name for name in known if name.startswith(parent + ".")] if parent else []
+    if not siblings:
+        siblings = [*GROUPS, *(name for name in known if "." not in name)]
+    guess = f"; did you mean {near[0]}?" if near else "."
+    return f"There is no setting {cut(key)}{guess} The settings here are: {', '.join(siblings)}."
+
+
+def cut(word: str) -> str:
+    """A word, short enough for a sentence.
+
+    Args:
+        word: any.
+
+    Returns:
+        The word, or its beginning and three dots; what cannot be printed becomes a question mark.
+    """
+    word = "".join(c if c.isprintable() else "?" for c in word)
+    return word if len(word) <= 80 else word[:77] + "..."
+
+
+def _dotted(config: Mapping[Any, Any], prefix: str = "") -> list[str]:
+    names = []
+    for key, value in config.items():
+        names += _dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [f"{prefix}{key}"]
+    return names

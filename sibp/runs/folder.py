@@ -1,0 +1,222 @@
+"""A run's folder: named by its settings, locked by its owner, written so that a crash loses nothing kept."""
+
+import fcntl
+import json
+import math
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from sibp.runs.errors import UserError
+from sibp.runs.identity import digest, run_name
+from sibp.runs.reading import checked_row, checked_summary, first_line
+from sibp.runs.values import BrokenError
+from sibp.runs.yaml_file import yaml_text
+
+FINISHED = ("completed", "diverged")
+WHOLE = {"steps": int, "final": dict, "seconds": dict}  # without these, half a summary is left of a completed run
+ANEW = "force=true trains the run anew, and deletes what is there."
+
+
+class BusyError(Exception):
+    """Another process is training this very run."""
+
+
+class RunFolder:
+    """The files of one run.
+
+    config.yaml    the resolved settings
+    metrics.jsonl  one object a logged step; the source of truth
+    summary.json   how the run ended; absent while it goes on
+    checkpoint.pt  all that the next process needs to go on from here
+    tb/            TensorBoard's copy of the metrics
+    """
+
+    def __init__(self, config: Mapping[str, Any]):
+        self.config = dict(config)
+        self.path = _place(config)
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoint = self.path / "checkpoint.pt"
+        self.board = self.path / "tb"
+
+    def check_place(self) -> None:
+        """See whether the folder can be made, without making it.
+
+        Raises:
+            UserError: it cannot.
+        """
+        root = self.path.parent
+        above = next((place for place in (root, *root.absolute().parents) if place.exists()), Path("/"))
+        reason = None if above.is_dir() else "Not a directory"
+        if reason is None and above != root and not os.access(above, os.W_OK | os.X_OK):
+            reason = "it cannot be written to"
+        if reason is not None:
+            raise UserError(f"run_root={root} cannot be made ({above}: {reason}): give a folder that can be written.")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process; made if absent.
+
+        The kernel drops the lock when its owner dies, however it dies, so no lock is ever stale.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            BusyError: another process holds it; names the process.
+            UserError: the folder cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = open(self.path / ".lock", "a+", errors="replace")  # noqa: SIM115 - closed below, whatever happens
+        except OSError as error:
+            raise UserError(
+                f"The run folder {self.path} cannot be made ({error.filename}: {error.strerror}): set "
+                "run_root=... to a folder that can be written to."
+            ) from error
+        with lock:
+            if not _take(lock):
+                lock.seek(0)
+                raise BusyError(f"{self.path.name} is being trained by {lock.read() or 'another process'}")
+            with suppress(OSError):  # the name is a courtesy: even on a full disk a finished run is to be skipped
+                os.truncate(lock.fileno(), 0)
+                os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
+            yield
+
+    def summary(self) -> dict[str, Any] | None:
+        """What summary.json says.
+
+        Returns:
+            Its content, or None where the run has not ended or the file is no summary.
+        """
+        try:
+            summary = checked_summary(json.loads((self.path / "summary.json").read_text()))
+        except (OSError, ValueError, RecursionError, BrokenError):
+            return None
+        whole = all(isinstance(summary.get(key), kind) for key, kind in WHOLE.items())
+        return summary if whole or summary["status"] != "completed" else None
+
+    def is_finished(self) -> bool:
+        """Whether the run ended in a result, be it a divergence."""
+        return (self.summary() or {}).get("status") in FINISHED
+
+    def write_config(self) -> None:
+        """Write config.yaml."""
+        write_atomic(self.path / "config.yaml", yaml_text(self.config).encode("utf-8", "backslashreplace"))
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write summary.json, all of it or nothing.
+
+        Args:
+            summary: numbers, strings, lists and mappings; numbers that are not finite become null.
+        """
+        text = json.dumps(finite(summary), indent=2, allow_nan=False) + "\n"
+        write_atomic(self.path / "summary.json", text.encode())
+
+    def forget_end(self) -> None:
+        """Delete summary.json: the run goes on."""
+        (self.path / "summary.json").unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Delete what an earlier attempt left, but for config and lock."""
+        # In this order whoever is killed on the way leaves the old run, or one that starts anew; never a damaged one.
+        self.forget_end()
+        for path in (self.checkpoint, self.metrics):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.board, ignore_errors=True)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The logged rows, in order.
+
+        Returns:
+            One mapping for each line of metrics.jsonl.
+
+        Raises:
+            UserError: a line is damaged.
+        """
+        if not self.metrics.exists():
+            return []
+        try:
+            rows = [json.loads(line) for line in self.metrics.read_text().splitlines()]
+            for i, row in enumerate(rows):
+                checked_row(row, rows[i - 1] if i else None)
+        except (ValueError, RecursionError, BrokenError) as error:
+            raise UserError(f"{self.metrics} is damaged ({first_line(error)}): {ANEW}") from error
+        return rows
+
+    def append_row(self, row: Mapping[str, Any]) -> None:
+        """Append one object to metrics.jsonl.
+
+        Args:
+            row: numbers that are not finite become null.
+        """
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(finite(row), allow_nan=False) + "\n")
+
+
+def _take(lock: IO[str]) -> bool:
+    """Lock a file; tries again for a moment, as somebody may just be looking whether it is locked."""
+    for pause in (0.005, 0.02, 0.05, None):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if pause is not None:
+                time.sleep(pause)
+        else:
+            return True
+    return False
+
+
+def _place(config: Mapping[str, Any]) -> Path:
+    """The run's folder; one that an earlier version named with other words before the digest is kept."""
+    root, name = Path(str(config["run_root"])), run_name(config)
+    if not (root / name).exists():
+        with suppress(OSError, ValueError):
+            name = min((path.name for path in root.glob(f"*-{digest(config)}")), default=name)
+    return root / name
+
+
+def write_atomic(path: Path, content: bytes | memoryview) -> None:
+    """Write a file so that whoever reads it finds the old content or the new, never a part.
+
+    Args:
+        path: the file.
+        content: its new content.
+
+    Raises:
+        OSError: it cannot be written; the old content is still there.
+    """
+    new = path.with_name(path.name + ".tmp")
+    try:
+        with new.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    except OSError:
+        with suppress(OSError):
+            new.unlink(missing_ok=True)  # on a full disk, half a file is in the way of everything else
+        raise
+
+
+def finite(value: Any) -> Any:
+    """The same value in strict JSON's terms: numbers that are not finite become None.
+
+    Args:
+        value: numbers, strings, None, and lists and mappings of these.
+
+    Returns:
+        A copy.
+    """
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,187 @@
+"""What makes a run the run it is: its name, its method, its problem and its role, all read from its settings.
+
+The name's last part is a digest of every setting that decides a result. It alone identifies a run; what stands before
+it is for people.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from sibp.runs.values import canonical, shown
+
+# What says where and how a run is done and looked at, not what is trained: it has no part in the run's name.
+NOT_IN_NAME = (
+    "run_root",
+    "data_root",
+    "device",
+    "threads",
+    "download",
+    "force",
+    "progress",
+    "tensorboard",
+    "histograms",
+    "checkpoint_every",
+    "evaluate_test",  # a run without test figures is the same training; asked for later, they are added
+    "role",
+)
+# Settings that came after the first kept runs: a run without one was made with this value, and runs that have it at
+# this value keep the name of those without.
+LATER = {
+    "schedule": "constant",
+    "decays": "lr",
+    "warmup_steps": 0,
+    "label_noise": 0.0,
+    "log_early": None,
+    "plugins": [],
+}
+LATER_OF_MODEL = {"mlp": {"activation": "relu"}}  # likewise, by the model's name
+# What else has no part in the problem that methods are compared on: looking more or less often changes no result.
+NOT_A_PROBLEM = (*NOT_IN_NAME, "seed", "optimizer", "log_every", "log_early", "target_val_acc", "experiment", "plugins")
+# One builder serves several methods; people know these by the name of their config.
+KNOWN_AS = {
+    ("sibp_fed", "sgd"): "sibp_momentum",
+    ("sibp_fed", "adam"): "sibp_adam",
+    ("sibp_fed", "muon"): "sibp_muon",
+}
+TRIAL, FINAL = "trial", "final"
+ROLES = (TRIAL, FINAL)
+LONGEST_NAME = 120  # bytes of the readable part; a file's name may have 255
+
+
+def digest(config: Mapping[str, Any]) -> str:
+    """What tells a run's settings from all others; equal for equal settings, 1 and 1.0 being equal.
+
+    Args:
+        config: the resolved settings.
+
+    Returns:
+        Ten hexadecimal digits.
+    """
+    named = {k: v for k, v in config.items() if k not in NOT_IN_NAME and not (k in LATER and v == LATER[k])}
+    if model := _group(config, "model"):
+        later = LATER_OF_MODEL.get(str(model.get("name")), {})
+        named["model"] = {k: v for k, v in model.items() if not (k in later and v == later[k])}
+    return hashlib.sha256(canonical(named).encode()).hexdigest()[:10]
+
+
+def digest_in(name: str) -> str:
+    """The digest in the name of a run's folder, whatever stands before it.
+
+    Args:
+        name: as :func:`run_name` makes it now or made it earlier.
+
+    Returns:
+        Its last part.
+    """
+    return name.rpartition("-")[2]
+
+
+def run_name(config: Mapping[str, Any]) -> str:
+    """The folder's name: what a person wants to read, then the digest.
+
+    Args:
+        config: the resolved settings.
+
+    Returns:
+        Such as ``mnist-mlp500-sibp-cg5-lr0.3-pw1-s0-1f0c2a9b3d``.
+    """
+    dataset, model, optimizer = (_group(config, key) for key in ("dataset", "model", "optimizer"))
+    hidden = model.get("hidden")
+    widths = "x".join(map(str, hidden)) if isinstance(hidden, list) else ""
+    solver, prox_weight = optimizer.get("solver"), optimizer.get("prox_weight")
+    parts = [
+        str(dataset.get("name")),
+        f"{model.get('name')}{widths}",
+        known_as(optimizer),
+        *([str(solver).replace(":", "")] if solver is not None else []),
+        f"lr{_short(optimizer.get('lr'))}",
+        *([f"pw{_short(prox_weight)}"] if prox_weight is not None else []),
+        f"s{config.get('seed')}",
+    ]
+    readable = "".join(c if c.isascii() and (c.isalnum() or c in "-._") else "_" for c in "-".join(parts))
+    return f"{readable[:LONGEST_NAME]}-{digest(config)}"
+
+
+def known_as(optimizer: Mapping[str, Any]) -> str:
+    """What people call an optimizer: the name of its config, where several share a builder.
+
+    Args:
+        optimizer: the settings of its group.
+
+    Returns:
+        Such as ``sibp_muon`` for the builder ``sibp_fed`` with ``outer=muon``.
+    """
+    name = str(optimizer.get("name"))
+    return KNOWN_AS.get((name, str(optimizer.get("outer"))), name)
+
+
+def method_name(optimizer: Mapping[str, Any]) -> str:
+    """The method: what an optimizer does, without the numbers that tune it.
+
+    Args:
+        optimizer: the settings of its group.
+
+    Returns:
+        What it is called, and its options that are words, the solver first: ``sibp cg:5``.
+    """
+    words = {key: value for key, value in optimizer.items() if isinstance(value, str) and key != "name"}
+    name = known_as(optimizer)
+    if name != optimizer.get("name"):
+        del words["outer"]  # the name says it
+    ordered = sorted(words, key=lambda key: (key != "solver", key))
+    return shown(" ".join([name, *(words[key] for key in ordered)]))
+
+
+def setting_name(optimizer: Mapping[str, Any]) -> str:
+    """The numbers that tune a method, those that are in use.
+
+    Args:
+        optimizer: the settings of its group.
+
+    Returns:
+        Such as ``lr=0.1 momentum=0.9``, the learning rate first.
+    """
+    rest = {key: value for key, value in optimizer.items() if not isinstance(value, str)}
+    used = {key: value for key, value in rest.items() if key == "lr" or value not in (0, False, None)}
+    ordered = sorted(used, key=lambda key: (key != "lr", key))
+    return shown(" ".join(f"{key}={_short(used[key])}" for key in ordered))
+
+
+def problem_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run was asked to do: the settings that all methods of a comparison share.
+
+    Args:
+        config: the resolved settings.
+
+    Returns:
+        Those settings; the ones that came later have their value in any case.
+    """
+    config = {**LATER, **config}
+    if model := _group(config, "model"):
+        config["model"] = {**LATER_OF_MODEL.get(str(model.get("name")), {}), **model}
+    return {key: value for key, value in config.items() if key not in NOT_A_PROBLEM}
+
+
+def role_of(config: Mapping[str, Any]) -> str | None:
+    """What a run is for.
+
+    Args:
+        config: the resolved settings.
+
+    Returns:
+        ``trial``: to choose a setting; ``final``: to show what was chosen; None: not said.
+    """
+    role = config.get("role")
+    if role in ROLES:
+        return role
+    return TRIAL if config.get("evaluate_test") is False else None  # as tuning said it before there were roles
+
+
+def _group(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    group = config.get(key)
+    return group if isinstance(group, Mapping) else {}
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else shown(value)

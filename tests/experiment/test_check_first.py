@@ -1,0 +1,164 @@
+"""A mistake in any job of a command is one sentence and exit code 2; nothing is trained and no folder is written."""
+
+from pathlib import Path
+
+import pytest
+
+from sibp.experiment.loop import Trainer
+from sibp.train import main
+from sibp.tune import main as tune
+
+SMALL = ["optimizer=sgd", "model.hidden=[8]", "epochs=null", "max_steps=2", "tensorboard=false", "threads=1"]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The sentence that a command line is refused with."""
+    capsys.readouterr()
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert list(Path().iterdir()) == []
+    return err
+
+
+# One job of two is wrong, or both; for what is wrong, the key that the sentence has to name.
+SWEEPS = {
+    "optimizer=sgd,adam batchsize=3": "did you mean batch_size?",
+    "batch_size=50,0": "batch_size=0 is not possible",
+    "batch_size=50,5000": "batch_size=5000 is more than the 1297 training images",
+    "seed=0,18446744073709551616": "seed=18446744073709551616 is not possible",
+    "optimizer.lr=0.1,nan": "optimizer.lr=NaN is not possible: give a finite number",
+    "optimizer.lr=0.1,fast": "optimizer.lr=fast is not possible: give a number",
+    "label_noise=0,1.5": "label_noise=1.5 is not a fraction",
+    "threads=1,100000": "threads=100000 is not possible",
+    "threads=1,2147483648": "threads=2147483648 is not possible",
+    "device=cpu,tpu": "device=tpu is not there",
+    "model.hidden=[8],[0]": "model.hidden=[0] is not possible",
+    "dataset=digits,cifar10": "CIFAR-10 is not there",
+    "epochs=1,-1": "epochs=-1 is not possible",
+    "run_root=a,/dev/null/x": "run_root=/dev/null/x cannot be made",
+    "optimizer=sibp optimizer.solver=cg:3,cg5": "cg5",
+    "optimizer=sgd,sibp optimizer.prox_weight=1": "This is so for 1 of 2 jobs, such as optimizer=sgd.",
+    "optimizer=lbfgs optimizer.history=5,0": "history: 0",
+    "optimizer=sgd,sipb": "did you mean optimizer=sibp?",
+    "optimizer=glob(zz*)": "asks for no run",
+    "optimizer=sgd decays=lr,prox_weight schedule=cosine": "this optimizer has no prox_weight",
+    "seed=0,1 hydra/launcher=sibp_joblib hydra.launcher.n_jobs=0": "hydra.launcher.n_jobs=0 is not possible",
+}
+
+
+@pytest.mark.parametrize("words", SWEEPS)
+def test_one_wrong_job_of_a_sweep_is_enough(words, capsys):
+    assert SWEEPS[words] in refused([*SMALL, "-m", *words.split()], capsys)
+
+
+SINGLE = {
+    "run_root=null": "run_root=null is not possible",
+    "run_root=5": "run_root=5 is not possible",
+    "run_root=true": "run_root=true is not possible",
+    "run_root=a\0b": "NUL byte",
+    "learning_rate=1": "did you mean optimizer.lr?",
+    "optimizer.learning_rate=1": "did you mean optimizer.lr?",
+    "optimizer={a:1}": "optimizer",
+    "model.hidden=" + "[" * 500 + "]" * 500: "is nested too deeply",
+    "batch_size=" + "9" * 5000: "batch_size",
+    "optimizer.lr=" + "9" * 400: "give a finite number",
+    "max_steps=9223372036854775808": "the largest whole number is 9223372036854775807",
+    "model.hidden=[100000000000]": "model=mlp cannot be built",
+    "log_early=0": "log_early=0 is not possible",
+    "role=other": "role=other is not known",
+}
+
+
+@pytest.mark.parametrize("word", SINGLE, ids=lambda word: word[:20].replace("\0", "0"))
+def test_one_run_that_cannot_be_leaves_no_folder(word, capsys):
+    error = refused([*SMALL, word], capsys)
+    assert SINGLE[word] in error
+    assert len(error) < 900
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_every_optimizer_wants_a_finite_step(value, capsys):
+    from sibp.experiment.compose import CONFIGS
+
+    for path in sorted((CONFIGS / "optimizer").glob("*.yaml")):
+        assert "optimizer.lr=" in refused([*SMALL, f"optimizer={path.stem}", f"optimizer.lr={value}"], capsys)
+
+
+def test_a_gpu_that_is_not_there_is_said_to_be_missing(monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "torch finds no NVIDIA GPU" in refused([*SMALL, "device=cuda"], capsys)
+
+
+def test_a_fixed_key_that_every_swept_group_has_is_right(capsys):
+    """The default group is sibp, which has no momentum; the two that are swept have one."""
+    words = [word for word in SMALL if word != "optimizer=sgd"]
+    assert main([*words, "-m", "optimizer=sgd,nesterov", "optimizer.momentum=0.5"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("2 runs: 2 completed")
+
+
+def test_a_mistake_is_found_before_the_first_run_and_costs_no_finished_one(monkeypatch, capsys):
+    assert main([*SMALL, "-m", "seed=0,1"]) == 0
+    before = sorted(Path().rglob("*"))
+    monkeypatch.setattr(Trainer, "_train_step", lambda *_: pytest.fail("nothing is to be trained"))
+    assert main([*SMALL, "-m", "seed=0,1,2", "batch_size=50,5000"]) == 2
+    assert main([*SMALL, "-m", "seed=0,1"]) == 0
+    assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["läufe", "a#b", "a=b", "a b", "a'b", 'a"b', "x(y)", "[z]", "a:b", "{q}", "日本", "a&b;c", "-x", "1e3"]
+)
+def test_a_run_root_may_have_any_name(name, capsys):
+    if name == "1e3":
+        name = "./1e3"
+    assert main([*SMALL, f"run_root={name}"]) == 0
+    assert len(list(Path(name).glob("digits-*/summary.json"))) == 1
+    assert main([*SMALL, "-m", "seed=0,1", f"run_root={name}"]) == 0
+    assert len(list(Path(name).glob("digits-*/summary.json"))) == 2
+
+
+def test_what_users_of_hydra_know_works_here(capsys):
+    assert main([*SMALL, "-m", "optimizer=glob(sg*)", "seed=range(0,2)"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("2 runs: 2 completed")
+    assert main(["--cfg", "job", "+experiment=digits_quick"]) == 0
+    assert "- 64" in capsys.readouterr().out
+    assert main([*SMALL, "+experiment=digits_quick", "max_steps=1"]) == 0
+
+
+def test_configs_of_ones_own_stand_beside_the_projects(tmp_path, capsys):
+    own = tmp_path / "own" / "optimizer" / "mine.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("name: sgd\nlr: 0.3\nmomentum: 0.1\nnesterov: false\nweight_decay: 0.0\n")
+    assert main([*SMALL, "--config-dir", "own", "optimizer=mine", "run_root=r"]) == 0
+    assert main([*SMALL, "-m", "--config-dir", "own", "optimizer=mine,adam", "run_root=r"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "2 runs: 1 completed, 0 diverged, 0 failed, 1 skipped"
+
+
+TUNES = {
+    "data_root=null": "data_root=null is not possible",
+    "dataset=cifar10": "CIFAR-10 is not there",
+    "batch_size=5000": "batch_size=5000 is more than",
+    "device=tpu": "device=tpu is not there",
+    "role=final": "role=final is not possible",
+}
+
+
+@pytest.mark.parametrize("word", TUNES)
+def test_tuning_tries_its_methods_out_with_the_sweeps_own_data(word, capsys):
+    assert tune(["sweep=digits_quick", word]) == 2
+    err = capsys.readouterr().err
+    assert TUNES[word] in err
+    assert len(err.splitlines()) == 1
+    assert list(Path().iterdir()) == []
+
+
+def test_words_of_tuning_may_stand_before_and_after_its_flag(capsys):
+    assert tune(["sweep=digits_quick", "--dry", "threads=1", "run_root=k"]) == 0
+    assert not Path("k").exists()
