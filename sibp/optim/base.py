@@ -23,7 +23,18 @@ Explicit = Iterable[str | type[nn.Module]]
 
 
 class Options(TypedDict, total=False):
-    """Arguments that the proximal methods share; `SIBP` says what they mean."""
+    """Keyword arguments that all proximal methods share.
+
+    Attributes:
+        params: parameters of the model or param group dicts, for settings of their own; default all.
+        fallback: makes the optimizer of the parameters that have no proximal subproblem, from a list of them; default
+            Adam with learning rate 1e-3.
+        explicit: modules that are left to the fallback with all inside them: names as in `model.named_modules()`,
+            patterns of names ("blocks.*.norm"), or classes.
+        direction_only: only fill `.grad`, as the gradient of another optimizer; `step` is then that one's.
+        data_parallel: every process holds a part of the batch, and all take the step of the whole batch together: True
+            for all processes of `torch.distributed`, or a process group of it. See docs/distributed.md.
+    """
 
     params: Iterable[nn.Parameter] | Iterable[dict[str, Any]] | None
     fallback: MakeFallback | None
