@@ -102,13 +102,13 @@ def _their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(textwrap.dedent(text).lstrip())
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(tmp_path))])
-    for module, table in ((optimizers, "OPTIMIZERS"), (models, "MODELS"), (data, "DATASETS")):
-        monkeypatch.setattr(module, table, dict(getattr(module, table)))
-    for name in [name for name in sys.modules if name == "sibp.plugins"]:
-        monkeypatch.delitem(sys.modules, name)  # it holds on to the tables that it was imported with
-    before = set(sys.modules)
+    tables = optimizers.OPTIMIZERS, models.MODELS, models.ACTIVATIONS, data.DATASETS
+    before = [dict(table) for table in tables]
     yield
-    for name in {"mine", "broken", "taken", "sibp.plugins"} - before:
+    for table, entries in zip(tables, before, strict=True):
+        table.clear()
+        table.update(entries)
+    for name in ("mine", "broken", "taken"):
         sys.modules.pop(name, None)
 
 
