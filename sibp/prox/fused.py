@@ -1,8 +1,8 @@
 """The rounds of `sibp.prox.solvers.nonlinear` in compiled form: the same arithmetic, several times faster on a CPU.
 
 Between two products with the Gram matrix, a round is a long chain of cheap operations on (N, m) tensors, each of which
-costs a trip through memory. `fused.c` takes a few neurons through all their rounds at once, in the nearer caches. Where
-it cannot be had (`sibp.prox.compiled`), or the case is none of its own, `solve_nonlinear` goes its ordinary way, with
+costs a trip through memory. `kernels/fused.c` takes a few neurons through all their rounds at once, in the nearer caches.
+Where it is missing (`sibp.prox.kernels`), or the case is none of its own, `solve_nonlinear` goes its ordinary way, with
 the same results up to rounding.
 """
 
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from sibp.activations import Activation
-from sibp.prox import compiled
-from sibp.prox.compiled import C_TYPES
+from sibp.prox import kernels
+from sibp.prox.kernels import C_TYPES
 from sibp.prox.solvers.coordinates import Coordinates
 
 _PARALLEL = 1_000_000  # multiply-adds of all products from which several threads are worth waking
@@ -48,10 +48,11 @@ def usable(coordinates: Coordinates, Z: Tensor, s: Activation) -> bool:
 
     Args:
         coordinates: of the layer's features, whose matrix has to be at hand.
-        Z: pre-activations, on a CPU with a C compiler.
+        Z: pre-activations, on a CPU with kernels.
         s: the layer's activation, of two linear pieces.
     """
-    return s.negative_slope is not None and Z.numel() > 0 and _library(Z) is not None and coordinates.matrix is not None
+    taken = s.negative_slope is not None and Z.numel() > 0
+    return taken and kernels.library(Z) is not None and coordinates.matrix is not None
 
 
 def rounds(
@@ -81,10 +82,11 @@ def rounds(
     assert matrix is not None
     direct = coordinates.direct
     groups = math.prod(leading)
-    library = _library(Z)
+    library = kernels.library(Z)
     assert library is not None
+    library.work_size.restype = ctypes.c_long
     threads = torch.get_num_threads() if number * N * r * m >= _PARALLEL else 1
-    work = _workspace(Z.dtype, library.work_size(N, r, direct, threads))
+    work = _workspace(Z.dtype, library.work_size(*map(ctypes.c_long, (N, r, direct, threads))))
     problem = _problem_type(Z.dtype)(
         N=N, r=r, m=m, direct=direct, rounds=number, threads=threads, a=s.negative_slope, lam=lam,
         shrink_factor=shrink_factor, work=work.data_ptr(),
@@ -132,12 +134,3 @@ def _problem_type(dtype: torch.dtype) -> type[ctypes.Structure]:
         )
 
     return Problem
-
-
-def _library(Z: Tensor) -> ctypes.CDLL | None:
-    """The compiled `fused.c` for a tensor's dtype, or None where it cannot be had."""
-    library = compiled.library("fused.c", Z)
-    if library is not None and library.work_size.argtypes is None:
-        library.work_size.argtypes, library.work_size.restype = [ctypes.c_long] * 4, ctypes.c_long
-        library.rounds.restype = None
-    return library

@@ -3,8 +3,8 @@
  *
  * Neurons are independent of each other, so a few of them take all their rounds before the next ones begin: what they
  * need then stays in the nearer caches. Their arrays have one row a neuron: images of N numbers (one a sample),
- * coefficients of r, the size of the coordinates; rows are filled up with zeros to whole vectors. Compile with
- * -DREAL=float or double. The names are those of nonlinear.py; X stands for the coefficients x.
+ * coefficients of r, the size of the coordinates; rows are filled up with zeros to whole vectors. The names are those of
+ * nonlinear.py; X stands for the coefficients x.
  */
 
 #include "common.h"
@@ -135,7 +135,7 @@ static long block_size(long N, long r, long direct)
     return BLOCK * (filled_up(N) * (direct ? 5 : 4) + filled_up(direct ? r : N) * 4);
 }
 
-long work_size(long N, long r, long direct, long threads)
+long KERNEL(work_size)(long N, long r, long direct, long threads)
 {
     const long matrices = direct ? N * filled_up(r) + r * filled_up(N) : N * filled_up(N);
     return filled_up(matrices) + threads * block_size(N, r, direct);
@@ -173,7 +173,7 @@ static void advance(const Problem *p, REAL *memory, const REAL *matrix, const RE
     turn(b.X, b.r, count, p->r, p->X + first, p->m);
 }
 
-void rounds(const Problem *p)
+void KERNEL(rounds)(const Problem *p)
 {
     const long row = filled_up(p->direct ? p->r : p->N), image_row = filled_up(p->N);
     REAL *matrix = p->work, *turned = matrix + p->N * row;
@@ -188,7 +188,7 @@ void rounds(const Problem *p)
     REAL *memory = p->work + filled_up(p->direct ? p->N * row + p->r * image_row : p->N * row);
     const long each = block_size(p->N, p->r, p->direct);
     const long blocks = (p->m + BLOCK - 1) / BLOCK, share = (blocks + p->threads - 1) / p->threads;
-#pragma omp parallel for num_threads(p->threads) if (p->threads > 1) schedule(static)
+    SHARED(p->threads)
     for (long thread = 0; thread < p->threads; thread++)
         for (long k = thread * share; k < least((thread + 1) * share, blocks); k++)
             advance(p, memory + thread * each, matrix, turned, k * BLOCK);
