@@ -1,9 +1,9 @@
 """The rounds of `sibp.prox.solvers.nonlinear` in compiled form: the same arithmetic, several times faster on a CPU.
 
 Between two products with the Gram matrix, a round is a long chain of cheap operations on (N, m) tensors, each of which
-costs a trip through memory. `kernels/fused.c` takes a few neurons through all their rounds at once, in the nearer caches.
-Where it is missing (`sibp.prox.kernels`), or the case is none of its own, `solve_nonlinear` goes its ordinary way, with
-the same results up to rounding.
+costs a trip through memory. `kernels/fused.c` takes a few neurons through all their rounds at once, in the nearer
+caches. Where it is missing (`sibp.prox.kernels`), or the case is none of its own, `solve_nonlinear` goes its ordinary
+way, with the same results up to rounding.
 """
 
 import ctypes

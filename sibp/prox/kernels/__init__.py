@@ -1,8 +1,8 @@
 """The kernels in C: whether they are there, and which of them this processor runs.
 
 They are compiled when sibp is installed (`setup.py`), each for several vector widths, of which the widest that the
-processor has is taken when they are first needed. Where they are missing, what has a compiled form goes its ordinary way
-in torch operations, with the same results up to rounding, and one warning says what to install.
+processor has is taken when they are first needed. Where they are missing, torch operations take their place, with the
+same results up to rounding, and one warning says what to install.
 """
 
 import contextlib
@@ -62,7 +62,7 @@ def description() -> str:
 
 
 def widest() -> str:
-    """The widest vectors that there are kernels for on this processor, "avx512", "avx2" or "baseline"; only if `available()`."""
+    """The widest vectors that this processor and the kernels have: "avx512", "avx2" or "baseline"; if `available()`."""
     file = _file()
     assert file is not None
     file.widest.restype = ctypes.c_char_p
@@ -76,8 +76,9 @@ def library(tensor: torch.Tensor) -> Kernels | None:
         tensor: they are to work on.
 
     Returns:
-        Kernels for the widest vectors of this processor; None where there are none, inside `disabled()`, and for tensors
-        on a device or of another dtype. The first time that kernels are missing, a warning says how to get them.
+        Kernels for the widest vectors of this processor; None where there are none, inside `disabled()`, and for
+        tensors on a device or of another dtype. The first time that kernels are missing, a warning says how to get
+        them.
     """
     if not _enabled or tensor.device.type != "cpu" or tensor.dtype not in C_TYPES:
         return None
