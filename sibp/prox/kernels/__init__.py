@@ -76,11 +76,13 @@ def library(tensor: torch.Tensor) -> Kernels | None:
         tensor: they are to work on.
 
     Returns:
-        Kernels for the widest vectors of this processor; None where there are none, inside `disabled()`, and for
-        tensors on a device or of another dtype. The first time that kernels are missing, a warning says how to get
+        Kernels for the widest vectors of this processor; None where there are none, inside `disabled()`, in
+        what torch.compile traces, and for tensors on a device or of another dtype. The first time that kernels are missing, a warning says how to get
         them.
     """
     if not _enabled or tensor.device.type != "cpu" or tensor.dtype not in C_TYPES:
+        return None
+    if torch.compiler.is_compiling():  # a call by address would be traced without what it reads and writes
         return None
     return _chosen(tensor.dtype)
 
