@@ -33,6 +33,7 @@ class Rounds(NamedTuple):
         end: 0-dimensional, f(x) summed over neurons.
         gradient: 0-dimensional, squared gradient norms summed over neurons and rounds.
         step_length: 0-dimensional, mean accepted step length over neurons and rounds.
+        doubtful: 0-dimensional, the number of neurons whose answer rounding may have spoiled.
     """
 
     x: Tensor
@@ -41,6 +42,7 @@ class Rounds(NamedTuple):
     end: Tensor
     gradient: Tensor
     step_length: Tensor
+    doubtful: Tensor
 
 
 def usable(coordinates: Coordinates, Z: Tensor, s: Activation) -> bool:
@@ -62,8 +64,10 @@ def rounds(
     lam: float,
     s: Activation,
     number: int,
+    *,
     shrink_factor: float,
     rounding_units: float,
+    tolerance: float,
 ) -> Rounds:
     """Takes `number` rounds from x = 0; see `solve_nonlinear` for the arguments and for what a round does.
 
@@ -76,6 +80,7 @@ def rounds(
         number: of rounds.
         shrink_factor: by which a refused neuron's next step is shortened.
         rounding_units: units in the last place by which a residual may be rounded.
+        tolerance: relative error of a residual from which on a neuron's answer is doubtful.
     """
     (*leading, N, m), r = Z.shape, coordinates.size
     matrix = coordinates.matrix
@@ -89,26 +94,28 @@ def rounds(
     work = _workspace(Z.dtype, library.work_size(*map(ctypes.c_long, (N, r, direct, threads))))
     problem = _problem_type(Z.dtype)(
         N=N, r=r, m=m, direct=direct, rounds=number, threads=threads, a=s.negative_slope, lam=lam,
-        shrink_factor=shrink_factor, work=work.data_ptr(),
+        shrink_factor=shrink_factor, tolerated=tolerance**2, work=work.data_ptr(),
     )  # fmt: skip
     x = Z.new_empty(groups, r, m)
     figures = Z.new_empty(groups, len(_FIGURES), m)
-    unit = rounding_units * torch.finfo(Z.dtype).eps
-    noise = zip(coordinates.rounding.flatten().tolist(), coordinates.amplification.flatten().tolist(), strict=True)
+    eps = torch.finfo(Z.dtype).eps
+    noise = (coordinates.rounding, coordinates.amplification, coordinates.squared_norm_of_forward)
     Z, T, matrix = (t.reshape(groups, *t.shape[-2:]).contiguous() for t in (Z, T, matrix))
-    for g, (rounding, amplification) in enumerate(noise):
-        problem.rounding, problem.residual_rounding = rounding, amplification * unit**2
+    for g, (rounding, amplification, squared) in enumerate(zip(*(t.flatten().tolist() for t in noise), strict=True)):
+        problem.rounding, problem.error = rounding, squared * eps**2
+        problem.residual_rounding = amplification * (rounding_units * eps) ** 2
         for name, tensor in {"Z": Z, "T": T, "matrix": matrix, "X": x}.items():
             setattr(problem, name, tensor[g].data_ptr())
         row = figures[g].data_ptr()
         for place, name in enumerate(_FIGURES):
             setattr(problem, name, row + place * m * Z.element_size())
         library.rounds(ctypes.byref(problem))
-    start, f, norm, steps, descent = figures.sum((0, 2)).unbind()
-    return Rounds(x.view(*leading, r, m), norm, start, f, descent, steps / (number * groups * m))
+    start, f, norm, steps, descent, doubtful = figures.sum((0, 2)).unbind()
+    return Rounds(x.view(*leading, r, m), norm, start, f, descent, steps / (number * groups * m), doubtful)
 
 
-_FIGURES = ("start", "f", "norm", "steps", "descent")
+_REALS = ("a", "lam", "rounding", "residual_rounding", "shrink_factor", "error", "tolerated")
+_FIGURES = ("start", "f", "norm", "steps", "descent", "doubtful")
 _buffers = threading.local()
 
 
@@ -129,7 +136,7 @@ def _problem_type(dtype: torch.dtype) -> type[ctypes.Structure]:
     class Problem(ctypes.Structure):
         _fields_ = (
             *((name, ctypes.c_long) for name in ("N", "r", "m", "direct", "rounds", "threads")),
-            *((name, real) for name in ("a", "lam", "rounding", "residual_rounding", "shrink_factor")),
+            *((name, real) for name in _REALS),
             *((name, ctypes.c_void_p) for name in ("Z", "T", "matrix", "X", "work", *_FIGURES)),
         )
 

@@ -77,8 +77,8 @@ def library(tensor: torch.Tensor) -> Kernels | None:
 
     Returns:
         Kernels for the widest vectors of this processor; None where there are none, inside `disabled()`, in
-        what torch.compile traces, and for tensors on a device or of another dtype. The first time that kernels are missing, a warning says how to get
-        them.
+        what torch.compile traces, and for tensors on a device or of another dtype. The first time that kernels are
+        missing, a warning says how to get them.
     """
     if not _enabled or tensor.device.type != "cpu" or tensor.dtype not in C_TYPES:
         return None

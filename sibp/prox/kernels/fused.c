@@ -15,12 +15,12 @@ static inline REAL ratio(REAL p, REAL q) { return q > 0 ? p / q : (REAL)0; }
 
 typedef struct {
     long N, r, m, direct, rounds, threads;
-    REAL a, lam, rounding, residual_rounding, shrink_factor;
+    REAL a, lam, rounding, residual_rounding, shrink_factor, error, tolerated; /* the last two squared */
     const REAL *Z, *T;   /* N x m */
     const REAL *matrix;  /* N x N, the Gram matrix K; in direct coordinates Phi, N x r */
     REAL *X;             /* r x m, the answer */
     REAL *work;          /* work_size() numbers */
-    REAL *start, *f, *norm, *steps, *descent; /* one number a neuron */
+    REAL *start, *f, *norm, *steps, *descent, *doubtful; /* one number a neuron */
 } Problem;
 
 typedef struct {
@@ -122,6 +122,15 @@ static inline __attribute__((always_inline)) void neuron(const Problem *p, Block
     if (!direct) EACH(i, N) E[i] += lam * X[i];
 }
 
+/* Whether rounding may have spoiled a neuron's answer: see _doubtful() in nonlinear.py. */
+static int doubtful(const Problem *p, const REAL *X, long size, long j)
+{
+    REAL xx = 0;
+    EACH(i, size) xx += X[i] * X[i];
+    const REAL error = p->error * xx / p->start[j], decrease = (p->start[j] - p->f[j]) / p->start[j];
+    return error > p->tolerated || decrease * decrease < 16 * error;
+}
+
 /* to (columns x to_row) = the transpose of some columns of from (rows x from_row); the rest of a row stays. */
 static void turn(const REAL *restrict from, long from_row, long rows, long columns, REAL *restrict to, long to_row)
 {
@@ -170,6 +179,7 @@ static void advance(const Problem *p, REAL *memory, const REAL *matrix, const RE
         b.G = b.G_old;
         b.G_old = G;
     }
+    for (long q = 0; q < count; q++) p->doubtful[first + q] = doubtful(p, b.X + q * b.r, b.r, first + q);
     turn(b.X, b.r, count, p->r, p->X + first, p->m);
 }
 
