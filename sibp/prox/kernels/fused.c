@@ -188,8 +188,8 @@ void KERNEL(rounds)(const Problem *p)
     const long row = filled_up(p->direct ? p->r : p->N), image_row = filled_up(p->N);
     REAL *matrix = p->work, *turned = matrix + p->N * row;
     for (long i = 0; i < p->N; i++) {
-        memset(matrix + i * row + row - LANES, 0, LANES * sizeof(REAL));
         memcpy(matrix + i * row, p->matrix + i * p->r, p->r * sizeof(REAL));
+        memset(matrix + i * row + p->r, 0, (row - p->r) * sizeof(REAL));
     }
     if (p->direct) {
         memset(turned, 0, p->r * image_row * sizeof(REAL));
