@@ -13,7 +13,7 @@ from sibp import SIBP, ProxBP
 from sibp.bench.counting import Layer, Work, layers_of, operations, step_work
 from sibp.bench.nets import CONVNET, Case
 from sibp.bench.rates import Roof
-from sibp.prox.compiled import disabled
+from sibp.prox.kernels import disabled
 
 SPAN = Case("40-30-20-3", 7)
 WIDE = Case("200-150-100-30", 5)  # low rank is cheaper in the backward pass
