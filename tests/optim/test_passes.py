@@ -223,6 +223,39 @@ def test_threads_have_passes_of_their_own():
     guard.step()
 
 
+def test_calls_of_one_model_at_the_same_time_have_passes_of_their_own():
+    """Both threads are inside the model's forward at once, with batches of different sizes."""
+
+    class Meeting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers, self.barrier = net(), threading.Barrier(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.layers[0](x)
+            self.barrier.wait(10)
+            return self.layers[2](torch.tanh(h))
+
+    model = Meeting()
+    optimizer = SIBP(model, lr=0.5)
+    losses: dict[int, Tensor] = {}
+
+    def call(rows: int) -> None:
+        x, y = batch(rows)
+        losses[rows] = F.cross_entropy(model(x), y)
+
+    threads = [threading.Thread(target=call, args=(rows,)) for rows in (3, 8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for rows, loss in losses.items():
+        optimizer.zero_grad()
+        loss.backward()
+        assert_same(displacements(model), expected(rows))
+    assert len(losses) == 2
+
+
 def test_a_forward_that_nobody_differentiates_leaves_nothing_behind():
     def alive() -> int:
         gc.collect()
