@@ -32,7 +32,7 @@ class Kernels:
         """Takes the functions of a loaded file whose names end in _suffix."""
         self._file, self._suffix = file, suffix
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:
+    def __getattr__(self, name: str) -> Any:
         """The function, looked up once; it returns nothing unless its `restype` is set."""
         function = getattr(self._file, f"{name}_{self._suffix}")
         function.restype = None

@@ -231,7 +231,7 @@ class Direct(Coordinates):
         """||Phi||^2, (..., 1)."""
         return self.features.squared_norm().unsqueeze(-1)
 
-    @property
+    @cached_property
     def squared_norm_of_forward(self) -> Tensor:
         """||Phi||_F^2, (..., 1)."""
         return self.amplification
