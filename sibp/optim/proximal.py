@@ -14,7 +14,7 @@ from sibp.optim.base import TappedOptimizer
 from sibp.optim.checks import check_group, one_of
 from sibp.optim.search import Outcome, backtrack
 from sibp.optim.solvers import Solver, check_paper, parse_solver
-from sibp.optim.trials import Evaluate, Trials, by_closure
+from sibp.optim.trials import Evaluate, Trials, as_number, by_closure
 from sibp.prox.numbers import Number, number
 from sibp.prox.operators import FeatureOperator
 from sibp.prox.status import Measure
@@ -140,7 +140,7 @@ class ProximalOptimizer(TappedOptimizer):
             evaluate = by_closure(closure, [*proximal, *explicit])
         trials = Trials(self.model, proximal, explicit, evaluate, self._of_all_ranks)
         with self.paused(), trials.guarded():
-            before = trials.loss() if loss is None else self._of_all_ranks(float(loss))
+            before = trials.loss() if loss is None else self._of_all_ranks(as_number(loss))
             super().step()
             trials.stepped()
             outcome = self.search(trials, before)

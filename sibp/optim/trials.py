@@ -11,6 +11,20 @@ Evaluate = Callable[[], Tensor | float]
 """The loss again, at the weights that the model has when it is called."""
 
 
+def as_number(loss: Tensor | float) -> float:
+    """A loss as a float.
+
+    Raises:
+        TypeError: if it is not one number.
+    """
+    if isinstance(loss, Tensor) and loss.numel() == 1:
+        return loss.detach().item()
+    if isinstance(loss, int | float):
+        return float(loss)
+    what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+    raise TypeError(f"A line search needs a loss that is one number, and got {what}: let evaluate return the loss.")
+
+
 class Trials:
     """The losses along a step, p_old + alpha (p_new - p_old).
 
@@ -68,7 +82,7 @@ class Trials:
     def loss(self) -> float:
         """The loss at the present weights, of all ranks together."""
         with _as_it_was(self._model), torch.no_grad():
-            return self._average(float(self._evaluate()))
+            return self._average(as_number(self._evaluate()))
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
@@ -113,7 +127,7 @@ def by_closure(closure: Callable[[], Any], params: list[Tensor]) -> Evaluate:
             p.grad = None
         try:
             with torch.enable_grad():
-                return float(closure())
+                return as_number(closure())
         finally:
             for p, grad in zip(params, held, strict=True):
                 p.grad = grad
