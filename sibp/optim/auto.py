@@ -174,8 +174,10 @@ class AutoSIBP(SIBP):
                 continue
             part = part.detach().reshape(p.shape)
             earlier = self._gradients.get(p)
-            fresh = earlier is None or p.grad is None or not bool(p.grad.any())
-            self._gradients[p] = part.clone() if fresh else earlier + part
+            if earlier is None or p.grad is None or not bool(p.grad.any()):
+                self._gradients[p] = part.clone()
+            else:
+                self._gradients[p] = earlier + part
 
     def _is_due(self) -> bool:
         return self._wait() <= 0
