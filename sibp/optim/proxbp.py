@@ -41,6 +41,7 @@ class ProxBP(ProximalOptimizer):
         weight_decay: w, decoupled: p is multiplied by 1 - lr w at each step.
         backward_weights: which weights carry the error signal down; "old" in the paper.
         prox_weight_scaling: as for `SIBP`.
+        line_search: whether `step(evaluate=...)` looks at the loss and shortens what would raise it.
         **options: `params`, `fallback`, `explicit`, `direction_only`, `data_parallel`: see `sibp.optim.base.Options`.
 
     Raises:
@@ -61,6 +62,7 @@ class ProxBP(ProximalOptimizer):
         weight_decay: float = 0.0,
         backward_weights: str = "old",
         prox_weight_scaling: str = "absolute",
+        line_search: bool = False,
         **options: Unpack[Options],
     ) -> None:
         defaults = {
@@ -71,7 +73,7 @@ class ProxBP(ProximalOptimizer):
             "backward_weights": backward_weights,
             "prox_weight_scaling": prox_weight_scaling,
         }
-        super().__init__(model, defaults=defaults, loss_average=loss_average, **options)
+        super().__init__(model, defaults=defaults, loss_average=loss_average, line_search=line_search, **options)
 
     def wants_activation(self, tap: object) -> bool:
         """Never: the subproblem is on the linear pre-activation."""

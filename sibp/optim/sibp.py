@@ -51,6 +51,7 @@ class SIBP(ProximalOptimizer):
             propagation.
         prox_weight_scaling: "absolute", lam is `prox_weight`; "relative", it is `prox_weight` times the mean squared
             norm of the layer's feature rows [a, 1], so that one value serves layers of every width and scale.
+        line_search: whether `step(evaluate=...)` looks at the loss and shortens what would raise it.
         **options: `params`, `fallback`, `explicit`, `direction_only`, `data_parallel`: see `sibp.optim.base.Options`.
 
     Raises:
@@ -72,6 +73,7 @@ class SIBP(ProximalOptimizer):
         weight_decay: float = 0.0,
         backward_weights: str = "new",
         prox_weight_scaling: str = "absolute",
+        line_search: bool = False,
         **options: Unpack[Options],
     ) -> None:
         defaults = {
@@ -82,7 +84,7 @@ class SIBP(ProximalOptimizer):
             "backward_weights": backward_weights,
             "prox_weight_scaling": prox_weight_scaling,
         }
-        super().__init__(model, defaults=defaults, loss_average=loss_average, **options)
+        super().__init__(model, defaults=defaults, loss_average=loss_average, line_search=line_search, **options)
 
     def update(
         self, problem: LayerProblem, solver: Solver, eta: float, prox_weight: float
