@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ NAMES = ["auto", "sibp", "sibp old", "proxbp"]
 def mlp(*sizes: int, seed: int = 0, dtype: torch.dtype = F64) -> nn.Sequential:
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
-    for n, m in zip(sizes, sizes[1:], strict=False):
+    for n, m in pairwise(sizes):
         layers += [nn.Linear(n, m, dtype=dtype), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -203,7 +204,7 @@ def test_the_loss_before_is_evaluated_where_it_is_not_given():
 
 
 def test_accumulated_batches_are_searched_along_their_common_gradient():
-    """Twice the same batch is the same gradient with twice the slope, so the parabola of the sum ends at its minimum."""
+    """Twice the same batch is the same gradient with twice the slope: the parabola of the sum ends at its minimum."""
     model, (x, _) = mlp(5, 3), batch()
     target = x @ torch.ones(5, 3, dtype=F64)
     optimizer, old = AutoSIBP(model, lr=1e3), weights(model)

@@ -9,7 +9,7 @@ import contextlib
 import ctypes
 import importlib.util
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
