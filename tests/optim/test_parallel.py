@@ -25,7 +25,7 @@ CASES = {
     **{f"{net}, {method}": Case(net, method, PAIR) for net in ("wide", "narrow", "convolutions") for method in PLAIN},
     **{f"unequal, {net}, sibp exact": Case(net, "sibp exact", UNEQUAL) for net in NETS},
     **{f"unequal, {net}, sibp cg:3": Case(net, "sibp cg:3", UNEQUAL) for net in NETS},
-    **{f"unequal, {net}, {method}": Case(net, method, UNEQUAL) for net in ("norms", "wide") for method in SEARCHING},
+    **{f"unequal, {net}, {method}": Case(net, method, UNEQUAL) for net in ("norms",) for method in SEARCHING},
     "unequal, proxbp gradient": Case("norms", "proxbp gradient", UNEQUAL),
     "unequal, sum": Case("norms", "sum", UNEQUAL),
     "unequal, sgd for the rest": Case("norms", "sgd for the rest", UNEQUAL),
