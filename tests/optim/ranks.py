@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sibp import SIBP, ProxBP
+from sibp import SIBP, AutoSIBP, ProxBP
 from sibp.optim.proximal import ProximalOptimizer
 
 SERVER = multiprocessing.get_context("forkserver")
@@ -68,6 +68,8 @@ METHODS: dict[str, Callable[..., ProximalOptimizer]] = {
     "proxbp exact": partial(ProxBP, lr=0.3, prox_weight=0.7),
     "proxbp cg:2": partial(ProxBP, lr=0.3, prox_weight=0.7, solver="cg:2"),
     "proxbp gradient": partial(ProxBP, lr=0.01, prox_weight=0.7, solver="gradient"),
+    "auto": AutoSIBP,
+    "line search": partial(SIBP, lr=30.0, prox_weight=0.7, line_search=True),
     "sum": partial(SIBP, lr=0.1, prox_weight=0.7, solver="cg:3", loss_average=False),
     "sgd for the rest": partial(
         SIBP, lr=0.3, prox_weight=0.7, solver="exact", weight_decay=0.1,
@@ -123,7 +125,10 @@ class Case:
                 F.cross_entropy(model(x), y, reduction=reduction).backward()
             if self.clip is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), self.clip)
-            optimizer.step()
+            if optimizer.line_search:
+                optimizer.step(evaluate=lambda x=x, y=y: F.cross_entropy(model(x), y))
+            else:
+                optimizer.step()
             history.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
         return history
 

@@ -1,9 +1,10 @@
 """AutoSIBP and line searches: what is taken never raises the loss, and what is left out leaves no trace."""
 
 import copy
+import itertools
 import math
 from collections.abc import Callable
-from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ NAMES = ["auto", "sibp", "sibp old", "proxbp"]
 def mlp(*sizes: int, seed: int = 0, dtype: torch.dtype = F64) -> nn.Sequential:
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
-    for n, m in pairwise(sizes):
+    for n, m in itertools.pairwise(sizes):
         layers += [nn.Linear(n, m, dtype=dtype), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -84,7 +85,7 @@ def test_goes_all_the_way_on_a_loss_that_falls_for_ever():
     optimizer = AutoSIBP(model, lr=0.5)
     optimizer.zero_grad()
     model(x).mean().backward()
-    asked = [p - p.grad for p in model.parameters()]
+    asked = [p - p.grad for p in model.parameters() if p.grad is not None]
     optimizer.step(evaluate=lambda: model(x).mean())
     assert optimizer.search_stats()["step"] == 1
     assert_equal(weights(model), [p.detach() for p in asked])
@@ -144,7 +145,7 @@ def test_an_error_in_a_trial_leaves_every_weight_as_it_was():
 
 
 def test_tiny_steps_are_those_of_plain_sibp():
-    options = {"solver": "exact", "backward_weights": "old", "prox_weight_scaling": "relative"}
+    options: dict[str, Any] = {"solver": "exact", "backward_weights": "old", "prox_weight_scaling": "relative"}
     auto, plain, (x, y) = mlp(5, 6, 3), mlp(5, 6, 3), batch()
     first, second = AutoSIBP(auto, lr=1e-4), SIBP(plain, lr=1e-4, **options)
     for _ in range(5):
@@ -204,7 +205,7 @@ def test_the_loss_before_is_evaluated_where_it_is_not_given():
 
 
 def test_accumulated_batches_are_searched_along_their_common_gradient():
-    """Twice the same batch is the same gradient with twice the slope: the parabola of the sum ends at its minimum."""
+    """A sum of squared errors of two batches is a parabola, and its slope is that of both gradients."""
     model, (x, _) = mlp(5, 3), batch()
     target = x @ torch.ones(5, 3, dtype=F64)
     optimizer, old = AutoSIBP(model, lr=1e3), weights(model)
@@ -291,7 +292,7 @@ def test_relative_weights_are_measured_in_mean_squared_rows(method):
 def test_old_weights_carry_the_error_signals_of_autograd(solver: str):
     """Inputs of the lowest layer get the loss's own gradient through old weights, and another one through new."""
     x, y = batch()
-    gradients = []
+    gradients: list[Any] = []
     for weights_ in ("old", "new"):
         model = mlp(5, 8, 8, 3)
         optimizer = SIBP(model, 1.0, solver=solver, backward_weights=weights_)
@@ -302,4 +303,5 @@ def test_old_weights_carry_the_error_signals_of_autograd(solver: str):
             plain = x.clone().requires_grad_()
             F.cross_entropy(model(plain), y).backward()
     torch.testing.assert_close(gradients[0], plain.grad, rtol=1e-12, atol=1e-15)
+    assert plain.grad is not None
     assert not torch.allclose(gradients[1], plain.grad, rtol=1e-3, atol=0)

@@ -1,7 +1,7 @@
 """Searches on curves whose minimum is known."""
 
+import itertools
 import math
-from itertools import pairwise
 
 import pytest
 
@@ -53,8 +53,8 @@ def test_trials_get_shorter_by_half_or_more_until_the_loss_does_not_rise():
     found = backtrack(phi, 1.0, 1.0, slope=-1.0)
     assert found.status is SearchStatus.SHORTENED
     assert found.alpha == tried[-1] <= 0.01
-    assert all(b <= a / 2 for a, b in pairwise(tried))
-    assert all(b >= a / 20 for a, b in pairwise(tried))
+    assert all(b <= a / 2 for a, b in itertools.pairwise(tried))
+    assert all(b >= a / 20 for a, b in itertools.pairwise(tried))
 
 
 def test_a_minimum_that_the_parabola_promises_but_the_loss_does_not_keep_is_not_taken():
