@@ -47,7 +47,7 @@ clean:
 	rm -rf .venv .venv-oldest build site *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find sibp scripts tests -name __pycache__ -prune -exec rm -rf {} +
 
-.venv/.stamp: pyproject.toml setup.py constraints.txt
+.venv/.stamp: pyproject.toml setup.py constraints.txt $(wildcard sibp/prox/kernels/*.[ch])
 	@test -n "$(PYTHON)" || { echo "sibp needs Python 3.11, 3.12 or 3.13: install one, or say make PYTHON=/path/to/it."; exit 1; }
 	@$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))" || \
 	    { echo "$(PYTHON) is no Python 3.11, 3.12 or 3.13: say make PYTHON=/path/to/one."; exit 1; }

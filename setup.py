@@ -1,8 +1,87 @@
-"""What pyproject.toml cannot say: the folder configs/ is installed as the package sibp.configs."""
+"""What pyproject.toml cannot say: configs/ is installed as sibp.configs, and the kernels in C are compiled.
 
-from setuptools import find_packages, setup
+Each source file is compiled once for every dtype and vector width into one shared library, which
+`sibp.prox.kernels` loads and chooses from at run time: a wheel built on one machine suits every other of its
+architecture, and every version of Python, whose headers are not needed either. Where there is no C compiler that takes
+the flags (gcc or clang), sibp is installed without kernels.
+
+    python setup.py build_ext --inplace     compiles them anew in a working copy
+"""
+
+import os
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CCompilerError, CompileError, LinkError
+
+FOLDER = "sibp/prox/kernels"
+# Sums may be taken in any order; what is not finite has to stay so.
+FLAGS = ["-O3", "-fno-math-errno", "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math"]
+WIDTHS = {"baseline": []}
+if platform.machine() in ("x86_64", "AMD64"):
+    FLAGS.append("-mprefer-vector-width=256")  # rows are short: wider vectors leave more of them over
+    WIDTHS["avx2"] = ["-mavx2", "-mfma"]
+    WIDTHS["avx512"] = [*WIDTHS["avx2"], "-mavx512f", "-mavx512dq", "-mavx512vl"]
+if sys.platform == "darwin":
+    os.environ.setdefault("ARCHFLAGS", f"-arch {platform.machine()}")  # WIDTHS are those of one architecture
+
+
+class BuildKernels(build_ext):
+    """Compiles every source once for each dtype and vector width."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Compiles and links."""
+        if self.compiler.compiler_type != "unix":
+            raise CCompilerError("the kernels need gcc or clang")
+        openmp = self._openmp()
+        *sources, processor = ext.sources
+        objects = self._compiled([processor], "processor", ["-O2"])
+        for width, flags in WIDTHS.items():
+            for real in ("float", "double"):
+                suffix = f"{real}_{width}"
+                names = [f"-DREAL={real}", f"-DSUFFIX={suffix}"]
+                objects += self._compiled(sources, suffix, [*FLAGS, *openmp, *flags, *names])
+        ext.sources, ext.extra_objects, ext.extra_link_args = [], objects, openmp
+        super().build_extension(ext)
+        ext.sources = [*sources, processor]
+
+    def get_source_files(self) -> list[str]:
+        """What a source distribution has to contain."""
+        return [file for ext in self.extensions for file in (*ext.sources, *ext.depends)]
+
+    def _compiled(self, sources: list[str], name: str, flags: list[str]) -> list[str]:
+        folder = str(Path(self.build_temp, name))
+        return self.compiler.compile(sources, output_dir=folder, extra_postargs=flags)
+
+    def _openmp(self) -> list[str]:
+        """The flag for OpenMP, if the compiler has it (Apple's has not): without it, a kernel runs in one thread."""
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "threads.c")
+            source.write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n")
+            try:
+                objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=["-fopenmp"])
+                self.compiler.link_executable(objects, str(Path(folder, "threads")), extra_postargs=["-fopenmp"])
+            except (CompileError, LinkError):
+                return []
+        return ["-fopenmp"]
+
 
 setup(
     packages=[*find_packages(include=["sibp", "sibp.*"]), "sibp.configs"],
     package_dir={"sibp.configs": "configs"},
+    ext_modules=[
+        Extension(
+            "sibp.prox.kernels._native",
+            sources=[f"{FOLDER}/{name}.c" for name in ("fused", "images", "processor")],
+            depends=[f"{FOLDER}/common.h", "setup.py"],
+            optional=True,
+            py_limited_api=True,
+        )
+    ],
+    cmdclass={"build_ext": BuildKernels},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

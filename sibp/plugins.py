@@ -1,6 +1,7 @@
-"""What a module of your own imports to be found by ``plugins=[my_module]``: an optimizer, a model, a data set.
+"""What a module of your own imports to be found by ``plugins=[my_module]``.
 
-Its functions put a builder into the same tables that hold the project's own; configs then name it like those.
+Its functions put an optimizer, a model, a data set or an activation into the same tables that hold the project's own;
+configs then name it like those.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from sibp.experiment.data import DATASETS, Data, Split, digest
-from sibp.experiment.models import MODELS, ModelSpec
+from sibp.experiment.models import ACTIVATIONS, MODELS, ModelSpec
 from sibp.experiment.objectives import CLASSIFICATION, RECONSTRUCTION, Objective
 from sibp.experiment.optimizers import OPTIMIZERS
 from sibp.experiment.settings import register
@@ -22,6 +23,7 @@ __all__ = [
     "Objective",
     "Split",
     "digest",
+    "name_activation",
     "register_dataset",
     "register_model",
     "register_optimizer",
@@ -69,3 +71,18 @@ def register_dataset(name: str, build: Callable[[Path, bool], Data]) -> None:
         ValueError: the name is taken.
     """
     register("dataset", DATASETS, name, build)
+
+
+def name_activation(name: str, kind: type[nn.Module]) -> None:
+    """Make an activation known as ``model.activation``.
+
+    Whether a layer's subproblem can contain it is another matter: `sibp.register_activation` sees to that.
+
+    Args:
+        name: as configs will say it.
+        kind: a class of modules, made without arguments.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    register("activation", ACTIVATIONS, name, kind)

@@ -72,9 +72,9 @@ def _rate_of_rounds(dtype: torch.dtype, clock: Clock) -> float:
     coordinates = Span(DenseFeatures(A))
     if not fused.usable(coordinates, Z, RELU):
         return 0.0
-    return (
-        2 * N * N * m * rounds / _fastest(lambda: fused.rounds(coordinates, Z, T, 1.0, RELU, rounds, 0.25, 4.0), clock)
-    )
+    constants = {"shrink_factor": 0.25, "rounding_units": 4.0, "tolerance": 1.0}
+    seconds = _fastest(lambda: fused.rounds(coordinates, Z, T, 1.0, RELU, rounds, **constants), clock)
+    return 2 * N * N * m * rounds / seconds
 
 
 def bandwidth(size: float, device: str, dtype: torch.dtype, clock: Clock) -> float:

@@ -11,6 +11,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -249,7 +250,7 @@ class Tap:
                 f"{here} is tapped by {method}, whose backward pass torch.func cannot transform; "
                 "call the transform inside `with optimizer.paused():`."
             )
-        if input.layout is not torch.strided:
+        if input.is_nested or input.layout is not torch.strided:
             kind = "nested" if input.is_nested else str(input.layout).removeprefix("torch.")
             raise RuntimeError(
                 f"{here}: {method} takes dense inputs only, not {kind} ones; convert the input "
@@ -386,13 +387,17 @@ class _TappedLayer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        return _eagerly(_update)(ctx, grad_outputs[0])
+        return _eagerly()(ctx, grad_outputs[0])
 
 
-def _eagerly(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, left alone by torch.compile where a compiled step calls `backward`."""
-    dynamo = sys.modules.get("torch._dynamo")  # importing it takes seconds: where nobody has, nothing is compiled
-    return function if dynamo is None else dynamo.disable(function)
+def _eagerly() -> Callable[..., Any]:
+    """`_update`, left alone by torch.compile where a compiled step calls `backward`."""
+    return _update_outside_dynamo() if "torch._dynamo" in sys.modules else _update  # importing it takes seconds
+
+
+@cache
+def _update_outside_dynamo() -> Callable[..., Any]:
+    return torch.compiler.disable(_update)  # pyright: ignore[reportReturnType]
 
 
 def _update(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:

@@ -41,6 +41,9 @@ def curves(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> Iterator
                 yield f"{OVER_TIME}{quantity}/{part}", milliseconds, value
     if before is not None:
         yield "time/seconds_per_step", step, (row["seconds"] - before["seconds"]) / (step - before["step"])
+    for key, value in row.get("search", {}).items():
+        if isinstance(value, int | float):
+            yield f"search/{key}", step, value
     for layer, stats in row.get("solver", {}).items():
         for key, value in stats.items():
             if isinstance(value, int | float):

@@ -205,8 +205,25 @@ class Trainer:
             loss.backward()
             return loss
 
+        if getattr(self.optimizer, "line_search", False):
+            return self._search(closure, images, labels)
         # A closure, as L-BFGS looks at the loss several times a step; all others once.
         return self.optimizer.step(closure).detach()  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+    def _search(self, closure: Callable[[], torch.Tensor], images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """A step by an optimizer that looks at the loss at trial weights: that of the same batch and dropout masks."""
+        cpu = torch.get_rng_state()
+        cuda = torch.cuda.get_rng_state(self.device) if self._on_cuda() else None
+        loss = closure().detach()
+
+        def again() -> torch.Tensor:
+            torch.set_rng_state(cpu)
+            if cuda is not None:
+                torch.cuda.set_rng_state(cuda, self.device)
+            return self.objective.loss(self.model(images), images, labels, "mean")
+
+        self.optimizer.step(evaluate=again, loss=loss)  # pyright: ignore[reportCallIssue]
+        return loss
 
     def _is_logged(self, step: int) -> bool:
         """Whether there is a row for a step: more often at the beginning, where the settings say so."""
@@ -235,6 +252,9 @@ class Trainer:
             solver_stats = getattr(self.optimizer, "solver_stats", None)
             if solver_stats is not None and self.step > 0:
                 row["solver"] = solver_stats()
+            search_stats = getattr(self.optimizer, "search_stats", dict)()
+            if search_stats:
+                row["search"] = search_stats
             self.folder.append_row(row)
             if board is not None:
                 board.add(finite(row))

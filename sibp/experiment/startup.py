@@ -9,7 +9,6 @@ import functools
 import sys
 from typing import Any
 
-import torch
 from torch import optim
 
 HIDDEN = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
@@ -18,16 +17,17 @@ HIDDEN = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
 def import_no_compiler() -> None:
     """Have torch's optimizers do without the compiler until it has been imported; done twice, it is done once."""
     for name in HIDDEN:
-        function = getattr(getattr(optim.Optimizer, name), "__wrapped__", None)
+        hidden = getattr(optim.Optimizer, name)
+        function = getattr(hidden, "__wrapped__", None)
         if function is not None and getattr(function, CACHE, None) is None:
-            setattr(function, CACHE, functools.partial(_call, function))
+            setattr(function, CACHE, functools.partial(_call, hidden, function))
 
 
 CACHE = "__dynamo_disable"  # where the decorator looks for what it made of the method
 
 
-def _call(function: Any, *args: Any, **kwargs: Any) -> Any:
+def _call(hidden: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
     if "torch._dynamo" in sys.modules:
-        setattr(function, CACHE, torch._dynamo.disable(function, wrapping=False))
-        return getattr(function, CACHE)(*args, **kwargs)
+        setattr(function, CACHE, None)  # so that the decorator makes its own now, as this version of torch does
+        return hidden(*args, **kwargs)
     return function(*args, **kwargs)

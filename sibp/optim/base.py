@@ -1,6 +1,7 @@
 """What all tapped optimizers share: taps on a model's layers, and the torch.optim contract."""
 
 import contextlib
+import copy
 import warnings
 import weakref
 from abc import abstractmethod
@@ -22,7 +23,18 @@ Explicit = Iterable[str | type[nn.Module]]
 
 
 class Options(TypedDict, total=False):
-    """Arguments that the proximal methods share; `SIBP` says what they mean."""
+    """Keyword arguments that all proximal methods share.
+
+    Attributes:
+        params: parameters of the model or param group dicts, for settings of their own; default all.
+        fallback: makes the optimizer of the parameters that have no proximal subproblem, from a list of them; default
+            Adam with learning rate 1e-3.
+        explicit: modules that are left to the fallback with all inside them: names as in `model.named_modules()`,
+            patterns of names ("blocks.*.norm"), or classes.
+        direction_only: only fill `.grad`, as the gradient of another optimizer; `step` is then that one's.
+        data_parallel: every process holds a part of the batch, and all take the step of the whole batch together: True
+            for all processes of `torch.distributed`, or a process group of it. See docs/distributed.md.
+    """
 
     params: Iterable[nn.Parameter] | Iterable[dict[str, Any]] | None
     fallback: MakeFallback | None
@@ -227,9 +239,7 @@ class TappedOptimizer(torch.optim.Optimizer):
             for tap in taps:
                 self._own(tap, len(self.param_groups) - 1)
         if rest:
-            self._add_explicit(rest, {} if tapped else options)
-            if names:
-                self.param_groups[-1]["param_names"] = [names[p] for p in rest]
+            self._add_explicit(rest, names, {} if tapped else options)
         self.passes.watch(containers(self.model, self._taps.values()))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -242,14 +252,16 @@ class TappedOptimizer(torch.optim.Optimizer):
             ValueError: if it is of another optimizer, or of another model.
         """
         check_loaded(state_dict, self.param_groups, type(self).__name__)
-        super().load_state_dict(state_dict)
+        super().load_state_dict(copy.deepcopy(state_dict))  # torch's shares tensors with what it was given
 
-    def _add_explicit(self, params: list[nn.Parameter], options: dict[str, Any]) -> None:
+    def _add_explicit(
+        self, params: list[nn.Parameter], names: dict[nn.Parameter, str], options: dict[str, Any]
+    ) -> None:
         """Gives parameters to the fallback optimizer, sharing group and state with it."""
         self._average(params)
         if self.direction_only:
             return
-        group = self.fallback.add(params, options)
+        group = self.fallback.add(params, names, options)
         group["update"] = "explicit"
         self.state.update(self.fallback.optimizer.state)  # pyright: ignore[reportOptionalMemberAccess]
         self.param_groups.append(group)

@@ -24,11 +24,14 @@ class Fallback:
         self.make = make or DEFAULT
         self.optimizer: torch.optim.Optimizer | None = None
 
-    def add(self, params: list[nn.Parameter], options: dict[str, Any]) -> dict[str, Any]:
+    def add(
+        self, params: list[nn.Parameter], names: dict[nn.Parameter, str], options: dict[str, Any]
+    ) -> dict[str, Any]:
         """Adds parameters, as one group.
 
         Args:
             params: that no group has yet.
+            names: of the parameters; empty if they have none.
             options: settings of their own, by the fallback's names.
 
         Returns:
@@ -38,7 +41,10 @@ class Fallback:
             self.optimizer = self.make(params)
             self.optimizer.param_groups[-1].update(options)
         else:
-            self.optimizer.add_param_group({"params": params, **options})
+            given = [(names[p], p) for p in params] if names else params
+            self.optimizer.add_param_group({"params": given, **options})
+        if names:
+            self.optimizer.param_groups[-1]["param_names"] = [names[p] for p in params]
         return self.optimizer.param_groups[-1]
 
     def share(self, groups: list[dict[str, Any]], state: Any) -> None:

@@ -48,7 +48,7 @@ class GuardedOptimizer(TappedOptimizer):
             dtype = torch.promote_types(p.dtype, torch.float32)  # of the solve: see `sibp.capture.tap`
             for key, value in state_dict["state"][index].items():
                 if isinstance(value, Tensor) and value.is_floating_point():
-                    self.state[p][key] = value.to(p.device, dtype)
+                    self.state[p][key] = value.to(p.device, dtype, copy=True)
 
     def _reset(self) -> None:
         super()._reset()

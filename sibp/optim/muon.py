@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sibp.optim.checks import check_settings, in_range
+from sibp.optim.checks import check_settings
 from sibp.optim.together import Together
 
 POLYNOMIAL = 3.4445, -4.7750, 2.0315  # of x, x^3 and x^5: steepest at 0, and near 1 for all other x up to 1
@@ -50,11 +50,8 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        in_range(defaults, "lr", 0)
-        in_range(defaults, "momentum", 0, 1)
-        in_range(defaults, "weight_decay", 0)
-        super().__init__(params, defaults)
+        check_settings(lr=lr, momentum=momentum, weight_decay=weight_decay)
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -100,7 +97,6 @@ def build(model: nn.Module, *, lr: float, momentum: float, weight_decay: float) 
     Raises:
         ValueError: the model has no linear layer but its last, or a setting is out of range.
     """
-    check_settings(lr=lr, momentum=momentum, weight_decay=weight_decay)
     matrices = [m.weight for m in model.modules() if isinstance(m, nn.Linear)][:-1]
     if not matrices:
         raise ValueError("the model has no linear layer but its last, and Muon is for those inside")

@@ -9,6 +9,7 @@ two ways to share it, each layer takes the one that moves fewer bytes (`docs/dis
             over ranks, and all solve for all neurons: little for convolutions and large batches
 """
 
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -307,6 +308,21 @@ class DataParallel:
         else:
             D_z = self._my_neurons(D_z, rows)
         return replace(summed, features=gathered, Z=Z, D=D, D_z=D_z)
+
+    def whole_loss(self, loss: float, terms: float, *, mean: bool, device: torch.device) -> float:
+        """The loss of all ranks' batches together, from that of this rank's; the same number on all.
+
+        Args:
+            loss: of this rank.
+            terms: that it averages over.
+            mean: whether it is an average, and not a sum.
+            device: that the ranks exchange tensors on.
+        """
+        if not mean:
+            return float(self.exchange.sum(torch.tensor([loss], dtype=torch.float64, device=device)))
+        weighted = [loss * terms if terms else 0.0, terms]
+        total, everything = self.exchange.sum(torch.tensor(weighted, dtype=torch.float64, device=device)).tolist()
+        return total / everything if everything else math.nan
 
     def whole_gradient(self, gradient: Tensor, terms: float, *, mean: bool) -> Tensor:
         """The gradient of the loss of all ranks' batches together, from that of this rank's.

@@ -38,15 +38,11 @@ class ProxBP(ProximalOptimizer):
         solver: "exact", in closed form; "cg:K", K rounds of conjugate gradients; "gradient", one gradient step of
             length 1/lam on the subproblem, which is SGD with step size lr/prox_weight on the summed loss.
         loss_average: whether the loss is a mean over the batch, or a sum (False); or the number of averaged terms.
-        params: parameters of the model or param group dicts; default all.
         weight_decay: w, decoupled: p is multiplied by 1 - lr w at each step.
         backward_weights: which weights carry the error signal down; "old" in the paper.
         prox_weight_scaling: as for `SIBP`.
-        fallback: makes the optimizer of the parameters without a proximal subproblem; default Adam with 1e-3.
-        explicit: names of modules that are left to the fallback with all inside them.
-        direction_only: only fill `.grad`, as the gradient of another optimizer.
-        data_parallel: every process holds a part of the batch, and all take the step of the whole batch together: True
-            for all processes of `torch.distributed`, or a process group of it. See docs/distributed.md.
+        line_search: whether `step(evaluate=...)` looks at the loss and shortens what would raise it.
+        **options: `params`, `fallback`, `explicit`, `direction_only`, `data_parallel`: see `sibp.optim.base.Options`.
 
     Raises:
         ValueError: for hyper-parameters out of range, unknown solvers, parameters that are not the model's.
@@ -66,6 +62,7 @@ class ProxBP(ProximalOptimizer):
         weight_decay: float = 0.0,
         backward_weights: str = "old",
         prox_weight_scaling: str = "absolute",
+        line_search: bool = False,
         **options: Unpack[Options],
     ) -> None:
         defaults = {
@@ -76,7 +73,7 @@ class ProxBP(ProximalOptimizer):
             "backward_weights": backward_weights,
             "prox_weight_scaling": prox_weight_scaling,
         }
-        super().__init__(model, defaults=defaults, loss_average=loss_average, **options)
+        super().__init__(model, defaults=defaults, loss_average=loss_average, line_search=line_search, **options)
 
     def wants_activation(self, tap: object) -> bool:
         """Never: the subproblem is on the linear pre-activation."""

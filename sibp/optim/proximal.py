@@ -6,12 +6,15 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from sibp.capture.tap import LayerProblem, LayerUpdate, Tap
 from sibp.optim.base import TappedOptimizer
 from sibp.optim.checks import check_group, one_of
+from sibp.optim.search import Outcome, backtrack
 from sibp.optim.solvers import Solver, check_paper, parse_solver
+from sibp.optim.trials import Evaluate, Trials, as_number, by_closure
 from sibp.prox.numbers import Number, number
 from sibp.prox.operators import FeatureOperator
 from sibp.prox.status import Measure
@@ -20,12 +23,31 @@ from sibp.prox.status import Measure
 _ABSURD_CHANGE, _ABSURD_SIZE = 100.0, 1.0
 
 
+_AFTER_REFUSAL = 0.1  # of the first trial: where the next search begins after one that found nothing
+
+
 class ProximalOptimizer(TappedOptimizer):
     """Base of the proximal methods; see `SIBP` for the arguments and for what users meet."""
 
     solvers: ClassVar[tuple[str, ...]] = ()
     activation_inside: ClassVar[bool] = False
     """Whether "cg:K" is about the subproblem with its activation, and the linear one is solved in closed form."""
+    line_search: bool = False
+    """Whether `step` looks at the loss and shortens what would raise it."""
+
+    def __init__(self, *args: Any, line_search: bool = False, **options: Any) -> None:
+        """See `SIBP`.
+
+        Raises:
+            ValueError: for a line search of an optimizer that is never stepped.
+        """
+        if line_search and options.get("direction_only"):
+            raise ValueError(
+                f"{type(self).__name__}: direction_only=True leaves the step to another optimizer, so there is nothing "
+                "to search along; leave out one of line_search and direction_only."
+            )
+        super().__init__(*args, **options)
+        self.line_search = line_search
 
     @abstractmethod
     def update(
@@ -59,11 +81,135 @@ class ProximalOptimizer(TappedOptimizer):
         self._warn_of_absurd_steps(tap, update)
         return update
 
+    # -- the line search --------------------------------------------------------------------------------------------
+
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        evaluate: Evaluate | None = None,
+        loss: Tensor | float | None = None,
+    ) -> Any:
+        """Applies what the backward pass found; with a line search, as far as the loss does not rise.
+
+        A search covers the whole step, with weight decay and with what the fallback does to its parameters. If no
+        length is found, all weights stay exactly what they were. Trials leave buffers and random numbers alone.
+
+        Args:
+            closure: clears the gradients, computes the loss, calls `backward` and returns the loss. With a line search,
+                trials call it too, at the price of a backward pass each.
+            evaluate: the loss again, at the weights that the model has when it is called; it is called with gradients
+                disabled. For accumulated gradients, the loss of all their batches.
+            loss: what `evaluate` gives at the present weights, if known; it saves one call. Leave it out if the model
+                draws random numbers (dropout), which trials share among them but not with the pass before.
+
+        Returns:
+            The closure's loss, or None.
+
+        Raises:
+            RuntimeError: if a line search has nothing to evaluate; and see `TappedOptimizer.step`.
+            ValueError: if there is something to evaluate and no line search.
+        """
+        if not self.line_search:
+            if evaluate is not None:
+                raise ValueError(
+                    f"{type(self).__name__}.step(evaluate=...) is for a line search: make the optimizer with "
+                    "line_search=True, or leave evaluate out."
+                )
+            return super().step(closure)
+        if closure is None and evaluate is None and not self.direction_only:
+            raise RuntimeError(
+                f"{type(self).__name__}: a line search has to see the loss at trial weights; call "
+                "optimizer.step(evaluate=lambda: loss_function(model(x), y)) with the batch of the backward pass."
+            )
+        found = None
+        if closure is not None:
+            with torch.enable_grad():
+                found = closure()
+        self._step_along(evaluate, closure, found if loss is None else loss)
+        return found
+
+    def _step_along(
+        self, evaluate: Evaluate | None, closure: Callable[[], Any] | None, loss: Tensor | float | None
+    ) -> None:
+        """One step, as long as the search says."""
+        proximal, explicit = self._moving("proximal"), self._moving("explicit")
+        if evaluate is None:
+            if closure is None:
+                raise AssertionError("step() has refused this")
+            evaluate = by_closure(closure, [*proximal, *explicit])
+        trials = Trials(self.model, proximal, explicit, evaluate, self._of_all_ranks)
+        with self.paused(), trials.guarded():
+            before = trials.loss() if loss is None else self._of_all_ranks(as_number(loss))
+            super().step()
+            trials.stepped()
+            outcome = self.search(trials, before)
+            trials.move(outcome.alpha)
+        self._outcome = (outcome, before)
+
+    def search(self, trials: Trials, before: float) -> Outcome:
+        """How far to go: the whole way, or what is left of it after halving it while the loss rises.
+
+        The first trial is at most twice as long as the last step.
+
+        Args:
+            trials: the losses along the step.
+            before: the loss where it starts.
+        """
+        memory = self._search_memory()
+        trials.expected = first = min(1.0, 2 * memory.get("search_length", 1.0))
+        outcome = backtrack(trials.loss_at, before, first)
+        memory["search_length"] = outcome.alpha or first * _AFTER_REFUSAL
+        return outcome
+
+    def search_stats(self) -> dict[str, float]:
+        """What the line search of the last step did; empty before the first.
+
+        Returns:
+            `step` (taken, as a share of what the subproblems ask for), `trials` (evaluations, without one for the loss
+            before the step), `decrease` (of the loss), `predicted_decrease` (by the parabola; NaN where there was none)
+            and `status` (a `sibp.optim.search.SearchStatus`).
+        """
+        if self._outcome is None:
+            return {}
+        outcome, before = self._outcome
+        return {
+            "step": outcome.alpha,
+            "trials": float(outcome.trials),
+            "decrease": before - outcome.loss,
+            "predicted_decrease": outcome.predicted,
+            "status": float(outcome.status),
+        }
+
+    def _moving(self, update: str) -> list[Tensor]:
+        """Parameters with a gradient, of groups that are "proximal" or "explicit"."""
+        groups = [group for group in self.param_groups if group["update"] == update]
+        return [p for group in groups for p in group["params"] if p.grad is not None]
+
+    def _search_memory(self) -> dict[str, Any]:
+        """What a search keeps from step to step; part of the state of the first parameter."""
+        first = next((g["params"][0] for g in self.param_groups if g["update"] == "proximal"), None)
+        return {} if first is None else self.state[first]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """With what the constructor was told."""
+        return {**super().__getstate__(), "line_search": self.line_search}
+
+    def _of_all_ranks(self, value: float) -> float:
+        """A loss, or a slope of it, of all ranks' batches together: ranks that see the same decide the same."""
+        if self.parallel is None:
+            return value
+        terms = self._batch if self.loss_average is True else int(self.loss_average)
+        device = self.param_groups[0]["params"][0].device
+        return self.parallel.whole_loss(value, terms or 0, mean=self.loss_average is not False, device=device)
+
+    # -- metrics ----------------------------------------------------------------------------------------------------
+
     def _warn_of_absurd_steps(self, tap: Tap, update: LayerUpdate) -> None:
         """Says once for every layer that its solve failed, or that its step is beyond reason."""
         change = update.squared_change
-        if tap.name in self._warned or change is None or isinstance(change, Tensor):
-            return  # on an accelerator, looking would make it wait
+        if self.line_search or tap.name in self._warned or change is None or isinstance(change, Tensor):
+            return  # a search shortens it; on an accelerator, looking would make it wait
         numbers = sum(p.numel() for p in tap.parameters.values())
         if change <= _ABSURD_SIZE**2 * numbers:
             return
@@ -115,6 +261,7 @@ class ProximalOptimizer(TappedOptimizer):
         super()._reset()
         self._stats: dict[str, tuple[Measure, Callable[[], Number]]] = {}
         self._warned: set[str] = set()  # layers
+        self._outcome: tuple[Outcome, float] | None = None  # of the last search, and the loss before it
 
     def _own(self, tap: Tap, group: int) -> None:
         if self._solver(self.param_groups[group]).kind == "paper":

@@ -46,19 +46,13 @@ class SIBP(ProximalOptimizer):
             ReLU), slow, for comparison.
         loss_average: whether the loss is a mean over the batch (the leading dimension at the first layer), or a sum
             (False); a number if it averages over that many terms.
-        params: parameters of the model or param group dicts, for settings of their own; default all.
         weight_decay: w, decoupled: p is multiplied by 1 - lr w at each step.
         backward_weights: which weights carry the error signal down, "new" as in the paper or "old" as in ordinary back
             propagation.
         prox_weight_scaling: "absolute", lam is `prox_weight`; "relative", it is `prox_weight` times the mean squared
             norm of the layer's feature rows [a, 1], so that one value serves layers of every width and scale.
-        fallback: makes the optimizer of the parameters that have no proximal subproblem, from a list of them;
-            default Adam with step size 1e-3.
-        explicit: modules that are left to the fallback with all inside them: names as in `model.named_modules()`,
-            patterns of names ("blocks.*.norm"), or classes.
-        direction_only: only fill `.grad`, as the gradient of another optimizer; `step` is then that one's.
-        data_parallel: every process holds a part of the batch, and all take the step of the whole batch together: True
-            for all processes of `torch.distributed`, or a process group of it. See docs/distributed.md.
+        line_search: whether `step(evaluate=...)` looks at the loss and shortens what would raise it.
+        **options: `params`, `fallback`, `explicit`, `direction_only`, `data_parallel`: see `sibp.optim.base.Options`.
 
     Raises:
         ValueError: for hyper-parameters out of range, unknown solvers, parameters that are not the model's.
@@ -79,6 +73,7 @@ class SIBP(ProximalOptimizer):
         weight_decay: float = 0.0,
         backward_weights: str = "new",
         prox_weight_scaling: str = "absolute",
+        line_search: bool = False,
         **options: Unpack[Options],
     ) -> None:
         defaults = {
@@ -89,7 +84,7 @@ class SIBP(ProximalOptimizer):
             "backward_weights": backward_weights,
             "prox_weight_scaling": prox_weight_scaling,
         }
-        super().__init__(model, defaults=defaults, loss_average=loss_average, **options)
+        super().__init__(model, defaults=defaults, loss_average=loss_average, line_search=line_search, **options)
 
     def update(
         self, problem: LayerProblem, solver: Solver, eta: float, prox_weight: float

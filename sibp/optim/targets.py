@@ -24,9 +24,11 @@ class TargetOptimizer(GuardedOptimizer):
                     raise ValueError(self._only_linear(name, module))
         super().__init__(model, *args)
 
-    def _add_explicit(self, params: list[nn.Parameter], options: dict[str, Any]) -> None:
+    def _add_explicit(
+        self, params: list[nn.Parameter], names: dict[nn.Parameter, str], options: dict[str, Any]
+    ) -> None:
         """Never: what is not tapped would take a displacement for its gradient."""
-        del options
+        del names, options
         name, module = parameter_owners(self.model)[params[0]][0]
         raise ValueError(self._only_linear(name, module))
 

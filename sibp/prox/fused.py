@@ -1,9 +1,9 @@
 """The rounds of `sibp.prox.solvers.nonlinear` in compiled form: the same arithmetic, several times faster on a CPU.
 
 Between two products with the Gram matrix, a round is a long chain of cheap operations on (N, m) tensors, each of which
-costs a trip through memory. `fused.c` takes a few neurons through all their rounds at once, in the nearer caches. Where
-it cannot be had (`sibp.prox.compiled`), or the case is none of its own, `solve_nonlinear` goes its ordinary way, with
-the same results up to rounding.
+costs a trip through memory. `kernels/fused.c` takes a few neurons through all their rounds at once, in the nearer
+caches. Where it is missing (`sibp.prox.kernels`), or the case is none of its own, `solve_nonlinear` goes its ordinary
+way, with the same results up to rounding.
 """
 
 import ctypes
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from sibp.activations import Activation
-from sibp.prox import compiled
-from sibp.prox.compiled import C_TYPES
+from sibp.prox import kernels
+from sibp.prox.kernels import C_TYPES
 from sibp.prox.solvers.coordinates import Coordinates
 
 _PARALLEL = 1_000_000  # multiply-adds of all products from which several threads are worth waking
@@ -33,6 +33,7 @@ class Rounds(NamedTuple):
         end: 0-dimensional, f(x) summed over neurons.
         gradient: 0-dimensional, squared gradient norms summed over neurons and rounds.
         step_length: 0-dimensional, mean accepted step length over neurons and rounds.
+        doubtful: 0-dimensional, the number of neurons whose answer rounding may have spoiled.
     """
 
     x: Tensor
@@ -41,6 +42,7 @@ class Rounds(NamedTuple):
     end: Tensor
     gradient: Tensor
     step_length: Tensor
+    doubtful: Tensor
 
 
 def usable(coordinates: Coordinates, Z: Tensor, s: Activation) -> bool:
@@ -48,10 +50,11 @@ def usable(coordinates: Coordinates, Z: Tensor, s: Activation) -> bool:
 
     Args:
         coordinates: of the layer's features, whose matrix has to be at hand.
-        Z: pre-activations, on a CPU with a C compiler.
+        Z: pre-activations, on a CPU with kernels.
         s: the layer's activation, of two linear pieces.
     """
-    return s.negative_slope is not None and Z.numel() > 0 and _library(Z) is not None and coordinates.matrix is not None
+    taken = s.negative_slope is not None and Z.numel() > 0
+    return taken and kernels.library(Z) is not None and coordinates.matrix is not None
 
 
 def rounds(
@@ -61,8 +64,10 @@ def rounds(
     lam: float,
     s: Activation,
     number: int,
+    *,
     shrink_factor: float,
     rounding_units: float,
+    tolerance: float,
 ) -> Rounds:
     """Takes `number` rounds from x = 0; see `solve_nonlinear` for the arguments and for what a round does.
 
@@ -75,38 +80,42 @@ def rounds(
         number: of rounds.
         shrink_factor: by which a refused neuron's next step is shortened.
         rounding_units: units in the last place by which a residual may be rounded.
+        tolerance: relative error of a residual from which on a neuron's answer is doubtful.
     """
     (*leading, N, m), r = Z.shape, coordinates.size
     matrix = coordinates.matrix
     assert matrix is not None
     direct = coordinates.direct
     groups = math.prod(leading)
-    library = _library(Z)
+    library = kernels.library(Z)
     assert library is not None
+    library.work_size.restype = ctypes.c_long
     threads = torch.get_num_threads() if number * N * r * m >= _PARALLEL else 1
-    work = _workspace(Z.dtype, library.work_size(N, r, direct, threads))
+    work = _workspace(Z.dtype, library.work_size(*map(ctypes.c_long, (N, r, direct, threads))))
     problem = _problem_type(Z.dtype)(
         N=N, r=r, m=m, direct=direct, rounds=number, threads=threads, a=s.negative_slope, lam=lam,
-        shrink_factor=shrink_factor, work=work.data_ptr(),
+        shrink_factor=shrink_factor, tolerated=tolerance**2, work=work.data_ptr(),
     )  # fmt: skip
     x = Z.new_empty(groups, r, m)
     figures = Z.new_empty(groups, len(_FIGURES), m)
-    unit = rounding_units * torch.finfo(Z.dtype).eps
-    noise = zip(coordinates.rounding.flatten().tolist(), coordinates.amplification.flatten().tolist(), strict=True)
+    eps = torch.finfo(Z.dtype).eps
+    noise = (coordinates.rounding, coordinates.amplification, coordinates.squared_norm_of_forward)
     Z, T, matrix = (t.reshape(groups, *t.shape[-2:]).contiguous() for t in (Z, T, matrix))
-    for g, (rounding, amplification) in enumerate(noise):
-        problem.rounding, problem.residual_rounding = rounding, amplification * unit**2
+    for g, (rounding, amplification, squared) in enumerate(zip(*(t.flatten().tolist() for t in noise), strict=True)):
+        problem.rounding, problem.error = rounding, squared * eps**2
+        problem.residual_rounding = amplification * (rounding_units * eps) ** 2
         for name, tensor in {"Z": Z, "T": T, "matrix": matrix, "X": x}.items():
             setattr(problem, name, tensor[g].data_ptr())
         row = figures[g].data_ptr()
         for place, name in enumerate(_FIGURES):
             setattr(problem, name, row + place * m * Z.element_size())
         library.rounds(ctypes.byref(problem))
-    start, f, norm, steps, descent = figures.sum((0, 2)).unbind()
-    return Rounds(x.view(*leading, r, m), norm, start, f, descent, steps / (number * groups * m))
+    start, f, norm, steps, descent, doubtful = figures.sum((0, 2)).unbind()
+    return Rounds(x.view(*leading, r, m), norm, start, f, descent, steps / (number * groups * m), doubtful)
 
 
-_FIGURES = ("start", "f", "norm", "steps", "descent")
+_REALS = ("a", "lam", "rounding", "residual_rounding", "shrink_factor", "error", "tolerated")
+_FIGURES = ("start", "f", "norm", "steps", "descent", "doubtful")
 _buffers = threading.local()
 
 
@@ -127,17 +136,8 @@ def _problem_type(dtype: torch.dtype) -> type[ctypes.Structure]:
     class Problem(ctypes.Structure):
         _fields_ = (
             *((name, ctypes.c_long) for name in ("N", "r", "m", "direct", "rounds", "threads")),
-            *((name, real) for name in ("a", "lam", "rounding", "residual_rounding", "shrink_factor")),
+            *((name, real) for name in _REALS),
             *((name, ctypes.c_void_p) for name in ("Z", "T", "matrix", "X", "work", *_FIGURES)),
         )
 
     return Problem
-
-
-def _library(Z: Tensor) -> ctypes.CDLL | None:
-    """The compiled `fused.c` for a tensor's dtype, or None where it cannot be had."""
-    library = compiled.library("fused.c", Z)
-    if library is not None and library.work_size.argtypes is None:
-        library.work_size.argtypes, library.work_size.restype = [ctypes.c_long] * 4, ctypes.c_long
-        library.rounds.restype = None
-    return library

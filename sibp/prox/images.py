@@ -2,7 +2,7 @@
 
 Images are the large arrays of a round (a number for each sample, or each sample's position, and neuron), so every pass
 over them counts. `Images` has the passes as torch operations, for any activation and device; `CompiledImages` has each
-as one pass of C code (`images.c`) over the layout that convolutions give and take.
+as one pass of C code (`kernels/images.c`) over the layout that convolutions give and take.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sibp.activations import Activation
-from sibp.prox import compiled
+from sibp.prox import kernels
 from sibp.prox.operators import FeatureOperator
 
 _PARALLEL = 100_000  # numbers in an image from which several threads are worth waking
@@ -73,7 +73,7 @@ class CompiledImages(Images):
     def usable(features: FeatureOperator, Z: Tensor, s: Activation) -> bool:
         """Whether there is compiled code: for rows as of a convolution, activations of two linear pieces, CPUs."""
         as_convolutions = len(features.leading) == 1 and len(features.row_shape) == 2
-        return as_convolutions and s.negative_slope is not None and _library(Z) is not None
+        return as_convolutions and s.negative_slope is not None and kernels.library(Z) is not None
 
     def residual(self) -> Tensor:
         """||s(Z) - T||^2; sets E."""
@@ -101,7 +101,7 @@ class CompiledImages(Images):
         return self.features.total(self._sums.clone())
 
     def _run(self, name: str, *arrays: Tensor) -> None:
-        library = _library(self.Z)
+        library = kernels.library(self.Z)
         assert library is not None
         places = (ctypes.c_void_p(array.data_ptr()) for array in arrays)
         getattr(library, name)(ctypes.byref(self._shape), *places)
@@ -127,12 +127,7 @@ def _shape_type(dtype: torch.dtype) -> type[ctypes.Structure]:
     class Shape(ctypes.Structure):
         _fields_ = (
             *((name, ctypes.c_long) for name in ("B", "M", "P", "threads")),
-            ("a", compiled.C_TYPES[dtype]),
+            ("a", kernels.C_TYPES[dtype]),
         )
 
     return Shape
-
-
-def _library(Z: Tensor) -> ctypes.CDLL | None:
-    """The compiled `images.c` for a tensor's dtype, or None where it cannot be had."""
-    return compiled.library("images.c", Z)

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sibp.experiment.models import build_model
 from sibp.experiment.optimizers import build_optimizer
-from sibp.prox.compiled import disabled
+from sibp.prox.kernels import disabled
 from sibp.tuning.sweep import Method, read_sweep
 
 PAGE = Path(__file__).parents[2] / "docs" / "arena.md"

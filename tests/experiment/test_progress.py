@@ -135,4 +135,4 @@ def test_optimizers_are_hidden_from_the_compiler_once_it_is_there():
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
     optimizer.zero_grad()
     method = torch.optim.Optimizer.zero_grad.__wrapped__  # pyright: ignore[reportFunctionMemberAccess]
-    assert method.__dynamo_disable.__module__.startswith("torch._dynamo")
+    assert method.__dynamo_disable._torchdynamo_disable

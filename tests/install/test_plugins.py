@@ -45,6 +45,28 @@ register_optimizer("half", half)
 register_model("flat", flat, flat=True)
 register_dataset("halves", halves)
 '''
+ACTIVATION = '''
+"""The hyperbolic tangent, by a function that nothing else knows of."""
+
+import torch
+from torch import nn
+
+from sibp import register_activation
+from sibp.plugins import name_activation
+
+
+def wave(z):
+    return 1 - 2 / (torch.exp(2 * z) + 1)
+
+
+class Wave(nn.Module):
+    def forward(self, z):
+        return wave(z)
+
+
+wave = register_activation(wave, wave)
+name_activation("wave", Wave)
+'''
 CONFIGS = {
     "optimizer/half.yaml": "name: half\nlr: 0.1\n",
     "model/flat.yaml": "name: flat\nbias: true\n",
@@ -80,13 +102,13 @@ def _their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(textwrap.dedent(text).lstrip())
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(tmp_path))])
-    for module, table in ((optimizers, "OPTIMIZERS"), (models, "MODELS"), (data, "DATASETS")):
-        monkeypatch.setattr(module, table, dict(getattr(module, table)))
-    for name in [name for name in sys.modules if name == "sibp.plugins"]:
-        monkeypatch.delitem(sys.modules, name)  # it holds on to the tables that it was imported with
-    before = set(sys.modules)
+    tables = optimizers.OPTIMIZERS, models.MODELS, models.ACTIVATIONS, data.DATASETS
+    before = [dict(table) for table in tables]
     yield
-    for name in {"mine", "broken", "taken", "sibp.plugins"} - before:
+    for table, entries in zip(tables, before, strict=True):
+        table.clear()
+        table.update(entries)
+    for name in ("mine", "broken", "taken"):
         sys.modules.pop(name, None)
 
 
@@ -130,6 +152,22 @@ def test_they_are_tuned_by_a_sweep_of_their_own(capsys):
     assert len(folders("runs/tuning/own/final")) == 2
     assert tune(["--config-dir", "my configs", "sweep=onw"]) == 2
     assert "did you mean own?" in capsys.readouterr().err
+
+
+def test_their_activation_is_in_the_subproblems_of_the_model_that_names_it():
+    """The steps are those of tanh, which it computes; outside the subproblem they would differ."""
+    Path("waves.py").write_text(ACTIVATION)
+    losses = []
+    for name in ("wave", "tanh"):
+        words = ["optimizer=sibp", f"model.activation={name}", "model.hidden=[20]", "max_steps=5", f"run_root={name}"]
+        done = sibp("train", "plugins=[waves]", *words, *QUICK)
+        assert (done.returncode, done.stderr) == (0, "")
+        (folder,) = folders(name)
+        losses.append(json.loads((folder / "summary.json").read_text())["final"]["train_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    wrong = sibp("train", "plugins=[waves]", "model.activation=vawe", *QUICK)
+    assert "choose one of: relu" in wrong.stderr
+    assert "wave" in wrong.stderr
 
 
 def test_words_may_name_the_module_too():

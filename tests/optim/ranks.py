@@ -56,6 +56,7 @@ def mlp(inputs: int, hidden: int, *, bias: bool = True) -> nn.Module:
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "wide": (partial(mlp, 40, 7), (40,)),  # more inputs than rows
     "narrow": (partial(mlp, 3, 5), (3,)),  # fewer
+    "slopes": (lambda: nn.Sequential(nn.Linear(40, 7), nn.PReLU(7), nn.Linear(7, 3)), (40,)),  # one a neuron
     "no bias": (partial(mlp, 6, 2, bias=False), (6,)),  # fewer neurons than three ranks
     "convolutions": (convolutions, (2, 4, 4)),
     "norms": (norms, (9,)),

@@ -56,6 +56,7 @@ ROWS = [
     Row("sgd", {"momentum": 0.9}),
     Row("sibp"),
     Row("sibp_adam", {"lr": 0.01}),
+    Row("sibp_auto"),
     Row("sibp_foof", {"damping": 10.0, "inverse_every": 10}),
     Row("sibp_growing"),
     Row("sibp_momentum"),

@@ -1,12 +1,11 @@
 """Settings of the numerical tests."""
 
-import shutil
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from sibp.prox.compiled import disabled
+from sibp.prox import kernels
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -22,9 +21,9 @@ def _one_thread() -> Iterator[None]:
 def both_ways(request: pytest.FixtureRequest) -> Iterator[None]:
     """Rounds in compiled form, and as they are written in Python."""
     if request.param == "compiled":
-        if not any(map(shutil.which, ("cc", "gcc", "clang"))):
-            pytest.skip("needs a C compiler (cc, gcc or clang)")
+        if not kernels.available():
+            pytest.skip("needs kernels: python setup.py build_ext --inplace")
         yield
     else:
-        with disabled():
+        with kernels.disabled():
             yield

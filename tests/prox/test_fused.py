@@ -1,21 +1,18 @@
 """The compiled rounds do what the ordinary ones do, up to rounding; and nothing breaks where there are none."""
 
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from sibp.activations import IDENTITY, RELU, TANH, leaky_relu
-from sibp.prox import fused
-from sibp.prox.compiled import _loaded, disabled
+from sibp.prox import fused, kernels
+from sibp.prox.kernels import disabled
 from sibp.prox.operators import DenseFeatures
 from sibp.prox.solvers.coordinates import Direct, Span
 from sibp.prox.solvers.nonlinear import solve_nonlinear
 
-needs_compiler = pytest.mark.skipif(
-    not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="needs a C compiler (cc, gcc or clang)"
-)
+needs_kernels = pytest.mark.skipif(not kernels.available(), reason="needs kernels: python setup.py build_ext --inplace")
 
 
 def problem(groups: int, N: int, n: int, m: int, dtype: torch.dtype, seed: int = 0, side=Span):
@@ -27,7 +24,7 @@ def problem(groups: int, N: int, n: int, m: int, dtype: torch.dtype, seed: int =
     return side(DenseFeatures(randn(groups, N, n))), randn(groups, N, m), randn(groups, N, m)
 
 
-@needs_compiler
+@needs_kernels
 @pytest.mark.parametrize("s", [RELU, IDENTITY, leaky_relu(0.2)], ids=lambda s: s.name)
 @pytest.mark.parametrize(
     "shape",
@@ -54,7 +51,7 @@ def test_equals_the_ordinary_rounds(side, s, shape, rounds: int, lam: float):
     assert torch.equal(before[1], T)
 
 
-@needs_compiler
+@needs_kernels
 def test_float32_and_strided_arguments():
     coordinates, Z, T = problem(1, 20, 50, 40, torch.float32)
     Z, T = Z.mT.contiguous().mT, T.mT.contiguous().mT
@@ -67,7 +64,7 @@ def test_float32_and_strided_arguments():
     assert (compiled.x - reference.x).norm() < 1e-3 * reference.x.norm()
 
 
-@needs_compiler
+@needs_kernels
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_non_finite_numbers_keep_the_weights(bad: float):
     coordinates, Z, T = problem(1, 6, 9, 4, torch.float32)
@@ -84,7 +81,7 @@ def both(coordinates, Z, T, rounds: int = 3) -> tuple[torch.Tensor, torch.Tensor
         return compiled, solve_nonlinear(coordinates, Z, T, 1.0, RELU, rounds).x
 
 
-@needs_compiler
+@needs_kernels
 @pytest.mark.parametrize("side", [Span, Direct])
 def test_layers_of_different_size_in_turn(side):
     """Memory is kept between them: it has to be large enough for each, and what it held must not matter."""
@@ -96,7 +93,7 @@ def test_layers_of_different_size_in_turn(side):
             kept.fill_(float("nan"))  # as a layer does whose input is not finite
 
 
-@needs_compiler
+@needs_kernels
 def test_every_group_has_its_own_rounding():
     """A group of inputs a thousand million times larger does not make the other's steps look like rounding."""
     coordinates, Z, T = problem(2, 6, 4, 3, torch.float64)
@@ -107,7 +104,7 @@ def test_every_group_has_its_own_rounding():
     assert compiled[1].any()
 
 
-@needs_compiler
+@needs_kernels
 @pytest.mark.parametrize("side", [Span, Direct])
 def test_neurons_shared_among_threads_are_the_same_to_the_last_bit(side, monkeypatch: pytest.MonkeyPatch):
     coordinates, Z, T = problem(2, 9, 7, 50, torch.float64, side=side)
@@ -122,7 +119,7 @@ def test_neurons_shared_among_threads_are_the_same_to_the_last_bit(side, monkeyp
     torch.testing.assert_close(together, alone, rtol=0, atol=0)
 
 
-@needs_compiler
+@needs_kernels
 def test_threads_that_solve_at_once_do_not_meet():
     problems = [problem(1, 40, 50, 60, torch.float64, seed=seed) for seed in range(4)]
     expected = [both(*given)[1] for given in problems]
@@ -142,22 +139,3 @@ def test_other_cases_go_the_ordinary_way():
     assert not fused.usable(coordinates, Z, TANH)
     assert not fused.usable(coordinates, Z.half(), RELU)
     assert not fused.usable(coordinates, Z[:, :0], RELU)
-
-
-@pytest.mark.parametrize("trouble", ["no compiler", "failing compiler", "unwritable cache"])
-def test_without_a_working_compiler_nothing_breaks(trouble: str, monkeypatch: pytest.MonkeyPatch, tmp_path):
-    _loaded.cache_clear()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    if trouble == "no compiler":
-        monkeypatch.setenv("PATH", str(tmp_path))
-        monkeypatch.delenv("CC", raising=False)
-    elif trouble == "failing compiler":
-        monkeypatch.setenv("CC", shutil.which("false") or "false")
-    else:
-        (tmp_path / "sibp").write_text("a file where the folder should be")
-    try:
-        coordinates, Z, T = problem(1, 6, 9, 4, torch.float32)
-        assert not fused.usable(coordinates, Z, RELU)
-        assert solve_nonlinear(coordinates, Z, T, 1.0, RELU, 3).stats.decrease > 0
-    finally:
-        _loaded.cache_clear()

@@ -5,8 +5,8 @@ import torch
 from layer_problems import randn
 
 from sibp.activations import RELU, TANH, leaky_relu
-from sibp.prox.compiled import disabled
 from sibp.prox.images import CompiledImages, Images, images_of
+from sibp.prox.kernels import disabled
 from sibp.prox.operators import ConvolutionFeatures
 from sibp.prox.operators.window import Window
 from sibp.prox.solvers.coordinates import Direct

@@ -11,7 +11,7 @@ from layer_problems import moved, randn
 
 from sibp.activations import RELU
 from sibp.prox import status
-from sibp.prox.compiled import disabled
+from sibp.prox.kernels import disabled
 from sibp.prox.numbers import at_least, is_finite
 from sibp.prox.operators import DenseFeatures
 from sibp.prox.solvers import coordinates, linear, nonlinear

@@ -68,6 +68,11 @@ class Coordinates(ABC):
     def amplification(self) -> Tensor:
         """Factor by which `adjoint` can enlarge squared rounding errors, (..., 1)."""
 
+    @cached_property
+    @abstractmethod
+    def squared_norm_of_forward(self) -> Tensor:
+        """Squared Frobenius norm of what maps x to its forward product, (..., 1)."""
+
     @abstractmethod
     def when_asked(self, metric: Callable[[], Number]) -> Callable[[], Number]:
         """A metric of tensors (..., N, m), evaluated if asked for; at once where those are too large to keep."""
@@ -137,6 +142,11 @@ class Span(Coordinates):
     def amplification(self) -> Tensor:
         """None, (..., 1)."""
         return torch.ones_like(self.rounding)
+
+    @cached_property
+    def squared_norm_of_forward(self) -> Tensor:
+        """||K||_F^2, (..., 1)."""
+        return torch.linalg.vector_norm(self.gram, dim=(-2, -1)).square().unsqueeze(-1)
 
     @property
     def size(self) -> int:
@@ -220,6 +230,11 @@ class Direct(Coordinates):
     def amplification(self) -> Tensor:
         """||Phi||^2, (..., 1)."""
         return self.features.squared_norm().unsqueeze(-1)
+
+    @cached_property
+    def squared_norm_of_forward(self) -> Tensor:
+        """||Phi||_F^2, (..., 1)."""
+        return self.amplification
 
     @cached_property
     def rounding(self) -> Tensor:

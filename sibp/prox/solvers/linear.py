@@ -73,7 +73,7 @@ class _Factor:
         system = G.to(torch.float64, copy=True)
         system.diagonal(dim1=-2, dim2=-1).add_(damping)
         L, info = torch.linalg.cholesky_ex(system)
-        return cls(L, number(info.amax()) == 0)
+        return cls(L, number(info if info.dim() == 0 else info.amax()) == 0)
 
     def solve(self, rhs: Tensor) -> Tensor:
         """(G + damping I)^-1 rhs, (..., r, m), in the dtype of rhs."""

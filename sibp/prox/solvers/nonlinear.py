@@ -4,7 +4,17 @@
 
 The objective is a sum over the layer's neurons (columns), each with its own W row, so every neuron gets its own step
 length and its own conjugacy coefficient, while the products with the Gram matrix serve all neurons at once.
+
+How far the objective that the iterations see can be from that of the displacement. They add up the change of Z, K U in
+span coordinates, while the layer gets U^T Phi, whose change of Z differs from it by up to e = eps ||K|| ||U||. Where
+rows of Phi depend on each other, U can be huge and its displacement next to nothing: then e may exceed the residual
+R = s(Z) - T. The objective has an error of 2 e ||R|| + lam e ||U||, at most 4 e ||R|| while lam ||U|| <= 2 ||R||. The
+same holds in direct coordinates with Phi and V. So a neuron's answer is doubtful if e exceeds a thousandth of ||R||, or
+if its decrease is less than 4 e ||R||; then the iterations are taken again in float64, with the objective evaluated at
+the displacement as the layer will get it, and the displacement shortened where it does not decrease.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -12,12 +22,16 @@ from torch import Tensor
 from sibp.activations import Activation
 from sibp.prox import fused
 from sibp.prox.images import images_of
-from sibp.prox.numbers import Number, choose, is_finite, number
-from sibp.prox.solvers.coordinates import Coordinates
+from sibp.prox.numbers import Flag, Number, choose, is_finite, number
+from sibp.prox.solvers.coordinates import Coordinates, Direct
 from sibp.prox.status import Solution, Stats, Status
 
 # A neuron whose step was refused tries this fraction of the model's step length in its next round.
 _SHRINK = 0.25
+# Relative error of a residual from which on a neuron's answer is doubtful.
+_TOLERANCE = 1e-3
+# Parts of a displacement that are tried where the whole of it does not decrease the objective of the layer.
+_PARTS = (1.0, 0.25, 0.0625)
 # Units in the last place by which a residual's rounding is overestimated.
 _ROUNDING = 4.0
 
@@ -44,28 +58,36 @@ def solve_nonlinear(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, 
         rounds: number of rounds, >= 1.
 
     Returns:
-        x in the given coordinates, with status and figures; f(x) <= f(0) neuron by neuron.
+        x, with the coordinates that it is in (the given ones, or direct ones), status and metrics; f(x) <= f(0) neuron
+        by neuron, as evaluated at the displacement. On an accelerator, where a decision would have to wait for the
+        device, a neuron whose decrease rounding may feign is kept as it is.
     """
-    if fused.usable(coordinates, Z, s):
-        taken = fused.rounds(coordinates, Z, T, lam, s, rounds, _SHRINK, _ROUNDING)
-    else:
-        taken = _rounds(coordinates, Z, T, lam, s, rounds)
+    taken = _taken(coordinates, Z, T, lam, s, rounds)
+    if Z.device.type == "cpu" and taken.doubtful > 0 and _is_finite(taken):
+        coordinates, taken = _in_double_precision(coordinates, Z, T, lam, s, rounds)
     return _solution(coordinates, taken, rounds)
+
+
+def _taken(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activation, rounds: int) -> fused.Rounds:
+    """The rounds, in compiled form where there is one."""
+    if fused.usable(coordinates, Z, s):
+        constants = {"shrink_factor": _SHRINK, "rounding_units": _ROUNDING, "tolerance": _TOLERANCE}
+        return fused.rounds(coordinates, Z, T, lam, s, rounds, **constants)
+    return _rounds(coordinates, Z, T, lam, s, rounds)
 
 
 def _rounds(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activation, rounds: int) -> fused.Rounds:
     """The rounds themselves, for any activation, coordinates and device."""
     features = coordinates.features
     images = images_of(features, Z, T, s)
-    f = images.residual()
-    start = f.sum()
+    f = start = images.residual()
     x = Z.new_zeros(*f.shape[:-1], coordinates.size, f.shape[-1])
     D = G_old = x
     norm, gg_old, shrink = torch.zeros_like(f), torch.zeros_like(f), torch.ones_like(f)
     # s(Z) - T rounds by this much, squared: a gradient no larger says nothing, and the neuron is done.
     unit = (_ROUNDING * torch.finfo(Z.dtype).eps) ** 2
     negligible = unit * coordinates.amplification * features.over_rows(T.square())
-    step_sum, slope_sum = torch.zeros_like(start), torch.zeros_like(start)
+    step_sum, slope_sum = f.new_zeros(()), f.new_zeros(())
     for _ in range(rounds):
         # Half of f's gradient, as coefficients: adjoint((s(Z) - T) s'(Z)) + lam x.
         G = coordinates.adjoint(images.E) + lam * x
@@ -89,7 +111,55 @@ def _rounds(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activ
         step_sum += taken.mean()
         slope_sum += gg.sum()
         G_old, gg_old = G, gg
-    return fused.Rounds(x, norm.sum(), start, f.sum(), slope_sum, step_sum / rounds)
+    doubtful = _doubtful(coordinates, x, start, f, _TOLERANCE)
+    if Z.device.type != "cpu":
+        risen = _doubtful(coordinates, x, start, f, math.inf)
+        x, f = torch.where(risen.unsqueeze(-2), 0.0, x), torch.where(risen, start, f)
+    return fused.Rounds(x, norm.sum(), start.sum(), f.sum(), slope_sum, step_sum / rounds, doubtful.sum())
+
+
+def _doubtful(coordinates: Coordinates, x: Tensor, start: Tensor, end: Tensor, tolerance: float) -> Tensor:
+    """Whether rounding may have spoiled an answer x (..., r, m), (..., m): see the head of this file.
+
+    Args:
+        coordinates: of x.
+        x: coefficients.
+        start: (..., m) f(0), which is ||R||^2.
+        end: (..., m) f(x), as the iterations have it.
+        tolerance: of e / ||R||.
+    """
+    error = coordinates.squared_norm_of_forward * torch.finfo(x.dtype).eps ** 2 * x.square().sum(-2) / start
+    return (error > tolerance**2) | (((start - end) / start).square() < 16 * error)
+
+
+def _in_double_precision(
+    coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activation, rounds: int
+) -> tuple[Coordinates, fused.Rounds]:
+    """The iterations in float64, from a displacement in direct coordinates; on the CPU only."""
+    side, dtype, Z, T = coordinates.to(torch.float64), Z.dtype, Z.double(), T.double()
+    taken, features = _taken(side, Z, T, lam, s, rounds), side.features
+    V = side.entries(taken.x).to(dtype)
+    change_of_Z, squared_norm = features.matmat(V.double()), V.double().square().sum(-2)
+
+    def objective(t: Tensor) -> Tensor:
+        residual = s.value(Z + features.spread(t) * change_of_Z) - T
+        return features.over_rows(residual.square()) + lam * t.square() * squared_norm
+
+    t = torch.zeros_like(squared_norm)
+    start = end = objective(t)
+    for part in _PARTS:
+        f = objective(torch.full_like(t, part))
+        better = (t == 0) & (f < start)
+        t, end = torch.where(better, part, t), torch.where(better, f, end)
+    V = torch.where((t > 0).unsqueeze(-2), V * t.unsqueeze(-2).to(dtype), 0.0)
+    squared_change = (t.square() * squared_norm).sum()
+    ended = taken._replace(x=V, squared_change=squared_change, start=start.sum(), end=end.sum())
+    return Direct(coordinates.features), ended
+
+
+def _is_finite(taken: fused.Rounds) -> Flag:
+    """Whether all numbers are finite."""
+    return is_finite(number(taken.start + taken.end + taken.squared_change + taken.gradient))
 
 
 def _descent_only(
@@ -102,9 +172,8 @@ def _descent_only(
 
 def _solution(coordinates: Coordinates, taken: fused.Rounds, rounds: int) -> Solution:
     """Checks what came out and words it as a `Solution`."""
-    x, *figures = taken
-    norm, start, end, gradient, step_length = map(number, figures)
-    finite = is_finite(start + end + norm + gradient)
+    start, end, gradient, step_length = map(number, (taken.start, taken.end, taken.gradient, taken.step_length))
+    x, finite = taken.x, _is_finite(taken)
 
     def measure(squared_change: Number) -> Stats:
         stalled = (end >= start) & (gradient > 0)

@@ -3,8 +3,8 @@
  *
  * Neurons are independent of each other, so a few of them take all their rounds before the next ones begin: what they
  * need then stays in the nearer caches. Their arrays have one row a neuron: images of N numbers (one a sample),
- * coefficients of r, the size of the coordinates; rows are filled up with zeros to whole vectors. Compile with
- * -DREAL=float or double. The names are those of nonlinear.py; X stands for the coefficients x.
+ * coefficients of r, the size of the coordinates; rows are filled up with zeros to whole vectors. The names are those of
+ * nonlinear.py; X stands for the coefficients x.
  */
 
 #include "common.h"
@@ -15,12 +15,12 @@ static inline REAL ratio(REAL p, REAL q) { return q > 0 ? p / q : (REAL)0; }
 
 typedef struct {
     long N, r, m, direct, rounds, threads;
-    REAL a, lam, rounding, residual_rounding, shrink_factor;
+    REAL a, lam, rounding, residual_rounding, shrink_factor, error, tolerated; /* the last two squared */
     const REAL *Z, *T;   /* N x m */
     const REAL *matrix;  /* N x N, the Gram matrix K; in direct coordinates Phi, N x r */
     REAL *X;             /* r x m, the answer */
     REAL *work;          /* work_size() numbers */
-    REAL *start, *f, *norm, *steps, *descent; /* one number a neuron */
+    REAL *start, *f, *norm, *steps, *descent, *doubtful; /* one number a neuron */
 } Problem;
 
 typedef struct {
@@ -122,6 +122,15 @@ static inline __attribute__((always_inline)) void neuron(const Problem *p, Block
     if (!direct) EACH(i, N) E[i] += lam * X[i];
 }
 
+/* Whether rounding may have spoiled a neuron's answer: see _doubtful() in nonlinear.py. */
+static int doubtful(const Problem *p, const REAL *X, long size, long j)
+{
+    REAL xx = 0;
+    EACH(i, size) xx += X[i] * X[i];
+    const REAL error = p->error * xx / p->start[j], decrease = (p->start[j] - p->f[j]) / p->start[j];
+    return error > p->tolerated || decrease * decrease < 16 * error;
+}
+
 /* to (columns x to_row) = the transpose of some columns of from (rows x from_row); the rest of a row stays. */
 static void turn(const REAL *restrict from, long from_row, long rows, long columns, REAL *restrict to, long to_row)
 {
@@ -135,7 +144,7 @@ static long block_size(long N, long r, long direct)
     return BLOCK * (filled_up(N) * (direct ? 5 : 4) + filled_up(direct ? r : N) * 4);
 }
 
-long work_size(long N, long r, long direct, long threads)
+long KERNEL(work_size)(long N, long r, long direct, long threads)
 {
     const long matrices = direct ? N * filled_up(r) + r * filled_up(N) : N * filled_up(N);
     return filled_up(matrices) + threads * block_size(N, r, direct);
@@ -170,16 +179,17 @@ static void advance(const Problem *p, REAL *memory, const REAL *matrix, const RE
         b.G = b.G_old;
         b.G_old = G;
     }
+    for (long q = 0; q < count; q++) p->doubtful[first + q] = doubtful(p, b.X + q * b.r, b.r, first + q);
     turn(b.X, b.r, count, p->r, p->X + first, p->m);
 }
 
-void rounds(const Problem *p)
+void KERNEL(rounds)(const Problem *p)
 {
     const long row = filled_up(p->direct ? p->r : p->N), image_row = filled_up(p->N);
     REAL *matrix = p->work, *turned = matrix + p->N * row;
     for (long i = 0; i < p->N; i++) {
-        memset(matrix + i * row + row - LANES, 0, LANES * sizeof(REAL));
         memcpy(matrix + i * row, p->matrix + i * p->r, p->r * sizeof(REAL));
+        memset(matrix + i * row + p->r, 0, (row - p->r) * sizeof(REAL));
     }
     if (p->direct) {
         memset(turned, 0, p->r * image_row * sizeof(REAL));
@@ -188,7 +198,7 @@ void rounds(const Problem *p)
     REAL *memory = p->work + filled_up(p->direct ? p->N * row + p->r * image_row : p->N * row);
     const long each = block_size(p->N, p->r, p->direct);
     const long blocks = (p->m + BLOCK - 1) / BLOCK, share = (blocks + p->threads - 1) / p->threads;
-#pragma omp parallel for num_threads(p->threads) if (p->threads > 1) schedule(static)
+    SHARED(p->threads)
     for (long thread = 0; thread < p->threads; thread++)
         for (long k = thread * share; k < least((thread + 1) * share, blocks); k++)
             advance(p, memory + thread * each, matrix, turned, k * BLOCK);

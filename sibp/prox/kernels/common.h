@@ -1,11 +1,26 @@
 /* What the C files here share: vectors as wide as the processor's registers, and activations of two linear pieces,
- * s(z) = z for z > 0, a z otherwise. REAL is float or double. */
+ * s(z) = z for z > 0, a z otherwise. setup.py compiles each file once for every dtype and vector width: REAL is float or
+ * double, and SUFFIX, such as float_avx2, ends the names of the functions that Python calls. */
 #include <string.h>
 
-#ifdef __AVX512F__
+#define JOINED(name, suffix) name##_##suffix
+#define EXPANDED(name, suffix) JOINED(name, suffix)
+#define KERNEL(name) EXPANDED(name, SUFFIX)
+
+/* Sums of a tile of a product: SIDE rows of WIDE vectors, which with their operands fill the vector registers. */
+#define SIDE 4
+#if defined(__AVX512F__)
 #define BYTES 64
-#else
+#define WIDE 4
+#elif defined(__AVX__)
 #define BYTES 32
+#define WIDE 3
+#elif defined(__SSE2__)
+#define BYTES 16
+#define WIDE 2 /* products without FMA need registers, too */
+#else
+#define BYTES 16
+#define WIDE 4
 #endif
 #define LANES ((long)(BYTES / sizeof(REAL)))
 typedef REAL Vector __attribute__((vector_size(BYTES)));
@@ -22,10 +37,6 @@ static inline long least(long p, long q) { return p < q ? p : q; }
 static inline long filled_up(long n) { return (n + LANES - 1) / LANES * LANES; }
 static inline REAL value(REAL z, REAL a) { return z > 0 ? z : a * z; }
 static inline REAL slope(REAL z, REAL a) { return z > 0 ? (REAL)1 : a; }
-
-/* Rows of a tile; with WIDE vectors in each, its sums fill half of the vector registers. */
-#define SIDE 4
-#define WIDE 4
 
 /* A tile of a product: out = lam X + in M, with in (SIDE x inner), M (inner x `vectors` vectors); rows of M, X and out are
  * `row` apart. X is not read for lam = 0. */
@@ -51,11 +62,28 @@ static inline void tile(
     const REAL *in, long in_row, const REAL *M, long row, long inner, const REAL *X, REAL lam, REAL *out, long vectors)
 {
     switch (vectors) { /* known to the compiler in each case */
+#if WIDE > 3
     case 4: tile_of(in, in_row, M, row, inner, X, lam, out, 4); break;
+#endif
+#if WIDE > 2
     case 3: tile_of(in, in_row, M, row, inner, X, lam, out, 3); break;
+#endif
     case 2: tile_of(in, in_row, M, row, inner, X, lam, out, 2); break;
     default: tile_of(in, in_row, M, row, inner, X, lam, out, 1);
     }
 }
 
+/* A loop whose passes do not depend on each other, but for sums. */
+#if defined(__clang__)
+#define EACH(i, n) _Pragma("clang loop vectorize(enable)") for (long i = 0; i < (n); i++)
+#else
 #define EACH(i, n) _Pragma("GCC ivdep") for (long i = 0; i < (n); i++)
+#endif
+
+/* The loop after it, shared out among `threads` threads; in one thread where there is no OpenMP. */
+#define TEXT(words) #words
+#ifdef _OPENMP
+#define SHARED(threads) _Pragma(TEXT(omp parallel for num_threads(threads) if ((threads) > 1) schedule(static)))
+#else
+#define SHARED(threads)
+#endif

@@ -10,12 +10,12 @@ typedef struct {
 
 /* Every plane (sample, neuron): its neuron j, and the place `at` of its first number. Neurons go to threads whole. */
 #define PLANES(shape) \
-    _Pragma("omp parallel for num_threads(shape->threads) if (shape->threads > 1) schedule(static)") \
+    SHARED(shape->threads) \
     for (long j = 0; j < shape->M; j++) \
         for (long at = j * shape->P; at < shape->B * shape->M * shape->P; at += shape->M * shape->P)
 
 /* E = (s(Z) - T) s'(Z), f += ||s(Z) - T||^2. */
-void residual(const Shape *shape, const REAL *Z, const REAL *T, REAL *E, REAL *f)
+void KERNEL(residual)(const Shape *shape, const REAL *Z, const REAL *T, REAL *E, REAL *f)
 {
     const long P = shape->P;
     const REAL a = shape->a;
@@ -32,7 +32,7 @@ void residual(const Shape *shape, const REAL *Z, const REAL *T, REAL *E, REAL *f
 }
 
 /* KD = beta KD - KG, curvature += ||s'(Z) KD||^2. */
-void redirect(const Shape *shape, const REAL *Z, const REAL *KG, const REAL *beta, REAL *KD, REAL *curvature)
+void KERNEL(redirect)(const Shape *shape, const REAL *Z, const REAL *KG, const REAL *beta, REAL *KD, REAL *curvature)
 {
     const long P = shape->P;
     const REAL a = shape->a;
@@ -50,7 +50,7 @@ void redirect(const Shape *shape, const REAL *Z, const REAL *KG, const REAL *bet
 }
 
 /* f += ||s(Z + t KD) - T||^2. */
-void attempt(const Shape *shape, const REAL *Z, const REAL *T, const REAL *KD, const REAL *t, REAL *f)
+void KERNEL(attempt)(const Shape *shape, const REAL *Z, const REAL *T, const REAL *KD, const REAL *t, REAL *f)
 {
     const long P = shape->P;
     const REAL a = shape->a;
@@ -67,7 +67,7 @@ void attempt(const Shape *shape, const REAL *Z, const REAL *T, const REAL *KD, c
 }
 
 /* Z += t KD, and E there. */
-void move(const Shape *shape, REAL *Z, const REAL *T, const REAL *KD, const REAL *t, REAL *E)
+void KERNEL(move)(const Shape *shape, REAL *Z, const REAL *T, const REAL *KD, const REAL *t, REAL *E)
 {
     const long P = shape->P;
     const REAL a = shape->a;

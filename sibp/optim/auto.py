@@ -1,0 +1,200 @@
+"""AutoSIBP: proximal steps whose length nobody has to choose."""
+
+import math
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from sibp.capture.tap import LayerProblem, LayerUpdate, Tap
+from sibp.optim.base import Options
+from sibp.optim.search import Outcome, SearchStatus, backtrack, minimise, trust_after
+from sibp.optim.sibp import SIBP
+from sibp.optim.trials import Trials
+
+_AFTER_REFUSAL = 0.1  # of the reach, where the next search begins after one that found nothing
+LOOK_EVERY = 3  # steps from one measurement of the gradient to the next
+
+
+class AutoSIBP(SIBP):
+    r"""Proximal steps with a line search along the whole step: nothing to tune.
+
+    Every layer solves its linear proximal subproblem, with a proximal weight in units of its inputs' size and the error
+    signal of ordinary back propagation. The step that all layers together ask for, at most `lr`, is then taken as far
+    as it does good:
+
+        opt = AutoSIBP(model)
+        opt.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        opt.step(evaluate=lambda: F.cross_entropy(model(x), y), loss=loss)
+
+    - A step is only taken after its loss was seen, and not if that rises: then it is halved until it does not, and left
+      out if that does not help. `loss`, that before the step, may be left out at the price of one more evaluation.
+    - Every third step, a trial twice as long as the last optimum gives a parabola, whose minimum is the length that
+      this batch asks for (`reach`); the steps between use that of before.
+    - Of this length, a share is taken, `trust`: a batch's loss falls further along its own step than that of all data.
+      `trust` begins at 1 and follows the slope of the next batches' losses along the step; with one batch for ever it
+      stays 1. It takes the place of a schedule, for which the number of steps would have to be known.
+
+    A scheduler changes `lr`, the longest step; it has an effect where steps are as long as that. With weight decay or a
+    fallback see `step`. Where evaluations have noise of their own, or the batch is a single sample, a search finds
+    what lowers that sample's loss; a loss that falls for ever makes every step `lr` long.
+
+    Args:
+        model: any module.
+        lr: the longest step on the neurons, >= 0.
+        prox_weight: of the mean squared norm of a layer's feature rows, > 0.
+        solver: see `SIBP`. The search measures slopes by the error signals that the layers get, so that other values of
+            this and of `backward_weights` are for comparisons.
+        loss_average: whether the loss is a mean over the batch; see `SIBP`.
+        weight_decay: see `SIBP`.
+        backward_weights: see `SIBP`; "old" makes the error signals those of the loss.
+        prox_weight_scaling: see `SIBP`.
+        params: parameters of the model or param group dicts. The length of a step is one for all; it is counted in the
+            `lr` of the first group.
+        fallback: see `SIBP`.
+        explicit: see `SIBP`.
+        direction_only: not possible.
+        data_parallel: see `SIBP`; losses are averaged over all ranks before anything is decided.
+
+    Raises:
+        ValueError: for hyper-parameters out of range, parameters that are not the model's.
+        TypeError: for a model that cannot be tapped.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 10.0,
+        prox_weight: float = 1.0,
+        solver: str = "exact",
+        loss_average: bool | int = True,
+        *,
+        weight_decay: float = 0.0,
+        backward_weights: str = "old",
+        prox_weight_scaling: str = "relative",
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(
+            model,
+            lr,
+            prox_weight,
+            solver,
+            loss_average,
+            weight_decay=weight_decay,
+            backward_weights=backward_weights,
+            prox_weight_scaling=prox_weight_scaling,
+            line_search=True,
+            **options,
+        )
+
+    def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
+        """The layer's update; now and then its gradient as well, which is the loss's with old weights."""
+        if self._is_due():
+            self._add_gradient(tap, problem)
+        return super().layer_update(tap, problem, group)
+
+    def search(self, trials: Trials, before: float) -> Outcome:
+        """How far to go: see the class.
+
+        Args:
+            trials: the losses along the step.
+            before: the loss where it starts.
+        """
+        memory, lr = self._search_memory(), self._longest()
+        if lr == 0:
+            return Outcome(1.0, before, 0, 1.0, 0.0, SearchStatus.TAKEN)  # only the fallback's parameters move
+        reach, due = min(memory.get("search_reach", lr), lr), self._is_due()
+        if due:
+            slope = self._slope(trials, lr)
+            trust = memory["search_trust"] = self._trust(trials, slope / lr)
+            trials.expected = min(1.0, trust * reach / lr)
+            outcome = minimise(trials.loss_at, before, min(1.0, 2 * reach / lr), slope, trust)
+            found = outcome.optimum * lr
+        else:
+            trials.expected = min(1.0, memory.get("search_trust", 1.0) * reach / lr)
+            outcome = backtrack(trials.loss_at, before, trials.expected)
+            found = reach
+        refused = outcome.status is SearchStatus.REFUSED
+        memory["search_reach"] = reach * _AFTER_REFUSAL if refused else found
+        # A length that did not do is measured anew in the next step.
+        again = refused or (not due and outcome.status is SearchStatus.SHORTENED)
+        memory["search_wait"] = 0 if again else LOOK_EVERY - 1 if due else self._wait() - 1
+        self._keep_for_trust(trials, outcome.alpha, lr)
+        return outcome
+
+    def search_stats(self) -> dict[str, float]:
+        """What the line search of the last step did; empty before the first.
+
+        Returns:
+            What `SIBP.search_stats` says, and `reach` (the length that the last measured batch asked for, in the units
+            of lr) and `trust` (the share of it that is taken).
+        """
+        stats, memory = super().search_stats(), self._search_memory()
+        if stats:
+            stats["reach"] = float(memory.get("search_reach", math.nan))
+            stats["trust"] = float(memory.get("search_trust", 1.0))
+        return stats
+
+    def _slope(self, trials: Trials, lr: float) -> float:
+        """Slope of the loss along the step, in units of its whole length; NaN where no gradient was measured."""
+        gradients = [self._gradients.get(p) for p in trials.params]
+        if lr == 0 or all(g is None for g in gradients):
+            return math.nan
+        return self._of_all_ranks(trials.slope(gradients))
+
+    def _trust(self, trials: Trials, slope: float) -> float:
+        """The share of a batch's own optimum that is taken from now on; `slope` is for a length of 1."""
+        memory = self._search_memory()
+        trust, length = memory.get("search_trust", 1.0), memory.get("search_last", 0.0)
+        last = [self.state[p].pop("search_step", None) for p in trials.params]
+        pairs = [(self._gradients.get(p), d) for p, d in zip(trials.params, last, strict=True)]
+        products = [float(torch.sum(g * d)) for g, d in pairs if g is not None and d is not None]
+        fresh = self._of_all_ranks(sum(products))
+        return trust_after(trust, fresh, slope * length) if products else trust
+
+    def _keep_for_trust(self, trials: Trials, alpha: float, lr: float) -> None:
+        """Keeps the step that is taken if the next one looks back at it; drops the gradients of this one."""
+        self._gradients.clear()
+        memory = self._search_memory()
+        memory["search_last"] = alpha * lr
+        if memory["search_wait"] > 0 or alpha == 0:
+            return
+        trials.move(alpha)
+        for p, step in zip(trials.params, trials.taken(), strict=True):
+            self.state[p]["search_step"] = step
+
+    def _add_gradient(self, tap: Tap, problem: LayerProblem) -> None:
+        """Adds a layer's gradient to what the backward passes since the last `zero_grad` have left."""
+        parts = problem.features.displacement(problem.D_z)
+        for key, part in zip(("weight", "bias"), parts, strict=True):
+            p = tap.parameters.get(key)
+            if part is None or p is None:
+                continue
+            part = part.detach().reshape(p.shape)
+            earlier = self._gradients.get(p)
+            if earlier is None or p.grad is None or not bool(p.grad.any()):
+                self._gradients[p] = part.clone()
+            else:
+                self._gradients[p] = earlier + part
+
+    def _is_due(self) -> bool:
+        return self._wait() <= 0
+
+    def _wait(self) -> int:
+        """Steps until the gradient is measured again."""
+        return int(self._search_memory().get("search_wait", 0))
+
+    def _longest(self) -> float:
+        """The first proximal group's lr."""
+        return next((float(g["lr"]) for g in self.param_groups if g["update"] == "proximal"), 0.0)
+
+    def _reset(self) -> None:
+        super()._reset()
+        self._gradients: dict[Tensor, Tensor] = {}
+
+
+def build(model: nn.Module, *, lr: float, prox_weight: float) -> AutoSIBP:
+    """Proximal steps with a line search, as a config names it."""
+    return AutoSIBP(model, lr, prox_weight)

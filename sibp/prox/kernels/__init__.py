@@ -1,0 +1,118 @@
+"""The kernels in C: whether they are there, and which of them this processor runs.
+
+They are compiled when sibp is installed (`setup.py`), each for several vector widths, of which the widest that the
+processor has is taken when they are first needed. Where they are missing, torch operations take their place, with the
+same results up to rounding, and one warning says what to install.
+"""
+
+import contextlib
+import ctypes
+import importlib.util
+import warnings
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import torch
+
+C_TYPES = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
+"""The dtypes that there are kernels for."""
+_WIDTHS = {"avx512": "AVX-512", "avx2": "AVX2", "baseline": "baseline"}
+_REBUILD = (
+    "install gcc or clang and then sibp anew: pip install --force-reinstall --no-deps --no-binary sibp sibp, or in a "
+    "working copy: pip install -e ."
+)
+_enabled = True
+
+
+class Kernels:
+    """The functions of the C files for one dtype and vector width, as attributes under their names in the source."""
+
+    def __init__(self, file: ctypes.CDLL, suffix: str) -> None:
+        """Takes the functions of a loaded file whose names end in _suffix."""
+        self._file, self._suffix = file, suffix
+
+    def __getattr__(self, name: str) -> Any:
+        """The function, looked up once; it returns nothing unless its `restype` is set."""
+        function = getattr(self._file, f"{name}_{self._suffix}")
+        function.restype = None
+        setattr(self, name, function)
+        return function
+
+
+@contextlib.contextmanager
+def disabled() -> Iterator[None]:
+    """Inside, no kernel is used."""
+    global _enabled
+    before, _enabled = _enabled, False
+    try:
+        yield
+    finally:
+        _enabled = before
+
+
+def available() -> bool:
+    """Whether kernels are installed, can be loaded, and are not `disabled`."""
+    return _enabled and _file() is not None
+
+
+def description() -> str:
+    """Which kernels run: "native (AVX-512)", "native (AVX2)", "native (baseline)" or "none"."""
+    return f"native ({_WIDTHS[widest()]})" if available() else "none"
+
+
+def widest() -> str:
+    """The widest vectors that this processor and the kernels have: "avx512", "avx2" or "baseline"; if `available()`."""
+    file = _file()
+    assert file is not None
+    file.widest.restype = ctypes.c_char_p
+    return file.widest().decode()
+
+
+def library(tensor: torch.Tensor) -> Kernels | None:
+    """The kernels for a tensor's dtype.
+
+    Args:
+        tensor: they are to work on.
+
+    Returns:
+        Kernels for the widest vectors of this processor; None where there are none, inside `disabled()`, in
+        what torch.compile traces, and for tensors on a device or of another dtype. The first time that kernels are
+        missing, a warning says how to get them.
+    """
+    if not _enabled or tensor.device.type != "cpu" or tensor.dtype not in C_TYPES:
+        return None
+    if torch.compiler.is_compiling():  # a call by address would be traced without what it reads and writes
+        return None
+    return _chosen(tensor.dtype)
+
+
+@cache
+def _chosen(dtype: torch.dtype) -> Kernels | None:
+    file = _file()
+    if file is None:
+        _warn()
+        return None
+    return Kernels(file, f"{C_TYPES[dtype].__name__.removeprefix('c_')}_{widest()}")
+
+
+@cache
+def _file() -> ctypes.CDLL | None:
+    """What setup.py built."""
+    found = importlib.util.find_spec(f"{__name__}._native")
+    if found is None or found.origin is None:
+        return None
+    try:
+        return ctypes.CDLL(found.origin)
+    except OSError:  # built for another machine, or incomplete
+        return None
+
+
+@cache
+def _warn() -> None:
+    warnings.warn(
+        f"sibp's compiled kernels are missing: everything works, but conjugate gradients on a CPU take up to twice the "
+        f"time. To have them, {_REBUILD}",
+        RuntimeWarning,
+        stacklevel=2,
+    )

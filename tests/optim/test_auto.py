@@ -1,0 +1,304 @@
+"""AutoSIBP and line searches: what is taken never raises the loss, and what is left out leaves no trace."""
+
+import copy
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sibp import SIBP, AutoSIBP, ProxBP
+
+F64 = torch.float64
+SEARCHING: list[Callable[[nn.Module, float], SIBP | ProxBP]] = [
+    lambda model, lr: AutoSIBP(model, lr),
+    lambda model, lr: SIBP(model, lr, line_search=True),
+    lambda model, lr: SIBP(model, lr, solver="exact", backward_weights="old", line_search=True),
+    lambda model, lr: ProxBP(model, lr, line_search=True),
+]
+NAMES = ["auto", "sibp", "sibp old", "proxbp"]
+
+
+def mlp(*sizes: int, seed: int = 0, dtype: torch.dtype = F64) -> nn.Sequential:
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    for n, m in zip(sizes, sizes[1:], strict=False):
+        layers += [nn.Linear(n, m, dtype=dtype), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def batch(seed: int = 1, rows: int = 20, inputs: int = 5) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, inputs, generator=generator, dtype=F64)
+    return x, (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
+
+
+def step(model: nn.Module, optimizer, x: Tensor, y: Tensor, *, give_loss: bool = True) -> float:
+    """One step; its loss before."""
+    optimizer.zero_grad()
+    loss = F.cross_entropy(model(x), y)
+    loss.backward()
+    optimizer.step(evaluate=lambda: F.cross_entropy(model(x), y), loss=loss if give_loss else None)
+    return loss.item()
+
+
+def loss_of(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    with torch.no_grad():
+        return F.cross_entropy(model(x), y).item()
+
+
+def weights(model: nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def assert_equal(a: list[Tensor], b: list[Tensor]) -> None:
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_first_step_on_a_quadratic_ends_at_the_minimum_along_it():
+    """A linear model with a squared error is a parabola along any line: its slope at the end is 0."""
+    model, (x, _) = mlp(5, 3), batch()
+    target = x @ torch.ones(5, 3, dtype=F64)
+    optimizer, old = AutoSIBP(model, lr=1e3), weights(model)
+
+    def loss() -> Tensor:
+        return F.mse_loss(model(x), target)
+
+    optimizer.zero_grad()
+    loss().backward()
+    optimizer.step(evaluate=loss)
+    moved = [new - before for new, before in zip(weights(model), old, strict=True)]
+    with optimizer.paused():
+        gradients = torch.autograd.grad(loss(), list(model.parameters()))
+    slope = sum(float((g * d).sum()) for g, d in zip(gradients, moved, strict=True))
+    size = sum(float(g.norm() * d.norm()) for g, d in zip(gradients, moved, strict=True))
+    assert 0 < optimizer.search_stats()["step"] < 1
+    assert abs(slope) < 1e-9 * size
+
+
+def test_goes_all_the_way_on_a_loss_that_falls_for_ever():
+    model, (x, _) = mlp(5, 3), batch()
+    optimizer = AutoSIBP(model, lr=0.5)
+    optimizer.zero_grad()
+    model(x).mean().backward()
+    asked = [p - p.grad for p in model.parameters()]
+    optimizer.step(evaluate=lambda: model(x).mean())
+    assert optimizer.search_stats()["step"] == 1
+    assert_equal(weights(model), [p.detach() for p in asked])
+
+
+@pytest.mark.parametrize("make", SEARCHING, ids=NAMES)
+@pytest.mark.parametrize("lr", [1e-2, 1.0, 1e2])
+def test_no_step_raises_the_loss(make, lr: float):
+    model = mlp(5, 16, 16, 16, 16, 16, 3)
+    optimizer = make(model, lr)
+    for seed in range(12):
+        x, y = batch(seed)
+        before = step(model, optimizer, x, y)
+        assert loss_of(model, x, y) <= before + 1e-12
+
+
+@pytest.mark.parametrize("lr", [1e-2, 1e-1, 1.0, 1e1, 1e2])
+def test_no_step_size_ends_far_above_the_start(lr: float):
+    model, (x, y) = mlp(5, 16, 16, 16, 16, 16, 3), batch(99, 200)
+    start = loss_of(model, x, y)
+    optimizer = AutoSIBP(model, lr)
+    for seed in range(40):
+        step(model, optimizer, *batch(seed))
+    assert loss_of(model, x, y) <= 1.1 * start
+
+
+@pytest.mark.parametrize("make", SEARCHING, ids=NAMES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 10.0])
+def test_a_refused_step_leaves_every_weight_as_it_was(make, bad: float):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 3)).double()
+    x, y = batch()
+    optimizer, old = make(model, 1.0), weights(model)
+    loss = F.cross_entropy(model(x), y)
+    loss.backward()
+    optimizer.step(evaluate=lambda: bad, loss=loss)
+    assert_equal(weights(model), old)
+    assert optimizer.search_stats()["status"] == 2
+    assert step(model, optimizer, x, y) > loss_of(model, x, y)  # and training goes on
+
+
+def test_an_error_in_a_trial_leaves_every_weight_as_it_was():
+    model, (x, y) = mlp(5, 6, 3), batch()
+    optimizer, old = AutoSIBP(model), weights(model)
+    F.cross_entropy(model(x), y).backward()
+    calls = []
+
+    def evaluate() -> float:
+        calls.append(0)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return 1.0
+
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step(evaluate=evaluate)
+    assert_equal(weights(model), old)
+
+
+def test_tiny_steps_are_those_of_plain_sibp():
+    options = {"solver": "exact", "backward_weights": "old", "prox_weight_scaling": "relative"}
+    auto, plain, (x, y) = mlp(5, 6, 3), mlp(5, 6, 3), batch()
+    first, second = AutoSIBP(auto, lr=1e-4), SIBP(plain, lr=1e-4, **options)
+    for _ in range(5):
+        step(auto, first, x, y)
+        second.zero_grad()
+        F.cross_entropy(plain(x), y).backward()
+        second.step()
+    assert_equal(weights(auto), weights(plain))
+
+
+def test_trials_see_the_model_untapped_without_gradients_and_leave_no_trace():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.ReLU(), nn.Linear(6, 3)).double()
+    x, y = batch()
+    optimizer = AutoSIBP(model)
+    loss = F.cross_entropy(model(x), y)
+    loss.backward()
+    buffers, random = [b.clone() for b in model.buffers()], torch.get_rng_state()
+    seen: list[Tensor] = []
+
+    def evaluate() -> Tensor:
+        assert not torch.is_grad_enabled()
+        assert not optimizer.active()
+        seen.append(torch.rand(()))
+        return F.cross_entropy(model(x), y)
+
+    optimizer.step(evaluate=evaluate)
+    assert len(seen) > 1
+    assert all(torch.equal(draw, seen[0]) for draw in seen)
+    assert_equal(list(model.buffers()), buffers)
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_a_closure_does_what_evaluate_does():
+    one, two, (x, y) = mlp(5, 6, 3), mlp(5, 6, 3), batch()
+    first, second = AutoSIBP(one), AutoSIBP(two)
+
+    def closure() -> Tensor:
+        second.zero_grad()
+        loss = F.cross_entropy(two(x), y)
+        loss.backward()
+        return loss
+
+    for _ in range(5):
+        before = step(one, first, x, y)
+        assert second.step(closure).item() == before
+    assert_equal(weights(one), weights(two))
+
+
+def test_the_loss_before_is_evaluated_where_it_is_not_given():
+    one, two, (x, y) = mlp(5, 6, 3), mlp(5, 6, 3), batch()
+    first, second = AutoSIBP(one), AutoSIBP(two)
+    for _ in range(5):
+        step(one, first, x, y)
+        step(two, second, x, y, give_loss=False)
+    assert_equal(weights(one), weights(two))
+
+
+def test_accumulated_batches_are_searched_along_their_common_gradient():
+    """Twice the same batch is the same gradient with twice the slope, so the parabola of the sum ends at its minimum."""
+    model, (x, _) = mlp(5, 3), batch()
+    target = x @ torch.ones(5, 3, dtype=F64)
+    optimizer, old = AutoSIBP(model, lr=1e3), weights(model)
+    for rows in (slice(0, 12), slice(12, 20)):
+        F.mse_loss(model(x[rows]), target[rows]).backward()
+
+    def loss() -> Tensor:
+        return sum(F.mse_loss(model(x[rows]), target[rows]) for rows in (slice(0, 12), slice(12, 20)))  # pyright: ignore
+
+    optimizer.step(evaluate=loss)
+    moved = [new - before for new, before in zip(weights(model), old, strict=True)]
+    with optimizer.paused():
+        gradients = torch.autograd.grad(loss(), list(model.parameters()))
+    slope = sum(float((g * d).sum()) for g, d in zip(gradients, moved, strict=True))
+    size = sum(float(g.norm() * d.norm()) for g, d in zip(gradients, moved, strict=True))
+    assert abs(slope) < 1e-9 * size
+
+
+@pytest.mark.parametrize("make", SEARCHING, ids=NAMES)
+def test_goes_on_bit_for_bit_from_a_state(make):
+    model = mlp(5, 8, 3)
+    optimizer = make(model, 10.0)
+    for seed in range(5):
+        step(model, optimizer, *batch(seed))
+    other = mlp(5, 8, 3, seed=1)
+    resumed = make(other, 10.0)
+    other.load_state_dict(model.state_dict())
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for seed in range(5, 12):
+        step(model, optimizer, *batch(seed))
+        step(other, resumed, *batch(seed))
+    assert_equal(weights(model), weights(other))
+
+
+def test_trust_falls_where_batches_disagree_and_stays_where_they_are_one():
+    noisy, same = mlp(5, 30, 3), mlp(5, 30, 3)
+    first, second = AutoSIBP(noisy), AutoSIBP(same)
+    generator = torch.Generator().manual_seed(0)
+    for seed in range(30):
+        x, _ = batch(seed, rows=6)
+        step(noisy, first, x, torch.randint(3, (6,), generator=generator))
+        step(same, second, *batch(0))
+    assert first.search_stats()["trust"] < second.search_stats()["trust"]
+
+
+@pytest.mark.parametrize("make", SEARCHING, ids=NAMES)
+def test_a_search_without_a_loss_says_what_to_write(make):
+    model, (x, y) = mlp(5, 3), batch()
+    optimizer = make(model, 1.0)
+    F.cross_entropy(model(x), y).backward()
+    with pytest.raises(RuntimeError, match=r"step\(evaluate=lambda"):
+        optimizer.step()
+    with pytest.raises(TypeError, match="one number"):
+        optimizer.step(evaluate=lambda: model(x))
+
+
+def test_refusals():
+    model, (x, y) = mlp(5, 3), batch()
+    plain = SIBP(model)
+    F.cross_entropy(model(x), y).backward()
+    with pytest.raises(ValueError, match="line_search=True"):
+        plain.step(evaluate=lambda: 1.0)
+    for method in (SIBP, ProxBP):
+        with pytest.raises(ValueError, match="direction_only"):
+            method(model, line_search=True, direction_only=True)
+
+
+@pytest.mark.parametrize("method", [SIBP, ProxBP])
+def test_relative_weights_are_measured_in_mean_squared_rows(method):
+    """One layer, whose rows are [a, 1]: lam by hand gives the same step."""
+    x, y = batch()
+    lam = 3.0 * float((x.square().sum(1) + 1).mean())
+    one, two = mlp(5, 3), mlp(5, 3)
+    for model, optimizer in (
+        (one, method(one, 0.7, 3.0, prox_weight_scaling="relative")),
+        (two, method(two, 0.7, lam)),
+    ):
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    torch.testing.assert_close(weights(one), weights(two), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("solver", ["exact", "cg:3"])
+def test_old_weights_carry_the_error_signals_of_autograd(solver: str):
+    """Inputs of the lowest layer get the loss's own gradient through old weights, and another one through new."""
+    x, y = batch()
+    gradients = []
+    for weights_ in ("old", "new"):
+        model = mlp(5, 8, 8, 3)
+        optimizer = SIBP(model, 1.0, solver=solver, backward_weights=weights_)
+        moving = x.clone().requires_grad_()
+        F.cross_entropy(model(moving), y).backward()
+        gradients.append(moving.grad)
+        with optimizer.paused():
+            plain = x.clone().requires_grad_()
+            F.cross_entropy(model(plain), y).backward()
+    torch.testing.assert_close(gradients[0], plain.grad, rtol=1e-12, atol=1e-15)
+    assert not torch.allclose(gradients[1], plain.grad, rtol=1e-3, atol=0)

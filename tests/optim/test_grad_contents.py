@@ -1,0 +1,236 @@
+"""What may lie in `.grad` at a step: this optimizer's displacements, in full and once."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from sibp import SIBP, ProxBP
+
+F64 = torch.float64
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 6, dtype=F64), nn.ReLU(), nn.Linear(6, 3, dtype=F64))
+
+
+def loss_of(model: nn.Module) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return F.cross_entropy(model(torch.randn(7, 5, generator=generator, dtype=F64)), torch.arange(7) % 3)
+
+
+def by_hand(model, optimizer):
+    del optimizer
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+
+
+def in_a_pause(model, optimizer):
+    with optimizer.paused():
+        loss_of(model).backward()
+
+
+def after_a_pause(model, optimizer):
+    in_a_pause(model, optimizer)
+    loss_of(model).backward()
+
+
+def before_a_pause(model, optimizer):
+    loss_of(model).backward()
+    in_a_pause(model, optimizer)
+
+
+def without_zero_grad(model, optimizer):
+    loss_of(model).backward()
+    optimizer.step()
+    loss_of(model).backward()
+
+
+def replaced(model, optimizer):
+    loss_of(model).backward()
+    model[0].weight.grad = torch.ones_like(model[0].weight)
+    del optimizer
+
+
+FOREIGN = {
+    by_hand: "put there by hand",
+    in_a_pause: "comes from a backward pass inside paused",
+    after_a_pause: "comes from a backward pass inside paused",
+    before_a_pause: "comes from a backward pass inside paused",
+    without_zero_grad: "still holds the displacement of the last step",
+    replaced: "put there by hand",
+}
+
+
+@pytest.mark.parametrize("method", [SIBP, ProxBP])
+@pytest.mark.parametrize("fill", FOREIGN, ids=lambda fill: fill.__name__)
+def test_what_is_no_displacement_is_refused_by_name(method, fill):
+    model = net()
+    optimizer = method(model)
+    fill(model, optimizer)
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(RuntimeError, match=rf"layer '0': what lies in weight.grad .* {FOREIGN[fill]}"):
+        optimizer.step()
+    assert all(torch.equal(p, w) for p, w in zip(model.parameters(), before, strict=True))
+    optimizer.zero_grad()
+    loss_of(model).backward()
+    optimizer.step()
+
+
+def test_gradients_older_than_the_optimizer_are_refused():
+    model = net()
+    loss_of(model).backward()
+    optimizer = SIBP(model)
+    with pytest.raises(RuntimeError, match=r"layer '0': what lies in weight.grad .* before the first backward pass"):
+        optimizer.step()
+    loss_of(model).backward()  # a displacement on top does not make it one
+    with pytest.raises(RuntimeError, match="before the first backward pass"):
+        optimizer.step()
+
+
+def test_a_functional_call_with_other_tensors_leaves_the_layers_alone():
+    model = net()
+    optimizer = SIBP(model)
+    copies = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+    loss_of(lambda x: functional_call(model, copies, x)).backward()
+    assert all(p.grad is None for p in model.parameters())
+    derived = {name: 2 * p for name, p in model.named_parameters()}
+    with pytest.raises(RuntimeError, match="also used outside the layer's own forward pass"):
+        loss_of(lambda x: functional_call(model, derived, x)).backward()
+    assert optimizer.param_groups
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+@pytest.mark.parametrize("of_model", [True, False])
+def test_zeroed_gradients_are_as_good_as_none(to_none: bool, of_model: bool):
+    model, plain = net(), net()
+    optimizer, reference = SIBP(model), SIBP(plain)
+    in_a_pause(model, optimizer)
+    for _ in range(3):
+        (model if of_model else optimizer).zero_grad(set_to_none=to_none)
+        loss_of(model).backward()
+        optimizer.step()
+        reference.zero_grad()
+        loss_of(plain).backward()
+        reference.step()
+    for p, q in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-14, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: nn.utils.clip_grad_norm_(m.parameters(), 1e-3),
+        lambda m: nn.utils.clip_grad_value_(m.parameters(), 1e-4),
+        lambda m: [p.grad.mul_(0.5) for p in m.parameters()],
+    ],
+    ids=["by norm", "by value", "scaled"],
+)
+def test_clipping_clips_the_displacement(change):
+    model = net()
+    optimizer = SIBP(model)
+    loss_of(model).backward()
+    change(model)
+    expected = [(p - p.grad).detach() for p in model.parameters()]  # pyright: ignore[reportOperatorIssue]
+    optimizer.step()
+    for p, w in zip(model.parameters(), expected, strict=True):
+        assert torch.equal(p, w)
+
+
+@pytest.mark.parametrize("unscale", [True, False])
+def test_a_scaled_loss_is_refused(unscale: bool):
+    model = net()
+    optimizer, scaler = SIBP(model), torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(loss_of(model)).backward()
+    if unscale:
+        scaler.unscale_(optimizer)
+    with pytest.raises(RuntimeError, match="SIBP cannot undo the scale of a GradScaler"):
+        scaler.step(optimizer)
+
+
+def test_a_scaler_that_is_off_is_none():
+    model, plain = net(), net()
+    optimizer, reference = SIBP(model), SIBP(plain)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    scaler.scale(loss_of(model)).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    loss_of(plain).backward()
+    reference.step()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), plain.parameters(), strict=True))
+
+
+def test_a_layer_thawed_after_the_optimizer_was_made_is_guarded_and_trained():
+    model = net()
+    model[0].requires_grad_(False)
+    optimizer = SIBP(model)
+    model[0].requires_grad_(True)
+    with pytest.raises(RuntimeError, match="layer '0': its weight is also used outside"):
+        (loss_of(model) + model[0].weight.square().sum()).backward()
+    optimizer.zero_grad()
+    before = model[0].weight.detach().clone()
+    loss_of(model).backward()
+    optimizer.step()
+    assert not torch.equal(model[0].weight, before)
+
+
+def test_replaced_parameters_and_forwards_are_named():
+    model = net()
+    optimizer = SIBP(model)
+    model.load_state_dict(net().state_dict(), assign=True)
+    loss_of(model).backward()
+    with pytest.raises(RuntimeError, match=r"layer '0': its weight was replaced after the optimizer was made"):
+        optimizer.step()
+    assert next(row for row in optimizer.summary().splitlines() if row.startswith("0 ")).endswith("replaced since")
+    wrapped = net()
+    optimizer = SIBP(wrapped)
+    own = wrapped[2].forward
+    wrapped[2].forward = lambda x: 2 * own(x)
+    loss_of(wrapped).backward()
+    with pytest.raises(RuntimeError, match=r"layer '2': its forward was replaced after the optimizer was made"):
+        optimizer.step()
+
+
+# -- inputs and transforms that have no step
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda m: m(torch.ones(2, 5, dtype=F64).to_sparse()), "layer '0': SIBP takes dense inputs only, not sparse"),
+        (
+            lambda m: m(torch.nested.nested_tensor([torch.ones(2, 5), torch.ones(3, 5)], dtype=F64)),
+            "layer '0': SIBP takes dense inputs only, not nested",
+        ),
+        (
+            lambda m: torch.func.vmap(m)(torch.ones(2, 5, dtype=F64)),
+            "layer '0' is tapped by SIBP, whose backward pass torch.func cannot transform",
+        ),
+        (
+            lambda m: torch.func.jvp(m, (torch.ones(2, 5, dtype=F64),), (torch.ones(2, 5, dtype=F64),)),
+            "layer '0' is tapped by SIBP, whose backward pass torch.func cannot transform",
+        ),
+    ],
+    ids=["sparse", "nested", "vmap", "jvp"],
+)
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # torch's own, in jvp
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_what_has_no_step_is_refused_with_the_layers_name(use, message: str):
+    model = net()
+    optimizer = SIBP(model)
+    with pytest.raises(RuntimeError, match=message):
+        use(model)
+    loss_of(model).backward()
+    optimizer.step()
+
+
+def test_a_replica_of_data_parallel_is_refused():
+    model = net()
+    optimizer = SIBP(model)
+    replica = model[0]._replicate_for_data_parallel()
+    replica.weight, replica.bias = model[0].weight, model[0].bias
+    with pytest.raises(RuntimeError, match=r"layer '0' runs as a copy \(nn.DataParallel"):
+        replica(torch.ones(2, 5, dtype=F64))
+    assert optimizer.param_groups

@@ -1,0 +1,145 @@
+"""The table of losses in docs/howto/your-own-loop.md: with its `loss_average`, each gives the summed loss's step."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sibp import SIBP
+
+F64 = torch.float64
+B, T, C = 6, 4, 5
+ETA, LAM = 0.7, 3.0
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table.
+
+    Attributes:
+        name: as on the page.
+        loss: of outputs (B, T, C) or (B, C), as users write it.
+        summed: the same before it is averaged.
+        loss_average: what the page says.
+        tokens: whether there is an axis of tokens.
+    """
+
+    name: str
+    loss: Callable[[Tensor], Tensor]
+    summed: Callable[[Tensor], Tensor]
+    loss_average: bool | int
+    tokens: bool = False
+
+
+labels = torch.arange(B) % C
+words = (torch.arange(B * T) * 7 % C).view(B, T)
+some = words.masked_fill(torch.arange(B * T).view(B, T) % 3 == 0, IGNORED)
+target = torch.linspace(-1, 1, B * C, dtype=F64).view(B, C)
+bits = (target > 0).to(F64)
+
+
+def over_tokens(z: Tensor, y: Tensor, reduction: str) -> Tensor:
+    return F.cross_entropy(z.flatten(0, 1), y.flatten(), reduction=reduction)
+
+
+ROWS = [
+    Row(
+        "mean over samples",
+        lambda z: F.cross_entropy(z, labels),
+        lambda z: F.cross_entropy(z, labels, reduction="sum"),
+        True,
+    ),
+    Row(
+        "sum over samples",
+        lambda z: F.cross_entropy(z, labels, reduction="sum"),
+        lambda z: F.cross_entropy(z, labels, reduction="sum"),
+        False,
+    ),
+    Row(
+        "sum over outputs, mean over samples",
+        lambda z: (z - target).square().sum(1).mean(),
+        lambda z: (z - target).square().sum(),
+        True,
+    ),
+    Row(
+        "mean over all elements",
+        lambda z: F.mse_loss(z, target),
+        lambda z: F.mse_loss(z, target, reduction="sum"),
+        B * C,
+    ),
+    Row(
+        "binary mean over all elements",
+        lambda z: F.binary_cross_entropy_with_logits(z, bits),
+        lambda z: F.binary_cross_entropy_with_logits(z, bits, reduction="sum"),
+        B * C,
+    ),
+    Row(
+        "mean over tokens",
+        lambda z: over_tokens(z, words, "mean"),
+        lambda z: over_tokens(z, words, "sum"),
+        B * T,
+        tokens=True,
+    ),
+    Row(
+        "mean over the tokens that count",
+        lambda z: over_tokens(z, some, "mean"),
+        lambda z: over_tokens(z, some, "sum"),
+        int((some != IGNORED).sum()),
+        tokens=True,
+    ),
+]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize("set_later", [False, True])
+def test_the_step_is_that_of_the_summed_loss(row: Row, set_later: bool):
+    """A dense oracle: [W, b] - (Phi^T Phi + lam)^-1 Phi^T eta D, with D the gradient of the summed loss."""
+    torch.manual_seed(0)
+    layer = nn.Linear(3, C, dtype=F64)
+    x = torch.randn(B, T, 3, dtype=F64) if row.tokens else torch.randn(B, 3, dtype=F64)
+    optimizer = SIBP(nn.Sequential(layer), ETA, LAM, "exact", loss_average=True if set_later else row.loss_average)
+    optimizer.loss_average = row.loss_average  # it may change from batch to batch, as the number of tokens does
+    row.loss(optimizer.model(x)).backward()
+    z = F.linear(x, layer.weight, layer.bias).detach().requires_grad_()
+    (D,) = torch.autograd.grad(row.summed(z), z)
+    phi = torch.cat([x, torch.ones_like(x[..., :1])], -1).flatten(0, -2)
+    V = torch.linalg.solve(phi.T @ phi + LAM * torch.eye(4, dtype=F64), phi.T @ (ETA * D.flatten(0, -2)))
+    torch.testing.assert_close(layer.weight.grad, V[:-1].T, rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(layer.bias.grad, V[-1], rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("solver", ["exact", "cg:3"])
+def test_accumulated_micro_batches_tend_to_the_step_of_the_full_batch(parts: int, solver: str):
+    """The mean loss of each micro-batch as it is: for a large proximal weight the steps add up to the full batch's."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, C)).double()
+    x, y = torch.randn(12, 3, dtype=F64), torch.arange(12) % C
+    SIBP(model, ETA, 1e7, solver, backward_weights="old", direction_only=True)
+    steps = []
+    for chunks in (1, parts):
+        model.zero_grad()
+        for rows, targets in zip(x.chunk(chunks), y.chunk(chunks), strict=True):
+            F.cross_entropy(model(rows), targets).backward()
+        steps.append([p.grad.clone() for p in model.parameters()])  # pyright: ignore[reportOptionalMemberAccess]
+    for whole, sum_of_parts in zip(*steps, strict=True):
+        torch.testing.assert_close(whole, sum_of_parts, rtol=1e-4, atol=1e-4 * float(whole.abs().max()))
+
+
+def test_accumulated_steps_are_longer_than_the_full_batchs_where_the_proximal_weight_is_small():
+    """The other end, as the page says: each part goes the whole way, so the sum goes `parts` times as far."""
+    torch.manual_seed(0)
+    layer = nn.Linear(30, C, dtype=F64)
+    x, y = torch.randn(3, 30, dtype=F64), torch.arange(3) % C
+    SIBP(nn.Sequential(layer), ETA, 1e-6, "exact", direction_only=True)
+    steps = []
+    for copies in (1, 4):
+        layer.zero_grad()
+        for _ in range(copies):
+            F.cross_entropy(layer(x), y).backward()
+        steps.append(layer.weight.grad.clone())  # pyright: ignore[reportOptionalMemberAccess]
+    torch.testing.assert_close(4 * steps[0], steps[1])

@@ -1,0 +1,336 @@
+"""Which forward pass a layer's backward call belongs to: the batch size has to be that of the right one."""
+
+import copy
+import gc
+import pickle
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sibp import SIBP, ProxBP
+from sibp.capture.passes import ForwardPass
+
+F64 = torch.float64
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 6, dtype=F64), nn.Tanh(), nn.Linear(6, 3, dtype=F64))
+
+
+def batch(rows: int = 8) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(rows)
+    return torch.randn(rows, 5, generator=generator, dtype=F64), torch.arange(rows) % 3
+
+
+def displacements(model: nn.Module) -> list[Tensor]:
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+def expected(rows: int = 8) -> list[Tensor]:
+    """The displacements of one undisturbed pass."""
+    model = net()
+    SIBP(model, lr=0.5, direction_only=True)
+    x, y = batch(rows)
+    F.cross_entropy(model(x), y).backward()
+    return displacements(model)
+
+
+def assert_same(a: list[Tensor], b: list[Tensor]) -> None:
+    assert len(a) == len(b) > 0
+    for one, other in zip(a, b, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+DISTURBANCES = {
+    "a forward of the head alone": lambda m: m[2](torch.ones(7, 6, dtype=F64)),
+    "a forward of the body alone": lambda m: m[:2](torch.ones(7, 5, dtype=F64)),
+    "a forward of all": lambda m: m(torch.ones(3, 5, dtype=F64)),
+    "a forward by name": lambda m: m.forward(torch.ones(3, 5, dtype=F64)),
+    "a forward without gradients": lambda m: torch.no_grad()(m)(torch.ones(3, 5, dtype=F64)),
+    "a forward that raises": lambda m: _raises(lambda: m(torch.ones(3, 4, dtype=F64))),
+    "a forward that raises half way": lambda m: _raises(lambda: m[1:](torch.ones(3, 5, dtype=F64))),
+}
+
+
+def _raises(call) -> None:
+    with pytest.raises(RuntimeError):
+        call()
+
+
+@pytest.mark.parametrize("name", DISTURBANCES)
+@pytest.mark.parametrize("when", ["before", "between", "both"])
+def test_other_forwards_leave_the_next_step_alone(name: str, when: str):
+    model = net()
+    optimizer = SIBP(model, lr=0.5)
+    x, y = batch()
+    if when in ("before", "both"):
+        DISTURBANCES[name](model)
+    loss = F.cross_entropy(model(x), y)
+    if when in ("between", "both"):
+        DISTURBANCES[name](model)
+    loss.backward()
+    assert_same(displacements(model), expected())
+    optimizer.step()
+
+
+def test_a_model_called_by_name_or_in_parts_has_the_batch_of_its_first_layer():
+    """The head sees eight times as many rows as there are samples; the loss averages over samples."""
+
+    class Unfolded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = net()[:2], nn.Linear(6, 3, dtype=F64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.body(x)
+            rows = torch.stack([h, h + 1], 1).flatten(0, 1)
+            return self.head(rows).unflatten(0, (-1, 2)).sum(1)
+
+    x, y = batch()
+    steps = []
+    for call in (lambda m: m(x), lambda m: m.forward(x)):
+        model = Unfolded()
+        optimizer = SIBP(model, lr=0.5)
+        F.cross_entropy(call(model), y).backward()
+        steps.append(displacements(model))
+        assert optimizer.solver_stats()
+    assert_same(*steps)
+
+
+class Flattening(nn.Module):
+    """A block that flattens time into the batch, run again in the backward pass if it is checkpointed."""
+
+    def __init__(self, reentrant: bool | None, everything: bool = False):
+        super().__init__()
+        torch.manual_seed(1)
+        self.a, self.b, self.out = (nn.Linear(5, n, dtype=F64) for n in (5, 5, 3))
+        self.reentrant, self.everything = reentrant, everything
+
+    def block(self, h: Tensor) -> Tensor:
+        B, T, C = h.shape
+        return torch.tanh(self.b(h.reshape(B * T, C))).reshape(B, T, C)
+
+    def whole(self, x: Tensor) -> Tensor:
+        return self.out(self.block(self.a(x)).mean(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.reentrant is None:
+            return self.whole(x)
+        if self.everything:
+            return checkpoint(self.whole, x.requires_grad_(), use_reentrant=self.reentrant)
+        return self.out(checkpoint(self.block, self.a(x), use_reentrant=self.reentrant).mean(1))
+
+
+@pytest.mark.parametrize("method", [SIBP, ProxBP])
+@pytest.mark.parametrize("everything", [False, True])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpoint_runs_again_in_the_pass_it_belongs_to(method, reentrant: bool, everything: bool):
+    x, y = torch.randn(4, 6, 5, dtype=F64), torch.arange(4) % 3
+    steps = []
+    for model in (Flattening(None), Flattening(reentrant, everything)):
+        optimizer = method(model, lr=1.0, prox_weight=10.0)
+        for part in (x[:1], x):  # a pass of another size before, whose graph is dropped
+            loss = F.cross_entropy(model(part.clone()), y[: len(part)])
+        loss.backward()
+        steps.append(displacements(model))
+        optimizer.step()
+    assert_same(*steps)
+
+
+def test_rollouts_in_grad_mode_do_not_count():
+    """As in reinforcement learning: many small forwards that stay in memory, then one update."""
+    model = net()
+    optimizer = SIBP(model, lr=0.5)
+    rollout = [model(torch.randn(1, 5, dtype=F64)) for _ in range(10)]
+    x, y = batch()
+    F.cross_entropy(model(x), y).backward()
+    assert_same(displacements(model), expected())
+    optimizer.step()
+    assert len(rollout) == 10
+
+
+def test_two_losses_of_different_batches_each_have_their_own():
+    """Both forwards come before the one backward; as in a siamese net or two tasks."""
+    first, second = net(), net()
+    ours, theirs = SIBP(first, lr=0.5), SIBP(second, lr=0.5)
+    (x, y), (u, v) = batch(8), batch(3)
+    for inputs, targets in ((x, y), (u, v)):
+        F.cross_entropy(first(inputs), targets).backward()
+    losses = [F.cross_entropy(second(inputs), targets) for inputs, targets in ((x, y), (u, v))]
+    for loss in losses:
+        loss.backward()
+    assert_same(displacements(first), displacements(second))
+    ours.step()
+    theirs.step()
+
+
+def test_models_inside_each_other_have_passes_of_their_own():
+    """The inner model, with an optimizer of its own, sees every second row."""
+
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(2)
+            self.first, self.last = nn.Linear(5, 5, dtype=F64), nn.Linear(3, 3, dtype=F64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(inner(torch.tanh(self.first(x))[::2]))
+
+    steps = []
+    for average in (True, 8):
+        inner, outer = net(), Outer()
+        SIBP(inner, lr=0.5, loss_average=4 if average == 8 else True, direction_only=True)
+        SIBP(outer, lr=0.5, loss_average=average, direction_only=True)
+        x, y = batch(8)
+        F.cross_entropy(outer(x), y[::2]).backward()
+        steps.append(displacements(inner) + displacements(outer))
+    assert_same(*steps)
+
+
+def test_threads_have_passes_of_their_own():
+    models = [net() for _ in range(4)]
+    optimizers = [SIBP(model, lr=0.5) for model in models]
+    shared = net()
+    guard = SIBP(shared, lr=0.5)
+    failed: list[BaseException] = []
+
+    def work(k: int) -> None:
+        try:
+            for _ in range(20):
+                shared(batch(k + 2)[0])  # all threads run the same model, on batches of their own sizes
+                optimizers[k].zero_grad()
+                x, y = batch()
+                F.cross_entropy(models[k](x), y).backward()
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    for model in models:
+        assert_same(displacements(model), expected())
+    x, y = batch()
+    F.cross_entropy(shared(x), y).backward()
+    assert_same(displacements(shared), expected())
+    guard.step()
+
+
+def test_calls_of_one_model_at_the_same_time_have_passes_of_their_own():
+    """Both threads are inside the model's forward at once, with batches of different sizes."""
+
+    class Meeting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers, self.barrier = net(), threading.Barrier(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.layers[0](x)
+            self.barrier.wait(10)
+            return self.layers[2](torch.tanh(h))
+
+    model = Meeting()
+    optimizer = SIBP(model, lr=0.5)
+    losses: dict[int, Tensor] = {}
+
+    def call(rows: int) -> None:
+        x, y = batch(rows)
+        losses[rows] = F.cross_entropy(model(x), y)
+
+    threads = [threading.Thread(target=call, args=(rows,)) for rows in (3, 8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for rows, loss in losses.items():
+        optimizer.zero_grad()
+        loss.backward()
+        assert_same(displacements(model), expected(rows))
+    assert len(losses) == 2
+
+
+def test_a_forward_that_nobody_differentiates_leaves_nothing_behind():
+    def alive() -> int:
+        gc.collect()
+        return sum(type(thing) is ForwardPass for thing in gc.get_objects())
+
+    model = net()
+    optimizer = SIBP(model, lr=0.5)
+    before = alive()
+    out = model(batch()[0])
+    assert alive() == before + 1
+    del out
+    assert alive() == before
+    with torch.no_grad():
+        model(batch()[0])
+    assert alive() == before
+    assert optimizer.param_groups
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+def test_copies_are_ordinary_modules(how: str):
+    model = net()
+    optimizer = SIBP(model)
+    twin = copy.deepcopy(model) if how == "deepcopy" else pickle.loads(pickle.dumps(model))
+    assert all(type(layer) in (nn.Linear, nn.Tanh) for layer in twin)
+    assert all("forward" not in vars(layer) for layer in (*twin, *model))
+    x, y = batch()
+    F.cross_entropy(twin(x), y).backward()
+    plain = net()
+    F.cross_entropy(plain(x), y).backward()
+    assert_same(displacements(twin), displacements(plain))
+    assert isinstance(model[0], nn.Linear)
+    assert type(model[0]).__name__ == "Linear"
+    assert optimizer.param_groups
+
+
+# -- gradients that are not gradients
+
+
+@pytest.mark.parametrize("method", [SIBP, ProxBP])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_gradients_of_inputs_alone_are_the_losss_own(method, frozen: bool):
+    """Adversarial examples, saliency, a generator's gradient through a discriminator: nobody asks for a step."""
+    model, plain = net(), net()
+    optimizer = method(model, lr=0.5)
+    if frozen:
+        model.requires_grad_(False)
+    x, y = batch()
+    gradients = [torch.autograd.grad(F.cross_entropy(m(x.requires_grad_()), y), x)[0] for m in (model, plain)]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-15)
+    assert not optimizer.solver_stats()
+    model.requires_grad_(True)
+    optimizer.zero_grad()
+    F.cross_entropy(model(x.detach()), y).backward()
+    if method is SIBP:
+        assert_same(displacements(model), expected())
+    optimizer.step()
+
+
+def test_jacobians_of_inputs_are_the_models_own():
+    model, plain = net(), net()
+    optimizer = SIBP(model)
+    x = batch(2)[0]
+    jacobians = [torch.autograd.functional.jacobian(m, x) for m in (model, plain)]
+    torch.testing.assert_close(*jacobians, rtol=1e-12, atol=1e-15)
+    assert not optimizer.solver_stats()
+
+
+def test_gradients_of_gradients_of_inputs_are_refused_by_name_where_weights_are_meant():
+    """A gradient penalty: its second gradient reaches the weights past the layers' backward calls."""
+    model = net()
+    optimizer = SIBP(model)
+    x = batch()[0].requires_grad_()
+    (g,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"layer '\d': its weight is also used outside"):
+        g.square().sum().backward()
+    with optimizer.paused():
+        (g,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+        g.square().sum().backward()

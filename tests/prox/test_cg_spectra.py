@@ -1,0 +1,93 @@
+"""Conjugate gradients over spectra that a Gram matrix cannot carry: compiled, plain, and the objective in float64."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from layer_problems import ACTIVATIONS, SIDES, features_matrix, moved, objective, randn
+from test_fused import needs_kernels
+from test_spectra import inputs
+
+from sibp.prox import kernels
+from sibp.prox.operators import DenseFeatures
+from sibp.prox.solvers.coordinates import Span
+from sibp.prox.solvers.nonlinear import solve_nonlinear
+from sibp.prox.status import Solution, Status
+
+NAMES = ["identity", "relu", "leaky_relu", "tanh"]
+
+
+def ends(features: DenseFeatures, Z, T, lam: float, s: Callable, solution: Solution) -> tuple[torch.Tensor, ...]:
+    """f(0) and f(displacement) of every output unit, and the squared change, in float64."""
+    P, X = features_matrix(features), moved(solution)
+    start, end = (objective(P, Z, T, lam, s, point) for point in (0 * X, X))
+    return start, end, torch.from_numpy(X).square().sum()
+
+
+problems = given(
+    A=inputs(), units=st.floats(-6, 8), m=st.integers(0, 40), rounds=st.integers(1, 12), bias=st.booleans(),
+    name=st.sampled_from(NAMES), seed=st.integers(0, 10**6),
+)  # fmt: skip
+
+
+def made(dtype, A, units: float, m: int, bias: bool, seed: int):
+    """Features, Z, T and lam = 10^units eps ||Phi||^2."""
+    features = DenseFeatures(A.to(dtype), bias=bias)
+    Z, T = (randn(len(A), m, seed=seed + k, dtype=dtype) for k in range(2))
+    squared = torch.from_numpy(features_matrix(features)).square().sum().item()
+    return features, Z, T, 10**units * torch.finfo(dtype).eps * (squared or 1.0)
+
+
+@pytest.mark.usefixtures("both_ways")
+@settings(max_examples=100, deadline=None)
+@problems
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_output_unit_rises_and_metrics_are_those_of_the_displacement(
+    side, dtype, A, units, m, rounds, bias, name, seed
+):
+    features, Z, T, lam = made(dtype, A, units, m, bias, seed)
+    s, torch_s = ACTIVATIONS[name]
+    solution = solve_nonlinear(side(features), Z, T, lam, s, rounds)
+    start, end, squared_change = ends(features, Z, T, lam, torch_s, solution)
+    assert (end <= start * (1 + 1e-6)).all()
+    stats, total = solution.stats, float(start.sum())
+    assert stats.status in (Status.SOLVED, Status.STALLED)
+    assert 0 <= float(stats.decrease) <= 1
+    assert float(stats.decrease) == pytest.approx(1 - float(end.sum()) / total if total else 0.0, abs=2e-3)
+    assert float(stats.squared_change) == pytest.approx(float(squared_change), rel=1e-4)
+
+
+@needs_kernels
+@settings(max_examples=150, deadline=None)
+@problems
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_iteration_is_the_same_in_compiled_form(side, dtype, A, units, m, rounds, bias, name, seed):
+    """Later ones may part where a product of two directions is all rounding: what is promised of both is above."""
+    del rounds
+    features, Z, T, lam = made(dtype, A, units, m, bias, seed)
+    s, torch_s = ACTIVATIONS[name]
+    compiled = solve_nonlinear(side(features), Z, T, lam, s, 1)
+    with kernels.disabled():
+        plain = solve_nonlinear(side(features), Z, T, lam, s, 1)
+    (start, here, _), (_, there, _) = (ends(features, Z, T, lam, torch_s, one) for one in (compiled, plain))
+    assert ((here - there).abs() <= 1e-4 * start).all()
+    assert float(compiled.stats.decrease) == pytest.approx(float(plain.stats.decrease), abs=1e-3)
+    assert compiled.stats.status == plain.stats.status
+
+
+@pytest.mark.usefixtures("both_ways")
+def test_null_directions_of_repeated_rows_do_not_reach_the_weights():
+    """Two equal rows with opposite residuals: all that there is to fit is rounding, which U multiplies by 1/lam."""
+    row = randn(1, 40, seed=2, dtype=torch.float32)
+    features = DenseFeatures(row.repeat(32, 1) * 100)
+    half = randn(16, 24, seed=3, dtype=torch.float32)
+    Z = torch.cat([half, -half])
+    s, torch_s = ACTIVATIONS["identity"]
+    for rounds in (1, 3, 10):
+        solution = solve_nonlinear(Span(features), Z, torch.zeros_like(Z), 1e-3, s, rounds)
+        start, end, _ = ends(features, Z, torch.zeros_like(Z), 1e-3, torch_s, solution)
+        assert (end <= start * (1 + 1e-6)).all()

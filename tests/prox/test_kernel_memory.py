@@ -1,0 +1,68 @@
+"""Kernels on odd shapes, each in memory of just the size it asks for: `scripts/sanitize.sh` watches every access."""
+
+import itertools
+
+import pytest
+import torch
+from layer_problems import SIDES, randn
+from test_fused import needs_kernels
+
+from sibp.activations import IDENTITY, RELU
+from sibp.prox import fused, kernels
+from sibp.prox.images import CompiledImages, images_of
+from sibp.prox.operators import ConvolutionFeatures, DenseFeatures
+from sibp.prox.operators.window import Window
+from sibp.prox.solvers.nonlinear import solve_nonlinear
+
+pytestmark = needs_kernels
+SIZES = [1, 3, 7, 8, 17, 33]
+
+
+@pytest.fixture(params=["baseline", "avx2", "avx512"])
+def width(request, monkeypatch: pytest.MonkeyPatch):
+    """Every vector width that this processor has."""
+    order = ["baseline", "avx2", "avx512"]
+    if order.index(request.param) > order.index(kernels.widest()):
+        pytest.skip("not on this processor")
+    monkeypatch.setattr(kernels, "widest", lambda: request.param)
+    kernels._chosen.cache_clear()
+    yield
+    kernels._chosen.cache_clear()
+
+
+@pytest.mark.usefixtures("width")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("side", SIDES)
+def test_dense_layers_of_all_sizes(side, dtype):
+    for N, n, m in itertools.product(SIZES, [0, *SIZES], SIZES):
+        features = DenseFeatures(randn(1, N, n, dtype=dtype), bias=False)
+        Z, T = randn(1, N, m, seed=1, dtype=dtype), randn(1, N, m, seed=2, dtype=dtype)
+        vars(fused._buffers).clear()
+        solution = solve_nonlinear(side(features), Z, T, 0.5, RELU, 2)
+        assert solution.x.isfinite().all()
+        assert n or not solution.x.any()
+
+
+@pytest.mark.usefixtures("width")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_arrays_without_rows_or_output_units(dtype):
+    for N, m in [(0, 3), (3, 0), (0, 0)]:
+        features = DenseFeatures(randn(1, N, 4, dtype=dtype))
+        for side in SIDES:
+            Z = randn(1, N, m, dtype=dtype)
+            assert not solve_nonlinear(side(features), Z, Z + 1, 0.5, IDENTITY, 2).x.any()
+
+
+@pytest.mark.usefixtures("width")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_convolutions_of_all_sizes(dtype):
+    for B, m, side in itertools.product([0, 1, 3], [1, 5, 8], SIZES):
+        features = ConvolutionFeatures(randn(B, 2, side, 3, dtype=dtype), Window((1, 3), (1, 1), (0, 1), (1, 1), 1))
+        Z = features.in_rows(randn(B, m, *features.positions, seed=2, dtype=dtype))
+        images = images_of(features, Z, Z + 1, RELU)
+        assert isinstance(images, CompiledImages)
+        t, KG = torch.ones(1, m, dtype=dtype), torch.ones_like(Z)
+        for sums in (images.residual(), images.redirect(t, KG), images.attempt(t)):
+            assert sums.isfinite().all()
+        images.move(t)
+        torch.testing.assert_close(images.Z, Z - 1)

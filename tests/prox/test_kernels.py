@@ -1,0 +1,77 @@
+"""Kernels that are there, missing or broken; every vector width gives the same numbers."""
+
+import importlib.util
+import warnings
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_fused import needs_kernels, problem
+
+from sibp.activations import RELU
+from sibp.prox import fused, kernels
+from sibp.prox.solvers.nonlinear import solve_nonlinear
+
+
+@pytest.fixture
+def anew() -> Iterator[None]:
+    """Kernels are looked for again, before and after."""
+    kept = (kernels._chosen, kernels._file, kernels._warn)
+    for function in kept:
+        function.cache_clear()
+    yield
+    for function in kept:
+        function.cache_clear()
+
+
+@pytest.mark.parametrize("trouble", ["not built", "truncated"])
+def test_without_kernels_all_works_and_one_warning_says_what_to_install(
+    trouble: str, anew, monkeypatch: pytest.MonkeyPatch, tmp_path
+):
+    broken = tmp_path / "_native.so"
+    broken.write_bytes(b"\x7fELF of which only the beginning is left")
+    found = None if trouble == "not built" else SimpleNamespace(origin=str(broken))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
+    coordinates, Z, T = problem(1, 6, 9, 4, torch.float32)
+    with pytest.warns(RuntimeWarning, match=r"gcc or clang.*pip install"):
+        assert not fused.usable(coordinates, Z, RELU)
+    assert not fused.usable(coordinates, Z.double(), RELU)  # without a second warning: here that would be an error
+    assert solve_nonlinear(coordinates, Z, T, 1.0, RELU, 3).stats.decrease > 0
+    assert not kernels.available()
+    assert kernels.description() == "none"
+
+
+def test_disabled_kernels_are_no_reason_for_a_warning(anew, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with kernels.disabled(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert kernels.library(torch.ones(1)) is None
+        assert kernels.description() == "none"
+
+
+@needs_kernels
+def test_the_description_names_what_this_processor_runs(anew, monkeypatch: pytest.MonkeyPatch):
+    assert kernels.description() in ("native (AVX-512)", "native (AVX2)", "native (baseline)")
+    monkeypatch.setattr(kernels, "widest", lambda: "avx2")
+    assert kernels.description() == "native (AVX2)"
+
+
+@needs_kernels
+@pytest.mark.parametrize("width", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 37, 60, 34), (1, 5, 9, 3), (2, 1, 4, 70), (1, 64, 17, 1)])
+def test_every_width_gives_the_same_numbers(width, dtype, shape, anew, monkeypatch: pytest.MonkeyPatch):
+    narrower = ["baseline", "avx2", "avx512"]
+    if narrower.index(width) > narrower.index(kernels.widest()):
+        pytest.skip("not on this processor")
+    coordinates, Z, T = problem(*shape, dtype=dtype)
+    with kernels.disabled():
+        expected = solve_nonlinear(coordinates, Z, T, 1.0, RELU, 3).x
+    monkeypatch.setattr(kernels, "widest", lambda: width)
+    kernels._chosen.cache_clear()
+    chosen = kernels.library(Z)
+    assert chosen is not None
+    assert chosen._suffix.endswith(width)
+    found = solve_nonlinear(coordinates, Z, T, 1.0, RELU, 3).x
+    torch.testing.assert_close(found, expected, **({"rtol": 1e-3, "atol": 1e-4} if dtype == torch.float32 else {}))
