@@ -277,7 +277,8 @@ def test_a_run_that_cannot_move_has_diverged(make_config):
     for optimizer in ("sibp", "proxbp"):
         config = make_config(optimizer)
         config["optimizer"]["lr"] = 1e30
-        outcome = run(config)
+        with pytest.warns(RuntimeWarning, match="has no finite solution"):
+            outcome = run(config)
         assert outcome.status == "diverged", optimizer
         assert "lower lr" in outcome.message or "loss became" in outcome.message
         assert (outcome.folder.summary() or {})["diverged_step"] == 4  # the first logged row
