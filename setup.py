@@ -23,9 +23,10 @@ FOLDER = "sibp/prox/kernels"
 FLAGS = ["-O3", "-fno-math-errno", "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math"]
 WIDTHS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
-    FLAGS.append("-mprefer-vector-width=256")  # rows are short: wider vectors leave more of them over
+    # Rows are short: wider vectors leave more of them over.
+    FLAGS += ["-mprefer-vector-width=256"]
     WIDTHS["avx2"] = ["-mavx2", "-mfma"]
-    WIDTHS["avx512"] = [*WIDTHS["avx2"], "-mavx512f", "-mavx512dq", "-mavx512vl"]
+    WIDTHS["avx512"] = [*WIDTHS["avx2"], "-mavx512f", "-mavx512dq", "-mavx512vl", "-mtune=skylake-avx512"]
 if sys.platform == "darwin":
     os.environ.setdefault("ARCHFLAGS", f"-arch {platform.machine()}")  # WIDTHS are those of one architecture
 
@@ -46,6 +47,7 @@ class BuildKernels(build_ext):
                 names = [f"-DREAL={real}", f"-DSUFFIX={suffix}"]
                 objects += self._compiled(sources, suffix, [*FLAGS, *openmp, *flags, *names])
         ext.sources, ext.extra_objects, ext.extra_link_args = [], objects, openmp
+        self.force = True  # what was compiled is linked: setuptools would compare with the sources that it does not see
         super().build_extension(ext)
         ext.sources = [*sources, processor]
 

@@ -127,6 +127,20 @@ def copy_project(target: Path) -> None:
     strangers = [path for path in asked.stdout.split() if not Path(path).resolve().is_relative_to(target.resolve())]
     if strangers:
         raise RuntimeError(f"the copy at {target} is not what Python imports there: {strangers}")
+    build_kernels(target)
+
+
+def build_kernels(copy: Path) -> None:
+    """Compiles the kernels of a copy; where there is no compiler, it has none.
+
+    Args:
+        copy: of the project.
+    """
+    for earlier in (copy / "sibp").rglob("*.so"):
+        earlier.unlink()
+    if (copy / "setup.py").exists():
+        command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+        subprocess.run(command, cwd=copy, env=_environment(copy), capture_output=True, timeout=TIMEOUT, check=True)
 
 
 def _environment(copy: Path) -> dict[str, str]:
@@ -134,7 +148,6 @@ def _environment(copy: Path) -> dict[str, str]:
         **os.environ,
         "PYTHONPATH": str(copy),
         "PYTHONDONTWRITEBYTECODE": "1",  # a mistake made and undone within a second may leave bytecode behind
-        "XDG_CACHE_HOME": str(copy.parent / "cache"),  # compiled mistakes stay out of the user's cache
         "OMP_NUM_THREADS": "1",
     }
 
@@ -167,13 +180,18 @@ def try_mutation(mutation: Mutation, copy: Path) -> Outcome:
         copy: of the project, used by nobody else meanwhile.
     """
     path = copy / mutation.file
+    compiled = path.suffix in (".c", ".h")
     original = path.read_text()
     path.write_text(original.replace(mutation.old, mutation.new))
     start = time.monotonic()
     try:
+        if compiled:
+            build_kernels(copy)
         status, output = run_tests(copy, mutation.tests)
     finally:
         path.write_text(original)
+        if compiled:
+            build_kernels(copy)
     seconds = time.monotonic() - start
     failed = [line.split(" ", 1)[1].split(" - ")[0] for line in output.splitlines() if line.startswith("FAILED ")]
     if status == 1 and failed:

@@ -53,7 +53,7 @@ def usable(coordinates: Coordinates, Z: Tensor, s: Activation) -> bool:
         Z: pre-activations, on a CPU with kernels.
         s: the layer's activation, of two linear pieces.
     """
-    taken = s.negative_slope is not None and Z.numel() > 0
+    taken = s.negative_slope is not None and Z.numel() > 0 and coordinates.size > 0
     return taken and kernels.library(Z) is not None and coordinates.matrix is not None
 
 

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layer_problems import ACTIVATIONS, SIDES, features_matrix, moved, objective, randn
 from test_fused import needs_kernels
-from test_spectra import inputs
+from test_spectra import inputs, matrix
 
 from sibp.prox import kernels
 from sibp.prox.operators import DenseFeatures
+from sibp.prox.solvers import nonlinear
 from sibp.prox.solvers.coordinates import Span
 from sibp.prox.solvers.nonlinear import solve_nonlinear
 from sibp.prox.status import Solution, Status
@@ -80,14 +81,43 @@ def test_one_iteration_is_the_same_in_compiled_form(side, dtype, A, units, m, ro
 
 
 @pytest.mark.usefixtures("both_ways")
-def test_null_directions_of_repeated_rows_do_not_reach_the_weights():
-    """Two equal rows with opposite residuals: all that there is to fit is rounding, which U multiplies by 1/lam."""
-    row = randn(1, 40, seed=2, dtype=torch.float32)
-    features = DenseFeatures(row.repeat(32, 1) * 100)
-    half = randn(16, 24, seed=3, dtype=torch.float32)
-    Z = torch.cat([half, -half])
-    s, torch_s = ACTIVATIONS["identity"]
-    for rounds in (1, 3, 10):
-        solution = solve_nonlinear(Span(features), Z, torch.zeros_like(Z), 1e-3, s, rounds)
-        start, end, _ = ends(features, Z, torch.zeros_like(Z), 1e-3, torch_s, solution)
+@pytest.mark.parametrize("name", ["relu", "identity"])
+def test_residuals_in_all_but_null_directions_need_double_precision(name):
+    """What the strong directions of Phi could fit is left out: coefficients are large, their displacement is small."""
+    s, torch_s = ACTIVATIONS[name]
+    for seed in range(40):
+        A = matrix(18 + seed % 10, 150, 8 + seed % 10, 10.0 ** (3 + seed % 9), seed)
+        A = A * torch.logspace(-3, 6, len(A), dtype=torch.float64).unsqueeze(1) if seed % 2 else A
+        features = DenseFeatures(A.float())
+        U, S, _ = torch.linalg.svd(torch.from_numpy(features_matrix(features)), full_matrices=False)
+        strong = U[:, S[0] < 1e3 * S]
+        Z, R = randn(len(A), 8, seed=seed).abs() + 1, randn(len(A), 8, seed=seed + 1)
+        T = (torch_s(Z) - R + strong @ (strong.T @ R)).float()
+        lam = 10.0 ** (-1 - seed % 5) * torch.finfo(torch.float32).eps * float(S[0] ** 2)
+        solution = solve_nonlinear(Span(features), Z.float(), T, lam, s, 1 + seed % 8)
+        start, end, _ = ends(features, Z.float(), T, lam, torch_s, solution)
         assert (end <= start * (1 + 1e-6)).all()
+        assert float(solution.stats.decrease) == pytest.approx(1 - float(end.sum() / start.sum()), abs=1e-4)
+
+
+@pytest.mark.parametrize(("factor", "left"), [(1.5, 1.5), (3.0, 0.75), (20.0, 1.25), (1e6, 0.0)])
+@pytest.mark.parametrize("side", SIDES)
+def test_displacements_whose_objective_rises_are_shortened(side, factor, left, monkeypatch: pytest.MonkeyPatch):
+    """Along the way to a minimum at 1, the objective is below its start up to 2: of 20 that is a sixteenth."""
+    features = DenseFeatures(randn(6, 4))
+    Z, T = randn(6, 3, seed=1), randn(6, 3, seed=2)
+    identity, torch_identity = ACTIVATIONS["identity"]
+    minimum = moved(solve_nonlinear(side(features), Z, T, 0.5, identity, 30))
+    taken = nonlinear._taken
+
+    def too_far(*arguments):
+        found = taken(*arguments)
+        return found._replace(x=factor * found.x, doubtful=torch.ones(()))
+
+    monkeypatch.setattr(nonlinear, "_taken", too_far)
+    solution = solve_nonlinear(side(features), Z, T, 0.5, identity, 30)
+    assert moved(solution) == pytest.approx(left * minimum, rel=1e-6, abs=1e-9)
+    start, end, squared_change = ends(features, Z, T, 0.5, torch_identity, solution)
+    assert float(solution.stats.decrease) == pytest.approx(float(1 - end.sum() / start.sum()), abs=1e-12)
+    assert float(solution.stats.squared_change) == pytest.approx(float(squared_change))
+    assert solution.stats.status == (Status.SOLVED if left else Status.STALLED)

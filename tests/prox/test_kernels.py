@@ -75,3 +75,11 @@ def test_every_width_gives_the_same_numbers(width, dtype, shape, anew, monkeypat
     assert chosen._suffix.endswith(width)
     found = solve_nonlinear(coordinates, Z, T, 1.0, RELU, 3).x
     torch.testing.assert_close(found, expected, **({"rtol": 1e-3, "atol": 1e-4} if dtype == torch.float32 else {}))
+
+
+@needs_kernels
+def test_what_torch_compile_traces_goes_the_ordinary_way(monkeypatch: pytest.MonkeyPatch):
+    coordinates, Z, _ = problem(1, 6, 9, 4, torch.float32)
+    assert fused.usable(coordinates, Z, RELU)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not fused.usable(coordinates, Z, RELU)
