@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from sibp import SIBP
 from sibp.bench.nets import Case, choose_cases
-from sibp.capture.tap import LayerProblem
+from sibp.capture.problem import LayerProblem
 from sibp.optim.parallel import Plan, plan
 from sibp.optim.solvers import Solver, parse_solver
 

@@ -7,75 +7,18 @@ semi-implicit back propagation, the old ones for ProxBP.
 """
 
 import copyreg
-import sys
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from sibp.activations import Activation
 from sibp.capture.activation import Consumption, PreActivation
+from sibp.capture.backward import TappedLayer
 from sibp.capture.displacements import PAUSED, Displacements
 from sibp.capture.geometry import Geometry, own_class
 from sibp.capture.passes import ForwardPass, Passes, Unrecorded
-from sibp.prox.numbers import Number
-from sibp.prox.operators import FeatureOperator
-
-
-@dataclass(frozen=True)
-class LayerProblem:
-    """One layer's subproblem, as matrices; g stands for the groups of a convolution, and is left out for `nn.Linear`.
-
-    Where the features have several axes of rows, so have the other arrays: (g, B, P, m) in the place of (g, N, m).
-
-    Attributes:
-        name: the layer's, as in `model.named_modules()`.
-        features: Phi (g, N, size), with what moves.
-        D_z: (g, N, m) difference on the pre-activation, as the loss has it.
-        terms: the number of terms that the loss averages over: times this, differences are the paper's sums.
-        ends: names of the layers that ran first and last in this forward pass.
-        activation: s, if it is known; then Z (g, N, m) is the pre-activation and D (g, N, m) the unmasked difference on
-            s(Z), as the loss has it. None: solve the linear subproblem.
-        Z: see activation.
-        D: see activation.
-        W: (g, m, n) the layer's weight.
-        b: (g, m) its bias.
-    """
-
-    name: str
-    features: FeatureOperator
-    D_z: Tensor
-    terms: float
-    ends: tuple[str, str]
-    activation: Activation | None
-    Z: Tensor | None
-    D: Tensor | None
-    W: Tensor
-    b: Tensor | None
-
-
-@dataclass(frozen=True)
-class LayerUpdate:
-    """What the solver answers.
-
-    Attributes:
-        W_decrease: (g, m, n) W_old - W_new, or None if W does not move.
-        b_decrease: (g, m) b_old - b_new, or None if b does not move.
-        backward_change: maps D (g, N, m) to D (W_new - W_old) (g, N, n), where that is cheaper than with W_new itself.
-        input_difference: (N, n) what goes on to the layer below, where a method on linear layers has a rule of its own.
-        squared_change: ||W_new - W_old||^2 + ||b_new - b_old||^2, infinite where the solve was not finite; None where
-            nobody knows.
-    """
-
-    W_decrease: Tensor | None
-    b_decrease: Tensor | None
-    backward_change: Callable[[Tensor], Tensor | None] | None = None
-    input_difference: Tensor | None = None
-    squared_change: Number | None = None
+from sibp.capture.problem import LayerProblem, LayerUpdate
 
 
 class Owner(Protocol):
@@ -202,7 +145,7 @@ class Tap:
         one = self._enter(owner, input)
         weight, bias = module._parameters["weight"], module._parameters.get("bias")
         self.consumption = Consumption()
-        z: Tensor = _TappedLayer.apply(  # pyright: ignore[reportAssignmentType]
+        z: Tensor = TappedLayer.apply(  # pyright: ignore[reportAssignmentType]
             self.geometry.prepare(input), weight, bias, self, self.consumption, one
         )
         owner.passes.attach(one, (z,))
@@ -366,137 +309,3 @@ def _after(tap: "weakref.ref[Tap]", key: str) -> Any:
             this.displacements.after(key, parameter.grad)
 
     return hook
-
-
-class _TappedLayer(torch.autograd.Function):
-    """z = layer(x); its backward pass is the layer's proximal update."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        W: Tensor,
-        b: Tensor | None,
-        tap: Tap,
-        consumption: Consumption,
-        one: ForwardPass,
-    ) -> Tensor:
-        ctx.save_for_backward(x, W, b)
-        ctx.tap, ctx.consumption, ctx.one = tap, consumption, one
-        return tap.geometry.forward(x, W, b)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        return _eagerly()(ctx, grad_outputs[0])
-
-
-def _eagerly() -> Callable[..., Any]:
-    """`_update`, left alone by torch.compile where a compiled step calls `backward`."""
-    return _update_outside_dynamo() if "torch._dynamo" in sys.modules else _update  # importing it takes seconds
-
-
-@cache
-def _update_outside_dynamo() -> Callable[..., Any]:
-    return torch.compiler.disable(_update)  # pyright: ignore[reportReturnType]
-
-
-def _update(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradients for x, W and b: the error signal that goes on, and the layer's displacements."""
-    x, W, b = ctx.saved_tensors
-    tap: Tap = ctx.tap
-    owner, geometry, consumption = tap.owner(), tap.geometry, ctx.consumption
-    if owner is None or not tap.installed:
-        raise RuntimeError(
-            f"layer '{tap.name}': the optimizer that this forward pass was made for is gone; run it again."
-        )
-    needs_x, needs_W, needs_b = ctx.needs_input_grad[:3]
-    if not any(_is_asked_for(ctx, place) for place, needed in ((1, needs_W), (2, needs_b)) if needed):
-        consumption.clear()  # gradients of inputs alone are the loss's own
-        return geometry.input_gradient(x, gradient, W) if needs_x else None, None, None, None, None, None
-    tap.begin_backward()
-    dtype = torch.promote_types(W.dtype, torch.float32)  # solves are never done in half precision
-    wide = _as(gradient, dtype)
-    features = geometry.features(_as(x, dtype), weight=needs_W and tap.weight, bias=needs_b and tap.bias)
-    known = consumption.known
-    problem = LayerProblem(
-        name=tap.name,
-        features=features,
-        D_z=geometry.outputs(wide, features),
-        terms=owner.loss_terms(ctx.one),
-        ends=ctx.one.ends,
-        activation=_in_rows(consumption.activation, gradient, geometry, features) if known else None,
-        Z=geometry.outputs(_as(consumption.Z, dtype), features) if known else None,
-        D=geometry.outputs(_as(consumption.D, dtype), features) if known else None,
-        W=geometry.matrix(_as(W, dtype)),
-        b=None if b is None else geometry.vector(_as(b, dtype)),
-    )
-    consumption.clear()
-    update = owner.solve(tap, problem)
-    new = owner.goes_back_through_new(tap)
-    grad_x = _input_gradient(geometry, x, wide, W, problem, update, new) if needs_x else None
-    grad_W = _weight_gradient(tap, W, problem, update) if needs_W else None
-    grad_b = _bias_gradient(tap, b, problem, update) if needs_b else None
-    return grad_x, grad_W, grad_b, None, None, None
-
-
-def _is_asked_for(ctx: Any, place: int) -> bool:
-    """Whether this backward pass computes the gradient of the layer's parameter, the input at `place`.
-
-    `needs_input_grad` says only that it could: in `torch.autograd.grad(loss, x)` nobody asks for it.
-    """
-    node = ctx.next_functions[place][0]
-    if node is None:
-        return False
-    try:
-        return torch._C._will_engine_execute_node(node)  # private, but the engine alone knows
-    except RuntimeError:  # what it says of a leaf that is among the `inputs` of torch.autograd.grad
-        return True
-
-
-def _in_rows(s: Activation | None, z: Tensor, geometry: Geometry, features: FeatureOperator) -> Activation | None:
-    """The activation for Z as the subproblem has it; z has the shape of the layer's output."""
-    return s if s is None or s.learned is None else s.rearranged(z.shape, lambda t: geometry.outputs(t, features))
-
-
-def _input_gradient(
-    geometry: Geometry,
-    x: Tensor,
-    gradient: Tensor,
-    W: Tensor,
-    problem: LayerProblem,
-    update: LayerUpdate,
-    through_new: bool,
-) -> Tensor:
-    """D_{l-1} = D_z W, with the new W or the old one (the paper's equation 10); `gradient` is D_z as it came."""
-    W = _as(W, gradient.dtype)
-    if update.input_difference is not None:
-        sent = update.input_difference.reshape(x.shape)
-    elif not through_new or update.W_decrease is None:
-        sent = geometry.input_gradient(x, gradient, W)
-    elif geometry.rows_are_inputs and update.backward_change is not None:
-        change = update.backward_change(problem.D_z)
-        sent = geometry.input_gradient(x, gradient, W)
-        sent = sent if change is None else sent.add_(change.reshape(x.shape))
-    else:
-        sent = geometry.input_gradient(x, gradient, W - geometry.weight(update.W_decrease, W.shape))
-    return _as(sent, x.dtype)
-
-
-def _weight_gradient(tap: Tap, W: Tensor, problem: LayerProblem, update: LayerUpdate) -> Tensor:
-    """W_old - W_new; the ordinary gradient of the loss for a weight that the optimizer does not own."""
-    if update.W_decrease is None:
-        ordinary = problem.features.moving(weight=True, bias=False).rmatmat(problem.D_z).mT
-        return _as(tap.geometry.weight(ordinary, W.shape), W.dtype)
-    return tap.returns("weight", _as(tap.geometry.weight(update.W_decrease, W.shape), W.dtype))
-
-
-def _bias_gradient(tap: Tap, b: Any, problem: LayerProblem, update: LayerUpdate) -> Tensor:
-    """b_old - b_new; the ordinary gradient of the loss for a bias that the optimizer does not own."""
-    if update.b_decrease is None:
-        return _as(problem.features.over_rows(problem.D_z).reshape(b.shape), b.dtype)
-    return tap.returns("bias", _as(update.b_decrease.reshape(b.shape), b.dtype))
-
-
-def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in a dtype: `Tensor.to`, which takes a microsecond to see that there is nothing to do."""
-    return tensor if tensor.dtype is dtype else tensor.to(dtype)

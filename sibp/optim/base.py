@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from sibp.capture.passes import ForwardPass, Passes
-from sibp.capture.tap import LayerProblem, LayerUpdate, Tap
+from sibp.capture.problem import LayerProblem, LayerUpdate
+from sibp.capture.tap import Tap
 from sibp.optim.checks import check_loaded, check_model, chosen_modules, named
 from sibp.optim.fallback import Fallback, FollowingGroup, MakeFallback
 from sibp.optim.layers import containers, new_taps, parameter_owners, summary_table

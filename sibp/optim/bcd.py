@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from sibp.activations import Activation
-from sibp.capture.tap import LayerProblem, LayerUpdate, Tap
+from sibp.capture.problem import LayerProblem, LayerUpdate
+from sibp.capture.tap import Tap
 from sibp.optim.checks import in_range
 from sibp.optim.guard import all_finite
 from sibp.optim.solvers import as_update

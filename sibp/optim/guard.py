@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sibp.capture.tap import LayerProblem, LayerUpdate, Tap
+from sibp.capture.problem import LayerProblem, LayerUpdate
+from sibp.capture.tap import Tap
 from sibp.optim.base import TappedOptimizer
 from sibp.optim.solvers import guarded
 from sibp.prox.numbers import Flag, choose, is_finite, number

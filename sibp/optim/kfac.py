@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sibp.capture.tap import LayerProblem, LayerUpdate, Tap
+from sibp.capture.problem import LayerProblem, LayerUpdate
+from sibp.capture.tap import Tap
 from sibp.optim.base import Explicit
 from sibp.optim.checks import in_range, whole
 from sibp.optim.fallback import MakeFallback

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
 
-from sibp.capture.tap import LayerProblem
+from sibp.capture.problem import LayerProblem
 from sibp.optim.solvers import Solver
 from sibp.prox.numbers import Flag
 from sibp.prox.operators import DenseFeatures, FeatureOperator

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sibp.activations import IDENTITY
-from sibp.capture.tap import LayerProblem, LayerUpdate
+from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.optim.base import Options
 from sibp.optim.proximal import ProximalOptimizer
 from sibp.optim.solvers import Solver, as_update, guarded, linear_update

@@ -4,7 +4,7 @@ from typing import Unpack
 
 from torch import nn
 
-from sibp.capture.tap import LayerProblem, LayerUpdate
+from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.optim.base import Options
 from sibp.optim.proximal import ProximalOptimizer
 from sibp.optim.solvers import Solver, cg_update, linear_update, paper_update

@@ -6,7 +6,8 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from sibp.capture.tap import LayerProblem, LayerUpdate, Tap
+from sibp.capture.problem import LayerProblem, LayerUpdate
+from sibp.capture.tap import Tap
 from sibp.optim.base import Options
 from sibp.optim.search import Outcome, SearchStatus, backtrack, minimise, trust_after
 from sibp.optim.sibp import SIBP

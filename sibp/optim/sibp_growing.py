@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import nn
 
-from sibp.capture.tap import LayerProblem, LayerUpdate, Tap
+from sibp.capture.problem import LayerProblem, LayerUpdate
+from sibp.capture.tap import Tap
 from sibp.optim.checks import in_range
 from sibp.optim.sibp import SIBP
 

@@ -7,7 +7,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from sibp.capture.tap import LayerProblem, LayerUpdate
+from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.prox.numbers import Flag, choose, is_finite
 from sibp.prox.solvers.coordinates import smaller_side
 from sibp.prox.solvers.linear import solve_linear

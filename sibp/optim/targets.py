@@ -5,7 +5,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from sibp.activations import IDENTITY, Activation
-from sibp.capture.tap import LayerProblem, Tap
+from sibp.capture.problem import LayerProblem
+from sibp.capture.tap import Tap
 from sibp.optim.guard import GuardedOptimizer
 from sibp.optim.layers import parameter_owners
 

@@ -1,0 +1,62 @@
+"""What a layer's backward call asks of a method, and what it is answered."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sibp.activations import Activation
+from sibp.prox.numbers import Number
+from sibp.prox.operators import FeatureOperator
+
+
+@dataclass(frozen=True)
+class LayerProblem:
+    """One layer's subproblem, as matrices; g stands for the groups of a convolution, and is left out for `nn.Linear`.
+
+    Where the features have several axes of rows, so have the other arrays: (g, B, P, m) in the place of (g, N, m).
+
+    Attributes:
+        name: the layer's, as in `model.named_modules()`.
+        features: Phi (g, N, size), with what moves.
+        D_z: (g, N, m) difference on the pre-activation, as the loss has it.
+        terms: the number of terms that the loss averages over: times this, differences are the paper's sums.
+        ends: names of the layers that ran first and last in this forward pass.
+        activation: s, if it is known; then Z (g, N, m) is the pre-activation and D (g, N, m) the unmasked difference on
+            s(Z), as the loss has it. None: solve the linear subproblem.
+        Z: see activation.
+        D: see activation.
+        W: (g, m, n) the layer's weight.
+        b: (g, m) its bias.
+    """
+
+    name: str
+    features: FeatureOperator
+    D_z: Tensor
+    terms: float
+    ends: tuple[str, str]
+    activation: Activation | None
+    Z: Tensor | None
+    D: Tensor | None
+    W: Tensor
+    b: Tensor | None
+
+
+@dataclass(frozen=True)
+class LayerUpdate:
+    """What the solver answers.
+
+    Attributes:
+        W_decrease: (g, m, n) W_old - W_new, or None if W does not move.
+        b_decrease: (g, m) b_old - b_new, or None if b does not move.
+        backward_change: maps D (g, N, m) to D (W_new - W_old) (g, N, n), where that is cheaper than with W_new itself.
+        input_difference: (N, n) what goes on to the layer below, where a method on linear layers has a rule of its own.
+        squared_change: ||W_new - W_old||^2 + ||b_new - b_old||^2, infinite where the solve was not finite; None where
+            nobody knows.
+    """
+
+    W_decrease: Tensor | None
+    b_decrease: Tensor | None
+    backward_change: Callable[[Tensor], Tensor | None] | None = None
+    input_difference: Tensor | None = None
+    squared_change: Number | None = None
