@@ -142,7 +142,7 @@ def test_runs_with_different_kernels_are_told_of(tmp_path, kernels, told):
         write_run(tmp_path / name, optimizer, summary={"environment": about})
     report(tmp_path, "--out", tmp_path / "report.html", "--format", "html")
     warnings = re.findall(r'<p class="warning">(.*?)</p>', (tmp_path / "report.html").read_text())
-    expected = [f"Runs differ in their compiled kernels ({told}): compare steps, not seconds."] if told else []
+    expected = [f"⚠ Runs differ in their compiled kernels ({told}): compare steps, not seconds."] if told else []
     assert [warning for warning in warnings if "kernels" in warning] == expected
 
 
