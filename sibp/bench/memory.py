@@ -7,6 +7,7 @@ process; `measure` starts it.
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
