@@ -2,8 +2,8 @@
 
 Each source file is compiled once for every dtype and vector width into one shared library, which
 `sibp.prox.kernels` loads and chooses from at run time: a wheel built on one machine suits every other of its
-architecture, and every version of Python, whose headers are not needed. Where there is no C compiler that takes the flags
-(gcc or clang), sibp is installed without kernels.
+architecture, and every version of Python, whose headers are not needed. Where there is no C compiler that takes the
+flags (gcc or clang), sibp is installed without kernels.
 
     python setup.py build_ext --inplace     compiles them anew in a working copy
 """
