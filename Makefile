@@ -3,12 +3,13 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3 py
     "import sys; print(0) if (3, 11) <= sys.version_info[:2] < (3, 14) else None" 2>/dev/null),$(name))))
 BIN := .venv/bin
 
-.PHONY: help run test test-oldest check-wheel docs reproduce results tensorboard clean
+.PHONY: help run test test-oldest check-wheel sanitize docs reproduce results tensorboard clean
 help:
 	@echo "make run          train SGD, ProxBP and SIBP on the digits and compare them (a minute)"
 	@echo "make test         format, lint, types and tests"
 	@echo "make test-oldest  the tests with the oldest versions of torch and the rest, in .venv-oldest/ (7 GB)"
 	@echo "make check-wheel  build the wheel, install it somewhere else and train with it"
+	@echo "make sanitize     the tests of the kernels in C under the address and undefined-behaviour sanitizers"
 	@echo "make docs         build the documentation as site/index.html, to be opened by a double click"
 	@echo "make reproduce    run the experiments of results/experiments.yaml that are not kept (hours; it goes on where it was)"
 	@echo "make results      write the reports under results/, and what README.md and docs/ show of them, anew"
@@ -29,6 +30,9 @@ test-oldest: .venv-oldest/.stamp
 
 check-wheel: .venv/.stamp
 	@scripts/check_wheel.sh
+
+sanitize: .venv/.stamp
+	@scripts/sanitize.sh $(BIN)/python
 
 docs: .venv/.stamp
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -2,8 +2,8 @@
 
 Each source file is compiled once for every dtype and vector width into one shared library, which
 `sibp.prox.kernels` loads and chooses from at run time: a wheel built on one machine suits every other of its
-architecture, and every version of Python, whose headers are not needed either. Where there is no C compiler that takes
-the flags (gcc or clang), sibp is installed without kernels.
+architecture, and every version of Python, whose headers are not needed. Where there is no C compiler that takes the
+flags (gcc or clang), sibp is installed without kernels.
 
     python setup.py build_ext --inplace     compiles them anew in a working copy
 """
@@ -32,15 +32,15 @@ if sys.platform == "darwin":
 
 
 class BuildKernels(build_ext):
-    """Compiles every source once for each dtype and vector width."""
+    """Compiles the first two sources once for each dtype and vector width, the others once."""
 
     def build_extension(self, ext: Extension) -> None:
         """Compiles and links."""
         if self.compiler.compiler_type != "unix":
             raise CCompilerError("the kernels need gcc or clang")
         openmp = self._openmp()
-        *sources, processor = ext.sources
-        objects = self._compiled([processor], "processor", ["-O2"])
+        sources, others = ext.sources[:2], ext.sources[2:]
+        objects = self._compiled(others, "common", ["-O2"])
         for width, flags in WIDTHS.items():
             for real in ("float", "double"):
                 suffix = f"{real}_{width}"
@@ -49,7 +49,7 @@ class BuildKernels(build_ext):
         ext.sources, ext.extra_objects, ext.extra_link_args = [], objects, openmp
         self.force = True  # what was compiled is linked: setuptools would compare with the sources that it does not see
         super().build_extension(ext)
-        ext.sources = [*sources, processor]
+        ext.sources = [*sources, *others]
 
     def get_source_files(self) -> list[str]:
         """What a source distribution has to contain."""
@@ -78,7 +78,7 @@ setup(
     ext_modules=[
         Extension(
             "sibp.prox.kernels._native",
-            sources=[f"{FOLDER}/{name}.c" for name in ("fused", "images", "processor")],
+            sources=[f"{FOLDER}/{name}.c" for name in ("fused", "images", "processor", "module")],
             depends=[f"{FOLDER}/common.h", "setup.py"],
             optional=True,
             py_limited_api=True,

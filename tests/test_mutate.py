@@ -42,10 +42,11 @@ def test_a_pattern_that_is_missing_or_not_unique_is_named(mutate):
 def tiny_project(mutate, tmp_path, monkeypatch):
     """A package named sibp with one function and one test, in place of the project."""
     root = tmp_path / "project"
-    (root / "sibp" / "prox").mkdir(parents=True)
+    (root / "sibp" / "prox" / "solvers").mkdir(parents=True)
     (root / "sibp" / "__init__.py").write_text("def double(x):\n    return 2 * x  # twice\n")
     (root / "sibp" / "prox" / "__init__.py").write_text("")
-    (root / "sibp" / "prox" / "linear.py").write_text("")
+    (root / "sibp" / "prox" / "solvers" / "__init__.py").write_text("")
+    (root / "sibp" / "prox" / "solvers" / "linear.py").write_text("")
     (root / "tests").mkdir()
     (root / "tests" / "test_double.py").write_text(
         "import sibp\n\n\ndef test_double():\n    assert sibp.double(3) == 6\n"

@@ -1,11 +1,10 @@
 """Peak memory of training and the time of its very first step, each measured in a process of its own.
 
-A new process is the only place where nothing is loaded, compiled or kept from before: compiled code is made anew too,
-as its cache folder is an empty one. ``python -m sibp.bench.memory`` is that process; `measure` starts it.
+A new process is the only place where nothing is loaded or kept from before. ``python -m sibp.bench.memory`` is that
+process; `measure` starts it.
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -37,13 +36,7 @@ def measure(case: Case, method: str, device: str, dtype: str, threads: int) -> d
         ``first_step_seconds``; or ``failed`` with the reason.
     """
     words = [case.net, str(case.batch), method, device, dtype, str(threads)]
-    with tempfile.TemporaryDirectory() as cache:
-        ended = subprocess.run(
-            [sys.executable, "-m", "sibp.bench.memory", *words],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "XDG_CACHE_HOME": cache},
-        )
+    ended = subprocess.run([sys.executable, "-m", "sibp.bench.memory", *words], capture_output=True, text=True)
     if ended.returncode != 0:
         return {"failed": (ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"])[-1]}
     return json.loads(ended.stdout.splitlines()[-1])

@@ -32,10 +32,10 @@ def machine(device: str) -> dict[str, Any]:
         device: "cpu" or "cuda".
 
     Returns:
-        Processor, cores, threads, device, system, versions and git state.
+        Processor, cores, threads, device, kernels, system, versions and git state.
     """
     found = describe(torch.device(device))
-    kept = ("system", "cpus", "threads", "device", "versions", "git_commit", "git_dirty")
+    kept = ("system", "cpus", "threads", "device", "kernels", "versions", "git_commit", "git_dirty")
     return {"processor": _processor(), **{key: found[key] for key in kept}}
 
 
@@ -210,10 +210,11 @@ def machine_line(about: Mapping[str, Any]) -> str:
     """
     commit = str(about["git_commit"] or "unknown")[:10] + (" with changes" if about["git_dirty"] else "")
     device = "" if about["device"] == "cpu" else f"{about['device']}, "
+    compiled = f"kernels {about['kernels']}, " if "kernels" in about else ""  # earlier records do not say
     threads = f"{about['threads']} thread{'s' * (about['threads'] != 1)}"
     return (
         f"{device}{about['processor']}, {about['cpus']} cores, {threads}, "
-        f"torch {about['versions']['torch']}, commit {commit}"
+        f"{compiled}torch {about['versions']['torch']}, commit {commit}"
     )
 
 

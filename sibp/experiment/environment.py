@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from sibp.prox import kernels
+
 
 def describe(device: torch.device) -> dict[str, Any]:
     """Everything about the surroundings that can move a number or a second.
@@ -21,7 +23,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         device: the one trained on.
 
     Returns:
-        Versions, git state, machine, device, threads and command line.
+        Versions, git state, machine, device, threads, the kernels that run on it, and command line.
     """
     return {
         "git_commit": _git("rev-parse", "HEAD"),
@@ -35,6 +37,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "kernels": kernels.description() if device.type == "cpu" else "none",
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
 

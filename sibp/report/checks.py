@@ -95,6 +95,9 @@ def _machines(problem: Problem) -> Iterable[str]:
     places = {tuple(shown(about.get(key)) for key in keys) for about in abouts if isinstance(about, dict)}
     if len(places) > 1:
         yield f"Seconds come from {len(places)} different combinations of host, device and threads: compare steps."
+    kernels = sorted({shown(about.get("kernels") or "unknown") for about in abouts if isinstance(about, dict)})
+    if len(kernels) > 1:
+        yield f"Runs differ in their compiled kernels ({', '.join(kernels)}): compare steps, not seconds."
 
 
 def _unreliable(problem: Problem) -> Iterable[str]:

@@ -13,7 +13,7 @@ from sibp.bench.record import Usage
 from sibp.bench.timing import MIN_ROUNDS
 
 HEAD = {"command", "made_by", "others", "date", "machine"}
-MACHINE = {"processor", "system", "cpus", "threads", "device", "versions", "git_commit", "git_dirty"}
+MACHINE = {"processor", "system", "cpus", "threads", "device", "kernels", "versions", "git_commit", "git_dirty"}
 
 
 def run(folder, *words):

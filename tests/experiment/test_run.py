@@ -15,6 +15,7 @@ from sibp.experiment.loop import Trainer
 from sibp.experiment.models import build_model
 from sibp.experiment.runner import run
 from sibp.experiment.seeding import BatchOrder
+from sibp.prox import kernels
 from sibp.runs.errors import UserError
 from sibp.runs.folder import RunFolder
 from sibp.runs.identity import run_name
@@ -47,6 +48,7 @@ def test_a_run_folder_holds_what_is_promised(make_config):
     assert summary["images"] == {"train": 1297, "val": 250, "test": 250}
     assert {"test_loss", "test_acc", "seconds", "environment"} <= summary.keys()
     assert rows[-1]["train_loss"] < 0.9 * rows[0]["train_loss"]
+    assert summary["environment"]["kernels"] == kernels.description()
 
 
 def test_every_method_starts_from_the_same_weights_and_sees_the_same_batches(make_config):

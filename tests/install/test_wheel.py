@@ -41,6 +41,32 @@ def test_every_file_of_the_package_and_of_configs_is_in_it(wheel):
     assert {name for name in tops if not name.endswith(".dist-info")} == {"sibp"}
 
 
+@pytest.mark.skipif(not any(map(shutil.which, ("gcc", "clang"))), reason="needs gcc or clang")
+def test_the_kernels_and_their_sources_are_in_it_for_every_python(wheel):
+    held = zipfile.ZipFile(wheel).namelist()
+    assert {
+        f"sibp/prox/kernels/{name}" for name in ("fused.c", "images.c", "common.h", "processor.c", "module.c")
+    } <= set(held)
+    assert [name for name in held if name.startswith("sibp/prox/kernels/_native")] == [
+        "sibp/prox/kernels/_native.abi3.so"
+    ]
+    assert "-cp311-abi3-" in wheel.name
+
+
+def test_without_a_compiler_it_is_built_without_kernels(tmp_path):
+    for name in SOURCES:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name, **({"ignore": IGNORED} if (ROOT / name).is_dir() else {}))
+    build = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    done = subprocess.run(build, cwd=tmp_path, env={**os.environ, "CC": "false"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.rglob("_native*"))
+    ask = "from sibp.prox import kernels; print(kernels.description())"
+    here = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    asked = subprocess.run([sys.executable, "-c", ask], cwd=tmp_path, env=here, capture_output=True, text=True)
+    assert asked.stdout.strip() == "none", asked.stderr
+
+
 def test_it_trains_where_there_is_no_checkout(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     (tmp_path / "empty").mkdir()

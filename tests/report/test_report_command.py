@@ -127,6 +127,25 @@ def test_weak_points_are_warnings(written):
     assert any("sgd-lr0.1-s100 and sgd-unfinished" in warning for warning in warnings)
 
 
+@pytest.mark.parametrize(
+    ("kernels", "told"),
+    [
+        ((None, None), None),
+        (("none", "none"), None),
+        (("native (AVX2)", "none"), "native (AVX2), none"),
+        ((None, "none"), "none, unknown"),
+    ],
+)
+def test_runs_with_different_kernels_are_told_of(tmp_path, kernels, told):
+    for name, optimizer, found in zip("ab", (SGD, SIBP), kernels, strict=True):
+        about = {"host": "box", "device": "cpu", "threads": 1} | ({"kernels": found} if found else {})
+        write_run(tmp_path / name, optimizer, summary={"environment": about})
+    report(tmp_path, "--out", tmp_path / "report.html", "--format", "html")
+    warnings = re.findall(r'<p class="warning">(.*?)</p>', (tmp_path / "report.html").read_text())
+    expected = [f"⚠ Runs differ in their compiled kernels ({told}): compare steps, not seconds."] if told else []
+    assert [warning for warning in warnings if "kernels" in warning] == expected
+
+
 def test_divergences_are_crosses_on_the_robustness_plot(written):
     figures = plots((written / "report.html").read_text())
     (figure,) = [f for f in figures if f["layout"]["xaxis"]["title"]["text"] == "lr"]
