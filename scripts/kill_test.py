@@ -40,6 +40,7 @@ COMMANDS = {
     "processes": ("sibp.train", [*SHORT, "-m", "seed=0,1,2", "hydra/launcher=sibp_joblib", "hydra.launcher.n_jobs=2"]),
     "tuning": ("sibp.tune", ["sweep=digits_quick", *SHORT[1:], "max_steps=6", "tensorboard=false"]),
 }
+MARK = "SIBP_KILL_TEST"  # in the environment of all processes that this one starts
 KILLS_EACH = 10  # of one command, before it may end
 SAME = ("seconds", "first_step_seconds", "seconds_to_target", "environment", "started")  # what no two runs share
 
@@ -88,8 +89,16 @@ def _victim(process: Any, root: Path, rng: random.Random) -> int:
     """The process to kill: the command's own or, half of the time, one that trains for it."""
     locks = [path.read_text(errors="replace").split() for path in root.rglob(".lock")]
     others = {int(words[1]) for words in locks if len(words) > 1 and words[1].isdigit()} - {process.pid, os.getpid()}
-    alive = [other for other in others if Path(f"/proc/{other}").exists()]
+    alive = [other for other in others if _is_ours(other)]
     return rng.choice(alive) if alive and rng.random() < 0.5 else process.pid
+
+
+def _is_ours(process_id: int) -> bool:
+    """Whether a process was started by this one: the number in a lock may by now be that of somebody else's."""
+    try:
+        return f"{MARK}={os.environ[MARK]}".encode() in Path(f"/proc/{process_id}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
 
 
 def disturbed(name: str, root: Path, length: float, kills: int, rng: random.Random) -> int:
@@ -142,6 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the instants")
     parser.add_argument("--minutes", type=float, default=60, help="end after so many at the latest")
     args = parser.parse_args(argv)
+    os.environ[MARK] = f"{os.getpid()}-{time.time_ns()}"
     os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # semaphores of processes that were killed
     SERVER.set_forkserver_preload(["sibp.train", "sibp.tune", "sibp.experiment.runner", "sibp.tuning.study"])
     rng, until = random.Random(args.seed), time.monotonic() + 60 * args.minutes
