@@ -52,12 +52,9 @@ class AutoSIBP(SIBP):
         weight_decay: see `SIBP`.
         backward_weights: see `SIBP`; "old" makes the error signals those of the loss.
         prox_weight_scaling: see `SIBP`.
-        params: parameters of the model or param group dicts. The length of a step is one for all; it is counted in the
-            `lr` of the first group.
-        fallback: see `SIBP`.
-        explicit: see `SIBP`.
-        direction_only: not possible.
-        data_parallel: see `SIBP`; losses are averaged over all ranks before anything is decided.
+        **options: `params`, `fallback`, `explicit`, `data_parallel`: see `sibp.optim.base.Options`. One step length
+            serves all groups, counted in the `lr` of the first; losses are averaged over all ranks before anything is
+            decided; `direction_only` is not possible.
 
     Raises:
         ValueError: for hyper-parameters out of range, parameters that are not the model's.

@@ -22,7 +22,7 @@ SETTINGS = {
     "proxbp": {"lr": 1.0, "prox_weight": 3.0},
     "sibp": {"lr": 1.0, "prox_weight": 0.3},
 }
-ROWS = 6
+ROWS = 9  # 0, 5, 10, 15, 20, 25, then every tenth step to 50
 STATUSES = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy between this machine and itself
 # Every element of a page, those in shadow roots too.
