@@ -111,6 +111,8 @@ class PreActivation(Tensor):
         marked = [leaf for leaf in _leaves((*args, *kwargs.values())) if _is_marked(leaf)]
         plain_args = [_map_marked(value) for value in args]
         plain_kwargs = {key: _map_marked(value) for key, value in kwargs.items()}
+        if func in _BACKWARD:  # runs checkpointed layers again, whose outputs are marked as ever
+            return func(*plain_args, **plain_kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*plain_args, **plain_kwargs)
         if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in _leaves((result,))):
@@ -119,6 +121,7 @@ class PreActivation(Tensor):
         return result
 
 
+_BACKWARD = (Tensor.backward, torch.autograd.backward, torch.autograd.grad)
 _CONTAINERS = (list, tuple, dict)  # a call's arguments hardly ever are: only then a walk through what they hold
 
 

@@ -1,8 +1,5 @@
 """The backward call of a tapped layer: from error signals to displacements, inside ordinary autograd."""
 
-import sys
-from collections.abc import Callable
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +7,7 @@ from torch import Tensor
 
 from sibp.activations import Activation
 from sibp.capture.activation import Consumption
+from sibp.capture.compiler import left_alone
 from sibp.capture.geometry import Geometry
 from sibp.capture.passes import ForwardPass
 from sibp.capture.problem import LayerProblem, LayerUpdate
@@ -40,19 +38,19 @@ class TappedLayer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         """The error signal on x, and the displacements of the parameters."""
-        return _eagerly()(ctx, grad_outputs[0])
+        return _update(ctx, grad_outputs[0])
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        """Refuses forward-mode differentiation."""
+        del tangents
+        raise RuntimeError(
+            f"layer '{ctx.tap.name}' is tapped, and has no forward-mode derivative; differentiate inside "
+            "`with optimizer.paused():`."
+        )
 
 
-def _eagerly() -> Callable[..., Any]:
-    """`_update`, left alone by torch.compile where a compiled step calls `backward`."""
-    return _update_outside_dynamo() if "torch._dynamo" in sys.modules else _update  # importing it takes seconds
-
-
-@cache
-def _update_outside_dynamo() -> Callable[..., Any]:
-    return torch.compiler.disable(_update)  # pyright: ignore[reportReturnType]
-
-
+@left_alone
 def _update(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients for x, W and b: the error signal that goes on, and the layer's displacements."""
     x, W, b = ctx.saved_tensors

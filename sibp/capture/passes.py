@@ -19,7 +19,8 @@ class ForwardPass:
     can still differentiate what was computed.
 
     Attributes:
-        batch: samples, the leading dimension at the first tapped layer that ran; None before.
+        batch: samples, the leading dimension at the first tapped layer that ran; None before. A layer that ran without
+            gradients counts only as long as none has started from data with gradients on.
         layers: names of the tapped layers in the order in which they ran.
         differentiable: whether the call was made with gradients on.
         recomputes: whether it runs inside a backward pass, as activation checkpoints do.
@@ -28,21 +29,26 @@ class ForwardPass:
 
     def __init__(self) -> None:
         self.batch: int | None = None
+        self._preliminary = True  # whether `batch` is that of a layer that ran without gradients
         self.layers: list[str] = []
         self.differentiable = torch.is_grad_enabled()
         # Private, but there is no public way to ask whether a backward pass is running in this thread.
         self.recomputes = torch._C._current_graph_task_id() != -1
         self.original: ForwardPass | None = None
 
-    def enter(self, layer: str, batch: int) -> None:
+    def enter(self, layer: str, batch: int, *, recorded: bool, from_data: bool) -> None:
         """Notes that a layer runs.
 
         Args:
             layer: name.
             batch: leading dimension of its input.
+            recorded: whether with gradients on. Without, it may be the first run of an activation checkpoint, or
+                something that nobody differentiates (a teacher's view of other samples).
+            from_data: whether its input needs no gradient, so that it does not follow a checkpoint.
         """
-        if self.batch is None:
+        if self.batch is None or (self._preliminary and recorded and from_data):
             self.batch = batch
+        self._preliminary &= not recorded
         self.layers.append(layer)
 
     @property
@@ -86,21 +92,38 @@ class Passes:
 
     def of_layer(self, x: Tensor) -> ForwardPass:
         """The pass in which a tapped layer is called with the input x; one of its own if the layer is called alone."""
-        return getattr(self._local, "now", None) or self._came_from((x,)) or ForwardPass()
+        calls = self._calls
+        return calls[-1][1] if calls else self._came_from((x,)) or ForwardPass()
 
-    def enter(self, inputs: Any) -> None:
+    def enter(self, module: nn.Module, inputs: Any) -> None:
         """A module was called: opens a pass if that is the outermost call."""
-        depth = getattr(self._local, "depth", 0)
-        if depth == 0:
-            self._local.now = self._came_from(tree_leaves(inputs)) or ForwardPass()
-        self._local.depth = depth + 1
+        calls, this = self._calls, id(module)
+        outermost = not calls or calls[0][0] == this  # which is running already only if its last call was interrupted
+        one = (self._came_from(tree_leaves(inputs)) or ForwardPass()) if outermost else calls[-1][1]
+        calls.append((this, one))
 
-    def leave(self, outputs: Any) -> None:
+    def leave(self, module: nn.Module, outputs: Any) -> None:
         """The call ended, or raised: closes the pass if it was the outermost call."""
-        self._local.depth -= 1
-        if self._local.depth == 0:
-            closed, self._local.now = self._local.now, None
-            self.attach(closed, tree_leaves(outputs))
+        calls, this = self._calls, id(module)
+        if all(running != this for running, _ in calls):
+            return  # it raised before it was entered
+        running, one = calls.pop()
+        while running != this:
+            running, one = calls.pop()
+        if not calls:
+            self.attach(one, tree_leaves(outputs))
+
+    def forget(self) -> None:
+        """No call is running in this thread: torch does not tell of the end of one that Ctrl-C interrupted."""
+        self._calls.clear()
+
+    @property
+    def _calls(self) -> list[tuple[int, ForwardPass]]:
+        """The calls that are running in this thread, from the outermost on: modules by identity, with their passes."""
+        calls = getattr(self._local, "calls", None)
+        if calls is None:
+            calls = self._local.calls = []
+        return calls
 
     def attach(self, one: ForwardPass, outputs: Iterable[Any]) -> None:
         """Ties a pass to the graph of what it computed, which keeps it alive where all its layers are checkpointed."""
@@ -125,6 +148,15 @@ class Passes:
 def _metadata(node: Any) -> dict[Any, Any]:
     """What users may attach to a node of the graph (a property, which torch's stubs have as a method)."""
     return node.metadata
+
+
+def _refuse_compiler(module: nn.Module) -> None:
+    """Raises in what torch.compile traces, which then runs as it is, or says that it cannot be compiled as a whole."""
+    if torch.compiler.is_compiling():
+        raise RuntimeError(
+            f"{type(module).__name__} has layers tapped by a sibp optimizer and cannot be compiled: "
+            "give torch.compile a model without one, or train the uncompiled one."
+        )
 
 
 class Unrecorded:
@@ -160,15 +192,17 @@ class _Gate:
     def enter(self, module: nn.Module, inputs: Any, keywords: Any) -> None:
         """Before the module's forward."""
         passes = self.passes()
-        if passes is not None and module is self.module() and not torch.compiler.is_compiling():
-            passes.enter((inputs, keywords))
+        if passes is not None and module is self.module():
+            _refuse_compiler(module)
+            passes.enter(module, (inputs, keywords))
 
     def leave(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
         """After it, whether it returned or raised."""
         del inputs
         passes = self.passes()
-        if passes is not None and module is self.module() and not torch.compiler.is_compiling():
-            passes.leave(outputs)
+        if passes is not None and module is self.module():
+            _refuse_compiler(module)
+            passes.leave(module, outputs)
 
     def __deepcopy__(self, memo: Any) -> "_Gate":
         return _Gate()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sibp.capture.activation import Consumption, PreActivation
 from sibp.capture.backward import TappedLayer
+from sibp.capture.compiler import left_alone
 from sibp.capture.displacements import PAUSED, Displacements
 from sibp.capture.geometry import Geometry, own_class
 from sibp.capture.passes import ForwardPass, Passes, Unrecorded
@@ -107,6 +108,19 @@ class Tap:
         missing = [key for key, p in self.parameters.items() if held.get(key) is not p]
         return missing[0] if missing else "forward" if "forward" in vars(self.module) else None
 
+    def refuse_replaced(self, method: str) -> None:
+        """Raises RuntimeError if the layer is no longer what it was.
+
+        Args:
+            method: the optimizer's name.
+        """
+        if self.replaced is not None:
+            raise RuntimeError(
+                f"layer '{self.name}': its {self.replaced} was replaced after the optimizer was made "
+                "(load_state_dict(assign=True), a parametrization, pruning, a wrapper), so that training would not "
+                f"move it; make the {method} afterwards."
+            )
+
     def remove(self) -> None:
         """Gives the layer its own class back."""
         if self.installed:
@@ -136,20 +150,23 @@ class Tap:
             self._run_unrecorded(owner, input)
             return plain(module, input)
         self._refuse(module, input, type(owner).__name__)
-        if not self._moves():
-            return plain(module, input)
+        return self._run(owner, module, input) if self._moves() else plain(module, input)
+
+    @left_alone
+    def _run(self, owner: Owner, module: nn.Module, input: Tensor) -> Tensor:
+        """The output as the autograd Function computes it."""
         owner.before_forward(self.name)
         self._guard()
         if isinstance(input, PreActivation):
             input = input.consumed_by(self._kind.__name__)
         one = self._enter(owner, input)
         weight, bias = module._parameters["weight"], module._parameters.get("bias")
-        self.consumption = Consumption()
+        self.consumption = consumption = Consumption()  # another thread may replace the tap's at any time
         z: Tensor = TappedLayer.apply(  # pyright: ignore[reportAssignmentType]
-            self.geometry.prepare(input), weight, bias, self, self.consumption, one
+            self.geometry.prepare(input), weight, bias, self, consumption, one
         )
         owner.passes.attach(one, (z,))
-        return PreActivation.mark(z, self.consumption) if owner.wants_activation(self) else z
+        return PreActivation.mark(z, consumption) if owner.wants_activation(self) else z
 
     def _enter(self, owner: Owner, input: Tensor) -> ForwardPass:
         """The pass that the layer's backward call belongs to: for a recomputation the one that is recomputed."""
@@ -158,14 +175,14 @@ class Tap:
             one.original = self._unrecorded.take() or one.original
             if one.original is not None:
                 return one.original
-        one.enter(self.name, self.geometry.batch(input))
+        one.enter(self.name, self.geometry.batch(input), recorded=True, from_data=not input.requires_grad)
         return one
 
     def _run_unrecorded(self, owner: Owner, input: Tensor) -> None:
         """Notes that the layer ran without gradients, which may be an activation checkpoint's first run."""
         one = owner.passes.of_layer(input)
         if one.differentiable:
-            one.enter(self.name, self.geometry.batch(input))
+            one.enter(self.name, self.geometry.batch(input), recorded=False, from_data=not input.requires_grad)
             self._unrecorded.add(one)
 
     def _moves(self) -> bool:
@@ -188,6 +205,11 @@ class Tap:
                 f"{here} runs as a copy (nn.DataParallel makes one for every device), which {method} does not own; "
                 f"run the model itself, or one process for every device with {method}(model, data_parallel=True)."
             )
+        if torch._C._is_tracing():  # private, as a Python function would double the cost
+            raise RuntimeError(
+                f"{here} is tapped by {method}, and a trace with gradients would contain its backward pass; call "
+                "torch.jit.trace inside `with torch.no_grad():`."
+            )
         if torch._C._are_functorch_transforms_active():
             raise RuntimeError(
                 f"{here} is tapped by {method}, whose backward pass torch.func cannot transform; "
@@ -199,6 +221,16 @@ class Tap:
                 f"{here}: {method} takes dense inputs only, not {kind} ones; convert the input "
                 f"(to_dense, to_padded_tensor), or leave the layer to the fallback with explicit=['{self.name}']."
             )
+
+    def refuse_script(self) -> None:
+        """Raises RuntimeError for `torch.jit.script`, if the layer still has an optimizer."""
+        owner = self.owner()
+        if owner is not None:
+            raise RuntimeError(
+                f"layer '{self.name}' is tapped by {type(owner).__name__}, and TorchScript cannot compile that; call "
+                "optimizer.remove() before, or torch.jit.trace inside `with torch.no_grad():`."
+            )
+        self.remove()
 
     def begin_backward(self) -> None:
         """Notes a backward pass through the layer.
@@ -244,6 +276,7 @@ class Tap:
                     parameter.register_post_accumulate_grad_hook(_after(this, key)),
                 ]
 
+    @left_alone
     def before_accumulation(self, key: str, parameter: nn.Parameter, gradient: Tensor) -> None:
         """Records a parameter's gradient, refusing one that did not come from the tap, or not only.
 
@@ -263,6 +296,7 @@ class Tap:
         if ours and len(parameter._backward_hooks or ()) == 1:  # no other hook can have changed it
             ours = expected == (gradient.data_ptr(), gradient._version)
         if not ours and owner.active():
+            self.refuse_replaced(type(owner).__name__)
             raise RuntimeError(
                 f"layer '{self.name}': its {key} is also used outside the layer's own forward pass (tied weights, a "
                 "penalty in the loss, a functional call), which a proximal update cannot include; use the optimizer's "
@@ -289,7 +323,12 @@ def _tapped(kind: type[nn.Module], tap: Tap) -> type[nn.Module]:
         _, _, *state = object.__reduce_ex__(self, protocol)
         return copyreg._reconstructor, (kind, object, None), *state  # pyright: ignore[reportAttributeAccessIssue]
 
+    def prepare_scriptable(self: nn.Module) -> nn.Module:
+        tap.refuse_script()
+        return self
+
     members = {"_tap": tap, "_untapped": kind, "forward": forward, "__reduce_ex__": reduce, "__doc__": kind.__doc__}
+    members["__prepare_scriptable__"] = prepare_scriptable  # torch.jit.script asks for it first
     return type(kind.__name__, (kind,), {**members, "__module__": kind.__module__, "__qualname__": kind.__qualname__})
 
 

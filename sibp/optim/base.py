@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 
+from sibp.capture.compiler import left_alone
 from sibp.capture.passes import ForwardPass, Passes
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
@@ -183,6 +184,13 @@ class TappedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._apply()
+        return loss
+
+    @left_alone
+    def _apply(self) -> None:
+        """Subtracts the displacements, and steps the fallback."""
+        self.passes.forget()
         for tap in self._taps.values():
             self._refuse_what_is_not_ours(tap)
         for group in self.param_groups:
@@ -201,7 +209,11 @@ class TappedOptimizer(torch.optim.Optimizer):
                 if p.grad is not None:
                     tap.displacements.applied(key, p.grad)
         self.fallback.step()
-        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the gradients, as in torch."""
+        self.passes.forget()
+        super().zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters of the model, tapping their layers; those without a subproblem get the fallback optimizer.
@@ -355,15 +367,11 @@ class TappedOptimizer(torch.optim.Optimizer):
     def _refuse_what_is_not_ours(self, tap: Tap) -> None:
         """Raises if the layer was taken over or replaced, or if its `.grad` holds anything but displacements."""
         here, method = f"layer '{tap.name}'", type(self).__name__
+        tap.refuse_replaced(method)
         if not tap.installed:
             raise RuntimeError(
                 f"{here} no longer belongs to this {method}: it was removed, or another optimizer was made for the "
                 "same model. Step the newer one."
-            )
-        if tap.replaced is not None:
-            raise RuntimeError(
-                f"{here}: its {tap.replaced} was replaced after the optimizer was made (load_state_dict(assign=True), "
-                f"a wrapper), so that training would not move it; make the {method} afterwards."
             )
         for key, p in tap.parameters.items():
             if p.grad is None:
@@ -402,7 +410,12 @@ class TappedOptimizer(torch.optim.Optimizer):
     def summary(self) -> str:
         """A table of the model's layers: what follows each, its solver, and how it is updated."""
         mine = {id(p) for group in self.param_groups for p in group["params"]}
-        replaced = {name for name, tap in self._taps.items() if tap.replaced is not None or not tap.installed}
+        modules = dict(self.model.named_modules())
+        replaced = {
+            name
+            for name, tap in self._taps.items()
+            if tap.replaced is not None or not tap.installed or modules.get(name) is not tap.module
+        }
         return summary_table(self.model, self._rows(), mine, replaced, type(self).__name__)
 
     def _rows(self) -> dict[str, tuple[str, str]]:

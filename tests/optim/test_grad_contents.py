@@ -3,7 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.nn.utils.prune
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from sibp import SIBP, ProxBP
@@ -193,7 +195,43 @@ def test_replaced_parameters_and_forwards_are_named():
         optimizer.step()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: nn.utils.prune.l1_unstructured(m[0], "weight", 0.5),
+        lambda m: nn.utils.parametrizations.spectral_norm(m[0]),
+        lambda m: nn.utils.parametrize.register_parametrization(m[0], "weight", nn.Tanh()),
+    ],
+    ids=["pruned", "spectral norm", "parametrized"],
+)
+def test_layers_whose_weight_is_made_from_another_since_are_named(change):
+    model = net()
+    optimizer = SIBP(model)
+    change(model)
+
+    def train() -> None:
+        loss_of(model).backward()
+        optimizer.step()
+
+    with pytest.raises(RuntimeError, match=r"layer '0': its weight was replaced after the optimizer was made"):
+        train()
+
+
+def test_a_layer_that_stands_in_the_place_of_a_tapped_one_is_not_called_proximal():
+    model = net()
+    optimizer = SIBP(model)
+    model[2] = nn.Linear(6, 3, dtype=F64)
+    rows = {row.split()[0]: row for row in optimizer.summary().splitlines()[1:]}
+    assert rows["2"].endswith("replaced since")
+    assert rows["0"].endswith("proximal")
+
+
 # -- inputs and transforms that have no step
+
+
+def forward_mode(model: nn.Module) -> None:
+    with forward_ad.dual_level():
+        model(forward_ad.make_dual(torch.ones(2, 5, dtype=F64), torch.ones(2, 5, dtype=F64)))
 
 
 @pytest.mark.parametrize(
@@ -212,10 +250,13 @@ def test_replaced_parameters_and_forwards_are_named():
             lambda m: torch.func.jvp(m, (torch.ones(2, 5, dtype=F64),), (torch.ones(2, 5, dtype=F64),)),
             "layer '0' is tapped by SIBP, whose backward pass torch.func cannot transform",
         ),
+        (torch.jit.script, "layer '0' is tapped by SIBP, and TorchScript cannot compile that"),
+        (lambda m: torch.jit.trace(m, torch.ones(2, 5, dtype=F64)), "layer '0' is tapped by SIBP, and a trace with"),
+        (lambda m: forward_mode(m), "layer '0' is tapped, and has no forward-mode derivative"),
     ],
-    ids=["sparse", "nested", "vmap", "jvp"],
+    ids=["sparse", "nested", "vmap", "jvp", "script", "trace", "forward mode"],
 )
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # torch's own, in jvp
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")  # torch's own uses it in jvp
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 def test_what_has_no_step_is_refused_with_the_layers_name(use, message: str):
     model = net()
@@ -224,6 +265,17 @@ def test_what_has_no_step_is_refused_with_the_layers_name(use, message: str):
         use(model)
     loss_of(model).backward()
     optimizer.step()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+def test_models_can_be_traced_without_gradients_and_scripted_afterwards():
+    model, x = net(), torch.ones(2, 5, dtype=F64)
+    optimizer = SIBP(model)
+    with torch.no_grad():
+        assert torch.equal(torch.jit.trace(model, x)(x), model(x))
+    optimizer.remove()
+    assert torch.equal(torch.jit.script(model)(x), model(x))
 
 
 def test_a_replica_of_data_parallel_is_refused():

@@ -224,7 +224,8 @@ def test_threads_have_passes_of_their_own():
 
 
 def test_calls_of_one_model_at_the_same_time_have_passes_of_their_own():
-    """Both threads are inside the model's forward at once, with batches of different sizes."""
+    """Both threads are inside the model's forward, and inside every layer, at once, with batches of different sizes."""
+    inside = threading.Barrier(2)
 
     class Meeting(nn.Module):
         def __init__(self):
@@ -240,9 +241,14 @@ def test_calls_of_one_model_at_the_same_time_have_passes_of_their_own():
     optimizer = SIBP(model, lr=0.5)
     losses: dict[int, Tensor] = {}
 
+    def saves(t: Tensor) -> Tensor:
+        inside.wait(10)
+        return t
+
     def call(rows: int) -> None:
         x, y = batch(rows)
-        losses[rows] = F.cross_entropy(model(x), y)
+        with torch.autograd.graph.saved_tensors_hooks(saves, lambda t: t):
+            losses[rows] = F.cross_entropy(model(x), y)
 
     threads = [threading.Thread(target=call, args=(rows,)) for rows in (3, 8)]
     for thread in threads:
@@ -334,3 +340,106 @@ def test_gradients_of_gradients_of_inputs_are_refused_by_name_where_weights_are_
     with optimizer.paused():
         (g,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
         g.square().sum().backward()
+
+
+# -- calls that end in other ways than by returning
+
+
+class Stopping(nn.Module):
+    """An identity that raises while it is told to."""
+
+    raises: type[BaseException] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.raises is not None:
+            raise self.raises
+        return x
+
+
+def stopped_net() -> tuple[nn.Sequential, Stopping]:
+    stop = Stopping()
+    return nn.Sequential(*net()[:2], nn.Sequential(net()[2], stop)), stop
+
+
+def test_a_call_that_was_interrupted_does_not_go_on():
+    model, stop = stopped_net()
+    optimizer = SIBP(model, lr=0.5)
+    stop.raises = KeyboardInterrupt  # which torch tells no hook of
+    with pytest.raises(KeyboardInterrupt):
+        model(batch(3)[0])
+    stop.raises = None
+    x, y = batch()
+    F.cross_entropy(model(x), y).backward()  # the same call again
+    assert_same(displacements(model), expected())
+    stop.raises = KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        model(batch(3)[0])
+    stop.raises = None
+    optimizer.zero_grad()
+    F.cross_entropy(model[2](model[:2](x)), y).backward()  # other calls, in a new step
+    assert_same(displacements(model), expected())
+
+
+def test_a_call_that_a_hook_refused_leaves_the_pass_around_it_open():
+    model, _ = stopped_net()
+    optimizer = SIBP(model, lr=0.5)
+
+    def refuse(*_) -> None:
+        raise ValueError("not now")
+
+    handle = model.register_forward_pre_hook(refuse, prepend=True)
+    with pytest.raises(ValueError, match="not now"):
+        model(batch(3)[0])
+    handle.remove()
+    x, y = batch()
+    F.cross_entropy(model(x), y).backward()
+    assert_same(displacements(model), expected())
+    optimizer.step()
+
+
+class WithTeacher(nn.Module):
+    """Looks at other samples without gradients before it runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.student = net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.student(x[:3])
+        return self.student(x)
+
+
+def test_what_a_model_computes_without_gradients_does_not_count():
+    model = WithTeacher()
+    optimizer = SIBP(model, lr=0.5)
+    x, y = batch()
+    F.cross_entropy(model(x), y).backward()
+    assert_same(displacements(model), expected())
+    optimizer.step()
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("direct", [False, True])
+def test_checkpoints_in_checkpoints_solve_with_the_activation(depth: int, direct: bool):
+    x, D = batch()[0], torch.linspace(-1, 1, 24, dtype=F64).reshape(8, 3)
+
+    def backward(model, checkpointed: bool):
+        def inner(h: Tensor) -> Tensor:
+            return torch.relu(model[0](h))
+
+        def outer(h: Tensor) -> Tensor:
+            return model[2](checkpoint(inner, h, use_reentrant=True) if checkpointed and depth == 2 else inner(h))
+
+        h = x.clone().requires_grad_()
+        out = checkpoint(outer, h, use_reentrant=True) if checkpointed else outer(h)
+        if direct:
+            out.backward(D)
+        else:
+            (out * D).sum().backward()
+        return displacements(model)
+
+    plain, again = net(), net()
+    optimizers = [SIBP(model, lr=0.5, solver="cg:3") for model in (plain, again)]
+    assert_same(backward(again, True), backward(plain, False))
+    assert all(optimizer.solver_stats() for optimizer in optimizers)

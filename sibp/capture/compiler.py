@@ -1,0 +1,33 @@
+"""What torch.compile is to leave alone."""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def left_alone(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, called as it is where a compiled step calls it.
+
+    `torch.compiler.disable` alone would import the compiler at once, which takes seconds.
+
+    Args:
+        function: to be hidden from the compiler.
+    """
+    hidden: list[Callable[P, R]] = []
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if "torch._dynamo" not in sys.modules:
+            return function(*args, **kwargs)
+        if not hidden:
+            disabled: Any = torch.compiler.disable(function)
+            hidden.append(disabled)
+        return hidden[0](*args, **kwargs)
+
+    return call

@@ -1,0 +1,108 @@
+"""torch.compile of a training step that contains `backward`: the same as the plain one."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._dynamo.utils import maybe_enable_compiled_autograd
+
+from sibp import SIBP, ProxBP
+
+F64 = torch.float64
+# Raised by the compiler itself, when it looks at tensors that a plain step has left behind.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(5, 6, dtype=F64), nn.BatchNorm1d(6, dtype=F64), nn.ReLU(), nn.Linear(6, 3, dtype=F64)
+    )
+
+
+def trained(method, wrap: Callable, inside: str) -> list[Tensor]:
+    """The weights after three steps, of which `wrap` gets the parts that are named in `inside`."""
+    model = net()
+    optimizer = method(model, lr=0.5)
+    x, y = torch.linspace(-1, 1, 40, dtype=F64).reshape(8, 5).sin(), torch.arange(8) % 3
+    parts = {
+        "zero": optimizer.zero_grad,
+        "backward": lambda: F.cross_entropy(model(x), y).backward(),
+        "step": optimizer.step,
+    }
+
+    def run() -> None:
+        for name in inside.split():
+            parts[name]()
+
+    run = wrap(run)
+    for _ in range(3):
+        for name, part in parts.items():
+            if name == "backward":
+                run()
+            elif name not in inside:
+                part()
+    return [p.detach() for p in model.parameters()]
+
+
+def by_compiled_autograd(run: Callable) -> Callable:
+    def step() -> None:
+        with maybe_enable_compiled_autograd(True, fullgraph=False, dynamic=False):
+            run()
+
+    return step
+
+
+class Cut(nn.Module):
+    """Flattens time into the batch where no graph leads back to the layers before."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(5, 6, dtype=F64), nn.Linear(6, 3, dtype=F64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).detach()
+        return self.b(h.flatten(0, 1)).reshape(*x.shape[:2], 3).mean(1)
+
+
+@pytest.mark.parametrize(
+    "compiled",
+    [
+        lambda m: torch.compile(m, backend="eager"),
+        lambda m: (m.compile(backend="eager"), m)[1],
+        lambda m: torch.compile(lambda x: m(x), backend="eager"),
+    ],
+    ids=["model", "in place", "inside a function"],
+)
+def test_a_model_compiled_afterwards_has_the_batch_of_the_whole(compiled: Callable):
+    torch._dynamo.reset()
+    found = []
+    for wrap in (lambda m: m, compiled):
+        model = Cut()
+        optimizer = SIBP(model, lr=0.5)
+        F.cross_entropy(
+            wrap(model)(torch.linspace(-1, 1, 120, dtype=F64).reshape(4, 6, 5).sin()), torch.arange(4) % 3
+        ).backward()
+        found.append(model.b.weight.grad)
+        optimizer.step()
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("method", [SIBP, ProxBP])
+@pytest.mark.parametrize("inside", ["backward", "zero backward", "backward step", "zero backward step"])
+def test_a_compiled_step_is_the_plain_one(method, inside: str):
+    torch._dynamo.reset()
+    compiled = trained(method, lambda run: torch.compile(run, backend="eager"), inside)
+    for p, q in zip(compiled, trained(method, lambda run: run, inside), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
+
+
+def test_compiled_autograd_is_the_plain_one():
+    torch._dynamo.reset()
+    for p, q in zip(
+        trained(SIBP, by_compiled_autograd, "backward"), trained(SIBP, lambda run: run, "backward"), strict=True
+    ):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
