@@ -32,14 +32,14 @@ if sys.platform == "darwin":
 
 
 class BuildKernels(build_ext):
-    """Compiles the first two sources once for each dtype and vector width, the others once."""
+    """Compiles the first three sources once for each dtype and vector width, the others once."""
 
     def build_extension(self, ext: Extension) -> None:
         """Compiles and links."""
         if self.compiler.compiler_type != "unix":
             raise CCompilerError("the kernels need gcc or clang")
         openmp = self._openmp()
-        sources, others = ext.sources[:2], ext.sources[2:]
+        sources, others = ext.sources[:3], ext.sources[3:]
         objects = self._compiled(others, "common", ["-O2"])
         for width, flags in WIDTHS.items():
             for real in ("float", "double"):
@@ -78,7 +78,7 @@ setup(
     ext_modules=[
         Extension(
             "sibp.prox.kernels._native",
-            sources=[f"{FOLDER}/{name}.c" for name in ("fused", "images", "processor", "module")],
+            sources=[f"{FOLDER}/{name}.c" for name in ("fused", "images", "closed", "processor", "module")],
             depends=[f"{FOLDER}/common.h", "setup.py"],
             optional=True,
             py_limited_api=True,

@@ -61,7 +61,7 @@ def _update(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
             f"layer '{tap.name}': the optimizer that this forward pass was made for is gone; run it again."
         )
     needs_x, needs_W, needs_b = ctx.needs_input_grad[:3]
-    if not any(_is_asked_for(ctx, place) for place, needed in ((1, needs_W), (2, needs_b)) if needed):
+    if not (needs_W and _is_asked_for(ctx, 1)) and not (needs_b and _is_asked_for(ctx, 2)):
         consumption.clear()  # gradients of inputs alone are the loss's own
         return geometry.input_gradient(x, gradient, W) if needs_x else None, None, None, None, None, None
     tap.begin_backward()
@@ -127,7 +127,8 @@ def _input_gradient(
     elif geometry.rows_are_inputs and update.backward_change is not None:
         change = update.backward_change(problem.D_z)
         sent = geometry.input_gradient(x, gradient, W)
-        sent = sent if change is None else sent.add_(change.reshape(x.shape))
+        if change is not None:
+            sent = sent.add_(change if x.dim() == 2 else change.reshape(x.shape))
     else:
         sent = geometry.input_gradient(x, gradient, W - geometry.weight(update.W_decrease, W.shape))
     return _as(sent, x.dtype)
@@ -145,7 +146,10 @@ def _bias_gradient(tap: "Tap", b: Any, problem: LayerProblem, update: LayerUpdat
     """b_old - b_new; the ordinary gradient of the loss for a bias that the optimizer does not own."""
     if update.b_decrease is None:
         return _as(problem.features.over_rows(problem.D_z).reshape(b.shape), b.dtype)
-    return tap.returns("bias", _as(update.b_decrease.reshape(b.shape), b.dtype))
+    b_decrease = update.b_decrease
+    if b_decrease.shape != b.shape:
+        b_decrease = b_decrease.reshape(b.shape)
+    return tap.returns("bias", _as(b_decrease, b.dtype))
 
 
 def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -64,6 +64,11 @@ class Displacements:
         """It was accumulated, and `grad` is the sum."""
         self._held[key] = _Held(self._fault.pop(key, None), grad.data_ptr(), grad._version)
 
+    def only(self, key: str, grad: Tensor) -> bool:
+        """Whether `grad` holds displacements and nothing else, none of them applied; if not, `fault` says why."""
+        held = self._held.get(key)
+        return held is not None and held.fault is None and not held.applied and held.memory == grad.data_ptr()
+
     def fault(self, key: str, grad: Tensor) -> str | None:
         """Why `grad` must not be applied, as the end of a sentence; None if it may be."""
         held = self._held.get(key)

@@ -150,9 +150,15 @@ class LinearGeometry(Geometry):
         """The weight itself, (m, n)."""
         return W
 
+    def weight(self, matrix: Tensor, shape: torch.Size) -> Tensor:
+        """The matrix itself."""
+        del shape
+        return matrix
+
     def input_gradient(self, x: Tensor, gradient: Tensor, W: Tensor) -> Tensor:
         """D W in x's shape, from the output's gradient."""
-        return (_rows(gradient) @ self.matrix(W)).reshape(x.shape)
+        sent = _rows(gradient) @ self.matrix(W)
+        return sent if x.dim() == 2 else sent.reshape(x.shape)
 
 
 def _rows(x: Tensor) -> Tensor:

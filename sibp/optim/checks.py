@@ -23,7 +23,8 @@ def check_group(group: dict[str, Any]) -> tuple[float, float]:
     Raises:
         ValueError: if one is out of its range.
     """
-    lr, prox_weight, weight_decay = (_number(group, key) for key in ("lr", "prox_weight", "weight_decay"))
+    lr, prox_weight = _number(group, "lr"), _number(group, "prox_weight")
+    weight_decay = _number(group, "weight_decay")
     if not 0 <= lr < math.inf:
         raise ValueError(f"Invalid lr: {group['lr']}; the step on the neurons (eta) has to be >= 0 and finite.")
     if not 0 < prox_weight < math.inf:
@@ -121,6 +122,8 @@ def refuse_float16(model: nn.Module, reason: str) -> None:
 
 def _number(group: dict[str, Any], key: str) -> float:
     value = group[key]
+    if type(value) is float:  # nearly always, in every layer of every step
+        return value
     single = not isinstance(value, torch.Tensor) or (value.numel() == 1 and not value.is_complex())
     if isinstance(value, bool) or not isinstance(value, int | float | torch.Tensor) or not single:
         raise ValueError(f"Invalid {key}: {value!r}; it has to be a number.")

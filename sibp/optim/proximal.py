@@ -209,11 +209,11 @@ class ProximalOptimizer(TappedOptimizer):
     def _warn_of_absurd_steps(self, tap: Tap, update: LayerUpdate) -> None:
         """Says once for every layer that its solve failed, or that its step is beyond reason."""
         change = update.squared_change
-        if self.line_search or tap.name in self._warned or change is None or isinstance(change, Tensor):
-            return  # a search shortens it; on an accelerator, looking would make it wait
+        if change is None or isinstance(change, Tensor) or change <= _ABSURD_SIZE**2:
+            return  # on an accelerator, looking would make it wait
         numbers = sum(p.numel() for p in tap.parameters.values())
-        if change <= _ABSURD_SIZE**2 * numbers:
-            return
+        if change <= _ABSURD_SIZE**2 * numbers or self.line_search or tap.name in self._warned:
+            return  # a search shortens it
         advice = f"Lower lr or raise prox_weight of {type(self).__name__}. (Said once for each layer.)"
         if not math.isfinite(change):
             self._warned.add(tap.name)

@@ -17,7 +17,7 @@ Chosen = TypeVar("Chosen")
 
 def number(tensor: Tensor) -> Number:
     """A 0-dimensional tensor as a `Number`."""
-    return tensor.item() if tensor.device.type == "cpu" else tensor
+    return tensor.item() if tensor.is_cpu else tensor
 
 
 def is_finite(figure: Number) -> Flag:

@@ -110,7 +110,11 @@ class Solution:
 
 def squared_norm(*parts: Tensor | None) -> Number:
     """||.||_F^2 of a displacement's parts, each contiguous or a transpose of what is; None stands for 0."""
-    moving = [part for part in parts if part is not None]
-    # A transpose is flattened in the order of memory, without a copy.
-    flat = [(part.mT if part.dim() > 1 and not part.is_contiguous() else part).flatten() for part in moving]
-    return sum((number(torch.dot(part, part)) for part in flat), start=0.0)
+    total: Number = 0.0
+    for part in parts:
+        if part is not None:
+            # A transpose is flattened in the order of memory, without a copy.
+            if part.dim() > 1:
+                part = (part if part.is_contiguous() else part.mT).flatten()
+            total = total + number(torch.dot(part, part))
+    return total

@@ -127,6 +127,10 @@ class FeatureOperator:
         """E^T Phi by its parts: `rmatmat` as the displacement of W and b that has E for its coefficients."""
         return self.parts(self.rmatmat(E))
 
+    def displacement_of_weight(self, E: Tensor) -> Tensor | None:
+        """The first part of `displacement`, (..., m, n)."""
+        return self.displacement(E)[0]
+
     def parts(self, V: Tensor) -> Parts:
         """V (..., size, m) as a displacement of W (..., m, n) and b (..., m)."""
         return (

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sibp.prox import closed
 from sibp.prox.operators.base import FeatureOperator, Parts
 
 
@@ -41,6 +42,9 @@ class DenseFeatures(FeatureOperator):
 
     def outer_gram(self) -> Tensor:
         """Phi Phi^T, (..., N, N), without Phi."""
+        compiled = closed.outer_gram(self.A, float(self.bias)) if self.weight else None
+        if compiled is not None:
+            return compiled
         gram = self.A @ self.A.mT if self.weight else self.A.new_zeros(*self.leading, self.rows, self.rows)
         if self.bias:
             gram += 1
@@ -48,7 +52,11 @@ class DenseFeatures(FeatureOperator):
 
     def displacement(self, E: Tensor) -> Parts:
         """E^T Phi by its parts, without Phi."""
-        return E.mT @ self.A if self.weight else None, E.sum(-2) if self.bias else None
+        return self.displacement_of_weight(E), E.sum(-2) if self.bias else None
+
+    def displacement_of_weight(self, E: Tensor) -> Tensor | None:
+        """E^T A."""
+        return E.mT @ self.x if self.weight else None
 
     def forward(self, W: Tensor, b: Tensor | None) -> Tensor:
         """A W^T + b, (..., N, m)."""

@@ -202,8 +202,7 @@ class Span(Coordinates):
 
     def backward_change(self, D: Tensor, x: Tensor) -> Tensor | None:
         """D (W_new - W) by its low rank, (D U^T) A (..., N, n): W_new is never formed."""
-        change, _ = self.features.displacement((D @ x.mT).mT)
-        return change
+        return self.features.displacement_of_weight((D @ x.mT).mT)
 
 
 class Direct(Coordinates):

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sibp.prox import closed
 from sibp.prox.numbers import Flag, Number, at_least, choose, is_finite, number
 from sibp.prox.solvers.coordinates import Coordinates, Direct
 from sibp.prox.status import Solution, Stats, Status, squared_norm
@@ -47,12 +48,20 @@ def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
         x, with the coordinates that it is in (the given ones, or direct ones), status and metrics.
     """
     G, rhs = coordinates.gram, coordinates.adjoint(R)
-    eps, norm = torch.finfo(G.dtype).eps, number(torch.linalg.vector_norm(G))
-    if isinstance(norm, Tensor):
-        return _in_working_precision(coordinates, R, rhs, lam, at_least(lam, _FLOOR * eps * norm), norm)
-    if lam >= _RESOLVED * eps * norm:
-        return _in_working_precision(coordinates, R, rhs, lam, lam, norm)
-    return _in_double_precision(coordinates, R, lam)
+    eps = torch.finfo(G.dtype).eps
+    compiled = closed.minus_inverse(G, lam, _RESOLVED * eps)
+    if compiled is None:
+        norm = number(torch.linalg.vector_norm(G))
+        if isinstance(norm, Tensor):
+            damping = at_least(lam, _FLOOR * eps * norm)
+            return _in_working_precision(coordinates, R, rhs, lam, damping, norm, _Factor.of(G, damping))
+        factor = _Factor.of(G, lam) if lam >= _RESOLVED * eps * norm else None
+    else:
+        inverse, norm = compiled
+        factor = _Inverse(inverse) if lam >= _RESOLVED * eps * norm else None
+    if factor is None:
+        return _in_double_precision(coordinates, R, lam)
+    return _in_working_precision(coordinates, R, rhs, lam, lam, norm, factor)
 
 
 @dataclass(frozen=True)
@@ -75,21 +84,42 @@ class _Factor:
         L, info = torch.linalg.cholesky_ex(system)
         return cls(L, number(info if info.dim() == 0 else info.amax()) == 0)
 
-    def solve(self, rhs: Tensor) -> Tensor:
-        """(G + damping I)^-1 rhs, (..., r, m), in the dtype of rhs."""
+    def minus_solve(self, rhs: Tensor) -> Tensor:
+        """-(G + damping I)^-1 rhs, (..., r, m), in the dtype of rhs."""
         if rhs.dtype != torch.float64 and 3 * rhs.shape[-1] >= rhs.shape[-2]:
             # With many right-hand sides one product with the inverse is several times faster than two triangular
             # solves. The inverse, exact to float64, rounds like any other factor of a product.
-            return torch.cholesky_inverse(self.L).to(rhs.dtype) @ rhs
-        return torch.cholesky_solve(rhs.double(), self.L).to(rhs.dtype)
+            return torch.cholesky_inverse(self.L).neg_().to(rhs.dtype) @ rhs
+        return torch.cholesky_solve(rhs.double(), self.L).neg_().to(rhs.dtype)
+
+
+class _Inverse:
+    """-(G + lam I)^-1 itself, rounded from double precision to the layer's single precision.
+
+    Attributes:
+        definite: whether there is one.
+    """
+
+    def __init__(self, minus_inverse: Tensor | None) -> None:
+        self._minus_inverse = minus_inverse
+        self.definite = minus_inverse is not None
+
+    def minus_solve(self, rhs: Tensor) -> Tensor:
+        """-(G + lam I)^-1 rhs, (r, m); what is not to be used if there is none."""
+        return rhs if self._minus_inverse is None else self._minus_inverse @ rhs
 
 
 def _in_working_precision(
-    coordinates: Coordinates, R: Tensor, rhs: Tensor, lam: float, damping: Number, norm: Number
+    coordinates: Coordinates,
+    R: Tensor,
+    rhs: Tensor,
+    lam: float,
+    damping: Number,
+    norm: Number,
+    factor: "_Factor | _Inverse",
 ) -> Solution:
     """The solution from a Gram matrix in the precision of the layer."""
-    G, factor = coordinates.gram, _Factor.of(coordinates.gram, damping)
-    x = factor.solve(rhs).neg_()
+    G, x = coordinates.gram, factor.minus_solve(rhs)
     x = choose(factor.definite, lambda: x, lambda: rhs / -(lam + norm))
     finite = is_finite(squared_norm(x))
     total = coordinates.features.total
@@ -114,7 +144,7 @@ def _in_double_precision(coordinates: Coordinates, R: Tensor, lam: float) -> Sol
         return _kept(coordinates, R.to(dtype))
     damping, solve = _factored(side, lam, norm, torch.finfo(dtype).eps)
     status = Status.GRADIENT if solve is None else Status.DAMPED if damping > lam else Status.SOLVED
-    V = side.features.rmatmat(R) / -(damping + norm) if solve is None else side.entries(-solve(side.adjoint(R)))
+    V = side.features.rmatmat(R) / -(damping + norm) if solve is None else side.entries(solve(side.adjoint(R)))
     V = V.to(dtype)
     # The objective along V, for every output unit: f(tV) = f(0) + 2 t slope + t^2 curvature.
     change_of_Z = side.features.matmat(V.double())
@@ -138,7 +168,7 @@ Solve = Callable[[Tensor], Tensor]
 
 
 def _factored(side: Coordinates, lam: float, norm: float, eps: float) -> tuple[float, Solve | None]:
-    """The least damping, lam or more, with which G + damping I can be solved, and its solver; None if there is none.
+    """The least damping, lam or more, with which G + damping I can be solved, and what solves; None if there is none.
 
     Args:
         side: coordinates in float64.
@@ -153,7 +183,7 @@ def _factored(side: Coordinates, lam: float, norm: float, eps: float) -> tuple[f
     for _ in range(_ATTEMPTS):
         factor = _Factor.of(side.gram, damping)
         if factor.definite:
-            return damping, factor.solve
+            return damping, factor.minus_solve
         damping *= 8
     return damping, None
 
