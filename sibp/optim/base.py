@@ -51,9 +51,9 @@ class TappedOptimizer(torch.optim.Optimizer):
 
     A backward pass leaves W_old - W_new in `.grad` of every parameter of a tapped layer (`sibp.capture.tap`), so
     `step` only subtracts it. Parameters without a proximal subproblem (norms, embeddings, layers with a `forward` of
-    their own) sit in param groups of their own, marked `update="explicit"`, and are stepped by a torch optimizer of their
-    own, whose state and groups are part of this one's. With `direction_only` they are in no group but in `left`, by
-    name if they were given one, for the optimizer that takes the steps.
+    their own) sit in param groups of their own, marked `update="explicit"`, and are stepped by a torch optimizer of
+    their own, whose state and groups are part of this one's. With `direction_only` they are in no group but in `left`,
+    by name if they were given one, for the optimizer that takes the steps.
     """
 
     backward_weights: str = "old"

@@ -1,6 +1,7 @@
 """A proximal direction inside any torch optimizer: SIBP in Adam, ProxBP in Muon, K-FAC in Nesterov's SGD."""
 
 import contextlib
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -152,9 +153,10 @@ class Preconditioned(torch.optim.Optimizer):
             ValueError: if it is of another optimizer, or of another model, or lacks what the direction remembers.
         """
         for place, group in enumerate(state_dict["param_groups"]):
-            if group.get("method") != self._name():
+            method = group.get("method", "another optimizer")
+            if method != self._name():
                 raise ValueError(
-                    f"{self._name()}: group {place} of this state_dict is of {group.get('method', 'another optimizer')}; "
+                    f"{self._name()}: group {place} of this state_dict is of {method}; "
                     "load the state of the same direction in the same outer optimizer."
                 )
         if "direction" in state_dict:
@@ -164,7 +166,7 @@ class Preconditioned(torch.optim.Optimizer):
                 f"{self._name()}: this state_dict has no 'direction', and {type(self.direction).__name__} has running "
                 "statistics; save all of state_dict()."
             )
-        super().load_state_dict(state_dict)
+        super().load_state_dict(copy.deepcopy(state_dict))  # torch's shares tensors with what it was given
 
     def _share(self) -> None:
         """Has the outer optimizer's groups and state for its own, the groups marked."""
