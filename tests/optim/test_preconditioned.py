@@ -145,6 +145,25 @@ def test_what_the_direction_has_is_what_the_outer_optimizer_steps(direction_only
     assert not torch.equal(model[3].weight, before[3].weight)
 
 
+def test_the_directions_groups_keep_their_settings_without_those_of_the_norms():
+    """A norm's group that stood between them is left out, as the outer optimizer steps it."""
+    own, fed = net(), net()
+
+    def groups(model: nn.Sequential) -> list[dict[str, Any]]:
+        last = {"params": list(model[3].parameters()), "prox_weight": 9.0}
+        return [{"params": [*model[0].parameters(), *model[2].parameters()]}, last]
+
+    alone = ProxBP(own, params=groups(own))
+    optimizer = Preconditioned(ProxBP(fed, params=groups(fed)), UNIT)
+    assert [group["update"] for group in alone.param_groups] == ["proximal", "explicit", "proximal"]
+    assert [group["prox_weight"] for group in optimizer.direction.param_groups] == [1.0, 9.0]
+    for model in (own, fed):
+        loss_of(model, 0).backward()
+    for p, q in zip(own.parameters(), fed.parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad)
+    optimizer.step()
+
+
 def test_the_outer_optimizer_may_have_groups_of_its_own_and_more_parameters():
     model, alone = linear_net(), nn.Parameter(torch.ones(2, dtype=F64))
 
