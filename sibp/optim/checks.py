@@ -255,16 +255,17 @@ def check_model(model: nn.Module, method: str) -> None:
             raise TypeError(
                 f"{method}: {here} is a TorchScript module, whose layers cannot be tapped; pass the original."
             )
+        # A compiled module says so in private names alone: those of torch.compile(module), and of module.compile().
         if getattr(module, "_orig_mod", None) is not None or module._compiled_call_impl is not None:
             raise TypeError(f"{method}: {here} is compiled, and compiled layers cannot be tapped; pass the original.")
         if isinstance(module, nn.DataParallel):
             raise TypeError(
                 f"{method}: {here} copies its layers for every step; pass the module inside, on one device."
             )
-        if any(p is not None and hasattr(p, "device_mesh") for p in module._parameters.values()):
+        if any(hasattr(p, "device_mesh") for p in module.parameters(recurse=False)):
             raise TypeError(
                 f"{method}: {here} is sharded (fully_shard, DTensor), and no rank has all of its weight; give every "
                 f"rank the whole model, with {method}(model, data_parallel=True)."
             )
-        if any(isinstance(p, UninitializedParameter) for p in module._parameters.values()):
+        if any(isinstance(p, UninitializedParameter) for p in module.parameters(recurse=False)):
             raise ValueError(f"{method}: {here} is lazy and has no weights yet; run the model once before.")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
+from sibp.internals import backward_pass
 from sibp.optim.checks import in_range, whole
 from sibp.optim.guard import GuardedOptimizer, PeerOptions, finite_or
 from sibp.prox.solvers.coordinates import Direct
@@ -110,7 +111,7 @@ class KFAC(GuardedOptimizer):
         Raises:
             RuntimeError: no labels would be drawn for that pass.
         """
-        recomputed = torch._C._current_graph_task_id() != -1  # activation checkpointing, inside a backward pass
+        recomputed = backward_pass() != -1  # activation checkpointing, inside a backward pass
         if not (self._inside or recomputed):
             raise RuntimeError(
                 f"layer '{layer}' was called outside the model's own forward pass, and K-FAC draws labels for the "

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sibp.capture.compiler import left_alone
 from sibp.optim.base import TappedOptimizer
 from sibp.optim.checks import refuse_scaling
 from sibp.optim.fallback import step_within
@@ -89,6 +90,11 @@ class Preconditioned(torch.optim.Optimizer):
                 see `TappedOptimizer.step`.
         """
         refuse_scaling(self, self._name())
+        return self._step(closure)
+
+    @left_alone
+    def _step(self, closure: Callable[[], Any] | None) -> Any:
+        """Steps the outer optimizer on what the direction left in `.grad`, and on nothing else."""
         if closure is None:
             self.direction.before_step()
             found = step_within(self.outer)
