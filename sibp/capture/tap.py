@@ -322,8 +322,8 @@ def _tapped(kind: type[nn.Module], tap: Tap) -> type[nn.Module]:
         return tap.forward(self, input)
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
-        make, (_, *rest), *state = object.__reduce_ex__(self, max(2, protocol))
-        return make, (kind, *rest), *state
+        _, _, *state = object.__reduce_ex__(self, protocol)
+        return object.__new__, (kind,), *state
 
     def prepare_scriptable(self: nn.Module) -> nn.Module:
         tap.refuse_script()
