@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sibp.activations import register_activation
     from sibp.capture.geometry import register_layer
-    from sibp.optim import SIBP, AutoSIBP, ProxBP
+    from sibp.optim import SIBP, AutoSIBP, Preconditioned, ProxBP
 
-__all__ = ["SIBP", "AutoSIBP", "ProxBP", "register_activation", "register_layer"]
+__all__ = ["SIBP", "AutoSIBP", "Preconditioned", "ProxBP", "register_activation", "register_layer"]
 _ELSEWHERE = {"register_activation": "sibp.activations", "register_layer": "sibp.capture.geometry"}
 __version__ = "0.1.0"
 

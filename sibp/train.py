@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parsed(words: list[str]) -> Any:
+    # Private: Hydra's own options, to which one of ours is added.
     from hydra._internal.utils import get_args_parser
 
     parser = get_args_parser()

@@ -18,6 +18,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from sibp.activations import functions
 from sibp.activations.activation import Activation, Learned, slope_by_autograd
+from sibp.internals import C_FUNCTIONS
 
 Make = Callable[..., Activation]
 """Makes the activation of a call from z and the call's further arguments, `inplace` excepted."""
@@ -38,8 +39,7 @@ class Row:
 
 _LEARNED = object()  # in the place of a tensor among a call's arguments: nothing of the model's graph is kept
 _rows: dict[Any, Row] = {}
-# Where torch's functions are; the last holds those that `torch.nn.functional` takes from C++, in place too.
-_HOLDERS = (torch, Tensor, F, torch.special, torch._C._nn)  # pyright: ignore[reportAttributeAccessIssue]
+_HOLDERS = (torch, Tensor, F, torch.special, C_FUNCTIONS)  # where torch's functions are
 
 
 def row_of(func: Callable[..., Any]) -> Row | None:

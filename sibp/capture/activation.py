@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sibp.activations import Activation
 from sibp.activations.registry import row_of
+from sibp.internals import as_plain_tensors, tree_leaves, tree_map_only
 
 
 @dataclass
@@ -81,7 +81,7 @@ class PreActivation(Tensor):
                 )
             consumption.consumers += 1
 
-        with torch._C.DisableTorchFunctionSubclass():
+        with as_plain_tensors():
             marked.register_hook(used_directly)
         return marked
 
@@ -113,7 +113,7 @@ class PreActivation(Tensor):
         plain_kwargs = {key: _map_marked(value) for key, value in kwargs.items()}
         if func in _BACKWARD:  # runs checkpointed layers again, whose outputs are marked as ever
             return func(*plain_args, **plain_kwargs)
-        with torch._C.DisableTorchFunctionSubclass():
+        with as_plain_tensors():
             result = func(*plain_args, **plain_kwargs)
         if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in _leaves((result,))):
             for z in marked:
@@ -144,7 +144,7 @@ def _is_marked(value: Any) -> bool:
 def _unmark(z: PreActivation) -> Tensor:
     if _is_marked(z):
         return z._plain
-    with torch._C.DisableTorchFunctionSubclass():
+    with as_plain_tensors():
         return z.as_subclass(Tensor)
 
 

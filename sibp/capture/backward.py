@@ -11,6 +11,7 @@ from sibp.capture.compiler import left_alone
 from sibp.capture.geometry import Geometry
 from sibp.capture.passes import ForwardPass
 from sibp.capture.problem import LayerProblem, LayerUpdate
+from sibp.internals import will_be_executed
 from sibp.prox.operators import FeatureOperator
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def _is_asked_for(ctx: Any, place: int) -> bool:
     if node is None:
         return False
     try:
-        return torch._C._will_engine_execute_node(node)  # private, but the engine alone knows
+        return will_be_executed(node)
     except RuntimeError:  # what it says of a leaf that is among the `inputs` of torch.autograd.grad
         return True
 

@@ -6,8 +6,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-# Private: there is no public way to ask whether a compiled call is running, which may trace what it meets.
-from torch._C._dynamo.eval_frame import get_eval_frame_callback
+from sibp.internals import compiled_call
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,7 +25,7 @@ def left_alone(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if not torch.compiler.is_compiling() and get_eval_frame_callback() is None:
+        if not torch.compiler.is_compiling() and compiled_call() is None:
             return function(*args, **kwargs)
         if not hidden:
             disabled: Any = torch.compiler.disable(function)

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from sibp.internals import version
+
 PAUSED = "comes from a backward pass inside paused()"
 OLDER = "was there before the first backward pass of this optimizer, or was put there by hand"
 APPLIED = "still holds the displacement of the last step: call zero_grad() before backward()"
@@ -62,7 +64,7 @@ class Displacements:
 
     def after(self, key: str, grad: Tensor) -> None:
         """It was accumulated, and `grad` is the sum."""
-        self._held[key] = _Held(self._fault.pop(key, None), grad.data_ptr(), grad._version)
+        self._held[key] = _Held(self._fault.pop(key, None), grad.data_ptr(), version(grad))
 
     def only(self, key: str, grad: Tensor) -> bool:
         """Whether `grad` holds displacements and nothing else, none of them applied; if not, `fault` says why."""
@@ -83,9 +85,9 @@ class Displacements:
     def again(self, key: str, grad: Tensor) -> bool:
         """Whether `grad` was applied as it is."""
         held = self._held.get(key)
-        return held is not None and held.applied and held.is_in(grad) and held.version == grad._version
+        return held is not None and held.applied and held.is_in(grad) and held.version == version(grad)
 
     def applied(self, key: str, grad: Tensor) -> None:
         """A step has applied `grad`."""
         held = self._held.setdefault(key, _Held(None, grad.data_ptr(), 0))
-        held.applied, held.version, held.memory = True, grad._version, grad.data_ptr()
+        held.applied, held.version, held.memory = True, version(grad), grad.data_ptr()

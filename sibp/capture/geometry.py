@@ -113,7 +113,7 @@ def geometry_of(module: nn.Module) -> Geometry | None:
     Only the layers' own `forward` is understood: a subclass with another one, or a module whose weight is not a plain
     parameter (weight normalisation, pruning), may compute something else.
     """
-    if not isinstance(module._parameters.get("weight"), nn.Parameter):
+    if "weight" not in dict(module.named_parameters(recurse=False)):
         return None
     own = own_class(module)
     for layer in own.__mro__:
@@ -194,7 +194,7 @@ class ConvGeometry(Geometry):
         self.groups: int = module.groups
         self.pad_mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
         ahead = isinstance(module.padding, str) or module.padding_mode != "zeros"
-        self.pad_ahead: tuple[int, ...] = tuple(module._reversed_padding_repeated_twice) if ahead else ()
+        self.pad_ahead: tuple[int, ...] = _ahead(module) if ahead else ()
         padding: Any = (0,) * len(self.kernel) if ahead else module.padding
         self.padding: tuple[int, ...] = tuple(padding)
 
@@ -252,3 +252,15 @@ class ConvGeometry(Geometry):
 
     def _batched(self, x: Tensor) -> Tensor:
         return x if x.dim() == len(self.kernel) + 2 else x.unsqueeze(0)
+
+
+def _ahead(conv: Any) -> tuple[int, ...]:
+    """A convolution's padding as `F.pad` takes it: (before, after) of the last axis, then of the one before, ..."""
+    if conv.padding == "valid":
+        return (0, 0) * len(conv.kernel_size)
+    if conv.padding == "same":  # an odd total has the longer part behind
+        totals = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        pairs = [(total // 2, total - total // 2) for total in totals]
+    else:
+        pairs = [(p, p) for p in conv.padding]
+    return tuple(p for pair in reversed(pairs) for p in pair)

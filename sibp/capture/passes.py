@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+
+from sibp.internals import backward_pass, tree_leaves
 
 _REACH = 64  # nodes of the graph above an input in which the pass that it came from is looked for
 
@@ -32,8 +33,7 @@ class ForwardPass:
         self._preliminary = True  # whether `batch` is that of a layer that ran without gradients
         self.layers: list[str] = []
         self.differentiable = torch.is_grad_enabled()
-        # Private, but there is no public way to ask whether a backward pass is running in this thread.
-        self.recomputes = torch._C._current_graph_task_id() != -1
+        self.recomputes = backward_pass() != -1
         self.original: ForwardPass | None = None
 
     def enter(self, layer: str, batch: int, *, recorded: bool, from_data: bool) -> None:

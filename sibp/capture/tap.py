@@ -6,7 +6,6 @@ parameters' gradients, and sends the error signal on through the weights that th
 semi-implicit back propagation, the old ones for ProxBP.
 """
 
-import copyreg
 import weakref
 from typing import Any, Protocol
 
@@ -20,6 +19,7 @@ from sibp.capture.displacements import PAUSED, Displacements
 from sibp.capture.geometry import Geometry, own_class
 from sibp.capture.passes import ForwardPass, Passes, Unrecorded
 from sibp.capture.problem import LayerProblem, LayerUpdate
+from sibp.internals import are_transforms_active, backward_pass, is_tracing, own_parameters, version
 
 
 class Owner(Protocol):
@@ -104,7 +104,7 @@ class Tap:
     @property
     def replaced(self) -> str | None:
         """What was put in the place of the layer's own since it was tapped; None if nothing was."""
-        held = self.module._parameters
+        held = own_parameters(self.module)
         missing = [key for key, p in self.parameters.items() if held.get(key) is not p]
         return missing[0] if missing else "forward" if "forward" in vars(self.module) else None
 
@@ -160,7 +160,8 @@ class Tap:
         if isinstance(input, PreActivation):
             input = input.consumed_by(self._kind.__name__)
         one = self._enter(owner, input)
-        weight, bias = module._parameters["weight"], module._parameters.get("bias")
+        held = own_parameters(module)
+        weight, bias = held["weight"], held.get("bias")
         self.consumption = consumption = Consumption()  # another thread may replace the tap's at any time
         z: Tensor = TappedLayer.apply(  # pyright: ignore[reportAssignmentType]
             self.geometry.prepare(input), weight, bias, self, consumption, one
@@ -187,7 +188,7 @@ class Tap:
 
     def _moves(self) -> bool:
         """Whether a parameter is to be updated, and all are still the ones that were tapped."""
-        held, moves = self.module._parameters, False
+        held, moves = own_parameters(self.module), False
         for key, p in self.parameters.items():
             if held.get(key) is not p:
                 return False
@@ -207,12 +208,12 @@ class Tap:
                 f"{here} runs as a copy (nn.DataParallel makes one for every device), which {method} does not own; "
                 f"run the model itself, or one process for every device with {method}(model, data_parallel=True)."
             )
-        if torch._C._is_tracing():  # private, as a Python function would double the cost
+        if is_tracing():
             raise RuntimeError(
                 f"{here} is tapped by {method}, and a trace with gradients would contain its backward pass; call "
                 "torch.jit.trace inside `with torch.no_grad():`."
             )
-        if torch._C._are_functorch_transforms_active():
+        if are_transforms_active():
             raise RuntimeError(
                 f"{here} is tapped by {method}, whose backward pass torch.func cannot transform; "
                 "call the transform inside `with optimizer.paused():`."
@@ -245,7 +246,7 @@ class Tap:
                 f"layer '{self.name}': a proximal update cannot be differentiated again (create_graph=True); "
                 "wrap that forward pass in `with optimizer.paused():`."
             )
-        task = torch._C._current_graph_task_id()
+        task = backward_pass()
         if task in self._returned:
             raise RuntimeError(
                 f"layer '{self.name}' runs more than once in this loss (a shared layer), so it has no single proximal "
@@ -265,7 +266,7 @@ class Tap:
         Returns:
             The gradient as it was given.
         """
-        self._returned[torch._C._current_graph_task_id()][key] = (gradient.data_ptr(), gradient._version)
+        self._returned[backward_pass()][key] = (gradient.data_ptr(), version(gradient))
         return gradient
 
     def _guard(self) -> None:
@@ -293,10 +294,11 @@ class Tap:
         owner = self.owner()
         if owner is None or not self.installed:
             return
-        expected = self._returned.get(torch._C._current_graph_task_id(), {}).get(key)
+        expected = self._returned.get(backward_pass(), {}).get(key)
         ours = expected is not None
-        if ours and len(parameter._backward_hooks or ()) == 1:  # no other hook can have changed it
-            ours = expected == (gradient.data_ptr(), gradient._version)
+        # Only hooks could have changed it, and torch has no public list of them.
+        if ours and len(parameter._backward_hooks or ()) == 1:
+            ours = expected == (gradient.data_ptr(), version(gradient))
         if not ours and owner.active():
             self.refuse_replaced(type(owner).__name__)
             raise RuntimeError(
@@ -323,7 +325,7 @@ def _tapped(kind: type[nn.Module], tap: Tap) -> type[nn.Module]:
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
         _, _, *state = object.__reduce_ex__(self, protocol)
-        return copyreg._reconstructor, (kind, object, None), *state  # pyright: ignore[reportAttributeAccessIssue]
+        return object.__new__, (kind,), *state
 
     def prepare_scriptable(self: nn.Module) -> nn.Module:
         tap.refuse_script()

@@ -5,6 +5,7 @@ Torch's own, and those fed with a proximal direction, are here. Any other is one
 """
 
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable
 from typing import Any
@@ -14,9 +15,9 @@ from torch import nn
 
 import sibp.optim
 from sibp.experiment.settings import call_builder
-from sibp.optim import SIBP, ProxBP, muon
+from sibp.optim import SIBP, Preconditioned, ProxBP, muon
+from sibp.optim.base import TappedOptimizer
 from sibp.optim.checks import check_settings, refuse_float16, whole
-from sibp.optim.proximal import ProximalOptimizer
 
 
 def sgd(model: nn.Module, *, lr: float, momentum: float, nesterov: bool, weight_decay: float) -> torch.optim.Optimizer:
@@ -76,72 +77,64 @@ def lbfgs(model: nn.Module, *, lr: float, max_iter: int, history: int, line_sear
     return torch.optim.LBFGS(model.parameters(), lr, max_iter, history_size=history, line_search_fn=search)
 
 
-def proxprop(
-    model: nn.Module,
-    *,
-    lr: float,
-    outer: str,
-    momentum: float,
-    weight_decay: float,
-    neuron_step: float,
-    prox_weight: float,
-    solver: str,
-) -> torch.optim.Optimizer:
-    """ProxBP as its authors ran it: the proximal direction fed to SGD with Nesterov momentum, or to Adam.
+OUTERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": nesterov,
+    "adam": adamw,
+    "adagrad": adagrad,
+    "muon": muon.build,
+}
+"""What a direction can be fed to, by the word for it in configs."""
+
+
+def fed(direction: Callable[[nn.Module, float, float, str], TappedOptimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """A builder of `Preconditioned`: one direction, in the outer optimizer that the config names.
+
+    Args:
+        direction: makes it from the model, the step on the neurons, the proximal weight and the solver.
+    """
+
+    def build(
+        model: nn.Module,
+        *,
+        lr: float,
+        outer: str,
+        momentum: float,
+        weight_decay: float,
+        neuron_step: float,
+        prox_weight: float,
+        solver: str,
+    ) -> torch.optim.Optimizer:
+        """The direction in an optimizer of `OUTERS`, with those of lr, momentum and weight_decay that it has.
+
+        Weight decay is added to the direction before the momentum in SGD and in Adagrad, decoupled in the others.
+
+        Raises:
+            ValueError: `outer` is not known, or a setting is out of range.
+        """
+        settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        check_settings(**settings)
+        if outer not in OUTERS:
+            raise ValueError(f"outer={outer} is not known; choose {', '.join(OUTERS)}")
+        make = OUTERS[outer]
+        taken = {key: value for key, value in settings.items() if key in inspect.signature(make).parameters}
+        return Preconditioned(direction(model, neuron_step, prox_weight, solver), lambda _: make(model, **taken))
+
+    return build
+
+
+def proxprop(model: nn.Module, neuron_step: float, prox_weight: float, solver: str) -> ProxBP:
+    """ProxBP's direction as its authors have it.
 
     The step on the neurons is `neuron_step` times the gradient of the mean loss (not of the sum), and the last layer,
     a plain linear one in their networks, gets its ordinary gradient.
 
     Raises:
-        ValueError: if the model has one layer only, or `outer` is not known.
+        ValueError: if the model has one layer only.
     """
-    layers = [m for m in model.modules() if any(True for _ in m.parameters(recurse=False))]
-    last = {id(p) for p in layers[-1].parameters()}
-    inner = [p for p in model.parameters() if id(p) not in last]
-    if not inner:
+    layers = [name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))]
+    if len(layers) < 2:
         raise ValueError("the model has one layer only, and proxprop leaves the last one to the outer optimizer")
-    direction = ProxBP(model, neuron_step, prox_weight, solver, loss_average=False, params=inner, direction_only=True)
-    return _fed(direction, _outer(outer, model, lr, momentum, weight_decay))
-
-
-def sibp_fed(
-    model: nn.Module,
-    *,
-    lr: float,
-    outer: str,
-    momentum: float,
-    weight_decay: float,
-    neuron_step: float,
-    prox_weight: float,
-    solver: str,
-) -> torch.optim.Optimizer:
-    """The semi-implicit direction fed to SGD with Nesterov momentum, to AdamW, or to Muon.
-
-    Weight decay is the outer optimizer's: added to the direction before the momentum in SGD, decoupled in the others.
-    """
-    direction = SIBP(model, neuron_step, prox_weight, solver, direction_only=True)
-    return _fed(direction, _outer(outer, model, lr, momentum, weight_decay))
-
-
-def _outer(name: str, model: nn.Module, lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
-    """The optimizer that takes a direction for its gradient."""
-    check_settings(lr=lr, momentum=momentum, weight_decay=weight_decay)
-    if name == "sgd":
-        return torch.optim.SGD(
-            model.parameters(), lr=lr, momentum=momentum, nesterov=momentum > 0, weight_decay=weight_decay
-        )
-    if name == "adam":
-        return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
-    if name == "muon":
-        return muon.build(model, lr=lr, momentum=momentum, weight_decay=weight_decay)
-    raise ValueError(f"outer={name} is not known; choose sgd, adam or muon")
-
-
-def _fed(direction: ProximalOptimizer, outer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The outer optimizer, holding on to the one that fills its gradients and showing that one's figures."""
-    outer.direction = direction  # pyright: ignore[reportAttributeAccessIssue]
-    outer.solver_stats = direction.solver_stats  # pyright: ignore[reportAttributeAccessIssue]
-    return outer
+    return ProxBP(model, neuron_step, prox_weight, solver, loss_average=False, explicit=layers[-1:])
 
 
 def _found() -> dict[str, Callable[..., torch.optim.Optimizer]]:
@@ -159,8 +152,9 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "rmsprop": rmsprop,
     "adagrad": adagrad,
     "lbfgs": lbfgs,
-    "proxprop": proxprop,
-    "sibp_fed": sibp_fed,
+    "sibp_fed": fed(SIBP),
+    "proxbp_fed": fed(ProxBP),
+    "proxprop": fed(proxprop),
     **_found(),
 }
 

@@ -1,7 +1,8 @@
 """The optimizers, in the manner of torch.optim: one file each."""
 
+from sibp.optim.preconditioned import Preconditioned
 from sibp.optim.proxbp import ProxBP
 from sibp.optim.sibp import SIBP
 from sibp.optim.sibp_auto import AutoSIBP
 
-__all__ = ["SIBP", "AutoSIBP", "ProxBP"]
+__all__ = ["SIBP", "AutoSIBP", "Preconditioned", "ProxBP"]

@@ -15,7 +15,7 @@ from sibp.capture.compiler import left_alone
 from sibp.capture.passes import ForwardPass, Passes
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
-from sibp.optim.checks import check_loaded, check_model, chosen_modules, named
+from sibp.optim.checks import check_loaded, check_model, chosen_modules, named, refuse_scaling
 from sibp.optim.fallback import Fallback, FollowingGroup, MakeFallback
 from sibp.optim.layers import containers, new_taps, parameter_owners, summary_table
 from sibp.optim.parallel import DataParallel, ProcessGroup, refuse_averaging
@@ -33,7 +33,8 @@ class Options(TypedDict, total=False):
             Adam with learning rate 1e-3.
         explicit: modules that are left to the fallback with all inside them: names as in `model.named_modules()`,
             patterns of names ("blocks.*.norm"), or classes.
-        direction_only: only fill `.grad`, as the gradient of another optimizer; `step` is then that one's.
+        direction_only: only fill `.grad`, as the gradient of another optimizer; `step` is then that one's. For a torch
+            optimizer on top, `Preconditioned` is the whole of it.
         data_parallel: every process holds a part of the batch, and all take the step of the whole batch together: True
             for all processes of `torch.distributed`, or a process group of it. See docs/distributed.md.
     """
@@ -50,8 +51,9 @@ class TappedOptimizer(torch.optim.Optimizer):
 
     A backward pass leaves W_old - W_new in `.grad` of every parameter of a tapped layer (`sibp.capture.tap`), so
     `step` only subtracts it. Parameters without a proximal subproblem (norms, embeddings, layers with a `forward` of
-    their own) sit in the last param groups, marked `update="explicit"`, and are stepped by a torch optimizer of their
-    own, whose state and groups are part of this one's.
+    their own) sit in param groups of their own, marked `update="explicit"`, and are stepped by a torch optimizer of
+    their own, whose state and groups are part of this one's. With `direction_only` they are in no group but in `left`,
+    by name if they were given one, for the optimizer that takes the steps.
     """
 
     backward_weights: str = "old"
@@ -91,6 +93,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         self.direction_only = direction_only
         self.parallel = DataParallel.of(data_parallel, method)
         self.fallback = Fallback(fallback)
+        self.left: dict[nn.Parameter, str | None] = {}
         self._reset()
         if isinstance(params, set | frozenset):
             raise TypeError(f"{method}: params is a set, whose order differs from run to run; give a list.")
@@ -179,7 +182,7 @@ class TappedOptimizer(torch.optim.Optimizer):
                 f"{type(self).__name__}(direction_only=True) only fills p.grad; "
                 "call step() of the optimizer that uses it."
             )
-        self._refuse_scaling()
+        refuse_scaling(self, type(self).__name__)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -190,9 +193,7 @@ class TappedOptimizer(torch.optim.Optimizer):
     @left_alone
     def _apply(self) -> None:
         """Subtracts the displacements, and steps the fallback."""
-        self.passes.forget()
-        for tap in self._taps.values():
-            self._refuse_what_is_not_ours(tap)
+        self.before_step()
         for group in self.param_groups:
             if group["update"] == "explicit":
                 continue
@@ -204,11 +205,47 @@ class TappedOptimizer(torch.optim.Optimizer):
                     p.sub_(p.grad)
                     state = self.state[p]
                     state["steps"] = state.get("steps", 0) + 1  # checkpoints of torch.distributed ask for a state
+        self.after_step()
+        self.fallback.step()
+
+    def before_step(self) -> None:
+        """Refuses what `step` must not apply; for an optimizer that steps in this one's place, too.
+
+        Raises:
+            RuntimeError: see `step`.
+        """
+        self.passes.forget()
+        for tap in self._taps.values():
+            self._refuse_what_is_not_ours(tap)
+
+    def after_step(self) -> None:
+        """Notes that what lies in `.grad` has been applied, so that no step applies it again."""
         for tap in self._taps.values():
             for key, p in tap.parameters.items():
                 if p.grad is not None:
                     tap.displacements.applied(key, p.grad)
-        self.fallback.step()
+
+    def become_direction(self) -> dict[nn.Parameter, str | None]:
+        """Leaves all steps to an optimizer that holds this one, as `Preconditioned` does; `direction_only` from now on.
+
+        Returns:
+            All parameters, in the model's order, with their names if they were given any. Those without a proximal
+            subproblem, which were the fallback's, get ordinary gradients.
+        """
+        self.direction_only = True
+        for tap in self._taps.values():
+            tap.keeps = None
+        groups, names = self.param_groups, dict(self.left)
+        for group in groups:
+            names.update(zip(group["params"], group.get("param_names", [None] * len(group["params"])), strict=True))
+        places = [place for place, group in enumerate(groups) if group["update"] == "proximal"]
+        self.left |= {p: names[p] for group in groups if group["update"] == "explicit" for p in group["params"]}
+        for p in self.left:
+            self.state.pop(p, None)
+        self.param_groups = [groups[place] for place in places]
+        self._groups = {name: places.index(place) for name, place in self._groups.items()}
+        self.fallback = Fallback(None)
+        return {p: names[p] for p in self.model.parameters() if p in names}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients, as in torch."""
@@ -273,6 +310,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         """Gives parameters to the fallback optimizer, sharing group and state with it."""
         self._average(params)
         if self.direction_only:
+            self.left |= {p: names.get(p) for p in params}
             return
         group = self.fallback.add(params, names, options)
         group["update"] = "explicit"
@@ -327,7 +365,7 @@ class TappedOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the taps, which belong to this model and are put onto the copied model anew."""
-        keep = ("model", "loss_average", "explicit", "direction_only", "parallel", "fallback")
+        keep = ("model", "loss_average", "explicit", "left", "direction_only", "parallel", "fallback")
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in keep}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -355,14 +393,6 @@ class TappedOptimizer(torch.optim.Optimizer):
 
     def _group_of(self, tap: Tap) -> dict[str, Any]:
         return self.param_groups[self._groups[tap.name]]
-
-    def _refuse_scaling(self) -> None:
-        """Raises inside `GradScaler.step`: a scaled loss has been solved for targets that are as many times too far."""
-        if hasattr(self, "found_inf"):  # the scaler sets it around its call of `step`
-            raise RuntimeError(
-                f"{type(self).__name__} cannot undo the scale of a GradScaler, as displacements are not linear in the "
-                "loss. Train without a scaler, in bfloat16 (torch.autocast(dtype=torch.bfloat16)) or in float32."
-            )
 
     def _refuse_what_is_not_ours(self, tap: Tap) -> None:
         """Raises if the layer was taken over or replaced, or if its `.grad` holds anything but displacements."""
@@ -409,7 +439,7 @@ class TappedOptimizer(torch.optim.Optimizer):
 
     def summary(self) -> str:
         """A table of the model's layers: what follows each, its solver, and how it is updated."""
-        mine = {id(p) for group in self.param_groups for p in group["params"]}
+        mine = {id(p) for group in self.param_groups for p in group["params"]} | {id(p) for p in self.left}
         modules = dict(self.model.named_modules())
         replaced = {
             name

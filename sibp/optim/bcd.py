@@ -1,7 +1,6 @@
 """Block coordinate descent (Zeng, Lau, Lin & Yao, ICML 2019, arXiv 1803.00225), batch by batch."""
 
-from collections.abc import Iterable
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +9,7 @@ from sibp.activations import Activation
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
 from sibp.optim.checks import in_range
-from sibp.optim.guard import all_finite
+from sibp.optim.guard import TargetOptions, all_finite
 from sibp.optim.solvers import as_update
 from sibp.optim.targets import TargetOptimizer
 from sibp.prox.solvers.coordinates import smaller_side
@@ -39,9 +38,7 @@ class BCD(TargetOptimizer):
         gamma: weight of V_l = s(U_l); 1 in the authors' code.
         rho: weight of U_l = W_l V_{l-1} + b_l; 1 in the authors' code.
         prox_weight: alpha, of staying near the old values; 5 in the authors' code, on 60,000 images at once.
-        loss_average: as for `SIBP`.
-        params: as for `SIBP`.
-        weight_decay: as for `SIBP`.
+        **options: `loss_average`, `params`, `weight_decay`: see `TargetOptions`.
 
     Raises:
         ValueError: for hyper-parameters out of range, and for layers that are not linear.
@@ -55,20 +52,16 @@ class BCD(TargetOptimizer):
         gamma: float = 1.0,
         rho: float = 1.0,
         prox_weight: float = 5.0,  # alpha in the paper
-        loss_average: bool | int = True,
-        *,
-        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]] | None = None,
-        weight_decay: float = 0.0,
+        **options: Unpack[TargetOptions],
     ) -> None:
-        defaults = {"lr": lr, "gamma": gamma, "rho": rho, "prox_weight": prox_weight, "weight_decay": weight_decay}
-        super().__init__(model, params, defaults, loss_average)
+        defaults = {"lr": lr, "gamma": gamma, "rho": rho, "prox_weight": prox_weight}
+        super().__init__(model, defaults, **options)
 
     def check(self, group: dict[str, Any]) -> None:
         """Raises ValueError if a setting of the group is out of its range."""
+        super().check(group)
         for key in ("gamma", "rho", "prox_weight"):
             in_range(group, key, 0, open_at_low=True)
-        for key in ("lr", "weight_decay"):
-            in_range(group, key, 0)
 
     def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
         """The blocks U_l, [W_l, b_l] and V_{l-1}, in this order."""

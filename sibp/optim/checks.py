@@ -201,6 +201,23 @@ def check_loaded(state_dict: dict[str, Any], groups: list[dict[str, Any]], metho
             )
 
 
+def refuse_scaling(optimizer: torch.optim.Optimizer, method: str) -> None:
+    """Refuses to step inside `GradScaler.step`: a scaled loss was solved for targets that are as many times too far.
+
+    Args:
+        optimizer: with `_step_supports_amp_scaling`, so that the scaler hands over its scale.
+        method: its name.
+
+    Raises:
+        RuntimeError: if a scaler is calling.
+    """
+    if hasattr(optimizer, "found_inf"):  # the scaler sets it around its call of `step`
+        raise RuntimeError(
+            f"{method} cannot undo the scale of a GradScaler, as displacements are not linear in the loss. Train "
+            "without a scaler, in bfloat16 (torch.autocast(dtype=torch.bfloat16)) or in float32."
+        )
+
+
 def check_real(name: str, params: Iterable[nn.Parameter], method: str) -> None:
     """Refuses a layer with complex parameters.
 
@@ -241,16 +258,17 @@ def check_model(model: nn.Module, method: str) -> None:
             raise TypeError(
                 f"{method}: {here} is a TorchScript module, whose layers cannot be tapped; pass the original."
             )
+        # A compiled module says so in private names alone: those of torch.compile(module), and of module.compile().
         if getattr(module, "_orig_mod", None) is not None or module._compiled_call_impl is not None:
             raise TypeError(f"{method}: {here} is compiled, and compiled layers cannot be tapped; pass the original.")
         if isinstance(module, nn.DataParallel):
             raise TypeError(
                 f"{method}: {here} copies its layers for every step; pass the module inside, on one device."
             )
-        if any(p is not None and hasattr(p, "device_mesh") for p in module._parameters.values()):
+        if any(hasattr(p, "device_mesh") for p in module.parameters(recurse=False)):
             raise TypeError(
                 f"{method}: {here} is sharded (fully_shard, DTensor), and no rank has all of its weight; give every "
                 f"rank the whole model, with {method}(model, data_parallel=True)."
             )
-        if any(isinstance(p, UninitializedParameter) for p in module._parameters.values()):
+        if any(isinstance(p, UninitializedParameter) for p in module.parameters(recurse=False)):
             raise ValueError(f"{method}: {here} is lazy and has no weights yet; run the model once before.")

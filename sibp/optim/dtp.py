@@ -1,7 +1,6 @@
 """Difference target propagation (Lee, Zhang, Fischer & Bengio, ECML 2015, arXiv 1412.7525) as a torch optimizer."""
 
-from collections.abc import Iterable
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +9,7 @@ from sibp.activations import Activation
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
 from sibp.optim.checks import in_range
-from sibp.optim.guard import all_finite, finite_or, nan_unless
+from sibp.optim.guard import TargetOptions, all_finite, finite_or, nan_unless
 from sibp.optim.targets import TargetOptimizer
 from sibp.prox.numbers import choose
 
@@ -39,9 +38,7 @@ class DTP(TargetOptimizer):
         target_step: eta-hat, on the loss summed over the batch; in the authors' code 0.328 on the mean over 100.
         inverse_lr: of the inverses' weights; 0.00501 in the authors' code.
         noise: sigma; 0.36 in the authors' code.
-        loss_average: as for `SIBP`.
-        params: as for `SIBP`.
-        weight_decay: as for `SIBP`.
+        **options: `loss_average`, `params`, `weight_decay`: see `TargetOptions`.
 
     Raises:
         ValueError: for hyper-parameters out of range, and for layers that are not linear.
@@ -55,23 +52,15 @@ class DTP(TargetOptimizer):
         target_step: float = 0.0033,  # eta-hat in the paper, over the batch size
         inverse_lr: float = 0.005,
         noise: float = 0.36,  # sigma in the paper
-        loss_average: bool | int = True,
-        *,
-        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]] | None = None,
-        weight_decay: float = 0.0,
+        **options: Unpack[TargetOptions],
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "target_step": target_step,
-            "inverse_lr": inverse_lr,
-            "noise": noise,
-            "weight_decay": weight_decay,
-        }
-        super().__init__(model, params, defaults, loss_average)
+        defaults = {"lr": lr, "target_step": target_step, "inverse_lr": inverse_lr, "noise": noise}
+        super().__init__(model, defaults, **options)
 
     def check(self, group: dict[str, Any]) -> None:
         """Raises ValueError if a setting of the group is out of its range."""
-        for key in ("lr", "target_step", "inverse_lr", "noise", "weight_decay"):
+        super().check(group)
+        for key in ("target_step", "inverse_lr", "noise"):
             in_range(group, key, 0)
 
     def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:

@@ -21,6 +21,7 @@ class Fallback:
     """
 
     def __init__(self, make: MakeFallback | None) -> None:
+        self.given = make is not None
         self.make = make or DEFAULT
         self.optimizer: torch.optim.Optimizer | None = None
 
@@ -55,14 +56,28 @@ class Fallback:
     def step(self) -> None:
         """Steps, as a part of the other optimizer's step: hooks on all optimizers have been called for that one."""
         if self.optimizer is not None:
-            step = type(self.optimizer).step
-            # torch wraps `step` in what calls the hooks, and marks it so.
-            inner = step.__wrapped__ if getattr(step, "hooked", False) else step  # pyright: ignore
-            inner(self.optimizer)
+            step_within(self.optimizer)
 
     def __getstate__(self) -> dict[str, Any]:
         """A fallback that is made serves; what made it is often a lambda, which cannot be pickled."""
-        return {"make": DEFAULT if self.optimizer is not None else self.make, "optimizer": self.optimizer}
+        make = DEFAULT if self.optimizer is not None else self.make
+        return {"given": self.given, "make": make, "optimizer": self.optimizer}
+
+
+def step_within(optimizer: torch.optim.Optimizer, closure: Callable[[], Any] | None = None) -> Any:
+    """Steps an optimizer as a part of another one, for whose step the hooks on all optimizers have been called.
+
+    Args:
+        optimizer: the part.
+        closure: as for `step`.
+
+    Returns:
+        What `step` returns.
+    """
+    step: Any = type(optimizer).step
+    # torch wraps `step` in what calls the hooks, and marks it so.
+    inner = step.__wrapped__ if getattr(step, "hooked", False) else step
+    return inner(optimizer) if closure is None else inner(optimizer, closure)
 
 
 class FollowingGroup(dict[str, Any]):

@@ -1,17 +1,14 @@
 """FOOF, gradient descent on neurons (Benzing, ICML 2022, arXiv 2201.12250), as a torch optimizer."""
 
-from collections.abc import Iterable
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
-from sibp.optim.base import Explicit
 from sibp.optim.checks import in_range, whole
-from sibp.optim.fallback import MakeFallback
-from sibp.optim.guard import GuardedOptimizer, finite_or
+from sibp.optim.guard import GuardedOptimizer, PeerOptions, finite_or
 from sibp.prox.solvers.coordinates import Direct
 from sibp.prox.solvers.inverse import damped_inverse
 
@@ -39,11 +36,7 @@ class FOOF(GuardedOptimizer):
         inverse_every: T; 1, 100 and 500 in the paper.
         covariance_steps: S: Sigma takes in the last S batches before an inversion only; T (all) for fully connected
             layers and 10 for convolutions in the paper.
-        loss_average: as for `SIBP`.
-        params: as for `SIBP`.
-        weight_decay: as for `SIBP`.
-        fallback: as for `SIBP`.
-        explicit: as for `SIBP`.
+        **options: `loss_average`, `params`, `weight_decay`, `fallback`, `explicit`: see `PeerOptions`.
 
     Raises:
         ValueError: for hyper-parameters out of range.
@@ -58,12 +51,7 @@ class FOOF(GuardedOptimizer):
         decay: float = 0.95,  # m in the paper
         inverse_every: int = 100,  # T in the paper
         covariance_steps: int = 100,  # S in the paper
-        loss_average: bool | int = True,
-        *,
-        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]] | None = None,
-        weight_decay: float = 0.0,
-        fallback: MakeFallback | None = None,
-        explicit: Explicit = (),
+        **options: Unpack[PeerOptions],
     ) -> None:
         defaults = {
             "lr": lr,
@@ -71,16 +59,14 @@ class FOOF(GuardedOptimizer):
             "decay": decay,
             "inverse_every": inverse_every,
             "covariance_steps": covariance_steps,
-            "weight_decay": weight_decay,
         }
-        super().__init__(model, params, defaults, loss_average, fallback, explicit)
+        super().__init__(model, defaults, **options)
 
     def check(self, group: dict[str, Any]) -> None:
         """Raises ValueError if a setting of the group is out of its range."""
-        in_range(group, "lr", 0)
+        super().check(group)
         in_range(group, "damping", 0, open_at_low=True)
         in_range(group, "decay", 0, 1)
-        in_range(group, "weight_decay", 0)
         whole(group, "inverse_every")
         whole(group, "covariance_steps")
 

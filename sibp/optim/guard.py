@@ -1,25 +1,81 @@
 """What the peers share: steps and running statistics that stay finite, and statistics that keep their dtype."""
 
+import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar, TypedDict, Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
-from sibp.optim.base import TappedOptimizer
+from sibp.optim.base import Explicit, TappedOptimizer
+from sibp.optim.checks import in_range
+from sibp.optim.fallback import MakeFallback
 from sibp.optim.solvers import guarded
 from sibp.prox.numbers import Flag, choose, is_finite, number
 
 
+class TargetOptions(TypedDict, total=False):
+    """Keyword arguments that all peers share.
+
+    Attributes:
+        loss_average: whether the loss is a mean over the batch; see `SIBP`.
+        params: parameters of the model or param group dicts, for settings of their own; default all.
+        weight_decay: w, decoupled: p is multiplied by 1 - lr w at each step.
+    """
+
+    loss_average: bool | int
+    params: Iterable[nn.Parameter] | Iterable[dict[str, Any]] | None
+    weight_decay: float
+
+
+class PeerOptions(TargetOptions, total=False):
+    """Those of peers that leave some parameters to a fallback optimizer.
+
+    Attributes:
+        fallback: makes the optimizer of the parameters of other than linear layers and convolutions; see `SIBP`.
+        explicit: modules that are left to the fallback with all inside them; see `SIBP`.
+    """
+
+    fallback: MakeFallback | None
+    explicit: Explicit
+
+
 class GuardedOptimizer(TappedOptimizer):
-    """Base of methods without a guard of their own: a layer whose step is not finite keeps its weights.
+    """Base of the peers, which have no guard of their own: a layer whose step is not finite keeps its weights.
 
     On a CPU the layer is named in a warning, once; an accelerator would have to be waited for.
+
+    Args:
+        model: any module.
+        defaults: the method's own settings of a param group, "lr" among them.
+        **options: what all share.
+
+    Raises:
+        TypeError: for an option that the method does not have.
     """
+
+    shared: ClassVar[type] = PeerOptions
+    """The options that the method has."""
+
+    def __init__(self, model: nn.Module, defaults: dict[str, Any], **options: Unpack[PeerOptions]) -> None:
+        known = typing.get_type_hints(self.shared)
+        given: dict[str, Any] = {**options}
+        for key in given:
+            if key not in known:
+                raise TypeError(
+                    f"{type(self).__name__} has no option {key}; beside its own: {', '.join(sorted(known))}."
+                )
+        defaults = {**defaults, "weight_decay": given.pop("weight_decay", 0.0)}
+        super().__init__(model, defaults=defaults, **given)
+
+    def check(self, group: dict[str, Any]) -> None:
+        """Raises ValueError if a setting of the group is out of its range; a method adds its own."""
+        in_range(group, "lr", 0)
+        in_range(group, "weight_decay", 0)
 
     def solve(self, tap: Tap, problem: LayerProblem) -> LayerUpdate:
         """Updates a layer; by exactly zero where its displacement is not finite in the dtype of its weights."""

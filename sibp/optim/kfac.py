@@ -1,19 +1,18 @@
 """K-FAC (Martens & Grosse, ICML 2015, arXiv 1503.05671; Grosse & Martens 2016, arXiv 1602.01407 for convolutions)."""
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
-from sibp.optim.base import Explicit
+from sibp.internals import backward_pass
 from sibp.optim.checks import in_range, whole
-from sibp.optim.fallback import MakeFallback
-from sibp.optim.guard import GuardedOptimizer, finite_or
+from sibp.optim.guard import GuardedOptimizer, PeerOptions, finite_or
 from sibp.prox.solvers.coordinates import Direct
 from sibp.prox.solvers.inverse import damped_inverse
 
@@ -67,12 +66,8 @@ class KFAC(GuardedOptimizer):
         inverse_every: steps between two inversions (after the first, second, fourth, eighth, ...); 20 in the paper.
         likelihood: of the model's outputs: "categorical" for cross-entropy on logits, "bernoulli" for binary
             cross-entropy on logits, "gaussian" for half the squared error.
-        loss_average: as for `SIBP`.
-        params: as for `SIBP`.
-        weight_decay: as for `SIBP`.
-        fallback: as for `SIBP`.
-        explicit: as for `SIBP`.
         generator: of the drawn labels; default torch's global one. Its state is not part of `state_dict`.
+        **options: `loss_average`, `params`, `weight_decay`, `fallback`, `explicit`: see `PeerOptions`.
 
     Raises:
         ValueError: for hyper-parameters out of range.
@@ -87,13 +82,9 @@ class KFAC(GuardedOptimizer):
         decay: float = 0.95,  # the largest epsilon in the paper
         inverse_every: int = 20,  # T_3 in the paper
         likelihood: str = "categorical",
-        loss_average: bool | int = True,
         *,
-        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]] | None = None,
-        weight_decay: float = 0.0,
-        fallback: MakeFallback | None = None,
-        explicit: Explicit = (),
         generator: torch.Generator | None = None,
+        **options: Unpack[PeerOptions],
     ) -> None:
         self.generator = generator
         defaults = {
@@ -102,16 +93,14 @@ class KFAC(GuardedOptimizer):
             "decay": decay,
             "inverse_every": inverse_every,
             "likelihood": likelihood,
-            "weight_decay": weight_decay,
         }
-        super().__init__(model, params, defaults, loss_average, fallback, explicit)
+        super().__init__(model, defaults, **options)
 
     def check(self, group: dict[str, Any]) -> None:
         """Raises ValueError if a setting of the group is out of its range."""
-        in_range(group, "lr", 0)
+        super().check(group)
         in_range(group, "damping", 0, open_at_low=True)
         in_range(group, "decay", 0, 1)
-        in_range(group, "weight_decay", 0)
         whole(group, "inverse_every")
         if group["likelihood"] not in LIKELIHOODS:
             raise ValueError(f"Invalid likelihood: {group['likelihood']!r}; choose one of {', '.join(LIKELIHOODS)}.")
@@ -122,7 +111,7 @@ class KFAC(GuardedOptimizer):
         Raises:
             RuntimeError: no labels would be drawn for that pass.
         """
-        recomputed = torch._C._current_graph_task_id() != -1  # activation checkpointing, inside a backward pass
+        recomputed = backward_pass() != -1  # activation checkpointing, inside a backward pass
         if not (self._inside or recomputed):
             raise RuntimeError(
                 f"layer '{layer}' was called outside the model's own forward pass, and K-FAC draws labels for the "

@@ -1,18 +1,16 @@
 """LocoProp-S and LocoProp-M (Amid, Anil & Warmuth, AISTATS 2022, arXiv 2106.06199) as a torch optimizer."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
-from sibp.optim.base import Explicit
 from sibp.optim.checks import in_range, whole
-from sibp.optim.fallback import MakeFallback
-from sibp.optim.guard import GuardedOptimizer, all_finite, nan_unless
+from sibp.optim.guard import GuardedOptimizer, PeerOptions, all_finite, nan_unless
 from sibp.prox.numbers import Flag, choose
 
 VARIANTS = ("squared", "matching")
@@ -52,11 +50,7 @@ class LocoProp(GuardedOptimizer):
         inner_steps: K, 10 in the authors' code.
         momentum: of RMSprop.
         decay: of RMSprop's mean square, 0.9 in the authors' code.
-        loss_average: as for `SIBP`.
-        params: as for `SIBP`.
-        weight_decay: as for `SIBP`.
-        fallback: as for `SIBP`.
-        explicit: as for `SIBP`.
+        **options: `loss_average`, `params`, `weight_decay`, `fallback`, `explicit`: see `PeerOptions`.
 
     Raises:
         ValueError: for hyper-parameters out of range.
@@ -73,12 +67,7 @@ class LocoProp(GuardedOptimizer):
         inner_steps: int = 10,
         momentum: float = 0.999,
         decay: float = 0.9,
-        loss_average: bool | int = True,
-        *,
-        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]] | None = None,
-        weight_decay: float = 0.0,
-        fallback: MakeFallback | None = None,
-        explicit: Explicit = (),
+        **options: Unpack[PeerOptions],
     ) -> None:
         defaults = {
             "lr": lr,
@@ -88,14 +77,13 @@ class LocoProp(GuardedOptimizer):
             "inner_steps": inner_steps,
             "momentum": momentum,
             "decay": decay,
-            "weight_decay": weight_decay,
         }
-        super().__init__(model, params, defaults, loss_average, fallback, explicit)
+        super().__init__(model, defaults, **options)
 
     def check(self, group: dict[str, Any]) -> None:
         """Raises ValueError if a setting of the group is out of its range."""
-        for key in ("lr", "activation_lr", "weight_decay"):
-            in_range(group, key, 0)
+        super().check(group)
+        in_range(group, "activation_lr", 0)
         for key in ("momentum", "decay"):
             in_range(group, key, 0, 1)
         whole(group, "inner_steps")

@@ -390,6 +390,7 @@ def refuse_averaging(method: str) -> None:
     Raises:
         RuntimeError: if there is more than one process.
     """
+    # Private: the wrapper tells nobody else that its forward pass is running.
     ddp = DistributedDataParallel._get_active_ddp_module()
     if ddp is not None and dist.get_world_size(ddp.process_group) > 1:
         raise RuntimeError(

@@ -1,13 +1,13 @@
 """What methods share that pass targets from layer to layer by a rule of their own: networks of linear layers."""
 
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 
 from sibp.activations import IDENTITY, Activation
 from sibp.capture.problem import LayerProblem
 from sibp.capture.tap import Tap
-from sibp.optim.guard import GuardedOptimizer
+from sibp.optim.guard import GuardedOptimizer, TargetOptions
 from sibp.optim.layers import parameter_owners
 
 
@@ -18,12 +18,14 @@ class TargetOptimizer(GuardedOptimizer):
     know, and changes of shape.
     """
 
-    def __init__(self, model: nn.Module, *args: Any) -> None:
+    shared = TargetOptions
+
+    def __init__(self, model: nn.Module, defaults: dict[str, Any], **options: Unpack[TargetOptions]) -> None:
         if isinstance(model, nn.Module):
             for name, module in model.named_modules():
-                if module._parameters and not isinstance(module, nn.Linear):
+                if any(True for _ in module.parameters(recurse=False)) and not isinstance(module, nn.Linear):
                     raise ValueError(self._only_linear(name, module))
-        super().__init__(model, *args)
+        super().__init__(model, defaults, **options)
 
     def _add_explicit(
         self, params: list[nn.Parameter], names: dict[nn.Parameter, str], options: dict[str, Any]

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from sibp.optim.fallback import step_within
+
 
 class Together(torch.optim.Optimizer):
     """Steps its parts one after the other; their param groups and their state are its own.
@@ -20,9 +22,26 @@ class Together(torch.optim.Optimizer):
     """
 
     def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
-        self.parts = list(parts)
+        self.parts: list[torch.optim.Optimizer] = []
         super().__init__([group for part in parts for group in part.param_groups], {})
+        self.parts = list(parts)
         self._share()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group to the last part, which is for what the others do not take.
+
+        Args:
+            param_group: as for that part; without settings, with its defaults.
+
+        Raises:
+            ValueError: if a parameter is in a group already.
+        """
+        if self.parts:  # else called by the constructor, for groups that the parts have
+            param_group = {**self.parts[-1].defaults, **param_group}
+        super().add_param_group(param_group)
+        if self.parts:
+            self.parts[-1].param_groups.append(self.param_groups[-1])
+            self._share()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -39,7 +58,7 @@ class Together(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for part in self.parts:
-            part.step()
+            step_within(part)
         return loss
 
     def __getstate__(self) -> dict[str, Any]:

@@ -102,15 +102,14 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
     buffers = [
         (module, name, tensor, tensor.clone())
         for module in model.modules()
-        for name, tensor in module._buffers.items()
-        if tensor is not None
+        for name, tensor in module.named_buffers(recurse=False)
     ]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=[device.index for device in devices]):
         yield
     for module, name, tensor, kept in buffers:
         tensor.copy_(kept)
-        module._buffers[name] = tensor
+        setattr(module, name, tensor)
 
 
 def by_closure(closure: Callable[[], Any], params: list[Tensor]) -> Evaluate:

@@ -38,12 +38,8 @@ LATER = {
 LATER_OF_MODEL = {"mlp": {"activation": "relu"}}  # likewise, by the model's name
 # What else has no part in the problem that methods are compared on: looking more or less often changes no result.
 NOT_A_PROBLEM = (*NOT_IN_NAME, "seed", "optimizer", "log_every", "log_early", "target_val_acc", "experiment", "plugins")
-# One builder serves several methods; people know these by the name of their config.
-KNOWN_AS = {
-    ("sibp_fed", "sgd"): "sibp_momentum",
-    ("sibp_fed", "adam"): "sibp_adam",
-    ("sibp_fed", "muon"): "sibp_muon",
-}
+# A direction in an outer optimizer, such as sibp_fed with outer=muon: people know it by the name of its config.
+FED = {"sgd": "momentum", "adam": "adam", "adagrad": "adagrad", "muon": "muon"}
 TRIAL, FINAL = "trial", "final"
 ROLES = (TRIAL, FINAL)
 LONGEST_NAME = 120  # bytes of the readable part; a file's name may have 255
@@ -112,8 +108,9 @@ def known_as(optimizer: Mapping[str, Any]) -> str:
     Returns:
         Such as ``sibp_muon`` for the builder ``sibp_fed`` with ``outer=muon``.
     """
-    name = str(optimizer.get("name"))
-    return KNOWN_AS.get((name, str(optimizer.get("outer"))), name)
+    name, outer = str(optimizer.get("name")), FED.get(str(optimizer.get("outer")))
+    direction = name.removesuffix("_fed")
+    return name if direction == name or outer is None else f"{direction}_{outer}"
 
 
 def method_name(optimizer: Mapping[str, Any]) -> str:

@@ -381,3 +381,13 @@ def test_numbers_of_things_are_one_or_more(name, key):
 def test_float16_is_refused_where_it_has_no_room(name):
     with pytest.raises(UserError, match=rf"optimizer={name} cannot be built: 0\.weight is float16, in which"):
         make(name, net(torch.float16))
+
+
+@pytest.mark.parametrize(
+    ("method", "option"),
+    [(KFAC, "data_parallel"), (FOOF, "line_search"), (BCD, "fallback"), (DTP, "explicit"), (LocoProp, "losss_average")],
+)
+def test_an_option_that_a_peer_lacks_is_named(method, option):
+    """A batch in parts would give each part its own covariance; where a target travels, no fallback may step."""
+    with pytest.raises(TypeError, match=rf"{method.__name__} has no option {option}; beside its own: .*loss_average"):
+        method(nn.Sequential(nn.Linear(2, 2)), **{option: True})

@@ -1,0 +1,256 @@
+"""A proximal direction inside any torch optimizer: SIBP in Adam, ProxBP in Muon, K-FAC in Nesterov's SGD."""
+
+import contextlib
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from sibp.capture.compiler import left_alone
+from sibp.optim.base import TappedOptimizer
+from sibp.optim.checks import refuse_scaling
+from sibp.optim.fallback import step_within
+from sibp.optim.proximal import ProximalOptimizer
+
+MakeOuter = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+"""Makes the optimizer that takes the steps, from all parameters of the direction."""
+
+
+class Preconditioned(torch.optim.Optimizer):
+    r"""A torch optimizer that takes the displacements of a proximal method for its gradients.
+
+    The direction's subproblems are the preconditioner: `backward` leaves $W_{\text{old}} - W_{\text{new}}$ in `.grad`,
+    and the outer optimizer does with it what it does with a gradient (momentum, Adam's scaling, Muon's rotation, weight
+    decay):
+
+        direction = SIBP(model, lr=0.3, prox_weight=1.0)
+        opt = Preconditioned(direction, lambda params: torch.optim.Adam(params, lr=1e-3))
+        opt.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        opt.step()
+
+    `torch.optim.SGD` with lr = 1 gives the direction's own steps. The param groups are the outer optimizer's, so
+    schedulers drive its learning rate; the direction's settings (`lr`, the step on the neurons; `prox_weight`) are in
+    `direction.param_groups`. What lies in `.grad` may be clipped before `step`. An outer optimizer that compares the
+    slope with the loss (L-BFGS with a line search) takes the displacement for a gradient that it is not.
+
+    Parameters without a proximal subproblem (norms, embeddings, what `explicit=` names) are stepped by the outer
+    optimizer as well, once, on their ordinary gradients: the direction's fallback has no part in it.
+
+    Args:
+        direction: `SIBP(model, ...)`, `ProxBP` or any other method of `sibp.optim` that has no line search; it is never
+            stepped from now on.
+        outer: makes the outer optimizer from a list of all parameters of the direction, in the model's order. It may
+            sort them into groups, and add parameters that the direction does not have.
+
+    Attributes:
+        direction: fills `.grad`.
+        outer: takes the steps; its `param_groups` and `state` are this optimizer's own.
+
+    Raises:
+        TypeError: `direction` is not such an optimizer, or `outer` does not make a torch optimizer.
+        ValueError: the direction has a line search, a weight decay or a fallback of its own, or the outer optimizer
+            does not step all of its parameters.
+    """
+
+    # torch.amp.GradScaler asks for this, and then hands over its scale instead of dividing what lies in `.grad`.
+    _step_supports_amp_scaling = True
+
+    def __init__(self, direction: TappedOptimizer, outer: MakeOuter) -> None:
+        _check(direction, outer)
+        names = direction.become_direction()
+        made = outer(list(names))
+        if not isinstance(made, torch.optim.Optimizer) or isinstance(made, TappedOptimizer | Preconditioned):
+            raise TypeError(
+                f"Preconditioned: outer has to make a torch optimizer that steps on gradients, and made a "
+                f"{type(made).__name__}."
+            )
+        _check_all_stepped(made, direction, names)
+        for group in made.param_groups:
+            if all(names.get(p) is not None for p in group["params"]):
+                group.setdefault("param_names", [names[p] for p in group["params"]])
+        super().__init__(made.param_groups, made.defaults)
+        self.direction, self.outer = direction, made
+        self._share()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Steps the outer optimizer on the displacements of one backward pass or more.
+
+        Args:
+            closure: clears the gradients, computes the loss, calls `backward` and returns the loss.
+
+        Returns:
+            What the outer optimizer's `step` returns: the closure's loss, or None.
+
+        Raises:
+            RuntimeError: if `.grad` of a layer of the direction holds anything else than its displacements, each once;
+                see `TappedOptimizer.step`.
+        """
+        refuse_scaling(self, self._name())
+        return self._step(closure)
+
+    @left_alone
+    def _step(self, closure: Callable[[], Any] | None) -> Any:
+        """Steps the outer optimizer on what the direction left in `.grad`, and on nothing else."""
+        if closure is None:
+            self.direction.before_step()
+            found = step_within(self.outer)
+        else:
+            found = step_within(self.outer, self._checked(closure))
+        self.direction.after_step()
+        return found
+
+    def _checked(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """The closure, which refuses gradients that are no displacements, however often it is called."""
+
+        def checked() -> Any:
+            loss = closure()
+            self.direction.before_step()
+            return loss
+
+        return checked
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the gradients of all parameters, as in torch."""
+        self.direction.passes.forget()
+        super().zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds parameters of the model to the direction and to the outer optimizer.
+
+        Args:
+            param_group: {"params": parameters of the model, "lr": ...} with the outer optimizer's settings, and under
+                "direction" a dict of the direction's, if other ones than its defaults are wanted.
+
+        Raises:
+            TypeError, ValueError: as both optimizers do; a parameter that one of them has already is refused.
+        """
+        if "direction" not in vars(self):  # called by the constructor, for groups that both have
+            super().add_param_group(param_group)
+            return
+        outer = dict(param_group)
+        settings = outer.pop("direction", {})
+        params = [outer["params"]] if isinstance(outer["params"], torch.Tensor) else list(outer["params"])
+        taken = {id(p) for group in self.param_groups for p in group["params"]}
+        if any(id(p[1] if isinstance(p, tuple) else p) in taken for p in params):
+            raise ValueError("some parameters appear in more than one parameter group")
+        self.direction.add_param_group({**settings, "params": params})
+        self.outer.add_param_group({**outer, "params": params})
+        self._share()
+
+    # -- state ------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The outer optimizer's state and groups as torch has them, and the direction's under "direction"."""
+        return {**super().state_dict(), "direction": self.direction.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads what `state_dict` gave.
+
+        Args:
+            state_dict: of the same direction in the same outer optimizer, for a model of the same layers. Where
+                "direction" was left out (`torch.distributed.checkpoint` does so), SIBP and ProxBP keep the settings
+                that they have.
+
+        Raises:
+            ValueError: if it is of another optimizer, or of another model, or lacks what the direction remembers.
+        """
+        for place, group in enumerate(state_dict["param_groups"]):
+            method = group.get("method", "another optimizer")
+            if method != self._name():
+                raise ValueError(
+                    f"{self._name()}: group {place} of this state_dict is of {method}; "
+                    "load the state of the same direction in the same outer optimizer."
+                )
+        if "direction" in state_dict:
+            self.direction.load_state_dict(state_dict["direction"])
+        elif not isinstance(self.direction, ProximalOptimizer):
+            raise ValueError(
+                f"{self._name()}: this state_dict has no 'direction', and {type(self.direction).__name__} has running "
+                "statistics; save all of state_dict()."
+            )
+        super().load_state_dict(copy.deepcopy(state_dict))  # torch's shares tensors with what it was given
+
+    def _share(self) -> None:
+        """Has the outer optimizer's groups and state for its own, the groups marked."""
+        for group in self.outer.param_groups:
+            group["method"] = self._name()
+        self.param_groups, self.state = self.outer.param_groups, self.outer.state
+
+    def __getstate__(self) -> dict[str, Any]:
+        """With both optimizers, for `deepcopy` and `pickle`."""
+        return {**super().__getstate__(), "direction": self.direction, "outer": self.outer}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Called by unpickling and deepcopy with everything, by `load_state_dict` with groups and state only."""
+        if "outer" in state:
+            super().__setstate__(state)
+            self.direction.become_direction()
+        else:
+            self.outer.__setstate__(state)
+        self._share()
+
+    # -- for people -------------------------------------------------------------------------------------------------
+
+    def paused(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, the model is an ordinary one; see `TappedOptimizer.paused`."""
+        return self.direction.paused()
+
+    def remove(self) -> None:
+        """Leaves the model as it was before the direction; the optimizer cannot step any more."""
+        self.direction.remove()
+
+    def summary(self) -> str:
+        """A table of the model's layers; "explicit" are those that the outer optimizer steps on ordinary gradients."""
+        return f"{type(self.outer).__name__} on the direction of {self.direction.summary()}"
+
+    def solver_stats(self) -> dict[str, dict[str, float]]:
+        """What the direction's solver did in the last backward pass; empty if it has none to speak of."""
+        return self.direction.solver_stats() if isinstance(self.direction, ProximalOptimizer) else {}
+
+    def _name(self) -> str:
+        return f"Preconditioned({type(self.direction).__name__}, {type(self.outer).__name__})"
+
+    def __repr__(self) -> str:
+        """The groups, and the table of layers."""
+        return f"{super().__repr__()}\n{self.summary()}"
+
+
+def _check(direction: Any, outer: Any) -> None:
+    """Refuses what cannot be a direction, or cannot make the outer optimizer."""
+    if not isinstance(direction, TappedOptimizer):
+        raise TypeError(
+            f"Preconditioned: direction is a {type(direction).__name__}; give the proximal optimizer of the model: "
+            "Preconditioned(SIBP(model, ...), lambda params: torch.optim.Adam(params, lr=1e-3))."
+        )
+    method = type(direction).__name__
+    if isinstance(outer, torch.optim.Optimizer) or not callable(outer):
+        raise TypeError(
+            f"Preconditioned: outer is a {type(outer).__name__}; give what makes the optimizer, such as "
+            "lambda params: torch.optim.Adam(params, lr=1e-3)."
+        )
+    if getattr(direction, "line_search", False):
+        raise ValueError(f"Preconditioned: {method} searches along its own step, which is not taken here; use SIBP.")
+    if any(group.get("weight_decay") for group in direction.param_groups if group["update"] == "proximal"):
+        raise ValueError(
+            f"Preconditioned: weight_decay of {method} would have no effect; give it to the outer optimizer."
+        )
+    if direction.fallback.given:
+        raise ValueError(
+            f"Preconditioned: fallback of {method} would have no effect, as the outer optimizer steps all parameters; "
+            "leave it out."
+        )
+
+
+def _check_all_stepped(made: torch.optim.Optimizer, direction: TappedOptimizer, params: dict[Any, Any]) -> None:
+    """Refuses an outer optimizer that would leave parameters as they are."""
+    stepped = {id(p) for group in made.param_groups for p in group["params"]}
+    for name, p in direction.model.named_parameters():
+        if p in params and id(p) not in stepped:
+            raise ValueError(
+                f"Preconditioned: {type(made).__name__} does not step {name}, which {type(direction).__name__} has; "
+                "let outer take all parameters that it is given, or give the direction params= without this one."
+            )
