@@ -91,7 +91,7 @@ def rounds(
     assert library is not None
     library.work_size.restype = ctypes.c_long
     threads = torch.get_num_threads() if number * N * r * m >= _PARALLEL else 1
-    kind = kernels.kind_of(s)
+    kind = kernels.kind_of(s) or 0
     work = _workspace(Z.dtype, library.work_size(*map(ctypes.c_long, (N, r, direct, threads, kind))))
     problem = _problem_type(Z.dtype)(
         N=N, r=r, m=m, direct=direct, rounds=number, threads=threads, kind=kind, a=s.negative_slope or 0.0, lam=lam,

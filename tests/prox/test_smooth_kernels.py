@@ -1,4 +1,4 @@
-"""Smooth activations in compiled code: their values and slopes against exact ones, their iterations against plain ones."""
+"""Smooth activations in compiled code: values and slopes against exact ones, iterations against plain ones."""
 
 import ctypes
 
