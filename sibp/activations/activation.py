@@ -21,6 +21,7 @@ class Activation:
         negative_slope: a, if s(z) is z for z > 0 and a z otherwise, which compiled code needs; None for any other.
         through: maps (D, z) to D * s'(z); only given where that can be had in one pass.
         learned: the tensors that s depends on, such as the slopes of PReLU, if there are any.
+        kernel: its name in `sibp.prox.kernels.KINDS`, if compiled code has it and `negative_slope` does not say it all.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Activation:
     negative_slope: float | None = None
     through: Callable[[Tensor, Tensor], Tensor] | None = None
     learned: "Learned | None" = None
+    kernel: str = ""
 
     @property
     def by_entry(self) -> bool:

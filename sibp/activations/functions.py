@@ -77,9 +77,21 @@ RELU = Activation(
     through=lambda D, z: torch.ops.aten.threshold_backward(D, z, 0),
     negative_slope=0.0,
 )
-TANH = Activation("tanh", torch.tanh, _tanh_slope)
-SIGMOID = Activation("sigmoid", torch.sigmoid, _sigmoid_slope)
-SILU = Activation("silu", F.silu, _silu_slope)
+TANH = Activation(
+    "tanh",
+    torch.tanh,
+    _tanh_slope,
+    through=lambda D, z: torch.ops.aten.tanh_backward(D, torch.tanh(z)),
+    kernel="tanh",
+)
+SIGMOID = Activation(
+    "sigmoid",
+    torch.sigmoid,
+    _sigmoid_slope,
+    through=lambda D, z: torch.ops.aten.sigmoid_backward(D, torch.sigmoid(z)),
+    kernel="sigmoid",
+)
+SILU = Activation("silu", F.silu, _silu_slope, through=torch.ops.aten.silu_backward, kernel="silu")
 MISH = Activation("mish", F.mish, _mish_slope)
 HARDSWISH = Activation("hardswish", F.hardswish, _hardswish_slope)
 
@@ -96,9 +108,14 @@ def leaky_relu(negative_slope: float = 0.01) -> Activation:
 
 def gelu(approximate: str = "none") -> Activation:
     """GELU, exact (`"none"`) or in its tanh form (`"tanh"`), as `torch.nn.GELU` names them."""
-    if approximate == "tanh":
-        return Activation("gelu(tanh)", partial(F.gelu, approximate="tanh"), _gelu_tanh_slope)
-    return Activation("gelu", F.gelu, _gelu_slope)
+    tanh_form = approximate == "tanh"
+    return Activation(
+        "gelu(tanh)" if tanh_form else "gelu",
+        partial(F.gelu, approximate=approximate),
+        _gelu_tanh_slope if tanh_form else _gelu_slope,
+        through=partial(torch.ops.aten.gelu_backward, approximate=approximate),
+        kernel="gelu_tanh" if tanh_form else "gelu",
+    )
 
 
 def elu(alpha: float = 1.0) -> Activation:

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from sibp.bench import roofline, scaling, step, time_to_target
-from sibp.bench.nets import CONVNET
+from sibp.bench.nets import NAMED
 from sibp.bench.record import Usage, machine_line, save, shown, warnings
+from sibp.bench.workers import PEERS
 from sibp.runs.errors import UserError
 
 COMMANDS = {"step": step, "scaling": scaling, "roofline": roofline, "time_to_target": time_to_target}
@@ -32,22 +33,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(words)
-    module = COMMANDS[args.command]
+    threads = [None] if args.command == "time_to_target" else args.threads or [None]
     try:
         if args.command != "time_to_target":
-            _set_up(args)
-        usage = Usage()
-        record = module.measure(args, words)
-        record["others"] = usage.others()
-        written = save(record, args.out, MAKERS)
+            _check(args)
+        for number in threads:
+            if number is not None:
+                torch.set_num_threads(number)
+            _measure(args, words)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    return 0
+
+
+def _measure(args: argparse.Namespace, words: list[str]) -> None:
+    """One record: measured, written and shown."""
+    module, usage = COMMANDS[args.command], Usage()
+    record = module.measure(args, words)
+    record["others"] = usage.others()
+    written = save(record, args.out, MAKERS, step.headline)
     print(machine_line(record["machine"]))
     print(*(warning.text for warning in warnings(record)), sep="\n")
     print(shown(module.sections(record)))
     print(f"\nWritten: {', '.join(map(str, written))}")
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,28 +75,35 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_measuring(command: argparse.ArgumentParser, name: str) -> None:
     add = command.add_argument
-    add("--net", nargs="+", default=[], help=f"widths such as 784-500-10, or {CONVNET} (default: those with targets)")
+    add(
+        "--net",
+        nargs="+",
+        default=[],
+        help=f"widths such as 784-500-10, or {', '.join(NAMED)} (default: those with targets)",
+    )
     add("--batch", nargs="+", type=int, default=[], help="batch sizes (default: those with targets, or 100)")
     each = "size" if name == "scaling" else "net"
     add("--seconds", type=float, default=SECONDS[name], help=f"of rounds for each {each} (default: %(default)g)")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
-    add("--threads", type=int, help="of torch (default: torch's own choice)")
+    add("--threads", nargs="+", type=int, default=[], help="of torch, one record each (default: torch's own choice)")
     add("--dtype", choices=("float32", "float64"), default="float32", help="(default: %(default)s)")
     if name != "scaling":
-        add("--methods", nargs="+", default=[], help="besides sgd: exact, cg:K, proxbp, paper, proxprop")
+        peers = f", {', '.join(PEERS)}" if name == "step" else ""
+        add("--methods", nargs="+", default=[], help=f"besides sgd: exact, cg:K, proxbp, paper, proxprop{peers}")
+        choice = "relu, tanh, gelu, silu, ... (default: each net's own)"
+        add("--activation", nargs="+", default=[], help=f"of MLPs and transformers: {choice}")
     if name == "step":
         add("--no-memory", dest="memory", action="store_false", help="leave memory and first steps out")
 
 
-def _set_up(args: argparse.Namespace) -> None:
+def _check(args: argparse.Namespace) -> None:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA device here; use --device cpu.")
     if not 0 <= args.seconds < float("inf"):
         raise UserError(f"--seconds {args.seconds:g} is not possible: give a number of 0 or more.")
-    if args.threads is not None:
-        if args.threads < 1:
-            raise UserError(f"--threads {args.threads} is not possible: give 1 or more.")
-        torch.set_num_threads(args.threads)
+    for number in args.threads:
+        if number < 1:
+            raise UserError(f"--threads {number} is not possible: give 1 or more.")
 
 
 if __name__ == "__main__":

@@ -18,23 +18,26 @@ gradient; Cholesky, inverse and product with p for N; the pass over the weights.
 written out but strips of the image, and Phi'Phi is a product (c w, K, c w) for each way in which K strips of w columns
 and c channels meet (`sibp.prox.operators.window`).
 
-**CG with K rounds** at layers that ReLU follows, closed form at the last: no Cholesky; each round is one product with
-the Gram matrix (N N m), in direct coordinates two with Phi (N p m each). A few neurons take all their rounds in the
-nearer caches, so Z and T are read and x is written once. For a convolution each round is two convolutions, and passes
-over images that read 9 arrays of N m and write 3.
+**CG with K rounds** at layers that an activation follows, closed form at all others: no Cholesky; each round is one
+product with the Gram matrix (N N m), in direct coordinates two with Phi (N p m each). A few neurons take all their
+rounds in the nearer caches, so Z and T are read and x is written once. For a convolution each round is two
+convolutions, and passes over images that read 9 arrays of N m and write 3.
 
-Left out: pooling, the loss, and what is per neuron or per step. So a count is a little too low, as a bound should be.
+Left out: pooling, norms, attention, the loss, and what is per neuron or per step. So a count is a little too low, as a
+bound should be.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from sibp.capture.geometry import geometry_of
+from sibp.experiment.models import ACTIVATIONS
 from sibp.prox.operators import FeatureOperator
 
+_ACTIVATIONS = tuple(ACTIVATIONS.values())
 _OPERATIONS_A_ROUND = 30  # on each of the N m numbers, elementwise
 
 
@@ -47,7 +50,7 @@ class Layer:
         inputs: n.
         neurons: m.
         first: whether nothing before it needs a gradient.
-        last: whether the loss follows, and not a ReLU.
+        activated: whether an activation follows, with nothing in between.
         entries: numbers in its input tensor; fewer than N n for a convolution, whose patches overlap.
         features: where products are cheaper than the matrix: those of a convolution with N > n + 1.
     """
@@ -56,7 +59,7 @@ class Layer:
     inputs: int
     neurons: int
     first: bool
-    last: bool
+    activated: bool
     entries: int
     features: FeatureOperator | None = None
 
@@ -85,32 +88,33 @@ def layers_of(model: nn.Module, shape: Sequence[int], batch: int) -> list[Layer]
     """The linear and convolutional layers of a net.
 
     Args:
-        model: runs its layers in order, without groups.
+        model: without groups in its convolutions.
         shape: one input's.
         batch: B.
 
     Returns:
         In the order in which they run.
     """
-    seen: list[tuple[int, int, int, int, FeatureOperator | None]] = []
+    seen: list[Layer] = []
+    outputs: list[torch.Tensor] = []
 
     def note(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        weight = module.get_parameter("weight")
-        m, geometry = weight.shape[0], geometry_of(module)
-        features = geometry.features(inputs[0], weight=True, bias=True) if geometry else None
+        if isinstance(module, _ACTIVATIONS) and outputs and inputs[0] is outputs[-1]:
+            seen[-1] = replace(seen[-1], activated=True)
+        if not isinstance(module, (nn.Linear, nn.Conv2d)):
+            return
+        (m, *_), geometry, x = module.weight.shape, geometry_of(module), inputs[0]
+        features = geometry.features(x.detach(), weight=True, bias=True) if geometry else None
         matrix_free = features if features is not None and features.matrix_free else None
-        seen.append((output.numel() // m, weight.numel() // m, m, inputs[0].numel(), matrix_free))
+        N, n, first = output.numel() // m, module.weight.numel() // m, not x.requires_grad
+        seen.append(Layer(N, n, m, first=first, activated=False, entries=x.numel(), features=matrix_free))
+        outputs.append(output)
 
-    kinds = (nn.Linear, nn.Conv2d)
-    hooks = [module.register_forward_hook(note) for module in model.modules() if isinstance(module, kinds)]
-    with torch.no_grad():
-        model(torch.zeros(batch, *shape))
+    hooks = [module.register_forward_hook(note) for module in model.modules()]
+    model(torch.zeros(batch, *shape))
     for hook in hooks:
         hook.remove()
-    return [
-        Layer(N, n, m, first=i == 0, last=i == len(seen) - 1, entries=entries, features=features)
-        for i, (N, n, m, entries, features) in enumerate(seen)
-    ]
+    return seen
 
 
 def step_work(method: str, layers: Sequence[Layer]) -> list[Work]:
@@ -142,13 +146,13 @@ def operations(work: Sequence[Work], products_only: bool = False) -> float:
 def _layer_work(method: str, layer: Layer) -> list[Work]:
     N, m, weights = layer.rows, layer.neurons, (layer.inputs + 1) * layer.neurons
     work = [_layer_product("forward", layer), Work("apply", 2 * weights, 3 * weights)]
-    if not layer.last:
-        work.append(Work("ReLU, forward and backward", 2 * N * m, 5 * N * m))
+    if layer.activated:
+        work.append(Work("activation, forward and backward", 2 * N * m, 5 * N * m))
     if not layer.first:
         work.append(_layer_product("gradient of the inputs", layer))
     if method == "sgd":
         return [*work, _layer_product("gradient of the weights", layer)]
-    if method.startswith("cg:") and not layer.last:
+    if method.startswith("cg:") and layer.activated:
         work += _conjugate_gradients(layer, int(method.removeprefix("cg:")))
     else:
         work += _closed_form(layer)

@@ -35,7 +35,7 @@ def measure(case: Case, method: str, device: str, dtype: str, threads: int) -> d
         ``peak_bytes``, the most that tensors (weights, batches, gradients, all else) took at any moment, and
         ``first_step_seconds``; or ``failed`` with the reason.
     """
-    words = [case.net, str(case.batch), method, device, dtype, str(threads)]
+    words = [case.net, str(case.batch), case.activation, method, device, dtype, str(threads)]
     ended = subprocess.run([sys.executable, "-m", "sibp.bench.memory", *words], capture_output=True, text=True)
     if ended.returncode != 0:
         return {"failed": (ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"])[-1]}
@@ -71,9 +71,9 @@ def peak_bytes(work: Callable[[], Any], device: str) -> int:
     return peak
 
 
-def _child(net: str, batch: str, method: str, device: str, dtype: str, threads: str) -> dict[str, Any]:
+def _child(net: str, batch: str, activation: str, method: str, device: str, dtype: str, threads: str) -> dict[str, Any]:
     torch.set_num_threads(int(threads))
-    case, first = Case(net, int(batch)), 0.0
+    case, first = Case(net, int(batch), activation), 0.0
 
     def train() -> None:
         nonlocal first

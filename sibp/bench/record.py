@@ -32,11 +32,12 @@ def machine(device: str) -> dict[str, Any]:
         device: "cpu" or "cuda".
 
     Returns:
-        Processor, cores, threads, device, kernels, system, versions and git state.
+        Processor, cores, the load before the measurement (processes that ran or waited, over the last minute), threads,
+        device, kernels, system, versions and git state.
     """
     found = describe(torch.device(device))
     kept = ("system", "cpus", "threads", "device", "kernels", "versions", "git_commit", "git_dirty")
-    return {"processor": _processor(), **{key: found[key] for key in kept}}
+    return {"processor": _processor(), "load": _load(), **{key: found[key] for key in kept}}
 
 
 def new_record(command: str, words: Sequence[str], device: str) -> dict[str, Any]:
@@ -98,13 +99,16 @@ def file_name(record: Mapping[str, Any]) -> str:
     return f"{record['command']}-{where}"
 
 
-def save(record: dict[str, Any], folder: Path, makers: Mapping[str, Sections]) -> list[Path]:
+def save(
+    record: dict[str, Any], folder: Path, makers: Mapping[str, Sections], headline: Callable[[dict[str, Any]], str]
+) -> list[Path]:
     """Write a record and its picture, and README.md anew for all records in the folder.
 
     Args:
         record: the measurement; of an earlier one with its name nothing remains.
         folder: is made if it is not there.
         makers: for each command, what makes its sections.
+        headline: what a record of ``step`` says in one sentence: README.md begins with it.
 
     Returns:
         The files.
@@ -117,9 +121,9 @@ def save(record: dict[str, Any], folder: Path, makers: Mapping[str, Sections]) -
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
         pictures = _save_pictures(makers[record["command"]](record), path.with_suffix(""))
-        readme = folder / "README.md"
+        readme, kept_files = folder / "README.md", sorted(folder.glob("*.json"))
         readme.write_text(
-            "\n".join(["# Benchmark\n", *(_part(kept, makers) for kept in sorted(folder.glob("*.json")))])
+            "\n".join(["# Benchmark\n", *_opening(folder, headline), *(_part(kept, makers) for kept in kept_files)])
         )
     except OSError as error:
         raise UserError(f"The results cannot be written to {folder} ({error.strerror}): give another --out.") from error
@@ -168,6 +172,15 @@ def _save_pictures(sections: Sequence[Section], prefix: Path) -> list[Path]:
     return written
 
 
+def _opening(folder: Path, headline: Callable[[dict[str, Any]], str]) -> list[str]:
+    """One picture and one sentence: those of the record of ``step`` with most nets, the latest among equals."""
+    records = [(path.stem, json.loads(path.read_text())) for path in sorted(folder.glob("step-*.json"))]
+    if not records:
+        return []
+    stem, record = max(records, key=lambda found: (len(found[1]["cases"]), found[1]["date"]))
+    return [f"![Time of a step against SGD's]({stem}-ratios.png)\n", f"{headline(record)}\n"]
+
+
 def _part(path: Path, makers: Mapping[str, Sections]) -> str:
     """A record's part of README.md."""
     try:
@@ -212,16 +225,24 @@ def machine_line(about: Mapping[str, Any]) -> str:
     device = "" if about["device"] == "cpu" else f"{about['device']}, "
     compiled = f"kernels {about['kernels']}, " if "kernels" in about else ""  # earlier records do not say
     threads = f"{about['threads']} thread{'s' * (about['threads'] != 1)}"
+    load = f"load {about['load']:g}, " if about.get("load") is not None else ""
     return (
-        f"{device}{about['processor']}, {about['cpus']} cores, {threads}, "
+        f"{device}{about['processor']}, {about['cpus']} cores, {load}{threads}, "
         f"{compiled}torch {about['versions']['torch']}, commit {commit}"
     )
 
 
+def _load() -> float | None:
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
 def _processor() -> str:
+    """The name of the processor, with what tells it from others that are called the same."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    about = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines) if value}
+    name = about.get("model name") or platform.processor() or platform.machine()
+    known = [f"{key.removeprefix('cpu ')} {about[key]}" for key in ("cpu family", "model", "stepping") if key in about]
+    return f"{name} ({', '.join(known)})" if known else name

@@ -8,12 +8,12 @@ import torch
 
 from sibp.bench.bars import Bars
 from sibp.bench.counting import Layer, layers_of, operations, step_work
-from sibp.bench.nets import TARGETS, Case, choose_cases
+from sibp.bench.nets import Case, choose_cases
 from sibp.bench.rates import Roof, bandwidth, product_rate
 from sibp.bench.record import new_record
-from sibp.bench.step import measure_case, ratio_of, verdict
+from sibp.bench.step import judged, measure_case, ratio_of, targets_of
 from sibp.bench.timing import device_clock, quartiles
-from sibp.bench.workers import METHODS, PORTS, SGD, check_methods
+from sibp.bench.workers import METHODS, PEERS, PORTS, SGD, check_methods
 from sibp.report.blocks import Cell, Section, Table, Text
 from sibp.runs.errors import UserError
 
@@ -26,7 +26,7 @@ NOTE = (
     "step this way. Calls: the floor with the calls of the method's many small operations added, which were timed as a "
     "step of a net of the same depth whose arithmetic takes no time (8 neurons a layer, 4 rows), less SGD's: what "
     "remains above it is lost in caches, threads and small products, and a target between the two could be met by "
-    "fewer or quicker calls alone."
+    "fewer or quicker calls alone. Targets are for ratios of processor time; all other figures here are by the clock."
 )
 _TINY_WIDTH, _TINY_BATCH = 8, 4
 
@@ -44,13 +44,13 @@ def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: for nets or methods that are not known, or that have no formulas.
     """
-    cases = choose_cases(args.net, args.batch)
+    cases = choose_cases(args.net, args.batch, args.activation)
     methods = args.methods or list(METHODS)
+    for method in methods:
+        if method in (*PORTS, *PEERS):
+            raise UserError(f"--methods {method} has no formulas here: use it with step.")
     for case in cases:
         check_methods(methods, case)
-    for method in PORTS:
-        if method in methods:
-            raise UserError(f"--methods {method} has no formulas here: use it with step.")
     dtype, clock = getattr(torch, args.dtype), device_clock(args.device)
     record = new_record("roofline", words, args.device)
     record |= {"dtype": args.dtype, "product_rate": product_rate(args.device, dtype, clock), "cases": []}
@@ -104,10 +104,10 @@ def with_calls(case: Mapping[str, Any], method: str) -> float | None:
 
 
 def _calls(case: Case, methods: Sequence[str], args: argparse.Namespace) -> dict[str, list[float]] | None:
-    """Seconds of a step of a tiny net with as many layers, one sample a round; None for the convolutional net."""
+    """Seconds of a step of a tiny net with as many layers, one sample a round; None for what is no MLP."""
     if not case.widths:
         return None
-    tiny = Case("-".join([str(_TINY_WIDTH)] * len(case.widths)), _TINY_BATCH)
+    tiny = Case("-".join([str(_TINY_WIDTH)] * len(case.widths)), _TINY_BATCH, case.activation)
     return measure_case(tiny, methods, args.seconds / 4, args.device, args.dtype, with_memory=False)["seconds_per_step"]
 
 
@@ -124,7 +124,7 @@ def sections(record: dict[str, Any]) -> list[Section]:
     found = [Section("Roofline", [Text(NOTE), Text(rate)])]
     for case in record["cases"]:
         text = f"Passes over {case['size_bytes'] / 1e6:.3g} MB, the net's size: {case['bandwidth'] / 1e9:.3g} GB/s."
-        title = Case(case["net"], case["batch"]).title
+        title = Case.of(case).title
         found.append(Section(title, [Text(text), _table(case)]))
     return [*found, Section("All nets", [_figure(record["cases"])])]
 
@@ -135,19 +135,17 @@ def _numbers(layers: Sequence[Layer]) -> int:
 
 
 def _table(case: Mapping[str, Any]) -> Table:
-    targets = TARGETS.get(Case(case["net"], case["batch"]), {})
     rows: list[list[Cell]] = []
     for method, counted in case["counted"].items():
         own = quartiles([1e3 * value for value in case["seconds_per_step"][method]])
-        least, target = counted["roof_seconds"], targets.get(method)
+        least, target = counted["roof_seconds"], targets_of(case).get(method)
         ratio, bound = ratio_of(case, method), floor(case, method)
-        judged: list[Cell] = [f"≤ {target:g}", verdict(ratio, target)] if target else [None, None]
-        called = with_calls(case, method)
+        called, told = with_calls(case, method), judged(case, method)
         if target and max(bound, called or 0) > target:
-            judged[1] = f"{judged[1]}, below the floor" + (" with calls" if bound <= target else "")
+            told[1] = f"{told[1]}, below the floor" + (" with calls" if bound <= target else "")
         work: list[Cell] = [counted["operations"] / 1e6, counted["bytes"] / 1e6, 1e3 * least, own]
         compared: list[Cell] = [least / case["counted"][SGD]["roof_seconds"], bound, called, ratio]
-        rows.append([method, *work, *compared, *judged])
+        rows.append([method, *work, *compared, *told])
     columns = [
         "method",
         "MFLOP",
@@ -168,5 +166,5 @@ def _figure(cases: Sequence[Mapping[str, Any]]) -> Bars:
     names = dict.fromkeys(name for case in cases for name in case["counted"] if name != SGD)
     ratios = {name: [ratio_of(case, name) for case in cases] for name in names}
     floors = {name: [floor(case, name) for case in cases] for name in names}
-    nets = [f"{case['net']}\nbatch {case['batch']}" for case in cases]
+    nets = [Case.of(case).title.replace(", ", "\n") for case in cases]
     return Bars("floor", "Time of a step (black: floor)", "", "x SGD", [], groups=nets, bars=ratios, marks=floors)

@@ -130,7 +130,7 @@ def _measure_point(point: tuple[float, Case, tuple[str, ...]], args: argparse.Na
     workers = {method: Worker(case, method, args.device, args.dtype) for method in methods}
     samples = interleave(workers, args.seconds, device_clock(args.device))
     counted = {method: operations(step_work(method, layers)) for method in methods}
-    return {"size": size, "seconds_per_step": samples, "operations": counted}
+    return {"size": size, "seconds_per_step": samples.seconds, "operations": counted}
 
 
 def _curves(axis: str, points: Sequence[Mapping[str, Any]]) -> dict[str, _Curve]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -15,8 +16,27 @@ _STRETCH = 0.03  # seconds that a stretch of steps should last, well above the c
 Clock = Callable[[], float]
 
 
+@dataclass(frozen=True)
+class Samples:
+    """Seconds of a step by method, one sample a round.
+
+    Attributes:
+        seconds: by the clock.
+        processor: of processor time, in all threads of this process.
+    """
+
+    seconds: dict[str, list[float]]
+    processor: dict[str, list[float]]
+
+
 class Stepper(Protocol):
-    """What can be timed; see `sibp.bench.workers.Worker`."""
+    """What can be timed; see `sibp.bench.workers.Worker`.
+
+    Attributes:
+        period: a stretch is a whole number of so many steps, of which one may be dearer than the others.
+    """
+
+    period: int
 
     def step(self) -> None:
         """Takes a step."""
@@ -44,7 +64,9 @@ def device_clock(device: str) -> Clock:
     return synchronised if device == "cuda" else time.perf_counter
 
 
-def interleave(workers: Mapping[str, Stepper], seconds: float, clock: Clock) -> dict[str, list[float]]:
+def interleave(
+    workers: Mapping[str, Stepper], seconds: float, clock: Clock, processor: Clock = time.process_time
+) -> Samples:
     """Time workers in rounds, in each of which every worker has its turn.
 
     A turn starts afresh (`restart`), takes one step that is not timed, so that caches hold the worker's own data, and
@@ -55,12 +77,13 @@ def interleave(workers: Mapping[str, Stepper], seconds: float, clock: Clock) -> 
         workers: by name.
         seconds: rounds start until this much time has passed, but at least `MIN_ROUNDS` of them.
         clock: see `device_clock`.
+        processor: gives the seconds of processor time that this process has had.
 
     Returns:
-        For each name the seconds of a step, one sample a round.
+        For each name and clock the seconds of a step, one sample a round.
     """
     steps = {name: _stretch(worker, clock) for name, worker in workers.items()}
-    samples: dict[str, list[float]] = {name: [] for name in workers}
+    samples = Samples({name: [] for name in workers}, {name: [] for name in workers})
     names, done, start = list(workers), 0, clock()
     while done < MIN_ROUNDS or clock() - start < seconds:
         first = done % len(names)
@@ -68,22 +91,24 @@ def interleave(workers: Mapping[str, Stepper], seconds: float, clock: Clock) -> 
             worker = workers[name]
             worker.restart()
             worker.step()
-            begin = clock()
+            begin, begin_processor = clock(), processor()
             for _ in range(steps[name]):
                 worker.step()
-            samples[name].append((clock() - begin) / steps[name])
+            samples.seconds[name].append((clock() - begin) / steps[name])
+            samples.processor[name].append((processor() - begin_processor) / steps[name])
         done += 1
     return samples
 
 
 def _stretch(worker: Stepper, clock: Clock) -> int:
-    """Warms up; the number of steps that last about `_STRETCH`."""
+    """Warms up; the number of steps that last about `_STRETCH`, in whole periods."""
     for _ in range(_WARM_UP):
         worker.step()
     begin = clock()
     worker.step()
     taken = clock() - begin
-    return max(1, round(_STRETCH / taken)) if taken > 0 else 1
+    steps = max(1, round(_STRETCH / taken)) if taken > 0 else 1
+    return -(-steps // worker.period) * worker.period
 
 
 def quartiles(values: Sequence[float]) -> Estimate:

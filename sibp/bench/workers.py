@@ -1,20 +1,26 @@
 """Training steps that can be timed: one net, one method, one device."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+import yaml
 from torch import nn
 
 from sibp.bench import published
-from sibp.bench.nets import CONVNET, Case
+from sibp.bench.nets import NAMED, Case
 from sibp.bench.proxprop import ProxPropNet
+from sibp.experiment.compose import CONFIGS
+from sibp.experiment.optimizers import build_optimizer
 from sibp.optim import SIBP, ProxBP
 from sibp.runs.errors import UserError
 
 SGD, PROXBP, PROXPROP, PAPER, PUBLISHED = "sgd", "proxbp", "proxprop", "paper", "published"
 PORTS = (PAPER, PUBLISHED, PROXPROP)
 """What is timed for comparison only: others' ways of computing a step."""
+PEERS = ("adam", "muon", "soap", "kfac", "foof")
+"""What a user might take instead, with the settings of configs/optimizer."""
 METHODS = (SGD, "exact", "cg:3", "cg:5", PROXBP)
 ETA, LAM, SGD_STEP = 0.1, 1.0, 0.1
 _POOL_BYTES, _POOL_MAX = 200_000_000, 50
@@ -34,13 +40,15 @@ class Worker:
         Args:
             case: net and batch size.
             method: "sgd"; "exact", "cg:K" or "paper", the solvers of `SIBP`; "proxbp", `ProxBP` with its closed form;
-                "proxprop", its authors' own step; "published", the step of "paper" with a product for each trial.
+                "proxprop", its authors' own step; "published", the step of "paper" with a product for each trial;
+                or one of `PEERS`.
             device: "cpu" or "cuda".
             dtype: "float32" or "float64".
             pool: number of batches; 0 for as many as memory allows within reason.
         """
         model = case.model().to(device, _DTYPES[dtype])
         self.model, self.optimizer = _prepared(model, method)
+        self.period = _period(method)
         self._weights = list(model.parameters())
         self._initial: list[torch.Tensor] = []
         size = case.batch * torch.Size(case.shape).numel() * 4
@@ -83,13 +91,19 @@ def check_methods(methods: Sequence[str], case: Case) -> None:
         UserError: naming the method.
     """
     for method in methods:
+        if method in PEERS:
+            try:
+                _prepared(case.model(), method)
+            except UserError as error:
+                raise UserError(f"--methods {method} is not for --net {case.net}: {error}.") from error
+            continue
         try:
             _prepared(nn.Sequential(nn.Linear(1, 1)), method)
         except ValueError as error:
-            known = f"{', '.join(METHODS)}, cg:K, {', '.join(PORTS)}"
+            known = f"{', '.join(METHODS)}, cg:K, {', '.join((*PORTS, *PEERS))}"
             raise UserError(f"--methods {method} is no method: choose from {known}.") from error
-        if case.net == CONVNET and method in PORTS:
-            raise UserError(f"--methods {method} has no convolutions: leave it out, or leave out --net {CONVNET}.")
+        if method in PORTS and (case.net in NAMED or (case.activation and method != PROXPROP)):
+            raise UserError(f"--methods {method} is for MLPs with ReLU: leave it out, or leave out {case.label}.")
 
 
 def _prepared(model: nn.Sequential, method: str) -> tuple[nn.Module, torch.optim.Optimizer | None]:
@@ -101,4 +115,17 @@ def _prepared(model: nn.Sequential, method: str) -> tuple[nn.Module, torch.optim
         return model, ProxBP(model, lr=ETA, prox_weight=LAM, solver="exact")
     if method == PROXPROP:
         return ProxPropNet(model, ETA, LAM), torch.optim.SGD(model.parameters(), lr=1.0)
+    if method in PEERS:
+        return model, build_optimizer(_settings(method), model)
     return model, SIBP(model, lr=ETA, prox_weight=LAM, solver=method)
+
+
+def _settings(peer: str) -> dict[str, Any]:
+    """The settings of a peer, as `configs/optimizer` has them."""
+    return yaml.safe_load((CONFIGS / "optimizer" / f"{peer}.yaml").read_text())
+
+
+def _period(method: str) -> int:
+    """Steps from one that renews a preconditioner to the next; 1 where all steps are alike."""
+    settings = _settings(method) if method in PEERS else {}
+    return settings.get("inverse_every") or settings.get("every") or 1

@@ -51,9 +51,9 @@ def usable(coordinates: Coordinates, Z: Tensor, s: Activation) -> bool:
     Args:
         coordinates: of the layer's features, whose matrix has to be at hand.
         Z: pre-activations, on a CPU with kernels.
-        s: the layer's activation, of two linear pieces.
+        s: the layer's activation, one of `kernels.KINDS`.
     """
-    taken = s.negative_slope is not None and Z.numel() > 0 and coordinates.size > 0
+    taken = kernels.kind_of(s) is not None and Z.numel() > 0 and coordinates.size > 0
     return taken and kernels.library(Z) is not None and coordinates.matrix is not None
 
 
@@ -76,7 +76,7 @@ def rounds(
         Z: (..., N, m) pre-activations, on the CPU.
         T: (..., N, m) target.
         lam: proximal weight.
-        s: an activation with a `negative_slope`.
+        s: an activation that has a kernel.
         number: of rounds.
         shrink_factor: by which a refused neuron's next step is shortened.
         rounding_units: units in the last place by which a residual may be rounded.
@@ -91,9 +91,10 @@ def rounds(
     assert library is not None
     library.work_size.restype = ctypes.c_long
     threads = torch.get_num_threads() if number * N * r * m >= _PARALLEL else 1
-    work = _workspace(Z.dtype, library.work_size(*map(ctypes.c_long, (N, r, direct, threads))))
+    kind = kernels.kind_of(s) or 0
+    work = _workspace(Z.dtype, library.work_size(*map(ctypes.c_long, (N, r, direct, threads, kind))))
     problem = _problem_type(Z.dtype)(
-        N=N, r=r, m=m, direct=direct, rounds=number, threads=threads, a=s.negative_slope, lam=lam,
+        N=N, r=r, m=m, direct=direct, rounds=number, threads=threads, kind=kind, a=s.negative_slope or 0.0, lam=lam,
         shrink_factor=shrink_factor, tolerated=tolerance**2, work=work.data_ptr(),
     )  # fmt: skip
     x = Z.new_empty(groups, r, m)
@@ -135,7 +136,7 @@ def _problem_type(dtype: torch.dtype) -> type[ctypes.Structure]:
 
     class Problem(ctypes.Structure):
         _fields_ = (
-            *((name, ctypes.c_long) for name in ("N", "r", "m", "direct", "rounds", "threads")),
+            *((name, ctypes.c_long) for name in ("N", "r", "m", "direct", "rounds", "threads", "kind")),
             *((name, real) for name in _REALS),
             *((name, ctypes.c_void_p) for name in ("Z", "T", "matrix", "X", "work", *_FIGURES)),
         )

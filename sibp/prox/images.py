@@ -62,7 +62,9 @@ class CompiledImages(Images):
         self._order = Z.permute(1, 0, 3, 2)  # (B, g, m, P)
         B, g, m, P = self._order.shape
         threads = torch.get_num_threads() if Z.numel() >= _PARALLEL else 1
-        self._shape = _shape_type(Z.dtype)(B=B, M=g * m, P=P, threads=threads, a=s.negative_slope)
+        self._shape = _shape_type(Z.dtype)(
+            B=B, M=g * m, P=P, threads=threads, kind=kernels.kind_of(s), a=s.negative_slope or 0.0
+        )
         self._sums = Z.new_empty(g, m)
         self.Z = self._laid_out(Z.clone(memory_format=torch.preserve_format))
         self.T = self._laid_out(T)
@@ -71,9 +73,9 @@ class CompiledImages(Images):
 
     @staticmethod
     def usable(features: FeatureOperator, Z: Tensor, s: Activation) -> bool:
-        """Whether there is compiled code: for rows as of a convolution, activations of two linear pieces, CPUs."""
+        """Whether there is compiled code: for rows as of a convolution, activations with a kernel, CPUs."""
         as_convolutions = len(features.leading) == 1 and len(features.row_shape) == 2
-        return as_convolutions and s.negative_slope is not None and kernels.library(Z) is not None
+        return as_convolutions and kernels.kind_of(s) is not None and kernels.library(Z) is not None
 
     def residual(self) -> Tensor:
         """||s(Z) - T||^2; sets E."""
@@ -126,7 +128,7 @@ def _shape_type(dtype: torch.dtype) -> type[ctypes.Structure]:
 
     class Shape(ctypes.Structure):
         _fields_ = (
-            *((name, ctypes.c_long) for name in ("B", "M", "P", "threads")),
+            *((name, ctypes.c_long) for name in ("B", "M", "P", "threads", "kind")),
             ("a", kernels.C_TYPES[dtype]),
         )
 

@@ -33,9 +33,10 @@ def at_least(bound: float, figure: Number) -> Number:
 
 
 def share(part: Number, whole: Number) -> Number:
-    """The ratio part / whole, within [0, 1] but for rounding; whole > 0."""
-    ratio = part / whole
-    return ratio.clamp(0, 1) if isinstance(ratio, Tensor) else min(max(ratio, 0.0), 1.0)
+    """The ratio part / whole, within [0, 1] but for rounding; of no use where whole is not positive."""
+    if not isinstance(part, Tensor) and not isinstance(whole, Tensor):
+        return min(max(part / whole, 0.0), 1.0) if whole > 0 else 0.0
+    return torch.as_tensor(part / whole).clamp(0, 1)
 
 
 def choose(flag: Flag, yes: Callable[[], Chosen], no: Callable[[], Chosen]) -> Chosen:

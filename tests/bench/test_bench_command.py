@@ -13,7 +13,7 @@ from sibp.bench.record import Usage
 from sibp.bench.timing import MIN_ROUNDS
 
 HEAD = {"command", "made_by", "others", "date", "machine"}
-MACHINE = {"processor", "system", "cpus", "threads", "device", "kernels", "versions", "git_commit", "git_dirty"}
+MACHINE = {"processor", "load", "system", "cpus", "threads", "device", "kernels", "versions", "git_commit", "git_dirty"}
 
 
 def run(folder, *words):
@@ -46,19 +46,42 @@ def test_step(tmp_path, quick, capsys):
     assert [(case["net"], case["batch"]) for case in record["cases"]] == [("8-6-3", 5), ("8-6-3", 7)]
     for case in record["cases"]:
         assert_samples(case["seconds_per_step"], "sgd", *methods)
+        assert_samples(case["processor_seconds_per_step"], "sgd", *methods)
     assert (record["dtype"], record["machine"]["threads"]) == ("float64", 1)
     said = capsys.readouterr().out
     assert "8-6-3, batch 7" in said
-    assert "proxprop / proxbp" in said
+    assert "proxprop / proxbp" not in said  # a target of other nets
+    assert "# Benchmark\n\n![" in (tmp_path / "README.md").read_text()  # one picture, one sentence
+    first = (tmp_path / "README.md").read_text().split("\n\n")
+    assert "(step-cpu-1thread-ratios.png)" in first[1]
+    assert "exact" in first[2]
+    assert first[3].startswith("## ")
+
+
+def test_one_record_for_each_number_of_threads(tmp_path, quick):
+    words = ["step", "--net", "4-3-2", "--batch", "5", "--methods", "exact", "--seconds", "0", "--no-memory"]
+    assert main([*words, "--threads", "1", "2", "--out", str(tmp_path)]) == 0
+    threads = {path.name: json.loads(path.read_text())["machine"]["threads"] for path in tmp_path.glob("*.json")}
+    assert threads == {"step-cpu-1thread.json": 1, "step-cpu-2threads.json": 2}
+
+
+def test_activations_and_peers_on_the_command_line(tmp_path, quick, capsys):
+    words = ("--net", "8-6-5-3", "--batch", "5", "--activation", "tanh", "gelu", "--methods", "cg:2", "adam")
+    record = run(tmp_path, "step", *words, *SMALL, "--no-memory")
+    assert [case["activation"] for case in record["cases"]] == ["tanh", "gelu"]
+    assert_samples(record["cases"][0]["seconds_per_step"], "sgd", "cg:2", "adam")
+    assert "8-6-5-3 gelu, batch 5" in capsys.readouterr().out
 
 
 def test_step_asks_for_the_memory_of_every_method_but_the_slow_ones(tmp_path, quick, monkeypatch):
-    monkeypatch.setattr(memory, "measure", lambda case, *given: {"peak_bytes": 1, "given": [case.net, *given]})
+    monkeypatch.setattr(
+        memory, "measure", lambda case, *given: {"peak_bytes": 1, "given": [case.net, case.activation, *given]}
+    )
     words = ("--net", "4-3-2", "--batch", "5", "--methods", "exact", "paper", "proxprop")
     record = run(tmp_path, "step", *words, *SMALL)
     taken = record["cases"][0]["memory"]
     assert list(taken) == ["sgd", "exact"]
-    assert taken["exact"]["given"] == ["4-3-2", "exact", "cpu", "float32", 1]
+    assert taken["exact"]["given"] == ["4-3-2", "", "exact", "cpu", "float32", 1]
 
 
 def test_scaling(tmp_path, quick):
@@ -157,6 +180,11 @@ def test_a_busy_machine_is_told_of(tmp_path, quick, capsys, monkeypatch, others,
         (["roofline", "--methods", "adam"], "--methods adam"),
         (["roofline", "--methods", "paper", "--net", "4-3-2"], "--methods paper"),
         (["step", "--net", "proxprop_convnet", "--methods", "proxprop"], "--methods proxprop"),
+        (["step", "--net", "resnet8", "--activation", "tanh"], "--activation tanh"),
+        (["step", "--activation", "cube"], "--activation cube"),
+        (["step", "--net", "8-6-3", "--activation", "tanh", "--methods", "published"], "--methods published"),
+        (["step", "--net", "8-3", "--methods", "muon"], "--methods muon"),
+        (["step", "--threads", "2", "0"], "--threads 0"),
         (["step", "--threads", "0"], "--threads 0"),
         (["step", "--seconds", "-1"], "--seconds -1"),
         (["step", "--seconds", "inf"], "--seconds inf"),

@@ -136,15 +136,15 @@ def test_a_round_of_conjugate_gradients(case):
 
 def test_layers_of_a_convolutional_net():
     layers = layers_of(Case(CONVNET, 2).model(), (3, 32, 32), 2)
-    first = Layer(2 * 32 * 32, 3 * 25, 16, first=True, last=False, entries=2 * 3 * 32 * 32)
+    first = Layer(2 * 32 * 32, 3 * 25, 16, first=True, activated=True, entries=2 * 3 * 32 * 32)
     assert replace(layers[0], features=None) == first
-    assert layers[-1] == Layer(2, 20 * 8 * 8, 10, first=False, last=True, entries=2 * 20 * 8 * 8)
+    assert layers[-1] == Layer(2, 20 * 8 * 8, 10, first=False, activated=False, entries=2 * 20 * 8 * 8)
     assert [layer.is_linear for layer in layers] == [False, False, False, True]
 
 
 def test_factorisations_are_counted_beside_products():
     N = 10
-    layer = Layer(N, 40, 30, first=True, last=True, entries=400)
+    layer = Layer(N, 40, 30, first=True, activated=False, entries=400)
     work = step_work("exact", [layer])
     solve = sum(each.operations for each in work if each.name in ("Cholesky", "inverse"))
     assert solve == pytest.approx(N**3)  # N^3/3 + 2 N^3/3

@@ -23,7 +23,7 @@ class FakeWorker:
 
     def __init__(self, machine, name, seconds):
         self.machine, self.name, self.seconds = machine, name, seconds
-        self.steps = 0
+        self.steps, self.period = 0, 1
 
     def step(self):
         self.steps += 1
@@ -39,7 +39,7 @@ class FakeWorker:
 def test_samples_hold_neither_warm_up_nor_the_first_step_after_a_restart():
     machine = Machine()
     workers = {"a": machine.worker("a", 0.5), "b": machine.worker("b", 2.0)}
-    samples = interleave(workers, 0.0, machine.clock)
+    samples = interleave(workers, 0.0, machine.clock).seconds
     assert samples == {"a": [0.5] * MIN_ROUNDS, "b": [2.0] * MIN_ROUNDS}
 
 
@@ -57,9 +57,27 @@ def test_short_steps_are_timed_in_stretches():
     assert last == 1 + 30  # one to warm the caches, then 0.03 seconds' worth
 
 
+@pytest.mark.parametrize(("seconds", "period", "steps"), [(0.001, 20, 40), (0.001, 100, 100), (1.0, 7, 7)])
+def test_a_stretch_is_a_whole_number_of_periods(seconds, period, steps):
+    """Or a method that renews its preconditioner in every 20th step would seem as cheap as its other 19."""
+    machine = Machine()
+    worker = machine.worker("a", seconds)
+    worker.period = period
+    interleave({"a": worker}, 0.0, machine.clock)
+    assert machine.log[::-1].index("restart a") == 1 + steps
+
+
+def test_processor_time_stands_beside_the_clocks():
+    machine = Machine()
+    workers = {"a": machine.worker("a", 0.5), "b": machine.worker("b", 2.0)}
+    samples = interleave(workers, 0.0, machine.clock, processor=lambda: 2 * machine.now)  # two busy threads
+    assert samples.seconds == {"a": [0.5] * MIN_ROUNDS, "b": [2.0] * MIN_ROUNDS}
+    assert samples.processor == {"a": [1.0] * MIN_ROUNDS, "b": [4.0] * MIN_ROUNDS}
+
+
 def test_rounds_go_on_for_as_long_as_asked():
     machine = Machine()
-    samples = interleave({"a": machine.worker("a", 1.0)}, 100.0, machine.clock)
+    samples = interleave({"a": machine.worker("a", 1.0)}, 100.0, machine.clock).seconds
     assert len(samples["a"]) == 10  # 10 + 1 seconds a round, and the last one starts in time
 
 
@@ -73,7 +91,7 @@ def test_a_slow_stretch_of_the_machine_cancels_in_ratios():
         restart()
 
     a.restart = slower
-    samples = interleave({"a": a, "b": b}, 0.0, machine.clock)
+    samples = interleave({"a": a, "b": b}, 0.0, machine.clock).seconds
     assert samples["b"] == [6.0, 6.0, 24.0, 24.0, 96.0]
     # A round that b begins is measured before the machine slows down again.
     assert ratios(samples["b"], samples["a"]).median == pytest.approx(3.0)

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from sibp.activations import IDENTITY, RELU, TANH, leaky_relu
+from sibp.activations import IDENTITY, MISH, RELU, leaky_relu
 from sibp.prox import fused, kernels
 from sibp.prox.kernels import disabled
 from sibp.prox.operators import DenseFeatures
@@ -136,6 +136,6 @@ def test_threads_that_solve_at_once_do_not_meet():
 
 def test_other_cases_go_the_ordinary_way():
     coordinates, Z, _ = problem(1, 6, 9, 4, torch.float32)
-    assert not fused.usable(coordinates, Z, TANH)
+    assert not fused.usable(coordinates, Z, MISH)
     assert not fused.usable(coordinates, Z.half(), RELU)
     assert not fused.usable(coordinates, Z[:, :0], RELU)

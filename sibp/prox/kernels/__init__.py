@@ -15,8 +15,12 @@ from typing import Any
 
 import torch
 
+from sibp.activations import Activation
+
 C_TYPES = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
 """The dtypes that there are kernels for."""
+KINDS = ("pieces", "tanh", "sigmoid", "silu", "gelu", "gelu_tanh")
+"""The activations that there are kernels for, in the order of activations.h; the first is that of two linear pieces."""
 _WIDTHS = {"avx512": "AVX-512", "avx2": "AVX2", "baseline": "baseline"}
 _REBUILD = (
     "install gcc or clang and then sibp anew: pip install --force-reinstall --no-deps --no-binary sibp sibp, or in a "
@@ -85,6 +89,13 @@ def library(tensor: torch.Tensor) -> Kernels | None:
     if torch.compiler.is_compiling():  # a call by address would be traced without what it reads and writes
         return None
     return _chosen(tensor.dtype)
+
+
+def kind_of(s: Activation) -> int | None:
+    """The place of an activation in `KINDS`; None for one without a kernel."""
+    if s.negative_slope is not None:
+        return 0
+    return KINDS.index(s.kernel) if s.kernel else None
 
 
 @cache

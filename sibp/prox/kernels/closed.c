@@ -140,7 +140,7 @@ int KERNEL(minus_inverse)(
     const REAL *G, REAL *inverse, long r, double lam, double resolved, double *work, double *norm)
 {
     double squares = 0;
-    EACH(i, r * r) squares += (double)G[i] * G[i];
+    SUMS(i, r * r, squares) squares += (double)G[i] * G[i];
     *norm = sqrt(squares);
     if (!(lam >= resolved * *norm)) return UNRESOLVED;
     EACH(i, r * r) work[i] = G[i];

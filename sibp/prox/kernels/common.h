@@ -1,6 +1,7 @@
-/* What the C files here share: vectors as wide as the processor's registers, and activations of two linear pieces,
- * s(z) = z for z > 0, a z otherwise. setup.py compiles each file once for every dtype and vector width: REAL is float or
- * double, and SUFFIX, such as float_avx2, ends the names of the functions that Python calls. */
+/* What the C files here share: vectors as wide as the processor's registers, products, and loops. setup.py compiles each
+ * file once for every dtype and vector width: REAL is float or double, and SUFFIX, such as float_avx2, ends the names of
+ * the functions that Python calls. */
+#pragma once
 #include <string.h>
 
 #define JOINED(name, suffix) name##_##suffix
@@ -35,8 +36,6 @@ static inline Vector load(const REAL *from)
 static inline void store(REAL *to, Vector v) { memcpy(to, &v, sizeof v); }
 static inline long least(long p, long q) { return p < q ? p : q; }
 static inline long filled_up(long n) { return (n + LANES - 1) / LANES * LANES; }
-static inline REAL value(REAL z, REAL a) { return z > 0 ? z : a * z; }
-static inline REAL slope(REAL z, REAL a) { return z > 0 ? (REAL)1 : a; }
 
 /* A tile of a product: out = lam X + in M, with in (SIDE x inner), M (inner x `vectors` vectors); rows of M, X and out are
  * `row` apart. X is not read for lam = 0. */
@@ -73,15 +72,14 @@ static inline void tile(
     }
 }
 
-/* A loop whose passes do not depend on each other, but for sums. */
-#if defined(__clang__)
-#define EACH(i, n) _Pragma("clang loop vectorize(enable)") for (long i = 0; i < (n); i++)
-#else
-#define EACH(i, n) _Pragma("GCC ivdep") for (long i = 0; i < (n); i++)
-#endif
+#define TEXT(...) #__VA_ARGS__
+/* A loop whose passes do not depend on each other. */
+#define EACH(i, n) _Pragma("omp simd") for (long i = 0; i < (n); i++)
+
+/* The same but for sums, whose names are given: they may be taken in any order. */
+#define SUMS(i, n, ...) _Pragma(TEXT(omp simd reduction(+ : __VA_ARGS__))) for (long i = 0; i < (n); i++)
 
 /* The loop after it, shared out among `threads` threads; in one thread where there is no OpenMP. */
-#define TEXT(words) #words
 #ifdef _OPENMP
 #define SHARED(threads) _Pragma(TEXT(omp parallel for num_threads(threads) if ((threads) > 1) schedule(static)))
 #else

@@ -1,5 +1,7 @@
-/* The rounds of sibp.prox.solvers.nonlinear's conjugate gradients, for activations of two linear pieces
- *     s(z) = z for z > 0, a z otherwise      (a = 0: ReLU, a = 1: identity).
+/* The rounds of sibp.prox.solvers.nonlinear's conjugate gradients, for the activations of activations.h: those of two
+ * linear pieces
+ *     s(z) = z for z > 0, a z otherwise      (a = 0: ReLU, a = 1: identity),
+ * and smooth ones, whose residuals and slopes are kept, as an exponential costs more than memory in the nearer caches.
  *
  * Neurons are independent of each other, so a few of them take all their rounds before the next ones begin: what they
  * need then stays in the nearer caches. Their arrays have one row a neuron: images of N numbers (one a sample),
@@ -7,14 +9,14 @@
  * nonlinear.py; X stands for the coefficients x.
  */
 
-#include "common.h"
+#include "activations.h"
 
 #define BLOCK 32 /* neurons together, a multiple of SIDE */
 
 static inline REAL ratio(REAL p, REAL q) { return q > 0 ? p / q : (REAL)0; }
 
 typedef struct {
-    long N, r, m, direct, rounds, threads;
+    long N, r, m, direct, rounds, threads, kind;
     REAL a, lam, rounding, residual_rounding, shrink_factor, error, tolerated; /* the last two squared */
     const REAL *Z, *T;   /* N x m */
     const REAL *matrix;  /* N x N, the Gram matrix K; in direct coordinates Phi, N x r */
@@ -27,6 +29,8 @@ typedef struct {
     long N, r, direct; /* N and r filled up */
     REAL *Z, *T, *KD, *KG;   /* images */
     REAL *X, *D, *G, *G_old; /* coefficients */
+    REAL *R, *S;             /* images for smooth activations: s(Z) - T and s'(Z) */
+    REAL *R_try, *S_try;     /* the same of one neuron where it tries to go */
     REAL *E; /* image, (s(Z) - T) s'(Z); in span coordinates lam x is added, and its memory is the next gradient's */
     REAL gg_old[BLOCK], shrink[BLOCK], negligible[BLOCK];
 } Block;
@@ -47,36 +51,61 @@ static void product(
     }
 }
 
-/* A neuron at x = 0: f = ||s(Z) - T||^2, E, and the squared gradients that are nothing but rounding. */
-static void begin(const Problem *p, Block *b, long q, long j)
+/* s(z) - T, and s' where it is kept, at the points Z + t KD; the squared residual. Filled up, T has s(0) in the end. */
+static inline __attribute__((always_inline)) REAL look(
+    const Problem *p, long N, const REAL *Z, REAL t, const REAL *KD, const REAL *T, REAL *R, REAL *S, const int kind)
 {
-    const long N = p->N;
-    const REAL a = p->a, *Z = b->Z + q * b->N, *T = b->T + q * b->N;
-    REAL *E = b->E + q * b->N, f = 0, TT = 0;
-    EACH(i, N) E[i] = value(Z[i], a) - T[i];
-    EACH(i, N) {
-        f += E[i] * E[i];
-        TT += T[i] * T[i];
+    const REAL a = p->a;
+    REAL residual = 0;
+    if (kind == PIECES) {
+        SUMS(i, N, residual) {
+            const REAL e = at(Z[i] + t * KD[i], a, kind).value - T[i];
+            residual += e * e;
+        }
+        return residual;
     }
-    EACH(i, N) E[i] *= slope(Z[i], a);
-    p->start[j] = p->f[j] = f;
+    SUMS(i, N, residual) {
+        const Point s = at(Z[i] + t * KD[i], a, kind);
+        const REAL e = s.value - T[i];
+        R[i] = e;
+        S[i] = s.slope;
+        residual += e * e;
+    }
+    return residual;
+}
+
+/* A neuron at x = 0: f = ||s(Z) - T||^2, E, and the squared gradients that are nothing but rounding. */
+static inline __attribute__((always_inline)) void begin(const Problem *p, Block *b, long q, long j, const int kind)
+{
+    const long N = b->N;
+    const REAL a = p->a, *Z = b->Z + q * N;
+    REAL *T = b->T + q * N, *E = b->E + q * N, *R = b->R + q * N, *S = b->S + q * N, TT = 0;
+    SUMS(i, N, TT) TT += T[i] * T[i];
+    for (long i = p->N; i < N; i++) T[i] = at(0, a, kind).value;
+    p->start[j] = p->f[j] = look(p, N, Z, 0, b->KD + q * N, T, R, S, kind);
+    if (kind == PIECES)
+        EACH(i, N) E[i] = (at(Z[i], a, kind).value - T[i]) * at(Z[i], a, kind).slope;
+    else
+        EACH(i, N) E[i] = R[i] * S[i];
     b->negligible[q] = p->residual_rounding * TT;
     b->shrink[q] = 1;
     p->norm[j] = b->gg_old[q] = p->steps[j] = p->descent[j] = 0;
 }
 
 /* From G and KG to the next point, with E and (in span coordinates) the gradient there. */
-static inline __attribute__((always_inline)) void neuron(const Problem *p, Block *b, long q, long j, const int direct)
+static inline __attribute__((always_inline)) void neuron(
+    const Problem *p, Block *b, long q, long j, const int direct, const int kind)
 {
     const long N = b->N, size = direct ? b->r : N;
     const REAL a = p->a, lam = p->lam;
     REAL *Z = b->Z + q * N, *T = b->T + q * N, *KD = b->KD + q * N, *KG = b->KG + q * N, *E = b->E + q * N;
+    REAL *R = b->R + q * N, *S = b->S + q * N;
     REAL *X = b->X + q * size, *D = b->D + q * size, *G = b->G + q * size, *G_old = b->G_old + q * size;
     /* <x, y> is the plain product x.(dual y): with K y in span coordinates, with y itself in direct ones. */
     REAL *dual_G = direct ? G : KG, *dual_D = direct ? D : KD;
 
     REAL gg = 0, g2 = 0, old = 0, gd = 0;
-    EACH(i, size) {
+    SUMS(i, size, gg, g2, old, gd) {
         gg += G[i] * dual_G[i];
         g2 += G[i] * G[i];
         old += G_old[i] * dual_G[i];
@@ -89,24 +118,20 @@ static inline __attribute__((always_inline)) void neuron(const Problem *p, Block
 
     EACH(i, size) D[i] = beta * D[i] - G[i];
     REAL curvature = 0, gd_new = 0, dd = 0, xd = 0;
-    EACH(i, N) {
+    SUMS(i, N, curvature) {
         KD[i] = beta * KD[i] - KG[i];
-        REAL sKd = slope(Z[i], a) * KD[i];
+        REAL sKd = (kind == PIECES ? at(Z[i], a, kind).slope : S[i]) * KD[i];
         curvature += sKd * sKd;
     }
-    EACH(i, size) {
+    SUMS(i, size, gd_new, dd, xd) {
         gd_new -= G[i] * dual_D[i];
         dd += D[i] * dual_D[i];
         xd += X[i] * dual_D[i];
     }
     REAL t = gg_used > 0 ? b->shrink[q] * ratio(gd_new, curvature + lam * dd) : (REAL)0;
 
-    REAL residual = 0, norm = p->norm[j] + t * (2 * xd + t * dd);
-    EACH(i, N) {
-        REAL e = value(Z[i] + t * KD[i], a) - T[i];
-        residual += e * e;
-    }
-    REAL f_try = residual + lam * norm;
+    REAL norm = p->norm[j] + t * (2 * xd + t * dd);
+    REAL f_try = look(p, N, Z, t, KD, T, b->R_try, b->S_try, kind) + lam * norm;
     int accept = f_try < p->f[j];
     b->shrink[q] = accept ? (REAL)1 : b->shrink[q] * p->shrink_factor;
     b->gg_old[q] = gg_used;
@@ -117,16 +142,42 @@ static inline __attribute__((always_inline)) void neuron(const Problem *p, Block
         p->steps[j] += t;
         EACH(i, N) Z[i] += t * KD[i];
         EACH(i, size) X[i] += t * D[i];
+        if (kind != PIECES) {
+            memcpy(R, b->R_try, N * sizeof(REAL));
+            memcpy(S, b->S_try, N * sizeof(REAL));
+        }
     }
-    EACH(i, N) E[i] = (value(Z[i], a) - T[i]) * slope(Z[i], a);
+    if (kind == PIECES)
+        EACH(i, N) E[i] = (at(Z[i], a, kind).value - T[i]) * at(Z[i], a, kind).slope;
+    else
+        EACH(i, N) E[i] = R[i] * S[i];
     if (!direct) EACH(i, N) E[i] += lam * X[i];
+}
+
+static void begin_all(const Problem *p, Block *b, long count, long first)
+{
+#define CALL(kind) \
+    for (long q = 0; q < count; q++) begin(p, b, q, first + q, kind)
+    BY_KIND(p->kind, CALL)
+#undef CALL
+}
+
+static void neurons(const Problem *p, Block *b, long count, long first)
+{
+#define CALL(kind) \
+    if (p->direct) \
+        for (long q = 0; q < count; q++) neuron(p, b, q, first + q, 1, kind); \
+    else \
+        for (long q = 0; q < count; q++) neuron(p, b, q, first + q, 0, kind)
+    BY_KIND(p->kind, CALL)
+#undef CALL
 }
 
 /* Whether rounding may have spoiled a neuron's answer: see _doubtful() in nonlinear.py. */
 static int doubtful(const Problem *p, const REAL *X, long size, long j)
 {
     REAL xx = 0;
-    EACH(i, size) xx += X[i] * X[i];
+    SUMS(i, size, xx) xx += X[i] * X[i];
     const REAL error = p->error * xx / p->start[j], decrease = (p->start[j] - p->f[j]) / p->start[j];
     return error > p->tolerated || decrease * decrease < 16 * error;
 }
@@ -139,15 +190,16 @@ static void turn(const REAL *restrict from, long from_row, long rows, long colum
             for (long p = i; p < least(i + LANES, rows); p++) to[q * to_row + p] = from[p * from_row + q];
 }
 
-static long block_size(long N, long r, long direct)
+static long block_size(long N, long r, long direct, long kind)
 {
-    return BLOCK * (filled_up(N) * (direct ? 5 : 4) + filled_up(direct ? r : N) * 4);
+    const long kept = kind == PIECES ? 0 : (2 * BLOCK + 2) * filled_up(N);
+    return BLOCK * (filled_up(N) * (direct ? 5 : 4) + filled_up(direct ? r : N) * 4) + kept;
 }
 
-long KERNEL(work_size)(long N, long r, long direct, long threads)
+long KERNEL(work_size)(long N, long r, long direct, long threads, long kind)
 {
     const long matrices = direct ? N * filled_up(r) + r * filled_up(N) : N * filled_up(N);
-    return filled_up(matrices) + threads * block_size(N, r, direct);
+    return filled_up(matrices) + threads * block_size(N, r, direct, kind);
 }
 
 /* All rounds of the neurons from `first` on; memory: block_size() numbers. */
@@ -155,25 +207,33 @@ static void advance(const Problem *p, REAL *memory, const REAL *matrix, const RE
 {
     Block b = {.N = filled_up(p->N), .r = filled_up(p->direct ? p->r : p->N), .direct = p->direct};
     const long count = least(BLOCK, p->m - first), images = BLOCK * b.N, coefficients = BLOCK * b.r;
-    memset(memory, 0, block_size(p->N, p->r, p->direct) * sizeof(REAL));
+    memset(memory, 0, block_size(p->N, p->r, p->direct, p->kind) * sizeof(REAL));
     REAL **arrays[] = {&b.Z, &b.T, &b.KD, &b.KG, &b.X, &b.D, &b.G, &b.G_old, &b.E};
     for (int k = 0; k < 8 + p->direct; k++) {
         *arrays[k] = memory;
         memory += k >= 4 && k < 8 ? coefficients : images;
     }
+    if (p->kind != PIECES) {
+        b.R = memory;
+        b.S = b.R + images;
+        b.R_try = b.S + images;
+        b.S_try = b.R_try + b.N;
+    } else {
+        b.R = b.S = b.R_try = b.S_try = b.Z; /* never touched */
+    }
     turn(p->Z + first, p->m, p->N, count, b.Z, b.N);
     turn(p->T + first, p->m, p->N, count, b.T, b.N);
     if (!p->direct) b.E = b.G;
-    for (long q = 0; q < count; q++) begin(p, &b, q, first + q);
+    begin_all(p, &b, count, first);
     for (long round = 0; round < p->rounds; round++) {
         if (p->direct) {
             product(b.E, b.N, matrix, b.r, p->N, b.X, p->lam, b.G); /* lam x + Phi' E */
             product(b.G, b.r, turned, b.N, p->r, b.KG, 0, b.KG);
-            for (long q = 0; q < count; q++) neuron(p, &b, q, first + q, 1);
+            neurons(p, &b, count, first);
         } else {
             product(b.G, b.N, matrix, b.N, p->N, b.KG, 0, b.KG);
             b.E = b.G_old; /* the next gradient, where the older one is */
-            for (long q = 0; q < count; q++) neuron(p, &b, q, first + q, 0);
+            neurons(p, &b, count, first);
         }
         REAL *G = b.G;
         b.G = b.G_old;
@@ -196,7 +256,7 @@ void KERNEL(rounds)(const Problem *p)
         turn(p->matrix, p->r, p->N, p->r, turned, image_row);
     }
     REAL *memory = p->work + filled_up(p->direct ? p->N * row + p->r * image_row : p->N * row);
-    const long each = block_size(p->N, p->r, p->direct);
+    const long each = block_size(p->N, p->r, p->direct, p->kind);
     const long blocks = (p->m + BLOCK - 1) / BLOCK, share = (blocks + p->threads - 1) / p->threads;
     SHARED(p->threads)
     for (long thread = 0; thread < p->threads; thread++)

@@ -63,9 +63,14 @@ def solve_nonlinear(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, 
         device, a neuron whose decrease rounding may feign is kept as it is.
     """
     taken = _taken(coordinates, Z, T, lam, s, rounds)
-    if Z.device.type == "cpu" and taken.doubtful > 0 and _is_finite(taken):
+    if _reads(Z) and taken.doubtful > 0 and _is_finite(taken):
         coordinates, taken = _in_double_precision(coordinates, Z, T, lam, s, rounds)
     return _solution(coordinates, taken, rounds)
+
+
+def _reads(Z: Tensor) -> bool:
+    """Whether numbers may be read to decide: on the CPU alone, as an accelerator would have to be waited for."""
+    return Z.device.type == "cpu"
 
 
 def _taken(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activation, rounds: int) -> fused.Rounds:
@@ -112,7 +117,7 @@ def _rounds(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activ
         slope_sum += gg.sum()
         G_old, gg_old = G, gg
     doubtful = _doubtful(coordinates, x, start, f, _TOLERANCE)
-    if Z.device.type != "cpu":
+    if not _reads(Z):
         risen = _doubtful(coordinates, x, start, f, math.inf)
         x, f = torch.where(risen.unsqueeze(-2), 0.0, x), torch.where(risen, start, f)
     return fused.Rounds(x, norm.sum(), start.sum(), f.sum(), slope_sum, step_sum / rounds, doubtful.sum())

@@ -1,0 +1,55 @@
+#!/bin/sh
+# What only a GPU can show, in at most 8 minutes on an H100: the tests that need CUDA, the cost of a step on the nets with
+# targets and on nets of a GPU's size, and a short comparison on MNIST. Leaves one JSON file for each measurement.
+#     scripts/gpu_check.sh [--tiny]      --tiny: on the CPU, with the smallest sizes, to try the script itself
+# $OUT: where results go (results/bench/gpu); $PYTHON: the interpreter (python); $SIBP_DATA_ROOT: a folder with MNIST.
+set -eu
+cd "$(dirname "$0")/.."
+out=${OUT:-results/bench/gpu}
+python=${PYTHON:-python}
+device=cuda
+seconds=4
+mkdir -p "$out"
+failed=0
+
+run() { # a name, at most so many seconds, a command: later ones run whatever becomes of earlier ones
+    name=$1 limit=$2
+    shift 2
+    echo "== $name"
+    if timeout "$limit" "$@" >"$out/$name.log" 2>&1; then
+        echo "   done"
+    else
+        echo "   failed with exit code $?; see $out/$name.log"
+        failed=1
+    fi
+}
+
+step() { # a name, at most so many seconds, words of `sibp bench step`
+    name=$1 limit=$2
+    shift 2
+    run "step-$name" "$limit" "$python" -m sibp.bench step --device "$device" --seconds "$seconds" --no-memory \
+        --out "$out/$name" "$@"
+}
+
+if [ "${1:-}" = --tiny ]; then
+    device=cpu seconds=0
+    step mlp 120 --net 12-8-3 --batch 6 --methods exact cg:2 proxbp --threads 1
+    step peers 120 --net 12-9-8-3 --batch 6 --methods exact adam muon kfac --threads 1
+    run arena 240 "$python" -m sibp.train experiment=digits_quick max_steps=3 device="$device" run_root="$out/runs"
+    exit "$failed"
+fi
+
+"$python" -c "import torch; assert torch.cuda.is_available(), 'torch finds no CUDA device'"
+run tests 120 "$python" -m pytest -q -n 0 -k "cuda or gpu or synchronisation" tests/optim/test_contract.py \
+    tests/optim/test_synchronisation.py tests/bench/test_bench_command.py
+step table 90 --methods exact cg:3 proxbp adam
+step wide 45 --net 8192-8192-8192-10 --batch 512 --methods exact cg:3 proxbp muon
+step resnet18 60 --net resnet18 --methods exact cg:3 adam
+step transformer 60 --net transformer_6 --methods exact cg:3 muon
+if [ -n "${SIBP_DATA_ROOT:-}" ]; then
+    for method in sgd sibp proxbp; do
+        run "mnist-$method" 30 "$python" -m sibp.train optimizer="$method" dataset=mnist model=mlp max_steps=500 \
+            device="$device" data_root="$SIBP_DATA_ROOT" run_root="$out/runs"
+    done
+fi
+exit "$failed"
