@@ -248,9 +248,29 @@ def known_builder(kind: str, table: Mapping[str, Any], choice: Mapping[str, Any]
         UserError: the name is not in the table; lists those that are.
     """
     name = str(choice.get("name"))
-    if name not in table:
+    if not is_known(table, name):
         raise UserError(f"There is no {kind} {name!r}; choose one of: {', '.join(table)}.")
     return table[name]
+
+
+def is_known(table: Mapping[str, Any], name: str) -> bool:
+    """Whether a name is in an allow-list, once installed packages have had their chance to add it.
+
+    Args:
+        table: the allow-list.
+        name: from a config.
+
+    Returns:
+        True if so.
+
+    Raises:
+        UserError: the name is not in it, and an installed package that might have it cannot be imported.
+    """
+    if name not in table:
+        from sibp.experiment.plugins import load_installed
+
+        load_installed()
+    return name in table
 
 
 def register(kind: str, table: dict[str, Any], name: str, entry: Any) -> None:
