@@ -96,6 +96,9 @@ class Settings:
         for key in ("seed", "warmup_steps"):
             if getattr(self, key) < 0:
                 raise UserError(f"{key}={getattr(self, key)} is not possible: give a whole number of 0 or more.")
+        for key in ("run_root", "data_root"):
+            if not getattr(self, key).strip():
+                raise UserError(f"{key}= is empty: give a folder; the current one is {key}=.")
         for key, known in (("schedule", SHAPES), ("decays", DECAYS)):
             if getattr(self, key) not in known:
                 raise UserError(f"{key}={getattr(self, key)} is not known; choose one of: {', '.join(known)}.")
@@ -148,7 +151,9 @@ def refuse_unknown(prefix: str, given: Mapping[str, Any], known: list[str]) -> N
     for key in given:
         if key not in known:
             names = ", ".join(prefix + name for name in sorted(known))
-            raise UserError(f"There is no setting {prefix}{key}; the settings here are: {names}.")
+            none = f"this {prefix[:-1]} has none, whether a word or the experiment gives it."
+            here = f"the settings here are: {names}." if known else none
+            raise UserError(f"There is no setting {prefix}{key}; {here}")
 
 
 def checked(key: str, value: Any, hint: Any) -> Any:
