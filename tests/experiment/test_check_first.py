@@ -131,7 +131,25 @@ def test_a_mistake_is_found_before_the_first_run_and_costs_no_finished_one(monke
 
 
 @pytest.mark.parametrize(
-    "name", ["läufe", "a#b", "a=b", "a b", "a'b", 'a"b', "x(y)", "[z]", "a:b", "{q}", "日本", "a&b;c", "-x", "1e3", "a\\", "ä\\\\"]
+    "name",
+    [
+        "läufe",
+        "a#b",
+        "a=b",
+        "a b",
+        "a'b",
+        'a"b',
+        "x(y)",
+        "[z]",
+        "a:b",
+        "{q}",
+        "日本",
+        "a&b;c",
+        "-x",
+        "1e3",
+        "a\\",
+        "ä\\\\",
+    ],
 )
 def test_a_run_root_may_have_any_name(name, capsys):
     if name == "1e3":
