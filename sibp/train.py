@@ -4,12 +4,15 @@ Every config of the command is composed and tried out before the first run start
 sentence and nothing is trained, and a YAML file edited later changes no job of a sweep that is under way.
 """
 
+import argparse
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import sibp
 from sibp.experiment.signals import INTERRUPTED, ends_quietly
 from sibp.runs.errors import UserError
 from sibp.runs.outcome import Outcome
@@ -54,6 +57,8 @@ def _parsed(words: list[str]) -> Any:
     from hydra._internal.utils import get_args_parser
 
     parser = get_args_parser()
+    (version,) = (each for each in parser._actions if isinstance(each, argparse._VersionAction))
+    version.version = f"sibp {sibp.__version__}"
     parser.add_argument("--status", action="store_true", help="Show where the runs of a command stand; train none")
     args = parser.parse_intermixed_args(words)  # words may stand before and after flags
     if args.experimental_rerun is not None:
@@ -142,7 +147,7 @@ def _train_here(jobs: Sequence[dict[str, Any]], tell: Any, progress: Any) -> Non
 def _line(outcome: Outcome) -> str:
     """One line a run."""
     first, *_ = outcome.message.splitlines() or [""]  # all of it is in summary.json
-    if outcome.wrong_input and not outcome.folder.path.exists():
+    if outcome.wrong_input and not os.path.exists(outcome.folder.path):  # a name can be too long
         return f"{outcome.status:<11} {first}"
     return f"{outcome.status:<11} {outcome.folder.path}: {first}"
 

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 import sibp
 from sibp.experiment.plugins import load_plugins
 from sibp.experiment.settings import Settings, refuse_unknown
-from sibp.experiment.words import GROUPS, SEARCH_PATH, cut, readable, refuse, unknown_key, unknown_option
+from sibp.experiment.words import GROUPS, LAUNCHER, SEARCH_PATH, cut, readable, refuse, unknown_key, unknown_option
 from sibp.runs.errors import UserError
 
 PACKAGE = Path(sibp.__file__).resolve().parent
@@ -202,22 +202,29 @@ def _sentence(error: Exception, overrides: Sequence[str], config_name: str) -> s
             "leaves alone: \"key='a value'\"."
         )
     text = next(iter(str(error).splitlines()), type(error).__name__)
-    if text.startswith("Ambiguous value"):
+    if text.startswith(("Ambiguous value", "Sweep parameters")):
         return f"{text.split(chr(39))[1]} gives several values: add -m to train one run for each."
     key = getattr(error.__cause__, "full_key", None)
     if isinstance(error, ConfigCompositionException) and key:
-        groups = [word for word in overrides if word.split("=")[0] in (*GROUPS, SEARCH_PATH)]
+        groups = [word for word in overrides if word.lstrip("+").split("=")[0] in (*GROUPS, SEARCH_PATH, LAUNCHER)]
         with suppress(Exception):  # these words alone may be wrong, too
-            config = OmegaConf.to_container(hydra_compose(config_name, groups))
-            return unknown_key(key, config if isinstance(config, dict) else {})
-    return f"{_culprit(overrides)} makes no config: {cut(text)}"
+            of_hydra = key.startswith("hydra.")
+            config = hydra_compose(config_name, groups, return_hydra_config=of_hydra)
+            known = OmegaConf.to_container(config, resolve=False)
+            return unknown_key(key, known if isinstance(known, dict) else {})
+    return f"{_culprit(overrides, config_name)} makes no config: {cut(text)}"
 
 
-def _culprit(overrides: Sequence[str]) -> str:
-    """The first word that cannot be read by itself; all of them where each can."""
+def _culprit(overrides: Sequence[str], config_name: str) -> str:
+    """The first word that cannot be read by itself, or without which the others make a config; else all of them."""
     for word in overrides:
         try:
             OverridesParser.create().parse_override(word)
         except Exception:
+            return cut(word)
+    for i, word in enumerate(overrides):
+        with suppress(Exception):
+            others = [*overrides[:i], *overrides[i + 1 :]]
+            OmegaConf.to_container(hydra_compose(config_name, others), resolve=True)
             return cut(word)
     return cut(" ".join(overrides))

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from sibp.experiment.plugins import versions_of_installed
 from sibp.prox import kernels
 
 
@@ -31,6 +32,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("sibp", "torch", "numpy", "hydra-core")},
+            **versions_of_installed(),
         },
         "host": socket.gethostname(),
         "system": platform.platform(),

@@ -11,7 +11,7 @@ from torch import nn
 from sibp.experiment.convnets import lenet, proxprop_convnet, resnet8
 from sibp.experiment.objectives import CLASSIFICATION, RECONSTRUCTION, Objective
 from sibp.experiment.seeding import derived_seed
-from sibp.experiment.settings import call_builder, checked, known_builder
+from sibp.experiment.settings import call_builder, checked, is_known, known_builder
 from sibp.runs.errors import UserError
 
 
@@ -103,7 +103,7 @@ def _check_widths(hidden: list[int]) -> None:
 
 
 def _check_activation(activation: str) -> None:
-    if activation not in ACTIVATIONS:
+    if not is_known(ACTIVATIONS, activation):
         raise UserError(f"model.activation={activation} is not known; choose one of: {', '.join(ACTIVATIONS)}.")
 
 
@@ -161,9 +161,9 @@ def build_model(config: dict[str, Any], shape: tuple[int, ...], classes: int, se
     _check_init(init, std)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, "weights"))
-        builders = {name: spec.build for name, spec in MODELS.items()}
+        build = known_builder("model", MODELS, own).build
         try:
-            model = call_builder("model", builders, own, shape, classes)
+            model = call_builder("model", {str(own.get("name")): build}, own, shape, classes)
         except (RuntimeError, MemoryError, OverflowError, TypeError) as error:  # how torch refuses sizes
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(f"model={own.get('name')} cannot be built: {reason}") from error

@@ -46,7 +46,8 @@ class Progress:
         parts += [f"{self.count[s]} {s}" for s in ("diverged", "failed", "busy") if self.count[s]]
         if self._trained and self.total is not None and ended < self.total:
             each = (time.monotonic() - self._started) / self._trained
-            parts.append(f"about {duration(round(each * (self.total - ended)))} left")
+            left = round(each * (self.total - ended))
+            parts.append(f"about {duration(left)} left" if left >= 10 else "a few seconds left")
         return ", ".join(parts)
 
     def ended(self, outcome: Outcome, line: str, good: bool) -> None:

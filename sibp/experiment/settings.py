@@ -96,6 +96,9 @@ class Settings:
         for key in ("seed", "warmup_steps"):
             if getattr(self, key) < 0:
                 raise UserError(f"{key}={getattr(self, key)} is not possible: give a whole number of 0 or more.")
+        for key in ("run_root", "data_root"):
+            if not getattr(self, key).strip():
+                raise UserError(f"{key}= is empty: give a folder; the current one is {key}=.")
         for key, known in (("schedule", SHAPES), ("decays", DECAYS)):
             if getattr(self, key) not in known:
                 raise UserError(f"{key}={getattr(self, key)} is not known; choose one of: {', '.join(known)}.")
@@ -148,7 +151,9 @@ def refuse_unknown(prefix: str, given: Mapping[str, Any], known: list[str]) -> N
     for key in given:
         if key not in known:
             names = ", ".join(prefix + name for name in sorted(known))
-            raise UserError(f"There is no setting {prefix}{key}; the settings here are: {names}.")
+            none = f"this {prefix[:-1]} has none, whether a word or the experiment gives it."
+            here = f"the settings here are: {names}." if known else none
+            raise UserError(f"There is no setting {prefix}{key}; {here}")
 
 
 def checked(key: str, value: Any, hint: Any) -> Any:
@@ -248,9 +253,29 @@ def known_builder(kind: str, table: Mapping[str, Any], choice: Mapping[str, Any]
         UserError: the name is not in the table; lists those that are.
     """
     name = str(choice.get("name"))
-    if name not in table:
+    if not is_known(table, name):
         raise UserError(f"There is no {kind} {name!r}; choose one of: {', '.join(table)}.")
     return table[name]
+
+
+def is_known(table: Mapping[str, Any], name: str) -> bool:
+    """Whether a name is in an allow-list, once installed packages have had their chance to add it.
+
+    Args:
+        table: the allow-list.
+        name: from a config.
+
+    Returns:
+        True if so.
+
+    Raises:
+        UserError: the name is not in it, and an installed package that might have it cannot be imported.
+    """
+    if name not in table:
+        from sibp.experiment.plugins import load_installed
+
+        load_installed()
+    return name in table
 
 
 def register(kind: str, table: dict[str, Any], name: str, entry: Any) -> None:

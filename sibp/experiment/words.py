@@ -10,6 +10,7 @@ from sibp.runs.errors import UserError
 
 GROUPS = ("dataset", "model", "optimizer", "experiment")
 FOLDERS = ("run_root", "data_root")
+LAUNCHER = "hydra/launcher"
 SEARCH_PATH = "hydra.searchpath"  # comes from --config-dir alone
 # What other programs call these settings.
 MEANT = {
@@ -63,7 +64,8 @@ def _quoted(folder: str) -> str:
     folder = os.path.expanduser(folder) if folder.startswith("~") else folder
     if PLAIN.fullmatch(folder):
         return folder
-    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", folder) + "'"
+    inside = re.sub(r"(\\*)'", r"\1\1\\'", folder)
+    return "'" + re.sub(r"(\\+)$", r"\1\1", inside) + "'"
 
 
 def refuse(words: Sequence[str], trusted: bool = False) -> None:
@@ -80,13 +82,15 @@ def refuse(words: Sequence[str], trusted: bool = False) -> None:
         key = word.partition("=")[0].lstrip("+~")
         if "\0" in word:
             raise UserError(f"{cut(word)} is not possible: it has a NUL byte in it.")
+        if key in GROUPS and word.endswith(("=null", "=")):
+            raise UserError(f"{word} is not possible: give a name, or leave the word out.")
         if word.startswith("~"):
             raise UserError(f"{word} would remove a setting, and every run needs all of them: leave it out.")
         if key == "sweep":
             raise UserError(f"{word} is for tuning: sibp tune {word.lstrip('+')}")
         if key == SEARCH_PATH and not trusted:
             raise UserError(f"{word} is not possible: name the folder of your configs by --config-dir=DIR.")
-        ours = key == "hydra/launcher" or key.startswith("hydra.launcher.")
+        ours = key == LAUNCHER or key.startswith("hydra.launcher.")
         if key.startswith("hydra") and not ours and not (trusted and key == SEARCH_PATH):
             raise UserError(f"{word} is not possible: of Hydra's own settings, only its launcher's can be given.")
 
@@ -122,9 +126,12 @@ def unknown_key(key: str, config: Mapping[Any, Any]) -> str:
     near = [name for name in known if name.rpartition(".")[2] == key]
     meant = MEANT.get(last.lower().replace("-", "_"))
     near += [meant] if meant in known else []
-    near += difflib.get_close_matches(key, [*known, *GROUPS], n=1, cutoff=0.75)
     siblings = [name for name in known if name.startswith(parent + ".")] if parent else []
-    if not siblings:
+    if siblings:
+        ends = [name.rpartition(".")[2] for name in siblings]
+        near += [f"{parent}.{end}" for end in difflib.get_close_matches(last, ends, n=1)]
+    else:
+        near += difflib.get_close_matches(key, [*known, *GROUPS], n=1, cutoff=0.75)
         siblings = [*GROUPS, *(name for name in known if "." not in name)]
     guess = f"; did you mean {near[0]}?" if near else "."
     return f"There is no setting {cut(key)}{guess} The settings here are: {', '.join(siblings)}."

@@ -50,7 +50,7 @@ def _main(words: list[str]) -> int:
         collection = collect(args.folders)
         problems = compare(collection.runs, args.target_acc, args.target_loss)
         if args.arena:
-            document = build_arena(collection, contests(problems, own_names(args.folders)), command)
+            document = build_arena(collection, contests(problems, own_names(args.folders, collection.broken)), command)
         else:
             document = build(collection, problems, command)
         written = _write(document, args.out, args.format)

@@ -22,9 +22,10 @@ from sibp.report.comparison import Method, Problem, compare
 from sibp.report.outcomes import FINAL_LOSS, Quantity, Target, to_target, training_seconds
 from sibp.report.profile import ranks, ratios, resampled_scores, score, shares_of_firsts
 from sibp.report.statistics import Estimate, bounds, estimate, median
-from sibp.runs.collect import collect
+from sibp.runs.collect import Broken, collect
 from sibp.runs.packed import PACKED
-from sibp.runs.values import UsageError, canonical
+from sibp.runs.reading import MAX_SUMMARY, first_line, read_text
+from sibp.runs.values import UsageError, canonical, plain, shown
 
 ARENA = "arena"  # the folder in results/
 REFERENCE = "sgd"
@@ -96,28 +97,26 @@ def kept(results: Path, place: str = ARENA) -> list[Contest]:
     """
     if not any((results / place).rglob(PACKED)):
         return []
-    return contests(compare(collect([results / place]).runs, None, None), own_names([results / ARENA]))
+    return contests(compare(collect([results / place]).runs, None, None), own_names([results / ARENA], []))
 
 
-def own_names(folders: Sequence[Path]) -> dict[str, str]:
+def own_names(folders: Sequence[Path], broken: list[Broken]) -> dict[str, str]:
     """What sweeps call their methods.
 
     Args:
         folders: with ``tuning.json`` at any depth.
+        broken: a file of that name that is something else is added here.
 
     Returns:
         Which optimizer it is, as :func:`identity` says -> name.
-
-    Raises:
-        UsageError: a file of that name is something else.
     """
     found: dict[str, str] = {}
     for path in sorted(path for folder in folders for path in folder.rglob("tuning.json")):
         try:
-            for method in json.loads(path.read_text())["methods"]:
-                found.setdefault(identity(method["optimizer"]), str(method["name"]))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"{path} is no record of a sweep ({type(error).__name__}).") from error
+            for method in plain(json.loads(read_text(path, MAX_SUMMARY) or ""))["methods"]:
+                found.setdefault(identity(method["optimizer"]), shown(method["name"]))
+        except Exception as error:  # whatever stands there must not take the report of all others down
+            broken.append(Broken(path, f"it is no record of a sweep ({type(error).__name__}: {first_line(error)})"))
     return found
 
 

@@ -14,8 +14,8 @@ from typing import IO, Any
 
 from sibp.runs.errors import UserError
 from sibp.runs.identity import digest, run_name
-from sibp.runs.reading import checked_row, checked_summary, first_line
-from sibp.runs.values import BrokenError
+from sibp.runs.reading import MAX_METRICS, MAX_SUMMARY, checked_row, checked_summary, first_line, read_text
+from sibp.runs.values import BrokenError, shown
 from sibp.runs.yaml_file import yaml_text
 
 FINISHED = ("completed", "diverged")
@@ -51,12 +51,21 @@ class RunFolder:
             UserError: it cannot.
         """
         root = self.path.parent
-        above = next((place for place in (root, *root.absolute().parents) if place.exists()), Path("/"))
-        reason = None if above.is_dir() else "Not a directory"
+        above, reason = Path("/"), None
+        try:
+            os.fsencode(self.path)
+            self.path.exists()
+            above = next((place for place in (root, *root.absolute().parents) if place.exists()), above)
+        except (OSError, ValueError) as error:  # a name that is too long, or of signs that no name can have
+            reason = getattr(error, "strerror", None) or "no file can have that name"
+        if reason is None and not above.is_dir():
+            reason = "Not a directory"
         if reason is None and above != root and not os.access(above, os.W_OK | os.X_OK):
             reason = "it cannot be written to"
         if reason is not None:
-            raise UserError(f"run_root={root} cannot be made ({above}: {reason}): give a folder that can be written.")
+            raise UserError(
+                f"run_root={shown(str(root))} cannot be made ({above}: {reason}): give a folder that can be written."
+            )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -69,10 +78,11 @@ class RunFolder:
 
         Raises:
             BusyError: another process holds it; names the process.
-            UserError: the folder cannot be made.
+            UserError: the folder cannot be made, or something in it is no file that should be one.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._check_files()
             lock = open(self.path / ".lock", "a+", errors="replace")  # noqa: SIM115 - closed below, whatever happens
         except OSError as error:
             raise UserError(
@@ -82,11 +92,17 @@ class RunFolder:
         with lock:
             if not _take(lock):
                 lock.seek(0)
-                raise BusyError(f"{self.path.name} is being trained by {lock.read() or 'another process'}")
+                raise BusyError(f"{self.path.name} is being trained by {shown(lock.read(200)) or 'another process'}")
             with suppress(OSError):  # the name is a courtesy: even on a full disk a finished run is to be skipped
                 os.truncate(lock.fileno(), 0)
                 os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
             yield
+
+    def _check_files(self) -> None:
+        """Refuse what would be waited for, or read, without end: a pipe, a link to a device."""
+        for path in (self.path / ".lock", self.metrics, self.checkpoint):
+            if path.exists() and not path.is_file():
+                raise UserError(f"{path} is not a file, and a run needs one there: delete it.")
 
     def summary(self) -> dict[str, Any] | None:
         """What summary.json says.
@@ -95,8 +111,8 @@ class RunFolder:
             Its content, or None where the run has not ended or the file is no summary.
         """
         try:
-            summary = checked_summary(json.loads((self.path / "summary.json").read_text()))
-        except (OSError, ValueError, RecursionError, BrokenError):
+            summary = checked_summary(json.loads(read_text(self.path / "summary.json", MAX_SUMMARY) or ""))
+        except (ValueError, RecursionError, BrokenError):
             return None
         whole = all(isinstance(summary.get(key), kind) for key, kind in WHOLE.items())
         return summary if whole or summary["status"] != "completed" else None
@@ -142,7 +158,7 @@ class RunFolder:
         if not self.metrics.exists():
             return []
         try:
-            rows = [json.loads(line) for line in self.metrics.read_text().splitlines()]
+            rows = [json.loads(line) for line in (read_text(self.metrics, MAX_METRICS) or "").splitlines()]
             for i, row in enumerate(rows):
                 checked_row(row, rows[i - 1] if i else None)
         except (ValueError, RecursionError, BrokenError) as error:
@@ -175,8 +191,8 @@ def _take(lock: IO[str]) -> bool:
 def _place(config: Mapping[str, Any]) -> Path:
     """The run's folder; one that an earlier version named with other words before the digest is kept."""
     root, name = Path(str(config["run_root"])), run_name(config)
-    if not (root / name).exists():
-        with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError):  # a folder that cannot be: check_place says so
+        if not (root / name).exists():
             name = min((path.name for path in root.glob(f"*-{digest(config)}")), default=name)
     return root / name
 

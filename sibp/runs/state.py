@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -71,7 +72,7 @@ def is_locked(path: Path) -> bool:
         True if so; whoever wants the lock at this very moment tries again.
     """
     try:
-        with path.open() as lock:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK)) as lock:  # a named pipe must not hang us
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -81,6 +82,8 @@ def is_locked(path: Path) -> bool:
 
 
 def _last_row(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
     with suppress(OSError, ValueError, RecursionError), path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - LAST_BYTES))
         for line in reversed(file.read().split(b"\n")[:-1]):  # the last may be half-written

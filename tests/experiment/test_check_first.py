@@ -50,6 +50,10 @@ SWEEPS = {
     "optimizer=glob(zz*)": "asks for no run",
     "optimizer=sgd decays=lr,prox_weight schedule=cosine": "this optimizer has no prox_weight",
     "seed=0,1 hydra/launcher=sibp_joblib hydra.launcher.n_jobs=0": "hydra.launcher.n_jobs=0 is not possible",
+    "seed=0,1 hydra/launcher=sibp_joblib hydra.launcher.n_job=2": "did you mean hydra.launcher.n_jobs?",
+    "optimizer=sgd,null": "optimizer=null makes no config",
+    "seed=0,${nope}": "makes no config: Interpolation key 'nope' not found",
+    f"run_root=a,{'b' * 300}": "cannot be made (/: File name too long)",
 }
 
 
@@ -73,6 +77,15 @@ SINGLE = {
     "model.hidden=[100000000000]": "model=mlp cannot be built",
     "log_early=0": "log_early=0 is not possible",
     "role=other": "role=other is not known",
+    "run_root=": "run_root= is empty",
+    "data_root=": "data_root= is empty",
+    f"run_root={'a' * 300}": "cannot be made (/: File name too long)",
+    f"run_root={'a/' * 3000}": "cannot be made (/: File name too long)",
+    "run_root=choice(a,b)": "run_root=choice(a,b) gives several values: add -m",
+    "optimizer=null": "optimizer=null is not possible: give a name, or leave the word out.",
+    "seed=${nope}": "seed=${nope} makes no config: Interpolation key 'nope' not found",
+    "optimizer.solver=cg:3": "There is no setting optimizer.solver. The settings here are: optimizer.name",
+    "optimizer.momentun=0": "There is no setting optimizer.momentun; did you mean optimizer.momentum?",
 }
 
 
@@ -81,6 +94,11 @@ def test_one_run_that_cannot_be_leaves_no_folder(word, capsys):
     error = refused([*SMALL, word], capsys)
     assert SINGLE[word] in error
     assert len(error) < 900
+
+
+def test_a_setting_of_another_model_in_an_experiment_is_one_sentence(capsys):
+    error = refused(["experiment=digits_quick", "model=lenet"], capsys)
+    assert "There is no setting model.hidden; this model has none, whether a word or the experiment gives it." in error
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
@@ -113,7 +131,25 @@ def test_a_mistake_is_found_before_the_first_run_and_costs_no_finished_one(monke
 
 
 @pytest.mark.parametrize(
-    "name", ["läufe", "a#b", "a=b", "a b", "a'b", 'a"b', "x(y)", "[z]", "a:b", "{q}", "日本", "a&b;c", "-x", "1e3"]
+    "name",
+    [
+        "läufe",
+        "a#b",
+        "a=b",
+        "a b",
+        "a'b",
+        'a"b',
+        "x(y)",
+        "[z]",
+        "a:b",
+        "{q}",
+        "日本",
+        "a&b;c",
+        "-x",
+        "1e3",
+        "a\\",
+        "ä\\\\",
+    ],
 )
 def test_a_run_root_may_have_any_name(name, capsys):
     if name == "1e3":

@@ -17,6 +17,7 @@ from sibp.experiment.runner import run
 from sibp.report.__main__ import main as report
 from sibp.runs.errors import UserError
 from sibp.runs.folder import RunFolder
+from sibp.runs.state import state_of
 from sibp.train import main
 
 GRID = ["optimizer=sgd", "model.hidden=[8]", "max_steps=6", "log_every=3", "checkpoint_every=3", "threads=1"]
@@ -160,6 +161,34 @@ def test_what_stands_in_the_way_of_one_run_is_named_and_the_others_are_trained(g
     assert sum(line.startswith("failed ") and str(obstacle) in line for line in err.splitlines()) == 1
     assert "Traceback" not in err
     assert obstacle.exists()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("obstacle", ["a pipe", "a device"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoint.pt", ".lock"])
+def test_what_has_no_end_is_not_waited_for(half, name, obstacle):
+    path = half.path / name
+    path.unlink()
+    if obstacle == "a pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/null")
+    assert state_of(half.config).status == "failed"
+    (half.path / "summary.json").unlink()
+    assert state_of(half.config).status in ("not started", "stopped")
+    outcome = run(half.config)
+    assert (outcome.status, outcome.wrong_input) == ("failed", True)
+    assert outcome.message == f"{path} is not a file, and a run needs one there: delete it."
+
+
+@pytest.mark.timeout(60)
+def test_a_summary_that_has_no_end_is_no_summary(half):
+    (half.path / "summary.json").unlink()
+    os.mkfifo(half.path / "summary.json")
+    assert half.summary() is None
+    assert state_of(half.config).status == "stopped"
+    assert run(half.config).status == "completed"
+    assert half.is_finished()
 
 
 def test_a_message_of_many_lines_is_one_line_of_the_sweep(grid, monkeypatch, capsys):

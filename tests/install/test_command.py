@@ -30,6 +30,12 @@ def test_version(capsys):
     assert sibp.__version__ == project["version"]
 
 
+def test_the_version_of_a_command_is_not_hydras(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", "--version"])
+    assert capsys.readouterr().out == f"sibp {sibp.__version__}\n"
+
+
 def test_the_installed_command_is_this_one():
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     module, _, function = scripts["sibp"].partition(":")

@@ -242,3 +242,61 @@ def test_a_mistake_is_one_sentence_and_nothing_is_trained(word, capsys):
         assert MISTAKES[word] in error
         assert len(error.splitlines()) == 1
     assert not Path("runs").exists()
+
+
+def installed(site: Path, plugin: str = PLUGIN) -> dict[str, str]:
+    """The environment of a process in which a package of theirs is installed, with an entry point."""
+    about = site / "their_package-1.5.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.5\n")
+    (about / "entry_points.txt").write_text("[sibp.plugins]\ntheirs = their_package.methods\n")
+    (site / "their_package").mkdir()
+    (site / "their_package" / "__init__.py").touch()
+    (site / "their_package" / "methods.py").write_text(plugin)
+    project = str(Path(data.__file__).resolve().parents[2])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([project, str(site)])}
+
+
+def sibp_in(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-P", "-m", "sibp", *words], env=environment, capture_output=True, text=True)
+
+
+def test_an_installed_package_registers_its_own_by_an_entry_point(tmp_path):
+    """All of theirs, and no word says so; in this process, and in those of a launcher."""
+    environment = installed(tmp_path / "site", PLUGIN + ACTIVATION)
+    Path("mine.py").unlink()
+    theirs = ["--config-dir", "my configs", "dataset=halves", "batch_size=20", "epochs=2", *QUICK]
+    done = sibp_in(environment, "train", *theirs, "model=flat", "optimizer=half")
+    assert (done.returncode, done.stderr) == (0, "")
+    (folder,) = folders()
+    assert folder.name.startswith("halves-flat-half-lr0.1-s0-")
+    versions = json.loads((folder / "summary.json").read_text())["environment"]["versions"]
+    assert versions["their-package"] == "1.5"
+    launched = ["-m", "hydra/launcher=sibp_joblib", "hydra.launcher.n_jobs=2", "seed=0,1", "model.activation=wave"]
+    done = sibp_in(environment, "train", *launched, *theirs, "optimizer=sibp", "model.hidden=[5]")
+    assert done.stdout.splitlines()[-1].startswith("2 runs: 2 completed"), done.stderr
+
+
+def test_a_package_that_cannot_be_imported_is_named_by_those_alone_who_need_it(tmp_path):
+    environment = installed(tmp_path / "site", "import nowhere")
+    done = sibp_in(environment, "train", *QUICK, "max_steps=2", "optimizer=sgd")
+    assert (done.returncode, done.stderr) == (0, "")
+    Path("my configs/optimizer/other.yaml").write_text("name: other\nlr: 0.1\n")
+    done = sibp_in(environment, "train", "--config-dir", "my configs", *QUICK, "max_steps=2", "optimizer=other")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.endswith(
+        "The plugin theirs of the package their-package cannot be imported (ModuleNotFoundError: No module named "
+        "'nowhere'): put it right, or uninstall the package."
+    )
+    assert not folders()[1:]
+
+
+def test_a_report_imports_no_installed_package(tmp_path):
+    environment = installed(tmp_path / "site", "open('imported', 'w').close()")
+    assert main([*QUICK, "max_steps=2", "optimizer=sgd"]) == 0
+    (folder,) = folders()
+    config = (folder / "config.yaml").read_text().replace("name: sgd", "name: theirs")
+    (folder / "config.yaml").write_text(config)
+    assert sibp_in(environment, "report", "runs").returncode == 0
+    assert not Path("imported").exists()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 from fake_runs import PROXBP, SGD, SIBP, write_run
@@ -39,7 +40,7 @@ def root(tmp_path):
 
 
 def found_in(*folders):
-    return contests(compare(collect(folders).runs, None, None), own_names(folders))
+    return contests(compare(collect(folders).runs, None, None), own_names(folders, []))
 
 
 def test_the_targets_are_the_medians_that_sgd_ends_with(root):
@@ -117,9 +118,21 @@ def test_methods_are_called_as_their_sweep_calls_them(root):
     record = {"methods": [{"name": "ours", "optimizer": {"name": "sibp", "solver": "cg:5", "prox_weight": 1.0}}]}
     (root / "easy" / "tuning.json").write_text(json.dumps(record))
     assert [each.name for each in standings(found_in(root))] == ["ours", "sgd", "proxbp exact"]
-    (root / "easy" / "tuning.json").write_text("[]")
-    with pytest.raises(Exception, match="no record of a sweep"):
-        found_in(root)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("content", ["[]", "", '{"methods": 3}', "[" * 100_000, "9" * 5000, "a pipe", "a folder"])
+def test_a_record_that_is_none_is_listed_and_the_arena_is_written(root, content, tmp_path, capsys):
+    path = root / "easy" / "tuning.json"
+    if content == "a pipe":
+        os.mkfifo(path)
+    elif content == "a folder":
+        path.mkdir()
+    else:
+        path.write_text(content)
+    assert main([str(root), "--arena", "--out", str(tmp_path / "x.html")]) == 0
+    assert "1 of them broken" in capsys.readouterr().out
+    assert "it is no record of a sweep" in (tmp_path / "x.html").read_text()
 
 
 def test_one_against_all_is_paired_by_seed(tmp_path):
