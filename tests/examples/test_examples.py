@@ -11,6 +11,7 @@ import io
 import random
 import re
 import runpy
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,13 +56,15 @@ def _as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     torch.set_rng_state(states[2])
 
 
-@pytest.mark.filterwarnings("default", "error:::sibp")  # what other packages warn of is theirs
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example_prints_what_it_says_and_trains(path: Path) -> None:
     if absent := missing(path):
         pytest.skip(f"pip install sibp[examples]: {', '.join(absent)} is not installed")
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
+    with warnings.catch_warnings(record=True) as warned, contextlib.redirect_stdout(io.StringIO()) as printed:
+        warnings.simplefilter("always")
         runpy.run_path(str(path), run_name="__main__")
+    ours = [str(one.message) for one in warned if Path(one.filename).is_relative_to(ROOT)]
+    assert ours == []  # what other packages warn of is theirs
     lines = [line for line in printed.getvalue().splitlines() if line.strip()]
     assert [words(line) for line in lines] == [words(line) for line in expected(path)]
     for found in filter(None, map(FALL.fullmatch, lines)):
