@@ -46,8 +46,7 @@ def main() -> None:
     try:
         scaler.step(optimizer)
     except RuntimeError as error:
-        assert "GradScaler" in str(error)
-        print("GradScaler: refused")
+        print("GradScaler: refused" if "GradScaler" in str(error) else error)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,12 @@ class Classifier(lightning.LightningModule):
 
 
 def trainer(epochs: int) -> lightning.Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
     settings = {"precision": "bf16-mixed", "gradient_clip_val": 5.0, "accumulate_grad_batches": ACCUMULATE}
     return lightning.Trainer(max_epochs=epochs, accelerator="cpu", devices=1, **settings, **quiet)
 

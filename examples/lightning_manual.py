@@ -58,7 +58,12 @@ def main() -> None:
     loader = DataLoader(TensorDataset(x, y), batch_size=100, shuffle=True)
     model = Classifier()
     first = F.cross_entropy(model.net(x), y).item()
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
     trainer = lightning.Trainer(max_epochs=3, accelerator="cpu", devices=1, precision="bf16-mixed", **quiet)
     trainer.fit(model, loader)
     print(f"loss: {first:.3f} -> {F.cross_entropy(model.net(x), y).item():.3f}")

@@ -2,7 +2,7 @@
 
 `print(optimizer.summary())` says for every layer how it is updated. A convolution followed by batch norm has a linear
 subproblem, since its activation comes after the norm. The parameters of the norms get an ordinary optimizer: Adam with
-learning rate 0.001, unless `fallback=` makes another, as here. Trials of AutoSIBP leave running statistics as they were.
+learning rate 0.001, unless `fallback=` makes another, as here. AutoSIBP's trials leave running statistics as they were.
 
 Expected output:
 

@@ -36,24 +36,24 @@ class VAE(nn.Module):
 
 def main() -> None:
     images = torch.tensor(load_digits().images / 16, dtype=torch.float32).flatten(1)
-    entropy = F.binary_cross_entropy(images, images, reduction="sum").item() / len(images)  # of gray pixels: no loss is less
+    entropy = F.binary_cross_entropy(images, images, reduction="sum").item() / len(
+        images
+    )  # of gray pixels: no loss is less
     for name in ("SIBP", "AutoSIBP"):
         torch.manual_seed(0)
         model = VAE()
-        if name == "SIBP":
-            optimizer = SIBP(model, lr=0.1, prox_weight=3.0, solver="cg:3")
-        else:
-            optimizer = AutoSIBP(model)
+        auto = name == "AutoSIBP"
+        optimizer = AutoSIBP(model) if auto else SIBP(model, lr=0.1, prox_weight=3.0, solver="cg:3")
         first = model(images).item() - entropy
         for _ in range(5):
             for rows in torch.randperm(len(images)).split(100):
                 x = images[rows]
                 optimizer.zero_grad()
                 model(x).backward()
-                if name == "SIBP":
-                    optimizer.step()
+                if auto:
+                    optimizer.step(evaluate=lambda x=x, model=model: model(x))
                 else:
-                    optimizer.step(evaluate=lambda x=x: model(x))
+                    optimizer.step()
         with torch.no_grad():
             print(f"{name} loss above the pixels' entropy: {first:.1f} -> {model(images).item() - entropy:.1f}")
 
