@@ -69,7 +69,7 @@ def warm_up_and_cosine(step: int) -> float:
 
 def train(name: str) -> None:
     torch.manual_seed(0)
-    model, direction, scheduler = Transformer(), None, None
+    model, scheduler = Transformer(), None
     if name == "SIBP":
         own = {"fallback": lambda p: torch.optim.AdamW(p, lr=1e-2)}
         optimizer = SIBP(model, lr=1.0, prox_weight=100.0, solver="cg:3", loss_average=B * T, **own)
@@ -77,7 +77,7 @@ def train(name: str) -> None:
         optimizer = AutoSIBP(model, loss_average=B * T, fallback=lambda p: torch.optim.AdamW(p, lr=1e-2))
     else:
         if name == "ProxBP in Adam":
-            direction = ProxBP(model, lr=1.0, prox_weight=100.0, loss_average=B * T, direction_only=True)
+            ProxBP(model, lr=1.0, prox_weight=100.0, loss_average=B * T, direction_only=True)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         scheduler = LambdaLR(optimizer, warm_up_and_cosine)
     losses, began = [], time.perf_counter()
@@ -86,8 +86,7 @@ def train(name: str) -> None:
         optimizer.zero_grad()
         loss = model(rows)
         loss.backward()
-        search = {"evaluate": lambda rows=rows: model(rows), "loss": loss} if name == "AutoSIBP" else {}
-        optimizer.step(**search)
+        optimizer.step(**({"evaluate": lambda rows=rows: model(rows), "loss": loss} if name == "AutoSIBP" else {}))
         if scheduler is not None:
             scheduler.step()
         losses.append(loss.item())
@@ -97,5 +96,5 @@ def train(name: str) -> None:
 
 
 if __name__ == "__main__":
-    for method in ("SIBP", "AutoSIBP", "ProxBP in Adam", "AdamW"):
-        train(method)
+    for each in ("SIBP", "AutoSIBP", "ProxBP in Adam", "AdamW"):
+        train(each)
