@@ -19,7 +19,7 @@ help:
 run: .venv/.stamp
 	@$(BIN)/python scripts/quickstart.py
 
-test: .venv/.stamp
+test: .venv/.stamp .venv/.examples
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
@@ -57,6 +57,10 @@ clean:
 	    { echo "$(PYTHON) is no Python 3.11, 3.12 or 3.13: say make PYTHON=/path/to/one."; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+.venv/.examples: .venv/.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[examples]"
 	@touch $@
 
 .venv-oldest/.stamp: pyproject.toml setup.py constraints-oldest.txt

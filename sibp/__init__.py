@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SIBP", "AutoSIBP", "Preconditioned", "ProxBP", "register_activation", "register_layer"]
 _ELSEWHERE = {"register_activation": "sibp.activations", "register_layer": "sibp.capture.geometry"}
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:

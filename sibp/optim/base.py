@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import sys
 import warnings
 import weakref
 from abc import abstractmethod
@@ -58,9 +59,6 @@ class TappedOptimizer(torch.optim.Optimizer):
 
     backward_weights: str = "old"
     """Which weights carry the error signal down where a group does not say: "new" or "old"."""
-
-    # torch.amp.GradScaler asks for this, and then hands over its scale instead of dividing what lies in `.grad`.
-    _step_supports_amp_scaling = True
 
     def __init__(
         self,
@@ -393,6 +391,14 @@ class TappedOptimizer(torch.optim.Optimizer):
 
     def _group_of(self, tap: Tap) -> dict[str, Any]:
         return self.param_groups[self._groups[tap.name]]
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """True for a GradScaler alone: it then hands over its scale, instead of dividing what lies in `.grad`.
+
+        Frameworks read it as well, and refuse to clip where it is True, in bfloat16 too, where nothing is scaled.
+        """
+        return sys._getframe(1).f_globals.get("__name__") == "torch.amp.grad_scaler"
 
     def _refuse_what_is_not_ours(self, tap: Tap) -> None:
         """Raises if the layer was taken over or replaced, or if its `.grad` holds anything but displacements."""

@@ -56,7 +56,7 @@ class Preconditioned(torch.optim.Optimizer):
     """
 
     # torch.amp.GradScaler asks for this, and then hands over its scale instead of dividing what lies in `.grad`.
-    _step_supports_amp_scaling = True
+    _step_supports_amp_scaling = TappedOptimizer._step_supports_amp_scaling
 
     def __init__(self, direction: TappedOptimizer, outer: MakeOuter) -> None:
         _check(direction, outer)

@@ -16,7 +16,7 @@ import sibp
 
 FENCED = re.compile(r"^( *)```.*?^\1```", re.DOTALL | re.MULTILINE)
 CODE = re.compile(r"`([^`\n]+)`")
-FOLDERS = ("configs", "docs", "results", "scripts", "sibp", "tests")
+FOLDERS = ("configs", "docs", "examples", "results", "scripts", "sibp", "tests")
 NAMES = [module.name for module in pkgutil.walk_packages(sibp.__path__, "sibp.") if "__main__" not in module.name]
 CLASSES = {
     name: found

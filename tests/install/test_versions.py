@@ -11,6 +11,7 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
+EXAMPLES = [Requirement(text) for text in EXTRAS["examples"]]  # `make test` installs them, `make test-oldest` does not
 NEEDED = [Requirement(text) for text in [*PROJECT["dependencies"], *EXTRAS["sweep"], *EXTRAS["peers"]]]
 
 
@@ -30,6 +31,6 @@ def test_the_oldest_version_of_everything_is_the_one_that_is_tested(requirement)
     assert pins("constraints-oldest.txt")[canonicalize_name(requirement.name)] == lowest(requirement)
 
 
-@pytest.mark.parametrize("requirement", NEEDED, ids=lambda requirement: requirement.name)
+@pytest.mark.parametrize("requirement", [*NEEDED, *EXAMPLES], ids=lambda requirement: requirement.name)
 def test_the_pinned_version_is_in_the_range(requirement):
     assert pins("constraints.txt")[canonicalize_name(requirement.name)] in requirement.specifier

@@ -152,6 +152,11 @@ def test_a_scaled_loss_is_refused(unscale: bool):
         scaler.step(optimizer)
 
 
+def test_frameworks_that_ask_are_told_that_they_may_clip():
+    """Lightning refuses `gradient_clip_val` in bf16-mixed where this is True; a GradScaler is refused all the same."""
+    assert not getattr(SIBP(net()), "_step_supports_amp_scaling", False)
+
+
 def test_a_scaler_that_is_off_is_none():
     model, plain = net(), net()
     optimizer, reference = SIBP(model), SIBP(plain)

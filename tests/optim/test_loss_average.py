@@ -1,4 +1,4 @@
-"""The table of losses in docs/howto/your-own-loop.md: with its `loss_average`, each gives the summed loss's step."""
+"""The table of losses in docs/howto/losses.md: with its `loss_average`, each gives the summed loss's step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -64,6 +64,12 @@ ROWS = [
         lambda z: (z - target).square().sum(1).mean(),
         lambda z: (z - target).square().sum(),
         True,
+    ),
+    Row(
+        "mean over samples, divided by the number of accumulated batches",
+        lambda z: F.cross_entropy(z, labels) / 4,
+        lambda z: F.cross_entropy(z, labels, reduction="sum"),
+        4 * B,
     ),
     Row(
         "mean over all elements",
