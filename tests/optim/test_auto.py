@@ -374,7 +374,7 @@ def test_ten_hidden_layers_with_small_weights_train():
 
 
 def test_error_signals_that_vanish_make_longer_steps_and_ordinary_ones_do_not():
-    """eta of a layer: lr, times what the ratio of mean square error signals to the output's exceeds 300 by."""
+    """A step of lr, times what the ratio of mean square error signals to the output's exceeds 300 by."""
     x, y = batch()
     for scale in (1.0, 1e-3):
         model = mlp(5, 8, 8, 3)
