@@ -379,7 +379,7 @@ def test_error_signals_that_vanish_make_longer_steps_and_ordinary_ones_do_not():
     for scale in (1.0, 1e-3):
         model = mlp(5, 8, 8, 3)
         with torch.no_grad():
-            model[4].weight.mul_(scale)  # what carries error signals from the output down
+            model.get_parameter("4.weight").mul_(scale)  # what carries error signals from the output down
         optimizer, asked, sizes = AutoSIBP(model, lr=2.0), {}, {}
         plain = optimizer.neuron_step
 
