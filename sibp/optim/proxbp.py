@@ -95,9 +95,26 @@ class ProxBP(ProximalOptimizer):
         return as_update(solution)
 
 
-def build(model: nn.Module, *, lr: float, prox_weight: float, solver: str) -> ProxBP:
+def build(
+    model: nn.Module,
+    *,
+    lr: float,
+    prox_weight: float,
+    solver: str,
+    backward_weights: str = "old",
+    prox_weight_scaling: str = "absolute",
+    line_search: bool = False,
+) -> ProxBP:
     """Proximal back propagation, as a config names it."""
-    return ProxBP(model, lr, prox_weight, solver)
+    return ProxBP(
+        model,
+        lr,
+        prox_weight,
+        solver,
+        backward_weights=backward_weights,
+        prox_weight_scaling=prox_weight_scaling,
+        line_search=line_search,
+    )
 
 
 def _gradient_update(problem: LayerProblem, eta: float, prox_weight: float) -> tuple[LayerUpdate, Measure]:

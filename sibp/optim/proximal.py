@@ -13,7 +13,7 @@ from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
 from sibp.optim.base import TappedOptimizer
 from sibp.optim.checks import check_group, one_of
-from sibp.optim.search import Outcome, backtrack
+from sibp.optim.search import Outcome, SearchStatus, backtrack
 from sibp.optim.solvers import Solver, check_paper, parse_solver
 from sibp.optim.trials import Evaluate, Trials, as_number, by_closure
 from sibp.prox.numbers import Number, number
@@ -24,6 +24,8 @@ from sibp.prox.status import Measure
 _ABSURD_CHANGE, _ABSURD_SIZE = 100.0, 1.0
 
 
+_SPREADS = 10.0  # times the spread of a layer's rows, what a proximal weight of 1 is at most
+_ROUNDING = 8.0  # units of rounding, within which rows are the same
 _AFTER_REFUSAL = 0.1  # of the first trial: where the next search begins after one that found nothing
 
 
@@ -60,23 +62,28 @@ class ProximalOptimizer(TappedOptimizer):
         """Raises ValueError if a setting of the group is out of its range, or names no solver."""
         check_group(group)
         one_of(group, "backward_weights", ("new", "old"))
-        one_of(group, "prox_weight_scaling", ("absolute", "relative"))
+        one_of(group, "prox_weight_scaling", ("absolute", "relative", "spread"))
         self._solver(group)
 
     def wants_activation(self, tap: Tap) -> bool:
         """Whether the layer's solver uses the activation that follows."""
         return self._solver(self._group_of(tap)).kind in ("cg", "paper")
 
+    def neuron_step(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> float:
+        """eta, the step of a layer's neurons."""
+        del tap, problem
+        return float(group["lr"])
+
     def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
         """Solves a layer's subproblem and keeps the metrics."""
         self._stats.pop(tap.name, None)
-        lr, prox_weight = float(group["lr"]), float(group["prox_weight"])
+        lr, prox_weight = self.neuron_step(tap, problem, group), float(group["prox_weight"])
         solver, whole = self._solver(group), problem
         if self.parallel is not None:
             closed = solver.kind == "cg" and self.activation_inside and problem.activation is None
             whole = self.parallel.share(problem, Solver("exact") if closed else solver, lr, prox_weight)
-        if group["prox_weight_scaling"] == "relative":
-            prox_weight *= mean_squared_row(whole.features)
+        if group["prox_weight_scaling"] != "absolute":
+            prox_weight *= mean_squared_row(whole.features, spread=group["prox_weight_scaling"] == "spread")
         update, measure = self.update(whole, solver, lr * whole.terms, prox_weight)
         self._stats[tap.name] = (measure, _reached(problem))
         self._warn_of_absurd_steps(tap, update)
@@ -142,11 +149,26 @@ class ProximalOptimizer(TappedOptimizer):
         trials = Trials(self.model, proximal, explicit, evaluate, self._of_all_ranks)
         with self.paused(), trials.guarded():
             before = trials.loss() if loss is None else self._of_all_ranks(as_number(loss))
+            if not math.isfinite(before):
+                self._leave_out(before)
+                return
             super().step()
             trials.stepped()
             outcome = self.search(trials, before)
             trials.move(outcome.alpha)
         self._outcome = (outcome, before)
+
+    def _leave_out(self, loss: float) -> None:
+        """Takes no step from a loss that says nothing: no weight, no memory and no outer state sees its numbers."""
+        self._outcome = (Outcome(0.0, loss, 0, 0.0, math.nan, SearchStatus.REFUSED), loss)
+        if "" not in self._warned:
+            self._warned.add("")
+            warnings.warn(
+                f"{type(self).__name__}: the loss before the step is {loss}, so no step was taken and all weights were "
+                "kept. Look for NaN or infinite numbers in the batch and in the model's output. (Said once.)",
+                RuntimeWarning,
+                stacklevel=4,
+            )
 
     def search(self, trials: Trials, before: float) -> Outcome:
         """How far to go: the whole way, or what is left of it after halving it while the loss rises.
@@ -261,7 +283,7 @@ class ProximalOptimizer(TappedOptimizer):
     def _reset(self) -> None:
         super()._reset()
         self._stats: dict[str, tuple[Measure, Callable[[], Number]]] = {}
-        self._warned: set[str] = set()  # layers
+        self._warned: set[str] = set()  # layers; "" for the loss
         self._outcome: tuple[Outcome, float] | None = None  # of the last search, and the loss before it
 
     def _own(self, tap: Tap, group: int) -> None:
@@ -276,13 +298,24 @@ class ProximalOptimizer(TappedOptimizer):
         return solver
 
 
-def mean_squared_row(features: FeatureOperator) -> float:
+def mean_squared_row(features: FeatureOperator, *, spread: bool = False) -> float:
     """The mean of ||phi||^2 over the rows phi of all groups; 1 where that is 0, as nothing moves then.
 
     It is what a relative proximal weight is measured in: the Gram matrix of N rows has this times N for its trace.
+
+    Args:
+        features: of the layer.
+        spread: takes ten times the mean squared distance from the mean row if that is less. In a deep net with small
+            weights, all samples look nearly the same to a layer; what they have in common, the bias among it, can be
+            1e8 times larger than what tells them apart, and a proximal weight as large as that lets nothing be learned.
     """
-    rows = float(features.total(features.x.new_tensor(float(features.rows * features.groups))))
-    return float(features.squared_norm().sum()) / max(rows, 1.0) or 1.0
+    rows = max(float(features.total(features.x.new_tensor(float(features.rows * features.groups)))), 1.0)
+    mean = float(features.squared_norm().sum()) / rows
+    if spread and features.weight:
+        apart = float(features.squared_spread().sum()) / rows
+        if apart > mean * (_ROUNDING * torch.finfo(features.x.dtype).eps) ** 2:  # not of rounding alone, or of one row
+            mean = min(mean, _SPREADS * apart)
+    return mean or 1.0
 
 
 def _reached(problem: LayerProblem) -> Callable[[], Number]:

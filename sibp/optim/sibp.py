@@ -50,7 +50,8 @@ class SIBP(ProximalOptimizer):
         backward_weights: which weights carry the error signal down, "new" as in the paper or "old" as in ordinary back
             propagation.
         prox_weight_scaling: "absolute", lam is `prox_weight`; "relative", it is `prox_weight` times the mean squared
-            norm of the layer's feature rows [a, 1], so that one value serves layers of every width and scale.
+            norm of the layer's feature rows [a, 1], so that one value serves layers of every width and scale; "spread",
+            of no more than ten times their mean squared distance from the mean row, for deep nets with small weights.
         line_search: whether `step(evaluate=...)` looks at the loss and shortens what would raise it.
         **options: `params`, `fallback`, `explicit`, `direction_only`, `data_parallel`: see `sibp.optim.base.Options`.
 
@@ -97,6 +98,23 @@ class SIBP(ProximalOptimizer):
         return linear_update(problem, eta, prox_weight)
 
 
-def build(model: nn.Module, *, lr: float, prox_weight: float, solver: str) -> SIBP:
+def build(
+    model: nn.Module,
+    *,
+    lr: float,
+    prox_weight: float,
+    solver: str,
+    backward_weights: str = "new",
+    prox_weight_scaling: str = "absolute",
+    line_search: bool = False,
+) -> SIBP:
     """Semi-implicit back propagation, as a config names it."""
-    return SIBP(model, lr, prox_weight, solver)
+    return SIBP(
+        model,
+        lr,
+        prox_weight,
+        solver,
+        backward_weights=backward_weights,
+        prox_weight_scaling=prox_weight_scaling,
+        line_search=line_search,
+    )

@@ -14,6 +14,7 @@ from sibp.optim.sibp import SIBP
 from sibp.optim.trials import Trials
 
 _AFTER_REFUSAL = 0.1  # of the reach, where the next search begins after one that found nothing
+_UNEQUAL = 300.0  # in mean square: by so much, error signals of well-behaved nets differ from layer to layer
 LOOK_EVERY = 3  # steps from one measurement of the gradient to the next
 
 
@@ -71,7 +72,7 @@ class AutoSIBP(SIBP):
         *,
         weight_decay: float = 0.0,
         backward_weights: str = "old",
-        prox_weight_scaling: str = "relative",
+        prox_weight_scaling: str = "spread",
         **options: Unpack[Options],
     ) -> None:
         super().__init__(
@@ -92,6 +93,23 @@ class AutoSIBP(SIBP):
         if self._is_due():
             self._add_gradient(tap, problem)
         return super().layer_update(tap, problem, group)
+
+    def neuron_step(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> float:
+        """lr, longer for layers that error signals hardly reach, and shorter for those where they have grown.
+
+        Where error signals are `_UNEQUAL` times (in their mean square) smaller or larger than at the output, steps are
+        longer or shorter by what exceeds this: all layers then promise a decrease of the loss of like size.
+        """
+        lr = float(group["lr"])
+        size = (problem.terms * float(torch.linalg.vector_norm(problem.D_z, dtype=torch.float64))) ** 2
+        if self.parallel is not None:
+            size = self.parallel.whole_loss(size, 0, mean=False, device=problem.D_z.device)
+        if problem.ends[1] == tap.name:
+            self._signal_at_output = size
+        ratio = self._signal_at_output / size if size > 0 else math.nan
+        if not 0 < ratio < math.inf:
+            return lr
+        return lr * (max(ratio / _UNEQUAL, 1.0) if ratio > 1 else min(ratio * _UNEQUAL, 1.0))
 
     def search(self, trials: Trials, before: float) -> Outcome:
         """How far to go: see the class.
@@ -191,6 +209,7 @@ class AutoSIBP(SIBP):
     def _reset(self) -> None:
         super()._reset()
         self._gradients: dict[Tensor, Tensor] = {}
+        self._signal_at_output = math.nan
 
 
 def build(model: nn.Module, *, lr: float, prox_weight: float) -> AutoSIBP:

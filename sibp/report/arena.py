@@ -23,6 +23,7 @@ from sibp.report.outcomes import FINAL_LOSS, Quantity, Target, to_target, traini
 from sibp.report.profile import ranks, ratios, resampled_scores, score, shares_of_firsts
 from sibp.report.statistics import Estimate, bounds, estimate, median
 from sibp.runs.collect import Broken, collect
+from sibp.runs.identity import essential
 from sibp.runs.packed import PACKED
 from sibp.runs.reading import MAX_SUMMARY, first_line, read_text
 from sibp.runs.values import UsageError, canonical, plain, shown
@@ -129,7 +130,7 @@ def identity(optimizer: Mapping[str, Any]) -> str:
     Returns:
         Those that are words.
     """
-    return canonical({key: value for key, value in optimizer.items() if isinstance(value, str)})
+    return canonical({key: value for key, value in essential(optimizer).items() if isinstance(value, str)})
 
 
 def contests(problems: Sequence[Problem], names: Mapping[str, str]) -> list[Contest]:

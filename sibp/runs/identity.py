@@ -36,6 +36,11 @@ LATER = {
     "plugins": [],
 }
 LATER_OF_MODEL = {"mlp": {"activation": "relu"}}  # likewise, by the model's name
+_PROXIMAL = {"prox_weight_scaling": "absolute", "line_search": False}
+LATER_OF_OPTIMIZER = {  # likewise, by the optimizer's name
+    "sibp": {"backward_weights": "new", **_PROXIMAL},
+    "proxbp": {"backward_weights": "old", **_PROXIMAL},
+}
 # What else has no part in the problem that methods are compared on: looking more or less often changes no result.
 NOT_A_PROBLEM = (*NOT_IN_NAME, "seed", "optimizer", "log_every", "log_early", "target_val_acc", "experiment", "plugins")
 # A direction in an outer optimizer, such as sibp_fed with outer=muon: people know it by the name of its config.
@@ -58,7 +63,22 @@ def digest(config: Mapping[str, Any]) -> str:
     if model := _group(config, "model"):
         later = LATER_OF_MODEL.get(str(model.get("name")), {})
         named["model"] = {k: v for k, v in model.items() if not (k in later and v == later[k])}
+    if optimizer := _group(config, "optimizer"):
+        named["optimizer"] = essential(optimizer)
     return hashlib.sha256(canonical(named).encode()).hexdigest()[:10]
+
+
+def essential(optimizer: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of an optimizer without those that came after the first kept runs, where they change nothing.
+
+    Args:
+        optimizer: the settings of its group.
+
+    Returns:
+        The same for a run from before a setting existed and for one that has it at its default.
+    """
+    later = LATER_OF_OPTIMIZER.get(str(optimizer.get("name")), {})
+    return {key: value for key, value in optimizer.items() if not (key in later and value == later[key])}
 
 
 def digest_in(name: str) -> str:
@@ -122,7 +142,7 @@ def method_name(optimizer: Mapping[str, Any]) -> str:
     Returns:
         What it is called, and its options that are words, the solver first: ``sibp cg:5``.
     """
-    words = {key: value for key, value in optimizer.items() if isinstance(value, str) and key != "name"}
+    words = {key: value for key, value in essential(optimizer).items() if isinstance(value, str) and key != "name"}
     name = known_as(optimizer)
     if name != optimizer.get("name"):
         del words["outer"]  # the name says it

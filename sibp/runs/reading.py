@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sibp.runs.identity import method_name, role_of, setting_name
+from sibp.runs.identity import essential, method_name, role_of, setting_name
 from sibp.runs.values import BrokenError, number, number_or_nan, plain, shown
 from sibp.runs.yaml_file import YamlError, parse_yaml
 
@@ -62,8 +62,8 @@ class Run:
 
     @property
     def optimizer(self) -> dict[str, Any]:
-        """The optimizer's name and settings."""
-        return self.config["optimizer"]
+        """The optimizer's name and settings, as `essential` gives them."""
+        return essential(self.config["optimizer"])
 
 
 def read_run(folder: Path) -> Run:

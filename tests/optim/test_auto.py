@@ -1,5 +1,6 @@
 """AutoSIBP and line searches: what is taken never raises the loss, and what is left out leaves no trace."""
 
+import contextlib
 import copy
 import itertools
 import math
@@ -305,3 +306,109 @@ def test_old_weights_carry_the_error_signals_of_autograd(solver: str):
     torch.testing.assert_close(gradients[0], plain.grad, rtol=1e-12, atol=1e-15)
     assert plain.grad is not None
     assert not torch.allclose(gradients[1], plain.grad, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("make", SEARCHING, ids=NAMES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_batch_of_no_numbers_leaves_no_trace(make, bad: float):
+    """Not in the weights, not in the fallback's state, and not in the length of later steps."""
+
+    def start() -> tuple[nn.Module, Any]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 3)).double()
+        return model, make(model, 1.0)
+
+    (clean, first), (hit, second) = start(), start()
+    for seed in range(8):
+        x, y = batch(seed)
+        step(clean, first, x, y)
+        step(hit, second, x, y)
+        if seed in (2, 3):
+            optimizer_state = copy.deepcopy(second.search_stats())
+            with pytest.warns(RuntimeWarning, match="no step was taken") if seed == 2 else contextlib.nullcontext():
+                step(hit, second, torch.full_like(x, bad), y)
+            assert second.search_stats()["trials"] == 0 != optimizer_state["trials"]
+    assert_equal(weights(clean), weights(hit))
+
+
+def test_absurd_settings_and_inputs_train():
+    """Steps of any length, features of any size, a sum for a mean, one sample, samples that are all the same."""
+    x, y = batch(0, 60)
+    cases: dict[str, tuple[float, Tensor, Tensor, float]] = {
+        "tiny lr": (1e-8, x, y, 0.0),
+        "huge lr": (1e8, x, y, 0.5),
+        "large features": (10.0, 1e4 * x, y, 0.1),
+        "small features": (10.0, 1e-4 * x, y, 0.05),
+        "one sample": (10.0, x[:1], y[:1], 0.5),
+        "one sample, again and again": (10.0, x[:1].expand(60, -1), y, 0.01),
+        "nothing but zeros": (10.0, torch.zeros_like(x), y, 0.01),
+    }
+    for name, (lr, inputs, labels, least) in cases.items():
+        for reduction in ("mean", "sum"):
+            model = mlp(5, 16, 16, 3, dtype=torch.float32)
+            data, optimizer = inputs.float(), AutoSIBP(model, lr)
+            scale = len(labels) if reduction == "sum" else 1
+            before = loss_of(model, data, labels)
+            for _ in range(30):
+                optimizer.zero_grad()
+                loss = scale * F.cross_entropy(model(data), labels)
+                loss.backward()
+                optimizer.step(evaluate=lambda: scale * F.cross_entropy(model(data), labels), loss=loss)  # noqa: B023
+            after = loss_of(model, data, labels)
+            assert all(p.isfinite().all() for p in model.parameters()), (name, reduction)
+            assert after <= before, (name, reduction)
+            assert before - after >= least * before or after < 0.05, (name, reduction, before, after)
+
+
+def test_ten_hidden_layers_with_small_weights_train():
+    """Torch's own initialisation: what tells samples apart is 1e-4 of a deep layer's features, and the slope 1e-6."""
+    generator = torch.Generator().manual_seed(0)
+    means = 2 * torch.randn(4, 10, generator=generator)
+    y = torch.randint(4, (400,), generator=generator)
+    x = means[y] + 0.3 * torch.randn(400, 10, generator=generator)
+    model = mlp(10, *[32] * 10, 4, dtype=torch.float32)
+    optimizer, start = AutoSIBP(model), loss_of(model, x, y)
+    for rows in itertools.islice(itertools.cycle(torch.arange(400).split(50)), 60):
+        step(model, optimizer, x[rows], y[rows])
+    assert loss_of(model, x, y) < 0.7 * start
+
+
+def test_error_signals_that_vanish_make_longer_steps_and_ordinary_ones_do_not():
+    """A step of lr, times what the ratio of mean square error signals to the output's exceeds 300 by."""
+    x, y = batch()
+    for scale in (1.0, 1e-3):
+        model = mlp(5, 8, 8, 3)
+        with torch.no_grad():
+            model.get_parameter("4.weight").mul_(scale)  # what carries error signals from the output down
+        optimizer, asked, sizes = AutoSIBP(model, lr=2.0), {}, {}
+        plain = optimizer.neuron_step
+
+        def keep(tap, problem, group, plain=plain, asked=asked, sizes=sizes) -> float:
+            asked[tap.name] = plain(tap, problem, group)
+            sizes[tap.name] = float(problem.D_z.square().sum())
+            return asked[tap.name]
+
+        optimizer.neuron_step = keep  # pyright: ignore[reportAttributeAccessIssue]
+        F.cross_entropy(model(x), y).backward()
+        for name, eta in asked.items():
+            ratio = sizes["4"] / sizes[name]
+            assert eta == pytest.approx(2.0 * max(ratio / 300, 1.0), rel=1e-9)
+        assert (asked["0"] > 2.0) == (scale < 1)
+
+
+@pytest.mark.parametrize("scaling", ["relative", "spread"])
+def test_a_spread_caps_what_samples_have_in_common(scaling: str):
+    """Rows a + delta: with a large, lam is ten times the mean of ||delta||^2, and not ||a||^2."""
+    x, y = batch()
+    x = 30 + x
+    common = float((x.square().sum(1) + 1).mean())
+    apart = float((x - x.mean(0)).square().sum(1).mean())
+    lam = 3.0 * (common if scaling == "relative" else 10 * apart)
+    one, two = mlp(5, 3), mlp(5, 3)
+    for model, optimizer in (
+        (one, SIBP(one, 0.7, 3.0, prox_weight_scaling=scaling)),
+        (two, SIBP(two, 0.7, lam)),
+    ):
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    torch.testing.assert_close(weights(one), weights(two), rtol=1e-9, atol=0)

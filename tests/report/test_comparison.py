@@ -51,6 +51,23 @@ def test_a_run_from_before_a_setting_existed_is_one_with_its_default(tmp_path):
     assert "label_noise=0.4" in noisy.title
 
 
+@pytest.mark.parametrize("name", ["sibp", "proxbp"])
+def test_an_optimizer_from_before_its_options_existed_is_one_with_their_defaults(tmp_path, name):
+    later = identity.LATER_OF_OPTIMIZER[name]
+    now = compose([f"optimizer={name}"])
+    assert {key: now["optimizer"][key] for key in later} == later
+    before = now | {"optimizer": {k: v for k, v in now["optimizer"].items() if k not in later}}
+    assert identity.run_name(now) == identity.run_name(before)
+    old, new = before["optimizer"], now["optimizer"]
+    write_run(tmp_path / "old", old, 0)
+    write_run(tmp_path / "new", new, 1)
+    (method,) = only(tmp_path).methods
+    (setting,) = method.settings
+    assert [run.seed for run in setting.runs] == [0, 1]
+    for key, value in {"backward_weights": "neither", "prox_weight_scaling": "relative", "line_search": True}.items():
+        assert identity.digest(now | {"optimizer": new | {key: value}}) != identity.digest(now)
+
+
 def test_an_mlp_from_before_its_activation_was_a_setting_is_one_of_relu(tmp_path):
     write_run(tmp_path / "old", SGD, 0)
     model = config(SGD, 0)["model"]
