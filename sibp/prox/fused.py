@@ -18,6 +18,7 @@ from torch import Tensor
 from sibp.activations import Activation
 from sibp.prox import kernels
 from sibp.prox.kernels import C_TYPES
+from sibp.prox.numbers import Number
 from sibp.prox.solvers.coordinates import Coordinates
 
 _PARALLEL = 1_000_000  # multiply-adds of all products from which several threads are worth waking
@@ -28,21 +29,21 @@ class Rounds(NamedTuple):
 
     Attributes:
         x: (..., r, m) coefficients.
-        squared_change: 0-dimensional, <x, x> summed over neurons.
-        start: 0-dimensional, f(0) summed over neurons.
-        end: 0-dimensional, f(x) summed over neurons.
-        gradient: 0-dimensional, squared gradient norms summed over neurons and rounds.
-        step_length: 0-dimensional, mean accepted step length over neurons and rounds.
-        doubtful: 0-dimensional, the number of neurons whose answer rounding may have spoiled.
+        squared_change: <x, x> summed over neurons.
+        start: f(0) summed over neurons.
+        end: f(x) summed over neurons.
+        gradient: squared gradient norms summed over neurons and rounds.
+        step_length: mean accepted step length over neurons and rounds.
+        doubtful: the number of neurons whose answer rounding may have spoiled.
     """
 
     x: Tensor
-    squared_change: Tensor
-    start: Tensor
-    end: Tensor
-    gradient: Tensor
-    step_length: Tensor
-    doubtful: Tensor
+    squared_change: Number
+    start: Number
+    end: Number
+    gradient: Number
+    step_length: Number
+    doubtful: Number
 
 
 def usable(coordinates: Coordinates, Z: Tensor, s: Activation) -> bool:
@@ -111,7 +112,7 @@ def rounds(
         for place, name in enumerate(_FIGURES):
             setattr(problem, name, row + place * m * Z.element_size())
         library.rounds(ctypes.byref(problem))
-    start, f, norm, steps, descent, doubtful = figures.sum((0, 2)).unbind()
+    start, f, norm, steps, descent, doubtful = figures.sum((0, 2)).tolist()
     return Rounds(x.view(*leading, r, m), norm, start, f, descent, steps / (number * groups * m), doubtful)
 
 

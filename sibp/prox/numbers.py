@@ -15,9 +15,9 @@ Flag = Tensor | bool
 Chosen = TypeVar("Chosen")
 
 
-def number(tensor: Tensor) -> Number:
+def number(tensor: Tensor | float) -> Number:
     """A 0-dimensional tensor as a `Number`."""
-    return tensor.item() if tensor.is_cpu else tensor
+    return tensor.item() if isinstance(tensor, Tensor) and tensor.is_cpu else tensor
 
 
 def is_finite(figure: Number) -> Flag:
