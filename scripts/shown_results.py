@@ -18,24 +18,24 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure as Canvas
 
-from sibp.report.arena import ARENA, GOALS, UNITS, Contest, kept, standings
+from sibp.analysis.arena import ARENA, GOALS, UNITS, Contest, kept, standings
+from sibp.analysis.comparison import Method, Problem, Setting
+from sibp.analysis.outcomes import FINAL_LOSS, FINAL_VAL, TEST_ACC, Quantity, over_runs
+from sibp.analysis.scoring import verdict
+from sibp.analysis.statistics import estimate
+from sibp.analysis.step_sizes import largest, losses, width
 from sibp.report.arena_page import against_table, outcome_table, standing_table
 from sibp.report.blocks import Figure, Table
-from sibp.report.claims import read_claims
-from sibp.report.claims_page import judged, verdict_table
-from sibp.report.comparison import Method, Problem, Setting
-from sibp.report.criteria import FINAL_TRAIN_ACC, Evidence, OpenError
 from sibp.report.curves import curves
-from sibp.report.experiments import Experiment, read_experiments
 from sibp.report.markdown import lines_of_table
-from sibp.report.outcomes import FINAL_LOSS, FINAL_VAL, TEST_ACC, Quantity, over_runs
 from sibp.report.plotly_figures import GRID, colours
-from sibp.report.scoring import verdict
-from sibp.report.statistics import estimate
-from sibp.report.step_sizes import largest, losses, width
 from sibp.report.text import cell_text
 from sibp.report.verdicts import verdicts
 from sibp.runs.reading import Run
+from sibp.study.claims import read_claims
+from sibp.study.claims_page import judged, verdict_table
+from sibp.study.criteria import FINAL_TRAIN_ACC, Evidence, OpenError
+from sibp.study.experiments import Experiment, read_experiments
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "images" / "mnist_mlp.svg"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from sibp.analysis.statistics import Estimate
 from sibp.report.blocks import Figure
 from sibp.report.plotly_figures import COLOURS, GRID
-from sibp.report.statistics import Estimate
 
 
 @dataclass(frozen=True)

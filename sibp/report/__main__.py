@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sibp.report.arena import contests, own_names
+from sibp.analysis.arena import contests, own_names
+from sibp.analysis.comparison import compare
 from sibp.report.arena_page import build_arena
 from sibp.report.blocks import Document
-from sibp.report.comparison import compare
 from sibp.report.exports import csv_files, save_pictures
 from sibp.report.html import page
 from sibp.report.markdown import markdown

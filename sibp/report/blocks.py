@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sibp.report.statistics import Estimate
+from sibp.analysis.statistics import Estimate
 
 
 @dataclass(frozen=True)

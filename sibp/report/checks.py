@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from sibp.analysis.comparison import Problem
 from sibp.report.blocks import Block, Text
-from sibp.report.comparison import Problem
 from sibp.runs.reading import Run
 from sibp.runs.values import number_or_nan, shown
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sibp.analysis.comparison import Method, Problem
 from sibp.report.blocks import Block, Figure, Line, Text
-from sibp.report.comparison import Method, Problem
 from sibp.runs.reading import Run
 
 MAX_POINTS = 300  # of a line; more cannot be seen

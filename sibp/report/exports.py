@@ -6,9 +6,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from sibp.analysis.statistics import Estimate
 from sibp.report.blocks import Cell, Document, Figure, Line, Link, Table
 from sibp.report.plotly_figures import GRID, colours
-from sibp.report.statistics import Estimate
 from sibp.report.text import relative
 from sibp.runs.folder import write_atomic
 

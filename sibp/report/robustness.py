@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
+from sibp.analysis.comparison import Method, Problem, Setting
+from sibp.analysis.outcomes import FINAL_LOSS, over_runs
 from sibp.report.blocks import Block, Figure, Line, Text
-from sibp.report.comparison import Method, Problem, Setting
-from sibp.report.outcomes import FINAL_LOSS, over_runs
 
 CAPTION = (
     "Every dot is a setting: the median over its seeds of the final training loss. The line follows the best setting "

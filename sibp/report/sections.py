@@ -4,14 +4,14 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import reduce
 
-from sibp.report import profile, scoring
+from sibp.analysis import profile, scoring
+from sibp.analysis.comparison import Problem
+from sibp.analysis.statistics import INTERVAL_RULE
 from sibp.report.blocks import Block, Document, Section, Text
 from sibp.report.checks import comparability
-from sibp.report.comparison import Problem
 from sibp.report.curves import curves
 from sibp.report.robustness import robustness
 from sibp.report.solver_plots import solver_plots
-from sibp.report.statistics import INTERVAL_RULE
 from sibp.report.tables import (
     broken_table,
     budget_table,

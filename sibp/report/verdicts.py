@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from sibp.analysis.comparison import Method, Problem
+from sibp.analysis.outcomes import FINAL_LOSS, Quantity, at_equal_seconds
+from sibp.analysis.scoring import BETTER, SAME, TOO_FEW, WORSE, Verdict, verdict
+from sibp.analysis.statistics import median
 from sibp.report.blocks import Block, Cell, Table, Text
-from sibp.report.comparison import Method, Problem
-from sibp.report.outcomes import FINAL_LOSS, Quantity, at_equal_seconds
-from sibp.report.scoring import BETTER, SAME, TOO_FEW, WORSE, Verdict, verdict
-from sibp.report.statistics import median
 from sibp.report.text import figure
 
 SAME_SECONDS = "train loss after the same seconds"

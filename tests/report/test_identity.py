@@ -9,8 +9,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from sibp.analysis.comparison import compare
 from sibp.experiment.compose import CONFIGS, compose
-from sibp.report.comparison import compare
 from sibp.runs.folder import RunFolder
 from sibp.runs.identity import digest, digest_in, known_as, method_name, problem_of, role_of, run_name, setting_name
 from sibp.runs.packed import read_packed

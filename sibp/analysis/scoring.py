@@ -25,7 +25,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from sibp.report.statistics import Estimate, estimate, median, sign_test
+from sibp.analysis.statistics import Estimate, estimate, median, sign_test
 
 MIN_SEEDS = 5
 BETTER, WORSE, SAME, TOO_FEW = "better", "worse", "no difference", "too few seeds"

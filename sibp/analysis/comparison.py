@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sibp.report.outcomes import (
+from sibp.analysis.outcomes import (
     BEST_VAL,
     BEST_VAL_LOSS,
     FINAL_VAL,
@@ -20,7 +20,7 @@ from sibp.report.outcomes import (
     over_runs,
     seconds_per_step,
 )
-from sibp.report.scoring import Choice, choose, edge
+from sibp.analysis.scoring import Choice, choose, edge
 from sibp.runs.identity import TRIAL, method_name, problem_of, setting_name
 from sibp.runs.reading import UNFINISHED, Run
 from sibp.runs.values import canonical, number_or_nan, shown

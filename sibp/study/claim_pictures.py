@@ -10,12 +10,12 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sibp.report.comparison import Method, Problem
-from sibp.report.criteria import Evidence, OpenError
-from sibp.report.experiments import Experiment
-from sibp.report.outcomes import FINAL_LOSS, FINAL_VAL, Quantity, over_runs
+from sibp.analysis.comparison import Method, Problem
+from sibp.analysis.outcomes import FINAL_LOSS, FINAL_VAL, Quantity, over_runs
+from sibp.analysis.statistics import Estimate
 from sibp.report.plotly_figures import COLOURS, GRID
-from sibp.report.statistics import Estimate
+from sibp.study.criteria import Evidence, OpenError
+from sibp.study.experiments import Experiment
 
 ORDER = (
     "sgd",

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure as Canvas
 
-from sibp.report.arena import REFERENCE, Standing
+from sibp.analysis.arena import REFERENCE, Standing
 from sibp.report.arena_page import profiles
 from sibp.report.plotly_figures import GRID, colours
 
