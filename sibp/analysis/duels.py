@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import combinations
 
 from sibp.analysis.comparison import Method, Problem
@@ -66,7 +67,8 @@ class Answer:
         return bool(self.duels) and len(self.beaten) == len(self.duels)
 
 
-def duels(problem: Problem) -> list[Duel]:
+@lru_cache(maxsize=4)
+def duels(problem: Problem) -> tuple[Duel, ...]:
     """Every two methods with results, in three quantities: two at the end of training, one after equal seconds.
 
     Args:
@@ -85,7 +87,7 @@ def duels(problem: Problem) -> list[Duel]:
     for other, method in combinations(methods, 2):
         mine, theirs = after_equal_seconds(method, other)
         found.append(Duel(SAME_SECONDS, method, other, verdict(mine, theirs, larger_is_better=False)))
-    return found
+    return tuple(found)
 
 
 def judged_quantities(problem: Problem) -> tuple[Quantity, Quantity]:
@@ -192,6 +194,8 @@ def missing_seeds(problem: Problem, found: Sequence[Duel]) -> Mapping[Method, li
     while len(wanted) < MIN_SEEDS:
         wanted.append(next(fresh))
     missing = {
-        method: [seed for seed in wanted if seed not in own[method]] for method in problem.methods if method in short
+        method: [seed for seed in sorted(wanted) if seed not in own[method]]
+        for method in problem.methods
+        if method in short
     }
     return {method: seeds for method, seeds in missing.items() if seeds}

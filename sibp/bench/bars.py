@@ -8,7 +8,7 @@ import numpy as np
 
 from sibp.analysis.statistics import Estimate
 from sibp.report.blocks import Figure
-from sibp.report.plotly_figures import COLOURS, GRID
+from sibp.report.styles import GRID, styles
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ def save_bars(figure: Bars, path: Path) -> None:
     with rc_context({"text.usetex": False}):
         canvas = Canvas(figsize=(max(6.4, 1.7 * len(figure.groups)), 4.8), layout="constrained")
         axes = canvas.subplots()
-        width = 0.8 / max(1, len(figure.bars))
+        width, drawn = 0.8 / max(1, len(figure.bars)), styles(figure.bars)
         for index, (name, heights) in enumerate(figure.bars.items()):
             shown = [i for i, e in enumerate(heights) if e is not None and np.isfinite(e.median)]
             found = [e for e in heights if e is not None and np.isfinite(e.median)]
             x = np.array(shown) + (index - (len(figure.bars) - 1) / 2) * width
             spread = np.array([_spread(e) for e in found]).reshape(-1, 2).T
             middle = [e.median for e in found]
-            axes.bar(x, middle, width, color=COLOURS[index % len(COLOURS)], label=name)
+            axes.bar(x, middle, width, color=drawn[name].colour, label=name)
             axes.errorbar(x, middle, yerr=spread, fmt="none", ecolor="#444444")
             for place, group in zip(x, shown, strict=True):
                 bound = figure.marks[name][group] if name in figure.marks else None

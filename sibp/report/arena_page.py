@@ -40,7 +40,6 @@ def build_arena(collection: Collection, contests: Sequence[Contest], command: st
     count = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}"
     standing_tables = [standing_table(table, goal) for goal in GOALS]
     sections = [
-        Section("What was read", [Text(tally(collection))], level=2),
         Section("All problems together", [*standing_tables, Text(CAPTION), *profiles(table)], level=2),
     ]
     for contest in contests:
@@ -54,7 +53,7 @@ def build_arena(collection: Collection, contests: Sequence[Contest], command: st
         Section("Broken runs and notes", [*broken_or_none(collection), *notes_table(collection, problems)], level=2),
         Section("How this was made", how_made(collection.runs, command, rules, seconds=""), level=2),
     ]
-    return Document(f"The arena: {len(table)} methods, {count}", sections)
+    return Document(f"The arena: {len(table)} methods, {count}", sections, tally(collection))
 
 
 def standing_table(table: Sequence[Standing], goal: str) -> Table:

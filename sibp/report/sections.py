@@ -9,7 +9,7 @@ from sibp.analysis.comparison import Problem
 from sibp.analysis.statistics import INTERVAL_RULE
 from sibp.report.blocks import Block, Document, Section, Text
 from sibp.report.checks import comparability
-from sibp.report.curves import curves
+from sibp.report.curves import curves, intervals
 from sibp.report.robustness import robustness
 from sibp.report.solver_plots import solver_plots
 from sibp.report.tables import (
@@ -21,7 +21,7 @@ from sibp.report.tables import (
     summary_table,
     versions_table,
 )
-from sibp.report.verdicts import verdicts
+from sibp.report.verdicts import outcome, verdict_table, verdicts
 from sibp.runs.collect import Collection
 from sibp.runs.reading import Run
 from sibp.runs.values import shown
@@ -47,28 +47,43 @@ def build(collection: Collection, problems: Sequence[Problem], command: str) -> 
     Returns:
         The report.
     """
-    sections = [Section("What was read", [Text(tally(collection))], level=2)]
-    for i, problem in enumerate(problems, start=1):
-        sections += _problem_sections(problem, f"{i:02d}")
+    sections = [each for i, problem in enumerate(problems, start=1) for each in _problem_sections(problem, f"{i:02d}")]
     sections += [
+        Section("All runs", [runs_table(problems)], level=2),
         Section("Broken runs and notes", [*broken_or_none(collection), *notes_table(collection, problems)], level=2),
-        Section("All runs", [runs_table(problems)], level=2, folded=True),
         Section("How this was made", how_made(collection.runs, command), level=2),
     ]
-    return Document("Who won? Training methods compared", sections)
+    return Document("Who won? Training methods compared", sections, tally(collection))
 
 
 def _problem_sections(problem: Problem, number: str) -> list[Section]:
+    """The answer first: sentences, matrices, dots with intervals; then curves, tables, and what the solvers said."""
+    warnings, notes = split_warnings(comparability(problem))
     solver = solver_plots(problem, number)
+    first = [*map(Text, outcome(problem)), *warnings, *verdicts(problem), *intervals(problem, number)]
     return [
-        Section(problem.title, comparability(problem), level=2),
-        Section("Verdicts", [*verdicts(problem), Text(choice_text(problem))]),
-        Section("The chosen setting of every method", [summary_table(problem)]),
+        Section(problem.title, first, level=2),
         Section("Loss and accuracy", curves(problem, number)),
-        Section("Step-size robustness", robustness(problem, number)),
-        Section("Settings tried and budget", [budget_table(problem), settings_table(problem)]),
+        Section("The chosen setting of every method", [summary_table(problem), verdict_table(problem)]),
+        Section("Learning-rate robustness", robustness(problem, number)),
+        Section(
+            "Is the comparison fair?",
+            [*notes, Text(choice_text(problem)), budget_table(problem), settings_table(problem)],
+        ),
         *([Section("Solver, layer by layer", solver, folded=True)] if solver else []),
     ]
+
+
+def split_warnings(blocks: Sequence[Text]) -> tuple[list[Text], list[Text]]:
+    """Warnings, and what is no warning.
+
+    Args:
+        blocks: as :func:`~sibp.report.checks.comparability` gives them.
+
+    Returns:
+        Both.
+    """
+    return [block for block in blocks if block.warning], [block for block in blocks if not block.warning]
 
 
 def choice_text(problem: Problem) -> str:

@@ -138,7 +138,7 @@ def runs_table(problems: Sequence[Problem]) -> Table:
         "reason",
         "folder",
     )
-    return Table("runs", columns, rows, f"{len(rows)} runs, with their folders")
+    return Table("runs", columns, rows, f"{len(rows)} runs, with their folders", folded=True)
 
 
 def _run_cells(problem: Problem, method: Method, setting: Setting, run: Run) -> list[Cell]:

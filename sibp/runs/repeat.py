@@ -80,8 +80,13 @@ def _option(group: str, settings: Mapping[str, Any]) -> str | None:
 
 @cache
 def _file(name: str) -> dict[str, Any]:
+    """A file of configs/; one of a group may build on others of that group."""
     assert CONFIGS is not None
-    return parse_yaml((CONFIGS / f"{name}.yaml").read_text()) or {}
+    own = parse_yaml((CONFIGS / f"{name}.yaml").read_text()) or {}
+    group, _, _ = name.rpartition("/")
+    for base in own.pop("defaults", ["_self_"]) if group else ():
+        own = own if base == "_self_" else {**_file(f"{group}/{base}"), **own}
+    return own
 
 
 def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

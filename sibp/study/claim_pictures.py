@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from sibp.analysis.comparison import Method, Problem
 from sibp.analysis.outcomes import FINAL_LOSS, FINAL_VAL, Quantity, over_runs
 from sibp.analysis.statistics import Estimate
-from sibp.report.plotly_figures import COLOURS, GRID
+from sibp.report.styles import GRID, styles
 from sibp.study.criteria import Evidence, OpenError
 from sibp.study.experiments import Experiment
 
@@ -74,7 +74,7 @@ def _place(name: str) -> int:
 
 
 def _colour(name: str) -> str:
-    return COLOURS[_place(name) % len(COLOURS)]
+    return styles([name])[name].colour
 
 
 def step_sizes(evidence: Evidence, experiment: Experiment) -> bytes:
