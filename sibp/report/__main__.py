@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sibp.analysis.arena import contests, own_names
+from sibp.analysis.clock import read_clock
 from sibp.analysis.comparison import compare
 from sibp.report.arena_page import build_arena
 from sibp.report.blocks import Document
@@ -51,6 +52,8 @@ def _main(words: list[str]) -> int:
     try:
         collection = collect(args.folders)
         problems = compare(collection.runs, args.target_acc, args.target_loss)
+        for problem in problems if args.clock else ():
+            problem.clock = read_clock(args.clock, problem)
         if args.arena:
             document = build_arena(collection, contests(problems, own_names(args.folders, collection.broken)), command)
         else:
@@ -82,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
         help="count steps and seconds to this validation accuracy (default: target_val_acc of the runs, if they agree)",
     )
     parser.add_argument("--target-loss", type=_loss, help="count steps and seconds to this training loss")
+    parser.add_argument(
+        "--clock",
+        metavar="FILE",
+        type=Path,
+        help="verdicts by the clock use the seconds a step in this record of `sibp bench step`, measured interleaved",
+    )
     parser.add_argument(
         "--arena",
         action="store_true",

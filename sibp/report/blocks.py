@@ -55,7 +55,8 @@ class Matrix:
         title: in what they are compared.
         methods: names of rows and columns.
         words: (row, column) -> the verdict on the row's method against the column's.
-        numbers: (row, column) -> the median difference, row minus column.
+        numbers: (row, column) -> the median difference, or ratio, with its interval.
+        of: what the numbers are: row ``minus`` column, or a step's cost ``over`` the other's.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Matrix:
     methods: Sequence[str]
     words: Mapping[tuple[str, str], str]
     numbers: Mapping[tuple[str, str], Estimate | None]
+    of: str = "minus"
 
 
 @dataclass(frozen=True)

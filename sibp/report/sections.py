@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import reduce
 
-from sibp.analysis import profile, scoring
+from sibp.analysis import clock, profile, scoring
 from sibp.analysis.comparison import Problem
 from sibp.analysis.statistics import INTERVAL_RULE
 from sibp.report.blocks import Block, Document, Section, Text
@@ -21,7 +21,7 @@ from sibp.report.tables import (
     summary_table,
     versions_table,
 )
-from sibp.report.verdicts import outcome, verdict_table, verdicts
+from sibp.report.verdicts import clock_table, outcome, verdict_table, verdicts
 from sibp.runs.collect import Collection
 from sibp.runs.reading import Run
 from sibp.runs.values import shown
@@ -30,6 +30,7 @@ SECONDS = (
     "Seconds are training seconds as recorded by the runs; seconds per step are the median over the stretches between "
     "logged rows."
 )
+RULES = (scoring.__doc__, clock.__doc__)
 INFINITY = (
     "∞ stands for the loss of a run that diverged or failed and for a target that was missed, −∞ for the accuracy of "
     "such a run."
@@ -60,11 +61,12 @@ def _problem_sections(problem: Problem, number: str) -> list[Section]:
     """The answer first: sentences, matrices, dots with intervals; then curves, tables, and what the solvers said."""
     warnings, notes = split_warnings(comparability(problem))
     solver = solver_plots(problem, number)
+    tables = [summary_table(problem), verdict_table(problem), *clock_table(problem)]
     first = [*map(Text, outcome(problem)), *warnings, *verdicts(problem), *intervals(problem, number)]
     return [
         Section(problem.title, first, level=2),
         Section("Loss and accuracy", curves(problem, number)),
-        Section("The chosen setting of every method", [summary_table(problem), verdict_table(problem)]),
+        Section("The chosen setting of every method", tables),
         Section("Learning-rate robustness", robustness(problem, number)),
         Section(
             "Is the comparison fair?",
@@ -153,7 +155,10 @@ def broken_or_none(collection: Collection) -> list[Block]:
 
 
 def how_made(
-    runs: Sequence[Run], command: str, rules: Sequence[str | None] = (scoring.__doc__,), seconds: str = SECONDS
+    runs: Sequence[Run],
+    command: str,
+    rules: Sequence[str | None] = RULES,
+    seconds: str = SECONDS,
 ) -> list[Block]:
     """The command, the rules and the machine.
 

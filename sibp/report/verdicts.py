@@ -2,16 +2,17 @@
 
 from collections.abc import Sequence
 
+from sibp.analysis.clock import NOISE, by_the_clock
 from sibp.analysis.comparison import Problem
-from sibp.analysis.duels import SAME_SECONDS, Answer, Duel, answer, duels, judged_quantities, missing_seeds, seen_by
+from sibp.analysis.duels import SAME_SECONDS, Answer, Duel, answer, duels, judged_quantities, missing_seeds
 from sibp.analysis.scoring import BETTER, MIN_SEEDS, SAME, TOO_FEW, WORSE
-from sibp.analysis.statistics import Estimate
+from sibp.analysis.statistics import Estimate, holm
 from sibp.report.blocks import Block, Cell, Matrix, Table, Text
 from sibp.report.text import cell_text, figure
 from sibp.runs.repeat import command
 
 AGAINST = {BETTER: "better than", SAME: "no different from", WORSE: "worse than", TOO_FEW: "not decided against"}
-TITLES = {SAME_SECONDS: "train loss at equal seconds"}
+CLOCK_WORDS = {BETTER: "better than", NOISE: "within the noise of", WORSE: "worse than"}
 
 
 def outcome(problem: Problem) -> list[str]:
@@ -30,7 +31,7 @@ def outcome(problem: Problem) -> list[str]:
     answers = [each for quantity in quantities if (each := answer(problem, quantity, found))]
     sentences = [_who_won(each) for each in answers]
     if answers and answers[0].leader:
-        sentences.append(_meaning(problem, answers[0], found))
+        sentences.append(_meaning(problem, answers[0]))
     return sentences + _missing(problem, found)
 
 
@@ -70,7 +71,10 @@ def _against(duels: Sequence[Duel]) -> str:
 
 
 def _names(duels: Sequence[Duel]) -> str:
-    names = [duel.other.name for duel in duels]
+    return _listed([duel.other.name for duel in duels])
+
+
+def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
@@ -81,19 +85,50 @@ def _size(difference: Estimate | None) -> str:
     return f"{figure(abs(difference.median))} [{figure(low)}, {figure(high)}]"
 
 
-def _meaning(problem: Problem, found: Answer, all_duels: Sequence[Duel]) -> str:
+def _meaning(problem: Problem, found: Answer) -> str:
     """The price of the best training loss: seconds."""
-    leader = found.leader
-    assert leader is not None
-    timed = [duel for duel in seen_by(leader, all_duels, SAME_SECONDS) if duel.verdict.word != TOO_FEW]
-    own, base = leader.step_seconds(), problem.sgd_step_seconds
-    compared = leader.name != "sgd" and own and base
-    cost = f"a step of {leader.name} costs {own / base:.2g} times as much as SGD's; " if compared else ""
+    timed = [each for each in by_the_clock(problem) if each.method is found.leader and each.word != TOO_FEW]
     if not timed:
-        return f"This means: {cost}too few runs logged a row at a common training time, so the clock decides nothing."
-    if all(duel.verdict.word == BETTER for duel in timed) and len(timed) == len(found.duels):
-        return f"This means: {cost}at equal training time, by the clock of these runs, it still wins."
-    return f"This means: {cost}at equal training time, by the clock of these runs, it is {_against(timed)}."
+        return "The clock decides nothing: too few seeds, or no seconds, are shared."
+    words = {word: [each.other.name for each in timed if each.word == word] for word in CLOCK_WORDS}
+    judged = "; ".join(f"{CLOCK_WORDS[word]} {_listed(names)}" for word, names in words.items() if names)
+    against = next((each for each in timed if each.other.name == "sgd"), timed[0])
+    return (
+        f"This means: a step of {against.method.name} may cost {cell_text(against.break_even)} times as much as one of "
+        f"{against.other.name} before it loses, and costs {cell_text(against.measured)} times as much. By "
+        f"{clock_of(problem)}, it is {judged}."
+    )
+
+
+def clock_of(problem: Problem) -> str:
+    """Whose seconds decide.
+
+    Args:
+        problem: the problem.
+
+    Returns:
+        In words.
+    """
+    return "the clock of these runs" if problem.clock is None else "the clock measured apart, interleaved"
+
+
+def clock_table(problem: Problem) -> list[Block]:
+    """Every verdict by the clock with its ratios.
+
+    Args:
+        problem: the problem.
+
+    Returns:
+        The table; nothing where there are no seconds.
+    """
+    found = by_the_clock(problem)
+    columns = ("method", "verdict", "against", "step may cost, times", "step costs, times", "seeds", "samples")
+    rows: list[list[Cell]] = [
+        [*(each.method.name, each.word, each.other.name, each.break_even, each.measured),
+         each.break_even.count, each.measured.count] for each in found
+    ]  # fmt: skip
+    title = f"Verdicts by the clock, by {clock_of(problem)}: break-even and measured ratio of a step's cost"
+    return [Table("clock", columns, rows, title, folded=True)] if rows else []
 
 
 def _missing(problem: Problem, found: Sequence[Duel]) -> list[str]:
@@ -117,15 +152,19 @@ def verdicts(problem: Problem) -> list[Block]:
     """
     found = duels(problem)
     names = [method.name for method in problem.methods if method.runs]
-    return [_matrix(quantity, names, found) for quantity in dict.fromkeys(duel.quantity for duel in found)]
+    quantities = dict.fromkeys(duel.quantity for duel in found if duel.quantity != SAME_SECONDS)
+    timed = by_the_clock(problem)
+    words = {(each.method.name, each.other.name): each.word for each in timed}
+    ratios = {(each.method.name, each.other.name): each.measured for each in timed}
+    clock = [Matrix("matrix-clock", "by the clock", names, words, ratios, "over")] if timed else []
+    return [*(_matrix(quantity, names, found) for quantity in quantities), *clock]
 
 
 def _matrix(quantity: str, names: Sequence[str], found: Sequence[Duel]) -> Matrix:
     both = [each for duel in found if duel.quantity == quantity for each in (duel, duel.turned())]
     words = {(duel.method.name, duel.other.name): duel.verdict.word for duel in both}
     numbers = {(duel.method.name, duel.other.name): duel.verdict.difference for duel in both}
-    title = TITLES.get(quantity, quantity)
-    return Matrix(f"matrix-{title.replace(' ', '-')}", title, names, words, numbers)
+    return Matrix(f"matrix-{quantity.replace(' ', '-')}", quantity, names, words, numbers)
 
 
 def verdict_table(problem: Problem) -> Table | Text:
@@ -140,14 +179,19 @@ def verdict_table(problem: Problem) -> Table | Text:
     found = duels(problem)
     if not found:
         return Text("There are no two methods with results: nothing to compare.")
-    columns = ("in", "method", "verdict", "against", "median difference", "seeds", "won / tied / lost", "sign test p")
+    corrected: dict[Duel, float] = {}
+    for quantity in dict.fromkeys(duel.quantity for duel in found):
+        family = [duel for duel in found if duel.quantity == quantity and duel.verdict.difference]
+        corrected |= zip(family, holm([duel.verdict.sign_p for duel in family]), strict=True)
+    columns = ("in", "method", "verdict", "against", "median difference", "seeds", "won / tied / lost")
+    columns += ("sign test p", "p by Holm")
     title = f"Pairwise verdicts, paired by seed; difference: method minus the other ({len(found)} comparisons)"
-    return Table("verdicts", columns, [_row(duel) for duel in found], title, folded=True)
+    return Table("verdicts", columns, [_row(duel, corrected.get(duel)) for duel in found], title, folded=True)
 
 
-def _row(duel: Duel) -> list[Cell]:
+def _row(duel: Duel, corrected: float | None) -> list[Cell]:
     found = duel.verdict
     count = found.difference.count if found.difference else 0
     split = f"{found.wins} / {found.ties} / {found.losses}"
     p = found.sign_p if count else None
-    return [duel.quantity, duel.method.name, found.word, duel.other.name, found.difference, count, split, p]
+    return [duel.quantity, duel.method.name, found.word, duel.other.name, found.difference, count, split, p, corrected]

@@ -84,7 +84,10 @@ def test_verdicts_say_who_is_better(written):
     assert won + "the nearest, proxbp exact, is behind by 0.0051 " in text
     assert "on 5 of 5 seeds (sign test p = 0.0625)" in text
     assert "Final val acc: sibp cg:5 won" in text
-    assert "a step of sibp cg:5 costs 4 times as much as SGD's" in text
+    assert "a step of sibp cg:5 may cost 1 \\[1, 1\\] times as much as one of sgd before it loses, and costs 4 " in text
+    # Of three comparisons with p = 1/16 each, all are multiplied by 3.
+    family = [row for row in rows.values() if row["in"] == "final val acc"]
+    assert {(row["sign test p"], row["p by Holm"]) for row in family} == {("0.0625", "0.1875")}
 
 
 def test_summary_has_medians_intervals_cost_and_infinite_targets(written):
@@ -352,7 +355,7 @@ def test_package_reads_no_pickle_and_yaml_only_safely():
 def test_markdown_folds_tables_and_leaves_the_longest_to_the_page(study, written, tmp_path):
     markdown = (written / "report.md").read_text()
     assert "<details><summary>Pairwise verdicts" in markdown
-    assert markdown.count("<details>") == markdown.count("</details>") == 3  # verdicts, settings, runs
+    assert markdown.count("<details>") == markdown.count("</details>") == 4  # verdicts, clock, settings, runs
     for seed in range(101):
         write_run(tmp_path / "runs" / str(seed), SGD, seed)
     report(tmp_path / "runs", "--out", tmp_path / "report.html", "--format", "md")
