@@ -35,7 +35,8 @@ def machine(device: str) -> dict[str, Any]:
         device, kernels, system, versions and git state.
     """
     found = describe(torch.device(device))
-    kept = ("processor", "load", "system", "cpus", "threads", "device", "kernels", "versions", "git_commit", "git_dirty")
+    kept = ("processor", "load", "system", "cpus", "threads", "device")
+    kept += ("kernels", "versions", "git_commit", "git_dirty")
     return {key: found[key] for key in kept}
 
 
