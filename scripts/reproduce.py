@@ -21,13 +21,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sibp.report.experiments import Experiment, is_kept, read_experiments
 from sibp.runs.collect import collect
 from sibp.runs.folder import FINISHED, RunFolder
 from sibp.runs.identity import digest, digest_in
 from sibp.runs.packed import PACKED, pack, read_packed, rows_of
 from sibp.runs.values import BrokenError, UsageError
 from sibp.runs.yaml_file import parse_yaml
+from sibp.study.experiments import Experiment, is_kept, read_experiments
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"

@@ -15,16 +15,16 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from sibp.analysis.arena import ARENA, kept, standings
 from sibp.report.__main__ import main as report
-from sibp.report.arena import ARENA, kept, standings
-from sibp.report.arena_picture import picture
-from sibp.report.claim_pictures import pictures
-from sibp.report.claims import read_claims
-from sibp.report.claims_page import csv_text, judged, page
-from sibp.report.criteria import Evidence
-from sibp.report.experiments import read_experiments
 from sibp.runs.packed import PACKED
 from sibp.runs.values import UsageError
+from sibp.study.arena_picture import picture
+from sibp.study.claim_pictures import pictures
+from sibp.study.claims import read_claims
+from sibp.study.claims_page import csv_text, judged, page
+from sibp.study.criteria import Evidence
+from sibp.study.experiments import read_experiments
 
 RESULTS = Path(__file__).parents[1] / "results"
 MADE_BY = "Made by: python -m sibp.report "

@@ -5,7 +5,6 @@ results. What is not kept yet is said to be so, with the command that runs it. T
 """
 
 import argparse
-import io
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -15,27 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.figure import Figure as Canvas
 
-from sibp.report.arena import ARENA, GOALS, UNITS, Contest, kept, standings
+from sibp.analysis.arena import ARENA, GOALS, UNITS, Contest, kept, standings
+from sibp.analysis.comparison import Method, Problem, Setting
+from sibp.analysis.duels import SAME_SECONDS, duels
+from sibp.analysis.outcomes import FINAL_LOSS, FINAL_VAL, TEST_ACC, Quantity, over_runs
+from sibp.analysis.scoring import verdict
+from sibp.analysis.statistics import estimate
+from sibp.analysis.step_sizes import largest, losses, width
 from sibp.report.arena_page import against_table, outcome_table, standing_table
-from sibp.report.blocks import Figure, Table
-from sibp.report.claims import read_claims
-from sibp.report.claims_page import judged, verdict_table
-from sibp.report.comparison import Method, Problem, Setting
-from sibp.report.criteria import FINAL_TRAIN_ACC, Evidence, OpenError
-from sibp.report.curves import curves
-from sibp.report.experiments import Experiment, read_experiments
+from sibp.report.blocks import Table
+from sibp.report.curves import overview
 from sibp.report.markdown import lines_of_table
-from sibp.report.outcomes import FINAL_LOSS, FINAL_VAL, TEST_ACC, Quantity, over_runs
-from sibp.report.plotly_figures import GRID, colours
-from sibp.report.scoring import verdict
-from sibp.report.statistics import estimate
-from sibp.report.step_sizes import largest, losses, width
+from sibp.report.pictures import picture
 from sibp.report.text import cell_text
-from sibp.report.verdicts import verdicts
 from sibp.runs.reading import Run
+from sibp.study.claims import read_claims
+from sibp.study.claims_page import judged, verdict_table
+from sibp.study.criteria import FINAL_TRAIN_ACC, Evidence, OpenError
+from sibp.study.experiments import Experiment, read_experiments
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "images" / "mnist_mlp.svg"
@@ -75,8 +72,8 @@ def claims() -> str:
 
 def comparison(problem: Problem) -> str:
     """A row a method: medians with intervals, and its verdicts against SGD."""
-    duels = next(block for block in verdicts(problem) if isinstance(block, Table))
-    against_sgd = {(quantity, method): word for quantity, method, word, other, *_ in duels.rows if other == "sgd"}
+    found = [duel for duel in duels(problem) if duel.other.name == "sgd"]
+    against_sgd = {(duel.quantity, duel.method.name): duel.verdict.word for duel in found}
     rows = []
     for method in problem.methods:
         step = method.step_seconds()
@@ -86,7 +83,7 @@ def comparison(problem: Problem) -> str:
             over_runs(method.runs, TEST_ACC.of),
             over_runs(method.runs, FINAL_LOSS.of),
             against_sgd.get((FINAL_LOSS.title, method.name)),
-            against_sgd.get(("train loss after the same seconds", method.name)),
+            against_sgd.get((SAME_SECONDS, method.name)),
             None if step is None else f"{1000 * step:.1f}",
         ])  # fmt: skip
     columns = ("method", "setting", "test accuracy", "training loss", "same steps", "same seconds", "ms a step")
@@ -294,25 +291,9 @@ def filled(page: str) -> str:
     return PLACE.sub(lambda m: m["begin"] + table(m["name"], m["table"]) + m["end"], page)
 
 
-def picture(problem: Problem) -> bytes:
-    """Training loss against steps and against seconds, as SVG: always the same bytes for the same runs."""
-    figures = [block for block in curves(problem, "") if isinstance(block, Figure) and "train-loss" in block.name]
-    colour = colours(figures)
-    with rc_context({"svg.hashsalt": "sibp", "font.size": 9, "text.usetex": False}):
-        canvas = Canvas(figsize=(9, 4), layout="constrained")
-        for axes, figure in zip(canvas.subplots(1, 2, sharey=True), figures, strict=True):
-            for line in (line for line in figure.lines if line.named):
-                low, high = line.low, line.high
-                axes.plot(line.x, line.y, color=colour[line.group], label=line.label)
-                if low is not None and high is not None:
-                    axes.fill_between(line.x, low, high, color=colour[line.group], alpha=0.16, lw=0)
-            axes.set(xlabel=figure.x_title, yscale="log")
-            axes.grid(color=GRID, which="both", lw=0.5)
-        canvas.axes[0].set_ylabel("training loss")
-        canvas.legend(*canvas.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-        file = io.BytesIO()
-        canvas.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    return file.getvalue()
+def overview_picture(problem: Problem) -> bytes:
+    """Training loss against steps and seconds, and the ends, as SVG: always the same bytes for the same runs."""
+    return picture(overview(problem), "svg")
 
 
 def main() -> int:
@@ -326,7 +307,7 @@ def main() -> int:
     check = parser.parse_args().check
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     wanted = {page: filled(page.read_text()).encode() for page in pages if PLACE.search(page.read_text())}
-    wanted[PICTURE] = picture(EVIDENCE.problem("mnist_mlp"))
+    wanted[PICTURE] = overview_picture(EVIDENCE.problem("mnist_mlp"))
     different = [path for path, content in wanted.items() if not path.exists() or path.read_bytes() != content]
     for path in different:
         print(f"{'differs' if check else 'written'}    {path.relative_to(ROOT)}")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +14,8 @@ import torch
 from sibp.bench.bars import Bars, save_bars
 from sibp.experiment.environment import describe
 from sibp.report.blocks import Document, Section, Table, Text
-from sibp.report.exports import save_pictures
 from sibp.report.markdown import markdown
+from sibp.report.pictures import save_pictures
 from sibp.report.text import cell_text, is_number
 from sibp.runs.errors import UserError
 
@@ -36,8 +35,9 @@ def machine(device: str) -> dict[str, Any]:
         device, kernels, system, versions and git state.
     """
     found = describe(torch.device(device))
-    kept = ("system", "cpus", "threads", "device", "kernels", "versions", "git_commit", "git_dirty")
-    return {"processor": _processor(), "load": _load(), **{key: found[key] for key in kept}}
+    kept = ("processor", "load", "system", "cpus", "threads", "device")
+    kept += ("kernels", "versions", "git_commit", "git_dirty")
+    return {key: found[key] for key in kept}
 
 
 def new_record(command: str, words: Sequence[str], device: str) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def _aligned(table: Table) -> str:
 
 def _save_pictures(sections: Sequence[Section], prefix: Path) -> list[Path]:
     plain = [replace(part, blocks=[b for b in part.blocks if not isinstance(b, Bars)]) for part in sections]
-    written = save_pictures(Document("", plain), prefix)
+    written = save_pictures(Document("", plain), prefix, "png")
     for block in (block for part in sections for block in part.blocks if isinstance(block, Bars)):
         written.append(prefix.with_name(f"{prefix.name}-{block.name}.png"))
         save_bars(block, written[-1])
@@ -191,7 +191,7 @@ def _part(path: Path, makers: Mapping[str, Sections]) -> str:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no record of this command: move it away, or give another --out.") from error
     document = Document(path.stem.replace("-", ", "), [head, *sections])
-    return "#" + markdown(document, path.parent, path.stem)  # one level further down
+    return "#" + markdown(document, path.parent, path.stem, "png")  # one level further down
 
 
 def warnings(record: Mapping[str, Any]) -> list[Text]:
@@ -230,19 +230,3 @@ def machine_line(about: Mapping[str, Any]) -> str:
         f"{device}{about['processor']}, {about['cpus']} cores, {load}{threads}, "
         f"{compiled}torch {about['versions']['torch']}, commit {commit}"
     )
-
-
-def _load() -> float | None:
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-
-
-def _processor() -> str:
-    """The name of the processor, with what tells it from others that are called the same."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    about = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines) if value}
-    name = about.get("model name") or platform.processor() or platform.machine()
-    known = [f"{key.removeprefix('cpu ')} {about[key]}" for key in ("cpu family", "model", "stepping") if key in about]
-    return f"{name} ({', '.join(known)})" if known else name

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from sibp.analysis.statistics import Estimate
 from sibp.bench.counting import layers_of, operations, step_work
 from sibp.bench.nets import Case, choose_cases
 from sibp.bench.record import new_record
 from sibp.bench.timing import device_clock, interleave, quartiles
 from sibp.bench.workers import PROXBP, SGD, Worker
 from sibp.report.blocks import Cell, Figure, Line, Section, Table, Text
-from sibp.report.statistics import Estimate
 from sibp.runs.errors import UserError
 
 METHODS = (SGD, "exact", "cg:5", PROXBP)

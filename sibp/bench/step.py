@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from sibp.analysis.statistics import Estimate
 from sibp.bench import memory
 from sibp.bench.bars import Bars
 from sibp.bench.nets import NAMED, TARGETS, Case, choose_cases
@@ -13,7 +14,6 @@ from sibp.bench.record import new_record
 from sibp.bench.timing import device_clock, interleave, quartiles, ratios
 from sibp.bench.workers import METHODS, PAPER, PORTS, PROXBP, PROXPROP, PUBLISHED, SGD, Worker, check_methods
 from sibp.report.blocks import Cell, Section, Table, Text
-from sibp.report.statistics import Estimate
 
 MEMORY_TARGET = 1.5
 # Of two methods' times, the first at least or at most so many times the second.
@@ -246,4 +246,4 @@ def _figure(cases: Sequence[Mapping[str, Any]]) -> Bars:
     bars = {name: [_best_ratio(c, name) if name in c["seconds_per_step"] else None for c in cases] for name in names}
     marks = {name: [targets_of(case).get(name) for case in cases] for name in names}
     nets = [Case.of(case).title.replace(", ", "\n") for case in cases]
-    return Bars("ratios", "Time of a step (black: target)", "", "x SGD", [], groups=nets, bars=bars, marks=marks)
+    return Bars("ratios", "Time of a step (black: target)", "", "x SGD", [], places=nets, bars=bars, marks=marks)

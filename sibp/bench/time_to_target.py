@@ -5,12 +5,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sibp.analysis.comparison import Method, compare
+from sibp.analysis.outcomes import Target, to_target
+from sibp.analysis.statistics import Estimate, estimate
 from sibp.bench.bars import Bars
 from sibp.bench.record import new_record
 from sibp.report.blocks import Cell, Section, Table, Text
-from sibp.report.comparison import Method, compare
-from sibp.report.outcomes import Target, to_target
-from sibp.report.statistics import Estimate, estimate
 from sibp.runs.collect import collect
 from sibp.runs.errors import UserError
 from sibp.runs.reading import Run
@@ -115,4 +115,4 @@ def _row(method: Mapping[str, Any]) -> list[Cell]:
 def _figure(name: str, problem: Mapping[str, Any]) -> Bars:
     bars = {method["name"]: estimates(method) for method in problem["methods"]}
     groups = [target.title for target in TARGETS]
-    return Bars(name, problem["title"], "no bar: not reached", "training seconds", [], groups=groups, bars=bars)
+    return Bars(name, problem["title"], "no bar: not reached", "training seconds", [], places=groups, bars=bars)

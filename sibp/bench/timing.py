@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from sibp.report.statistics import Estimate
+from sibp.analysis.statistics import Estimate
 
 MIN_ROUNDS = 5
 _WARM_UP = 2  # steps

@@ -61,7 +61,11 @@ def head(config: Mapping[str, Any]) -> list[Summary]:
     """
     text = "".join(f"    {line}\n" for line in yaml.safe_dump(dict(config)).splitlines())  # Markdown's code block
     layout = {
-        title: {quantity: ["Multiline", [f"^{prefix}{quantity}/{part}$" for part in PARTS]] for quantity in QUANTITIES}
+        title: {
+            f"{quantity}, {part}": ["Multiline", [f"^{prefix}{quantity}/{part}$"]]
+            for quantity in QUANTITIES
+            for part in PARTS
+        }
         for title, prefix in (("Against steps", ""), ("Against training milliseconds", OVER_TIME))
     }
     line = HParamsPluginData(session_start_info=SessionStartInfo(hparams=_settings(config)))

@@ -24,7 +24,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         device: the one trained on.
 
     Returns:
-        Versions, git state, machine, device, threads, the kernels that run on it, and command line.
+        Versions, git state, machine, processor, load, device, threads, the kernels that run on it, and command line.
     """
     return {
         "git_commit": _git("rev-parse", "HEAD"),
@@ -36,12 +36,26 @@ def describe(device: torch.device) -> dict[str, Any]:
         },
         "host": socket.gethostname(),
         "system": platform.platform(),
+        "processor": _processor(),
         "cpus": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,  # when the run ended
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "kernels": kernels.description() if device.type == "cpu" else "none",
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
+
+
+def _processor() -> str:
+    """The name of the processor, with what tells it from others that are called the same."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    about = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines) if value}
+    name = about.get("model name") or platform.processor() or platform.machine()
+    known = [f"{key.removeprefix('cpu ')} {about[key]}" for key in ("cpu family", "model", "stepping") if key in about]
+    return f"{name} ({', '.join(known)})" if known else name
 
 
 @functools.cache

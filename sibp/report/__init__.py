@@ -1,5 +1,5 @@
-"""From run folders on disk to a page that says who won, by how much and how surely.
+"""From records to a page that says who won, by how much and how surely.
 
-``python -m sibp.report DIR...`` reads config.yaml, metrics.jsonl and summary.json of every run below the given
-folders and writes one self-contained page. It never trains and never imports torch.
+``sibp report DIR...`` reads config.yaml, metrics.jsonl and summary.json of every run below the given folders and writes
+one self-contained page. It never trains and never imports torch.
 """

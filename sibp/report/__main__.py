@@ -6,20 +6,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sibp.report.arena import contests, own_names
+from sibp.analysis.arena import contests, own_names
+from sibp.analysis.clock import read_clock
+from sibp.analysis.comparison import compare
 from sibp.report.arena_page import build_arena
 from sibp.report.blocks import Document
-from sibp.report.comparison import compare
-from sibp.report.exports import csv_files, save_pictures
+from sibp.report.exports import csv_files
 from sibp.report.html import page
 from sibp.report.markdown import markdown
+from sibp.report.pictures import save_pictures
 from sibp.report.sections import build
+from sibp.report.terminal import in_short
 from sibp.runs.collect import collect
 from sibp.runs.folder import write_atomic
 from sibp.runs.output import forgiving_output
 from sibp.runs.values import UsageError
 
-FORMATS = ("html", "md", "csv", "png")
+FORMATS = ("html", "md", "csv", "png", "svg")
 EPILOG = """
 Every folder below DIR that holds config.yaml, metrics.jsonl or summary.json is a run; nothing is trained, nothing in
 them is changed. Runs that cannot be read are listed with the reason. The rules by which methods are compared are
@@ -49,10 +52,13 @@ def _main(words: list[str]) -> int:
     try:
         collection = collect(args.folders)
         problems = compare(collection.runs, args.target_acc, args.target_loss)
+        for problem in problems if args.clock else ():
+            problem.clock = read_clock(args.clock, problem)
         if args.arena:
             document = build_arena(collection, contests(problems, own_names(args.folders, collection.broken)), command)
         else:
             document = build(collection, problems, command)
+            print(f"{in_short(problems)}\n" if problems else "", end="\n" if problems else "")
         written = _write(document, args.out, args.format)
     except UsageError as error:
         print(error, file=sys.stderr)
@@ -70,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         "--format",
         type=_formats,
         default=("html",),
-        metavar="html,md,csv,png",
+        metavar="html,md,csv,png,svg",
         help="what to write, with commas; all of it next to --out (default: html)",
     )
     parser.add_argument(
@@ -79,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
         help="count steps and seconds to this validation accuracy (default: target_val_acc of the runs, if they agree)",
     )
     parser.add_argument("--target-loss", type=_loss, help="count steps and seconds to this training loss")
+    parser.add_argument(
+        "--clock",
+        metavar="FILE",
+        type=Path,
+        help="verdicts by the clock use the seconds a step in this record of `sibp bench step`, measured interleaved",
+    )
     parser.add_argument(
         "--arena",
         action="store_true",
@@ -123,16 +135,17 @@ def _write(document: Document, out: Path, formats: Sequence[str]) -> list[Path]:
             _write_text(out, page(document, out.parent))
             written.append(out)
         if "md" in formats:
-            pictures = stem.name if "png" in formats else None
-            _write_text(stem.with_name(stem.name + ".md"), markdown(document, out.parent, pictures))
+            drawn = next((form for form in ("svg", "png") if form in formats), None)
+            _write_text(stem.with_name(stem.name + ".md"), markdown(document, out.parent, stem.name, drawn))
             written.append(stem.with_name(stem.name + ".md"))
         if "csv" in formats:
             for name, text in csv_files(document, out.parent).items():
                 _write_text(stem.with_name(f"{stem.name}-{name}.csv"), text)
             written.append(stem.with_name(stem.name + "-*.csv"))
-        if "png" in formats:
-            save_pictures(document, stem)
-            written.append(stem.with_name(stem.name + "-*.png"))
+        for form in ("png", "svg"):
+            if form in formats:
+                save_pictures(document, stem, form)
+                written.append(stem.with_name(f"{stem.name}-*.{form}"))
     except OSError as error:
         raise UsageError(f"The report cannot be written to {out} ({error.strerror}): give another --out.") from error
     return written

@@ -3,16 +3,16 @@
 import math
 from collections.abc import Sequence
 
-from sibp.report import arena, profile, scoring
-from sibp.report.arena import GOALS, UNITS, Contest, Standing, costs, figures, pace, standings
+from sibp.analysis import arena, profile, scoring
+from sibp.analysis.arena import GOALS, UNITS, Contest, Standing, costs, figures, pace, standings
+from sibp.analysis.comparison import Method, Setting
+from sibp.analysis.outcomes import Quantity, over_runs
+from sibp.analysis.profile import share_within, steps_of
+from sibp.analysis.scoring import BETTER, SAME, WORSE, verdict
+from sibp.analysis.statistics import estimate, median
 from sibp.report.blocks import Cell, Document, Figure, Line, Section, Table, Text
 from sibp.report.checks import comparability
-from sibp.report.comparison import Method, Setting
-from sibp.report.outcomes import Quantity, over_runs
-from sibp.report.profile import share_within, steps_of
-from sibp.report.scoring import BETTER, SAME, WORSE, verdict
 from sibp.report.sections import broken_or_none, choice_text, how_made, tally
-from sibp.report.statistics import estimate, median
 from sibp.report.tables import budget_table, notes_table
 from sibp.report.text import figure
 from sibp.runs.collect import Collection
@@ -40,7 +40,6 @@ def build_arena(collection: Collection, contests: Sequence[Contest], command: st
     count = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}"
     standing_tables = [standing_table(table, goal) for goal in GOALS]
     sections = [
-        Section("What was read", [Text(tally(collection))], level=2),
         Section("All problems together", [*standing_tables, Text(CAPTION), *profiles(table)], level=2),
     ]
     for contest in contests:
@@ -54,7 +53,7 @@ def build_arena(collection: Collection, contests: Sequence[Contest], command: st
         Section("Broken runs and notes", [*broken_or_none(collection), *notes_table(collection, problems)], level=2),
         Section("How this was made", how_made(collection.runs, command, rules, seconds=""), level=2),
     ]
-    return Document(f"The arena: {len(table)} methods, {count}", sections)
+    return Document(f"The arena: {len(table)} methods, {count}", sections, tally(collection))
 
 
 def standing_table(table: Sequence[Standing], goal: str) -> Table:

@@ -1,12 +1,12 @@
 """What a report is made of, before it is a web page, Markdown, CSV or pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from sibp.report.statistics import Estimate
+from sibp.analysis.statistics import Estimate
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,43 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Matrix:
+    """Every two methods against each other.
+
+    Attributes:
+        name: unique in a report.
+        title: in what they are compared.
+        methods: names of rows and columns.
+        words: (row, column) -> the verdict on the row's method against the column's.
+        numbers: (row, column) -> the median difference, or ratio, with its interval.
+        of: what the numbers are: row ``minus`` column, or a step's cost ``over`` the other's.
+    """
+
+    name: str
+    title: str
+    methods: Sequence[str]
+    words: Mapping[tuple[str, str], str]
+    numbers: Mapping[tuple[str, str], Estimate | None]
+    of: str = "minus"
+
+
+@dataclass(frozen=True)
 class Line:
     """One line, with or without a band, or a set of marks, of a figure.
 
     Attributes:
         label: in the legend if ``named``.
-        group: lines of one group share a colour, and hide together.
+        group: the method; lines of one group share a style, and hide together.
         x: where.
         y: values; NaN leaves a gap.
-        low: lower edge of the band.
-        high: upper edge.
-        kind: ``median`` (thick), ``seed`` (thin), ``dash`` (thin, dashed), ``points`` (dots) or ``cross`` (crosses).
+        low: lower edge of the band; of ``interval``, its left end.
+        high: upper edge, or right end.
+        kind: ``median`` (thick), ``seed`` (thin), ``points`` (dots), ``cross`` (crosses) or ``interval`` (a dot with a
+            horizontal bar).
         texts: what is said of each point.
         named: whether the legend has it.
+        detail: the setting or seed that it is of.
+        also: title of another horizontal axis -> where on that axis.
     """
 
     label: str
@@ -71,6 +95,8 @@ class Line:
     kind: str = "median"
     texts: Sequence[str] = ()
     named: bool = False
+    detail: str = ""
+    also: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,6 +111,8 @@ class Figure:
         lines: drawn in this order.
         x_log: whether the horizontal axis is logarithmic.
         y_log: whether the vertical axis is.
+        rows: names along the vertical axis, from the top; none if it has numbers.
+        curves: whether it is a curve of training, which all switches of a problem act on.
     """
 
     name: str
@@ -94,9 +122,16 @@ class Figure:
     lines: Sequence[Line]
     x_log: bool = False
     y_log: bool = False
+    rows: Sequence[str] = ()
+    curves: bool = False
+
+    @property
+    def groups(self) -> list[str]:
+        """The methods in it, in the order of drawing."""
+        return list(dict.fromkeys(line.group for line in self.lines))
 
 
-Block = Text | Table | Figure
+Block = Text | Table | Figure | Matrix
 
 
 @dataclass(frozen=True)
@@ -118,10 +153,11 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """The whole report."""
+    """The whole report; ``summary`` is one line below the title."""
 
     title: str
     sections: Sequence[Section]
+    summary: str = ""
 
     def blocks(self) -> list[tuple[Section, Block]]:
         """Every block with the heading of the part (level 2) that it belongs to.
@@ -134,3 +170,11 @@ class Document:
             part = section if section.level == 2 else part
             found += [(part, block) for block in section.blocks]
         return found
+
+    def figures(self) -> list[Figure]:
+        """Every figure.
+
+        Returns:
+            In the order of the report.
+        """
+        return [block for _, block in self.blocks() if isinstance(block, Figure)]

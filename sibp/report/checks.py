@@ -4,13 +4,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from sibp.report.blocks import Block, Text
-from sibp.report.comparison import Problem
+from sibp.analysis.comparison import Problem
+from sibp.report.blocks import Text
 from sibp.runs.reading import Run
 from sibp.runs.values import number_or_nan, shown
 
+UNEQUAL_LOAD = 1.0  # processes more than in another run: one that trains takes a processor for itself
 
-def comparability(problem: Problem) -> list[Block]:
+
+def comparability(problem: Problem) -> list[Text]:
     """Check that methods started equal and had equal chances.
 
     Args:
@@ -91,13 +93,20 @@ def _budgets(problem: Problem) -> Iterable[str]:
 def _machines(problem: Problem) -> Iterable[str]:
     shown_runs = [run for method in problem.methods for run in method.runs]
     abouts = [run.summary.get("environment") for run in shown_runs]
-    keys = ("host", "device", "threads")
+    keys = ("host", "processor", "device", "threads")
     places = {tuple(shown(about.get(key)) for key in keys) for about in abouts if isinstance(about, dict)}
     if len(places) > 1:
-        yield f"Seconds come from {len(places)} different combinations of host, device and threads: compare steps."
+        yield f"Seconds come from {len(places)} different combinations of host, processor, device and threads."
     kernels = sorted({shown(about.get("kernels") or "unknown") for about in abouts if isinstance(about, dict)})
     if len(kernels) > 1:
         yield f"Runs differ in their compiled kernels ({', '.join(kernels)}): compare steps, not seconds."
+    loads = [number_or_nan(about.get("load")) for about in abouts if isinstance(about, dict)]
+    known = [load for load in loads if load == load]
+    if known and max(known) - min(known) > UNEQUAL_LOAD:
+        yield (
+            f"The load of the machine was {min(known):g} to {max(known):g} processes from run to run: compare steps, "
+            "not seconds, or measure the clock alone (sibp bench step)."
+        )
 
 
 def _unreliable(problem: Problem) -> Iterable[str]:

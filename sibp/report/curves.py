@@ -1,25 +1,31 @@
-"""Loss and accuracy against steps and against seconds, with bands over seeds."""
+"""Loss and accuracy as curves with bands over seeds, and their ends as dots with intervals."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
+from sibp.analysis.comparison import Method, Problem
+from sibp.analysis.duels import judged_quantities
+from sibp.analysis.outcomes import over_runs
 from sibp.report.blocks import Block, Figure, Line, Text
-from sibp.report.comparison import Method, Problem
+from sibp.report.text import cell_text
 from sibp.runs.reading import Run
+from sibp.runs.values import number_or_nan
 
 MAX_POINTS = 300  # of a line; more cannot be seen
 METRICS = ("train_loss", "val_loss", "val_acc")
-AXES = {"step": "steps", "seconds": "training seconds"}
+STEPS, SECONDS, EPOCHS = "training steps", "training seconds", "epochs"
+AXES = (STEPS, SECONDS, EPOCHS)
 CAPTION = (
     "Thick line: median over seeds at equal steps; band: from the smallest to the largest seed; thin lines: the seeds. "
     "Against seconds, a step is drawn at its median time. A cross marks where a run diverged or failed; from there on "
-    "it takes no part in median and band. Click a method in the legend to hide it."
+    "it takes no part in median and band."
 )
 
 
 def curves(problem: Problem, number: str) -> list[Block]:
-    """One figure for each metric and axis, over the chosen settings.
+    """One figure for each metric, over the chosen settings, with every horizontal axis.
 
     Args:
         problem: the problem.
@@ -30,50 +36,105 @@ def curves(problem: Problem, number: str) -> list[Block]:
     """
     figures: list[Block] = []
     for metric in METRICS:
-        for axis, axis_title in AXES.items():
-            lines = [line for method in problem.methods for line in _method_lines(method, axis, metric)]
-            if lines:
-                title = metric.replace("_", " ")
-                name = f"{number}-{metric}-{axis}".replace("_", "-")
-                log = metric.endswith("loss")
-                figures.append(Figure(name, f"{title} against {axis_title}", axis_title, title, lines, y_log=log))
+        lines = [line for method in problem.methods for line in _method_lines(method, metric)]
+        if any(len(line.x) for line in lines):
+            title = metric.replace("_", " ")
+            name = f"{number}-{metric}".replace("_", "-").removeprefix("-")
+            log = metric.endswith("loss")
+            figures.append(Figure(name, title, STEPS, title, lines, y_log=log, curves=True))
     if not figures:
         return [Text("No run logged anything to draw.")]
-    return [Text(CAPTION), *figures]
+    return [*figures, Text(CAPTION)]
 
 
-def _method_lines(method: Method, axis: str, metric: str) -> list[Line]:
+def intervals(problem: Problem, number: str) -> list[Figure]:
+    """A dot with its 95 % interval for each method, a figure for each quantity.
+
+    Args:
+        problem: the problem.
+        number: of the problem in the report.
+
+    Returns:
+        The figures; none of a quantity that no method has a finite value of.
+    """
+    figures = []
+    for quantity in (*judged_quantities(problem), problem.quantities[2]):
+        rows, lines = [], []
+        for method in problem.methods:
+            found = over_runs(method.runs, quantity.of)
+            if found is None or not math.isfinite(found.median):
+                continue
+            low, high = (found.median if of is None or math.isinf(of) else of for of in (found.low, found.high))
+            ends = (np.array([low]), np.array([high]))
+            said = [f"{method.name}: {cell_text(found)}, {found.count} seeds"]
+            detail = method.chosen.label if method.chosen else ""
+            place, row = np.array([found.median]), np.array([float(len(rows))])
+            lines.append(Line(method.name, method.name, place, row, *ends, "interval", said, True, detail))
+            rows.append(method.name)
+        if lines:
+            bounds = np.array([[line.low, line.high] for line in lines])
+            log = not quantity.larger_is_better and bool(0 < 10 * bounds.min() < bounds.max())
+            name = f"{number}-interval-{quantity.key.replace('_', '-')}"
+            figures.append(Figure(name, f"{quantity.title} (95 % interval)", quantity.title, "", lines, log, rows=rows))
+    return figures
+
+
+def _method_lines(method: Method, metric: str) -> list[Line]:
     runs = [run for run in method.runs if not np.isnan(run.columns[metric]).all()]
-    lines = [_seed_line(method, run, axis, metric) for run in runs] if len(runs) > 1 else []
-    lines += _endings(method, runs, axis, metric)
     if not runs:
-        return lines
+        return []
+    lines = [_seed_line(method, run, metric) for run in runs] if len(runs) > 1 else []
+    lines += _endings(method, runs, metric)
     steps = thinned(common_steps(runs))
-    values, places = (np.array([_at(run, column, steps) for run in runs]) for column in (metric, axis))
+    values = np.array([_values_at(run, run.columns[metric], steps) for run in runs])
     seen = ~np.isnan(values).all(axis=0)
-    values, places = values[:, seen], np.where(np.isnan(values), np.nan, places)[:, seen]
-    band = (values.copy(), values.copy()) if len(runs) > 1 else None
-    low, high = (np.nanmin(band[0], axis=0), np.nanmax(band[1], axis=0)) if band else (None, None)
+    values = values[:, seen]
+    places = {}
+    for title in AXES:
+        each = np.array([_values_at(run, _axis(run, title), steps) for run in runs])[:, seen]
+        each = np.where(np.isnan(values), np.nan, each)
+        places[title] = (
+            np.nanmedian(each, axis=0) if not np.isnan(each).all(axis=0).any() else np.full(seen.sum(), np.nan)
+        )
+    low, high = (np.nanmin(values, axis=0), np.nanmax(values, axis=0)) if len(runs) > 1 else (None, None)
+    detail = method.chosen.label if method.chosen else ""
     middle = np.nanmedian(values, axis=0)
-    label = f"{method.name} ({method.chosen.label})" if method.chosen else method.name
-    lines.append(Line(label, method.name, np.nanmedian(places, axis=0), middle, low, high, named=True))
-    return lines
+    return [
+        *lines,
+        Line(method.name, method.name, places.pop(STEPS), middle, low, high, named=True, detail=detail, also=places),
+    ]
 
 
-def _seed_line(method: Method, run: Run, axis: str, metric: str) -> Line:
-    keep = thinned(np.arange(len(run.columns["step"])))
-    x, y = run.columns[axis][keep], run.columns[metric][keep]
-    return Line(f"{method.name}, seed {run.seed}", method.name, x, y, kind="seed")
+def _seed_line(method: Method, run: Run, metric: str) -> Line:
+    keep = thinned(np.flatnonzero(~np.isnan(run.columns[metric])))
+    x, y = run.columns["step"][keep], run.columns[metric][keep]
+    return Line(method.name, method.name, x, y, kind="seed", detail=f"seed {run.seed}", also=_also(run, keep))
 
 
-def _endings(method: Method, runs: Sequence[Run], axis: str, metric: str) -> list[Line]:
+def _also(run: Run, places: np.ndarray) -> dict[str, np.ndarray]:
+    """Where some rows of a run are on the other axes."""
+    return {title: _axis(run, title)[places] for title in AXES if title != STEPS}
+
+
+def _axis(run: Run, title: str) -> np.ndarray:
+    """Where a run's rows are on an axis; NaN where epochs are not known."""
+    if title != EPOCHS:
+        return run.columns["step" if title == STEPS else "seconds"]
+    final = run.summary.get("final")
+    epochs, steps = (number_or_nan(final.get(key) if isinstance(final, dict) else None) for key in ("epoch", "step"))
+    return run.columns["step"] * (epochs / steps if steps > 0 else math.nan)
+
+
+def _endings(method: Method, runs: Sequence[Run], metric: str) -> list[Line]:
     """A cross where a run diverged or failed."""
     ended = [run for run in runs if run.status in ("diverged", "failed")]
     last = [int(np.flatnonzero(~np.isnan(run.columns[metric]))[-1]) for run in ended]
-    x = np.array([run.columns[axis][i] for run, i in zip(ended, last, strict=True)])
+    if not ended:
+        return []
     y = np.array([run.columns[metric][i] for run, i in zip(ended, last, strict=True)])
+    at = {title: np.array([_axis(run, title)[i] for run, i in zip(ended, last, strict=True)]) for title in AXES}
     texts = [f"{method.name}, seed {run.seed}: {run.status}" for run in ended]
-    return [Line(f"{method.name}: ended here", method.name, x, y, kind="cross", texts=texts)] if ended else []
+    return [Line(f"{method.name}: ended here", method.name, at.pop(STEPS), y, kind="cross", texts=texts, also=at)]
 
 
 def common_steps(runs: Sequence[Run]) -> np.ndarray:
@@ -107,10 +168,27 @@ def thinned(values: np.ndarray) -> np.ndarray:
     return values[np.linspace(0, len(values) - 1, MAX_POINTS).round().astype(int)]
 
 
-def _at(run: Run, column: str, steps: np.ndarray) -> np.ndarray:
-    """A column at some steps, NaN where the run did not log it."""
+def _values_at(run: Run, values: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """The values of a run's rows at some steps, NaN where the run did not log any."""
     logged = run.columns["step"]
     if not len(logged):
         return np.full(len(steps), np.nan)
     places = np.minimum(np.searchsorted(logged, steps), len(logged) - 1)
-    return np.where(logged[places] == steps, run.columns[column][places], np.nan)
+    return np.where(logged[places] == steps, values[places], np.nan)
+
+
+def overview(problem: Problem) -> list[tuple[Figure, str]]:
+    """The problem in one picture: training loss against steps and seconds, and where it ends.
+
+    Args:
+        problem: the problem.
+
+    Returns:
+        Figures, each with its horizontal axis.
+    """
+    losses = [block for block in curves(problem, "") if isinstance(block, Figure)][:1]
+    ends = intervals(problem, "")[:2]
+    return [
+        *((figure, axis) for figure in losses for axis in (STEPS, SECONDS)),
+        *((each, each.x_title) for each in ends),
+    ]

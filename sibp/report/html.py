@@ -2,15 +2,18 @@
 
 import json
 import os
-from collections.abc import Mapping
-from html import escape
+from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
-from plotly.offline import get_plotlyjs
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-from sibp.report.blocks import Block, Cell, Document, Figure, Link, Section, Table, Text
-from sibp.report.plotly_figures import colours, plotly_figure
+from sibp.analysis.statistics import Estimate
+from sibp.report.blocks import Block, Cell, Document, Figure, Link, Section
+from sibp.report.figures import figure_data
+from sibp.report.styles import styles
 from sibp.report.text import cell_text, is_number, relative
 
 HERE = Path(__file__).parent
@@ -29,77 +32,89 @@ def page(document: Document, folder: Path) -> str:
     Returns:
         HTML.
     """
-    figures = [block for _, block in document.blocks() if isinstance(block, Figure)]
-    colour = colours(figures)
-    parts = [part for section in document.sections for part in _section(section, folder, colour)]
-    return "\n".join(
-        [
-            "<!DOCTYPE html>",
-            '<html lang="en"><head><meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            '<link rel="icon" href="data:,">',
-            f"<title>{escape(document.title)}</title>",
-            f"<style>{(HERE / 'page.css').read_text()}</style></head><body>",
-            f"<header><h1>{escape(document.title)}</h1>{_contents(document)}</header><main>",
-            *parts,
-            "</section></main>",
-            *([f"<script>{get_plotlyjs()}</script>"] if figures else []),
-            f"<script>{(HERE / 'page.js').read_text()}</script></body></html>\n",
-        ]
-    )
-
-
-def _contents(document: Document) -> str:
-    parts = [section for section in document.sections if section.level == 2]
-    items = [f'<li><a href="#{_anchor(i)}">{escape(part.title)}</a></li>' for i, part in enumerate(parts)]
-    return f"<nav><ul>{''.join(items)}</ul></nav>"
-
-
-def _anchor(position: int) -> str:
-    return f"part-{position}"
-
-
-def _section(section: Section, folder: Path, colour: Mapping[str, str]) -> list[str]:
-    blocks = [_block(block, folder, colour) for block in section.blocks]
-    figures = [i for i, block in enumerate(section.blocks) if isinstance(block, Figure)]
-    if figures:  # figures of a section stand together
-        first, last = figures[0], figures[-1] + 1
-        blocks[first:last] = ['<div class="figures">', *blocks[first:last], "</div>"]
-    heading = f"<h{section.level}>{escape(section.title)}</h{section.level}>"
-    start, end = (["<details><summary>", heading, "</summary>"], ["</details>"]) if section.folded else ([heading], [])
-    return [*(["</section><section>"] if section.level == 2 else []), *start, *blocks, *end]
-
-
-def _block(block: Block, folder: Path, colour: Mapping[str, str]) -> str:
-    if isinstance(block, Text):
-        return f'<p class="warning">⚠ {escape(block.text)}</p>' if block.warning else f"<p>{escape(block.text)}</p>"
-    if isinstance(block, Table):
-        return _table(block, folder)
-    data = json.dumps(plotly_figure(block, colour), allow_nan=False, separators=(",", ":"))
-    data = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-    title = escape(block.title)
+    figures = document.figures()
+    drawn = styles(group for figure in figures for group in figure.groups)
+    # The drawing library runs before the page's own script, and only where there is something to draw.
+    scripts = [*([HERE / "plotly" / "plotly-basic.min.js"] if figures else []), HERE / "page.js"]
     return (
-        f'<figure><figcaption>{title}</figcaption><div class="plot" role="img" aria-label="{title}"></div>'
-        f'<script type="application/json">{data}</script></figure>'
+        _templates()
+        .get_template("page.html")
+        .render(
+            document=document,
+            parts=_parts(document),
+            policy=Markup(POLICY),
+            style=Markup((HERE / "page.css").read_text()),
+            scripts=[Markup(path.read_text()) for path in scripts],
+            styles=_json({name: vars(style) for name, style in drawn.items()}),
+            cell=lambda cell: _cell(cell, folder),
+        )
     )
 
 
-def _table(table: Table, folder: Path) -> str:
-    head = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
-    rows = "\n".join(f"<tr>{''.join(_cell(cell, folder) for cell in row)}</tr>" for row in table.rows)
-    body = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div>'
-    if table.folded:
-        return f"<details><summary>{escape(table.title)}</summary>{body}</details>"
-    return f'<p class="title">{escape(table.title)}</p>{body}'
+@cache
+def _templates() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["runs_of"] = _runs_of
+    environment.filters["data"] = lambda figure: _json(figure_data(figure))
+    environment.filters["groups"] = _groups
+    environment.filters["word"] = cell_text
+    return environment
 
 
-def _cell(cell: Cell, folder: Path) -> str:
-    text = escape(cell_text(cell))
-    if isinstance(cell, Link):
-        return f'<td><a href="{link(cell.path, folder)}">{text}</a></td>'
-    kind = "number" if is_number(cell) else "long" if len(text) > LONG else ""
-    return f'<td class="{kind}">{text}</td>' if kind else f"<td>{text}</td>"
+def _json(value: Any) -> Markup:
+    """JSON in which nothing can end the element that it stands in."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _parts(document: Document) -> list[list[Section]]:
+    """The sections, each part (level 2) with what belongs to it."""
+    parts: list[list[Section]] = []
+    for section in document.sections:
+        if section.level == 2 or not parts:
+            parts.append([])
+        parts[-1].append(section)
+    return parts
+
+
+def _groups(sections: list[Section]) -> list[str]:
+    """The methods in a part's curves, which its switches show and hide."""
+    figures = [block for section in sections for block in section.blocks if isinstance(block, Figure)]
+    found = [group for figure in figures if figure.curves for group in figure.groups]
+    return list(dict.fromkeys(found))
+
+
+def _runs_of(blocks: list[Block]) -> list[tuple[str, list[Block]]]:
+    """Blocks of one kind that follow one another, together.
+
+    Args:
+        blocks: of a section.
+
+    Returns:
+        (kind, blocks): ``curves``, ``Figure``, ``Matrix``, ``Table`` or ``Text``.
+    """
+    found: list[tuple[str, list[Block]]] = []
+    for block in blocks:
+        kind = "curves" if isinstance(block, Figure) and block.curves else type(block).__name__
+        if found and found[-1][0] == kind:
+            found[-1][1].append(block)
+        else:
+            found.append((kind, [block]))
+    return found
+
+
+def _cell(cell: Cell, folder: Path) -> dict[str, str | None]:
+    """Text, class, link and the value to sort and export by."""
+    kind = "number" if is_number(cell) else "long" if len(cell_text(cell)) > LONG else ""
+    value = cell.median if isinstance(cell, Estimate) else cell if isinstance(cell, int | float) else None
+    return {
+        "text": cell_text(cell),
+        "kind": kind,
+        "href": link(cell.path, folder) if isinstance(cell, Link) else None,
+        "value": None if value is None else repr(value),
+    }
 
 
 def link(path: Path, folder: Path) -> str:

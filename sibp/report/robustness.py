@@ -4,14 +4,14 @@ import math
 
 import numpy as np
 
+from sibp.analysis.comparison import Method, Problem, Setting
+from sibp.analysis.outcomes import FINAL_LOSS, over_runs
 from sibp.report.blocks import Block, Figure, Line, Text
-from sibp.report.comparison import Method, Problem, Setting
-from sibp.report.outcomes import FINAL_LOSS, over_runs
 
 CAPTION = (
     "Every dot is a setting: the median over its seeds of the final training loss. The line follows the best setting "
-    "at each step size, over all other hyper-parameters. A cross marks a setting of which a run diverged or failed; "
-    "at the top edge, at least half of its runs did."
+    "at each learning rate, over all other hyper-parameters. A cross marks a setting of which a run diverged or "
+    "failed; at the top edge, at least half of its runs did."
 )
 
 
@@ -28,14 +28,14 @@ def robustness(problem: Problem, number: str) -> list[Block]:
     tried = {method.name: [s for s in method.settings if s.numbers.get("lr", 0) > 0] for method in problem.methods}
     losses = {setting: _loss(setting) for settings in tried.values() for setting in settings}
     finite = [loss for loss in losses.values() if loss is not None and loss < math.inf]
-    if len({setting.numbers["lr"] for setting in losses}) < 2:
-        return [Text("Only one step size was tried: nothing to draw.")]
+    if not any(len({setting.numbers["lr"] for setting in settings}) > 1 for settings in tried.values()):
+        return [Text("Only one learning rate was tried of each method.")]
     ceiling = 2 * max(finite, default=1.0) or 1.0
     lines = []
     for method in problem.methods:
         points = [(s, loss) for s in tried[method.name] if (loss := losses[s]) is not None]
         lines += _method_lines(method, points, ceiling)
-    title = "final train loss over step size"
+    title = "final train loss over learning rate"
     return [Text(CAPTION), Figure(f"{number}-robustness", title, "lr", "final train loss", lines, True, True)]
 
 

@@ -4,14 +4,14 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import reduce
 
-from sibp.report import profile, scoring
+from sibp.analysis import clock, profile, scoring
+from sibp.analysis.comparison import Problem
+from sibp.analysis.statistics import INTERVAL_RULE
 from sibp.report.blocks import Block, Document, Section, Text
 from sibp.report.checks import comparability
-from sibp.report.comparison import Problem
-from sibp.report.curves import curves
+from sibp.report.curves import curves, intervals
 from sibp.report.robustness import robustness
 from sibp.report.solver_plots import solver_plots
-from sibp.report.statistics import INTERVAL_RULE
 from sibp.report.tables import (
     broken_table,
     budget_table,
@@ -21,7 +21,7 @@ from sibp.report.tables import (
     summary_table,
     versions_table,
 )
-from sibp.report.verdicts import verdicts
+from sibp.report.verdicts import clock_table, outcome, verdict_table, verdicts
 from sibp.runs.collect import Collection
 from sibp.runs.reading import Run
 from sibp.runs.values import shown
@@ -30,6 +30,7 @@ SECONDS = (
     "Seconds are training seconds as recorded by the runs; seconds per step are the median over the stretches between "
     "logged rows."
 )
+RULES = (scoring.__doc__, clock.__doc__)
 INFINITY = (
     "∞ stands for the loss of a run that diverged or failed and for a target that was missed, −∞ for the accuracy of "
     "such a run."
@@ -47,28 +48,44 @@ def build(collection: Collection, problems: Sequence[Problem], command: str) -> 
     Returns:
         The report.
     """
-    sections = [Section("What was read", [Text(tally(collection))], level=2)]
-    for i, problem in enumerate(problems, start=1):
-        sections += _problem_sections(problem, f"{i:02d}")
+    sections = [each for i, problem in enumerate(problems, start=1) for each in _problem_sections(problem, f"{i:02d}")]
     sections += [
+        Section("All runs", [runs_table(problems)], level=2),
         Section("Broken runs and notes", [*broken_or_none(collection), *notes_table(collection, problems)], level=2),
-        Section("All runs", [runs_table(problems)], level=2, folded=True),
         Section("How this was made", how_made(collection.runs, command), level=2),
     ]
-    return Document("Who won? Training methods compared", sections)
+    return Document("Who won? Training methods compared", sections, tally(collection))
 
 
 def _problem_sections(problem: Problem, number: str) -> list[Section]:
+    """The answer first: sentences, matrices, dots with intervals; then curves, tables, and what the solvers said."""
+    warnings, notes = split_warnings(comparability(problem))
     solver = solver_plots(problem, number)
+    tables = [summary_table(problem), verdict_table(problem), *clock_table(problem)]
+    first = [*map(Text, outcome(problem)), *warnings, *verdicts(problem), *intervals(problem, number)]
     return [
-        Section(problem.title, comparability(problem), level=2),
-        Section("Verdicts", [*verdicts(problem), Text(choice_text(problem))]),
-        Section("The chosen setting of every method", [summary_table(problem)]),
+        Section(problem.title, first, level=2),
         Section("Loss and accuracy", curves(problem, number)),
-        Section("Step-size robustness", robustness(problem, number)),
-        Section("Settings tried and budget", [budget_table(problem), settings_table(problem)]),
+        Section("The chosen setting of every method", tables),
+        Section("Learning-rate robustness", robustness(problem, number)),
+        Section(
+            "Is the comparison fair?",
+            [*notes, Text(choice_text(problem)), budget_table(problem), settings_table(problem)],
+        ),
         *([Section("Solver, layer by layer", solver, folded=True)] if solver else []),
     ]
+
+
+def split_warnings(blocks: Sequence[Text]) -> tuple[list[Text], list[Text]]:
+    """Warnings, and what is no warning.
+
+    Args:
+        blocks: as :func:`~sibp.report.checks.comparability` gives them.
+
+    Returns:
+        Both.
+    """
+    return [block for block in blocks if block.warning], [block for block in blocks if not block.warning]
 
 
 def choice_text(problem: Problem) -> str:
@@ -138,7 +155,10 @@ def broken_or_none(collection: Collection) -> list[Block]:
 
 
 def how_made(
-    runs: Sequence[Run], command: str, rules: Sequence[str | None] = (scoring.__doc__,), seconds: str = SECONDS
+    runs: Sequence[Run],
+    command: str,
+    rules: Sequence[str | None] = RULES,
+    seconds: str = SECONDS,
 ) -> list[Block]:
     """The command, the rules and the machine.
 

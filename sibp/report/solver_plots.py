@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from sibp.analysis.comparison import Method, Problem
 from sibp.report.blocks import Block, Figure, Line, Text
-from sibp.report.comparison import Method, Problem
 from sibp.report.curves import thinned
 from sibp.runs.values import shown
 

@@ -3,9 +3,8 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from sibp.report.blocks import Block, Cell, Link, Table
-from sibp.report.comparison import Method, Problem, Setting
-from sibp.report.outcomes import (
+from sibp.analysis.comparison import Method, Problem, Setting
+from sibp.analysis.outcomes import (
     BEST_LOSS,
     FINAL_LOSS,
     Quantity,
@@ -15,8 +14,9 @@ from sibp.report.outcomes import (
     to_target,
     training_seconds,
 )
-from sibp.report.outcomes import test_figure as figure_on_test
-from sibp.report.scoring import ratio
+from sibp.analysis.outcomes import test_figure as figure_on_test
+from sibp.analysis.scoring import ratio
+from sibp.report.blocks import Block, Cell, Link, Table
 from sibp.runs.collect import Collection
 from sibp.runs.identity import method_name
 from sibp.runs.reading import Run
@@ -138,7 +138,7 @@ def runs_table(problems: Sequence[Problem]) -> Table:
         "reason",
         "folder",
     )
-    return Table("runs", columns, rows, f"{len(rows)} runs, with their folders")
+    return Table("runs", columns, rows, f"{len(rows)} runs, with their folders", folded=True)
 
 
 def _run_cells(problem: Problem, method: Method, setting: Setting, run: Run) -> list[Cell]:

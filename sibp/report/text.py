@@ -4,8 +4,8 @@ import math
 import os
 from pathlib import Path
 
+from sibp.analysis.statistics import Estimate
 from sibp.report.blocks import Cell, Link
-from sibp.report.statistics import Estimate
 from sibp.runs.packed import PACKED
 from sibp.runs.values import shown
 

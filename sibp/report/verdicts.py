@@ -1,105 +1,197 @@
-"""Every two methods of a problem against each other."""
+"""Who won, in sentences, as a matrix and as a table."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import combinations
 
-from sibp.report.blocks import Block, Cell, Table, Text
-from sibp.report.comparison import Method, Problem
-from sibp.report.outcomes import FINAL_LOSS, Quantity, at_equal_seconds
-from sibp.report.scoring import BETTER, SAME, TOO_FEW, WORSE, Verdict, verdict
-from sibp.report.statistics import median
-from sibp.report.text import figure
+from sibp.analysis.clock import NOISE, by_the_clock
+from sibp.analysis.comparison import Problem
+from sibp.analysis.duels import SAME_SECONDS, Answer, Duel, answer, duels, judged_quantities, missing_seeds
+from sibp.analysis.scoring import BETTER, MIN_SEEDS, SAME, TOO_FEW, WORSE
+from sibp.analysis.statistics import Estimate, holm
+from sibp.report.blocks import Block, Cell, Matrix, Table, Text
+from sibp.report.text import cell_text, figure
+from sibp.runs.repeat import command
 
-SAME_SECONDS = "train loss after the same seconds"
-
-
-@dataclass(frozen=True)
-class Duel:
-    """Two methods judged in one quantity; the verdict is on the first."""
-
-    quantity: str
-    method: Method
-    other: Method
-    verdict: Verdict
+AGAINST = {BETTER: "better than", SAME: "no different from", WORSE: "worse than", TOO_FEW: "not decided against"}
+CLOCK_WORDS = {BETTER: "better than", NOISE: "within the noise of", WORSE: "worse than"}
 
 
-def verdicts(problem: Problem) -> list[Block]:
-    """Who is better than whom, in words and as a table.
+def outcome(problem: Problem) -> list[str]:
+    """Who won, how surely, and what it means; if seeds are missing, the commands that add them.
 
     Args:
         problem: the problem.
 
     Returns:
-        A sentence for each quantity, then the table; one sentence if there is nothing to compare.
+        A sentence each; one sentence if there is nothing to compare.
     """
-    methods = [method for method in problem.methods if method.runs]
-    if len(methods) < 2:
-        return [Text("There are no two methods with results: nothing to compare.")]
-    quantities = (FINAL_LOSS, problem.quantities[0])
-    duels = _duels(methods, quantities)
-    sentences = [_sentence(methods, quantity, duels) for quantity in quantities]
-    columns = ("in", "method", "verdict", "against", "median difference", "seeds", "won / tied / lost", "sign test p")
-    title = f"Pairwise verdicts, paired by seed; difference: method minus the other ({len(duels)} comparisons)"
-    return [*map(Text, filter(None, sentences)), Table("verdicts", columns, [_row(duel) for duel in duels], title)]
+    if sum(bool(method.runs) for method in problem.methods) < 2:
+        return ["There are no two methods with results: nothing to compare."]
+    found = duels(problem)
+    quantities = judged_quantities(problem)
+    answers = [each for quantity in quantities if (each := answer(problem, quantity, found))]
+    sentences = [_who_won(each) for each in answers]
+    if answers and answers[0].leader:
+        sentences.append(_meaning(problem, answers[0]))
+    return sentences + _missing(problem, found)
 
 
-def _duels(methods: Sequence[Method], quantities: Sequence[Quantity]) -> list[Duel]:
-    duels = []
-    for quantity in quantities:
-        figures = {method: _by_seed(method, quantity) for method in methods}
-        for other, method in combinations(methods, 2):
-            found = verdict(figures[method], figures[other], quantity.larger_is_better)
-            duels.append(Duel(quantity.title, method, other, found))
-    for other, method in combinations(methods, 2):
-        mine, theirs = _after_equal_seconds(method, other)
-        duels.append(Duel(SAME_SECONDS, method, other, verdict(mine, theirs, larger_is_better=False)))
-    return duels
+def _who_won(found: Answer) -> str:
+    title = found.quantity.capitalize()
+    best = found.medians[0][1]
+    if found.leader is None:
+        names = ", ".join(method.name for method, of in found.medians if of.median == best.median)
+        return f"{title}: {names} share the best median ({figure(best.median)})."
+    if not found.duels:
+        return f"{title}: only {found.leader.name} has a result ({cell_text(best)})."
+    if not found.clear:
+        return f"{title}: {found.leader.name} has the best median ({cell_text(best)}); {_against(found.duels)}."
+    nearest = min(found.duels, key=lambda duel: abs(duel.verdict.difference.median) if duel.verdict.difference else 0.0)
+    verdict = nearest.verdict
+    count = verdict.wins + verdict.ties + verdict.losses
+    return (
+        f"{title}: {found.leader.name} won ({cell_text(best)}), better than {_names(found.duels)}; the nearest, "
+        f"{nearest.other.name}, is behind by {_size(verdict.difference)} at the median, on {verdict.wins} of {count} "
+        f"seeds (sign test p = {figure(verdict.sign_p)})."
+    )
 
 
-def _by_seed(method: Method, quantity: Quantity) -> dict[int, float]:
-    figures = {run.seed: quantity.of(run) for run in method.runs}
-    return {seed: value for seed, value in figures.items() if value is not None}
+def _against(duels: Sequence[Duel]) -> str:
+    """Such as ``better than sgd, no different from adam``, with the intervals of what is not clear."""
+    parts = []
+    for word, phrase in AGAINST.items():
+        rivals = [duel for duel in duels if duel.verdict.word == word]
+        if rivals and word == TOO_FEW:
+            parts.append(f"{phrase} {_names(rivals)} (too few shared seeds: fewer than {MIN_SEEDS})")
+        elif rivals and word == SAME:
+            each = ", ".join(f"{duel.other.name} ({cell_text(duel.verdict.difference)})" for duel in rivals)
+            parts.append(f"{phrase} {each}")
+        elif rivals:
+            parts.append(f"{phrase} {_names(rivals)}")
+    return "; ".join(parts)
 
 
-def _after_equal_seconds(method: Method, other: Method) -> tuple[dict[int, float], dict[int, float]]:
-    theirs = {run.seed: run for run in other.runs}
-    mine = [run for run in method.runs if run.seed in theirs]
-    pairs = {run.seed: at_equal_seconds(run, theirs[run.seed], "train_loss") for run in mine}
-    known = {seed: pair for seed, pair in pairs.items() if pair is not None}
-    return {seed: pair[0] for seed, pair in known.items()}, {seed: pair[1] for seed, pair in known.items()}
+def _names(duels: Sequence[Duel]) -> str:
+    return _listed([duel.other.name for duel in duels])
 
 
-def _row(duel: Duel) -> list[Cell]:
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _size(difference: Estimate | None) -> str:
+    if difference is None or difference.low is None or difference.high is None:
+        return "unknown size"
+    low, high = sorted((abs(difference.low), abs(difference.high)))
+    return f"{figure(abs(difference.median))} [{figure(low)}, {figure(high)}]"
+
+
+def _meaning(problem: Problem, found: Answer) -> str:
+    """The price of the best training loss: seconds."""
+    timed = [each for each in by_the_clock(problem) if each.method is found.leader and each.word != TOO_FEW]
+    if not timed:
+        return "The clock decides nothing: too few seeds, or no seconds, are shared."
+    words = {word: [each.other.name for each in timed if each.word == word] for word in CLOCK_WORDS}
+    judged = "; ".join(f"{CLOCK_WORDS[word]} {_listed(names)}" for word, names in words.items() if names)
+    against = next((each for each in timed if each.other.name == "sgd"), timed[0])
+    return (
+        f"This means: a step of {against.method.name} may cost {cell_text(against.break_even)} times as much as one of "
+        f"{against.other.name} before it loses, and costs {cell_text(against.measured)} times as much. By "
+        f"{clock_of(problem)}, it is {judged}."
+    )
+
+
+def clock_of(problem: Problem) -> str:
+    """Whose seconds decide.
+
+    Args:
+        problem: the problem.
+
+    Returns:
+        In words.
+    """
+    return "the clock of these runs" if problem.clock is None else "the clock measured apart, interleaved"
+
+
+def clock_table(problem: Problem) -> list[Block]:
+    """Every verdict by the clock with its ratios.
+
+    Args:
+        problem: the problem.
+
+    Returns:
+        The table; nothing where there are no seconds.
+    """
+    found = by_the_clock(problem)
+    columns = ("method", "verdict", "against", "step may cost, times", "step costs, times", "seeds", "samples")
+    rows: list[list[Cell]] = [
+        [*(each.method.name, each.word, each.other.name, each.break_even, each.measured),
+         each.break_even.count, each.measured.count] for each in found
+    ]  # fmt: skip
+    title = f"Verdicts by the clock, by {clock_of(problem)}: break-even and measured ratio of a step's cost"
+    return [Table("clock", columns, rows, title, folded=True)] if rows else []
+
+
+def _missing(problem: Problem, found: Sequence[Duel]) -> list[str]:
+    """The command that adds what a verdict lacks, a line for each method."""
+    lines = []
+    for method, seeds in missing_seeds(problem, found).items():
+        words = command(method.runs[0].config, seeds)
+        todo = f"run {words}" if words else f"run the same setting with seed={','.join(map(str, seeds))}"
+        lines.append(f"Too few seeds of {method.name} for a verdict: {todo}")
+    return lines
+
+
+def verdicts(problem: Problem) -> list[Block]:
+    """Every two methods as a matrix for each quantity.
+
+    Args:
+        problem: the problem.
+
+    Returns:
+        The matrices; nothing if there is nothing to compare.
+    """
+    found = duels(problem)
+    names = [method.name for method in problem.methods if method.runs]
+    quantities = dict.fromkeys(duel.quantity for duel in found if duel.quantity != SAME_SECONDS)
+    timed = by_the_clock(problem)
+    words = {(each.method.name, each.other.name): each.word for each in timed}
+    ratios = {(each.method.name, each.other.name): each.measured for each in timed}
+    clock = [Matrix("matrix-clock", "by the clock", names, words, ratios, "over")] if timed else []
+    return [*(_matrix(quantity, names, found) for quantity in quantities), *clock]
+
+
+def _matrix(quantity: str, names: Sequence[str], found: Sequence[Duel]) -> Matrix:
+    both = [each for duel in found if duel.quantity == quantity for each in (duel, duel.turned())]
+    words = {(duel.method.name, duel.other.name): duel.verdict.word for duel in both}
+    numbers = {(duel.method.name, duel.other.name): duel.verdict.difference for duel in both}
+    return Matrix(f"matrix-{quantity.replace(' ', '-')}", quantity, names, words, numbers)
+
+
+def verdict_table(problem: Problem) -> Table | Text:
+    """Every verdict with its numbers.
+
+    Args:
+        problem: the problem.
+
+    Returns:
+        The table; a sentence if there is nothing to compare.
+    """
+    found = duels(problem)
+    if not found:
+        return Text("There are no two methods with results: nothing to compare.")
+    corrected: dict[Duel, float] = {}
+    for quantity in dict.fromkeys(duel.quantity for duel in found):
+        family = [duel for duel in found if duel.quantity == quantity and duel.verdict.difference]
+        corrected |= zip(family, holm([duel.verdict.sign_p for duel in family]), strict=True)
+    columns = ("in", "method", "verdict", "against", "median difference", "seeds", "won / tied / lost")
+    columns += ("sign test p", "p by Holm")
+    title = f"Pairwise verdicts, paired by seed; difference: method minus the other ({len(found)} comparisons)"
+    return Table("verdicts", columns, [_row(duel, corrected.get(duel)) for duel in found], title, folded=True)
+
+
+def _row(duel: Duel, corrected: float | None) -> list[Cell]:
     found = duel.verdict
     count = found.difference.count if found.difference else 0
     split = f"{found.wins} / {found.ties} / {found.losses}"
     p = found.sign_p if count else None
-    return [duel.quantity, duel.method.name, found.word, duel.other.name, found.difference, count, split, p]
-
-
-def _sentence(methods: Sequence[Method], quantity: Quantity, duels: Sequence[Duel]) -> str:
-    """Who has the best median, and whether that says anything about the others."""
-    medians = {method: median(list(f.values())) for method in methods if (f := _by_seed(method, quantity))}
-    if not medians:
-        return ""
-    sign = -1 if quantity.larger_is_better else 1
-    best = min(medians.values(), key=lambda value: sign * value)
-    leaders = [method for method, value in medians.items() if value == best]
-    if len(leaders) > 1:
-        names = ", ".join(method.name for method in leaders)
-        return f"{quantity.title.capitalize()}: {names} share the best median ({figure(best)})."
-    leader = leaders[0]
-    turned = {BETTER: WORSE, WORSE: BETTER}
-    against: dict[str, list[str]] = {}
-    for duel in duels:
-        if duel.quantity == quantity.title and leader in (duel.method, duel.other):
-            word, rival = duel.verdict.word, duel.other
-            if leader is duel.other:
-                word, rival = turned.get(word, word), duel.method
-            against.setdefault(word, []).append(rival.name)
-    words = {BETTER: "better than", SAME: "no different from", WORSE: "worse, seed by seed, than"}
-    parts = [f"{words[word]} {', '.join(against[word])}" for word in words if word in against]
-    if TOO_FEW in against:
-        parts.append(f"too few shared seeds to say so against {', '.join(against[TOO_FEW])}")
-    return f"{quantity.title.capitalize()}: {leader.name} has the best median ({figure(best)}); {'; '.join(parts)}."
+    return [duel.quantity, duel.method.name, found.word, duel.other.name, found.difference, count, split, p, corrected]

@@ -105,7 +105,7 @@ def run_name(config: Mapping[str, Any]) -> str:
     dataset, model, optimizer = (_group(config, key) for key in ("dataset", "model", "optimizer"))
     hidden = model.get("hidden")
     widths = "x".join(map(str, hidden)) if isinstance(hidden, list) else ""
-    solver, prox_weight = optimizer.get("solver"), optimizer.get("prox_weight")
+    solver, prox_weight, momentum = (optimizer.get(key) for key in ("solver", "prox_weight", "momentum"))
     parts = [
         str(dataset.get("name")),
         f"{model.get('name')}{widths}",
@@ -113,6 +113,7 @@ def run_name(config: Mapping[str, Any]) -> str:
         *([str(solver).replace(":", "")] if solver is not None else []),
         f"lr{_short(optimizer.get('lr'))}",
         *([f"pw{_short(prox_weight)}"] if prox_weight is not None else []),
+        *([f"m{_short(momentum)}"] if momentum else []),
         f"s{config.get('seed')}",
     ]
     readable = "".join(c if c.isascii() and (c.isalnum() or c in "-._") else "_" for c in "-".join(parts))

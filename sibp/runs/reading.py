@@ -20,6 +20,7 @@ METRICS = ("train_loss", "train_acc", "val_loss", "val_acc")
 STATUSES = ("completed", "diverged", "failed")
 UNFINISHED = "unfinished"
 MAX_CONFIG, MAX_SUMMARY, MAX_METRICS = 100_000, 10_000_000, 1_000_000_000  # bytes; no run comes near
+BEYOND_REASON = 1000.0  # times the first training loss
 LARGEST_STEP, LARGEST_SEED = 2**53, 2**64
 
 
@@ -105,6 +106,9 @@ def run_of(
     status = summary.get("status", UNFINISHED)
     if status == "completed":
         status = _complete(rows, summary, notes)
+    if status == "completed" and _beyond_reason(rows):
+        status = "diverged"
+        notes.append(f"taken as diverged: the training loss ended at {rows[-1]['train_loss']:.3g}")
     return Run(folder, config, summary, status, _columns(rows), _solver(rows), tuple(notes))
 
 
@@ -283,6 +287,12 @@ def _complete(rows: list[dict[str, Any]], summary: Mapping[str, Any], notes: lis
     rows.append(row)
     notes.append("the last row was taken from summary.json")
     return "completed"
+
+
+def _beyond_reason(rows: list[dict[str, Any]]) -> bool:
+    """Whether a run ended with a finite training loss that no training leaves: far above the one it began with."""
+    losses = [row["train_loss"] for row in rows if not math.isnan(row["train_loss"])]
+    return len(losses) > 1 and losses[-1] > BEYOND_REASON * max(1.0, losses[0])
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:

@@ -101,10 +101,10 @@ def test_every_chart_of_the_layout_has_its_curves(make_config):
         for chart in category.chart
     ]
     assert found == [
-        [["loss/train"], ["loss/val"]],
-        [["accuracy/train"], ["accuracy/val"]],
-        [["over_training_ms/loss/train"], ["over_training_ms/loss/val"]],
-        [["over_training_ms/accuracy/train"], ["over_training_ms/accuracy/val"]],
+        [[f"{prefix}{quantity}/{part}"]]
+        for prefix in ("", "over_training_ms/")
+        for quantity in ("loss", "accuracy")
+        for part in ("train", "val")
     ]
 
 

@@ -148,7 +148,7 @@ def test_time_series_page_draws_every_curve(address, runs, page, tools):
 
 def test_custom_scalars_page_draws_every_curve(address, page):
     lines = f"{ALL}(document).filter((e) => e.matches('path.line') && e.getTotalLength() > 50)"
-    page.open(address + "?smoothing=0#custom_scalars", f"{lines}.length >= 24")  # 4 charts, 3 runs, 2 parts
+    page.open(address + "?smoothing=0#custom_scalars", f"{lines}.length >= 24")  # 8 charts, 3 runs
     text = page.ask(f"{ALL}(document).map((e) => e.innerText ?? '').join(' ')")
     assert "Against steps" in text
     assert "Against training milliseconds" in text

@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 import sibp.train
+from sibp.analysis.comparison import compare
 from sibp.experiment import compose
 from sibp.experiment.loop import Trainer
-from sibp.report.comparison import compare
 from sibp.runs.collect import collect
 from sibp.runs.folder import RunFolder
 from sibp.tune import main

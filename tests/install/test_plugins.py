@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sibp.analysis.comparison import compare
 from sibp.experiment import data, models, optimizers
-from sibp.report.comparison import compare
 from sibp.runs.collect import collect
 from sibp.train import main
 from sibp.tune import main as tune

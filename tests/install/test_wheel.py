@@ -36,7 +36,8 @@ def test_every_file_of_the_package_and_of_configs_is_in_it(wheel):
     code = {path.relative_to(ROOT).as_posix() for path in (ROOT / "sibp").rglob("*.py")}
     configs = {f"sibp/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
     assert len(configs) > 40
-    assert code | configs | {"sibp/configs/__init__.py", "sibp/report/page.css", "sibp/report/page.js"} <= held
+    page = {f"sibp/report/{name}" for name in ("page.css", "page.html", "page.js", "plotly/plotly-basic.min.js")}
+    assert code | configs | page | {"sibp/configs/__init__.py", "sibp/report/plotly/LICENSE"} <= held
     tops = {name.partition("/")[0] for name in held}
     assert {name for name in tops if not name.endswith(".dist-info")} == {"sibp"}
 

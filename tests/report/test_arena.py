@@ -7,11 +7,11 @@ import os
 import pytest
 from fake_runs import PROXBP, SGD, SIBP, write_run
 
+from sibp.analysis.arena import contests, costs, own_names, pace, standings
+from sibp.analysis.comparison import compare
 from sibp.report.__main__ import main
-from sibp.report.arena import contests, costs, own_names, pace, standings
 from sibp.report.arena_page import against_table, build_arena
 from sibp.report.blocks import Figure, Table
-from sibp.report.comparison import compare
 from sibp.runs.collect import collect
 
 INF = math.inf

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from fake_runs import SGD, SIBP, write_run
 
-from sibp.report.claim_pictures import DRAWN, pictures
-from sibp.report.criteria import Evidence
-from sibp.report.experiments import Experiment
 from sibp.runs.collect import collect
 from sibp.runs.packed import PACKED, pack
+from sibp.study.claim_pictures import DRAWN, pictures
+from sibp.study.criteria import Evidence
+from sibp.study.experiments import Experiment
 
 
 def keep(results: Path, place: str, optimizers: list[dict[str, Any]], **changes: Any) -> None:

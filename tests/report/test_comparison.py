@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from fake_runs import PROXBP, SGD, SIBP, config, write_run
 
+from sibp.analysis import outcomes
+from sibp.analysis.comparison import Problem, compare
+from sibp.analysis.outcomes import Target, at_equal_seconds, to_target
 from sibp.experiment.compose import compose
-from sibp.report import outcomes
 from sibp.report.blocks import Figure
-from sibp.report.comparison import Problem, compare
 from sibp.report.curves import MAX_POINTS, common_steps, thinned
-from sibp.report.outcomes import Target, at_equal_seconds, to_target
 from sibp.report.robustness import robustness
 from sibp.runs import identity
 from sibp.runs.collect import collect

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from sibp.analysis.comparison import compare
 from sibp.experiment.compose import CONFIGS, compose
-from sibp.report.comparison import compare
 from sibp.runs.folder import RunFolder
 from sibp.runs.identity import digest, digest_in, known_as, method_name, problem_of, role_of, run_name, setting_name
 from sibp.runs.packed import read_packed
@@ -32,6 +32,7 @@ def test_a_name_says_what_tells_methods_apart():
         ("optimizer=sibp", "optimizer.solver=cg:3"): "digits-mlp500-sibp-cg3-lr0.3-pw1-s0-",
         ("optimizer=proxbp", "optimizer.prox_weight=2.5"): "digits-mlp500-proxbp-exact-lr0.3-pw2.5-s0-",
         ("optimizer=sgd", "seed=7"): "digits-mlp500-sgd-lr0.1-s7-",
+        ("optimizer=sgd", "optimizer.momentum=0.9"): "digits-mlp500-sgd-lr0.1-m0.9-s0-",
         ("optimizer=sibp_muon",): "digits-mlp500-sibp_muon-cg5-lr0.01-pw1-",
         ("optimizer=sibp_adam",): "digits-mlp500-sibp_adam-cg5-lr0.001-pw1-",
         ("optimizer=sibp_momentum",): "digits-mlp500-sibp_momentum-",

@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from sibp.report import profile
-from sibp.report.profile import ranks, ratios, resampled_scores, score, share_within, shares_of_firsts, steps_of
-from sibp.report.statistics import RESAMPLES
+from sibp.analysis import profile
+from sibp.analysis.profile import ranks, ratios, resampled_scores, score, share_within, shares_of_firsts, steps_of
+from sibp.analysis.statistics import RESAMPLES
 
 INF = math.inf
 

@@ -11,8 +11,8 @@ from fake_runs import SGD, write_run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sibp.analysis.comparison import compare
 from sibp.report.__main__ import main as report
-from sibp.report.comparison import compare
 from sibp.report.html import page
 from sibp.report.sections import build
 from sibp.runs import collect as collecting

@@ -43,21 +43,22 @@ def table(folder: Path, name: str) -> list[dict[str, str]]:
 
 def test_every_format_is_written(written):
     html, text = (written / "report.html").read_text(), (written / "report.md").read_text()
-    titles = ("Verdicts", "Loss and accuracy", "Step-size robustness", "Settings tried and budget", "layer by layer")
+    titles = ("Loss and accuracy", "Learning-rate robustness", "Is the comparison fair?", "layer by layer")
     assert all(title in html and title in text for title in titles)
     names = {path.name for path in written.glob("*.csv")}
     assert names >= {
         f"report-{n}.csv" for n in ("verdicts", "summary", "settings", "budget", "runs", "broken", "versions")
     }
     pictures = sorted(path.name for path in written.glob("*.png"))
-    assert len(pictures) == len(plots(html)) == 9
+    assert len(pictures) == len(plots(html)) == 9  # three dots with intervals, three curves, lr, two of the solver
     assert all(f"]({name})" in text for name in pictures)
     assert all((written / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
 
 
 def test_page_needs_nothing_else(written):
     html = (written / "report.html").read_text()
-    assert html.count("plotly.js v") == 1
+    assert html.count("plotly.js (basic - minified)") == 1
+    assert len(html) < 2_000_000
     markup = outside_scripts(html)
     assert not re.findall(r"""(?:src|href|action|data)\s*=\s*["']?\s*(?:https?:|//)""", markup, re.IGNORECASE)
     assert "url(" not in markup
@@ -79,8 +80,14 @@ def test_verdicts_say_who_is_better(written):
     assert (row["verdict"], row["seeds"], row["won / tied / lost"]) == ("better", "5", "5 / 0 / 0")
     assert float(row["median difference"]) == pytest.approx(-0.0255)
     text = (written / "report.md").read_text()
-    assert "Final train loss: sibp cg:5 has the best median (0.0255); better than sgd, proxbp exact." in text
-    assert "Final val acc: sibp cg:5 has the best median (0.9748); better than sgd, proxbp exact." in text
+    won = "Final train loss: sibp cg:5 won (0.0255 \\[0.025, 0.026\\]), better than proxbp exact and sgd; "
+    assert won + "the nearest, proxbp exact, is behind by 0.0051 " in text
+    assert "on 5 of 5 seeds (sign test p = 0.0625)" in text
+    assert "Final val acc: sibp cg:5 won" in text
+    assert "a step of sibp cg:5 may cost 1 \\[1, 1\\] times as much as one of sgd before it loses, and costs 4 " in text
+    # Of three comparisons with p = 1/16 each, all are multiplied by 3.
+    family = [row for row in rows.values() if row["in"] == "final val acc"]
+    assert {(row["sign test p"], row["p by Holm"]) for row in family} == {("0.0625", "0.1875")}
 
 
 def test_summary_has_medians_intervals_cost_and_infinite_targets(written):
@@ -146,33 +153,40 @@ def test_runs_with_different_kernels_are_told_of(tmp_path, kernels, told):
     assert [warning for warning in warnings if "kernels" in warning] == expected
 
 
+@pytest.mark.parametrize(("loads", "told"), [((1.0, 1.9), False), ((1.0, 2.5), True), ((None, 9.0), False)])
+def test_unequal_load_is_told_of(tmp_path, loads, told):
+    for name, optimizer, load in zip("ab", (SGD, SIBP), loads, strict=True):
+        about = {"host": "box", "device": "cpu", "threads": 1, "load": load}
+        write_run(tmp_path / name, optimizer, summary={"environment": about})
+    report(tmp_path, "--out", tmp_path / "report.html", "--format", "html")
+    page = (tmp_path / "report.html").read_text()
+    assert ("The load of the machine was 1 to 2.5 processes from run to run" in page) == told
+
+
 def test_divergences_are_crosses_on_the_robustness_plot(written):
     figures = plots((written / "report.html").read_text())
-    (figure,) = [f for f in figures if f["layout"]["xaxis"]["title"]["text"] == "lr"]
-    crosses = [t for t in figure["data"] if t.get("marker", {}).get("symbol") == "x"]
-    assert [(t["name"], t["x"]) for t in crosses] == [("sgd", [3.0]), ("sibp cg:5", [0.3])]
-    assert crosses[0]["text"] == ["sgd, lr=3: 2 diverged of 2"]
-    lines = {t["name"]: dict(zip(t["x"], t["y"], strict=True)) for t in figure["data"] if t["showlegend"]}
+    (figure,) = [f for f in figures if f["xTitle"] == "lr"]
+    crosses = [line for line in figure["lines"] if line["kind"] == "cross"]
+    assert [(line["group"], line["x"]["lr"]) for line in crosses] == [("sgd", [3.0]), ("sibp cg:5", [0.3])]
+    assert crosses[0]["texts"] == ["sgd, lr=3: 2 diverged of 2"]
+    medians = [line for line in figure["lines"] if line["kind"] == "median"]
+    lines = {line["group"]: dict(zip(line["x"]["lr"], line["y"], strict=True)) for line in medians}
     assert lines["sgd"][0.3] == pytest.approx(0.051)
     assert lines["sgd"][3.0] == max(lines["sgd"].values())
 
 
 def test_curves_have_a_median_a_band_and_every_seed(written):
     figures = plots((written / "report.html").read_text())
-    (figure,) = [
-        f
-        for f in figures
-        if f["layout"]["yaxis"]["title"]["text"] == "train loss" and f["layout"]["xaxis"]["title"]["text"] == "steps"
-    ]
-    traces = [t for t in figure["data"] if t["legendgroup"] == "sgd"]
-    assert figure["layout"]["yaxis"]["type"] == "log"
-    assert sum(t.get("opacity") == 0.35 for t in traces) == 5
-    low, high = (
-        next(t for t in traces if t["line"]["width"] == 0 and ("fill" in t) == filled) for filled in (False, True)
-    )
-    (median,) = [t for t in traces if t["showlegend"]]
-    assert [low["y"][-1], median["y"][-1], high["y"][-1]] == pytest.approx([0.05, 0.051, 0.052])
-    assert median["x"] == [0, 10, 20, 30]
+    (figure,) = [f for f in figures if f["curves"] and f["yTitle"] == "train loss"]
+    lines = [line for line in figure["lines"] if line["group"] == "sgd"]
+    assert figure["yLog"]
+    assert [line["detail"] for line in lines if line["kind"] == "seed"] == [f"seed {i}" for i in range(5)]
+    (median,) = [line for line in lines if line["kind"] == "median"]
+    assert [median[key][-1] for key in ("low", "y", "high")] == pytest.approx([0.05, 0.051, 0.052])
+    assert median["x"]["training steps"] == [0, 10, 20, 30]
+    assert median["x"]["training seconds"] == pytest.approx([0, 0.01, 0.02, 0.03])
+    assert median["x"]["epochs"] == pytest.approx([0, 0.1, 0.2, 0.3])  # ten steps are a tenth of an epoch
+    assert median["detail"] == "lr=0.3"
 
 
 def test_equal_start_is_stated_or_said_to_be_unknown(tmp_path):
@@ -215,7 +229,7 @@ def test_whatever_stands_in_a_run_folder_is_shown_as_text(tmp_path):
     (tmp_path / "runs" / "half" / "summary.json").write_text('{"status": "<script>"}')
     report(tmp_path / "runs", "--out", tmp_path / "report.html", "--format", "html,md,csv,png")
     html = (tmp_path / "report.html").read_text()
-    ours = 1 + 1 + len(plots(html))  # plotly, page.js and the figures
+    ours = 1 + 1 + 1 + len(plots(html))  # plotly, page.js, the styles and the figures
     assert len(re.findall(r"<script", outside_plotly(html))) == ours - 1
     assert len(re.findall(r"</script", outside_plotly(html))) == ours - 1
     assert "<img" not in outside_plotly(html)
@@ -228,9 +242,7 @@ def test_whatever_stands_in_a_run_folder_is_shown_as_text(tmp_path):
     methods = [row["method"] for row in table(tmp_path, "budget")]
     assert "'=1+1" in methods  # a spreadsheet takes it for text
     assert all("<" not in text for text in re.findall(r'"application/json">(.*?)</script>', html, re.DOTALL))
-    names = {trace.get("name", "") for figure in plots(html) for trace in figure["data"]}
-    assert names
-    assert not any("<" in name for name in names)
+    assert any(line["group"].startswith(EVIL) for figure in plots(html) for line in figure["lines"])
 
 
 def outside_plotly(html: str) -> str:
@@ -264,7 +276,7 @@ def test_only_broken_runs_still_make_a_report(tmp_path):
     report(tmp_path, "--out", tmp_path / "report.html")
     html = (tmp_path / "report.html").read_text()
     assert "config.yaml is missing" in html
-    assert "plotly.js v" not in html
+    assert "plotly.js" not in html
 
 
 def test_runs_without_result_make_a_report(tmp_path):
@@ -338,3 +350,15 @@ def test_package_reads_no_pickle_and_yaml_only_safely():
     assert not re.search(r"\b(import|from) (pickle|torch|sibp\.(experiment|optim|prox|capture))", source)
     assert re.findall(r"yaml\.(\w*[lL]oad\w*)", source) == ["load", "SafeLoader", "SafeLoader"]
     assert not re.search(r"\b(eval|exec)\(", source)
+
+
+def test_markdown_folds_tables_and_leaves_the_longest_to_the_page(study, written, tmp_path):
+    markdown = (written / "report.md").read_text()
+    assert "<details><summary>Pairwise verdicts" in markdown
+    assert markdown.count("<details>") == markdown.count("</details>") == 4  # verdicts, clock, settings, runs
+    for seed in range(101):
+        write_run(tmp_path / "runs" / str(seed), SGD, seed)
+    report(tmp_path / "runs", "--out", tmp_path / "report.html", "--format", "md")
+    markdown = (tmp_path / "report.md").read_text()
+    assert "101 runs, with their folders: `sibp report --format html,csv` shows them (101 rows)." in markdown
+    assert "### Loss and accuracy" not in markdown  # without pictures there is nothing below it

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from sibp.report.scoring import choose, edge, first_reach, ratio, verdict
+from sibp.analysis.scoring import choose, edge, first_reach, ratio, verdict
 
 INF = math.inf
 

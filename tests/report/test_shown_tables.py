@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from fake_runs import SGD, SIBP, write_run
 
-from sibp.report.criteria import Evidence
-from sibp.report.experiments import Experiment
 from sibp.runs.collect import collect
 from sibp.runs.packed import PACKED, pack
+from sibp.study.criteria import Evidence
+from sibp.study.experiments import Experiment
 
 PROJECT = Path(__file__).parents[2]
 PAGE = "Before.\n\n<!-- results/noise: test accuracy by part -->\nold\n<!-- end of table -->\n\nAfter.\n"

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from sibp.report import scoring, statistics, text
-from sibp.report.statistics import BOOTSTRAP_SEED, RESAMPLES, bootstrap_interval, estimate, median, sign_test
+from sibp.analysis import scoring, statistics
+from sibp.analysis.statistics import BOOTSTRAP_SEED, RESAMPLES, bootstrap_interval, estimate, median, sign_test
+from sibp.report import text
 
 INF = math.inf
 

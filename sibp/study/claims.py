@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sibp.report.experiments import Experiment
 from sibp.runs.values import UsageError
 from sibp.runs.yaml_file import YamlError, parse_yaml
+from sibp.study.experiments import Experiment
 
 REPRODUCED, PARTLY, NOT, INCONCLUSIVE = "reproduced", "partly", "not reproduced", "inconclusive"
 TRAINING_LOSS, WIDTH, LARGEST = "training loss", "width of step sizes", "largest step size"

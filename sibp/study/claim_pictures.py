@@ -10,12 +10,12 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sibp.report.comparison import Method, Problem
-from sibp.report.criteria import Evidence, OpenError
-from sibp.report.experiments import Experiment
-from sibp.report.outcomes import FINAL_LOSS, FINAL_VAL, Quantity, over_runs
-from sibp.report.plotly_figures import COLOURS, GRID
-from sibp.report.statistics import Estimate
+from sibp.analysis.comparison import Method, Problem
+from sibp.analysis.outcomes import FINAL_LOSS, FINAL_VAL, Quantity, over_runs
+from sibp.analysis.statistics import Estimate
+from sibp.report.styles import GRID, styles
+from sibp.study.criteria import Evidence, OpenError
+from sibp.study.experiments import Experiment
 
 ORDER = (
     "sgd",
@@ -74,7 +74,7 @@ def _place(name: str) -> int:
 
 
 def _colour(name: str) -> str:
-    return COLOURS[_place(name) % len(COLOURS)]
+    return styles([name])[name].colour
 
 
 def step_sizes(evidence: Evidence, experiment: Experiment) -> bytes:

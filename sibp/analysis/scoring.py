@@ -14,7 +14,8 @@ tuning seeds), the report shows the fresh ones alone; otherwise all of them, and
 batches. With fewer than `MIN_SEEDS` such seeds it is "too few seeds". Otherwise it is "better" or "worse" if the
 bootstrap interval of the median difference excludes 0, and "no difference" if not. With 5 seeds the interval excludes
 0 only if all 5 agree in sign, which happens by chance to equal methods in 1 of 16 comparisons; the sign test beside it
-says as much. Verdicts are not corrected for their number.
+says as much. Verdicts are not corrected for their number; the p by Holm beside the sign test's is, over all
+comparisons in the same quantity.
 
 **A target** is reached at the first logged row that meets it: the report cannot see between rows. A missed target is
 infinitely far away; the median over seeds counts it so.
@@ -25,7 +26,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from sibp.report.statistics import Estimate, estimate, median, sign_test
+from sibp.analysis.statistics import Estimate, estimate, median, sign_test
 
 MIN_SEEDS = 5
 BETTER, WORSE, SAME, TOO_FEW = "better", "worse", "no difference", "too few seeds"

@@ -1,13 +1,13 @@
 """From runs to problems, methods and settings, and to the setting that stands for each method."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from sibp.report.outcomes import (
+from sibp.analysis.outcomes import (
     BEST_VAL,
     BEST_VAL_LOSS,
     FINAL_VAL,
@@ -20,7 +20,7 @@ from sibp.report.outcomes import (
     over_runs,
     seconds_per_step,
 )
-from sibp.report.scoring import Choice, choose, edge
+from sibp.analysis.scoring import Choice, choose, edge
 from sibp.runs.identity import TRIAL, method_name, problem_of, setting_name
 from sibp.runs.reading import UNFINISHED, Run
 from sibp.runs.values import canonical, number_or_nan, shown
@@ -125,6 +125,7 @@ class Problem:
         methods: in the order of their names, SGD first.
         targets: what time and steps are measured to.
         repeated: (left out, kept in its place) where a setting was run twice with a seed.
+        clock: method -> seconds of a step, measured apart from the runs; None if only the runs' own are known.
     """
 
     config: dict[str, Any]
@@ -132,6 +133,7 @@ class Problem:
     methods: list[Method]
     targets: list[Target]
     repeated: list[tuple[Run, Run]] = field(default_factory=list)
+    clock: Mapping[str, Sequence[float]] | None = None
 
     @property
     def runs(self) -> list[Run]:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from sibp.report.statistics import BOOTSTRAP_SEED, RESAMPLES
+from sibp.analysis.statistics import BOOTSTRAP_SEED, RESAMPLES
 
 LIMIT = 4.0  # AlgoPerf's
 

@@ -1,4 +1,4 @@
-"""The figures of one run, by the rules of :mod:`sibp.report.scoring`."""
+"""The figures of one run, by the rules of :mod:`sibp.analysis.scoring`."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sibp.report.scoring import first_reach
-from sibp.report.statistics import Estimate, estimate, median
+from sibp.analysis.scoring import first_reach
+from sibp.analysis.statistics import Estimate, estimate, median
 from sibp.runs.reading import UNFINISHED, Run
 from sibp.runs.values import number_or_nan
 

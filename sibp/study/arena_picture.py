@@ -7,9 +7,9 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure as Canvas
 
-from sibp.report.arena import REFERENCE, Standing
+from sibp.analysis.arena import REFERENCE, Standing
 from sibp.report.arena_page import profiles
-from sibp.report.plotly_figures import GRID, colours
+from sibp.report.styles import DASHES, GRID, styles
 
 OURS = "sibp"  # what the names of semi-implicit methods begin with
 SVG: Any = {"svg.hashsalt": "sibp", "font.size": 9, "text.usetex": False}
@@ -22,18 +22,17 @@ def picture(table: Sequence[Standing]) -> bytes:
         table: the standings, the best first.
 
     Returns:
-        The picture: semi-implicit methods thick, peers thin and dashed, SGD dotted.
+        The picture: semi-implicit methods thick, peers thin.
     """
     figures = profiles(table)[:2]
-    colour, styles = colours(figures), {}
-    for each in table:
-        styles[each.name] = {"lw": 2.4, "zorder": 3} if each.name.startswith(OURS) else {"lw": 1.0, "ls": "--"}
-    styles[REFERENCE] = {"lw": 1.6, "color": "black", "ls": ":"}
+    own = styles(each.name for each in table)
+    width = {each.name: 2.4 if each.name.startswith(OURS) else 1.0 for each in table} | {REFERENCE: 1.8}
     with rc_context(SVG):
         canvas = Canvas(figsize=(9, 5.5), layout="constrained")
         for axes, figure in zip(canvas.subplots(1, 2, sharey=True), figures, strict=True):
             for line in figure.lines:
-                axes.plot(line.x, line.y, label=line.label, **{"color": colour[line.group]} | styles[line.group])
+                look = {"color": own[line.group].colour, "ls": DASHES[own[line.group].dash], "lw": width[line.group]}
+                axes.plot(line.x, line.y, label=line.label, **look)
             axes.set_xscale("log", base=2)
             axes.set(xlabel=figure.x_title, title=figure.title, ylim=(-0.02, 1.02))
             axes.xaxis.set_major_formatter("{x:g}")

@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sibp.report.comparison import Method, Problem, compare
-from sibp.report.outcomes import FINAL_LOSS, Quantity, Target, to_target, training_seconds
-from sibp.report.profile import ranks, ratios, resampled_scores, score, shares_of_firsts
-from sibp.report.statistics import Estimate, bounds, estimate, median
+from sibp.analysis.comparison import Method, Problem, compare
+from sibp.analysis.outcomes import FINAL_LOSS, Quantity, Target, to_target, training_seconds
+from sibp.analysis.profile import ranks, ratios, resampled_scores, score, shares_of_firsts
+from sibp.analysis.statistics import Estimate, bounds, estimate, median
 from sibp.runs.collect import Broken, collect
 from sibp.runs.identity import essential
 from sibp.runs.packed import PACKED

@@ -110,6 +110,27 @@ def _middle_positions(count: int) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(below), np.concatenate(above)
 
 
+def holm(probabilities: Sequence[float]) -> list[float]:
+    """Holm's correction for several tests of one family (Scandinavian Journal of Statistics 6, 1979).
+
+    Args:
+        probabilities: one for each test.
+
+    Returns:
+        Corrected ones, in the same order: those below a level are significant at it, whatever the family's size.
+
+    Example:
+        >>> holm([0.5, 0.125, 0.25])
+        [0.5, 0.375, 0.5]
+    """
+    order = sorted(range(len(probabilities)), key=lambda i: probabilities[i])
+    corrected, least = [0.0] * len(order), 0.0
+    for rank, i in enumerate(order):
+        least = max(least, min(1.0, (len(order) - rank) * probabilities[i]))
+        corrected[i] = least
+    return corrected
+
+
 def sign_test(wins: int, losses: int) -> float:
     """Two-sided exact sign test.
 

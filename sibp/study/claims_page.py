@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sibp.report import claims as rules
-from sibp.report.claims import Better, Claim, Criterion, Every, judge
-from sibp.report.criteria import FAILS, HOLDS, OPEN, Evidence, Finding, find
-from sibp.report.experiments import Experiment, is_kept
+from sibp.analysis.scoring import Verdict
+from sibp.analysis.statistics import INTERVAL_RULE, Estimate
 from sibp.report.markdown import lines_of_table
-from sibp.report.scoring import Verdict
-from sibp.report.statistics import INTERVAL_RULE, Estimate
 from sibp.report.text import cell_text
+from sibp.study import claims as rules
+from sibp.study.claims import Better, Claim, Criterion, Every, judge
+from sibp.study.criteria import FAILS, HOLDS, OPEN, Evidence, Finding, find
+from sibp.study.experiments import Experiment, is_kept
 
 COLUMNS = (
     "holds",

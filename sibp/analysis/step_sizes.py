@@ -11,8 +11,8 @@ At every step size, the best of the other hyper-parameters counts, by the final 
 import math
 from collections.abc import Mapping
 
-from sibp.report.comparison import Method
-from sibp.report.outcomes import final
+from sibp.analysis.comparison import Method
+from sibp.analysis.outcomes import final
 
 WITHIN = 0.1
 

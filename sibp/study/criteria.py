@@ -1,4 +1,4 @@
-"""Whether a criterion of :mod:`sibp.report.claims` holds, from kept runs alone."""
+"""Whether a criterion of :mod:`sibp.study.claims` holds, from kept runs alone."""
 
 import json
 import math
@@ -8,16 +8,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sibp.report.claims import LARGEST, TIMED, TRAINING_LOSS, WIDTH, Better, Criterion, Every
-from sibp.report.comparison import Method, Problem, compare
-from sibp.report.experiments import REPRODUCE
-from sibp.report.outcomes import FINAL_LOSS, FINAL_VAL, TEST_ACC, Quantity, at_equal_seconds, final
-from sibp.report.scoring import BETTER, TOO_FEW, Verdict, verdict
-from sibp.report.statistics import Estimate, estimate
-from sibp.report.step_sizes import largest, losses, width
+from sibp.analysis.comparison import Method, Problem, compare
+from sibp.analysis.outcomes import FINAL_LOSS, FINAL_VAL, TEST_ACC, Quantity, at_equal_seconds, final
+from sibp.analysis.scoring import BETTER, TOO_FEW, Verdict, verdict
+from sibp.analysis.statistics import Estimate, estimate
+from sibp.analysis.step_sizes import largest, losses, width
 from sibp.runs.collect import collect
 from sibp.runs.packed import PACKED
 from sibp.runs.values import UsageError, number_or_nan
+from sibp.study.claims import LARGEST, TIMED, TRAINING_LOSS, WIDTH, Better, Criterion, Every
+from sibp.study.experiments import REPRODUCE
 
 FINAL_TRAIN_ACC = Quantity("final_train_acc", "final train acc", True, lambda run: final(run, "train_acc"))
 OF_RUNS = {

@@ -1,0 +1,174 @@
+"""Verdicts by the clock: how much a step may cost, and how much it does.
+
+The **break-even ratio** of a method against another is how many times as much as the other's its step may cost before
+it loses. Where its final loss is the lower one, that is the other's steps over its own steps to the other's final loss,
+1 or more; else the other's steps to its own final loss over its own steps, less than 1. The rows that were logged limit
+both. A method wins by the clock if the measured ratio of seconds a step, with its whole 95 % interval, lies below the
+break-even ratio's interval; it loses if it lies above; where they meet, the difference is **within the noise**.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from pathlib import Path
+
+from sibp.analysis.comparison import Method, Problem
+from sibp.analysis.outcomes import FINAL_LOSS, seconds_per_step
+from sibp.analysis.scoring import BETTER, MIN_SEEDS, TOO_FEW, WORSE, first_reach
+from sibp.analysis.statistics import Estimate, estimate
+from sibp.runs.reading import Run
+from sibp.runs.values import UsageError
+
+NOISE = "within the noise"
+INPUTS = {"digits": 64, "mnist": 784, "fashion_mnist": 784, "cifar10": 3072}  # pixels and channels of an image
+Clock = Mapping[str, Sequence[float]]  # method -> seconds of a step, a sample for each interleaved round
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A method against another by the clock.
+
+    Attributes:
+        method: judged.
+        other: its rival.
+        break_even: how many times as much its step may cost, over seeds.
+        measured: how many times as much it does cost, over interleaved rounds, or over seeds.
+        word: ``better``, ``worse``, ``within the noise`` or ``too few seeds``.
+    """
+
+    method: Method
+    other: Method
+    break_even: Estimate
+    measured: Estimate
+    word: str
+
+
+def by_the_clock(problem: Problem) -> list[Timed]:
+    """Every method against every other, by the problem's clock, or where it has none by that of the runs.
+
+    Args:
+        problem: the problem.
+
+    Returns:
+        In both directions; nothing of methods whose seconds or seeds are not known.
+    """
+    found = []
+    for other, method in permutations([method for method in problem.methods if method.runs], 2):
+        even = estimate(break_evens(method, other))
+        cost = estimate(cost_ratios(method, other, problem.clock))
+        if even and cost:
+            found.append(Timed(method, other, even, cost, verdict(even, cost)))
+    return found
+
+
+def verdict(break_even: Estimate, measured: Estimate) -> str:
+    """What two intervals say.
+
+    Args:
+        break_even: the ratio up to which a method wins.
+        measured: the ratio that it has.
+
+    Returns:
+        As in :class:`Timed`.
+    """
+    low, high = _ends(break_even)
+    if break_even.count < MIN_SEEDS:
+        return TOO_FEW
+    least, most = _ends(measured)
+    return BETTER if most < low else WORSE if least > high else NOISE
+
+
+def _ends(of: Estimate) -> tuple[float, float]:
+    return (of.median if of.low is None else of.low), (of.median if of.high is None else of.high)
+
+
+def break_evens(method: Method, other: Method) -> list[float]:
+    """The break-even ratio at each seed that two methods share.
+
+    Args:
+        method: judged.
+        other: its rival.
+
+    Returns:
+        Positive numbers; 0 where the method diverged, infinity where its rival alone did.
+    """
+    rivals = {run.seed: run for run in other.runs}
+    pairs = [(run, rivals[run.seed]) for run in method.runs if run.seed in rivals]
+    return [ratio for mine, rival in pairs if (ratio := _break_even(mine, rival)) is not None]
+
+
+def _break_even(mine: Run, rival: Run) -> float | None:
+    ends = FINAL_LOSS.of(mine), FINAL_LOSS.of(rival)
+    if ends[0] is None or ends[1] is None:
+        return None
+    if math.isinf(ends[0]) or math.isinf(ends[1]):
+        return 1.0 if ends[0] == ends[1] else 0.0 if math.isinf(ends[0]) else math.inf
+    if ends[0] <= ends[1]:
+        steps, needed = rival.columns["step"][-1], _steps_to(mine, ends[1])
+    else:
+        steps, needed = _steps_to(rival, ends[0]), mine.columns["step"][-1]
+    return float(steps / needed) if needed else None
+
+
+def _steps_to(run: Run, loss: float) -> float:
+    at = first_reach(run.columns["train_loss"].tolist(), loss, larger_is_better=False)
+    return float(run.columns["step"][-1 if at is None else at])
+
+
+def cost_ratios(method: Method, other: Method, clock: Clock | None) -> list[float]:
+    """How many times as much as another's a method's step costs.
+
+    Args:
+        method: whose.
+        other: the other.
+        clock: measured; None for the runs' own seconds.
+
+    Returns:
+        One for each interleaved round, or for each shared seed.
+    """
+    if clock is not None:
+        pairs = zip(clock.get(method.name, ()), clock.get(other.name, ()), strict=False)
+        return [mine / theirs for mine, theirs in pairs if mine > 0 and theirs > 0]
+    rivals = {run.seed: seconds_per_step(run) for run in other.runs}
+    timed = [(seconds_per_step(run), rivals.get(run.seed)) for run in method.runs]
+    return [mine / theirs for mine, theirs in timed if mine and theirs]
+
+
+def read_clock(path: Path, problem: Problem) -> Clock | None:
+    """What ``sibp bench step`` measured for a problem's network and batch size.
+
+    Args:
+        path: its record, a JSON file.
+        problem: the problem.
+
+    Returns:
+        Seconds a step; None if the record has no such case.
+
+    Raises:
+        UsageError: the file is no such record.
+    """
+    try:
+        cases = json.loads(path.read_text())["cases"]
+        known = {(case["net"], case["batch"]): case["seconds_per_step"] for case in cases}
+        found = known.get((_net(problem), problem.config.get("batch_size")), {})
+        return {_name(method): [float(value) for value in samples] for method, samples in found.items()} or None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"--clock {path} is no record of `sibp bench step` ({type(error).__name__}).") from error
+
+
+def _name(method: str) -> str:
+    """A method of the benchmark as runs call it: there, SIBP goes by its solver alone."""
+    if method == "proxbp":
+        return "proxbp exact"
+    return f"sibp {method}" if method in ("exact", "paper") or method.startswith("cg:") else method
+
+
+def _net(problem: Problem) -> str:
+    """The network as the benchmark calls it: widths from the pictures' pixels to the classes, or a name."""
+    dataset, model = problem.config.get("dataset"), problem.config.get("model")
+    hidden = model.get("hidden") if isinstance(model, dict) else None
+    if not isinstance(dataset, dict) or not isinstance(hidden, list):
+        return str(model.get("name")) if isinstance(model, dict) else ""
+    return "-".join(map(str, [INPUTS.get(str(dataset.get("name")), 0), *hidden, 10]))

@@ -1,0 +1,201 @@
+"""Every two methods of a problem against each other, and who won."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import combinations
+
+from sibp.analysis.comparison import Method, Problem
+from sibp.analysis.outcomes import FINAL_LOSS, Quantity, at_equal_seconds
+from sibp.analysis.scoring import BETTER, MIN_SEEDS, TOO_FEW, WORSE, Verdict, verdict
+from sibp.analysis.statistics import Estimate, estimate
+
+SAME_SECONDS = "train loss after the same seconds"
+OPPOSITE = {BETTER: WORSE, WORSE: BETTER}
+
+
+@dataclass(frozen=True)
+class Duel:
+    """Two methods judged in one quantity; the verdict is on the first."""
+
+    quantity: str
+    method: Method
+    other: Method
+    verdict: Verdict
+
+    def turned(self) -> "Duel":
+        """The same duel seen by the other method."""
+        found = self.verdict
+        split = {"wins": found.losses, "losses": found.wins, "word": OPPOSITE.get(found.word, found.word)}
+        return Duel(
+            self.quantity, self.other, self.method, replace(found, difference=_negative(found.difference), **split)
+        )
+
+
+def _negative(of: Estimate | None) -> Estimate | None:
+    if of is None or of.low is None or of.high is None:
+        return of and replace(of, median=-of.median)
+    return Estimate(-of.median, -of.high, -of.low, of.count)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Who won in one quantity.
+
+    Attributes:
+        quantity: such as ``final train loss``.
+        larger_is_better: as for an accuracy.
+        medians: of every method with results, the best first.
+        leader: the method with the best median; None if several share it.
+        duels: the leader's against every other, in the order of the medians.
+    """
+
+    quantity: str
+    larger_is_better: bool
+    medians: Sequence[tuple[Method, Estimate]]
+    leader: Method | None
+    duels: Sequence[Duel]
+
+    @property
+    def beaten(self) -> list[Duel]:
+        """The duels that the leader won."""
+        return [duel for duel in self.duels if duel.verdict.word == BETTER]
+
+    @property
+    def clear(self) -> bool:
+        """Whether the leader is better than every other method."""
+        return bool(self.duels) and len(self.beaten) == len(self.duels)
+
+
+@lru_cache(maxsize=4)
+def duels(problem: Problem) -> tuple[Duel, ...]:
+    """Every two methods with results, in three quantities: two at the end of training, one after equal seconds.
+
+    Args:
+        problem: the problem.
+
+    Returns:
+        The duels, quantity by quantity.
+    """
+    methods = [method for method in problem.methods if method.runs]
+    found = []
+    for quantity in judged_quantities(problem):
+        values = {method: by_seed(method, quantity) for method in methods}
+        for other, method in combinations(methods, 2):
+            word = verdict(values[method], values[other], quantity.larger_is_better)
+            found.append(Duel(quantity.title, method, other, word))
+    for other, method in combinations(methods, 2):
+        mine, theirs = after_equal_seconds(method, other)
+        found.append(Duel(SAME_SECONDS, method, other, verdict(mine, theirs, larger_is_better=False)))
+    return tuple(found)
+
+
+def judged_quantities(problem: Problem) -> tuple[Quantity, Quantity]:
+    """What methods are judged by at the end of training.
+
+    Args:
+        problem: the problem.
+
+    Returns:
+        Training loss, and accuracy on validation data (the loss there if no run has one).
+    """
+    return FINAL_LOSS, problem.quantities[0]
+
+
+def by_seed(method: Method, quantity: Quantity) -> dict[int, float]:
+    """A quantity of a method's shown runs.
+
+    Args:
+        method: which.
+        quantity: which.
+
+    Returns:
+        seed -> value, where there is one.
+    """
+    values = {run.seed: quantity.of(run) for run in method.runs}
+    return {seed: value for seed, value in values.items() if value is not None}
+
+
+def after_equal_seconds(
+    method: Method, other: Method, column: str = "train_loss"
+) -> tuple[dict[int, float], dict[int, float]]:
+    """What two methods had after the same training seconds.
+
+    Args:
+        method: one.
+        other: another.
+        column: a metric.
+
+    Returns:
+        seed -> value of each, at the seeds that both have.
+    """
+    theirs = {run.seed: run for run in other.runs}
+    pairs = {run.seed: at_equal_seconds(run, theirs[run.seed], column) for run in method.runs if run.seed in theirs}
+    known = {seed: pair for seed, pair in pairs.items() if pair is not None}
+    return {seed: pair[0] for seed, pair in known.items()}, {seed: pair[1] for seed, pair in known.items()}
+
+
+def answer(problem: Problem, quantity: Quantity, found: Sequence[Duel]) -> Answer | None:
+    """Who won in a quantity.
+
+    Args:
+        problem: the problem.
+        quantity: one of :func:`judged_quantities`.
+        found: all duels of the problem.
+
+    Returns:
+        The answer; None if no method has a value.
+    """
+    known = [(method, estimate(list(by_seed(method, quantity).values()))) for method in problem.methods]
+    medians = [(method, of) for method, of in known if of]
+    if not medians:
+        return None
+    sign = -1 if quantity.larger_is_better else 1
+    medians.sort(key=lambda each: sign * each[1].median)
+    shared = sum(of.median == medians[0][1].median for _, of in medians)
+    leader = medians[0][0] if shared == 1 else None
+    own = {duel.other: duel for duel in seen_by(leader, found, quantity.title)} if leader else {}
+    ordered = [own[method] for method, _ in medians if method in own]
+    return Answer(quantity.title, quantity.larger_is_better, medians, leader, ordered)
+
+
+def seen_by(method: Method, found: Sequence[Duel], quantity: str) -> list[Duel]:
+    """A method's duels, each seen by this method.
+
+    Args:
+        method: which.
+        found: duels of a problem.
+        quantity: in which.
+
+    Returns:
+        Those that it takes part in.
+    """
+    mine = [duel for duel in found if duel.quantity == quantity and method in (duel.method, duel.other)]
+    return [duel if duel.method is method else duel.turned() for duel in mine]
+
+
+def missing_seeds(problem: Problem, found: Sequence[Duel]) -> Mapping[Method, list[int]]:
+    """Which seeds are to be run before every two methods share `MIN_SEEDS`.
+
+    Args:
+        problem: the problem.
+        found: its duels.
+
+    Returns:
+        method -> seeds that it lacks; empty if no verdict lacks seeds.
+    """
+    short = {each for duel in found if duel.verdict.word == TOO_FEW for each in (duel.method, duel.other)}
+    if not short:
+        return {}
+    own = {method: {run.seed for run in method.runs if run.status != "unfinished"} for method in problem.methods}
+    taken = {run.seed for run in problem.runs}
+    wanted = sorted(set.union(*(own[method] for method in short)))
+    fresh = (seed for seed in range(len(taken) + MIN_SEEDS) if seed not in taken)
+    while len(wanted) < MIN_SEEDS:
+        wanted.append(next(fresh))
+    missing = {
+        method: [seed for seed in sorted(wanted) if seed not in own[method]]
+        for method in problem.methods
+        if method in short
+    }
+    return {method: seeds for method, seeds in missing.items() if seeds}

@@ -1,0 +1,134 @@
+"""Figures as PNG and SVG, by matplotlib: always the same bytes for the same runs."""
+
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sibp.report.blocks import Document, Figure, Line
+from sibp.report.curves import SECONDS
+from sibp.report.styles import DASHES, GRID, MARKS, Style, styles
+from sibp.runs.folder import write_atomic
+
+LONGEST_TITLE, LONGEST_LABEL, LONGEST_ROW = 60, 48, 24  # characters in a picture
+PANEL_CHARACTERS = 60  # of the legend, below a panel
+METADATA = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+SETTINGS: dict[Any, Any] = {"svg.hashsalt": "sibp", "font.size": 9, "text.usetex": False, "axes.axisbelow": True}
+Panel = tuple[Figure, str]  # and which of its horizontal axes
+
+
+def save_pictures(document: Document, prefix: Path, form: str) -> list[Path]:
+    """Draw every figure to a file.
+
+    Args:
+        document: the report.
+        prefix: folder and beginning of the files' names.
+        form: ``png`` or ``svg``.
+
+    Returns:
+        The files.
+    """
+    figures = document.figures()
+    drawn = styles(group for figure in figures for group in figure.groups)
+    paths = [prefix.with_name(f"{prefix.name}-{figure.name}.{form}") for figure in figures]
+    for figure, path in zip(figures, paths, strict=True):
+        write_atomic(path, picture(panels_of(figure), form, drawn))
+    return paths
+
+
+def panels_of(figure: Figure) -> list[Panel]:
+    """A figure against its own axis, and against training seconds where it has them.
+
+    Args:
+        figure: the figure.
+
+    Returns:
+        One panel or two.
+    """
+    timed = any(SECONDS in line.also for line in figure.lines)
+    return [(figure, figure.x_title), *([(figure, SECONDS)] if timed else [])]
+
+
+def picture(
+    panels: Sequence[Panel], form: str, drawn: Mapping[str, Style] | None = None, columns: int = 2, seeds: bool = False
+) -> bytes:
+    """Draw panels with one legend below them.
+
+    Args:
+        panels: one or more.
+        form: ``png`` or ``svg``.
+        drawn: how each method is drawn; None to choose here.
+        columns: panels side by side.
+        seeds: whether a line is drawn for every seed, too.
+
+    Returns:
+        The file's content.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure as Canvas
+
+    drawn = drawn or styles(group for figure, _ in panels for group in figure.groups)
+    across = min(columns, len(panels))
+    down = -(-len(panels) // across)
+    with rc_context(SETTINGS), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a sign that the font lacks is drawn as a box
+        canvas = Canvas(figsize=(4.8 * across + 0.4, 3.4 * down + 0.6), layout="constrained")
+        for axes, (figure, axis) in zip(canvas.subplots(down, across, squeeze=False).flat, panels, strict=False):
+            _panel(axes, figure, axis, drawn, seeds)
+        labels: dict[str, Any] = {}
+        for axes in canvas.axes:
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+                labels.setdefault(label, handle)
+        if labels:
+            fit = max(1, PANEL_CHARACTERS * across // max(map(len, labels)))
+            canvas.legend(
+                list(labels.values()), list(labels), loc="outside lower center", ncols=min(fit, 4), frameon=False
+            )
+        file = io.BytesIO()
+        canvas.savefig(file, format=form, dpi=130, metadata=METADATA[form])
+        return file.getvalue()
+
+
+def _panel(axes: Any, figure: Figure, axis: str, drawn: Mapping[str, Style], seeds: bool) -> None:
+    for line in figure.lines:
+        if line.kind != "seed" or seeds:
+            _draw(axes, line, line.x if axis == figure.x_title else line.also.get(axis), drawn[line.group])
+    axes.set(title=_literal(figure.title, LONGEST_TITLE), xlabel=_literal(axis), ylabel=_literal(figure.y_title))
+    if figure.x_log and any((line.x > 0).any() for line in figure.lines):
+        axes.set_xscale("log")
+    if figure.y_log and any((line.y > 0).any() for line in figure.lines):
+        axes.set_yscale("log")
+    if figure.rows:
+        axes.set_yticks(range(len(figure.rows)), [_literal(row, LONGEST_ROW) for row in figure.rows])
+        axes.set_ylim(len(figure.rows) - 0.5, -0.5)
+    axes.grid(color=GRID, lw=0.6)
+
+
+def _draw(axes: Any, line: Line, x: np.ndarray | None, style: Style) -> None:
+    if x is None or np.isnan(x).all():
+        return
+    name = f"{line.label} ({line.detail})" if line.detail else line.label
+    label = f"\u2009{_literal(name, LONGEST_LABEL)}" if line.named else "_nolegend_"  # a leading _ would hide it
+    if line.kind in ("points", "cross"):
+        mark, size = ("x", 8) if line.kind == "cross" else (MARKS[style.mark], 4)
+        axes.plot(x, line.y, mark, color=style.colour, markersize=size, label=label)
+    elif line.kind == "interval":
+        assert line.low is not None
+        assert line.high is not None
+        spread = np.array([x - line.low, line.high - x])
+        axes.errorbar(x, line.y, xerr=spread, fmt=MARKS[style.mark], color=style.colour, capsize=3, lw=2)
+    else:
+        wide = {"lw": 0.7, "alpha": 0.4} if line.kind == "seed" else {"lw": 1.8}
+        mark = {"marker": MARKS[style.mark], "markersize": 4} if line.kind != "seed" and len(x) < 15 else {}
+        axes.plot(x, line.y, color=style.colour, ls=DASHES[style.dash], label=label, **wide, **mark)
+        if line.low is not None and line.high is not None:
+            axes.fill_between(x, line.low, line.high, color=style.colour, alpha=0.16, lw=0)
+
+
+def _literal(text: str, longest: int = LONGEST_TITLE) -> str:
+    """Text without formulas in it, short enough for a picture."""
+    text = text if len(text) <= longest else text[: longest - 1] + "…"
+    return text.replace("$", r"\$")

@@ -1,0 +1,111 @@
+"""The command that trains a run's settings again, with other seeds."""
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sibp.runs.identity import LATER, LATER_OF_MODEL
+from sibp.runs.yaml_file import parse_yaml
+
+PACKAGE = Path(__file__).resolve().parents[1]
+CONFIGS = next((each for each in (PACKAGE / "configs", PACKAGE.parent / "configs") if each.is_dir()), None)
+GROUPS = ("dataset", "model", "optimizer")
+NOT_SAID = ("seed", "force", "progress", "role")  # what another seed need not share
+PLAIN = re.compile(r"[\w.:/+-]+", re.ASCII)
+
+
+def command(config: Mapping[str, Any], seeds: Sequence[int]) -> str | None:
+    """What to type to train the same settings with some seeds.
+
+    Args:
+        config: the resolved settings of a run.
+        seeds: one or more.
+
+    Returns:
+        One line for a shell; None if the settings are not among those that ``sibp train`` knows by itself.
+    """
+    words = words_of(config)
+    if words is None:
+        return None
+    sweep = ["-m"] if len(seeds) > 1 else []
+    return shlex.join(["sibp", "train", *sweep, *words, f"seed={','.join(map(str, seeds))}"])
+
+
+def words_of(config: Mapping[str, Any]) -> list[str] | None:
+    """The words by which ``sibp train`` makes a config, without seed.
+
+    Args:
+        config: the resolved settings of a run.
+
+    Returns:
+        ``group=option`` and ``key=value`` words, no more than needed; None as in :func:`command`.
+    """
+    if CONFIGS is None:
+        return None
+    model = config.get("model")
+    later = LATER_OF_MODEL.get(str(model.get("name")), {}) if isinstance(model, dict) else {}
+    config = {**LATER, **config, **({"model": {**later, **model}} if isinstance(model, dict) else {})}
+    base = {key: value for key, value in _file("config").items() if key not in ("defaults", "hydra")}
+    words = []
+    for group in GROUPS:
+        settings = config.get(group)
+        option = _option(group, settings) if isinstance(settings, dict) else None
+        if option is None:
+            return None
+        words.append(f"{group}={option}")
+        base[group] = _file(f"{group}/{option}")
+    given, known = dict(_leaves(config)), dict(_leaves(base))
+    changed = {key: value for key, value in given.items() if key.partition(".")[0] not in NOT_SAID}
+    if not changed.keys() <= known.keys():
+        return None
+    changed = {key: _text(value) for key, value in changed.items() if value != known[key]}
+    if None in changed.values():
+        return None
+    return [*words, *(f"{key}={text}" for key, text in changed.items())]
+
+
+def _option(group: str, settings: Mapping[str, Any]) -> str | None:
+    """The file of a group that is nearest to some settings, of those with the same keys and name."""
+    assert CONFIGS is not None
+    near: dict[str, int] = {}
+    for path in sorted((CONFIGS / group).glob("*.yaml")):
+        option = _file(f"{group}/{path.stem}")
+        if option.get("name") == settings.get("name") and option.keys() >= settings.keys():
+            near[path.stem] = sum(settings.get(key) != value for key, value in option.items())
+    return min(near, key=lambda name: near[name]) if near else None
+
+
+@cache
+def _file(name: str) -> dict[str, Any]:
+    """A file of configs/; one of a group may build on others of that group."""
+    assert CONFIGS is not None
+    own = parse_yaml((CONFIGS / f"{name}.yaml").read_text()) or {}
+    group, _, _ = name.rpartition("/")
+    for base in own.pop("defaults", ["_self_"]) if group else ():
+        own = own if base == "_self_" else {**_file(f"{group}/{base}"), **own}
+    return own
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _text(value: Any) -> str | None:
+    """A value as the command line takes it; None if it is nothing that one would type."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, str):
+        return value if PLAIN.fullmatch(value) else None
+    if isinstance(value, list):
+        parts = [_text(each) for each in value]
+        return None if None in parts else f"[{','.join(part for part in parts if part)}]"
+    return None

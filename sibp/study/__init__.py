@@ -1,0 +1,1 @@
+"""This repository's own results: the paper's claims, their criteria, and the pages and pictures made from kept runs."""

@@ -1,0 +1,111 @@
+"""Verdicts by the clock: the ratio at which a method breaks even, beside the one that was measured."""
+
+import json
+import math
+
+import pytest
+from fake_runs import SGD, SIBP, write_run
+
+from sibp.analysis.clock import NOISE, break_evens, by_the_clock, read_clock
+from sibp.analysis.comparison import Problem, compare
+from sibp.analysis.statistics import holm
+from sibp.report.__main__ import main
+from sibp.runs.collect import collect
+from sibp.runs.values import UsageError
+
+SLOW = [(2.0, 1.0, 0.5, 0.4)] * 5  # 30 steps
+FAST = [(2.0, 0.4, 0.2, 0.1), (2.0, 0.4, 0.2, 0.1), (2.0, 0.4, 0.2, 0.1), (2.0, 0.5, 0.4, 0.1), (2.0, 0.4, 0.2, 0.1)]
+
+
+def problem(root, sgd=SLOW, sibp=FAST, pace: float = 0.02) -> Problem:
+    for name, optimizer, losses, seconds in (("sgd", SGD, sgd, 0.01), ("sibp", SIBP, sibp, pace)):
+        for seed, each in enumerate(losses):
+            end = "completed" if each[-1] is not None else "diverged"
+            write_run(root / f"{name}{seed}", optimizer, seed, each, end, seconds)
+    (found,) = compare(collect([root]).runs, None, None)
+    return found
+
+
+def test_break_even_is_the_rivals_steps_over_ones_own(tmp_path):
+    sgd, sibp = problem(tmp_path).methods
+    # SIBP has SGD's 0.4 of step 30 at step 10 (20 at one seed); SGD has SIBP's 0.1 never, so its 30 steps are worth 10.
+    assert break_evens(sibp, sgd) == [3.0, 3.0, 3.0, 1.5, 3.0]
+    assert break_evens(sgd, sibp) == pytest.approx([1 / 3, 1 / 3, 1 / 3, 2 / 3, 1 / 3])
+
+
+def test_a_run_that_diverged_may_cost_nothing(tmp_path):
+    sgd, sibp = problem(
+        tmp_path, sgd=[(2.0, 1.0, 0.5, None), SLOW[0]], sibp=[(2.0, 1.0, 0.5, 0.4), (2.0, None)]
+    ).methods
+    assert break_evens(sibp, sgd) == [math.inf, 0.0]
+
+
+@pytest.mark.parametrize(("pace", "word"), [(0.012, "better"), (0.02, NOISE), (0.029, NOISE), (0.031, "worse")])
+def test_the_word_needs_both_intervals_apart(tmp_path, pace, word):
+    # Break-even is 3 [1.5, 3] at the median of five seeds: 1.2 lies below, 2 and 2.9 inside, 3.1 above.
+    found = {each.method.name: each for each in by_the_clock(problem(tmp_path, pace=pace))}
+    assert found["sibp cg:5"].measured.median == pytest.approx(100 * pace)
+    assert (found["sibp cg:5"].break_even.low, found["sibp cg:5"].break_even.high) == (1.5, 3.0)
+    assert found["sibp cg:5"].word == word
+    assert found["sgd"].word == {"better": "worse", "worse": "better"}.get(word, word)
+
+
+def test_four_seeds_decide_nothing_by_the_clock(tmp_path):
+    found = by_the_clock(problem(tmp_path, sgd=SLOW[:4]))
+    assert {each.word for each in found} == {"too few seeds"}
+
+
+def clock_file(root, **changes):
+    samples = {"sgd": [0.001, 0.0011, 0.0009, 0.001], "cg:5": [0.0011, 0.00121, 0.00099, 0.0011]}
+    case = {"net": "64-64-10", "batch": 50, "seconds_per_step": samples, **changes}
+    (root / "clock.json").write_text(json.dumps({"command": "step", "cases": [case]}))
+    return root / "clock.json"
+
+
+def test_a_clock_measured_apart_decides_by_its_interleaved_rounds(tmp_path, capsys):
+    found = problem(tmp_path / "runs", pace=0.031)
+    clock = read_clock(clock_file(tmp_path), found)
+    assert clock is not None
+    assert set(clock) == {"sgd", "sibp cg:5"}
+    words = [str(tmp_path / "runs"), "--out", str(tmp_path / "report.html"), "--clock", str(tmp_path / "clock.json")]
+    assert main(words) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "and costs 1.1 [1.1, 1.1] times as much. By the clock measured apart, interleaved, it is better than sgd"
+        in said
+    )
+
+
+def test_a_clock_of_another_network_is_none(tmp_path):
+    found = problem(tmp_path / "runs")
+    assert read_clock(clock_file(tmp_path, net="784-500-10"), found) is None
+    assert read_clock(clock_file(tmp_path, batch=100), found) is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"cases": 3}', '{"cases": [{"net": "x"}]}', "{}"])
+def test_a_file_that_is_no_clock_is_one_sentence(tmp_path, text, capsys):
+    found = problem(tmp_path / "runs")
+    (tmp_path / "clock.json").write_text(text)
+    with pytest.raises(UsageError, match="is no record of `sibp bench step`"):
+        read_clock(tmp_path / "clock.json", found)
+    assert main([str(tmp_path / "runs"), "--clock", str(tmp_path / "nowhere.json")]) == 2
+    assert "nowhere.json is no record" in capsys.readouterr().err
+
+
+def test_holm_multiplies_the_smallest_most_and_never_turns_the_order():
+    """By definition, the k-th smallest of m is significant if all up to it are below level / (m - k + 1)."""
+    for probabilities in ([0.01, 0.02, 0.03], [0.5, 0.01, 0.04, 0.04], [0.9, 0.8], [0.0625] * 15, []):
+        ordered = sorted(probabilities)
+        for level in (0.01, 0.03, 0.05, 0.1, 0.5, 0.99):
+            rejected = 0
+            while rejected < len(ordered) and ordered[rejected] <= level / (len(ordered) - rejected) * (1 + 1e-12):
+                rejected += 1
+            assert sum(p <= level * (1 + 1e-9) for p in holm(probabilities)) == rejected
+
+
+def test_a_loss_beyond_reason_counts_as_diverged(tmp_path):
+    write_run(tmp_path / "a", SGD, 0, (2.0, 1.0, 1e26))
+    write_run(tmp_path / "b", SGD, 1, (2.0, 1.0, 1900.0))
+    first, second = collect([tmp_path]).runs
+    assert (first.status, second.status) == ("diverged", "completed")
+    assert first.notes == ("taken as diverged: the training loss ended at 1e+26",)
