@@ -14,7 +14,7 @@ from tensorboard.plugins.hparams.api_pb2 import Status
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
 from torch.utils.tensorboard import summary as summaries
 
-from sibp.runs.identity import NOT_IN_NAME
+from sibp.runs.identity import NOT_IN_NAME, essential
 
 QUANTITIES = {"loss": "loss", "accuracy": "acc"}
 PARTS = ("train", "val")
@@ -92,6 +92,8 @@ def session_end(status: str) -> Summary:
 def _settings(config: Mapping[str, Any]) -> dict[str, Value]:
     """A run's line in the table: every setting that has a part in its result and is not null.
 
+    Settings that an optimizer has at their default do not stand between those that people compare (`essential`).
+
     No run says which columns there are (an "experiment" summary): TensorBoard would take one run's for all. Without,
     it shows the settings of all runs, those first in which they differ, and filters by the values that occur.
     """
@@ -100,6 +102,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Value]:
         if key in (*NOT_IN_NAME, "plugins"):
             continue
         if isinstance(value, Mapping):
+            value = essential(value) if key == "optimizer" else value
             flat |= {key if name == "name" else f"{key}.{name}": item for name, item in value.items()}
         else:
             flat[key] = value

@@ -45,7 +45,7 @@ def test_bars_while_runs_go_on_one_line_for_each_and_a_way_on_after_ctrl_c(tmp_p
     left = [line.split("\r")[-1].split("\x1b[A")[-1] for line in bars.replace("^C", "").split("\r\n")]
     completed, interrupted, way_on, tally = [line for line in left if line.strip()]
     assert "0/2 runs" in bars
-    assert "1/2 runs, about " in bars
+    assert re.search("1/2 runs, (about |a few )", bars)
     assert completed.startswith("completed ")
     stopped = re.search(r"Stopped at step (\d+) of 1000000, all of it kept: the same command goes on", interrupted)
     assert stopped is not None

@@ -19,6 +19,7 @@ from sibp.experiment import compose
 from sibp.experiment.loop import Trainer
 from sibp.runs.collect import collect
 from sibp.runs.folder import RunFolder
+from sibp.runs.identity import essential
 from sibp.tune import main
 from sibp.tuning.study import RunRecord, score_of
 from sibp.tuning.sweep import names, read_sweep
@@ -156,7 +157,7 @@ def test_the_report_sees_equal_budgets_and_the_same_choice(done):
     for method, own in zip(problem.methods, done["methods"], strict=True):
         assert len(method.settings) == 6
         assert method.chosen is not None
-        assert method.chosen.optimizer == {**own["optimizer"], **own["chosen"]}
+        assert method.chosen.optimizer == essential({**own["optimizer"], **own["chosen"]})
         assert method.choice is not None
         assert (method.choice.tuning_seeds, method.choice.shown_seeds) == ({100}, {0, 1})
     assert {run.seed for run in collect([ROOT / "final"]).runs} == {0, 1}
