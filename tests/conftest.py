@@ -9,10 +9,18 @@ import matplotlib
 import pytest
 import torch
 
+from sibp.activations import registry
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # The networks of the tests are too small for more threads, and several processes run them at once.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _registered_here_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Activations that a test registers, or a page's plugin that it imports, are forgotten after it."""
+    monkeypatch.setattr(registry, "_rows", dict(registry._rows))
 
 
 @pytest.fixture(scope="session")

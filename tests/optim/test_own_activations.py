@@ -15,12 +15,6 @@ from sibp.activations import registry
 F64 = torch.float64
 
 
-@pytest.fixture(autouse=True)
-def _only_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten after it."""
-    monkeypatch.setattr(registry, "_rows", dict(registry._rows))
-
-
 class Net(nn.Module):
     """Two linear layers and whatever is called between them."""
 
