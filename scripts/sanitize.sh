@@ -3,6 +3,7 @@
 #     scripts/sanitize.sh [python]       needs gcc with libasan and libubsan
 set -eu
 python=$(command -v "${1:-python}")
+python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")
 root=$(cd "$(dirname "$0")/.." && pwd)
 copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
@@ -16,4 +17,4 @@ LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.s
     ASAN_OPTIONS=detect_leaks=0 PYTHONPATH="$copy" \
     "$python" -m pytest -x -q -s -n 0 -p no:cacheprovider \
         tests/prox/test_kernel_memory.py tests/prox/test_fused.py tests/prox/test_images.py \
-        tests/prox/test_smooth_kernels.py
+        tests/prox/test_smooth_kernels.py tests/prox/test_closed.py
