@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sibp.analysis.comparison import Method, Problem, compare
+from sibp.analysis.duels import by_seed
 from sibp.analysis.outcomes import FINAL_LOSS, Quantity, Target, to_target, training_seconds
 from sibp.analysis.profile import ranks, ratios, resampled_scores, score, shares_of_firsts
 from sibp.analysis.statistics import Estimate, bounds, estimate, median
@@ -159,24 +160,10 @@ def _contest(problem: Problem, names: Mapping[str, str]) -> Contest:
         raise UsageError(f"{problem.title}: no run of {REFERENCE} completed, and its result is the target in an arena.")
     quantities = (problem.quantities[0], FINAL_LOSS)
     first, second = (
-        Target(quantity.key.removeprefix("final_"), median(list(figures(sgd, quantity).values())))
+        Target(quantity.key.removeprefix("final_"), median(list(by_seed(sgd, quantity).values())))
         for quantity in quantities
     )
     return Contest(replace(problem, methods=methods), quantities, (first, second), [run.seed for run in sgd.runs])
-
-
-def figures(method: Method, quantity: Quantity) -> dict[int, float]:
-    """A quantity of a method's runs.
-
-    Args:
-        method: which.
-        quantity: which.
-
-    Returns:
-        seed -> figure, where there is one.
-    """
-    found = {run.seed: quantity.of(run) for run in method.runs}
-    return {seed: value for seed, value in found.items() if value is not None}
 
 
 def pace(method: Method) -> float:
@@ -254,7 +241,7 @@ def _smaller_is_better(contest: Contest, method: Method | None) -> dict[tuple[st
     """All that a method is measured by, a figure for each seed; infinite where it has none."""
     found = {}
     for goal, quantity, target in zip(GOALS, contest.quantities, contest.targets, strict=True):
-        own = figures(method, quantity) if method else {}
+        own = by_seed(method, quantity) if method else {}
         sign = -1 if quantity.larger_is_better else 1
         found[goal, "result"] = [sign * own[seed] if seed in own else math.inf for seed in contest.seeds]
         needed = costs(method, target) if method else {}

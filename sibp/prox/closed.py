@@ -8,6 +8,7 @@ rounding.
 
 import ctypes
 import threading
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -83,11 +84,7 @@ class _Memory(threading.local):
         self.norm = ctypes.c_double()
 
 
-_kept: list[_Memory] = []
-
-
+@cache
 def _memory() -> _Memory:
     """Made at the first call."""
-    if not _kept:
-        _kept.append(_Memory())
-    return _kept[0]
+    return _Memory()

@@ -4,8 +4,9 @@ import math
 from collections.abc import Sequence
 
 from sibp.analysis import arena, profile, scoring
-from sibp.analysis.arena import GOALS, UNITS, Contest, Standing, costs, figures, pace, standings
+from sibp.analysis.arena import GOALS, UNITS, Contest, Standing, costs, pace, standings
 from sibp.analysis.comparison import Method, Setting
+from sibp.analysis.duels import by_seed
 from sibp.analysis.outcomes import Quantity, over_runs
 from sibp.analysis.profile import share_within, steps_of
 from sibp.analysis.scoring import BETTER, SAME, WORSE, verdict
@@ -173,7 +174,7 @@ def _label(method: Method) -> str | None:
 def _against(method: Method, other: Method | None, quantity: Quantity) -> str | None:
     if other is None or method is other:
         return None
-    return verdict(figures(method, quantity), figures(other, quantity), quantity.larger_is_better).word
+    return verdict(by_seed(method, quantity), by_seed(other, quantity), quantity.larger_is_better).word
 
 
 def _targets(contest: Contest) -> list[str]:
@@ -194,14 +195,14 @@ def leaders(contest: Contest) -> list[str]:
 
 
 def _leader(contest: Contest, quantity: Quantity) -> str:
-    by_seed = {m.name: found for m in contest.problem.methods if (found := figures(m, quantity))}
+    known = {m.name: found for m in contest.problem.methods if (found := by_seed(m, quantity))}
     sign = -1 if quantity.larger_is_better else 1
-    best = min(by_seed, key=lambda name: (sign * median(list(by_seed[name].values())), name))
+    best = min(known, key=lambda name: (sign * median(list(known[name].values())), name))
     words: dict[str, list[str]] = {}
-    for name, found in by_seed.items():
+    for name, found in known.items():
         if name != best:
-            words.setdefault(verdict(by_seed[best], found, quantity.larger_is_better).word, []).append(name)
+            words.setdefault(verdict(known[best], found, quantity.larger_is_better).word, []).append(name)
     said = {BETTER: "better than", SAME: "no different from", WORSE: "worse, seed by seed, than"}
     parts = [f"{text} {', '.join(words[word])}" for word, text in said.items() if word in words]
-    value = figure(median(list(by_seed[best].values())))
+    value = figure(median(list(known[best].values())))
     return f"{quantity.title.capitalize()}: {best} has the best median ({value}); {'; '.join(parts) or 'it is alone'}."

@@ -27,3 +27,15 @@ def both_ways(request: pytest.FixtureRequest) -> Iterator[None]:
     else:
         with kernels.disabled():
             yield
+
+
+@pytest.fixture(params=["baseline", "avx2", "avx512"])
+def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every vector width that this processor has."""
+    order = ["baseline", "avx2", "avx512"]
+    if order.index(request.param) > order.index(kernels.widest()):
+        pytest.skip("not on this processor")
+    monkeypatch.setattr(kernels, "widest", lambda: request.param)
+    kernels._chosen.cache_clear()
+    yield
+    kernels._chosen.cache_clear()

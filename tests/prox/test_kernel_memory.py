@@ -8,7 +8,7 @@ from layer_problems import SIDES, randn
 from test_fused import needs_kernels
 
 from sibp.activations import IDENTITY, RELU, SIGMOID
-from sibp.prox import fused, kernels
+from sibp.prox import fused
 from sibp.prox.images import CompiledImages, images_of
 from sibp.prox.operators import ConvolutionFeatures, DenseFeatures
 from sibp.prox.operators.window import Window
@@ -16,18 +16,6 @@ from sibp.prox.solvers.nonlinear import solve_nonlinear
 
 pytestmark = needs_kernels
 SIZES = [1, 3, 7, 8, 17, 33]
-
-
-@pytest.fixture(params=["baseline", "avx2", "avx512"])
-def width(request, monkeypatch: pytest.MonkeyPatch):
-    """Every vector width that this processor has."""
-    order = ["baseline", "avx2", "avx512"]
-    if order.index(request.param) > order.index(kernels.widest()):
-        pytest.skip("not on this processor")
-    monkeypatch.setattr(kernels, "widest", lambda: request.param)
-    kernels._chosen.cache_clear()
-    yield
-    kernels._chosen.cache_clear()
 
 
 @pytest.mark.usefixtures("width")

@@ -22,18 +22,6 @@ smooth = pytest.mark.parametrize("s", SMOOTH, ids=NAMES)
 DTYPES = [torch.float32, torch.float64]
 
 
-@pytest.fixture(params=["baseline", "avx2", "avx512"])
-def width(request, monkeypatch: pytest.MonkeyPatch):
-    """Every vector width that this processor has."""
-    order = ["baseline", "avx2", "avx512"]
-    if order.index(request.param) > order.index(kernels.widest()):
-        pytest.skip("not on this processor")
-    monkeypatch.setattr(kernels, "widest", lambda: request.param)
-    kernels._chosen.cache_clear()
-    yield
-    kernels._chosen.cache_clear()
-
-
 def points(s: Activation, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """s(z) and s'(z) as compiled code has them."""
     library = kernels.library(z)
