@@ -1,4 +1,4 @@
-"""Back propagation from scratch: a graph of nodes that know how a gradient goes backward through them.
+"""Back propagation from scratch: a graph of nodes, each of which knows how to propagate a gradient to its parents.
 
 A node's gradient is dL/dnode, in the shape of the node's own value (denominator layout), L being the one number at the
 end of the graph.
@@ -11,24 +11,24 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray
-Pull = Callable[[Array], tuple[Array, ...]]
+VJP = Callable[[Array], tuple[Array, ...]]
 
 
 class Node:
-    """A value in the graph, and how the gradient goes on from it.
+    """A value in the graph, and how to propagate a gradient from it.
 
     Attributes:
         value: an array.
         parents: the nodes it was computed from.
-        pull: takes dL/dvalue and answers dL/dparent.value for each parent.
-        gradient: dL/dvalue, of the value's shape; zero until `backward` has been here.
+        vjp: vector-Jacobian product: takes dL/dvalue and returns dL/dparent.value for each parent.
+        gradient: dL/dvalue, of the value's shape; zero until `backward` has run.
     """
 
-    def __init__(self, value: Any, parents: tuple["Node", ...] = (), pull: Pull | None = None) -> None:
+    def __init__(self, value: Any, parents: tuple["Node", ...] = (), vjp: VJP | None = None) -> None:
         """A leaf if there are no parents."""
         self.value = np.asarray(value, dtype=float)
         self.parents = parents
-        self.pull = pull
+        self.vjp = vjp
         self.gradient = np.zeros_like(self.value)
 
 
@@ -49,12 +49,12 @@ def matmul(x: Node, y: Node) -> Node:
 
 
 def transpose(x: Node) -> Node:
-    """Rows become columns."""
+    """The transpose of a matrix."""
     return Node(x.value.T, (x,), lambda G: (G.T,))
 
 
 def relu(x: Node) -> Node:
-    """What is positive, else 0; at 0 its slope counts as 0."""
+    """max(x, 0), entry by entry; its derivative at 0 is taken as 0."""
     return Node(np.maximum(x.value, 0), (x,), lambda G: (G * (x.value > 0),))
 
 
@@ -65,11 +65,11 @@ def tanh(x: Node) -> Node:
 
 
 def softmax_cross_entropy(z: Node, labels: Array) -> Node:
-    """Minus the logarithm of the probability of the right class, summed over the samples.
+    """The negative log-likelihood of the correct class, summed over the samples.
 
     Args:
         z: (B, classes) logits.
-        labels: (B,) the right classes, integers.
+        labels: (B,) correct classes, integers.
     """
     log_P = log_softmax(z.value)
     Y = np.eye(log_P.shape[1])[labels]
@@ -77,8 +77,8 @@ def softmax_cross_entropy(z: Node, labels: Array) -> Node:
 
 
 def log_softmax(Z: Array) -> Array:
-    """Logarithms of the probabilities that logits (B, classes) stand for."""
-    Z = Z - Z.max(axis=1, keepdims=True)  # changes nothing, and nothing overflows
+    """Log-probabilities of logits (B, classes)."""
+    Z = Z - Z.max(axis=1, keepdims=True)  # the result stays the same, and exp cannot overflow
     return Z - np.log(np.exp(Z).sum(axis=1, keepdims=True))
 
 
@@ -90,7 +90,7 @@ def fit(G: Array, x: Node) -> Array:
 
 
 def backward(loss: Node) -> None:
-    """Fills in the gradient of every node that the loss was computed from.
+    """Computes the gradient of every node that the loss depends on.
 
     Args:
         loss: a node that holds one number.
@@ -100,14 +100,14 @@ def backward(loss: Node) -> None:
         node.gradient = np.zeros_like(node.value)
     loss.gradient = np.ones_like(loss.value)
     for node in reversed(order):
-        if node.pull is not None:
-            pulled = node.pull(node.gradient)
-            for parent, gradient in zip(node.parents, pulled, strict=True):
+        if node.vjp is not None:
+            products = node.vjp(node.gradient)
+            for parent, gradient in zip(node.parents, products, strict=True):
                 parent.gradient = parent.gradient + gradient
 
 
 def parents_first(node: Node) -> list[Node]:
-    """All nodes below a node and itself, each after the nodes it was computed from."""
+    """The node and all its ancestors in topological order: parents first."""
     order: dict[Node, None] = {}
 
     def visit(node: Node) -> None:
@@ -124,9 +124,9 @@ def new_layers(sizes: Sequence[int], rng: np.random.Generator, gain: float = 2.0
     """Random weights (m, n) and zero biases (m,) of a chain of layers; gain / n is the weights' variance.
 
     Args:
-        sizes: numbers of neurons, from the inputs to the outputs.
-        rng: where the weights come from.
-        gain: 2 keeps the size of what flows through ReLU (He et al. 2015, arXiv 1502.01852), 1 that through tanh.
+        sizes: layer widths, from input to output.
+        rng: source of the random weights.
+        gain: 2 preserves the variance through ReLU layers (He et al. 2015, arXiv 1502.01852), 1 through tanh layers.
     """
     return [(rng.normal(0, np.sqrt(gain / n), (m, n)), np.zeros(m)) for n, m in pairwise(sizes)]
 

@@ -1,9 +1,9 @@
 """Semi-implicit back propagation from scratch, for networks of linear layers with ReLU between them.
 
-The notation is the paper's (Liu & Zhang 2020, arXiv 2002.03516): a layer reads A (B, n), has pre-activations
-Z = A W' + b (B, m) and a target T (B, m); D is the difference that comes backward, eta the step on the neurons and lam
-the proximal weight. P = [A, 1] has a column of ones for the bias, so that a displacement X (n + 1, m) of weights
-and bias together adds P X to Z.
+The notation is the paper's (Liu & Zhang 2020, arXiv 2002.03516): a layer has inputs A (B, n), pre-activations
+Z = A W^T + b (B, m) and a target T (B, m); D is the error signal that comes backward, eta the step on the neurons
+and lam the proximal weight. P = [A, 1] has a column of ones for the bias, so that a displacement X (n + 1, m) of
+weights and bias together adds P X to Z.
 """
 
 import numpy as np
@@ -15,12 +15,12 @@ Layer = tuple[Array, Array]
 
 
 def relu(Z: Array) -> Array:
-    """What is positive, else 0."""
+    """max(x, 0), entry by entry."""
     return np.maximum(Z, 0)
 
 
 def forward(layers: list[Layer], x: Array) -> tuple[list[Array], list[Array]]:
-    """What each layer reads, A (B, n), and its pre-activation, Z (B, m)."""
+    """Each layer's input A (B, n) and pre-activation Z (B, m)."""
     A, Z = [x], []
     for W, b in layers:
         Z.append(A[-1] @ W.T + b)
@@ -33,10 +33,10 @@ def solve_linear(P: Array, Z: Array, T: Array, lam: float) -> Array:
     return np.linalg.solve(P.T @ P + lam * np.eye(P.shape[1]), P.T @ (T - Z))
 
 
-def solve_relu(P: Array, Z: Array, T: Array, lam: float, rounds: int) -> Array:
+def solve_relu(P: Array, Z: Array, T: Array, lam: float, iterations: int) -> Array:
     """Decreases ||relu(Z + P X) - T||^2 + lam ||X||^2 by conjugate gradients from X = 0.
 
-    Neurons (columns) do not influence each other, so each has a step length of its own.
+    Neurons (columns) are independent, so each has its own step length.
     """
 
     def objective(Z: Array, X: Array) -> Array:
@@ -44,15 +44,15 @@ def solve_relu(P: Array, Z: Array, T: Array, lam: float, rounds: int) -> Array:
 
     X = D = G_before = np.zeros((P.shape[1], Z.shape[1]))
     f, shrink = objective(Z, X), np.ones(Z.shape[1])
-    for _ in range(rounds):
+    for _ in range(iterations):
         active = Z > 0
         G = P.T @ ((relu(Z) - T) * active) + lam * X  # half the gradient
         beta = np.maximum(ratio(dot(G, G - G_before), dot(G_before, G_before)), 0)
-        beta = np.where(beta * dot(G, D) < dot(G, G), beta, 0)  # else it would go uphill
+        beta = np.where(beta * dot(G, D) < dot(G, G), beta, 0)  # otherwise D would not be a descent direction
         D = beta * D - G
         change = P @ D  # of Z, for a step of length 1
-        bend = dot(change * active, change) + lam * dot(D, D)
-        t = shrink * ratio(-dot(G, D), bend)
+        curvature = dot(change * active, change) + lam * dot(D, D)
+        t = shrink * ratio(-dot(G, D), curvature)
         f_there = objective(Z + t * change, X + t * D)
         better = f_there < f
         X = np.where(better, X + t * D, X)
@@ -64,7 +64,7 @@ def solve_relu(P: Array, Z: Array, T: Array, lam: float, rounds: int) -> Array:
 
 
 def dot(X: Array, Y: Array) -> Array:
-    """Inner products of columns, one number a neuron."""
+    """Inner products of columns, one per neuron."""
     return np.sum(X * Y, axis=0)
 
 
@@ -79,7 +79,7 @@ def step(
     labels: Array,
     eta: float,
     lam: float,
-    rounds: int | None = None,
+    iterations: int | None = None,
     *,
     through_new: bool = True,
 ) -> list[Layer]:
@@ -88,12 +88,12 @@ def step(
     Args:
         layers: the network.
         x: (B, n_0) inputs.
-        labels: (B,) the right classes, integers.
+        labels: (B,) correct classes, integers.
         eta: step on the neurons.
         lam: proximal weight, > 0.
-        rounds: of conjugate gradients with ReLU inside, as `SIBP(solver="cg:5")`; None solves
+        iterations: of conjugate gradients with ReLU inside, as `SIBP(solver="cg:5")`; None solves
             the linear subproblem at every layer, as `SIBP(solver="exact")`.
-        through_new: whether differences go backward through the new weights; False, with the
+        through_new: whether error signals go backward through the new weights; False, with the
             linear subproblem, is ProxBP (Frerix et al. 2018, arXiv 1706.04638).
     """
     A, Z = forward(layers, x)
@@ -104,10 +104,10 @@ def step(
         W, b = layers[i]
         D_z = D if i == last else D * (Z[i] > 0)
         P = np.hstack([A[i], np.ones((len(x), 1))])
-        if i == last or rounds is None:
+        if i == last or iterations is None:
             X = solve_linear(P, Z[i], Z[i] - eta * D_z, lam)
         else:
-            X = solve_relu(P, Z[i], relu(Z[i]) - eta * D, lam, rounds)
+            X = solve_relu(P, Z[i], relu(Z[i]) - eta * D, lam, iterations)
         new[i] = W + X[:-1].T, b + X[-1]
         D = D_z @ (new[i][0] if through_new else W)
     return new

@@ -11,9 +11,9 @@ from sibp.tutorial import backprop, semi_implicit
 
 METHODS = {
     "SIBP exact": (SIBP, "exact", {}),
-    "SIBP cg:1": (SIBP, "cg:1", {"rounds": 1}),
-    "SIBP cg:3": (SIBP, "cg:3", {"rounds": 3}),
-    "SIBP cg:5": (SIBP, "cg:5", {"rounds": 5}),
+    "SIBP cg:1": (SIBP, "cg:1", {"iterations": 1}),
+    "SIBP cg:3": (SIBP, "cg:3", {"iterations": 3}),
+    "SIBP cg:5": (SIBP, "cg:5", {"iterations": 5}),
     "ProxBP": (ProxBP, "exact", {"through_new": False}),
 }
 
@@ -54,7 +54,7 @@ def test_three_steps_are_the_optimizers(name, eta, lam, sizes, B):
 
 def test_a_layer_of_dead_neurons_stays():
     layers = [(np.zeros((3, 2)), np.full(3, -1.0)), (np.ones((2, 3)), np.zeros(2))]
-    (W, b), _ = semi_implicit.step(layers, np.ones((4, 2)), np.array([0, 1, 1, 1]), 1.0, 1.0, rounds=3)
+    (W, b), _ = semi_implicit.step(layers, np.ones((4, 2)), np.array([0, 1, 1, 1]), 1.0, 1.0, iterations=3)
     assert not W.any()
     assert (b == -1).all()
 
@@ -62,6 +62,6 @@ def test_a_layer_of_dead_neurons_stays():
 def test_a_network_of_zeros_rests_if_labels_are_even():
     """Page 8 says so: its gradient is zero, though it knows nothing."""
     layers = [(np.zeros((3, 2)), np.zeros(3)), (np.zeros((2, 3)), np.zeros(2))]
-    for rounds in (None, 3):
-        after = semi_implicit.step(layers, np.ones((4, 2)), np.array([0, 1, 1, 0]), 1.0, 1.0, rounds)
+    for iterations in (None, 3):
+        after = semi_implicit.step(layers, np.ones((4, 2)), np.array([0, 1, 1, 0]), 1.0, 1.0, iterations)
         assert not any(p.any() for layer in after for p in layer)
