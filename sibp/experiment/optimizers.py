@@ -18,6 +18,7 @@ from sibp.experiment.settings import call_builder
 from sibp.optim import SIBP, Preconditioned, ProxBP, muon
 from sibp.optim.base import TappedOptimizer
 from sibp.optim.checks import check_settings, refuse_float16, whole
+from sibp.optim.solvers import MOST_ITERATIONS
 
 
 def sgd(model: nn.Module, *, lr: float, momentum: float, nesterov: bool, weight_decay: float) -> torch.optim.Optimizer:
@@ -66,13 +67,13 @@ def lbfgs(model: nn.Module, *, lr: float, max_iter: int, history: int, line_sear
     With `line_search` they satisfy the strong Wolfe conditions; without, each is as long as `lr` says.
 
     Raises:
-        ValueError: `max_iter` or `history` is below 1.
+        ValueError: `max_iter` or `history` is below 1, or so large that a step does not end or memory is exhausted.
     """
     check_settings(lr=lr)
     refuse_float16(model, "in which the curvature of L-BFGS overflows")
     counts = {"max_iter": max_iter, "history": history}
     for key in counts:
-        whole(counts, key)
+        whole(counts, key, MOST_ITERATIONS)
     search = "strong_wolfe" if line_search else None
     return torch.optim.LBFGS(model.parameters(), lr, max_iter, history_size=history, line_search_fn=search)
 

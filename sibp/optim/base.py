@@ -16,7 +16,14 @@ from sibp.capture.compiler import left_alone
 from sibp.capture.passes import ForwardPass, Passes
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
-from sibp.optim.checks import check_loaded, check_model, chosen_modules, named, refuse_scaling
+from sibp.optim.checks import (
+    check_loaded,
+    check_model,
+    checked_loss_average,
+    chosen_modules,
+    named,
+    refuse_scaling,
+)
 from sibp.optim.fallback import Fallback, FollowingGroup, MakeFallback
 from sibp.optim.layers import containers, new_taps, parameter_owners, summary_table
 from sibp.optim.parallel import DataParallel, ProcessGroup, refuse_averaging
@@ -81,13 +88,8 @@ class TappedOptimizer(torch.optim.Optimizer):
         method = type(self).__name__
         check_model(model, method)
         self.explicit = chosen_modules(model, explicit)
-        if not isinstance(loss_average, bool | int) or loss_average < 0:
-            raise ValueError(
-                f"Invalid loss_average: {loss_average!r}; True (mean over the batch), False (sum), "
-                "or the number of terms that the loss averages over."
-            )
         self.model = model
-        self.loss_average = loss_average
+        self.loss_average = checked_loss_average(loss_average)
         self.direction_only = direction_only
         self.parallel = DataParallel.of(data_parallel, method)
         self.fallback = Fallback(fallback)
@@ -141,12 +143,10 @@ class TappedOptimizer(torch.optim.Optimizer):
 
     def loss_terms(self, one: ForwardPass) -> float:
         """What turns the loss's gradient into a sum over samples: the batch size for a mean, 1 for a sum."""
-        self._batch = one.batch
-        if self.loss_average is False:
-            return 1.0
-        if self.loss_average is not True:
-            return float(self.loss_average)
-        return float(one.batch or 0)
+        self._batch, average = one.batch, self.loss_average
+        if average is True:
+            return float(one.batch or 0)
+        return 1.0 if average is False else float(checked_loss_average(average))  # it may change from batch to batch
 
     def solve(self, tap: Tap, problem: LayerProblem) -> LayerUpdate:
         """Updates a layer with its group's present settings."""

@@ -10,6 +10,9 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+_LARGEST_COUNT = 2**53
+"""Up to this, a float counts by ones."""
+
 
 def check_group(group: dict[str, Any]) -> tuple[float, float]:
     """The step and the proximal weight of a group, as numbers.
@@ -75,21 +78,44 @@ def in_range(
     return value
 
 
-def whole(group: dict[str, Any], key: str, least: int = 1) -> int:
-    """A setting of a group, as a whole number of `least` or more.
+def whole(group: dict[str, Any], key: str, most: int | None = None) -> int:
+    """A setting of a group, as a whole number from 1 to `most`.
 
     Args:
         group: with the key.
         key: of the setting.
-        least: smallest value.
+        most: largest value, for what a step repeats or keeps that often; None if there is none.
 
     Raises:
         ValueError: if it is not that.
     """
     value = group[key]
-    if type(value) is not int or value < least:
-        raise ValueError(f"Invalid {key}: {value!r}; it has to be a whole number of {least} or more.")
+    if type(value) is not int or value < 1 or (most is not None and value > most):
+        upper = "of 1 or more" if most is None else f"from 1 to {most}"
+        raise ValueError(f"Invalid {key}: {value!r}; it has to be a whole number {upper}.")
     return value
+
+
+def checked_loss_average(value: Any) -> bool | int:
+    """What the loss averages over.
+
+    Args:
+        value: as the user gave it: True, False or a whole number, in a tensor of one element if need be.
+
+    Returns:
+        The bool or the number.
+
+    Raises:
+        ValueError: if it is none of these. A number is 1 or more, and small enough for a float to count it.
+    """
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, bool) or (isinstance(value, int) and 1 <= value <= _LARGEST_COUNT):
+        return value
+    raise ValueError(
+        f"Invalid loss_average: {value!r}; True (mean over the batch), False (sum), or the number of terms that the "
+        "loss averages over, 1 or more."
+    )
 
 
 def check_settings(**settings: float) -> None:
@@ -127,7 +153,10 @@ def _number(group: dict[str, Any], key: str) -> float:
     single = not isinstance(value, torch.Tensor) or (value.numel() == 1 and not value.is_complex())
     if isinstance(value, bool) or not isinstance(value, int | float | torch.Tensor) or not single:
         raise ValueError(f"Invalid {key}: {value!r}; it has to be a number.")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # a whole number of more than 308 digits
+        return math.inf if value > 0 else -math.inf
 
 
 def chosen_modules(model: nn.Module, wanted: Iterable[str | type[nn.Module]]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
 from sibp.optim.checks import in_range, whole
 from sibp.optim.guard import GuardedOptimizer, PeerOptions, all_finite, nan_unless
+from sibp.optim.solvers import MOST_ITERATIONS
 from sibp.prox.numbers import Flag, choose
 
 VARIANTS = ("squared", "matching")
@@ -86,7 +87,7 @@ class LocoProp(GuardedOptimizer):
         in_range(group, "activation_lr", 0)
         for key in ("momentum", "decay"):
             in_range(group, key, 0, 1)
-        whole(group, "inner_steps")
+        whole(group, "inner_steps", MOST_ITERATIONS)
         for key, known in (("variant", VARIANTS), ("output", tuple(OUTPUTS))):
             if group[key] not in known:
                 raise ValueError(f"Invalid {key}: {group[key]!r}; choose one of {', '.join(known)}.")

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from sibp.optim.checks import check_settings, refuse_float16, whole
 from sibp.optim.together import Together
 
+LARGEST = 32_768
+"""Of `largest`: the preconditioner of one such side takes 4 GiB, and its eigenbasis as much."""
+
 
 def build(
     model: nn.Module, *, lr: float, beta1: float, beta2: float, weight_decay: float, every: int, largest: int
@@ -26,7 +29,7 @@ def build(
         beta2: decay of the mean square and of the preconditioner, 0.95 in the paper.
         weight_decay: decoupled.
         every: steps between two eigenbases, 10 in the paper.
-        largest: sides of a weight larger than this are left as they are, 10,000 in the paper.
+        largest: sides of a weight larger than this are left as they are, 10,000 in the paper; at most `LARGEST`.
 
     Returns:
         The package's optimizer, guarded.
@@ -35,9 +38,8 @@ def build(
         ValueError: the package is not installed, a setting is out of range, or weights are float16.
     """
     check_settings(lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay)
-    counts = {"every": every, "largest": largest}
-    for key in counts:
-        whole(counts, key)
+    whole({"every": every}, "every")
+    whole({"largest": largest}, "largest", LARGEST)
     refuse_float16(model, "in which the 1e-8 that SOAP adds to its roots is 0")
     try:
         from pytorch_optimizer import SOAP

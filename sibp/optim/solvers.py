@@ -29,7 +29,10 @@ class Solver:
     rounds: int = 0
 
 
-@lru_cache
+MOST_ITERATIONS = 1000
+"""That a setting may ask for in one step: far beyond convergence in any precision, and still an end."""
+
+
 def parse_solver(name: str, allowed: tuple[str, ...]) -> Solver:
     """Reads a solver's name, such as "cg:5" or "exact".
 
@@ -40,14 +43,28 @@ def parse_solver(name: str, allowed: tuple[str, ...]) -> Solver:
     Raises:
         ValueError: if there is no such solver.
     """
+    try:
+        return _parsed(name, allowed)
+    except TypeError:  # it cannot be hashed, so it is no string
+        raise _no_such_solver(name, allowed) from None
+
+
+@lru_cache
+def _parsed(name: str, allowed: tuple[str, ...]) -> Solver:
     if isinstance(name, str):
-        kind, _, rounds = name.partition(":")
-        if kind == "cg" and "cg" in allowed and rounds.isdecimal() and int(rounds) >= 1:
-            return Solver("cg", int(rounds))
+        kind, _, number = name.partition(":")
+        iterations = int(number) if number.isdecimal() and len(number) <= len(str(MOST_ITERATIONS)) else 0
+        if kind == "cg" and "cg" in allowed and 1 <= iterations <= MOST_ITERATIONS:
+            return Solver("cg", iterations)
         if kind in allowed and kind != "cg" and kind == name:
             return Solver(kind)
-    known = ", ".join("'cg:K' (K rounds, K >= 1)" if kind == "cg" else f"'{kind}'" for kind in allowed)
-    raise ValueError(f"Invalid solver: {name!r}; choose one of {known}.")
+    raise _no_such_solver(name, allowed)
+
+
+def _no_such_solver(name: object, allowed: tuple[str, ...]) -> ValueError:
+    cg = f"'cg:K' (K iterations, 1 <= K <= {MOST_ITERATIONS})"
+    known = ", ".join(cg if kind == "cg" else f"'{kind}'" for kind in allowed)
+    return ValueError(f"Invalid solver: {name!r}; choose one of {known}.")
 
 
 def linear_update(problem: LayerProblem, eta: float, prox_weight: float) -> tuple[LayerUpdate, Measure]:

@@ -210,8 +210,14 @@ BAD_OPTIONS = [
     ({"solver": "cg:-1"}, "Invalid solver: 'cg:-1'"),
     ({"solver": "exact:3"}, "Invalid solver: 'exact:3'"),
     ({"solver": 5}, "Invalid solver: 5"),
+    ({"solver": ["cg:5"]}, r"Invalid solver: \['cg:5'\]"),
+    ({"solver": "cg:1001"}, r"Invalid solver: 'cg:1001'; .*1 <= K <= 1000\)"),
+    ({"solver": "cg:99999999999999999999"}, "Invalid solver: 'cg:99999999999999999999'"),
+    ({"lr": 10**400}, "Invalid lr: 1000"),
     ({"loss_average": -1}, "Invalid loss_average: -1"),
     ({"loss_average": "mean"}, "Invalid loss_average: 'mean'"),
+    ({"loss_average": 0}, "Invalid loss_average: 0; .* 1 or more"),  # nothing would move, and nobody would say so
+    ({"loss_average": 10**400}, "Invalid loss_average: 1000"),
 ]
 
 
@@ -223,10 +229,10 @@ def test_bad_options_are_refused_with_their_value(method, options: dict[str, Any
     assert "forward" not in vars(model[0])  # and nothing was left behind
     optimizer = method(net())
     optimizer.param_groups[0].update(options)
-    if "loss_average" not in options:  # a schedule that goes wrong is found at the next step
-        x, y = batch()
-        with pytest.raises(ValueError, match=f"^{message}"):
-            F.cross_entropy(optimizer.model(x), y).backward()
+    optimizer.loss_average = options.get("loss_average", True)
+    x, y = batch()
+    with pytest.raises(ValueError, match=f"^{message}"):  # a schedule that goes wrong is found at the next step
+        F.cross_entropy(optimizer.model(x), y).backward()
 
 
 @pytest.mark.parametrize(

@@ -371,10 +371,25 @@ def test_torchs_own_refuse_settings_out_of_range(name, key):
     ("name", "key"), [("lbfgs", "max_iter"), ("lbfgs", "history"), ("soap", "every"), ("soap", "largest")]
 )
 def test_numbers_of_things_are_one_or_more(name, key):
-    with pytest.raises(
-        UserError, match=rf"cannot be built: Invalid {key}: 0; it has to be a whole number of 1 or more"
-    ):
+    with pytest.raises(UserError, match=rf"cannot be built: Invalid {key}: 0; it has to be a whole number (of|from) 1"):
         make(name, net(), **{key: 0})
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "most"),
+    [
+        ("lbfgs", "max_iter", 1000),
+        ("lbfgs", "history", 1000),
+        ("soap", "largest", 32768),
+        ("locoprop_s", "inner_steps", 1000),
+    ],
+)
+def test_what_a_step_repeats_or_keeps_has_an_end(name, key, most):
+    """Ten to the twelfth passes, or a matrix of 10^6 x 10^6, is no training step that anyone waits for."""
+    make(name, net(), **{key: most})
+    refusal = rf"cannot be built: Invalid {key}: {most + 1}; it has to be a whole number from 1 to {most}\."
+    with pytest.raises(UserError, match=refusal):
+        make(name, net(), **{key: most + 1})
 
 
 @pytest.mark.parametrize("name", ["lbfgs", "soap"])
