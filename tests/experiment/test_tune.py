@@ -330,7 +330,10 @@ FILES: dict[str, tuple[Any, str]] = {
     "words": (changed(shared=["epochs"]), "epochs cannot be read: write key=value"),
     "shared": (changed(shared="epochs=1"), "shared=epochs=1 is not possible: give a list of key=value words."),
     "shared seed": (changed(shared=["seed=1"]), "seed=1 is not possible: methods, tuning_seeds and final_seeds"),
-    "criterion": (changed(criterion="test_acc"), "criterion=test_acc is not known; choose one of: val_acc, val_loss."),
+    "criterion": (
+        changed(criterion="test_acc"),
+        "criterion=test_acc is not known; choose one of: val_acc, val_loss, train_loss.",
+    ),
     "at": (changed(at="first"), "at=first is not known; choose one of: last, best."),
     "no seeds": (changed(tuning_seeds=[]), "tuning_seeds=[] is not possible"),
     "stale seed": (changed(final_seeds=[100]), "seed 100 is in tuning_seeds and in final_seeds"),
