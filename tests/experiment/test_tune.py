@@ -425,6 +425,7 @@ def test_every_shipped_sweep_is_a_fair_one(name):
     assert len(sweep.final_seeds) >= 5
     tuned = {method.config["optimizer"]["name"]: {axis.name for axis in method.axes} for method in sweep.methods}
     all_of = {"sgd": {"lr", "momentum"}, "proxbp": {"lr", "prox_weight"}, "sibp": {"lr", "prox_weight"}}
+    all_of["muon"] = {"lr", "momentum"}
     assert all(tuned[method] == axes for method, axes in all_of.items() if method in tuned)
     assert tuned.keys() & all_of.keys()
     rest = [{k: v for k, v in method.config.items() if k != "optimizer"} for method in sweep.methods]
