@@ -85,7 +85,7 @@ class Trainer:
                 f"batch_size={settings.batch_size} is more than the {len(data.train)} training images: "
                 "give a smaller one."
             )
-        self.order = BatchOrder(len(data.train), settings.batch_size, settings.seed)
+        self.order = BatchOrder(len(data.train), settings.batch_size, settings.seed, settings.replacement)
         self.total = settings.total_steps(self.order.steps_per_epoch)
         self.schedule = Schedule(optimizer, settings.schedule, settings.decays, self.total, settings.warmup_steps)
         self.clock = Clock(self.device)

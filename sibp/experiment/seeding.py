@@ -25,10 +25,17 @@ class BatchOrder:
     The order within an epoch depends on (seed, epoch) alone, so any step's batch can be found without those
     before it. Every batch is full: the proximal weight is measured against a sum over the batch, so a smaller
     last batch would be another problem. The images left over in one epoch have their turn in the next.
+
+    Args:
+        count: training images.
+        batch_size: images in a batch.
+        seed: the run's seed.
+        replacement: draw every batch from all training images anew, an image possibly twice; an epoch is then as
+            many steps as otherwise.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int):
-        self.count, self.batch_size, self.seed = count, batch_size, seed
+    def __init__(self, count: int, batch_size: int, seed: int, replacement: bool = False):
+        self.count, self.batch_size, self.seed, self.replacement = count, batch_size, seed, replacement
         self.steps_per_epoch = count // batch_size
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
@@ -41,6 +48,9 @@ class BatchOrder:
         Returns:
             Indices into the training images, shape (batch_size,), int64, on the CPU.
         """
+        if self.replacement:
+            generator = torch.Generator().manual_seed(derived_seed(self.seed, "draws", step))
+            return torch.randint(self.count, (self.batch_size,), generator=generator)
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(derived_seed(self.seed, "batches", epoch))

@@ -54,6 +54,7 @@ class Settings:
     histograms: bool
     log_early: int | None = None
     role: str | None = None
+    replacement: bool = False
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:

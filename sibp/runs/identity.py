@@ -32,6 +32,7 @@ LATER = {
     "decays": "lr",
     "warmup_steps": 0,
     "label_noise": 0.0,
+    "replacement": False,
     "log_early": None,
     "plugins": [],
 }

@@ -9,7 +9,8 @@ from typing import Any
 from sibp.runs.folder import finite, write_atomic
 from sibp.tuning.study import MethodRecord, RunRecord, Study, TrialRecord, shown
 
-FIGURES = ("val_acc", "val_loss", "test_acc", "test_loss")
+FIGURES = ("val_acc", "val_loss", "train_loss", "test_acc", "test_loss")
+TRIED = FIGURES[:3]  # what a trial has, which never looks at test data
 
 
 def save(study: Study) -> None:
@@ -133,7 +134,7 @@ def _markdown(record: dict[str, Any]) -> str:
     ]
     for method in record["methods"]:
         rows = [_trial_row(trial, method["chosen"]) for trial in method["trials"]]
-        lines += ["", f"## {method['name']}", "", *_table(["setting", "why", "status", *FIGURES[:2], "train s"], rows)]
+        lines += ["", f"## {method['name']}", "", *_table(["setting", "why", "status", *TRIED, "train s"], rows)]
     return "\n".join(lines) + "\n"
 
 
@@ -153,7 +154,7 @@ def _overview(method: dict[str, Any]) -> list[str]:
 def _trial_row(trial: dict[str, Any], chosen: dict[str, float] | None) -> list[str]:
     status = ", ".join(sorted({run["status"] for run in trial["runs"]}))
     words = f"**{shown(trial['setting'])}**" if trial["setting"] == chosen else shown(trial["setting"])
-    return [words, trial["why"], status, *_medians([run for run in trial["runs"] if "val_loss" in run], FIGURES[:2])]
+    return [words, trial["why"], status, *_medians([run for run in trial["runs"] if "val_loss" in run], TRIED)]
 
 
 def _medians(runs: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[str]:

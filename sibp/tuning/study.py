@@ -15,6 +15,7 @@ from sibp.tuning.grid import WORST, Score, Trial, best, edges, next_trials
 from sibp.tuning.sweep import Method, Sweep
 
 Figures = dict[str, float]
+LOGGED = ("val_acc", "val_loss", "train_loss")
 ENDED = ("completed", "skipped", "diverged", "failed")
 
 
@@ -168,7 +169,7 @@ def score_of(runs: Sequence[RunRecord], criterion: str) -> Score | None:
 
     Args:
         runs: its runs.
-        criterion: val_acc, then val_loss decides between equals; or val_loss, then val_acc.
+        criterion: one of `CRITERIA` of :mod:`sibp.tuning.sweep`: what decides, and what decides between equals.
 
     Returns:
         Two numbers, smaller is better; None if a run has not ended.
@@ -182,6 +183,8 @@ def score_of(runs: Sequence[RunRecord], criterion: str) -> Score | None:
 
 def _score(figures: Figures, criterion: str) -> Score:
     accuracy, loss = -figures.get("val_acc", 0.0), figures["val_loss"]
+    if criterion == "train_loss":
+        return figures.get("train_loss", math.inf), loss
     return (accuracy, loss) if criterion == "val_acc" else (loss, accuracy)
 
 
@@ -206,7 +209,7 @@ def _read(job: Job, ended: dict[str, Outcome], pick: Callable[[list[Figures]], F
     if outcome.status not in ("completed", "skipped"):
         return RunRecord(seed, folder, outcome.status, outcome.message, {}, seconds)
     try:
-        rows = [_numbers(row, "val_acc", "val_loss") for row in rows_of(read_run(folder.path))]
+        rows = [_numbers(row, *LOGGED) for row in rows_of(read_run(folder.path))]
         figures = pick(rows) | _numbers(summary, *(key for key in ("test_acc", "test_loss") if key in summary))
     except (BrokenError, IndexError) as error:
         return RunRecord(

@@ -19,7 +19,7 @@ from sibp.runs.identity import FINAL, TRIAL
 from sibp.runs.yaml_file import YamlError, parse_yaml
 from sibp.tuning.grid import Axis, Point, setting
 
-CRITERIA, MOMENTS = ("val_acc", "val_loss"), ("last", "best")
+CRITERIA, MOMENTS = ("val_acc", "val_loss", "train_loss"), ("last", "best")
 DECIDED = ("seed", "evaluate_test", "role", "optimizer")  # elsewhere in the file, not by a word
 
 
@@ -53,7 +53,7 @@ class Sweep:
         trials: how many settings of every method are tried, the initial grid included.
         tuning_seeds: every setting is run with each; it is judged by the median.
         final_seeds: for the chosen settings.
-        criterion: val_acc (then val_loss) or val_loss (then val_acc).
+        criterion: val_acc (then val_loss), val_loss (then val_acc) or train_loss (then val_loss).
         at: ``last`` or ``best`` logged row of a run.
         final_looks: evaluations of a final run for each one of a trial.
     """

@@ -152,6 +152,7 @@ def test_two_processes_never_train_the_same_run(make_config):
         {"schedule": "cosine", "decays": "prox_weight"},
         {"warmup_steps": 3},
         {"label_noise": 0.2},
+        {"replacement": True},
         {"model": {"name": "mlp", "hidden": [16], "activation": "tanh", "init": "default", "init_std": None}},
     ],
 )
@@ -174,10 +175,9 @@ def test_where_and_how_a_run_is_done_has_no_part_in_its_name(make_config, change
 
 
 def test_settings_that_came_later_leave_the_names_of_earlier_runs_alone(make_config):
-    config = make_config()
-    for key in ("schedule", "decays", "warmup_steps", "label_noise"):
-        del config[key]
-    assert run_name(make_config()) == run_name(config)
+    now = make_config(replacement=False)
+    later = ("schedule", "decays", "warmup_steps", "label_noise", "replacement")
+    assert run_name(now) == run_name({key: value for key, value in now.items() if key not in later})
 
 
 def test_an_mlp_from_before_its_activation_was_a_setting_keeps_its_name(make_config):
@@ -275,6 +275,25 @@ def test_batches_are_a_pure_function_of_seed_and_step():
         assert len(torch.cat(epoch).unique()) == 100
     assert not torch.equal(batches[0], batches[10])
     assert not torch.equal(BatchOrder(103, 10, 4).batch(0), batches[0])
+
+
+def test_batches_drawn_with_replacement_are_a_pure_function_of_seed_and_step_and_may_repeat_an_image():
+    order = BatchOrder(count=103, batch_size=50, seed=3, replacement=True)
+    batches = [order.batch(step) for step in range(400)]
+    assert torch.equal(BatchOrder(103, 50, 3, replacement=True).batch(17), batches[17])  # with none before
+    assert not torch.equal(BatchOrder(103, 50, 4, replacement=True).batch(17), batches[17])
+    assert all(len(batch) == 50 for batch in batches)
+    assert sum(len(batch.unique()) < 50 for batch in batches) > 390  # all but impossible otherwise: 50 of 103 differ
+    counts = torch.bincount(torch.cat(batches), minlength=103)
+    expected = 400 * 50 / 103
+    assert (counts - expected).abs().max() < 6 * expected**0.5  # every image as often as any other, to six sigma
+
+
+def test_a_run_that_draws_with_replacement_has_other_batches(make_config):
+    plain, drawn = (run(make_config(replacement=value)).folder.summary() for value in (False, True))
+    assert plain and drawn
+    assert plain["initial_weights_sha256"] == drawn["initial_weights_sha256"]
+    assert plain["batches_sha256"] != drawn["batches_sha256"]
 
 
 def test_initial_weights_depend_on_seed_and_config_alone():

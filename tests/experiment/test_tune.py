@@ -330,7 +330,10 @@ FILES: dict[str, tuple[Any, str]] = {
     "words": (changed(shared=["epochs"]), "epochs cannot be read: write key=value"),
     "shared": (changed(shared="epochs=1"), "shared=epochs=1 is not possible: give a list of key=value words."),
     "shared seed": (changed(shared=["seed=1"]), "seed=1 is not possible: methods, tuning_seeds and final_seeds"),
-    "criterion": (changed(criterion="test_acc"), "criterion=test_acc is not known; choose one of: val_acc, val_loss."),
+    "criterion": (
+        changed(criterion="test_acc"),
+        "criterion=test_acc is not known; choose one of: val_acc, val_loss, train_loss.",
+    ),
     "at": (changed(at="first"), "at=first is not known; choose one of: last, best."),
     "no seeds": (changed(tuning_seeds=[]), "tuning_seeds=[] is not possible"),
     "stale seed": (changed(final_seeds=[100]), "seed 100 is in tuning_seeds and in final_seeds"),
@@ -422,6 +425,7 @@ def test_every_shipped_sweep_is_a_fair_one(name):
     assert len(sweep.final_seeds) >= 5
     tuned = {method.config["optimizer"]["name"]: {axis.name for axis in method.axes} for method in sweep.methods}
     all_of = {"sgd": {"lr", "momentum"}, "proxbp": {"lr", "prox_weight"}, "sibp": {"lr", "prox_weight"}}
+    all_of["muon"] = {"lr", "momentum"}
     assert all(tuned[method] == axes for method, axes in all_of.items() if method in tuned)
     assert tuned.keys() & all_of.keys()
     rest = [{k: v for k, v in method.config.items() if k != "optimizer"} for method in sweep.methods]
