@@ -31,7 +31,9 @@ def main() -> None:
     top = args.pages[0] if args.pages[0].is_dir() else Path()
     with Page(1280, 900) as browser:
         for page in pages:
-            stem = "_".join((page.relative_to(top) if page.is_relative_to(top) else Path(page.name)).with_suffix("").parts)
+            stem = "_".join(
+                (page.relative_to(top) if page.is_relative_to(top) else Path(page.name)).with_suffix("").parts
+            )
             for width in args.widths:
                 for scheme in args.schemes:
                     browser.emulate(width, 900, scheme)
