@@ -141,9 +141,36 @@ class Page:
         """The value of an expression in JavaScript, or None where it throws."""
         return self._call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
 
+    def emulate(self, width: int, height: int, scheme: str) -> None:
+        """Show pages as another device would.
+
+        Args:
+            width: of the window, in pixels.
+            height: likewise.
+            scheme: ``light`` or ``dark``, which its system prefers.
+        """
+        self._call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 640
+        )
+        self._call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
     def picture(self) -> bytes:
         """What the window shows, as PNG."""
         return base64.b64decode(self._call("Page.captureScreenshot")["data"])
+
+    def whole_page(self, tallest: int) -> bytes:
+        """The page from its top, as PNG.
+
+        Args:
+            tallest: pixels of height at most.
+        """
+        for top in (*range(0, tallest, 800), 0):  # charts are drawn when they come near the window
+            self.ask(f"scrollTo(0, {top})")
+            time.sleep(0.03)
+        width, height = self.ask("[innerWidth, document.documentElement.scrollHeight]")
+        clip = {"x": 0, "y": 0, "width": width, "height": min(height, tallest), "scale": 1}
+        data = self._call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)["data"]
+        return base64.b64decode(data)
 
     def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._count += 1

@@ -22,6 +22,25 @@ from sibp.runs.state import state_of, status_table
 # What takes seconds to import (torch, Hydra) is imported where Ctrl-C is already answered without a traceback.
 
 WRONG_INPUT = 2
+HELP = """Train one run, or a sweep with -m:
+
+  sibp train experiment=mnist_mlp optimizer=sibp optimizer.lr=0.3 data_root=DIR
+  sibp train -m experiment=mnist_mlp optimizer=sgd,proxbp,sibp seed=0,1,2,3,4 data_root=DIR
+
+A run's folder is named by its settings: the same command goes on with what is unfinished and skips what is complete;
+force=true trains it again. Exit code: 0 completed, 1 failed, 2 wrong input, 3 diverged, 4 being trained by another
+process, 130 interrupted.
+
+Groups (group=option):
+
+{groups}
+
+Settings (key=value; sibp train optimizer=NAME --help shows those of another option):
+
+{settings}
+
+-m sweeps over values separated by commas; --status shows where a command's runs stand; --cfg job shows the settings
+without training; --hydra-help lists Hydra's own options."""
 EXIT_CODES = {"failed": 1, "diverged": 3, "busy": 4}  # in the order in which they outweigh one another
 
 
@@ -39,7 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             with ends_quietly():
                 args = _parsed(words)
-                if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
+                if args.help:
+                    print(_help(args))
+                    return 0
+                if args.hydra_help or args.cfg or args.info or args.shell_completion:
                     return _look([*(word for word in words if word not in args.overrides), *args.overrides])
                 jobs, launcher = _planned(args)
                 if args.status:
@@ -152,8 +174,19 @@ def _line(outcome: Outcome) -> str:
     return f"{outcome.status:<11} {outcome.folder.path}: {first}"
 
 
+def _help(args: Any) -> str:
+    from sibp.experiment.compose import folders, with_folder
+    from sibp.experiment.reference import GROUPS, in_text, options
+
+    places = folders(with_folder(args.overrides, args.config_dir))
+    chosen = dict(word.split("=", 1) for word in args.overrides if word.split("=")[0] in GROUPS)
+    groups = "\n".join(f"  {group}: {', '.join(options(places, group))}" for group in (*GROUPS, "experiment"))
+    settings = in_text(places, {"dataset": "digits", "model": "mlp", "optimizer": "sibp"} | chosen)
+    return HELP.format(groups=groups, settings=settings)
+
+
 def _look(words: list[str]) -> int:
-    """Have Hydra show its help or a config."""
+    """Have Hydra show its own help or a config."""
     import hydra
 
     from sibp.experiment.compose import CONFIGS

@@ -208,7 +208,7 @@ def test_an_interrupted_sweep_stops_and_says_what_is_left(monkeypatch, capsys):
 def test_help_shows_the_groups_the_settings_and_an_example(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    for part in (f"optimizer: {options('optimizer')}", f"experiment: {options('experiment')}", "batch_size: 100"):
+    for part in (f"optimizer: {options('optimizer')}", f"experiment: {options('experiment')}", "batch_size=100"):
         assert part in text
     assert "sibp train -m" in text
 
