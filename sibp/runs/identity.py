@@ -33,6 +33,7 @@ LATER = {
     "warmup_steps": 0,
     "label_noise": 0.0,
     "log_early": None,
+    "eval_val_limit": None,
     "plugins": [],
 }
 LATER_OF_MODEL = {"mlp": {"activation": "relu"}}  # likewise, by the model's name
