@@ -55,13 +55,16 @@ def commands(experiment: Experiment, run_root: Path, own: Sequence[str]) -> Iter
         kind, *words = shlex.split(command)
         place = (run_root / experiment.name / folder).as_posix()
         after = [*own, f"run_root={place}", "tensorboard=false"]
+        whole = ["eval_val_limit=null"]  # what is kept is judged by all validation images, as tuning chooses by them
         if kind == "script":
             yield [f"scripts/{words[0]}", *words[1:], "--out", place]
         elif kind == "chosen":
             for choice in _choices(words[0]):
-                yield ["-m", "sibp.train", "-m", *words[1:], *choice, *after]
+                yield ["-m", "sibp.train", "-m", *words[1:], *choice, *whole, *after]
+        elif kind == "train":
+            yield ["-m", "sibp.train", "-m", *words, *whole, *after]
         else:
-            yield ["-m", f"sibp.{kind}", *(["-m"] if kind == "train" else []), *words, *after]
+            yield ["-m", f"sibp.{kind}", *words, *after]
 
 
 def _choices(name: str) -> Iterator[list[str]]:

@@ -41,9 +41,10 @@ def test_every_command_is_one_that_its_program_takes(reproduce):
                 tuned[words[2].removeprefix("sweep=")] += words[3:]
             else:
                 (config,) = plan([word if "[" in word else word.partition(",")[0] for word in words[3:]], sweep=True)
-                Settings.from_config(config)
+                assert Settings.from_config(config).eval_val_limit is None
     for name, words in tuned.items():
-        assert read_sweep(name, words).methods
+        methods = read_sweep(name, words).methods
+        assert {method.config["eval_val_limit"] for method in methods} == {None}
 
 
 def test_final_settings_have_five_seeds(reproduce):

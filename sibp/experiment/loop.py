@@ -238,7 +238,7 @@ class Trainer:
         """Evaluate and write one row; the training clock stands still."""
         with self.clock.measure("eval"):
             train_loss, train_acc = self.evaluate(self.data.train, self.settings.eval_train_limit)
-            val_loss, val_acc = self.evaluate(self.data.val)
+            val_loss, val_acc = self.evaluate(self.data.val, self.settings.eval_val_limit)
         with self.clock.measure("log"):
             row: dict[str, Any] = {
                 "step": self.step,

@@ -53,6 +53,7 @@ class Settings:
     tensorboard: bool
     histograms: bool
     log_early: int | None = None
+    eval_val_limit: int | None = None
     role: str | None = None
     replacement: bool = False
 
@@ -87,6 +88,7 @@ class Settings:
             "log_early",
             "checkpoint_every",
             "eval_train_limit",
+            "eval_val_limit",
             "threads",
         ):
             value = getattr(self, key)

@@ -34,6 +34,7 @@ LATER = {
     "label_noise": 0.0,
     "replacement": False,
     "log_early": None,
+    "eval_val_limit": None,
     "plugins": [],
 }
 LATER_OF_MODEL = {"mlp": {"activation": "relu"}}  # likewise, by the model's name

@@ -54,7 +54,8 @@ def seconds_from_steps(config: dict[str, Any]) -> float:
         _time(device, lambda: trainer._train_step(trainer.order.batch(0).to(device))) for _ in range(WARM_UP + TIMED)
     ]
     evaluations = [_time(device, lambda: trainer.evaluate(data.val)) for _ in range(2)]
-    images = len(data.val) + min(len(data.train), settings.eval_train_limit or len(data.train))
+    parts = ((data.train, settings.eval_train_limit), (data.val, settings.eval_val_limit))
+    images = sum(min(len(split), limit or len(split)) for split, limit in parts)
     early = EARLY_ROWS if settings.log_early is not None else 0
     rows = 1 + early + -(-trainer.total // settings.log_every)
     return trainer.total * median(steps[WARM_UP:]) + rows * min(evaluations) * images / len(data.val)

@@ -149,7 +149,8 @@ def read_sweep(name: str, words: Sequence[str]) -> Sweep:
         file = _File(**_checked_keys(_on_top_of_another(content, _files(words))))
         _check(file)
         _refuse_decided(file.shared)
-        shared = [f"run_root=runs/tuning/{name}", *file.shared, *words]
+        # A choice is made by all validation images, whatever an experiment takes for its curves.
+        shared = [f"run_root=runs/tuning/{name}", "eval_val_limit=null", *file.shared, *words]
         methods = tuple(_method(str(each), node, shared) for each, node in file.methods.items())
         _check_methods(methods, file.trials)
         if file.criterion == "val_acc" and objective_of(methods[0].config["model"]).right is None:

@@ -148,6 +148,7 @@ def test_two_processes_never_train_the_same_run(make_config):
         {"batch_size": 51},
         {"log_every": 5},
         {"eval_train_limit": None},
+        {"eval_val_limit": 100},
         {"schedule": "cosine"},
         {"schedule": "cosine", "decays": "prox_weight"},
         {"warmup_steps": 3},
@@ -362,6 +363,21 @@ def test_the_first_rows_come_more_often_where_asked_for(make_config):
     assert [row["step"] for row in rows] == [0, 2, 4, 6, 8, 10, 16, 20]
     assert run_name(make_config(log_early=None)) == run_name({**make_config(), "log_early": None})
     assert run_name(make_config(log_early=2)) != run_name(make_config())
+
+
+def test_rows_are_of_a_fixed_part_of_the_validation_images_where_asked_for(make_config, monkeypatch):
+    """The first so many; who asks for all of them has the run that knew no such setting."""
+    looked_at, original = [], Trainer.evaluate
+
+    def evaluate(self, split, limit=None):
+        looked_at.append((split is self.data.val, limit))
+        return original(self, split, limit)
+
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+    run(make_config(eval_val_limit=100, evaluate_test=False))
+    assert {limit for is_validation, limit in looked_at if is_validation} == {100}
+    assert {limit for is_validation, limit in looked_at if not is_validation} == {200}
+    assert run_name(make_config(eval_val_limit=None)) == run_name(make_config())
 
 
 def test_looking_more_often_changes_no_result(make_config):
