@@ -27,7 +27,7 @@ from torch.utils.tensorboard import summary as summaries
 
 from sibp.experiment.board_tables import FINAL, curves, head, session_end
 
-WEIGHTS = "weights/"
+WEIGHTS, SAMPLE = "weights/", "sample"
 
 
 class Board:
@@ -55,7 +55,7 @@ class Board:
         for row in rows:
             self.add(row)
         if rows:
-            for event in _weights(kept, rows[-1]["step"]):
+            for event in _in_no_other_file(kept, rows[-1]["step"]):
                 self._write(event)
         self.flush()
         for path in old:
@@ -83,6 +83,16 @@ class Board:
             if torch.isfinite(values).all():
                 tag = WEIGHTS + name.replace(".", "/")
                 self._add(summaries.histogram(tag, values.numpy(), bins=64), row["step"], row["seconds"])
+
+    def add_sample(self, text: str, row: Mapping[str, Any]) -> None:
+        """Log text that a language model has written.
+
+        Args:
+            text: any; shown as it is.
+            row: the row logged at the same step.
+        """
+        shown = "".join(f"    {line}\n" for line in text.split("\n"))  # Markdown's code block
+        self._add(summaries.text(SAMPLE, shown), row["step"], row["seconds"])
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Log how the run ended: its final figures, and its line in the table of hyper-parameters.
@@ -124,11 +134,11 @@ def _events(files: Sequence[Path]) -> Iterator[Event]:
             yield Event.FromString(record)
 
 
-def _weights(events: Sequence[Event], last_step: int) -> list[Event]:
-    """The histograms up to a step, each once: they are in no other file."""
+def _in_no_other_file(events: Sequence[Event], last_step: int) -> list[Event]:
+    """The histograms and samples up to a step, each once."""
     found = {
         (event.summary.value[0].tag, event.step): event
         for event in events
-        if event.step <= last_step and event.summary.value and event.summary.value[0].tag.startswith(WEIGHTS)
+        if event.step <= last_step and event.summary.value and event.summary.value[0].tag.startswith((WEIGHTS, SAMPLE))
     }
     return list(found.values())

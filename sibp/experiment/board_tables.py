@@ -19,6 +19,7 @@ from sibp.runs.identity import NOT_IN_NAME, essential
 QUANTITIES = {"loss": "loss", "accuracy": "acc"}
 PARTS = ("train", "val")
 OVER_TIME = "over_training_ms/"  # TensorBoard's horizontal axes know whole steps alone
+OVER_TOKENS = "over_tokens/"
 FINAL = ("train_loss", "val_loss", "val_acc", "test_loss", "test_acc", "seconds", "steps_to_target")
 
 
@@ -30,7 +31,7 @@ def curves(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> Iterator
         before: the row before it; None at the first.
 
     Yields:
-        Tag, step and value; the step of a curve over time is the milliseconds trained.
+        Tag, step and value; the step of a curve over time is the milliseconds trained, of one over tokens their number.
     """
     step, milliseconds = row["step"], round(1000 * row["seconds"])
     for quantity, key in QUANTITIES.items():
@@ -39,6 +40,8 @@ def curves(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> Iterator
             if value is not None:  # as a figure that is not finite reads in metrics.jsonl
                 yield f"{quantity}/{part}", step, value
                 yield f"{OVER_TIME}{quantity}/{part}", milliseconds, value
+                if "tokens" in row:
+                    yield f"{OVER_TOKENS}{quantity}/{part}", row["tokens"], value
     if before is not None:
         yield "time/seconds_per_step", step, (row["seconds"] - before["seconds"]) / (step - before["step"])
     for key, value in row.get("search", {}).items():

@@ -5,6 +5,7 @@ mnist          pixel / 255; 55,000 train, the last 5,000 training images for val
 fashion_mnist  as mnist
 cifar10        pixel / 255, then each channel less its mean over its standard deviation, both taken from the
                training part; 45,000 train, the last 5,000 training images for validation, 10,000 test
+python_docs    the text of `sibp.experiment.characters`, windows of 64 characters; 7,173 train, 398 validation, 398 test
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sibp.experiment import characters
 from sibp.experiment.seeding import derived_seed
 from sibp.experiment.settings import known_builder
 from sibp.runs.errors import UserError
@@ -48,7 +50,11 @@ FASHION_MNIST_MD5 = {
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, channels, height, width) or (N, pixels), float32, and their labels (N,), int64."""
+    """Images (N, channels, height, width) or (N, pixels), float32, and their labels (N,), int64.
+
+    Of a text, windows (N, characters), int64, stand in place of images, and their labels are the characters that follow
+    each, of the same shape.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -59,7 +65,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """A data set in memory: its three parts, one image's shape, the classes and a digest of the raw bytes."""
+    """A data set in memory: its three parts, one image's shape, the classes and a digest of the raw bytes.
+
+    Of a text, `letters` is the alphabet, `classes` its size and `shape` that of a window.
+    """
 
     train: Split
     val: Split
@@ -67,6 +76,7 @@ class Data:
     shape: tuple[int, ...]
     classes: int
     sha256: str
+    letters: str = ""
 
     def prepared(self, flat: bool, device: torch.device) -> "Data":
         """The same data in the form and the place that a model wants.
@@ -94,12 +104,17 @@ class Data:
 
         Returns:
             A new data set; validation and test labels are those of this one.
+
+        Raises:
+            UserError: the data are a text.
         """
+        if fraction and self.letters:
+            raise UserError(f"label_noise={fraction} is for labels of images: leave it out for a text.")
         generator = torch.Generator().manual_seed(derived_seed(seed, "label noise"))
         count = len(self.train)
         wrong = torch.randperm(count, generator=generator)[: round(fraction * count)]
-        shift = torch.randint(1, self.classes, (len(wrong),), generator=generator)
         labels = self.train.labels.clone()
+        shift = torch.randint(1, self.classes, labels[wrong].shape, generator=generator)
         labels[wrong] = (labels[wrong] + shift) % self.classes
         return replace(self, train=Split(self.train.images, labels))
 
@@ -199,11 +214,22 @@ def _cifar10(data_root: Path, download: bool) -> Data:
     return Data(*parts, shape=(3, 32, 32), classes=10, sha256=digest(x, y, x_test, y_test))
 
 
+def _python_docs(data_root: Path, download: bool) -> Data:
+    """The text that comes with the package."""
+    text = characters.read_text()
+    letters = "".join(sorted(set(text)))
+    codes = characters.encode(text, letters)
+    seen, following = characters.windows(codes)
+    train, val, test = (Split(seen[part], following[part]) for part in characters.parts(len(seen)))
+    return Data(train, val, test, (characters.WINDOW,), len(letters), digest(codes), letters)
+
+
 DATASETS: dict[str, Builder] = {
     "digits": _digits,
     "mnist": _mnist,
     "fashion_mnist": _fashion_mnist,
     "cifar10": _cifar10,
+    "python_docs": _python_docs,
 }
 
 Part = tuple[torch.Tensor, torch.Tensor]

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from sibp.experiment import characters
 from sibp.experiment.board import Board
 from sibp.experiment.checkpoint import load_checkpoint, save_checkpoint
 from sibp.experiment.clock import Clock
@@ -21,6 +22,7 @@ from sibp.experiment.schedule import Schedule
 from sibp.experiment.seeding import BatchOrder
 from sibp.experiment.settings import Settings
 from sibp.experiment.signals import stop_on_signals
+from sibp.optim.base import TappedOptimizer
 from sibp.prox.status import Status
 from sibp.runs.errors import UserError
 from sibp.runs.folder import RunFolder, finite
@@ -28,6 +30,7 @@ from sibp.runs.folder import RunFolder, finite
 EVAL_BATCH = 1000  # images in one evaluation pass: as many as stay in a processor's cache
 EARLY_ROWS = 5  # that come every `log_early` steps
 STEPS_BETWEEN_CHECKS = 20  # on an accelerator: reading the loss back waits for the device
+SAMPLE = 300  # characters that a language model writes at every row
 
 
 class DivergedError(Exception):
@@ -87,7 +90,9 @@ class Trainer:
             )
         self.order = BatchOrder(len(data.train), settings.batch_size, settings.seed, settings.replacement)
         self.total = settings.total_steps(self.order.steps_per_epoch)
-        self.schedule = Schedule(optimizer, settings.schedule, settings.decays, self.total, settings.warmup_steps)
+        self.schedule = Schedule.of(settings, optimizer, self.total)
+        self.characters = settings.batch_size * data.train.labels[0].numel() if data.letters else None  # in a batch
+        self._tell_loss_average()
         self.clock = Clock(self.device)
         self.step = 0
         self.batches_sha256 = ""
@@ -249,6 +254,8 @@ class Trainer:
                 "val_loss": val_loss,
                 "val_acc": val_acc,
             }
+            if self.characters is not None:
+                row["tokens"] = self.step * self.characters
             solver_stats = getattr(self.optimizer, "solver_stats", None)
             if solver_stats is not None and self.step > 0:
                 row["solver"] = solver_stats()
@@ -260,6 +267,9 @@ class Trainer:
                 board.add(finite(row))
                 if self.settings.histograms:
                     board.add_weights(self.model, row)
+                if self.data.letters:
+                    text = characters.sample(self.model, self.data.letters, SAMPLE, self.settings.seed)
+                    board.add_sample(text, row)
             self.rows.append(row)
             shown = {} if val_acc is None else {"val_acc": f"{val_acc:.4f}"}
             bar.set_postfix({"loss": f"{train_loss:.4f}", **shown})
@@ -302,19 +312,22 @@ class Trainer:
         self.rows = self.folder.rows()
 
     def _check_objective(self) -> None:
-        """Refuse what a model that does not classify has no use for."""
-        if self.objective.right is not None:
-            return
-        name, pixels = self.settings.model["name"], self.data.train.images
-        if self.settings.target_val_acc is not None:
+        """Refuse data that the model is not for, and a target where there is no accuracy."""
+        name, train = self.settings.model["name"], self.data.train
+        if self.settings.target_val_acc is not None and self.objective.right is None:
             raise UserError(
                 f"target_val_acc={self.settings.target_val_acc}: model={name} has no accuracy; leave it out."
             )
-        if pixels.min() < 0 or pixels.max() > 1:
+        if (needed := self.objective.misfit(train.images, train.labels)) is not None:
             raise UserError(
-                f"model={name} is for pixels between 0 and 1, not for dataset={self.settings.dataset['name']}: "
-                "choose mnist, fashion_mnist or digits."
+                f"model={name} is {needed}, not for dataset={self.settings.dataset['name']}: choose another of them."
             )
+
+    def _tell_loss_average(self) -> None:
+        """Have a proximal method know that the loss is a mean over the characters of all windows."""
+        method = getattr(self.optimizer, "direction", self.optimizer)
+        if self.characters is not None and isinstance(method, TappedOptimizer) and method.loss_average is True:
+            method.loss_average = self.characters
 
     def _set_random_state(self) -> None:
         """For layers that draw as they train; weights and batches have streams of their own."""

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from sibp.experiment.convnets import lenet, proxprop_convnet, resnet8
-from sibp.experiment.objectives import CLASSIFICATION, RECONSTRUCTION, Objective
+from sibp.experiment.objectives import CLASSIFICATION, NEXT_CHARACTER, RECONSTRUCTION, Objective
 from sibp.experiment.seeding import derived_seed
 from sibp.experiment.settings import call_builder, checked, is_known, known_builder
+from sibp.experiment.transformer import transformer
 from sibp.runs.errors import UserError
 
 
@@ -113,6 +114,7 @@ MODELS = {
     "lenet": ModelSpec(lenet, flat=False),
     "proxprop_convnet": ModelSpec(proxprop_convnet, flat=False),
     "resnet8": ModelSpec(resnet8, flat=False),
+    "transformer": ModelSpec(transformer, flat=False, objective=NEXT_CHARACTER),
 }
 
 

@@ -1,4 +1,4 @@
-"""What a model is trained for: its loss on a batch, and what counts as right where that has a meaning."""
+"""What a model is trained for: its loss on a batch, what counts as right if anything does, and the data it is for."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,15 +14,21 @@ class Objective:
     Attributes:
         loss: maps outputs (B, n), images, labels (B,) and a reduction, ``mean`` over the batch or ``sum``, to a number.
         right: counts the outputs that fit their labels; None: there is no such thing as right.
+        misfit: says in a few words what data are needed, where images and labels are not such; None: nothing is wrong.
     """
 
     loss: Callable[[Tensor, Tensor, Tensor, str], Tensor]
     right: Callable[[Tensor, Tensor], Tensor] | None
+    misfit: Callable[[Tensor, Tensor], str | None] = lambda images, labels: None
 
 
 def _cross_entropy(outputs: Tensor, images: Tensor, labels: Tensor, reduction: str) -> Tensor:
     del images
     return F.cross_entropy(outputs, labels, reduction=reduction)
+
+
+def _no_images(images: Tensor, labels: Tensor) -> str | None:
+    return None if labels.ndim == 1 else "for images with a label each"
 
 
 def _reconstruction(outputs: Tensor, images: Tensor, labels: Tensor, reduction: str) -> Tensor:
@@ -32,5 +38,24 @@ def _reconstruction(outputs: Tensor, images: Tensor, labels: Tensor, reduction: 
     return total / len(images) if reduction == "mean" else total
 
 
-CLASSIFICATION = Objective(_cross_entropy, lambda outputs, labels: (outputs.argmax(dim=1) == labels).sum())
-RECONSTRUCTION = Objective(_reconstruction, None)
+def _no_chances(images: Tensor, labels: Tensor) -> str | None:
+    fit = images.is_floating_point() and images.min() >= 0 and images.max() <= 1
+    return None if fit else "for pixels between 0 and 1"
+
+
+def _next_character(outputs: Tensor, images: Tensor, labels: Tensor, reduction: str) -> Tensor:
+    """Mean over the T characters of a window, for outputs (B, T, letters); then over the batch, or summed."""
+    del images
+    total = F.cross_entropy(outputs.flatten(0, 1), labels.flatten(), reduction=reduction)
+    return total if reduction == "mean" else total / labels.shape[1]
+
+
+def _no_text(images: Tensor, labels: Tensor) -> str | None:
+    return None if labels.ndim == 2 else "for text"
+
+
+CLASSIFICATION = Objective(
+    _cross_entropy, lambda outputs, labels: (outputs.argmax(dim=1) == labels).sum(), misfit=_no_images
+)
+RECONSTRUCTION = Objective(_reconstruction, None, misfit=_no_chances)
+NEXT_CHARACTER = Objective(_next_character, None, misfit=_no_text)

@@ -160,11 +160,15 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
+OF_SCHEDULE = ("schedule", "warmup")
+
+
 def build_optimizer(config: dict[str, Any], model: nn.Module) -> torch.optim.Optimizer:
     """Build the optimizer that a config names.
 
     Args:
-        config: the ``optimizer`` group: ``name`` and the builder's settings.
+        config: the ``optimizer`` group: ``name`` and the builder's settings; ``schedule`` and ``warmup``, a schedule of
+            its own, are for the training loop.
         model: whose parameters to train, already on its device.
 
     Returns:
@@ -173,4 +177,4 @@ def build_optimizer(config: dict[str, Any], model: nn.Module) -> torch.optim.Opt
     Raises:
         UserError: unknown optimizer or setting, or a value that it refuses.
     """
-    return call_builder("optimizer", OPTIMIZERS, config, model)
+    return call_builder("optimizer", OPTIMIZERS, {k: v for k, v in config.items() if k not in OF_SCHEDULE}, model)

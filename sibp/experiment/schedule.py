@@ -4,9 +4,11 @@ So a run that goes on needs no state of it, and whatever the optimizer's own che
 """
 
 import math
+from typing import Self
 
 import torch
 
+from sibp.experiment.settings import Settings
 from sibp.runs.errors import UserError
 
 
@@ -57,6 +59,20 @@ class Schedule:
         if any(decays not in group for group in optimizer.param_groups):
             raise UserError(f"decays={decays} is not possible: this optimizer has no {decays}; say decays=lr.")
         self._initial = [float(group[decays]) for group in optimizer.param_groups]
+
+    @classmethod
+    def of(cls, settings: Settings, optimizer: torch.optim.Optimizer, total: int) -> Self:
+        """The schedule of a run: that of its optimizer's config, if it has one of its own.
+
+        Args:
+            settings: of the run.
+            optimizer: as built from them.
+            total: steps of the whole run.
+        """
+        own = settings.optimizer
+        if own.get("schedule") is None:
+            return cls(optimizer, settings.schedule, settings.decays, total, settings.warmup_steps)
+        return cls(optimizer, own["schedule"], "lr", total, round(own.get("warmup", 0.0) * total))
 
     def set(self, step: int) -> None:
         """Set the step size of one step.

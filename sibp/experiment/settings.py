@@ -105,6 +105,7 @@ class Settings:
         for key, known in (("schedule", SHAPES), ("decays", DECAYS)):
             if getattr(self, key) not in known:
                 raise UserError(f"{key}={getattr(self, key)} is not known; choose one of: {', '.join(known)}.")
+        self._check_own_schedule()
         if self.role not in (None, *ROLES):
             raise UserError(f"role={self.role} is not known; choose one of: {', '.join(ROLES)}, null.")
         if self.decays != "lr" and self.schedule == "constant" and self.warmup_steps == 0:
@@ -122,6 +123,17 @@ class Settings:
             )
         if self.histograms and not self.tensorboard:
             raise UserError("histograms=true has no effect without tensorboard=true: give both or neither.")
+
+    def _check_own_schedule(self) -> None:
+        """A schedule of the optimizer's own: its shape, and the share of the run over which the step size rises."""
+        shape = checked("optimizer.schedule", self.optimizer.get("schedule"), str | None)
+        warmup = checked("optimizer.warmup", self.optimizer.get("warmup"), float | None)
+        if shape not in (None, *SHAPES):
+            raise UserError(f"optimizer.schedule={shape} is not known; choose one of: {', '.join(SHAPES)}, null.")
+        if warmup is not None and shape is None:
+            raise UserError(f"optimizer.warmup={warmup} has no effect without optimizer.schedule=...: give both.")
+        if warmup is not None and not 0 <= warmup < 1:
+            raise UserError(f"optimizer.warmup={warmup} is not a share of the run: give 0 or more, less than 1.")
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """The number of steps of the whole run.

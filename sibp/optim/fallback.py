@@ -10,7 +10,19 @@ from torch import nn
 MakeFallback = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 """Makes the optimizer of the parameters that have no proximal subproblem."""
 
-DEFAULT: MakeFallback = partial(torch.optim.Adam, lr=1e-3)
+FALLBACK_LR = 1e-3
+
+
+def adam(lr: float) -> MakeFallback:
+    """Adam, which needs no setting but this one to be good for norms and embeddings.
+
+    Args:
+        lr: its learning rate, >= 0.
+    """
+    return partial(torch.optim.Adam, lr=lr)
+
+
+DEFAULT = adam(FALLBACK_LR)
 
 
 class Fallback:

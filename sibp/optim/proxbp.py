@@ -9,6 +9,7 @@ from torch import nn
 from sibp.activations import IDENTITY
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.optim.base import Options
+from sibp.optim.fallback import FALLBACK_LR, adam
 from sibp.optim.proximal import ProximalOptimizer
 from sibp.optim.solvers import Solver, as_update, guarded, linear_update
 from sibp.prox.numbers import choose, is_finite
@@ -104,6 +105,7 @@ def build(
     backward_weights: str = "old",
     prox_weight_scaling: str = "absolute",
     line_search: bool = False,
+    fallback_lr: float = FALLBACK_LR,
 ) -> ProxBP:
     """Proximal back propagation, as a config names it."""
     return ProxBP(
@@ -114,6 +116,7 @@ def build(
         backward_weights=backward_weights,
         prox_weight_scaling=prox_weight_scaling,
         line_search=line_search,
+        fallback=adam(fallback_lr),
     )
 
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.optim.base import Options
+from sibp.optim.fallback import FALLBACK_LR, adam
 from sibp.optim.proximal import ProximalOptimizer
 from sibp.optim.solvers import Solver, cg_update, linear_update, paper_update
 from sibp.prox.status import Measure
@@ -107,6 +108,7 @@ def build(
     backward_weights: str = "new",
     prox_weight_scaling: str = "absolute",
     line_search: bool = False,
+    fallback_lr: float = FALLBACK_LR,
 ) -> SIBP:
     """Semi-implicit back propagation, as a config names it."""
     return SIBP(
@@ -117,4 +119,5 @@ def build(
         backward_weights=backward_weights,
         prox_weight_scaling=prox_weight_scaling,
         line_search=line_search,
+        fallback=adam(fallback_lr),
     )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
 from sibp.optim.base import Options
+from sibp.optim.fallback import FALLBACK_LR, adam
 from sibp.optim.search import Outcome, SearchStatus, backtrack, minimise, trust_after
 from sibp.optim.sibp import SIBP
 from sibp.optim.trials import Trials
@@ -212,6 +213,6 @@ class AutoSIBP(SIBP):
         self._signal_at_output = math.nan
 
 
-def build(model: nn.Module, *, lr: float, prox_weight: float) -> AutoSIBP:
+def build(model: nn.Module, *, lr: float, prox_weight: float, fallback_lr: float = FALLBACK_LR) -> AutoSIBP:
     """Proximal steps with a line search, as a config names it."""
-    return AutoSIBP(model, lr, prox_weight)
+    return AutoSIBP(model, lr, prox_weight, fallback=adam(fallback_lr))

@@ -38,10 +38,12 @@ LATER = {
     "plugins": [],
 }
 LATER_OF_MODEL = {"mlp": {"activation": "relu"}}  # likewise, by the model's name
-_PROXIMAL = {"prox_weight_scaling": "absolute", "line_search": False}
+_FALLBACK = {"fallback_lr": 0.001}
+_PROXIMAL = {"prox_weight_scaling": "absolute", "line_search": False, **_FALLBACK}
 LATER_OF_OPTIMIZER = {  # likewise, by the optimizer's name
     "sibp": {"backward_weights": "new", **_PROXIMAL},
     "proxbp": {"backward_weights": "old", **_PROXIMAL},
+    "sibp_auto": _FALLBACK,
 }
 # What else has no part in the problem that methods are compared on: looking more or less often changes no result.
 NOT_A_PROBLEM = (*NOT_IN_NAME, "seed", "optimizer", "log_every", "log_early", "target_val_acc", "experiment", "plugins")

@@ -6,9 +6,11 @@ import pytest
 import torch
 from disturbed import assert_same_end, crash, fail_at
 
+from sibp.experiment.compose import compose
 from sibp.experiment.loop import Trainer
 from sibp.experiment.runner import run
 from sibp.experiment.schedule import factor
+from sibp.runs.identity import method_name, problem_of
 
 
 @pytest.mark.filterwarnings("ignore:The epoch parameter in")  # torch's own SequentialLR gave it until 2.6
@@ -57,6 +59,39 @@ def test_every_optimizer_trains_with_the_scheduled_step(make_config, settings_se
     assert settings_seen[4]["lr"] == pytest.approx(lr)
     assert settings_seen[12]["lr"] == pytest.approx(lr / 2)
     assert settings_seen[19]["lr"] == pytest.approx(lr * (1 + math.cos(math.pi * 15 / 16)) / 2)
+
+
+def test_a_schedule_of_the_optimizers_own_takes_the_place_of_the_runs(make_config, settings_seen):
+    """A quarter of the 20 steps rising, then a cosine, while the run's own schedule is a straight line."""
+    config = make_config("adam", schedule="linear")
+    config["optimizer"] |= {"schedule": "cosine", "warmup": 0.25}
+    assert run(config).status == "completed"
+    expected = [0.01 * factor("cosine", step, 20, 5) for step in range(20)]
+    assert [group["lr"] for group in settings_seen] == pytest.approx(expected)
+
+
+def test_adam_with_warm_up_and_cosine_is_a_method_of_its_own_on_the_same_problem():
+    plain, own = (compose(["schedule=linear", f"optimizer={name}"]) for name in ("adam", "adam_cosine"))
+    assert (method_name(plain["optimizer"]), method_name(own["optimizer"])) == ("adam", "adam cosine")
+    assert problem_of(plain) == problem_of(own)
+    assert (own["optimizer"]["schedule"], own["optimizer"]["warmup"]) == ("cosine", 0.05)
+
+
+@pytest.mark.parametrize(
+    ("own", "sentence"),
+    [
+        ({"schedule": "wave"}, "optimizer.schedule=wave is not known; choose one of: constant, linear, cosine, null"),
+        ({"schedule": "cosine", "warmup": 1.0}, "optimizer.warmup=1.0 is not a share of the run"),
+        ({"warmup": 0.1}, "optimizer.warmup=0.1 has no effect without optimizer.schedule"),
+        ({"schedule": 3}, "optimizer.schedule=3 is not possible"),
+    ],
+)
+def test_a_schedule_of_its_own_that_makes_no_sense_is_one_sentence(make_config, own, sentence):
+    config = make_config("adam")
+    config["optimizer"] |= own
+    outcome = run(config)
+    assert outcome.wrong_input
+    assert sentence in outcome.message
 
 
 @pytest.mark.parametrize("optimizer", ["sibp", "proxbp"])

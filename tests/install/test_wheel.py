@@ -1,9 +1,14 @@
-"""What the wheel holds, and that it trains where there is no checkout. `make check-wheel` installs it, too."""
+"""What the wheel holds that is built from the source distribution, and that it trains where there is no checkout.
+
+`make check-wheel` installs both, too.
+"""
 
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -14,21 +19,43 @@ SOURCES = ("sibp", "configs", "setup.py", "pyproject.toml", "README.md", "LICENS
 IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so")
 
 
+def build(kind: str, source: Path, out: Path) -> None:
+    """Has the setuptools that is installed build a ``wheel`` or an ``sdist``, as pip and build would."""
+    words = f"from setuptools.build_meta import build_{kind} as build; build({str(out)!r})"
+    done = subprocess.run([sys.executable, "-c", words], cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built by the setuptools that is installed."""
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution."""
     pytest.importorskip("setuptools", minversion="77")  # the first that reads the licence as it is written
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("sdist")
     for name in SOURCES:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, source / name, ignore=IGNORED)
         else:
             shutil.copy(ROOT / name, source)
-    build = f"from setuptools.build_meta import build_wheel; build_wheel({str(out)!r})"
-    done = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    build("sdist", source, out)
+    (found,) = out.glob("sibp-*.tar.gz")
+    return found
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from nothing but the source distribution."""
+    source, out = tmp_path_factory.mktemp("unpacked"), tmp_path_factory.mktemp("wheel")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(source, filter="data")
+    build("wheel", next(source.iterdir()), out)
     (found,) = out.glob("sibp-*.whl")
     return found
+
+
+def test_both_are_named_by_the_version(sdist, wheel):
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert sdist.name == f"sibp-{version}.tar.gz"
+    assert wheel.name.startswith(f"sibp-{version}-")
 
 
 def test_every_file_of_the_package_and_of_configs_is_in_it(wheel):
@@ -36,8 +63,9 @@ def test_every_file_of_the_package_and_of_configs_is_in_it(wheel):
     code = {path.relative_to(ROOT).as_posix() for path in (ROOT / "sibp").rglob("*.py")}
     configs = {f"sibp/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
     assert len(configs) > 40
+    text = {"sibp/experiment/text/LICENSE", "sibp/experiment/text/python_docs.txt.gz"}
     page = {f"sibp/report/{name}" for name in ("page.css", "page.html", "page.js", "plotly/plotly-basic.min.js")}
-    assert code | configs | page | {"sibp/configs/__init__.py", "sibp/report/plotly/LICENSE"} <= held
+    assert code | configs | page | text | {"sibp/configs/__init__.py", "sibp/report/plotly/LICENSE"} <= held
     tops = {name.partition("/")[0] for name in held}
     assert {name for name in tops if not name.endswith(".dist-info")} == {"sibp"}
 
@@ -59,8 +87,8 @@ def test_without_a_compiler_it_is_built_without_kernels(tmp_path):
     for name in SOURCES:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name, **({"ignore": IGNORED} if (ROOT / name).is_dir() else {}))
-    build = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    done = subprocess.run(build, cwd=tmp_path, env={**os.environ, "CC": "false"}, capture_output=True, text=True)
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "CC": "false"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.rglob("_native*"))
     ask = "from sibp.prox import kernels; print(kernels.description())"
