@@ -27,6 +27,12 @@ _REBUILD = (
     "working copy: pip install -e ."
 )
 _enabled = True
+_ARGUMENTS = {"p": ctypes.c_void_p, "l": ctypes.c_long, "d": ctypes.c_double}
+_SIGNATURES = {
+    "work_size": (ctypes.c_long, "llllll"),
+    "rounds": (None, "ppppp llllllll ddddd p"),
+}
+"""Result and arguments of functions: addresses, whole numbers, real numbers."""
 
 
 class Kernels:
@@ -37,9 +43,12 @@ class Kernels:
         self._file, self._suffix = file, suffix
 
     def __getattr__(self, name: str) -> Any:
-        """The function, looked up once; it returns nothing unless its `restype` is set."""
+        """The function, looked up once."""
         function = getattr(self._file, f"{name}_{self._suffix}")
-        function.restype = None
+        result, arguments = _SIGNATURES.get(name, (None, ""))
+        function.restype = result
+        if arguments:
+            function.argtypes = [_ARGUMENTS[letter] for letter in arguments.replace(" ", "")]
         setattr(self, name, function)
         return function
 
