@@ -8,7 +8,6 @@ way, with the same results up to rounding.
 
 import ctypes
 import math
-import threading
 from typing import NamedTuple
 
 import torch
@@ -87,7 +86,7 @@ def rounds(
     assert library is not None
     groups, direct, kind = math.prod(leading), coordinates.direct, kernels.kind_of(s) or 0
     threads = torch.get_num_threads() if number * N * r * m >= _PARALLEL else 1
-    work = _workspace(Z.dtype, library.work_size(N, r, m, direct, threads, kind))
+    work = kernels.workspace(Z.dtype, library.work_size(N, r, m, direct, threads, kind))
     x = Z.new_empty(*leading, m, r)
     Z, T, matrix = Z.contiguous(), T.contiguous(), matrix.contiguous()
     totals = _Totals()
@@ -100,12 +99,3 @@ def rounds(
 
 
 _Totals = ctypes.c_double * 6  # METRICS of fused.c
-_buffers = threading.local()
-
-
-def _workspace(dtype: torch.dtype, size: int) -> Tensor:
-    """Memory for the rounds, kept from layer to layer and step to step: fresh memory costs more than its use."""
-    kept = vars(_buffers).get(dtype)
-    if kept is None or len(kept) < size:
-        kept = vars(_buffers)[dtype] = torch.empty(size, dtype=dtype)
-    return kept
