@@ -8,8 +8,6 @@ way, with the same results up to rounding.
 
 import ctypes
 import math
-import threading
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -17,7 +15,6 @@ from torch import Tensor
 
 from sibp.activations import Activation
 from sibp.prox import kernels
-from sibp.prox.kernels import C_TYPES
 from sibp.prox.numbers import Number
 from sibp.prox.solvers.coordinates import Coordinates
 
@@ -84,62 +81,21 @@ def rounds(
         tolerance: relative error of a residual from which on a neuron's answer is doubtful.
     """
     (*leading, N, m), r = Z.shape, coordinates.size
-    matrix = coordinates.matrix
+    matrix, library = coordinates.matrix, kernels.library(Z)
     assert matrix is not None
-    direct = coordinates.direct
-    groups = math.prod(leading)
-    library = kernels.library(Z)
     assert library is not None
-    library.work_size.restype = ctypes.c_long
+    groups, direct, kind = math.prod(leading), coordinates.direct, kernels.kind_of(s) or 0
     threads = torch.get_num_threads() if number * N * r * m >= _PARALLEL else 1
-    kind = kernels.kind_of(s) or 0
-    work = _workspace(Z.dtype, library.work_size(*map(ctypes.c_long, (N, r, direct, threads, kind))))
-    problem = _problem_type(Z.dtype)(
-        N=N, r=r, m=m, direct=direct, rounds=number, threads=threads, kind=kind, a=s.negative_slope or 0.0, lam=lam,
-        shrink_factor=shrink_factor, tolerated=tolerance**2, work=work.data_ptr(),
+    work = kernels.workspace(Z.dtype, library.work_size(N, r, m, direct, threads, kind))
+    x = Z.new_empty(*leading, m, r)
+    Z, T, matrix = Z.contiguous(), T.contiguous(), matrix.contiguous()
+    totals = _Totals()
+    library.rounds(
+        Z.data_ptr(), T.data_ptr(), matrix.data_ptr(), x.data_ptr(), work.data_ptr(), groups, N, r, m, direct, number,
+        threads, kind, s.negative_slope or 0.0, lam, shrink_factor, rounding_units, tolerance, totals,
     )  # fmt: skip
-    x = Z.new_empty(groups, r, m)
-    figures = Z.new_empty(groups, len(_FIGURES), m)
-    eps = torch.finfo(Z.dtype).eps
-    noise = (coordinates.rounding, coordinates.amplification, coordinates.squared_norm_of_forward)
-    Z, T, matrix = (t.reshape(groups, *t.shape[-2:]).contiguous() for t in (Z, T, matrix))
-    for g, (rounding, amplification, squared) in enumerate(zip(*(t.flatten().tolist() for t in noise), strict=True)):
-        problem.rounding, problem.error = rounding, squared * eps**2
-        problem.residual_rounding = amplification * (rounding_units * eps) ** 2
-        for name, tensor in {"Z": Z, "T": T, "matrix": matrix, "X": x}.items():
-            setattr(problem, name, tensor[g].data_ptr())
-        row = figures[g].data_ptr()
-        for place, name in enumerate(_FIGURES):
-            setattr(problem, name, row + place * m * Z.element_size())
-        library.rounds(ctypes.byref(problem))
-    start, f, norm, steps, descent, doubtful = figures.sum((0, 2)).tolist()
-    return Rounds(x.view(*leading, r, m), norm, start, f, descent, steps / (number * groups * m), doubtful)
+    start, f, norm, steps, descent, doubtful = totals
+    return Rounds(x.mT, norm, start, f, descent, steps / (number * groups * m), doubtful)
 
 
-_REALS = ("a", "lam", "rounding", "residual_rounding", "shrink_factor", "error", "tolerated")
-_FIGURES = ("start", "f", "norm", "steps", "descent", "doubtful")
-_buffers = threading.local()
-
-
-def _workspace(dtype: torch.dtype, size: int) -> Tensor:
-    """Memory for the rounds, kept from layer to layer and step to step: fresh memory costs more than its use."""
-    kept = vars(_buffers).get(str(dtype))
-    if kept is None or len(kept) < size:
-        kept = torch.empty(size, dtype=dtype)
-        setattr(_buffers, str(dtype), kept)
-    return kept[:size]
-
-
-@cache
-def _problem_type(dtype: torch.dtype) -> type[ctypes.Structure]:
-    """`Problem` of fused.c."""
-    real = C_TYPES[dtype]
-
-    class Problem(ctypes.Structure):
-        _fields_ = (
-            *((name, ctypes.c_long) for name in ("N", "r", "m", "direct", "rounds", "threads", "kind")),
-            *((name, real) for name in _REALS),
-            *((name, ctypes.c_void_p) for name in ("Z", "T", "matrix", "X", "work", *_FIGURES)),
-        )
-
-    return Problem
+_Totals = ctypes.c_double * 6  # METRICS of fused.c

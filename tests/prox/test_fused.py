@@ -85,11 +85,11 @@ def both(coordinates, Z, T, rounds: int = 3) -> tuple[torch.Tensor, torch.Tensor
 @pytest.mark.parametrize("side", [Span, Direct])
 def test_layers_of_different_size_in_turn(side):
     """Memory is kept between them: it has to be large enough for each, and what it held must not matter."""
-    vars(fused._buffers).clear()
+    vars(kernels._buffers).clear()
     for shape in [(1, 4, 6, 3), (1, 9, 5, 8), (1, 30, 20, 25), (1, 4, 6, 3), (2, 9, 5, 8)]:
         compiled, ordinary = both(*problem(*shape, dtype=torch.float64, side=side))
         torch.testing.assert_close(compiled, ordinary, rtol=1e-9, atol=1e-11)
-        for kept in vars(fused._buffers).values():
+        for kept in vars(kernels._buffers).values():
             kept.fill_(float("nan"))  # as a layer does whose input is not finite
 
 

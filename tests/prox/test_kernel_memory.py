@@ -8,7 +8,7 @@ from layer_problems import SIDES, randn
 from test_fused import needs_kernels
 
 from sibp.activations import IDENTITY, RELU, SIGMOID
-from sibp.prox import fused
+from sibp.prox import kernels
 from sibp.prox.images import CompiledImages, images_of
 from sibp.prox.operators import ConvolutionFeatures, DenseFeatures
 from sibp.prox.operators.window import Window
@@ -26,7 +26,7 @@ def test_dense_layers_of_all_sizes(s, side, dtype):
     for N, n, m in itertools.product(SIZES, [0, *SIZES], SIZES):
         features = DenseFeatures(randn(1, N, n, dtype=dtype), bias=False)
         Z, T = randn(1, N, m, seed=1, dtype=dtype), randn(1, N, m, seed=2, dtype=dtype)
-        vars(fused._buffers).clear()
+        vars(kernels._buffers).clear()
         solution = solve_nonlinear(side(features), Z, T, 0.5, s, 2)
         assert solution.x.isfinite().all()
         assert n or not solution.x.any()

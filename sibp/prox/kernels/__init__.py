@@ -8,6 +8,7 @@ same results up to rounding, and one warning says what to install.
 import contextlib
 import ctypes
 import importlib.util
+import threading
 import warnings
 from collections.abc import Iterator
 from functools import cache
@@ -27,6 +28,16 @@ _REBUILD = (
     "working copy: pip install -e ."
 )
 _enabled = True
+_buffers = threading.local()
+_ARGUMENTS = {"p": ctypes.c_void_p, "l": ctypes.c_long, "d": ctypes.c_double}
+_SIGNATURES = {
+    "work_size": (ctypes.c_long, "llllll"),
+    "rounds": (None, "ppppp llllllll ddddd p"),
+    "outer_gram": (None, "ppp ll d l"),
+    "solve_size": (ctypes.c_long, "ll"),
+    "minus_solve": (ctypes.c_int, "pppp lll dd p"),
+}
+"""Result and arguments of functions: addresses, whole numbers, real numbers."""
 
 
 class Kernels:
@@ -37,9 +48,12 @@ class Kernels:
         self._file, self._suffix = file, suffix
 
     def __getattr__(self, name: str) -> Any:
-        """The function, looked up once; it returns nothing unless its `restype` is set."""
+        """The function, looked up once."""
         function = getattr(self._file, f"{name}_{self._suffix}")
-        function.restype = None
+        result, arguments = _SIGNATURES.get(name, (None, ""))
+        function.restype = result
+        if arguments:
+            function.argtypes = [_ARGUMENTS[letter] for letter in arguments.replace(" ", "")]
         setattr(self, name, function)
         return function
 
@@ -84,11 +98,22 @@ def library(tensor: torch.Tensor) -> Kernels | None:
         what torch.compile traces, and for tensors on a device or of another dtype. The first time that kernels are
         missing, a warning says how to get them.
     """
-    if not _enabled or tensor.device.type != "cpu" or tensor.dtype not in C_TYPES:
+    if not _enabled or not tensor.is_cpu or tensor.dtype not in C_TYPES:
         return None
     if torch.compiler.is_compiling():  # a call by address would be traced without what it reads and writes
         return None
     return _chosen(tensor.dtype)
+
+
+def workspace(dtype: torch.dtype, size: int) -> torch.Tensor:
+    """Memory of `size` numbers or more for a kernel's own use, until the next call in the same thread.
+
+    It is kept from layer to layer and step to step: fresh memory costs more than its use.
+    """
+    kept = vars(_buffers).get(dtype)
+    if kept is None or len(kept) < size:
+        kept = vars(_buffers)[dtype] = torch.empty(size, dtype=dtype)
+    return kept
 
 
 def kind_of(s: Activation) -> int | None:

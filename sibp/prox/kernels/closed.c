@@ -1,30 +1,59 @@
-/* The closed form of sibp.prox.solvers.linear in the layer's precision: Gram matrices by half their products, and
- * inverses of small ones. */
+/* The closed form of sibp.prox.solvers.linear in the layer's precision: Gram matrices by half their products, and the
+ * solution of (G + lam I) X = -R by a Cholesky factor. */
 #include <math.h>
+#include <stdint.h>
 
 #include "common.h"
 
-#define STRETCH 1024 /* columns of A at a time: the rows of two tiles then stay in the nearest cache */
+#define STRETCH 800 /* columns of A at a time: two strips of rows, and one that they meet, then stay in the nearest cache */
+#define STRIPS 2
 #define TILE 16
+#define LINE 64 /* bytes */
+#define PANEL (WIDE * LANES) /* columns that are worked on together */
 
-static inline Vector load_part(const REAL *from, long count)
+typedef REAL Vector16 __attribute__((vector_size(16)));
+typedef REAL Vector32 __attribute__((vector_size(32)));
+#define PAIR(from, half) \
+    half low, high; \
+    memcpy(&low, from, sizeof low); \
+    memcpy(&high, (const char *)(from) + sizeof low, sizeof high)
+
+/* The sum of each of some vectors, by halves, which is several times faster than one number after another. A function of
+ * its own, as the compiler would keep sums whose halves are taken in memory from the beginning. */
+static __attribute__((noinline)) void sums_of(const Vector *vectors, long number, REAL *sums)
 {
-    Vector v = {0};
-    memcpy(&v, from, count * sizeof(REAL));
-    return v;
+    for (long k = 0; k < number; k++) {
+        REAL four[16 / sizeof(REAL)];
+#if BYTES == 64
+        PAIR(vectors + k, Vector32);
+        const Vector32 half = low + high;
+        {
+            PAIR(&half, Vector16);
+            const Vector16 quarter = low + high;
+            memcpy(four, &quarter, sizeof four);
+        }
+#elif BYTES == 32
+        PAIR(vectors + k, Vector16);
+        const Vector16 half = low + high;
+        memcpy(four, &half, sizeof four);
+#else
+        memcpy(four, vectors + k, sizeof four);
+#endif
+        sums[k] = sizeof(REAL) == 8 ? four[0] + four[1] : (four[0] + four[1]) + (four[2 % (16 / sizeof(REAL))] + four[3 % (16 / sizeof(REAL))]);
+    }
 }
 
-/* K[i..i+3, j..j+3] += A[i..i+3] A[j..j+3]' over some columns. In the place of rows past the last, the last is read. */
-static void add_tile(const REAL *A, REAL *K, long N, long n, long i, long j, long first, long columns)
+/* K[i..i+3, j..j+3] += A[i..i+3] A[j..j+3]^T over some columns, whole vectors; rows of A are `row` apart. In the place of
+ * rows past the last, the last is read. */
+static void add_tile(const REAL *A, long row, REAL *K, long N, long i, long j, long columns)
 {
     const REAL *left[SIDE], *right[SIDE];
     for (long p = 0; p < SIDE; p++) {
-        left[p] = A + least(i + p, N - 1) * n + first;
-        right[p] = A + least(j + p, N - 1) * n + first;
+        left[p] = A + least(i + p, N - 1) * row;
+        right[p] = A + least(j + p, N - 1) * row;
     }
     Vector sums[SIDE][SIDE] = {0};
-    const long whole = columns / LANES * LANES;
-    for (long c = 0; c < whole; c += LANES) {
+    for (long c = 0; c < columns; c += LANES) {
         Vector a[SIDE];
         for (long p = 0; p < SIDE; p++) a[p] = load(left[p] + c);
         for (long q = 0; q < SIDE; q++) {
@@ -32,20 +61,10 @@ static void add_tile(const REAL *A, REAL *K, long N, long n, long i, long j, lon
             for (long p = 0; p < SIDE; p++) sums[p][q] += a[p] * b;
         }
     }
-    if (whole < columns) {
-        Vector a[SIDE];
-        for (long p = 0; p < SIDE; p++) a[p] = load_part(left[p] + whole, columns - whole);
-        for (long q = 0; q < SIDE; q++) {
-            const Vector b = load_part(right[q] + whole, columns - whole);
-            for (long p = 0; p < SIDE; p++) sums[p][q] += a[p] * b;
-        }
-    }
+    REAL found[SIDE][SIDE];
+    sums_of(*sums, SIDE * SIDE, *found);
     for (long p = 0; p < SIDE && i + p < N; p++)
-        for (long q = 0; q < SIDE && j + q < N; q++) {
-            REAL sum = 0;
-            for (long l = 0; l < LANES; l++) sum += sums[p][q][l];
-            K[(i + p) * N + j + q] += sum;
-        }
+        for (long q = 0; q < SIDE && j + q < N; q++) K[(i + p) * N + j + q] += found[p][q];
 }
 
 /* The upper triangle from the lower, by square tiles: both then stay in the nearest cache. */
@@ -57,96 +76,235 @@ static void mirror(REAL *K, long N)
                 for (long p = i > q + 1 ? i : q + 1; p < least(i + TILE, N); p++) K[q * N + p] = K[p * N + q];
 }
 
-/* K = A A^T + plus, N x N, for A of N rows and n columns. */
-void KERNEL(outer_gram)(const REAL *A, REAL *K, long N, long n, double plus, long threads)
+/* K = A A^T + plus, N x N, for A of N rows and n columns. work: N rows of n numbers filled up to LINE bytes, where those of
+ * A do not begin at lines of the cache; a copy costs less than loads across them. */
+void KERNEL(outer_gram)(const REAL *A, REAL *K, REAL *work, long N, long n, double plus, long threads)
 {
-    SHARED(threads)
-    for (long strip = 0; strip < (N + SIDE - 1) / SIDE; strip++) {
-        const long i = strip * SIDE, end = least(i + SIDE, N);
-        for (long p = i; p < end; p++)
+    const long per_line = LINE / sizeof(REAL), row = (n + per_line - 1) / per_line * per_line;
+    const long strips = (N + SIDE - 1) / SIDE;
+    if (row != n || (uintptr_t)A % LINE) {
+        for (long i = 0; i < N; i++) {
+            memcpy(work + i * row, A + i * n, n * sizeof(REAL));
+            memset(work + i * row + n, 0, (row - n) * sizeof(REAL));
+        }
+        A = work;
+    }
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static, 1)
+#endif
+    for (long block = 0; block < (strips + STRIPS - 1) / STRIPS; block++) {
+        const long begin = block * STRIPS * SIDE, end = least(begin + STRIPS * SIDE, N);
+        for (long p = begin; p < end; p++)
             for (long q = 0; q < end; q++) K[p * N + q] = (REAL)plus;
-        for (long first = 0; first < n; first += STRETCH)
-            for (long j = 0; j <= i; j += SIDE) add_tile(A, K, N, n, i, j, first, least(STRETCH, n - first));
+        for (long first = 0; first < row; first += STRETCH)
+            for (long j = 0; j < end; j += SIDE)
+                for (long i = j > begin ? j : begin; i < end; i += SIDE)
+                    add_tile(A + first, row, K, N, i, j, least(STRETCH, row - first));
     }
     mirror(K, N);
 }
 
-/* B = its own inverse, one pivot after another (Gauss-Jordan); 0 if a pivot is not positive. */
-static int invert_block(double B[SIDE][SIDE], long size)
+/* One strip of a product and what is to become of it: to - left right, SIDE x `vectors` vectors, where left[p, k] is at
+ * p * left_p + k * left_k, and rows of right are PANEL apart. */
+static inline __attribute__((always_inline)) void subtract(
+    const REAL *left, const long left_p, const long left_k, const REAL *right, long inner, const REAL *to, long to_row,
+    Vector out[SIDE][WIDE], const int vectors)
 {
-    for (long q = 0; q < size; q++) {
-        if (!(B[q][q] > 0)) return 0;
-        const double inverse = 1 / B[q][q];
-        for (long p = 0; p < size; p++) {
-            if (p == q) continue;
-            const double factor = B[p][q] * inverse;
-            for (long s = 0; s < size; s++) B[p][s] = s == q ? -factor : B[p][s] - factor * B[q][s];
-        }
-        for (long s = 0; s < size; s++) B[q][s] = s == q ? inverse : B[q][s] * inverse;
+    for (int p = 0; p < SIDE; p++)
+        for (int v = 0; v < vectors; v++) out[p][v] = load(to + p * to_row + v * LANES);
+    for (long k = 0; k < inner; k++) {
+        Vector b[WIDE];
+        for (int v = 0; v < vectors; v++) b[v] = load(right + k * PANEL + v * LANES);
+        for (int p = 0; p < SIDE; p++)
+            for (int v = 0; v < vectors; v++) out[p][v] -= left[p * left_p + k * left_k] * b[v];
     }
-    return 1;
 }
 
-/* The lower triangle of M becomes that of -M^-1; 0 if M is not positive definite. rows: 2 SIDE N numbers.
- *
- * The sweep operator (Goodnight 1979, "A tutorial on the SWEEP operator") with blocks of four pivots: with P the pivots,
- * M_ij -= M_iP M_PP^-1 M_Pj, M_iP = M_iP M_PP^-1, M_PP = -M_PP^-1. */
-static int sweep(double *M, long N, double *memory)
+/* Runs `call` with the number of vectors as a constant. */
+#if WIDE > 3
+#define CASE_4(call) case 4: call(4); break;
+#else
+#define CASE_4(call)
+#endif
+#if WIDE > 2
+#define CASE_3(call) case 3: call(3); break;
+#else
+#define CASE_3(call)
+#endif
+#define BY_WIDTH(vectors, call) \
+    switch (vectors) { \
+    CASE_4(call) \
+    CASE_3(call) \
+    case 2: call(2); break; \
+    default: call(1); \
+    }
+
+/* M[i.., first..] -= M[i.., ..first] memory, for SIDE rows. */
+static void subtract_panel(REAL *M, long row, long first, const REAL *memory, long vectors)
 {
-    double *rows[SIDE], *scaled[SIDE]; /* M_Pj, and M_PP^-1 M_Pj */
+    REAL *to = M + first;
+#define CALL(vectors) \
+    { \
+        Vector out[SIDE][WIDE]; \
+        subtract(M, row, 1, memory, first, to, row, out, vectors); \
+        for (int p = 0; p < SIDE; p++) \
+            for (int v = 0; v < vectors; v++) store(to + p * row + v * LANES, out[p][v]); \
+    }
+    BY_WIDTH(vectors, CALL)
+#undef CALL
+}
+
+/* The Cholesky factor of SIDE x SIDE numbers, with the reciprocals of its diagonal; 0 if a pivot is not positive. */
+static int factorize_block(REAL *M, long row)
+{
     for (long q = 0; q < SIDE; q++) {
-        rows[q] = memory + q * N;
-        scaled[q] = memory + (SIDE + q) * N;
+        for (long s = 0; s < q; s++)
+            for (long i = q; i < SIDE; i++) M[i * row + q] -= M[i * row + s] * M[q * row + s];
+        const REAL pivot = M[q * row + q];
+        if (!(pivot > 0 && pivot < INFINITY)) return 0;
+        M[q * row + q] = 1 / (REAL)sqrt(pivot);
+        for (long i = q + 1; i < SIDE; i++) M[i * row + q] *= M[q * row + q];
     }
-    for (long k = 0; k < N; k += SIDE) {
-        const long size = least(SIDE, N - k);
-        double B[SIDE][SIDE] = {{0}};
-        for (long q = 0; q < SIDE; q++) {
-            const long row = k + q;
-            if (q >= size) {
-                memset(rows[q], 0, N * sizeof(double));
-                continue;
+    return 1;
+}
+
+/* The lower triangle of M (N x N) becomes its Cholesky factor, with the reciprocals of its diagonal; 0 if M is not
+ * positive definite. N is a multiple of SIDE, rows are `row` apart. What lies right of the triangle may be overwritten.
+ * memory: N PANEL numbers. */
+static int factorize(REAL *M, long N, long row, REAL *memory)
+{
+    for (long first = 0; first < N; first += PANEL) { /* panels of columns, from those before them */
+        const long end = least(first + PANEL, N), vectors = (end - first + LANES - 1) / LANES;
+        for (long q = 0; first && q < PANEL; q++)
+            for (long k = 0; k < first; k++) memory[k * PANEL + q] = q < end - first ? M[(first + q) * row + k] : (REAL)0;
+        for (long i = first; first && i < N; i += SIDE) subtract_panel(M + i * row, row, first, memory, vectors);
+        memset(memory, 0, SIDE * PANEL * sizeof(REAL));
+        for (long c = first; c < end; c += SIDE) {
+            if (!factorize_block(M + c * row + c, row)) return 0;
+            const REAL *t0 = M + c * row + c, *t1 = t0 + row, *t2 = t1 + row, *t3 = t2 + row;
+            for (long s = 0; s < SIDE; s++) memset(memory + s * PANEL, 0, (c + SIDE - first) * sizeof(REAL));
+            for (long i = c + SIDE; i < N; i++) {
+                REAL *l = M + i * row + c;
+                l[0] *= t0[0];
+                l[1] = (l[1] - t1[0] * l[0]) * t1[1];
+                l[2] = (l[2] - t2[0] * l[0] - t2[1] * l[1]) * t2[2];
+                l[3] = (l[3] - t3[0] * l[0] - t3[1] * l[1] - t3[2] * l[2]) * t3[3];
+                if (i < end)
+                    for (long s = 0; s < SIDE; s++) memory[s * PANEL + i - first] = l[s];
             }
-            memcpy(rows[q], M + row * N, (row + 1) * sizeof(double));
-            for (long j = row + 1; j < N; j++) rows[q][j] = M[j * N + row];
-            for (long p = 0; p < size; p++) B[q][p] = rows[q][k + p];
-        }
-        if (!invert_block(B, size)) return 0;
-        const double *restrict r0 = rows[0], *restrict r1 = rows[1], *restrict r2 = rows[2], *restrict r3 = rows[3];
-        for (long q = 0; q < SIDE; q++) {
-            double *restrict to = scaled[q];
-            const double b0 = B[q][0], b1 = B[q][1], b2 = B[q][2], b3 = B[q][3];
-            for (long j = 0; j < N; j++) to[j] = b0 * r0[j] + b1 * r1[j] + b2 * r2[j] + b3 * r3[j];
-        }
-        for (long i = 0; i < N; i++) {
-            double *restrict to = M + i * N;
-            const double s0 = scaled[0][i], s1 = scaled[1][i], s2 = scaled[2][i], s3 = scaled[3][i];
-            for (long j = 0; j <= i; j++) to[j] -= s0 * r0[j] + s1 * r1[j] + s2 * r2[j] + s3 * r3[j];
-        }
-        for (long q = 0; q < size; q++) {
-            memcpy(M + (k + q) * N, scaled[q], k * sizeof(double));
-            for (long p = 0; p <= q; p++) M[(k + q) * N + k + p] = -B[q][p];
-            for (long i = k + size; i < N; i++) M[i * N + k + q] = scaled[q][i];
+            /* The rest of the panel, by whole vectors: what is done already has zeros subtracted. */
+            const long done = (c + SIDE - first) / LANES * LANES;
+            for (long i = c + SIDE; i < N; i++) {
+                const REAL *l = M + i * row + c, l0 = l[0], l1 = l[1], l2 = l[2], l3 = l[3];
+                REAL *to = M + i * row + first;
+                for (long j = done; j < least(end, i + 1) - first; j += LANES) {
+                    const REAL *m = memory + j;
+                    const Vector here = load(to + j) - l0 * load(m) - l1 * load(m + PANEL);
+                    store(to + j, here - l2 * load(m + 2 * PANEL) - l3 * load(m + 3 * PANEL));
+                }
+            }
         }
     }
     return 1;
 }
 
-enum { INVERTED, INDEFINITE, UNRESOLVED };
-
-/* inverse = -(G + lam I)^-1, r x r, worked out in double precision, if lam >= resolved ||G||_F; what happened.
- * norm = ||G||_F. work: r (r + 2 SIDE) numbers. */
-int KERNEL(minus_inverse)(
-    const REAL *G, REAL *inverse, long r, double lam, double resolved, double *work, double *norm)
+/* SIDE rows of Y (PANEL apart), from those before them: one step of L^-1 Y. */
+static inline __attribute__((always_inline)) void forward_of(
+    const REAL *L, long row, long i, REAL *Y, const int vectors)
 {
-    double squares = 0;
+    Vector y[SIDE][WIDE];
+    const REAL *t = L + i * row + i;
+    subtract(L + i * row, row, 1, Y, i, Y + i * PANEL, PANEL, y, vectors);
+    for (int p = 0; p < SIDE; p++)
+        for (int v = 0; v < vectors; v++) {
+            for (int s = 0; s < p; s++) y[p][v] -= t[p * row + s] * y[s][v];
+            y[p][v] *= t[p * row + p];
+            store(Y + (i + p) * PANEL + v * LANES, y[p][v]);
+        }
+}
+
+/* SIDE rows of Y, from those after them: one step of L^-T Y. */
+static inline __attribute__((always_inline)) void back_of(
+    const REAL *L, long N, long row, long i, REAL *Y, const int vectors)
+{
+    Vector y[SIDE][WIDE];
+    const REAL *t = L + i * row + i;
+    const long next = i + SIDE;
+    subtract(L + next * row + i, 1, row, Y + next * PANEL, N - next, Y + i * PANEL, PANEL, y, vectors);
+    for (int p = SIDE - 1; p >= 0; p--)
+        for (int v = 0; v < vectors; v++) {
+            for (int s = p + 1; s < SIDE; s++) y[p][v] -= t[s * row + p] * y[s][v];
+            y[p][v] *= t[p * row + p];
+            store(Y + (i + p) * PANEL + v * LANES, y[p][v]);
+        }
+}
+
+/* Y (N x PANEL) becomes L^-T L^-1 Y; the sum of squares of L^-1 Y. */
+static double substitute(const REAL *L, long N, long row, REAL *Y, long vectors)
+{
+    Vector squares[WIDE] = {0};
+    double energy = 0;
+#define CALL(vectors) \
+    for (long i = 0; i < N; i += SIDE) forward_of(L, row, i, Y, vectors); \
+    for (long i = 0; i < N; i++) \
+        for (int v = 0; v < vectors; v++) squares[v] += load(Y + i * PANEL + v * LANES) * load(Y + i * PANEL + v * LANES); \
+    for (long i = N - SIDE; i >= 0; i -= SIDE) back_of(L, N, row, i, Y, vectors);
+    BY_WIDTH(vectors, CALL)
+#undef CALL
+    REAL sums[WIDE];
+    sums_of(squares, WIDE, sums);
+    for (long v = 0; v < WIDE; v++) energy += sums[v];
+    return energy;
+}
+
+/* Rows and their length in memory: a panel that begins at the last column ends inside. */
+static long rows_of(long r) { return (r + SIDE - 1) / SIDE * SIDE; }
+static long row_of(long r) { return filled_up(rows_of(r)) + PANEL; }
+
+long KERNEL(solve_size)(long r, long threads) { return rows_of(r) * (row_of(r) + threads * PANEL); }
+
+/* Some panels of X = -(L L^T)^-1 R, r x m; the sum of squares of L^-1 R. */
+static double solve_panels(const REAL *L, const REAL *R, REAL *X, REAL *Y, long r, long m, long begin, long end)
+{
+    double energy = 0;
+    memset(Y, 0, rows_of(r) * PANEL * sizeof(REAL));
+    for (long first = begin * PANEL; first < least(end * PANEL, m); first += PANEL) {
+        const long columns = least(PANEL, m - first), vectors = (columns + LANES - 1) / LANES;
+        for (long i = 0; i < r; i++) {
+            for (long j = 0; j < columns; j++) Y[i * PANEL + j] = -R[i * m + first + j];
+            for (long j = columns; j < vectors * LANES; j++) Y[i * PANEL + j] = 0;
+        }
+        energy += substitute(L, rows_of(r), row_of(r), Y, vectors);
+        for (long i = 0; i < r; i++) memcpy(X + i * m + first, Y + i * PANEL, columns * sizeof(REAL));
+    }
+    return energy;
+}
+
+/* X = -(G + lam I)^-1 R by a Cholesky factor, if lam >= resolved ||G||_F; whether that went well. G: r x r, R and X: r x m.
+ * found: ||G||_F and <X, (G + lam I) X>. work: solve_size() numbers. */
+int KERNEL(minus_solve)(
+    const REAL *G, const REAL *R, REAL *X, REAL *work, long r, long m, long threads, double lam, double resolved,
+    double *found)
+{
+    double squares = 0, energy = 0;
     SUMS(i, r * r, squares) squares += (double)G[i] * G[i];
-    *norm = sqrt(squares);
-    if (!(lam >= resolved * *norm)) return UNRESOLVED;
-    EACH(i, r * r) work[i] = G[i];
-    for (long i = 0; i < r; i++) work[i * r + i] += lam;
-    if (!sweep(work, r, work + r * r)) return INDEFINITE;
-    EACH(i, r * r) inverse[i] = (REAL)work[i];
-    mirror(inverse, r);
-    return INVERTED;
+    found[0] = sqrt(squares);
+    if (!(lam >= resolved * found[0])) return 0;
+    REAL *L = work, *panels = L + rows_of(r) * row_of(r);
+    memset(L, 0, rows_of(r) * row_of(r) * sizeof(REAL));
+    for (long i = 0; i < rows_of(r); i++) {
+        if (i < r) memcpy(L + i * row_of(r), G + i * r, (i + 1) * sizeof(REAL));
+        L[i * row_of(r) + i] += i < r ? (REAL)lam : 1; /* what fills up is an identity */
+    }
+    if (!factorize(L, rows_of(r), row_of(r), panels)) return 0;
+    const long number = (m + PANEL - 1) / PANEL, share = (number + threads - 1) / threads;
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static) reduction(+ : energy)
+#endif
+    for (long thread = 0; thread < threads; thread++) {
+        REAL *Y = panels + thread * rows_of(r) * PANEL;
+        energy += solve_panels(L, R, X, Y, r, m, thread * share, (thread + 1) * share);
+    }
+    found[1] = energy;
+    return 1;
 }

@@ -9,6 +9,9 @@
  * nonlinear.py; X stands for the coefficients x.
  */
 
+#include <float.h>
+#include <math.h>
+
 #include "activations.h"
 
 #define BLOCK 32 /* neurons together, a multiple of SIDE */
@@ -20,10 +23,11 @@ typedef struct {
     REAL a, lam, rounding, residual_rounding, shrink_factor, error, tolerated; /* the last two squared */
     const REAL *Z, *T;   /* N x m */
     const REAL *matrix;  /* N x N, the Gram matrix K; in direct coordinates Phi, N x r */
-    REAL *X;             /* r x m, the answer */
+    REAL *X;             /* m x r, the answer */
     REAL *work;          /* work_size() numbers */
     REAL *start, *f, *norm, *steps, *descent, *doubtful; /* one number a neuron */
 } Problem;
+enum { START, END, NORM, STEPS, DESCENT, DOUBTFUL, METRICS };
 
 typedef struct {
     long N, r, direct; /* N and r filled up */
@@ -196,10 +200,10 @@ static long block_size(long N, long r, long direct, long kind)
     return BLOCK * (filled_up(N) * (direct ? 5 : 4) + filled_up(direct ? r : N) * 4) + kept;
 }
 
-long KERNEL(work_size)(long N, long r, long direct, long threads, long kind)
+long KERNEL(work_size)(long N, long r, long m, long direct, long threads, long kind)
 {
     const long matrices = direct ? N * filled_up(r) + r * filled_up(N) : N * filled_up(N);
-    return filled_up(matrices) + threads * block_size(N, r, direct, kind);
+    return filled_up(matrices) + threads * block_size(N, r, direct, kind) + METRICS * m;
 }
 
 /* All rounds of the neurons from `first` on; memory: block_size() numbers. */
@@ -240,10 +244,24 @@ static void advance(const Problem *p, REAL *memory, const REAL *matrix, const RE
         b.G_old = G;
     }
     for (long q = 0; q < count; q++) p->doubtful[first + q] = doubtful(p, b.X + q * b.r, b.r, first + q);
-    turn(b.X, b.r, count, p->r, p->X + first, p->m);
+    for (long q = 0; q < count; q++) memcpy(p->X + (first + q) * p->r, b.X + q * b.r, p->r * sizeof(REAL));
 }
 
-void KERNEL(rounds)(const Problem *p)
+/* What of the numbers is rounding: see Coordinates.rounding, .amplification and .squared_norm_of_forward. */
+static void set_rounding(Problem *p, double rounding_units)
+{
+    const double eps = sizeof(REAL) == 4 ? FLT_EPSILON : DBL_EPSILON;
+    double squares = 0, largest = 0;
+    SUMS(i, p->N * p->r, squares) squares += (double)p->matrix[i] * p->matrix[i];
+    if (!p->direct)
+        for (long i = 0; i < p->N; i++) largest = fmax(largest, p->matrix[i * p->N + i]);
+    p->rounding = (REAL)(largest * eps * sqrt(p->N));
+    p->residual_rounding = (REAL)((p->direct ? squares : 1) * rounding_units * eps * rounding_units * eps);
+    p->error = (REAL)(squares * eps * eps);
+}
+
+/* All rounds of a group's neurons; totals: METRICS sums over them. */
+static void solve(const Problem *p, double *totals)
 {
     const long row = filled_up(p->direct ? p->r : p->N), image_row = filled_up(p->N);
     REAL *matrix = p->work, *turned = matrix + p->N * row;
@@ -262,4 +280,27 @@ void KERNEL(rounds)(const Problem *p)
     for (long thread = 0; thread < p->threads; thread++)
         for (long k = thread * share; k < least((thread + 1) * share, blocks); k++)
             advance(p, memory + thread * each, matrix, turned, k * BLOCK);
+    for (long metric = 0; metric < METRICS; metric++)
+        for (long j = 0; j < p->m; j++) totals[metric] += p->start[metric * p->m + j];
+}
+
+/* Z, T: groups x N x m; matrix: groups x N x r; X: groups x m x r, the answer; totals: METRICS sums over all neurons. */
+void KERNEL(rounds)(
+    const REAL *Z, const REAL *T, const REAL *matrix, REAL *X, REAL *work, long groups, long N, long r, long m,
+    long direct, long rounds, long threads, long kind, double a, double lam, double shrink_factor,
+    double rounding_units, double tolerance, double *totals)
+{
+    for (long metric = 0; metric < METRICS; metric++) totals[metric] = 0;
+    REAL *metrics = work + KERNEL(work_size)(N, r, m, direct, threads, kind) - METRICS * m;
+    for (long g = 0; g < groups; g++) {
+        Problem p = {
+            .N = N, .r = r, .m = m, .direct = direct, .rounds = rounds, .threads = threads, .kind = kind,
+            .a = (REAL)a, .lam = (REAL)lam, .shrink_factor = (REAL)shrink_factor,
+            .tolerated = (REAL)(tolerance * tolerance), .Z = Z + g * N * m, .T = T + g * N * m,
+            .matrix = matrix + g * N * r, .X = X + g * m * r, .work = work, .start = metrics + START * m,
+            .f = metrics + END * m, .norm = metrics + NORM * m, .steps = metrics + STEPS * m,
+            .descent = metrics + DESCENT * m, .doubtful = metrics + DOUBTFUL * m};
+        set_rounding(&p, rounding_units);
+        solve(&p, totals);
+    }
 }

@@ -5,11 +5,13 @@ r"""The linear subproblem, in closed form.
 With R = Z - T its minimiser solves (G + lam I) X = -Phi^T R: in span coordinates (K + lam I) U = -R, in direct
 coordinates (Phi^T Phi + lam I) V = -Phi^T R. ProxBP's subproblem (Frerix et al. 2018) is this one with lam = 1/tau.
 
-How far a computed step can be from the minimiser. A Gram matrix carries a rounding error E of about eps ||G||. The step
-that it gives exceeds the minimal objective by at most ||E U||^2 <= (eps ||G|| / lam)^2 ||R||^2, the worst case being a
-residual that no displacement fits. So there are two ways, chosen by lam alone:
+How far a computed step can be from the minimiser. A Gram matrix carries a rounding error of about eps ||G||, and a
+Cholesky factor L of it with its two substitutions adds one of the same size: the computed U solves (G + E + lam I) U =
+-R exactly, with ||E|| of a few eps ||G||. An inverse, multiplied by R, has no such E. The step exceeds the minimal
+objective by at most ||E U||^2 <= (||E|| / lam)^2 ||R||^2, the worst case being a residual that no displacement fits. So
+there are two ways, chosen by lam alone:
 
-    lam >= 1000 eps ||G||   The bound is below 1e-6: G in the precision of the layer, factored in float64.
+    lam >= 1000 eps ||G||   The bound is of the order of 1e-6: G and its factor in the precision of the layer.
     below that              Everything in float64, with the objective evaluated at the displacement as the layer will
                             get it, and the displacement shortened where it does not decrease.
 """
@@ -26,7 +28,7 @@ from sibp.prox.numbers import Flag, Number, at_least, choose, is_finite, number
 from sibp.prox.solvers.coordinates import Coordinates, Direct
 from sibp.prox.status import Solution, Stats, Status, squared_norm
 
-_RESOLVED = 1000.0  # lam / (eps ||G||) from which rounding raises the objective by less than one part in a million
+_RESOLVED = 1000.0  # lam / (eps ||G||) from which rounding raises the objective by a few parts in a million
 _FLOOR = 16.0  # lam / (eps ||G||) below which G + lam I cannot be told from G + (lam + rounding) I
 _ATTEMPTS = 4  # at a factorisation, each with eight times the damping of the one before
 
@@ -49,19 +51,18 @@ def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
     """
     G, rhs = coordinates.gram, coordinates.adjoint(R)
     eps = torch.finfo(G.dtype).eps
-    compiled = closed.minus_inverse(G, lam, _RESOLVED * eps)
-    if compiled is None:
-        norm = number(torch.linalg.vector_norm(G))
-        if isinstance(norm, Tensor):
-            damping = at_least(lam, _FLOOR * eps * norm)
-            return _in_working_precision(coordinates, R, rhs, lam, damping, norm, _Factor.of(G, damping))
-        factor = _Factor.of(G, lam) if lam >= _RESOLVED * eps * norm else None
-    else:
-        inverse, norm = compiled
-        factor = _Inverse(inverse) if lam >= _RESOLVED * eps * norm else None
-    if factor is None:
-        return _in_double_precision(coordinates, R, lam)
-    return _in_working_precision(coordinates, R, rhs, lam, lam, norm, factor)
+    solved = closed.minus_solve(G, rhs, lam, _RESOLVED * eps)
+    if solved is not None:
+        x, energy = solved
+        if x is None:
+            return _in_double_precision(coordinates, R, lam)
+        return _solution(coordinates, R, rhs, x, lam, is_finite(energy), lambda: Status.SOLVED)
+    norm = number(torch.linalg.vector_norm(G))
+    if isinstance(norm, Tensor):
+        return _factorized(coordinates, R, rhs, lam, at_least(lam, _FLOOR * eps * norm), norm)
+    if lam >= _RESOLVED * eps * norm:
+        return _factorized(coordinates, R, rhs, lam, lam, norm)
+    return _in_double_precision(coordinates, R, lam)
 
 
 @dataclass(frozen=True)
@@ -93,44 +94,38 @@ class _Factor:
         return torch.cholesky_solve(rhs.double(), self.L).neg_().to(rhs.dtype)
 
 
-class _Inverse:
-    """-(G + lam I)^-1 itself, rounded from double precision to the layer's single precision.
+def _factorized(
+    coordinates: Coordinates, R: Tensor, rhs: Tensor, lam: float, damping: Number, norm: Number
+) -> Solution:
+    """The solution from a Gram matrix in the precision of the layer, by a factor in float64; norm: of the matrix."""
+    factor = _Factor.of(coordinates.gram, damping)
+    x = factor.minus_solve(rhs)
+    x = choose(factor.definite, lambda: x, lambda: rhs / -(lam + norm))
 
-    Attributes:
-        definite: whether there is one.
-    """
+    def status() -> Number:
+        closed = choose(damping > lam, lambda: Status.DAMPED, lambda: Status.SOLVED)
+        return choose(factor.definite, lambda: closed, lambda: Status.GRADIENT)
 
-    def __init__(self, minus_inverse: Tensor | None) -> None:
-        self._minus_inverse = minus_inverse
-        self.definite = minus_inverse is not None
-
-    def minus_solve(self, rhs: Tensor) -> Tensor:
-        """-(G + lam I)^-1 rhs, (r, m); what is not to be used if there is none."""
-        return rhs if self._minus_inverse is None else self._minus_inverse @ rhs
+    return _solution(coordinates, R, rhs, x, lam, is_finite(squared_norm(x)), status)
 
 
-def _in_working_precision(
+def _solution(
     coordinates: Coordinates,
     R: Tensor,
     rhs: Tensor,
+    x: Tensor,
     lam: float,
-    damping: Number,
-    norm: Number,
-    factor: "_Factor | _Inverse",
+    finite: Flag,
+    status: Callable[[], Number],
 ) -> Solution:
-    """The solution from a Gram matrix in the precision of the layer."""
-    G, x = coordinates.gram, factor.minus_solve(rhs)
-    x = choose(factor.definite, lambda: x, lambda: rhs / -(lam + norm))
-    finite = is_finite(squared_norm(x))
-    total = coordinates.features.total
+    """What was solved in the precision of the layer, with its metrics."""
+    G, total = coordinates.gram, coordinates.features.total
     squared_R = coordinates.when_asked(lambda: number(total(torch.linalg.vector_norm(R).square())))
 
     def measure(squared_change: Number) -> Stats:
         start = squared_R()
         end = coordinates.residual(x, G @ x, rhs, start) + lam * squared_change
-        closed = choose(damping > lam, lambda: Status.DAMPED, lambda: Status.SOLVED)
-        status = choose(factor.definite, lambda: closed, lambda: Status.GRADIENT)
-        return Stats.of(status, finite, start, end, rounds=0, step_length=1.0, squared_change=squared_change)
+        return Stats.of(status(), finite, start, end, rounds=0, step_length=1.0, squared_change=squared_change)
 
     return Solution(coordinates, choose(finite, lambda: x, lambda: torch.zeros_like(x)), finite, measure)
 
