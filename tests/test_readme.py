@@ -37,5 +37,9 @@ def test_licence_and_citation_say_the_same():
     citation = yaml.safe_load((README.parent / "CITATION.cff").read_text())
     assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # what the format asks for
     assert citation["version"] == project["version"] == sibp.__version__
-    assert citation["license"] == project["license"] == "MIT"
-    assert (README.parent / "LICENSE").read_text().startswith("MIT License\n")
+    assert citation["license"] == "MIT"
+    assert project["license"] == "MIT AND PSF-2.0"  # the code's, and that of a text that comes with it
+    starts = ["MIT License\n", "python_docs.txt.gz is the language reference of Python"]
+    assert len(starts) == len(project["license-files"])
+    for file, start in zip(project["license-files"], starts, strict=True):
+        assert (README.parent / file).read_text().startswith(start)

@@ -1,0 +1,104 @@
+"""Why a GAN needs `paused()`, as a picture: ``python scripts/gan_picture.py [--seeds N] [--steps N] [--out FILE]``.
+
+The game is that of examples/gan.py, played from the same first weights with the generator's loss inside and outside
+`d_optimizer.paused()`. What a pass outside leaves in the discriminator's `.grad` is cleared before its own, so that the
+error signal that reaches the generator is all that differs.
+"""
+
+import argparse
+import contextlib
+import runpy
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sibp import SIBP
+
+ROOT = Path(__file__).parents[1]
+BATCH, EVERY = 128, 10
+NAMES = {True: "with paused()", False: "without"}
+COLOURS = {True: "#0072b2", False: "#d55e00"}
+
+
+def play(paused: bool, seed: int, steps: int) -> tuple[list[float], Tensor]:
+    """One game.
+
+    Args:
+        paused: whether the generator's loss travels through a paused discriminator.
+        seed: of weights, data and noise.
+        steps: of each player.
+
+    Returns:
+        Mean distance of 1,000 generated points from the circle, every `EVERY` steps, and such points at the end.
+    """
+    game: dict[str, Any] = runpy.run_path(str(ROOT / "examples" / "gan.py"))
+    torch.manual_seed(seed)
+    generator, discriminator = game["mlp"](4, 2), game["mlp"](2, 1)
+    g_optimizer = torch.optim.Adam(generator.parameters(), lr=2e-3, betas=(0.5, 0.9))
+    d_optimizer = SIBP(discriminator, lr=0.3, prox_weight=10.0, solver="cg:2")
+    noise = torch.randn(1000, 4)
+    distances = []
+    for step in range(steps + 1):
+        if step % EVERY == 0:
+            with torch.no_grad():
+                points = generator(noise)
+            distances.append((points.norm(dim=1) - 1).abs().mean().item())
+        d_optimizer.zero_grad()
+        fake = generator(torch.randn(BATCH, 4)).detach()
+        labels = torch.cat([torch.ones(BATCH), torch.zeros(BATCH)])
+        logits = discriminator(torch.cat([game["circle"](BATCH), fake])).squeeze(1)
+        F.binary_cross_entropy_with_logits(logits, labels).backward()
+        d_optimizer.step()
+        g_optimizer.zero_grad()
+        with d_optimizer.paused() if paused else contextlib.nullcontext():
+            game["fooled"](discriminator, generator(torch.randn(BATCH, 4)), real=True).backward()
+        g_optimizer.step()
+    return distances, points
+
+
+def draw(seeds: int, steps: int, out: Path) -> dict[bool, float]:
+    """Play, and draw curves and points.
+
+    Args:
+        seeds: games of each kind.
+        steps: of each game.
+        out: where the picture goes.
+
+    Returns:
+        The median distance at the end, with and without a pause.
+    """
+    games = {paused: [play(paused, seed, steps) for seed in range(seeds)] for paused in (True, False)}
+    matplotlib.rcParams["svg.hashsalt"] = "gan"  # the same file every time
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), layout="constrained")
+    for paused, played in games.items():
+        for curve, _ in played:
+            axes[0].plot(range(0, steps + 1, EVERY), curve, color=COLOURS[paused], alpha=0.3, linewidth=0.8)
+        middle = [median(values) for values in zip(*(curve for curve, _ in played), strict=True)]
+        axes[0].plot(range(0, steps + 1, EVERY), middle, color=COLOURS[paused], label=NAMES[paused])
+        points, axis = played[0][1][:300], axes[1 if paused else 2]
+        axis.add_patch(plt.Circle((0, 0), 1, fill=False, color="0.7"))
+        axis.scatter(points[:, 0], points[:, 1], s=3, color=COLOURS[paused])
+        axis.set(xlim=(-2, 2), ylim=(-2, 2), aspect="equal", title=f"generated points, {NAMES[paused]}")
+    axes[0].set(xlabel="steps", ylabel="mean distance from the circle", yscale="log")
+    axes[0].legend()
+    figure.savefig(out, metadata={"Date": None})
+    plt.close(figure)
+    return {paused: median(curve[-1] for curve, _ in played) for paused, played in games.items()}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images" / "gan_paused.svg")
+    words = parser.parse_args()
+    for paused, distance in draw(words.seeds, words.steps, words.out).items():
+        print(f"{NAMES[paused]}: {distance:.3f}")
