@@ -21,7 +21,7 @@ from sibp.analysis.duels import SAME_SECONDS, duels
 from sibp.analysis.outcomes import FINAL_LOSS, FINAL_VAL, TEST_ACC, Quantity, over_runs
 from sibp.analysis.scoring import verdict
 from sibp.analysis.statistics import estimate
-from sibp.analysis.step_sizes import largest, losses, width
+from sibp.analysis.step_sizes import losses, reach, room, spread
 from sibp.report.arena_page import against_table, outcome_table, standing_table
 from sibp.report.blocks import Table
 from sibp.report.curves import overview
@@ -170,13 +170,16 @@ def step_range(problem: Problem) -> str:
     """How large a step size may be, and how much it matters, without and with the rest tuned along."""
     rows = []
     for method in problem.methods:
-        cells = []
-        for at in ({"prox_weight": 1.0, "momentum": 0.0}, {}):
+        for rest, at in (("fixed", {"prox_weight": 1.0, "momentum": 0.0}), ("tuned along", {})):
             of_seeds = list(losses(method, at).values())
-            cells += [estimate([of(by_lr) for by_lr in of_seeds]) for of in (largest, width)]
-        rows.append([method.name, *map(cell_text, cells)])
-    columns = ("largest", "width", "largest, tuned along", "width, tuned along")
-    return lines_of_table(["method", *columns], rows)
+            cells = [estimate([of(by_lr) for by_lr in of_seeds]) for of in (least_loss, spread, reach, room)]
+            rows.append([method.name, rest, *map(cell_text, cells)])
+    return lines_of_table(("method", "the rest", "least loss", "range", "reach above the best", "room"), rows)
+
+
+def least_loss(by_lr: Mapping[float, tuple[float, float]]) -> float:
+    """The loss at the best step size."""
+    return min(end for _, end in by_lr.values())
 
 
 def rest(name: str) -> str:

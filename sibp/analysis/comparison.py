@@ -21,7 +21,7 @@ from sibp.analysis.outcomes import (
     seconds_per_step,
 )
 from sibp.analysis.scoring import Choice, choose, edge
-from sibp.runs.identity import TRIAL, method_name, problem_of, setting_name
+from sibp.runs.identity import FINAL, TRIAL, method_name, problem_of, setting_name
 from sibp.runs.reading import UNFINISHED, Run
 from sibp.runs.values import canonical, number_or_nan, shown
 
@@ -202,10 +202,11 @@ def _method(name: str, groups: list[list[Run]]) -> Method:
     settings = [Setting(group[0].optimizer, sorted(group, key=lambda run: run.seed)) for group in groups]
     settings.sort(key=lambda setting: (*_grid_position(setting), setting.label, canonical(setting.optimizer)))
     trials = {run.seed for setting in settings for run in setting.runs if run.role == TRIAL}
-    choice = choose([_validation(setting) for setting in settings], trials)
+    finalists = [s for s in settings if any(run.role == FINAL for run in s.runs)] or settings
+    choice = choose([_validation(setting) for setting in finalists], trials)
     if choice is None:
         return Method(name, settings, None, None, [])
-    chosen = settings[choice.setting]
+    chosen = finalists[choice.setting]
     return Method(name, settings, choice, chosen, [run for run in chosen.runs if run.seed in choice.shown_seeds])
 
 

@@ -7,8 +7,10 @@ unfinished or broken does not count; the report lists it.
 **The chosen setting of a method** has the highest median final validation accuracy, then the lowest median final
 validation loss, over the tuning seeds: those of the runs that say they are trials, or, where none does, those with
 which at least half of the method's settings were run. A setting that lacks one of them is not considered. Test data
-have no say. If the chosen setting was also run with fresh seeds (`MIN_SEEDS` or more, or at least as many as the
-tuning seeds), the report shows the fresh ones alone; otherwise all of them, and says so.
+have no say. Where a sweep has chosen, by whatever it was told to choose by, its choice stands: runs that say they are
+final ones, and of several such settings the best by this rule. If the chosen setting was also run with fresh seeds
+(`MIN_SEEDS` or more, or at least as many as the tuning seeds), the report shows the fresh ones alone; otherwise all of
+them, and says so.
 
 **A verdict** between two methods compares their chosen settings on the seeds they share: same initial weights, same
 batches. With fewer than `MIN_SEEDS` such seeds it is "too few seeds". Otherwise it is "better" or "worse" if the

@@ -6,15 +6,26 @@ At every step size, the best of the other hyper-parameters counts, by the final 
 
 **Width of step sizes** is that of the interval, around the best step size, in which every step size tried ends within
 `WITHIN` of the best loss: from its first to its last, in powers of ten. It depends on no scale, but on the grid.
+
+The other three have each method's own best step size as their unit, as a step on weights and one on neurons have no
+common one. All are in powers of ten, and end with the grid at the latest:
+
+**Range of step sizes** is that of the interval around the best in which the loss stays within `FACTOR` of the least.
+Its ends lie between two step sizes tried, on a straight line of both logarithms, or at the last before one that diverged.
+
+**Reach above the best step size** is the part of that range above the best.
+
+**Room before divergence** is how far above the best lies the first step size tried that ends no lower than it began.
 """
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from sibp.analysis.comparison import Method
 from sibp.analysis.outcomes import final
 
-WITHIN = 0.1
+WITHIN, FACTOR = 0.1, 2.0
 
 
 def losses(method: Method, at: Mapping[str, float]) -> dict[int, dict[float, tuple[float, float]]]:
@@ -84,3 +95,77 @@ def width(by_lr: Mapping[float, tuple[float, float]]) -> float:
     while high + 1 < len(ends) and ends[high + 1] <= bound:
         high += 1
     return math.log10(steps[high] / steps[low])
+
+
+def room(by_lr: Mapping[float, tuple[float, float]]) -> float:
+    """How far above the best step size training first fails.
+
+    Args:
+        by_lr: lr -> (loss at the start, loss at the end).
+
+    Returns:
+        In powers of ten; up to the largest step size tried if none fails; minus infinity if every run diverged.
+
+    Example:
+        >>> room({0.1: (2.3, 0.1), 1.0: (2.3, 1.9), 10.0: (2.3, 2.4), 100.0: (2.3, 5.0)})
+        2.0
+    """
+    best = _best(by_lr)
+    if best is None:
+        return -math.inf
+    failed = [lr for lr, (start, end) in by_lr.items() if lr > best and end >= start]
+    return math.log10(min(failed, default=max(by_lr)) / best)
+
+
+def reach(by_lr: Mapping[float, tuple[float, float]]) -> float:
+    """How far above the best step size the loss stays within `FACTOR` of the least.
+
+    Args:
+        by_lr: lr -> (loss at the start, loss at the end).
+
+    Returns:
+        In powers of ten; minus infinity if every run diverged.
+
+    Example:
+        >>> reach({0.1: (2.3, 0.4), 1.0: (2.3, 0.1), 10.0: (2.3, 0.4)})
+        0.5
+    """
+    best = _best(by_lr)
+    return -math.inf if best is None else _way(by_lr, [lr for lr in sorted(by_lr) if lr >= best])
+
+
+def spread(by_lr: Mapping[float, tuple[float, float]]) -> float:
+    """The range of step sizes around the best in which the loss stays within `FACTOR` of the least.
+
+    Args:
+        by_lr: lr -> (loss at the start, loss at the end).
+
+    Returns:
+        In powers of ten; minus infinity if every run diverged.
+
+    Example:
+        >>> spread({0.1: (2.3, 0.4), 1.0: (2.3, 0.1), 10.0: (2.3, math.inf)})
+        0.5
+    """
+    best = _best(by_lr)
+    if best is None:
+        return -math.inf
+    return reach(by_lr) + _way(by_lr, [lr for lr in sorted(by_lr, reverse=True) if lr <= best])
+
+
+def _best(by_lr: Mapping[float, tuple[float, float]]) -> float | None:
+    """The step size with the least loss, the smallest of several; None if every run diverged."""
+    least = min((end for _, end in by_lr.values()), default=math.inf)
+    return None if math.isinf(least) else min(lr for lr, (_, end) in by_lr.items() if end == least)
+
+
+def _way(by_lr: Mapping[float, tuple[float, float]], steps: Sequence[float]) -> float:
+    """From the first of some step sizes, the best, on to where the loss passes its bound, in powers of ten."""
+    bound = FACTOR * by_lr[steps[0]][1]
+    for near, far in itertools.pairwise(steps):
+        low, high = by_lr[near][1], by_lr[far][1]
+        if high > bound:
+            known = math.isfinite(high) and low > 0
+            part = math.log(bound / low) / math.log(high / low) if known else 0.0
+            return abs(math.log10(near / steps[0]) + part * math.log10(far / near))
+    return abs(math.log10(steps[-1] / steps[0]))

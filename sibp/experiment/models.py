@@ -172,13 +172,24 @@ def build_model(config: dict[str, Any], shape: tuple[int, ...], classes: int, se
         if std is not None:
             for parameter in model.parameters():
                 nn.init.normal_(parameter, std=std)
+        if init == "he":
+            _he(model)
     return model
 
 
+def _he(model: nn.Module) -> None:
+    """Weights N(0, 2 / inputs), biases 0: ReLU then neither shrinks nor grows what passes (He et al. 2015)."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 def _check_init(init: Any, std: float | None) -> None:
-    if init not in ("default", "normal"):
-        raise UserError(f"model.init={init} is not known; choose one of: default, normal.")
+    if init not in ("default", "normal", "he"):
+        raise UserError(f"model.init={init} is not known; choose one of: default, normal, he.")
     if init == "normal" and (std is None or not std > 0):
         raise UserError("model.init=normal needs its standard deviation: give a positive model.init_std=...")
-    if init == "default" and std is not None:
+    if init != "normal" and std is not None:
         raise UserError(f"model.init_std={std} has no effect without model.init=normal: give both or neither.")

@@ -7,6 +7,9 @@ better than another holds if the verdict of the report, on seeds that both share
 **The verdict on a claim** is *reproduced* if all its criteria hold, *not reproduced* if none does, and *partly* if some
 hold and some do not. It is *inconclusive* as long as an open criterion could change that.
 
+**p by Holm** is that of a sign test over the seeds, step by step, corrected for the number of comparisons in its table.
+With five seeds it is never below .0625, however clear the outcome; with ten, one split of ten to none is .002.
+
 **Per second** is the same verdict, by the same criteria after equal training seconds, where they have such a figure.
 """
 
@@ -21,8 +24,9 @@ from sibp.study.experiments import Experiment
 
 REPRODUCED, PARTLY, NOT, INCONCLUSIVE = "reproduced", "partly", "not reproduced", "inconclusive"
 TRAINING_LOSS, WIDTH, LARGEST = "training loss", "width of step sizes", "largest step size"
+RANGE, REACH, ROOM = "range of step sizes", "reach above the best step size", "room before divergence"
 TIMED = (TRAINING_LOSS, "training accuracy", "validation accuracy")  # logged during training
-QUANTITIES = (*TIMED, "test accuracy", WIDTH, LARGEST)
+QUANTITIES = (*TIMED, "test accuracy", WIDTH, LARGEST, RANGE, REACH, ROOM)
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,23 @@ Criterion = Better | Every
 
 
 @dataclass(frozen=True)
+class FirstWording:
+    """Criteria that were given up for others, with what they come to: they count no more, and are not forgotten.
+
+    Attributes:
+        written: the day on which they were.
+        changed: the day on which others took their place.
+        why: and what was known by then.
+        criteria: as they were.
+    """
+
+    written: str
+    changed: str
+    why: str
+    criteria: Sequence[Criterion]
+
+
+@dataclass(frozen=True)
 class Claim:
     """A claim: in our words, in the paper's, and what would show it."""
 
@@ -79,10 +100,12 @@ class Claim:
     criteria: Sequence[Criterion]
     beside: Sequence[Criterion] = ()
     note: str = ""
+    first: FirstWording | None = None
 
     def experiments(self) -> list[str]:
         """Names of the experiments that it is tried by, those that count first."""
-        tried = [place for criterion in (*self.criteria, *self.beside) for place in criterion.places]
+        before = self.first.criteria if self.first else ()
+        tried = [place for criterion in (*self.criteria, *self.beside, *before) for place in criterion.places]
         return list(dict.fromkeys(place.partition("/")[0] for place in tried))
 
 
@@ -129,20 +152,36 @@ def read_claims(path: Path, experiments: Mapping[str, Experiment]) -> list[Claim
 
 
 def _claim(name: str, node: Any, experiments: Mapping[str, Experiment], where: str) -> Claim:
-    _check_keys(node, {"claim", "states", "criteria"}, {"note", "beside"}, where)
-    for key in ("claim", "states", "note"):
+    _check_keys(node, {"claim", "states", "criteria"}, {"note", "beside", "first"}, where)
+    _check_texts(node, ("claim", "states", "note"), where)
+    counted = _list_of(node, "criteria", experiments, where)
+    beside = _list_of(node, "beside", experiments, where) if "beside" in node else []
+    first = _first(node["first"], experiments, f"{where}: first") if "first" in node else None
+    return Claim(name, node["claim"], node["states"], counted, beside, node.get("note", ""), first)
+
+
+def _first(node: Any, experiments: Mapping[str, Experiment], where: str) -> FirstWording:
+    _check_keys(node, {"written", "changed", "why", "criteria"}, set(), where)
+    _check_texts(node, ("why",), where)
+    criteria = _list_of(node, "criteria", experiments, where)
+    return FirstWording(str(node["written"]), str(node["changed"]), node["why"], criteria)
+
+
+def _list_of(node: Mapping[str, Any], key: str, experiments: Mapping[str, Experiment], where: str) -> list[Criterion]:
+    entries = node[key]
+    if not isinstance(entries, list) or (key == "criteria" and not entries):
+        raise UsageError(f"{where}: {key} is no list of criteria.")
+    found = [each for i, entry in enumerate(entries) for each in _criteria(entry, f"{where}: {key}[{i}]")]
+    for criterion in found:
+        for place in criterion.places:
+            _check_place(place, isinstance(criterion, Every), experiments, f"{where}: {key}")
+    return found
+
+
+def _check_texts(node: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
+    for key in keys:
         if not isinstance(node.get(key, ""), str):
             raise UsageError(f"{where}: {key} is no text.")
-    found: dict[str, list[Criterion]] = {}
-    for key in ("criteria", "beside"):
-        entries = node.get(key, [])
-        if not isinstance(entries, list) or (key == "criteria" and not entries):
-            raise UsageError(f"{where}: {key} is no list of criteria.")
-        found[key] = [each for i, entry in enumerate(entries) for each in _criteria(entry, f"{where}: {key}[{i}]")]
-        for criterion in found[key]:
-            for place in criterion.places:
-                _check_place(place, isinstance(criterion, Every), experiments, f"{where}: {key}")
-    return Claim(name, node["claim"], node["states"], found["criteria"], found["beside"], node.get("note", ""))
 
 
 def _criteria(node: Any, where: str) -> list[Criterion]:

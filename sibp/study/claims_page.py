@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sibp.analysis.scoring import Verdict
-from sibp.analysis.statistics import INTERVAL_RULE, Estimate
+from sibp.analysis.statistics import INTERVAL_RULE, Estimate, holm
 from sibp.report.markdown import lines_of_table
 from sibp.report.text import cell_text
 from sibp.study import claims as rules
@@ -26,7 +26,9 @@ COLUMNS = (
     "difference",
     "same steps",
     "same seconds",
+    "p by Holm",
 )
+SIGNIFICANT = 0.05
 EVERY_COLUMNS = ("holds", "in all rows of", "of", "must be", "rows that are", "furthest")
 
 
@@ -37,6 +39,7 @@ class Judged:
     claim: Claim
     findings: Sequence[Finding]
     beside: Sequence[Finding]
+    first: Sequence[Finding] = ()
 
     @property
     def verdict(self) -> str:
@@ -55,9 +58,12 @@ class Judged:
         if word is None:
             return "–"
         found = [f.holds_per_second for f in self.findings if _has_seconds(f)] if per_second else None
-        holds = found if found is not None else [finding.holds for finding in self.findings]
-        waiting = f", {holds.count(None)} open" if None in holds else ""
-        return f"**{word}**: {holds.count(True)} of {len(holds)} hold{waiting}"
+        return _tally(word, found if found is not None else [finding.holds for finding in self.findings])
+
+
+def _tally(word: str, holds: Sequence[bool | None]) -> str:
+    waiting = f", {holds.count(None)} open" if None in holds else ""
+    return f"**{word}**: {holds.count(True)} of {len(holds)} hold{waiting}"
 
 
 def _has_seconds(finding: Finding) -> bool:
@@ -77,7 +83,11 @@ def judged(claims: Sequence[Claim], evidence: Evidence) -> list[Judged]:
     Returns:
         Each with its findings.
     """
-    return [Judged(c, [find(x, evidence) for x in c.criteria], [find(x, evidence) for x in c.beside]) for c in claims]
+
+    def found(criteria: Sequence[Criterion]) -> list[Finding]:
+        return [find(criterion, evidence) for criterion in criteria]
+
+    return [Judged(c, found(c.criteria), found(c.beside), found(c.first.criteria if c.first else ())) for c in claims]
 
 
 def verdict_table(found: Sequence[Judged]) -> str:
@@ -132,7 +142,7 @@ def _claim_parts(
     second = f"; second by second {each.tally(per_second=True)}" if each.per_second else ""
     return [
         f"## {number}. {claim.claim}",
-        f"Verdict {each.tally()}{second}.",
+        f"Verdict {each.tally()}{second}.{_significance(each)}",
         f"**The paper states:** {claim.states}",
         *([f"**How it is tried:** {claim.note}"] if claim.note else []),
         "**Run:**",
@@ -140,8 +150,29 @@ def _claim_parts(
         "**Found:**",
         *_tables(each.findings),
         *[f"![{experiments[name].asks}]({name}/{name}.svg)" for name in tried if name in pictures],
+        *_first_wording(each),
         *(["**Beside it**, looked at in the same way and not counted:", *_tables(each.beside)] if each.beside else []),
     ]
+
+
+def _significance(each: Judged) -> str:
+    """How many of the criteria that hold are left after a correction for their number."""
+    compared = [finding for finding in each.findings if finding.verdict]
+    if not compared:
+        return ""
+    pairs = zip(compared, corrected(compared), strict=True)
+    left = sum(finding.holds is True and p < SIGNIFICANT for finding, p in pairs)
+    return f" {left} of them by a sign test at {SIGNIFICANT:g}, corrected by Holm for {len(compared)} comparisons."
+
+
+def _first_wording(each: Judged) -> list[str]:
+    """The criteria that were there before, and what they come to."""
+    first = each.claim.first
+    if first is None:
+        return []
+    outcome = _tally(judge([finding.holds for finding in each.first]), [finding.holds for finding in each.first])
+    about = f"**As first written**, on {first.written}, and changed on {first.changed}: {first.why}"
+    return [f"{about} By the first wording: {outcome}.", *_tables(each.first)]
 
 
 def _run_line(experiment: Experiment, results: Path) -> str:
@@ -161,7 +192,8 @@ def _linked(place: str, results: Path) -> str:
 def _tables(findings: Sequence[Finding]) -> list[str]:
     """One table for comparisons, one for bounds, one for what is open."""
     known = [finding for finding in findings if finding.mine is not None]
-    duels = [_duel_row(finding, finding.criterion) for finding in known if isinstance(finding.criterion, Better)]
+    compared = [finding for finding in known if isinstance(finding.criterion, Better)]
+    duels = [[*_duel_row(f, f.criterion), f"{p:.3g}"] for f, p in zip(compared, corrected(compared), strict=True)]
     bounds = [_bound_row(finding, finding.criterion) for finding in known if isinstance(finding.criterion, Every)]
     waiting: dict[str, list[str]] = {}
     for finding in findings:
@@ -170,6 +202,18 @@ def _tables(findings: Sequence[Finding]) -> list[str]:
     lists = "\n".join(f"- {OPEN}, {why}: {'; '.join(said)}." for why, said in waiting.items())
     tables = [lines_of_table(columns, rows) for columns, rows in ((COLUMNS, duels), (EVERY_COLUMNS, bounds)) if rows]
     return [*tables, *([lists] if lists else [])]
+
+
+def corrected(findings: Sequence[Finding]) -> list[float]:
+    """The sign tests of one family of comparisons, step by step, corrected for their number.
+
+    Args:
+        findings: those of a claim that have a verdict.
+
+    Returns:
+        A probability for each, by Holm's correction.
+    """
+    return holm([finding.verdict.sign_p if finding.verdict else 1.0 for finding in findings])
 
 
 def _duel_row(finding: Finding, criterion: Better) -> list[str]:
@@ -248,7 +292,7 @@ def csv_text(found: Sequence[Judged]) -> str:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([*columns, "same seconds"])
     for each in found:
-        for counts, findings in (("yes", each.findings), ("no", each.beside)):
+        for counts, findings in (("yes", each.findings), ("first wording", each.first), ("no", each.beside)):
             for finding in findings:
                 difference = finding.verdict.difference if finding.verdict else None
                 numbers = [n for cell in (finding.mine, finding.other, difference) for n in _numbers(cell)]

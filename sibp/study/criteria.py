@@ -12,11 +12,11 @@ from sibp.analysis.comparison import Method, Problem, compare
 from sibp.analysis.outcomes import FINAL_LOSS, FINAL_VAL, TEST_ACC, Quantity, at_equal_seconds, final
 from sibp.analysis.scoring import BETTER, TOO_FEW, Verdict, verdict
 from sibp.analysis.statistics import Estimate, estimate
-from sibp.analysis.step_sizes import largest, losses, width
+from sibp.analysis.step_sizes import largest, losses, reach, room, spread, width
 from sibp.runs.collect import collect
 from sibp.runs.packed import PACKED
 from sibp.runs.values import UsageError, number_or_nan
-from sibp.study.claims import LARGEST, TIMED, TRAINING_LOSS, WIDTH, Better, Criterion, Every
+from sibp.study.claims import LARGEST, RANGE, REACH, ROOM, TIMED, TRAINING_LOSS, WIDTH, Better, Criterion, Every
 from sibp.study.experiments import REPRODUCE
 
 FINAL_TRAIN_ACC = Quantity("final_train_acc", "final train acc", True, lambda run: final(run, "train_acc"))
@@ -27,7 +27,13 @@ OF_RUNS = {
     "test accuracy": TEST_ACC,
 }
 COLUMNS: dict[str, str] = dict(zip(TIMED, ("train_loss", "train_acc", "val_acc"), strict=True))
-OVER_SETTINGS: dict[str, Callable[[Mapping[float, tuple[float, float]]], float]] = {WIDTH: width, LARGEST: largest}
+OVER_SETTINGS: dict[str, Callable[[Mapping[float, tuple[float, float]]], float]] = {
+    WIDTH: width,
+    LARGEST: largest,
+    RANGE: spread,
+    REACH: reach,
+    ROOM: room,
+}
 HOLDS, FAILS, OPEN = "yes", "no", "open"
 
 
@@ -112,7 +118,7 @@ class Evidence:
 
         Args:
             place: EXPERIMENT/FILE.json.
-            name: of the list.
+            name: of the list; of several, joined by ``+``.
 
         Raises:
             OpenError: the file is not kept yet.
@@ -121,11 +127,13 @@ class Evidence:
         path = self.results / place
         if not path.exists():
             raise OpenError(f"not run yet (`{REPRODUCE} {place.partition('/')[0]}`)")
-        record = json.loads(path.read_text())
-        rows = record.get(name) if isinstance(record, dict) else None
-        if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-            raise UsageError(f"results/{place} has no list of rows {name!r}.")
-        return rows
+        record, found = json.loads(path.read_text()), []
+        for each in name.split("+"):
+            rows = record.get(each) if isinstance(record, dict) else None
+            if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+                raise UsageError(f"results/{place} has no list of rows {each!r}.")
+            found += rows
+        return found
 
 
 def find(criterion: Criterion, evidence: Evidence) -> Finding:

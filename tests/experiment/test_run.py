@@ -292,7 +292,8 @@ def test_batches_drawn_with_replacement_are_a_pure_function_of_seed_and_step_and
 
 def test_a_run_that_draws_with_replacement_has_other_batches(make_config):
     plain, drawn = (run(make_config(replacement=value)).folder.summary() for value in (False, True))
-    assert plain and drawn
+    assert plain
+    assert drawn
     assert plain["initial_weights_sha256"] == drawn["initial_weights_sha256"]
     assert plain["batches_sha256"] != drawn["batches_sha256"]
 
@@ -309,6 +310,15 @@ def test_initial_weights_depend_on_seed_and_config_alone():
     assert torch.equal(weights(0), first)
     assert torch.equal(torch.get_rng_state(), before)
     assert not torch.equal(weights(1), first)
+
+
+def test_he_weights_have_variance_two_over_inputs_and_no_bias():
+    model = build_model({"name": "mlp", "hidden": [400], "init": "he", "init_std": None}, (1, 30, 30), 200, 0)
+    for layer, inputs in zip((model[0], model[2]), (900, 400), strict=True):
+        assert layer.weight.var().item() == pytest.approx(2 / inputs, rel=0.02)  # 80,000 weights: 0.5 % is one sigma
+        assert not layer.bias.any()
+    with pytest.raises(UserError, match=r"model.init_std=0.1 has no effect without model.init=normal"):
+        build_model({"name": "mlp", "hidden": [4], "init": "he", "init_std": 0.1}, (1, 3, 3), 2, 0)
 
 
 def test_the_activation_of_an_mlp_is_a_setting():

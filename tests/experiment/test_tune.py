@@ -446,6 +446,9 @@ def test_a_setting_counts_with_its_median_over_the_tuning_seeds():
     assert score_of(runs, "val_acc") == (-0.8, 0.3)
     assert score_of(runs, "val_loss") == (0.3, -0.8)
     assert score_of(figures((0.9, 0.5), (0.8, 0.1), None), "val_acc") == (-0.8, 0.5)
+    for run, loss in zip(runs, (0.2, 0.3, 0.1), strict=True):
+        run.figures["train_loss"] = loss
+    assert score_of(runs, "train_loss") == (0.2, 0.3)
     assert score_of(figures((0.9, 0.5), None, None), "val_acc") == (math.inf, math.inf)
 
 

@@ -129,6 +129,10 @@ def keep_steps(results: Path) -> None:
     keep(results, "one", {"sgd": [0.2] * 5}, optimizer={"lr": 0.01, "momentum": 0.9})
 
 
+REACHES = 1.0, 1 + math.log(0.4 / 0.21) / math.log(1.5 / 0.21)  # SIBP's best is 1; at 100, after 10, it diverges
+RANGES = 2 + math.log(0.4 / 0.21) / math.log(0.9 / 0.21), REACHES[1] + math.log(2) / math.log(4.5)
+
+
 @pytest.mark.parametrize(
     ("quantity", "at", "mine", "other", "holds"),
     [
@@ -136,6 +140,10 @@ def keep_steps(results: Path) -> None:
         ("width of step sizes", {}, 3.0, 2.0, True),
         ("largest step size", {"prox_weight": 1, "momentum": 0}, 10.0, 1.0, True),
         ("largest step size", {}, 100.0, 1.0, True),
+        # SGD's best is 0.1, and doubles its loss on the way from 1 (0.21) to 10 (1.5) and from 0.01 (0.9) to 0.1.
+        ("reach above the best step size", {"prox_weight": 1, "momentum": 0}, *REACHES, False),
+        ("range of step sizes", {"prox_weight": 1, "momentum": 0}, *RANGES, True),
+        ("room before divergence", {"prox_weight": 1, "momentum": 0}, 2.0, 3.0, False),
     ],
 )
 def test_step_sizes_over_all_settings(results, quantity, at, mine, other, holds):
@@ -144,7 +152,7 @@ def test_step_sizes_over_all_settings(results, quantity, at, mine, other, holds)
     assert (found.mine.median, found.other.median) == (pytest.approx(mine), pytest.approx(other))
     assert found.holds is holds
     swapped = Better("sgd", "sibp cg:5", quantity, "one", None, at)
-    assert find(swapped, Evidence(results)).why == "worse"
+    assert find(swapped, Evidence(results)).why == ("worse" if holds else "better")
 
 
 @pytest.mark.parametrize(
@@ -235,7 +243,10 @@ EVERY = {"every": "limits.gradient", "of": "rest/limits.json", "below": 1}
         (claim(states=None), "fast: states is no text."),
         ({"claim": "?", "criteria": []}, "fast: states is missing."),
         (claim(criteria=[]), "fast: criteria is no list of criteria."),
-        (claim(verdict="yes"), "fast: there is no key verdict; choose from beside, claim, criteria, note, states."),
+        (
+            claim(verdict="yes"),
+            "fast: there is no key verdict; choose from beside, claim, criteria, first, note, states.",
+        ),
         (claim(criteria=only(**{"in": None})), "fast: criteria[0]: in is missing."),
         (claim(beside=only(of=None)), "fast: beside[0]: of is missing."),
         (claim(criteria=only(**{"in": "loss"})), "fast: criteria[0]: in is 'loss', not one of training loss, "),
@@ -291,6 +302,51 @@ def test_the_page_has_verdicts_commands_figures_and_what_is_beside(results):
     assert len(rows) == 1 + 2 + 2 + 2
     assert rows[1].startswith("fast,yes,yes,sibp cg:5 better than sgd in training loss,one,better,0.42,0.4,0.44,0.52,")
     assert sum(row.startswith("fast,no,open,") for row in rows) == 2
+
+
+FIRST = {"written": "2026-01-01", "changed": "2026-01-02", "why": "it was too strict.", "criteria": only(than=["sgd"])}
+
+
+def test_a_first_wording_stands_beside_the_present_one_and_does_not_count(results):
+    keep(results, "one", {"sgd": HIGH, "proxbp exact": HIGH, "sibp cg:5": LOW})
+    node = claim(
+        criteria=only(than=["proxbp exact"]), first=FIRST | {"criteria": only(better="sgd", than=["sibp cg:5"])}
+    )
+    (found,) = judged(read_claims(write(results, fast=node), EXPERIMENTS), Evidence(results))
+    assert found.verdict == "reproduced"
+    text = page([found], EXPERIMENTS, results, [])
+    said = "**As first written**, on 2026-01-01, and changed on 2026-01-02: it was too strict. By the first wording: "
+    assert f"{said}**not reproduced**: 0 of 1 hold." in text
+    assert sum(row.startswith("fast,first wording,no,sgd better") for row in csv_text([found]).splitlines()) == 1
+
+
+def test_a_first_wording_needs_its_days_and_its_reason(tmp_path):
+    node = claim(first={key: value for key, value in FIRST.items() if key != "why"})
+    with pytest.raises(UsageError, match=r"claims.yaml: fast: first: why is missing"):
+        read_claims(write(tmp_path, fast=node), EXPERIMENTS)
+
+
+def test_comparisons_of_a_claim_are_corrected_for_their_number(results):
+    """Ten seeds of ten: 2 / 2^10 each, and Holm doubles the least of two. Five of five: 2 / 2^5, too much."""
+    keep(results, "one", {"sgd": [*HIGH, *HIGH], "proxbp exact": [*HIGH, *HIGH], "sibp cg:5": [*LOW, *LOW]})
+    (found,) = judged(read_claims(write(results, fast=claim()), EXPERIMENTS), Evidence(results))
+    text = page([found], EXPERIMENTS, results, [])
+    assert text.count(f"| {4 / 2**10:.3g} |") == 2
+    assert "2 of them by a sign test at 0.05, corrected by Holm for 2 comparisons." in text
+    keep(results, "deep/layers1", {"sgd": HIGH, "sibp cg:5": LOW})
+    node = claim(criteria=only(than=["sgd"], of="deep/layers1"))
+    (found,) = judged(read_claims(write(results, fast=node), EXPERIMENTS), Evidence(results))
+    assert "0 of them by a sign test at 0.05, corrected by Holm for 1 comparisons." in page(
+        [found], EXPERIMENTS, results, []
+    )
+
+
+def test_rows_of_several_lists_are_asked_together(results):
+    (results / "rest").mkdir()
+    record = {"smooth": [{"gradient": 1e-9}], "kinked": [{"gradient": 0.1}]}
+    (results / "rest" / "limits.json").write_text(json.dumps(record))
+    found = find(Every("smooth+kinked.gradient", "rest/limits.json", 1e-6, True), Evidence(results))
+    assert (found.holds, found.why, found.mine) == (False, "1 of 2", 0.1)
 
 
 def test_per_second_is_not_asked_where_there_are_no_seconds(results):

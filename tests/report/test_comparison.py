@@ -163,6 +163,18 @@ def test_targets_are_reached_at_a_row_or_never(tmp_path):
     assert to_target(run, Target("train_loss", 0.05)) == (INF, INF)
 
 
+def test_the_choice_of_a_sweep_stands_whatever_it_was_made_by(tmp_path):
+    """One that chose by training loss; by validation, the rule where nobody chose, the other setting is the better."""
+    for lr, end in ((0.1, 0.2), (1.0, 0.4)):
+        for seed in (100, 101):
+            write_run(tmp_path / f"trial{lr}-{seed}", {**SGD, "lr": lr}, seed, (2.0, end), role="trial")
+    for seed in range(5):
+        write_run(tmp_path / f"final-{seed}", {**SGD, "lr": 1.0}, seed, (2.0, 0.4), role="final")
+    (method,) = only(tmp_path).methods
+    assert method.chosen.numbers["lr"] == 1.0
+    assert [run.seed for run in method.runs] == [0, 1, 2, 3, 4]
+
+
 def test_targets_come_from_the_runs_if_they_agree(tmp_path):
     write_run(tmp_path / "a", seed=0, target_val_acc=0.8)
     assert problems(tmp_path)[0].targets == [Target("val_acc", 0.8)]
