@@ -144,7 +144,8 @@ def test_chosen_settings_are_those_of_the_kept_record(reproduce, tmp_path, monke
     dead = {"name": "sgd", "optimizer": {"name": "sgd", "nesterov": False}, "chosen": None}
     (tmp_path / "other" / "tuning.json").write_text(json.dumps({"methods": [sibp, dead]}))
     (command,) = reproduce.commands(tiny, tmp_path, [])
-    assert command[3:-2] == ["seed=0,1", "optimizer=sibp", "optimizer.solver=cg:3", "optimizer.lr=0.7"]
+    chosen = ["optimizer=sibp", "optimizer.solver=cg:3", "optimizer.lr=0.7"]
+    assert command[3:-2] == ["seed=0,1", *chosen, "eval_val_limit=null"]
 
 
 def test_a_chosen_setting_finds_its_config_where_that_has_another_name(reproduce, tmp_path, monkeypatch):
