@@ -1,4 +1,4 @@
-"""Plots of page 6: implicit steps, the proximal map, what ReLU changes inside the subproblem, step lengths."""
+"""Plots of page 6: implicit steps, the proximal map, ReLU inside the subproblem, step lengths with and without search."""
 
 from typing import Any
 
@@ -23,6 +23,7 @@ def draw(page: dict[str, Any]) -> dict[str, str]:
         "proximal-map.svg": _proximal_map(page),
         "inside.svg": _inside(),
         "windows.svg": _windows(page),
+        "searched.svg": _searched(page),
         **frames(),
     }
 
@@ -99,4 +100,19 @@ def _windows(page: dict[str, Any]) -> str:
         ax.set(xscale="log", yscale="log", xlabel="step length: h, or η with λ = 1", ylabel="loss after 42 steps")
         ax.set(ylim=(0.008, 4))
         ax.legend(fontsize=9, loc="lower left")
+    return made.svg
+
+
+def _searched(page: dict[str, Any]) -> str:
+    styles = {"explicit": (FORWARD, "o", ":"), "implicit": (BACKWARD, "s", "--"), "searched": (NEW, "d", "-")}
+    with plot(8.6, 3.2) as made:
+        axes = made.figure.subplots(1, 2, sharey=True)
+        for ax, (layers, found) in zip(axes, page["ways"].items(), strict=True):
+            for name, (color, marker, line) in styles.items():
+                style = {"color": color, "markersize": 4, "label": name}
+                ax.plot(page["lengths"], three_digits(found[name]), marker + line, **style)
+            ax.set_title(f"{layers} layers", fontsize=11)
+            ax.set(xscale="log", xlabel="step length: h, or η with λ = 1", ylim=(0, 2.7))
+        axes[0].set_ylabel("loss after 42 steps")
+        axes[1].legend(fontsize=9, loc="lower left")
     return made.svg

@@ -39,14 +39,15 @@ class AutoSIBP(SIBP):
     - Of this length, a share is taken, `trust`: a batch's loss falls further along its own step than that of all data.
       `trust` begins at 1 and follows the slope of the next batches' losses along the step; with one batch for ever it
       stays 1. It takes the place of a schedule, for which the number of steps would have to be known.
+    - A scheduler acts on the step: where it has lowered `lr` to a fifth of what it was at first, a fifth is taken of
+      the length that would be taken otherwise. `trust` rests meanwhile, since the schedule does its work.
 
-    A scheduler changes `lr`, the longest step; it has an effect where steps are as long as that. With weight decay or a
-    fallback see `step`. Where evaluations have noise of their own, or the batch is a single sample, a search finds
-    what lowers that sample's loss; a loss that falls for ever makes every step `lr` long.
+    With weight decay or a fallback see `step`. Where evaluations have noise of their own, or the batch is a single
+    sample, a search finds what lowers that sample's loss; a loss that falls for ever makes every step `lr` long.
 
     Args:
         model: any module.
-        lr: the longest step on the neurons, >= 0.
+        lr: the longest step on the neurons, >= 0; lowered later, it shortens all steps in proportion.
         prox_weight: of the mean squared norm of a layer's feature rows, > 0.
         solver: see `SIBP`. The search measures slopes by the error signals that the layers get, so that other values of
             this and of `backward_weights` are for comparisons.
@@ -96,12 +97,12 @@ class AutoSIBP(SIBP):
         return super().layer_update(tap, problem, group)
 
     def neuron_step(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> float:
-        """lr, longer for layers that error signals hardly reach, and shorter for those where they have grown.
+        """The longest step, longer for layers that error signals hardly reach, and shorter for those where they have grown.
 
         Where error signals are `_UNEQUAL` times (in their mean square) smaller or larger than at the output, steps are
         longer or shorter by what exceeds this: all layers then promise a decrease of the loss of like size.
         """
-        lr = float(group["lr"])
+        lr = float(group["lr"]) / (self._factor() or 1.0)
         size = (problem.terms * float(torch.linalg.vector_norm(problem.D_z, dtype=torch.float64))) ** 2
         if self.parallel is not None:
             size = self.parallel.whole_loss(size, 0, mean=False, device=problem.D_z.device)
@@ -119,18 +120,18 @@ class AutoSIBP(SIBP):
             trials: the losses along the step.
             before: the loss where it starts.
         """
-        memory, lr = self._search_memory(), self._longest()
-        if lr == 0:
+        memory, lr, factor = self._search_memory(), self._longest(), self._factor()
+        if factor == 0:
             return Outcome(1.0, before, 0, 1.0, 0.0, SearchStatus.TAKEN)  # only the fallback's parameters move
         reach, due = min(memory.get("search_reach", lr), lr), self._is_due()
         if due:
             slope = self._slope(trials, lr)
-            trust = memory["search_trust"] = self._trust(trials, slope / lr)
-            trials.expected = min(1.0, trust * reach / lr)
-            outcome = minimise(trials.loss_at, before, min(1.0, 2 * reach / lr), slope, trust)
+            share = factor * self._trust(trials, slope / lr)
+            trials.expected = min(1.0, share * reach / lr)
+            outcome = minimise(trials.loss_at, before, min(1.0, 2 * reach / lr), slope, share)
             found = outcome.optimum * lr
         else:
-            trials.expected = min(1.0, memory.get("search_trust", 1.0) * reach / lr)
+            trials.expected = min(1.0, factor * memory.get("search_trust", 1.0) * reach / lr)
             outcome = backtrack(trials.loss_at, before, trials.expected)
             found = reach
         refused = outcome.status is SearchStatus.REFUSED
@@ -169,7 +170,9 @@ class AutoSIBP(SIBP):
         pairs = [(self._gradients.get(p), d) for p, d in zip(trials.params, last, strict=True)]
         products = [float(torch.sum(g * d)) for g, d in pairs if g is not None and d is not None]
         fresh = self._of_all_ranks(sum(products))
-        return trust_after(trust, fresh, slope * length) if products else trust
+        if products and self._factor() == 1:  # a schedule that lowers lr does the work of trust
+            trust = memory["search_trust"] = trust_after(trust, fresh, slope * length)
+        return trust
 
     def _keep_for_trust(self, trials: Trials, alpha: float, lr: float) -> None:
         """Keeps the step that is taken if the next one looks back at it; drops the gradients of this one."""
@@ -204,8 +207,25 @@ class AutoSIBP(SIBP):
         return int(self._search_memory().get("search_wait", 0))
 
     def _longest(self) -> float:
-        """The first proximal group's lr."""
-        return next((float(g["lr"]) for g in self.param_groups if g["update"] == "proximal"), 0.0)
+        """The longest step: the first proximal group's lr, or what that was at first if it is lower now."""
+        first = self._first_group()
+        return max(float(first["lr"]), first["longest"]) if first else 0.0
+
+    def _factor(self) -> float:
+        """What a scheduler, or whoever lowered lr, makes of every step: lr as a share of the longest."""
+        first, longest = self._first_group(), self._longest()
+        return float(first["lr"]) / longest if longest else 0.0
+
+    def _first_group(self) -> dict[str, Any]:
+        """The proximal group in whose lr lengths are counted; empty if there is none."""
+        return next((g for g in self.param_groups if g["update"] == "proximal"), {})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group, which keeps in mind what its lr is now; see `SIBP`."""
+        super().add_param_group(param_group)
+        for group in self.param_groups:
+            if group["update"] == "proximal":
+                group.setdefault("longest", float(group["lr"]))
 
     def _reset(self) -> None:
         super()._reset()

@@ -241,6 +241,46 @@ def test_goes_on_bit_for_bit_from_a_state(make):
     assert_equal(weights(model), weights(other))
 
 
+@pytest.mark.parametrize("share", [0.5, 0.25])
+def test_a_lower_lr_shortens_every_step_in_proportion(share: float):
+    """The minimum along the step is below the lower lr: as a mere bound, that would change nothing."""
+    x, _ = batch()
+    target, moved = x @ torch.ones(5, 3, dtype=F64), []
+    for factor in (1.0, share):
+        model = mlp(5, 3)
+        optimizer, old = AutoSIBP(model, lr=1e3), weights(model)
+        optimizer.param_groups[0]["lr"] *= factor
+        F.mse_loss(model(x), target).backward()
+        optimizer.step(evaluate=lambda: F.mse_loss(model(x), target))  # noqa: B023
+        moved.append([new - before for new, before in zip(weights(model), old, strict=True)])
+        assert optimizer.search_stats()["step"] < 0.25
+    torch.testing.assert_close(moved[1], [share * m for m in moved[0]], rtol=1e-9, atol=1e-12)
+
+
+def test_trust_rests_while_a_schedule_has_lowered_lr():
+    generator = torch.Generator().manual_seed(0)
+    model = mlp(5, 30, 3)
+    optimizer = AutoSIBP(model)
+    for seed in range(24):
+        optimizer.param_groups[0]["lr"] = 10.0 if seed < 12 else 5.0
+        x, _ = batch(seed, rows=6)
+        step(model, optimizer, x, torch.randint(3, (6,), generator=generator))
+        if seed == 11:
+            learned = optimizer.search_stats()["trust"]
+    assert 0 < learned < 1
+    assert optimizer.search_stats()["trust"] == learned
+
+
+def test_a_schedule_that_ends_at_zero_stops_there():
+    model, (x, y) = mlp(5, 6, 3), batch()
+    optimizer = AutoSIBP(model)
+    step(model, optimizer, x, y)
+    optimizer.param_groups[0]["lr"] = 0.0
+    old = weights(model)
+    step(model, optimizer, x, y)
+    assert_equal(weights(model), old)
+
+
 def test_trust_falls_where_batches_disagree_and_stays_where_they_are_one():
     noisy, same = mlp(5, 30, 3), mlp(5, 30, 3)
     first, second = AutoSIBP(noisy), AutoSIBP(same)
