@@ -60,6 +60,16 @@ class Fallback:
             self.optimizer.param_groups[-1]["param_names"] = [names[p] for p in params]
         return self.optimizer.param_groups[-1]
 
+    @property
+    def name(self) -> str:
+        """The optimizer's, for people."""
+        return type(self.optimizer).__name__
+
+    @property
+    def state(self) -> Any:
+        """What the optimizer keeps of its parameters; nothing before it is made."""
+        return {} if self.optimizer is None else self.optimizer.state
+
     def share(self, groups: list[dict[str, Any]], state: Any) -> None:
         """Works on these groups and this state from now on, which are the other optimizer's."""
         if self.optimizer is not None:

@@ -1,5 +1,6 @@
 """FOOF, gradient descent on neurons (Benzing, ICML 2022, arXiv 2201.12250), as a torch optimizer."""
 
+from collections.abc import Callable
 from typing import Any, Unpack
 
 import torch
@@ -86,8 +87,19 @@ class FOOF(GuardedOptimizer):
         return LayerUpdate(*phi.displacement(memory["inverse"] @ phi.adjoint(eta * problem.D_z)))
 
 
-def build(
-    model: nn.Module, *, lr: float, damping: float, decay: float, inverse_every: int, covariance_steps: int
-) -> FOOF:
-    """FOOF, as a config names it."""
-    return FOOF(model, lr, damping, decay, inverse_every, covariance_steps)
+def builder(method: Callable[..., FOOF]) -> Callable[..., FOOF]:
+    """What configs call to make `FOOF` or a method of its kind; its keyword arguments are the config's keys.
+
+    Args:
+        method: the optimizer's class.
+    """
+
+    def build(
+        model: nn.Module, *, lr: float, damping: float, decay: float, inverse_every: int, covariance_steps: int
+    ) -> FOOF:
+        return method(model, lr, damping, decay, inverse_every, covariance_steps)
+
+    return build
+
+
+build = builder(FOOF)

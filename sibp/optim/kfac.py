@@ -134,10 +134,10 @@ class KFAC(GuardedOptimizer):
             RuntimeError: the outputs are not what a likelihood is about.
         """
         self._inside = False
-        layers = [p for tap in self._taps.values() for p in tap.parameters.values() if p.requires_grad]
+        layers = [p for tap in self.layers for p in tap.parameters.values() if p.requires_grad]
         if not (self.active() and torch.is_grad_enabled() and layers) or outputs is None:
             return
-        likelihood = self.param_groups[self._groups[next(iter(self._taps))]]["likelihood"]
+        likelihood = self.group_of(next(iter(self.layers)))["likelihood"]
         _check_outputs(outputs, likelihood)
         if not outputs.requires_grad:
             return
@@ -192,12 +192,13 @@ class KFAC(GuardedOptimizer):
         """As for all, with the generator."""
         return {**super().__getstate__(), "generator": self.generator}
 
-    def _own(self, tap: Tap, group: int) -> None:
-        if not self._taps:
+    def own(self, tap: Tap, group: int) -> None:
+        """Takes a layer over; with the first, puts hooks on the model, to draw labels."""
+        if not self.layers:
             enter, leave = _Hook(self, "enter"), _Hook(self, "sample")
             self._hooks.append(self.model.register_forward_pre_hook(enter))
             self._hooks.append(self.model.register_forward_hook(leave, always_call=True))
-        super()._own(tap, group)
+        super().own(tap, group)
 
 
 def _check_outputs(outputs: Any, likelihood: str) -> None:

@@ -238,7 +238,7 @@ def _check(direction: Any, outer: Any) -> None:
         raise ValueError(
             f"Preconditioned: weight_decay of {method} would have no effect; give it to the outer optimizer."
         )
-    if direction.fallback.given:
+    if direction.groups.fallback.given:
         raise ValueError(
             f"Preconditioned: fallback of {method} would have no effect, as the outer optimizer steps all parameters; "
             "leave it out."

@@ -9,8 +9,7 @@ from torch import nn
 from sibp.activations import IDENTITY
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.optim.base import Options
-from sibp.optim.fallback import FALLBACK_LR, adam
-from sibp.optim.proximal import ProximalOptimizer
+from sibp.optim.proximal import ProximalOptimizer, builder
 from sibp.optim.solvers import Solver, as_update, guarded, linear_update
 from sibp.prox.numbers import choose, is_finite
 from sibp.prox.solvers.coordinates import Direct, smaller_side
@@ -96,28 +95,7 @@ class ProxBP(ProximalOptimizer):
         return as_update(solution)
 
 
-def build(
-    model: nn.Module,
-    *,
-    lr: float,
-    prox_weight: float,
-    solver: str,
-    backward_weights: str = "old",
-    prox_weight_scaling: str = "absolute",
-    line_search: bool = False,
-    fallback_lr: float = FALLBACK_LR,
-) -> ProxBP:
-    """Proximal back propagation, as a config names it."""
-    return ProxBP(
-        model,
-        lr,
-        prox_weight,
-        solver,
-        backward_weights=backward_weights,
-        prox_weight_scaling=prox_weight_scaling,
-        line_search=line_search,
-        fallback=adam(fallback_lr),
-    )
+build = builder(ProxBP, backward_weights="old")
 
 
 def _gradient_update(problem: LayerProblem, eta: float, prox_weight: float) -> tuple[LayerUpdate, Measure]:

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
 from sibp.optim.base import TappedOptimizer
 from sibp.optim.checks import check_group, one_of
+from sibp.optim.fallback import FALLBACK_LR, adam
 from sibp.optim.search import Outcome, SearchStatus, backtrack
 from sibp.optim.solvers import Solver, check_paper, parse_solver
 from sibp.optim.trials import Evaluate, Trials, as_number, by_closure
@@ -67,7 +68,7 @@ class ProximalOptimizer(TappedOptimizer):
 
     def wants_activation(self, tap: Tap) -> bool:
         """Whether the layer's solver uses the activation that follows."""
-        return self._solver(self._group_of(tap)).kind in ("cg", "paper")
+        return self._solver(self.group_of(tap)).kind in ("cg", "paper")
 
     def neuron_step(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> float:
         """eta, the step of a layer's neurons."""
@@ -222,9 +223,8 @@ class ProximalOptimizer(TappedOptimizer):
         """A loss, or a slope of it, of all ranks' batches together: ranks that see the same decide the same."""
         if self.parallel is None:
             return value
-        terms = self._batch if self.loss_average is True else int(self.loss_average)
         device = self.param_groups[0]["params"][0].device
-        return self.parallel.whole_loss(value, terms or 0, mean=self.loss_average is not False, device=device)
+        return self.parallel.whole_loss(value, self.last_terms or 0, mean=self.loss_average is not False, device=device)
 
     # -- metrics ----------------------------------------------------------------------------------------------------
 
@@ -246,7 +246,7 @@ class ProximalOptimizer(TappedOptimizer):
                 stacklevel=2,
             )
             return
-        norm = math.sqrt(sum(float(p.detach().double().square().sum()) for p in tap.parameters.values()))
+        norm = _norm(tap)
         if math.sqrt(change) > _ABSURD_CHANGE * norm:
             self._warned.add(tap.name)
             warnings.warn(
@@ -269,7 +269,7 @@ class ProximalOptimizer(TappedOptimizer):
     def _layer_stats(self, name: str) -> dict[str, float]:
         measure, reached = self._stats[name]
         stats = measure()
-        norm = math.sqrt(sum(p.detach().double().square().sum().item() for p in self._taps[name].parameters.values()))
+        norm = _norm(self.layers.taps[name])
         change = math.sqrt(stats.squared_change)
         return {
             "decrease": float(stats.decrease),
@@ -286,16 +286,55 @@ class ProximalOptimizer(TappedOptimizer):
         self._warned: set[str] = set()  # layers; "" for the loss
         self._outcome: tuple[Outcome, float] | None = None  # of the last search, and the loss before it
 
-    def _own(self, tap: Tap, group: int) -> None:
+    def own(self, tap: Tap, group: int) -> None:
+        """Takes a layer over, unless its solver does not know it."""
         if self._solver(self.param_groups[group]).kind == "paper":
             check_paper(tap.name, tap.module.get_parameter("weight"))
-        super()._own(tap, group)
+        super().own(tap, group)
 
     def _solver(self, group: dict[str, Any]) -> Solver:
         solver = parse_solver(group["solver"], self.solvers)
         if solver.kind == "paper" and self.parallel is not None:
             raise ValueError("solver='paper' cannot be data_parallel: its line search couples all neurons; use 'cg:5'.")
         return solver
+
+
+def builder(method: Callable[..., ProximalOptimizer], backward_weights: str) -> Callable[..., ProximalOptimizer]:
+    """What configs call to make a method; its keyword arguments are the config's keys.
+
+    Args:
+        method: the optimizer's class.
+        backward_weights: the method's own, for a config that does not say.
+    """
+
+    def build(
+        model: nn.Module,
+        *,
+        lr: float,
+        prox_weight: float,
+        solver: str,
+        backward_weights: str = backward_weights,
+        prox_weight_scaling: str = "absolute",
+        line_search: bool = False,
+        fallback_lr: float = FALLBACK_LR,
+    ) -> ProximalOptimizer:
+        return method(
+            model,
+            lr,
+            prox_weight,
+            solver,
+            backward_weights=backward_weights,
+            prox_weight_scaling=prox_weight_scaling,
+            line_search=line_search,
+            fallback=adam(fallback_lr),
+        )
+
+    return build
+
+
+def _norm(tap: Tap) -> float:
+    """Of a layer's weight and bias together."""
+    return math.sqrt(sum(float(p.detach().double().square().sum()) for p in tap.parameters.values()))
 
 
 def mean_squared_row(features: FeatureOperator, *, spread: bool = False) -> float:

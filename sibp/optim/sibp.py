@@ -6,8 +6,7 @@ from torch import nn
 
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.optim.base import Options
-from sibp.optim.fallback import FALLBACK_LR, adam
-from sibp.optim.proximal import ProximalOptimizer
+from sibp.optim.proximal import ProximalOptimizer, builder
 from sibp.optim.solvers import Solver, cg_update, linear_update, paper_update
 from sibp.prox.status import Measure
 
@@ -99,25 +98,4 @@ class SIBP(ProximalOptimizer):
         return linear_update(problem, eta, prox_weight)
 
 
-def build(
-    model: nn.Module,
-    *,
-    lr: float,
-    prox_weight: float,
-    solver: str,
-    backward_weights: str = "new",
-    prox_weight_scaling: str = "absolute",
-    line_search: bool = False,
-    fallback_lr: float = FALLBACK_LR,
-) -> SIBP:
-    """Semi-implicit back propagation, as a config names it."""
-    return SIBP(
-        model,
-        lr,
-        prox_weight,
-        solver,
-        backward_weights=backward_weights,
-        prox_weight_scaling=prox_weight_scaling,
-        line_search=line_search,
-        fallback=adam(fallback_lr),
-    )
+build = builder(SIBP, backward_weights="new")

@@ -1,8 +1,6 @@
 """Semi-implicit back propagation with the running covariance of FOOF: a hybrid of ours."""
 
-from torch import nn
-
-from sibp.optim.foof import FOOF
+from sibp.optim.foof import FOOF, builder
 
 
 class RunningSIBP(FOOF):
@@ -15,8 +13,4 @@ class RunningSIBP(FOOF):
     backward_weights = "new"
 
 
-def build(
-    model: nn.Module, *, lr: float, damping: float, decay: float, inverse_every: int, covariance_steps: int
-) -> RunningSIBP:
-    """The hybrid, as a config names it."""
-    return RunningSIBP(model, lr, damping, decay, inverse_every, covariance_steps)
+build = builder(RunningSIBP)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from sibp.activations import IDENTITY, Activation
 from sibp.capture.problem import LayerProblem
 from sibp.capture.tap import Tap
+from sibp.optim.groups import NewParameters
 from sibp.optim.guard import GuardedOptimizer, TargetOptions
 from sibp.optim.layers import parameter_owners
 
@@ -27,11 +28,9 @@ class TargetOptimizer(GuardedOptimizer):
                     raise ValueError(self._only_linear(name, module))
         super().__init__(model, defaults, **options)
 
-    def _add_explicit(
-        self, params: list[nn.Parameter], names: dict[nn.Parameter, str], options: dict[str, Any]
-    ) -> None:
+    def add_explicit(self, params: list[nn.Parameter], new: NewParameters, settings: dict[str, Any]) -> None:
         """Never: what is not tapped would take a displacement for its gradient."""
-        del names, options
+        del new, settings
         name, module = parameter_owners(self.model)[params[0]][0]
         raise ValueError(self._only_linear(name, module))
 

@@ -106,3 +106,22 @@ def test_compiled_autograd_is_the_plain_one():
         trained(SIBP, by_compiled_autograd, "backward"), trained(SIBP, lambda run: run, "backward"), strict=True
     ):
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
+
+
+def test_a_whole_graph_is_refused_in_a_process_that_has_traced_the_model_too():
+    """By the compiler, in words of its own; `torch.compiler.reset` gives ours a chance again, and nothing has moved."""
+    model = net()
+    optimizer = SIBP(model)
+    x, y = torch.randn(8, 5, dtype=F64), torch.arange(8) % 3
+    torch.compile(model, backend="eager")(x)
+    before = [p.detach().clone() for p in model.parameters()]
+    for reset in (False, True):
+        # The second is what the compiler of torch 2.6 says of an exception in what it traces.
+        with pytest.raises(Exception, match="cannot be compiled|Observed exception" if reset else None):
+            torch.compile(model, backend="eager", fullgraph=True)(x)
+        torch.compiler.reset()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+    F.cross_entropy(model(x), y).backward()  # the plain model trains on
+    optimizer.step()
+    optimizer.remove()
+    assert torch.compile(model, backend="eager", fullgraph=True)(x).shape == (8, 3)

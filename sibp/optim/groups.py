@@ -1,0 +1,135 @@
+"""The param groups of a tapped optimizer: proximal ones, whose layers are solved, and explicit ones, the fallback's."""
+
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from sibp.optim.checks import named
+from sibp.optim.fallback import Fallback, FollowingGroup, MakeFallback
+
+
+class NewParameters(NamedTuple):
+    """What is to become a group, or two.
+
+    Attributes:
+        params: all of them.
+        names: of the parameters; empty if they have none.
+        settings: the group's other entries.
+    """
+
+    params: list[nn.Parameter]
+    names: dict[nn.Parameter, str]
+    settings: dict[str, Any]
+
+    def named(self, params: list[nn.Parameter]) -> list[Any]:
+        """Some of the parameters as torch takes them: with their names, if they have any."""
+        return [(self.names[p], p) for p in params] if self.names else params
+
+
+class ParamGroups:
+    """Keeps the groups that are solved apart from those that the fallback steps.
+
+    The groups themselves are where torch and its schedulers look for them, in `optimizer.param_groups`. The optimizer
+    is handed over with each call: an attribute would be a cycle, which keeps a model in memory.
+
+    Args:
+        make: makes the fallback; None for the default.
+
+    Attributes:
+        fallback: steps the explicit groups.
+        left: parameters in no group, which another optimizer steps, with their names if they were given one.
+    """
+
+    def __init__(self, make: MakeFallback | None) -> None:
+        self.fallback = Fallback(make)
+        self.left: dict[nn.Parameter, str | None] = {}
+
+    def read(
+        self, optimizer: torch.optim.Optimizer, param_group: dict[str, Any], known: Collection[nn.Parameter]
+    ) -> NewParameters:
+        """A group as the user gave it.
+
+        Args:
+            optimizer: that is to have it.
+            param_group: the user's.
+            known: the model's parameters.
+
+        Raises:
+            TypeError: if it is not a dict, or its parameters are in a set.
+            ValueError: for parameters that are not the model's, or in two groups.
+        """
+        if not isinstance(param_group, dict):
+            raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
+        method = type(optimizer).__name__
+        params, names = named(param_group["params"], method)
+        taken = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if len({id(p) for p in params} | taken) < len(params) + len(taken):
+            raise ValueError("some parameters appear in more than one parameter group")
+        for p in params:
+            if p not in known:
+                raise ValueError(
+                    f"{method}: a parameter of shape {tuple(p.shape)} is not the model's; "
+                    "groups can only hold parameters of the model that the optimizer was made for."
+                )
+        return NewParameters(params, names, {key: value for key, value in param_group.items() if key != "params"})
+
+    def add_explicit(
+        self, optimizer: torch.optim.Optimizer, params: list[nn.Parameter], new: NewParameters, settings: dict[str, Any]
+    ) -> None:
+        """Gives parameters to the fallback, sharing group and state with it.
+
+        Args:
+            optimizer: that has the group, too.
+            params: without a proximal subproblem.
+            new: with their names.
+            settings: of their group, by the fallback's names.
+        """
+        group = self.fallback.add(params, new.names, settings)
+        group["update"] = "explicit"
+        optimizer.state.update(self.fallback.state)
+        optimizer.param_groups.append(group)
+        self.share(optimizer)
+
+    def share(self, optimizer: torch.optim.Optimizer) -> None:
+        """Has the fallback work on the optimizer's explicit groups and state, at rates that follow the first group."""
+        groups = optimizer.param_groups
+        leader = next((group for group in groups if group["update"] == "proximal"), None)
+        optimizer.param_groups = [
+            FollowingGroup.of(group, leader) if group["update"] == "explicit" else group for group in groups
+        ]
+        self.fallback.share(
+            [group for group in optimizer.param_groups if group["update"] == "explicit"], optimizer.state
+        )
+
+    def fill_in(self, optimizer: torch.optim.Optimizer) -> None:
+        """Gives proximal groups the settings that an older state lacked."""
+        for group in optimizer.param_groups:
+            if group["update"] == "proximal":
+                for key, value in optimizer.defaults.items():
+                    group.setdefault(key, value)
+
+    def leave_explicit(self, optimizer: torch.optim.Optimizer) -> tuple[list[int], dict[nn.Parameter, str | None]]:
+        """Leaves the explicit groups to an optimizer that holds this one.
+
+        Args:
+            optimizer: with the groups.
+
+        Returns:
+            The places of the groups that stay, and the names of all parameters, of these and of those.
+        """
+        names, groups = dict(self.left), optimizer.param_groups
+        for group in groups:
+            names.update(zip(group["params"], group.get("param_names", [None] * len(group["params"])), strict=True))
+        kept = [place for place, group in enumerate(groups) if group["update"] == "proximal"]
+        self.left |= {p: names[p] for group in groups if group["update"] == "explicit" for p in group["params"]}
+        for p in self.left:
+            optimizer.state.pop(p, None)
+        optimizer.param_groups = [groups[place] for place in kept]
+        self.fallback = Fallback(None)
+        return kept, names
+
+    def held(self, optimizer: torch.optim.Optimizer) -> set[int]:
+        """Identities of the parameters that are in a group, or left to another optimizer."""
+        return {id(p) for group in optimizer.param_groups for p in group["params"]} | {id(p) for p in self.left}

@@ -1,0 +1,103 @@
+"""The layers that an optimizer solves for: what it is told of them, and what it may apply to them."""
+
+from collections.abc import Iterator, Sequence
+
+from torch import nn
+
+from sibp.capture.tap import Owner, Tap
+
+
+class LayerRegistry:
+    """The tapped layers of one optimizer, by name, each with the place of its param group."""
+
+    def __init__(self) -> None:
+        self.taps: dict[str, Tap] = {}
+        self.places: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.taps)
+
+    def __iter__(self) -> Iterator[Tap]:
+        return iter(self.taps.values())
+
+    def add(self, tap: Tap, place: int, keeper: Owner | None) -> None:
+        """Takes a layer over.
+
+        Args:
+            tap: for the layer, not yet installed.
+            place: of its group in `param_groups`.
+            keeper: the optimizer, where nobody else may hold on to it as it is never stepped.
+        """
+        self.taps[tap.name], self.places[tap.name] = tap, place
+        tap.keeps = keeper
+        tap.install()
+
+    def regroup(self, kept: Sequence[int]) -> None:
+        """Groups were left out: those at the places `kept` are the only ones from now on."""
+        self.places = {name: kept.index(place) for name, place in self.places.items()}
+
+    def release(self) -> None:
+        """Lets the optimizer go when whoever holds it does."""
+        for tap in self:
+            tap.keeps = None
+
+    def remove(self) -> None:
+        """Gives all layers their own `forward` back."""
+        for tap in self:
+            tap.remove()
+
+    def replaced(self, model: nn.Module) -> set[str]:
+        """Names of layers that somebody has replaced or taken over since.
+
+        Args:
+            model: the optimizer's.
+        """
+        modules = dict(model.named_modules())
+        return {
+            tap.name
+            for tap in self
+            if tap.replaced is not None or not tap.installed or modules.get(tap.name) is not tap.module
+        }
+
+    def refuse_what_is_not_ours(self, method: str) -> None:
+        """Refuses layers that were taken over or replaced, and a `.grad` that holds anything but displacements.
+
+        Args:
+            method: the optimizer's name.
+
+        Raises:
+            RuntimeError: naming the layer.
+        """
+        for tap in self:
+            _refuse_what_is_not_ours(tap, method)
+
+    def applied(self) -> None:
+        """Notes that what lies in `.grad` has been applied, so that no step applies it again."""
+        for tap in self:
+            for key, p in tap.parameters.items():
+                if p.grad is not None:
+                    tap.displacements.applied(key, p.grad)
+
+
+def _refuse_what_is_not_ours(tap: Tap, method: str) -> None:
+    here = f"layer '{tap.name}'"
+    tap.refuse_replaced(method)
+    if not tap.installed:
+        raise RuntimeError(
+            f"{here} no longer belongs to this {method}: it was removed, or another optimizer was made for the "
+            "same model. Step the newer one."
+        )
+    for key, p in tap.parameters.items():
+        if p.grad is None or tap.displacements.only(key, p.grad):
+            continue
+        if tap.displacements.again(key, p.grad) and p.grad.any():
+            raise RuntimeError(
+                f"{here}: step() was called again without a backward pass in between, which would apply the same "
+                "update twice."
+            )
+        fault = tap.displacements.fault(key, p.grad)
+        if fault is not None:
+            raise RuntimeError(
+                f"{here}: what lies in {key}.grad is not a displacement of this {method}, or not only: it {fault}. "
+                "Call zero_grad() before the backward pass that is to be applied."
+            )
