@@ -149,16 +149,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=1000, help="in all (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the instants")
+    parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS), help="which (default: all)")
     parser.add_argument("--minutes", type=float, default=60, help="end after so many at the latest")
     args = parser.parse_args(argv)
     os.environ[MARK] = f"{os.getpid()}-{time.time_ns()}"
     os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # semaphores of processes that were killed
     SERVER.set_forkserver_preload(["sibp.train", "sibp.tune", "sibp.experiment.runner", "sibp.tuning.study"])
     rng, until = random.Random(args.seed), time.monotonic() + 60 * args.minutes
-    kills, lost = dict.fromkeys(COMMANDS, 0), 0
+    kills, lost = dict.fromkeys(args.commands, 0), 0
     with tempfile.TemporaryDirectory() as folder:
         whole, lengths = {}, {}
-        for name, (module, words) in COMMANDS.items():
+        for name in kills:
+            module, words = COMMANDS[name]
             started = time.monotonic()
             process = start(module, [*words, f"run_root={folder}/whole-{name}"])
             process.join()
