@@ -1,4 +1,4 @@
-"""Plots of page 6: implicit steps, the proximal map, ReLU inside the subproblem, step lengths with and without search."""
+"""Plots of page 6: implicit steps, the proximal map, ReLU inside the subproblem, step lengths, searched ones."""
 
 from typing import Any
 

@@ -25,8 +25,6 @@ from sibp.prox.status import Measure
 _ABSURD_CHANGE, _ABSURD_SIZE = 100.0, 1.0
 
 
-_SPREADS = 10.0  # times the spread of a layer's rows, what a proximal weight of 1 is at most
-_ROUNDING = 8.0  # units of rounding, within which rows are the same
 _AFTER_REFUSAL = 0.1  # of the first trial: where the next search begins after one that found nothing
 
 
@@ -63,7 +61,7 @@ class ProximalOptimizer(TappedOptimizer):
         """Raises ValueError if a setting of the group is out of its range, or names no solver."""
         check_group(group)
         one_of(group, "backward_weights", ("new", "old"))
-        one_of(group, "prox_weight_scaling", ("absolute", "relative", "spread"))
+        one_of(group, "prox_weight_scaling", ("absolute", "relative"))
         self._solver(group)
 
     def wants_activation(self, tap: Tap) -> bool:
@@ -84,7 +82,7 @@ class ProximalOptimizer(TappedOptimizer):
             closed = solver.kind == "cg" and self.activation_inside and problem.activation is None
             whole = self.parallel.share(problem, Solver("exact") if closed else solver, lr, prox_weight)
         if group["prox_weight_scaling"] != "absolute":
-            prox_weight *= mean_squared_row(whole.features, spread=group["prox_weight_scaling"] == "spread")
+            prox_weight *= mean_squared_row(whole.features)
         update, measure = self.update(whole, solver, lr * whole.terms, prox_weight)
         self._stats[tap.name] = (measure, _reached(problem))
         self._warn_of_absurd_steps(tap, update)
@@ -337,24 +335,16 @@ def _norm(tap: Tap) -> float:
     return math.sqrt(sum(float(p.detach().double().square().sum()) for p in tap.parameters.values()))
 
 
-def mean_squared_row(features: FeatureOperator, *, spread: bool = False) -> float:
+def mean_squared_row(features: FeatureOperator) -> float:
     """The mean of ||phi||^2 over the rows phi of all groups; 1 where that is 0, as nothing moves then.
 
     It is what a relative proximal weight is measured in: the Gram matrix of N rows has this times N for its trace.
 
     Args:
         features: of the layer.
-        spread: takes ten times the mean squared distance from the mean row if that is less. In a deep net with small
-            weights, all samples look nearly the same to a layer; what they have in common, the bias among it, can be
-            1e8 times larger than what tells them apart, and a proximal weight as large as that lets nothing be learned.
     """
     rows = max(float(features.total(features.x.new_tensor(float(features.rows * features.groups)))), 1.0)
-    mean = float(features.squared_norm().sum()) / rows
-    if spread and features.weight:
-        apart = float(features.squared_spread().sum()) / rows
-        if apart > mean * (_ROUNDING * torch.finfo(features.x.dtype).eps) ** 2:  # not of rounding alone, or of one row
-            mean = min(mean, _SPREADS * apart)
-    return mean or 1.0
+    return float(features.squared_norm().sum()) / rows or 1.0
 
 
 def _reached(problem: LayerProblem) -> Callable[[], Number]:

@@ -10,7 +10,6 @@ from torch.distributed import ProcessGroup
 
 from sibp.prox.numbers import Flag
 from sibp.prox.operators import DenseFeatures, FeatureOperator
-from sibp.prox.operators.base import Total
 
 
 class Exchange:
@@ -134,10 +133,6 @@ class SummedFeatures(FeatureOperator):
     def squared_norm(self) -> Tensor:
         """||Phi||^2."""
         return self.total(self.own.squared_norm())
-
-    def squared_spread(self, total: Total | None = None) -> Tensor:
-        """||A - 1 a^T||^2 about the mean row of all ranks."""
-        return self.own.squared_spread(total or self.total)
 
     def over_rows(self, E: Tensor) -> Tensor:
         """The sum over all rows of E, given here for the rows that are here."""

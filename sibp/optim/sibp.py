@@ -50,8 +50,7 @@ class SIBP(ProximalOptimizer):
         backward_weights: which weights carry the error signal down, "new" as in the paper or "old" as in ordinary back
             propagation.
         prox_weight_scaling: "absolute", lam is `prox_weight`; "relative", it is `prox_weight` times the mean squared
-            norm of the layer's feature rows [a, 1], so that one value serves layers of every width and scale; "spread",
-            of no more than ten times their mean squared distance from the mean row, for deep nets with small weights.
+            norm of the layer's feature rows [a, 1], so that one value serves layers of every width and scale.
         line_search: whether `step(evaluate=...)` looks at the loss and shortens what would raise it.
         **options: `params`, `fallback`, `explicit`, `direction_only`, `data_parallel`: see `sibp.optim.base.Options`.
 

@@ -15,7 +15,7 @@ from sibp.optim.sibp import SIBP
 from sibp.optim.trials import Trials
 
 _AFTER_REFUSAL = 0.1  # of the reach, where the next search begins after one that found nothing
-_UNEQUAL = 300.0  # in mean square: by so much, error signals of well-behaved nets differ from layer to layer
+_UNEQUAL = 30.0  # in mean square: by so much, error signals of well-behaved nets differ from layer to layer
 LOOK_EVERY = 3  # steps from one measurement of the gradient to the next
 
 
@@ -74,7 +74,7 @@ class AutoSIBP(SIBP):
         *,
         weight_decay: float = 0.0,
         backward_weights: str = "old",
-        prox_weight_scaling: str = "spread",
+        prox_weight_scaling: str = "relative",
         **options: Unpack[Options],
     ) -> None:
         super().__init__(
@@ -97,7 +97,7 @@ class AutoSIBP(SIBP):
         return super().layer_update(tap, problem, group)
 
     def neuron_step(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> float:
-        """The longest step, longer for layers that error signals hardly reach, and shorter for those where they have grown.
+        """The longest step, longer for layers that error signals hardly reach, shorter for those where they have grown.
 
         Where error signals are `_UNEQUAL` times (in their mean square) smaller or larger than at the output, steps are
         longer or shorter by what exceeds this: all layers then promise a decrease of the loss of like size.

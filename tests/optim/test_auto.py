@@ -260,7 +260,7 @@ def test_a_lower_lr_shortens_every_step_in_proportion(share: float):
 def test_trust_rests_while_a_schedule_has_lowered_lr():
     generator = torch.Generator().manual_seed(0)
     model = mlp(5, 30, 3)
-    optimizer = AutoSIBP(model)
+    optimizer, learned = AutoSIBP(model), math.nan
     for seed in range(24):
         optimizer.param_groups[0]["lr"] = 10.0 if seed < 12 else 5.0
         x, _ = batch(seed, rows=6)
@@ -414,9 +414,9 @@ def test_ten_hidden_layers_with_small_weights_train():
 
 
 def test_error_signals_that_vanish_make_longer_steps_and_ordinary_ones_do_not():
-    """A step of lr, times what the ratio of mean square error signals to the output's exceeds 300 by."""
+    """A step of lr, times what the ratio of mean square error signals to the output's exceeds 30 by."""
     x, y = batch()
-    for scale in (1.0, 1e-3):
+    for scale in (4.0, 1e-3):
         model = mlp(5, 8, 8, 3)
         with torch.no_grad():
             model.get_parameter("4.weight").mul_(scale)  # what carries error signals from the output down
@@ -432,23 +432,5 @@ def test_error_signals_that_vanish_make_longer_steps_and_ordinary_ones_do_not():
         F.cross_entropy(model(x), y).backward()
         for name, eta in asked.items():
             ratio = sizes["4"] / sizes[name]
-            assert eta == pytest.approx(2.0 * max(ratio / 300, 1.0), rel=1e-9)
+            assert eta == pytest.approx(2.0 * max(ratio / 30, 1.0), rel=1e-9)
         assert (asked["0"] > 2.0) == (scale < 1)
-
-
-@pytest.mark.parametrize("scaling", ["relative", "spread"])
-def test_a_spread_caps_what_samples_have_in_common(scaling: str):
-    """Rows a + delta: with a large, lam is ten times the mean of ||delta||^2, and not ||a||^2."""
-    x, y = batch()
-    x = 30 + x
-    common = float((x.square().sum(1) + 1).mean())
-    apart = float((x - x.mean(0)).square().sum(1).mean())
-    lam = 3.0 * (common if scaling == "relative" else 10 * apart)
-    one, two = mlp(5, 3), mlp(5, 3)
-    for model, optimizer in (
-        (one, SIBP(one, 0.7, 3.0, prox_weight_scaling=scaling)),
-        (two, SIBP(two, 0.7, lam)),
-    ):
-        F.cross_entropy(model(x), y).backward()
-        optimizer.step()
-    torch.testing.assert_close(weights(one), weights(two), rtol=1e-9, atol=0)

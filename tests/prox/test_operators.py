@@ -65,8 +65,6 @@ def test_everything_follows_from_the_matrix_or_from_the_products(form, weight, b
     torch.testing.assert_close(features.gram(), phi.mT @ phi, **CLOSE)
     torch.testing.assert_close(features.outer_gram(), phi @ phi.mT, **CLOSE)
     torch.testing.assert_close(features.squared_norm(), phi.square().sum((1, 2)), **CLOSE)
-    A = dense(randn(3, 4, 6), True, False)
-    torch.testing.assert_close(features.squared_spread(), (A - A.mean(1, keepdim=True)).square().sum((1, 2)), **CLOSE)
     torch.testing.assert_close(features.over_rows(E), flat.sum(1), **CLOSE)
     torch.testing.assert_close(features.flat(E), flat, rtol=0, atol=0)
     torch.testing.assert_close(features.unflat(flat), E, rtol=0, atol=0)

@@ -12,8 +12,6 @@ from sibp.prox.numbers import Flag
 
 Parts = tuple[Tensor | None, Tensor | None]
 """Of W (..., m, n) and of b (..., m); None for what does not move."""
-Total = Callable[[Tensor], Tensor]
-"""A sum over the rows that are here to one over all rows; see `FeatureOperator.total`."""
 
 
 class FeatureOperator:
@@ -124,17 +122,6 @@ class FeatureOperator:
     def squared_norm(self) -> Tensor:
         """||Phi||^2, (...)."""
         return torch.linalg.vector_norm(self.materialize(), dim=(-2, -1)).square()
-
-    def squared_spread(self, total: Total | None = None) -> Tensor:
-        """||A - 1 a^T||^2, (...), a being the mean row: how far rows are from being all the same.
-
-        Args:
-            total: sums over all rows, in the place of this object's own; see `total`.
-        """
-        total = total or self.total
-        A = self.moving(weight=True, bias=False).materialize()
-        a = total(A.sum(-2, keepdim=True)) / total(A.new_tensor(float(self.rows)))
-        return total(torch.linalg.vector_norm(A - a, dim=(-2, -1)).square())
 
     def displacement(self, E: Tensor) -> Parts:
         """E^T Phi by its parts: `rmatmat` as the displacement of W and b that has E for its coefficients."""

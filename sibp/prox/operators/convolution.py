@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sibp.prox.operators.base import FeatureOperator, Total
+from sibp.prox.operators.base import FeatureOperator
 from sibp.prox.operators.dense import DenseFeatures
 from sibp.prox.operators.window import Pair, Window, meetings, patch_gram, strips
 
@@ -55,19 +55,6 @@ class ConvolutionFeatures(FeatureOperator):
         """||Phi||^2, (g,)."""
         squares = self._sums(self.x.square()).sum(-1) if self.weight else self.x.new_zeros(self.groups)
         return squares + self.rows * self.bias
-
-    def squared_spread(self, total: Total | None = None) -> Tensor:
-        """||A - 1 a^T||^2, (g,), a being the mean of each input channel, wherever it lies under the kernel.
-
-        Patches at the border hold a in the place of padding: what they all lack does not tell them apart.
-
-        Args:
-            total: see `FeatureOperator.squared_spread`.
-        """
-        total = total or self.total
-        pixels = self.x.new_tensor(float(len(self.x) * math.prod(self.x.shape[2:])))
-        a = total(self.x.sum((0, 2, 3), keepdim=True)) / total(pixels)
-        return total(self._sums((self.x - a).square()).sum(-1))
 
     def rmatmat(self, E: Tensor) -> Tensor:
         """Phi^T E, (g, size, m), from E (g, B, P, m)."""
