@@ -11,7 +11,7 @@ The other three have each method's own best step size as their unit, as a step o
 common one. All are in powers of ten, and end with the grid at the latest:
 
 **Range of step sizes** is that of the interval around the best in which the loss stays within `FACTOR` of the least.
-Its ends lie between two step sizes tried, on a straight line of both logarithms, or at the last before one that diverged.
+Its ends lie between two step sizes tried, on a straight line of both logarithms; before a diverged one, at the last.
 
 **Reach above the best step size** is the part of that range above the best.
 

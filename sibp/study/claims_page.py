@@ -125,7 +125,8 @@ def page(found: Sequence[Judged], experiments: Mapping[str, Experiment], results
         verdict_table(found),
         "## How a verdict is reached",
         "The claims and their criteria are data: [claims.yaml](claims.yaml). Methods, settings and seeds are compared "
-        "by [the rules of the report](../docs/tuning.md). All outcomes are in [claims.csv](claims.csv).",
+        "by [the rules of the report](../docs/tuning.md). All outcomes are in [claims.csv](claims.csv). "
+        "`python scripts/recompute_verdicts.py` recomputes each from the raw rows with none of the report's code.",
         *paragraphs,
         INTERVAL_RULE,
     ]
@@ -192,8 +193,9 @@ def _linked(place: str, results: Path) -> str:
 def _tables(findings: Sequence[Finding]) -> list[str]:
     """One table for comparisons, one for bounds, one for what is open."""
     known = [finding for finding in findings if finding.mine is not None]
-    compared = [finding for finding in known if isinstance(finding.criterion, Better)]
-    duels = [[*_duel_row(f, f.criterion), f"{p:.3g}"] for f, p in zip(compared, corrected(compared), strict=True)]
+    compared = [(finding, finding.criterion) for finding in known if isinstance(finding.criterion, Better)]
+    chances = corrected([finding for finding, _ in compared])
+    duels = [[*_duel_row(*pair), f"{p:.3g}"] for pair, p in zip(compared, chances, strict=True)]
     bounds = [_bound_row(finding, finding.criterion) for finding in known if isinstance(finding.criterion, Every)]
     waiting: dict[str, list[str]] = {}
     for finding in findings:

@@ -183,7 +183,8 @@ def _figures(criterion: Better, name: str, evidence: Evidence) -> dict[int, floa
     if criterion.relative_to is None:
         return figures
     base = _at(criterion, criterion.relative_to, name, evidence)
-    return {seed: figures[seed] / base[seed] for seed in figures.keys() & base.keys() if base[seed]}
+    pairs = {seed: (figures[seed], base[seed]) for seed in figures.keys() & base.keys() if base[seed]}
+    return {seed: own if math.isinf(own) else own / other for seed, (own, other) in pairs.items()}
 
 
 def _at(criterion: Better, place: str, name: str, evidence: Evidence) -> dict[int, float]:

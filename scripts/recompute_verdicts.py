@@ -1,0 +1,405 @@
+"""Recompute every published verdict from the raw rows, with none of the project's code: numpy and scipy alone.
+
+    python scripts/recompute_verdicts.py            # those of results/claims.csv and of the tables in docs/findings.md
+    python scripts/recompute_verdicts.py --verbose  # and say each
+
+It reads results/**/runs.jsonl, by the rules that docs/tuning.md and results/README.md state in words, and says each
+verdict, median, interval or probability that comes out differently. Exit code: 0 all agree, 1 some do not.
+"""
+
+import argparse
+import csv
+import itertools
+import json
+import math
+import re
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results"
+FEWEST_SEEDS = 5
+RESAMPLES, RANDOM_SEED = 10_000, 20200516
+TWICE, TENTH = 2.0, 1.1  # how far from the least loss a step size may end: range and reach, width
+LARGE = math.inf
+COLUMN = {"training loss": "train_loss", "training accuracy": "train_acc", "validation accuracy": "val_acc"}
+DEFAULTS = {  # options that older runs lack; at these values they make no other method
+    "sibp": {"backward_weights": "new", "prox_weight_scaling": "absolute", "line_search": False},
+    "proxbp": {"backward_weights": "old", "prox_weight_scaling": "absolute", "line_search": False},
+}
+OUTER = {"sgd": "momentum", "adam": "adam", "adagrad": "adagrad", "muon": "muon"}
+RANK = ("completed", "diverged", "failed", "unfinished")
+
+Run = dict[str, Any]
+
+
+# -- raw rows ---------------------------------------------------------------------------------------------------------
+
+
+def merged(shared: Any, own: Any) -> Any:
+    """What all runs of a file share, with what a run has of its own on top."""
+    if isinstance(shared, dict) and isinstance(own, dict):
+        return {key: merged(shared.get(key), own.get(key, shared.get(key))) for key in shared | own}
+    return own
+
+
+def runs_below(place: str) -> list[Run]:
+    """The runs kept below results/PLACE, one for each setting and seed: the one that got furthest, then the latest."""
+    found: defaultdict[str, list[Run]] = defaultdict(list)
+    for path in sorted((RESULTS / place).rglob("runs.jsonl")):
+        shared, *lines = map(json.loads, path.read_text().splitlines())
+        for line in lines:
+            run = as_run(merged(shared, line))
+            found[json.dumps([run["optimizer"], run["seed"]], sort_keys=True)].append(run)
+    return [min(same, key=lambda run: (RANK.index(run["status"]), -run["started"])) for same in found.values()]
+
+
+def as_run(line: dict[str, Any]) -> Run:
+    """What is needed of a run, with its method's name, its role and its status as the rules have them."""
+    config, summary = line["config"], line["summary"]
+    rows = {k: np.array([np.nan if x is None else x for x in v], float) for k, v in line["rows"].items()}
+    optimizer = dict(config["optimizer"])
+    for key, value in DEFAULTS.get(optimizer["name"], {}).items():
+        if optimizer.get(key) == value:
+            del optimizer[key]
+    optimizer = {k: float(v) if type(v) is int else v for k, v in optimizer.items()}
+    status, losses = summary.get("status", "unfinished"), rows["train_loss"][~np.isnan(rows["train_loss"])]
+    if status == "completed" and len(losses) > 1 and losses[-1] > 1000 * max(1.0, losses[0]):
+        status = "diverged"  # finite, and beyond all reason
+    role = config.get("role") or ("trial" if config.get("evaluate_test") is False else None)
+    digits = re.sub(r"\D", "", str(summary.get("started", "")))[:20]
+    return {
+        "optimizer": optimizer, "method": method_of(optimizer), "seed": config["seed"], "role": role, "status": status,
+        "rows": rows, "test_acc": summary.get("test_acc"), "started": int(digits or 0),
+    }  # fmt: skip
+
+
+def method_of(optimizer: dict[str, Any]) -> str:
+    """The optimizer and its options that are words, the solver first."""
+    words = {key: value for key, value in optimizer.items() if isinstance(value, str) and key != "name"}
+    name = optimizer["name"]
+    if name.endswith("_fed") and words.get("outer") in OUTER:
+        name = f"{name.removesuffix('_fed')}_{OUTER[words.pop('outer')]}"
+    return " ".join([name, *(words[key] for key in sorted(words, key=lambda key: (key != "solver", key)))])
+
+
+def last(run: Run, column: str) -> float | None:
+    """What a run ended with; the worst there is if it diverged; None if it has not ended, or never logged this."""
+    worst = -LARGE if column.endswith("acc") else LARGE
+    values = run["rows"][column]
+    if run["status"] != "completed":
+        return None if run["status"] == "unfinished" else worst
+    return None if np.isnan(values).all() else worst if np.isnan(values[-1]) else float(values[-1])
+
+
+# -- choices ----------------------------------------------------------------------------------------------------------
+
+
+def settings_of(runs: list[Run], method: str) -> list[list[Run]]:
+    """The runs of each setting of a method, in the order of the step size, then of the other numbers."""
+    groups: defaultdict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        if run["method"] == method:
+            groups[json.dumps(run["optimizer"], sort_keys=True)].append(run)
+
+    def order(group: list[Run]) -> list[float]:
+        numbers = {k: v for k, v in group[0]["optimizer"].items() if isinstance(v, float)}
+        return [numbers.pop("lr", 0.0), *(numbers[key] for key in sorted(numbers))]
+
+    return sorted(groups.values(), key=order)
+
+
+def chosen(runs: list[Run], method: str) -> list[Run]:
+    """The runs that stand for a method: of its chosen setting, those with fresh seeds where there are enough."""
+    settings = settings_of(runs, method)
+    trials = {run["seed"] for setting in settings for run in setting if run["role"] == "trial"}
+    settings = [each for each in settings if any(run["role"] == "final" for run in each)] or settings
+    seeds = [{run["seed"] for run in setting if last(run, "val_loss") is not None} for setting in settings]
+    if len(settings) == 1 and not trials:
+        return settings[0]
+    counts = Counter(seed for own in seeds for seed in own)
+    tuning = trials & counts.keys() or {s for s, n in counts.items() if n >= max(2, len(settings) / 2)}
+    eligible = [i for i, own in enumerate(seeds) if own and tuning <= own] or [i for i, own in enumerate(seeds) if own]
+
+    def merit(i: int) -> tuple[float, float]:
+        judged = [run for run in settings[i] if run["seed"] in (tuning & seeds[i] or seeds[i])]
+        accuracies = [-LARGE if (x := last(run, "val_acc")) is None else x for run in judged]
+        losses = [LARGE if (x := last(run, "val_loss")) is None else x for run in judged]
+        return middle(accuracies), -middle(losses)
+
+    best = max(eligible, key=merit)
+    used = tuning & seeds[best] or seeds[best]
+    fresh = seeds[best] - used
+    enough = fresh and (len(fresh) >= FEWEST_SEEDS or len(fresh) >= len(used))
+    return [run for run in settings[best] if run["seed"] in (fresh if enough else seeds[best])]
+
+
+# -- statistics -------------------------------------------------------------------------------------------------------
+
+
+def middle(values: list[float]) -> float:
+    """The median; between two opposite infinities it is 0."""
+    ordered = sorted(values)
+    low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
+    return 0.0 if low == -high and math.isinf(low) else low if low == high else low / 2 + high / 2
+
+
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """The median and its 95 % percentile bootstrap interval, whose ends are medians that were drawn."""
+    if len(values) < 2:
+        return values[0], math.nan, math.nan
+    random, data, medians = np.random.default_rng(RANDOM_SEED), np.sort(values), []
+    for _ in range(10):
+        for draw in data[random.integers(len(data), size=(RESAMPLES // 10, len(data)))]:
+            ordered = np.sort(draw)
+            low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
+            medians.append(0.0 if np.isinf(low) and low == -high else low if low == high else low / 2 + high / 2)
+    medians.sort()
+    tail = math.floor(0.025 * RESAMPLES + 1e-9)
+    return middle(values), float(medians[tail]), float(medians[-1 - tail])
+
+
+def verdict(first: dict[int, float], second: dict[int, float], larger: bool) -> tuple[str, list[float], float]:
+    """The word, the differences seed by seed, and the p of a sign test."""
+    seeds = sorted(first.keys() & second.keys())
+    differences = [0.0 if first[s] == second[s] else first[s] - second[s] for s in seeds]
+    up, down = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+    p = float(binomtest(up, up + down).pvalue) if up + down else 1.0
+    if len(seeds) < FEWEST_SEEDS:
+        return "too few seeds", differences, p
+    _, low, high = interval(differences)
+    word = "better" if (low > 0 if larger else high < 0) else "worse" if (high < 0 if larger else low > 0) else ""
+    return word or "no difference", differences, p
+
+
+def at_equal_seconds(first: Run, second: Run, column: str) -> tuple[float, float] | None:
+    """What both had at the last moment within the shorter run at which the longer one logged."""
+    ends = last(first, column), last(second, column)
+    if ends[0] is None or ends[1] is None:
+        return None
+    if math.isinf(ends[0]) or math.isinf(ends[1]):
+        return ends[0], ends[1]
+    a, b = first["rows"]["seconds"], second["rows"]["seconds"]
+    longer, limit = (a, b[-1]) if a[-1] >= b[-1] else (b, a[-1])
+    moment = max((t for t in longer if t <= limit), default=0.0)
+    found = []
+    for run in (first, second):
+        values = run["rows"][column][run["rows"]["seconds"] <= moment]
+        values = values[~np.isnan(values)]
+        found.append(float(values[-1]) if len(values) else math.nan)
+    return (found[0], found[1]) if moment > 0 and not any(map(math.isnan, found)) else None
+
+
+# -- step sizes -------------------------------------------------------------------------------------------------------
+
+
+def over_steps(runs: list[Run], method: str, at: dict[str, float], quantity: str) -> dict[int, float]:
+    """Seed -> a number about the step sizes of a method, the best of its other settings counting at each."""
+    table: defaultdict[int, dict[float, tuple[float, float]]] = defaultdict(dict)
+    for run in runs:
+        numbers = run["optimizer"]
+        end = last(run, "train_loss")
+        if run["method"] != method or end is None or any(numbers.get(k, v) != v for k, v in at.items()):
+            continue
+        start = run["rows"]["train_loss"][0]
+        old = table[run["seed"]].get(numbers["lr"], (0.0, LARGE))
+        if end < old[1] or numbers["lr"] not in table[run["seed"]]:
+            table[run["seed"]][numbers["lr"]] = (float(start), end)
+    return {seed: OF_STEPS[quantity](by_lr) for seed, by_lr in table.items()}
+
+
+def passed(by_lr: dict[float, tuple[float, float]], steps: list[float], factor: float, between: bool) -> float:
+    """Powers of ten from the first of some step sizes to where the loss leaves ``factor`` times that at the first."""
+    bound, way = factor * by_lr[steps[0]][1] * (1 + 1e-12), 0.0
+    for near, far in itertools.pairwise(steps):
+        low, high = by_lr[near][1], by_lr[far][1]
+        if high > bound:
+            share = (math.log(bound) - math.log(low)) / (math.log(high) - math.log(low))
+            return way + (share * abs(math.log10(far / near)) if between and math.isfinite(high) else 0.0)
+        way += abs(math.log10(far / near))
+    return way
+
+
+def around(by_lr: dict[float, tuple[float, float]], factor: float, between: bool, down: bool = True) -> float:
+    """As `passed`, upwards from the best step size and, if asked, downwards too."""
+    best = min(by_lr, key=lambda lr: (by_lr[lr][1], lr))
+    if math.isinf(by_lr[best][1]):
+        return -LARGE
+    above, below = sorted(lr for lr in by_lr if lr >= best), sorted((lr for lr in by_lr if lr <= best), reverse=True)
+    return passed(by_lr, above, factor, between) + (passed(by_lr, below, factor, between) if down else 0.0)
+
+
+def room(by_lr: dict[float, tuple[float, float]]) -> float:
+    """Powers of ten from the best step size to the first above it with which the loss did not fall."""
+    best = min(by_lr, key=lambda lr: (by_lr[lr][1], lr))
+    failed = [lr for lr in by_lr if lr > best and by_lr[lr][1] >= by_lr[lr][0]]
+    return -LARGE if math.isinf(by_lr[best][1]) else math.log10(min(failed, default=max(by_lr)) / best)
+
+
+OF_STEPS = {
+    "range of step sizes": lambda by_lr: around(by_lr, TWICE, between=True),
+    "reach above the best step size": lambda by_lr: around(by_lr, TWICE, between=True, down=False),
+    "room before divergence": room,
+    "width of step sizes": lambda by_lr: around(by_lr, TENTH, between=False),
+    "largest step size": lambda by_lr: max((lr for lr, (a, b) in by_lr.items() if b < a / 2), default=-LARGE),
+}
+
+
+# -- what is published ------------------------------------------------------------------------------------------------
+
+
+class Check:
+    """Compares what is published with what comes out, and counts."""
+
+    def __init__(self, verbose: bool) -> None:
+        self.verbose, self.count, self.wrong, self.cache = verbose, 0, 0, {}
+
+    def runs(self, place: str) -> list[Run]:
+        """The runs kept below results/PLACE, read once."""
+        if place not in self.cache:
+            self.cache[place] = runs_below(place)
+        return self.cache[place]
+
+    def same(self, about: str, published: Any, recomputed: Any) -> None:
+        """Count one thing published, and say whether it is what came out."""
+        self.count += 1
+        equal = published == recomputed
+        if isinstance(published, float) and isinstance(recomputed, float):
+            equal = equal or math.isclose(published, recomputed, rel_tol=1e-9, abs_tol=1e-12)
+        if not equal:
+            self.wrong += 1
+            print(f"DIFFERS  {about}: published {published}, recomputed {recomputed}")
+        elif self.verbose:
+            print(f"agrees   {about}: {recomputed}")
+
+    def numbers(self, about: str, row: dict[str, str], whose: str, values: list[float]) -> None:
+        """A median and its interval."""
+        for part, value in zip(("", " low", " high"), interval(values), strict=True):
+            self.same(f"{about}, {whose}{part}", float(row[whose + part]), value)
+
+
+SAID = re.compile(
+    r"(?P<method>.+?) better than (?P<other>.+?) in (?P<quantity>[a-z ]+?)"
+    r"(?: at (?P<at>[a-z_]+ [\d.]+(?:, [a-z_]+ [\d.]+)*))?(?:, relative to (?P<base>\S+))?"
+)
+EVERY = re.compile(r"every (?P<lists>\S+)\.(?P<field>\w+) (?P<side>below|above) (?P<bound>\S+)")
+
+
+def check_claims(check: Check) -> None:
+    """All rows of results/claims.csv."""
+    with (RESULTS / "claims.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        about = f"{row['claim']}: {row['criterion']} of {row['of']}"
+        if row["holds"] == "open":
+            continue
+        every = EVERY.fullmatch(row["criterion"])
+        if every:
+            check_every(check, about, row, every)
+        else:
+            check_better(check, about, row, SAID.fullmatch(row["criterion"]))
+
+
+def check_every(check: Check, about: str, row: dict[str, str], said: re.Match[str]) -> None:
+    """A bound on all rows of a kept record."""
+    record = json.loads((RESULTS / row["of"]).read_text())
+    found = [entry[said["field"]] for name in said["lists"].split("+") for entry in record[name]]
+    values = [math.nan if value is None else float(value) for value in found]
+    bound = float(said["bound"])
+    good = [value < bound if said["side"] == "below" else value > bound for value in values]
+    check.same(f"{about}, outcome", row["outcome"], f"{sum(good)} of {len(good)}")
+    check.same(f"{about}, holds", row["holds"], "yes" if all(good) else "no")
+
+
+def check_better(check: Check, about: str, row: dict[str, str], said: re.Match[str] | None) -> None:
+    """A comparison of two methods."""
+    if said is None:
+        check.same(f"{about}: a criterion that can be read", True, False)
+        return
+    at = {k: float(v) for k, v in (pair.rsplit(" ", 1) for pair in (said["at"] or "").split(", ") if pair)}
+    larger = "loss" not in said["quantity"]
+    mine, other = (of_method(check, row["of"], said[who], said["quantity"], at) for who in ("method", "other"))
+    if said["base"]:
+        bases = [of_method(check, said["base"], said[who], said["quantity"], at) for who in ("method", "other")]
+        mine, other = (
+            {s: x[s] if math.isinf(x[s]) else x[s] / b[s] for s in x if b.get(s)}
+            for x, b in zip((mine, other), bases, strict=True)
+        )
+    word, differences, _ = verdict(mine, other, larger)
+    check.same(f"{about}, outcome", row["outcome"], word)
+    check.same(f"{about}, holds", row["holds"], "open" if word == "too few seeds" else ["no", "yes"][word == "better"])
+    for whose, values in (
+        ("method", list(mine.values())),
+        ("other", list(other.values())),
+        ("difference", differences),
+    ):
+        check.numbers(about, row, whose, values)
+    if row["same seconds"]:
+        check.same(f"{about}, same seconds", row["same seconds"], timed(check, row["of"], said, larger))
+
+
+def of_method(check: Check, place: str, method: str, quantity: str, at: dict[str, float]) -> dict[int, float]:
+    """Seed -> what is compared, of the runs that stand for a method."""
+    runs = check.runs(place)
+    if quantity in OF_STEPS:
+        return over_steps(runs, method, at, quantity)
+    shown = sorted(chosen(runs, method), key=lambda run: run["seed"])
+    if quantity == "test accuracy":
+        found = {r["seed"]: r["test_acc"] if r["status"] == "completed" else -LARGE for r in shown}
+    else:
+        found = {run["seed"]: last(run, COLUMN[quantity]) for run in shown}
+    return {seed: float(value) for seed, value in found.items() if value is not None}
+
+
+def timed(check: Check, place: str, said: Any, larger: bool) -> str:
+    """The word of the verdict after equal training seconds."""
+    runs, column = check.runs(place), COLUMN[said["quantity"]]
+    mine, other = ({run["seed"]: run for run in chosen(runs, said[who])} for who in ("method", "other"))
+    pairs = {seed: at_equal_seconds(mine[seed], other[seed], column) for seed in mine.keys() & other.keys()}
+    known = {seed: pair for seed, pair in pairs.items() if pair}
+    return verdict({s: p[0] for s, p in known.items()}, {s: p[1] for s, p in known.items()}, larger)[0]
+
+
+TABLE = re.compile(r"<!-- results/([\w/]+): comparison -->\n(.*?)<!-- end of table -->", re.DOTALL)
+
+
+def check_tables(check: Check, page: Path) -> None:
+    """The verdicts against SGD in the comparisons of a page."""
+    for place, text in TABLE.findall(page.read_text()):
+        head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.strip().splitlines()]
+        for row in (dict(zip(head, cells, strict=True)) for cells in rows):
+            if row["same steps"] == "–":
+                continue
+            mine, sgd = (of_method(check, place, name, "training loss", {}) for name in (row["method"], "sgd"))
+            about = f"{page.name}, {place}, {row['method']}"
+            check.same(f"{about}, same steps", row["same steps"], verdict(mine, sgd, larger=False)[0])
+            said = {"method": row["method"], "other": "sgd", "quantity": "training loss"}
+            check.same(f"{about}, same seconds", row["same seconds"], timed(check, place, said, larger=False))
+
+
+def main() -> int:
+    """Run the command line.
+
+    Returns:
+        The exit code: 0 all agree, 1 some do not.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--verbose", action="store_true", help="say what agrees, too")
+    check = Check(parser.parse_args().verbose)
+    check_claims(check)
+    check_tables(check, ROOT / "docs" / "findings.md")
+    print(
+        f"{check.count} published verdicts and numbers recomputed from {sum(map(len, check.cache.values()))} runs: ",
+        end="",
+    )
+    print(f"{check.wrong} differ." if check.wrong else "all agree.")
+    return 1 if check.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""Verdicts recomputed without the report's code: they agree with it on made-up runs, and a changed word is noticed."""
+
+import importlib.util
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tests" / "report"))
+
+from fake_runs import PROXBP, SGD, SIBP, write_run  # noqa: E402
+
+from sibp.runs.collect import collect  # noqa: E402
+from sibp.runs.packed import PACKED, pack  # noqa: E402
+from sibp.study.claims import Better, Claim, Every  # noqa: E402
+from sibp.study.claims_page import csv_text, judged  # noqa: E402
+from sibp.study.criteria import Evidence  # noqa: E402
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("recompute", ROOT / "scripts" / "recompute_verdicts.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["recompute_verdicts.py"])
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "findings.md").write_text("no tables\n")
+    return module
+
+
+def keep(tmp_path: Path) -> None:
+    """Two settings of SGD tried, the worse by accuracy chosen by its sweep; one run of SIBP diverged."""
+    made = tmp_path / "made"
+    for lr, end in ((0.1, 0.30), (1.0, 0.20), (10.0, 0.9)):
+        for seed in (100, 101, 102):
+            optimizer = SGD | {"lr": lr}
+            write_run(made / f"t{lr}{seed}", optimizer, seed, (2.0, 1.0, end + seed / 1e4), role="trial")
+    for seed in range(10):
+        write_run(made / f"s{seed}", SGD | {"lr": 0.1}, seed, (2.0, 1.0, 0.31 + seed / 100), role="final")
+        end, status = (None, "diverged") if seed == 3 else (0.2 + seed / 100, "completed")
+        write_run(made / f"i{seed}", SIBP, seed, (2.0, 0.8, end), status, seconds_per_step=0.015, role="final")
+        write_run(made / f"p{seed}", PROXBP, seed, (2.0, 0.9, 0.3 + seed / 100), role="final")
+    place = tmp_path / "results" / "one"
+    place.mkdir(parents=True)
+    (place / PACKED).write_text(pack(collect([made]).runs))
+    (place / "limits.json").write_text('{"limits": [{"gradient": 1e-9}, {"gradient": 0.5}]}')
+
+
+def publish(tmp_path: Path) -> str:
+    quantities = ("training loss", "training accuracy", "validation accuracy", "test accuracy")
+    steps = ("range of step sizes", "reach above the best step size", "room before divergence", "width of step sizes")
+    settings: dict[str, Any] = {"prox_weight": 1.0, "momentum": 0.0}
+    criteria: list[Any] = [Better("sibp cg:5", o, q, "one") for q in quantities for o in ("sgd", "proxbp exact")]
+    criteria += [Better("sgd", "proxbp exact", q, "one", None, at) for q in steps for at in ({}, settings)]
+    criteria += [
+        Better("sgd", "sibp cg:5", "training loss", "one", "one"),
+        Every("limits.gradient", "one/limits.json", 1e-6, True),
+    ]
+    text = csv_text(judged([Claim("made-up", "Who?", "?", criteria)], Evidence(tmp_path / "results")))
+    (tmp_path / "results" / "claims.csv").write_text(text)
+    return text
+
+
+def test_two_ways_to_the_same_verdicts(tmp_path, script, capsys):
+    keep(tmp_path)
+    assert "better" in publish(tmp_path)
+    assert script.main() == 0
+    assert "all agree" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("old", "new"), [(",better,", ",worse,"), ("made-up,yes,no,", "made-up,yes,yes,")])
+def test_a_changed_verdict_is_noticed(tmp_path, script, capsys, old, new):
+    keep(tmp_path)
+    text = publish(tmp_path)
+    assert old in text
+    (tmp_path / "results" / "claims.csv").write_text(text.replace(old, new, 1))
+    assert script.main() == 1
+    assert "DIFFERS  made-up: " in capsys.readouterr().out
+
+
+def test_a_changed_row_is_noticed(tmp_path, script):
+    keep(tmp_path)
+    publish(tmp_path)
+    kept = tmp_path / "results" / "one" / PACKED
+    text = kept.read_text()
+    assert "0.31" in text
+    kept.write_text(text.replace("0.31", "0.11"))
+    assert script.main() == 1
+
+
+def test_the_least_loss_decides_between_two_opposite_infinities(script):
+    assert script.middle([-math.inf, math.inf]) == 0.0
+    assert script.middle([1.0, math.inf, 2.0]) == 2.0
