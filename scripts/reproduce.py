@@ -31,7 +31,7 @@ from sibp.study.experiments import Experiment, is_kept, read_experiments
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
-RECORDS = ("*.json", "tuning.md")  # kept as they are, beside the runs
+RECORDS = ("*.json",)  # kept as they are, beside the runs
 BELOW = {"tune": ("trials", "final"), "script": ()}  # where the runs of a command are, if not in its folder itself
 UNFINISHED, SAVED = "unfinished", "ended.jsonl"
 ENDED, INTERRUPTED = (0, 3), 130  # 3: a run diverged, which is a result

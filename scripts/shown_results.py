@@ -7,7 +7,7 @@ results. What is not kept yet is said to be so, with the command that runs it. T
 import argparse
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from sibp.analysis.comparison import Method, Problem, Setting
 from sibp.analysis.duels import SAME_SECONDS, duels
 from sibp.analysis.outcomes import FINAL_LOSS, FINAL_VAL, TEST_ACC, Quantity, over_runs
 from sibp.analysis.scoring import verdict
-from sibp.analysis.statistics import estimate
+from sibp.analysis.statistics import Estimate, estimate
 from sibp.analysis.step_sizes import losses, reach, room, spread
 from sibp.report.arena_page import against_table, outcome_table, standing_table
 from sibp.report.blocks import Table
@@ -50,13 +50,15 @@ def all_results() -> str:
     """A row for every folder that says something about itself, linked from docs/."""
     rows = []
     for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
-        found = [folder / "README.md", folder / "report.md", *sorted(folder.rglob("tuning.md"))]
-        pages = {f"{page.parent.name} " * (page.parent != folder) + page.stem.lower(): page for page in found}
-        pages["picture"] = folder / f"{folder.name}.svg"
+        pages = {
+            "report": folder / "report.md",
+            "picture": folder / f"{folder.name}.svg",
+            "about": folder / "README.md",
+        }
         links = [f"[{name}](../{page.relative_to(ROOT).as_posix()})" for name, page in pages.items() if page.exists()]
         if links:
             asked = EXPERIMENTS.get(folder.name)
-            title = asked.asks if asked else _title(next(page for page in found if page.exists()))
+            title = asked.asks if asked else _title(next(page for page in pages.values() if page.exists()))
             rows.append([f"`{folder.name}`", title, ", ".join(links)])
     return lines_of_table(["results/", "asks", "pages"], rows)
 
@@ -71,23 +73,51 @@ def claims() -> str:
 
 
 def comparison(problem: Problem) -> str:
-    """A row a method: medians with intervals, and its verdicts against SGD."""
+    """A row a method: medians with intervals, the best of them bold, and its verdicts against SGD."""
     found = [duel for duel in duels(problem) if duel.other.name == "sgd"]
     against_sgd = {(duel.quantity, duel.method.name): duel.verdict.word for duel in found}
+    accuracies = _best_bold([over_runs(method.runs, TEST_ACC.of) for method in problem.methods], in_percent, max)
+    losses = _best_bold([over_runs(method.runs, FINAL_LOSS.of) for method in problem.methods], short, min)
     rows = []
-    for method in problem.methods:
+    for method, accuracy, loss in zip(problem.methods, accuracies, losses, strict=True):
         step = method.step_seconds()
         rows.append([
             method.name,
             method.chosen.label if method.chosen else None,
-            over_runs(method.runs, TEST_ACC.of),
-            over_runs(method.runs, FINAL_LOSS.of),
+            accuracy,
+            loss,
             against_sgd.get((FINAL_LOSS.title, method.name)),
             against_sgd.get((SAME_SECONDS, method.name)),
             None if step is None else f"{1000 * step:.1f}",
         ])  # fmt: skip
-    columns = ("method", "setting", "test accuracy", "training loss", "same steps", "same seconds", "ms a step")
+    columns = ("method", "setting", "test accuracy, %", "training loss", "same steps", "same seconds", "ms a step")
     return lines_of_table(columns, [[cell_text(cell) for cell in row] for row in rows])
+
+
+def in_percent(share: float) -> str:
+    """A share in percent, to two decimals."""
+    return f"{100 * share:.2f}"
+
+
+def short(value: float) -> str:
+    """A value to three significant digits."""
+    return f"{value:#.3g}".removesuffix(".")
+
+
+def _best_bold(
+    found: Sequence[Estimate | None], form: Callable[[float], str], best: Callable[[Sequence[float]], float]
+) -> list[str]:
+    """Medians with their intervals as text, the best median in bold."""
+    medians = [each.median for each in found if each]
+    winner = best(medians) if medians else None
+    return [_in(each, form, bold=each is not None and each.median == winner) for each in found]
+
+
+def _in(found: Estimate | None, form: Callable[[float], str], bold: bool = False) -> str:
+    if found is None:
+        return "–"
+    middle = f"**{form(found.median)}**" if bold else form(found.median)
+    return middle if found.low is None or found.high is None else f"{middle} [{form(found.low)}, {form(found.high)}]"
 
 
 def grid(problem: Problem, name: str, of: Callable[[Run], float | None], form: str) -> str:
@@ -120,7 +150,8 @@ def parts(name: str, quantity: Quantity) -> str:
     problems = {folder: EVIDENCE.problem(f"{name}/{folder}") for folder in EXPERIMENTS[name].commands}
     names = dict.fromkeys(method.name for problem in problems.values() for method in problem.methods)
     rows = [[each, *(_beside_sgd(problem, each, quantity) for problem in problems.values())] for each in names]
-    return lines_of_table([quantity.title, *problems], rows)
+    title = f"{quantity.title}, %" if quantity is TEST_ACC else quantity.title
+    return lines_of_table([title, *problems], rows)
 
 
 def _beside_sgd(problem: Problem, name: str, quantity: Quantity) -> str:
@@ -128,7 +159,7 @@ def _beside_sgd(problem: Problem, name: str, quantity: Quantity) -> str:
     figures = {each: {s: x for s, x in of.items() if x is not None} for each, of in by_name.items()}
     if not figures.get(name):
         return "–"
-    text = cell_text(estimate(list(figures[name].values())))
+    text = _in(estimate(list(figures[name].values())), in_percent if quantity is TEST_ACC else short)
     if name == "sgd" or "sgd" not in figures:
         return text
     return f"{text} {verdict(figures[name], figures['sgd'], quantity.larger_is_better).word}"
@@ -143,17 +174,18 @@ def solvers(problem: Problem) -> str:
         moved = over_runs(method.runs, lambda run: change(run) if run.solver else None)
         cells = [", ".join(f"{each.median:.0%}" for each in solved if each) or "–"]
         cells.append(f"{moved.median:.2%}" if moved else "–")
-        figures = [over_runs(method.runs, of) for of in (FINAL_LOSS.of, FINAL_TRAIN_ACC.of, FINAL_VAL.of)]
+        forms = ((FINAL_LOSS.of, short), (FINAL_TRAIN_ACC.of, in_percent), (FINAL_VAL.of, in_percent))
+        metrics = [_in(over_runs(method.runs, of), form) for of, form in forms]
         step = method.step_seconds()
-        rows.append([method.name, *cells, *map(cell_text, figures), f"{1000 * step:.1f}" if step else "–"])
+        rows.append([method.name, *cells, *metrics, f"{1000 * step:.1f}" if step else "–"])
     columns = (
         "method",
         "decrease of the subproblem, by layer",
         "weights move by",
         "training loss",
-        "training accuracy",
+        "training accuracy, %",
     )
-    return lines_of_table([*columns, "validation accuracy", "ms a step"], rows)
+    return lines_of_table([*columns, "validation accuracy, %", "ms a step"], rows)
 
 
 def _rounds(name: str) -> int:

@@ -4,12 +4,21 @@ Formulas become MathML, which browsers typeset themselves.
 
 Pages link to any file of the repository as it lies on disk (`../../results/mnist_mlp/report.md`), which is right in a
 checkout too. On the site, docs/ is the top, and results/ and the rest lie in it.
+
+A page of results begins with its interactive report, which is made here from the kept runs; build/ keeps it
+until the runs or the code change.
 """
 
+import contextlib
+import hashlib
 import html
+import io
 import os
 import posixpath
 import re
+import shlex
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +27,23 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+from sibp.report.__main__ import main as report
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 
 # Code, which stays as it is, or a link with a relative target.
 CODE = r"```.*?```|`[^`\n]*`"
 LINK = re.compile(CODE + r"|\[(?P<text>[^]]*)\]\((?![a-z]+:|#|/)(?P<path>[^)#\s]+)(?P<rest>[^)]*)\)", re.DOTALL)
+
+RESULT = re.compile(r"results/(\w+)/report\.md")
+MADE_BY = "Made by: python -m sibp.report "
+INTERACTIVE = "interactive.html"
+EMBEDDED = f"""<iframe class="report" src="{INTERACTIVE}" title="Interactive report" loading="lazy"></iframe>
+
+<a href="{INTERACTIVE}">The report on a page of its own</a>; below, its verdicts as plain tables.
+"""
+TABLE = re.compile(r"<!-- (?:results/|settings of).*?-->\n(.*?)<!-- end of (?:table|settings) -->", re.DOTALL)
 
 # What pymdownx.arithmatex makes of $...$ and of $$...$$.
 FORMULA = re.compile(r'(<(?:span|div) class="arithmatex">)\\(?:\((.*?)\\\)|\[(.*?)\\\])(?=</(?:span|div)>)', re.DOTALL)
@@ -64,7 +84,8 @@ def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
         files: of docs/.
         config: of the site.
     """
-    for path in [ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "results").rglob("*.md"))]:
+    results = [path for name in ("README.md", "report.md") for path in sorted((ROOT / "results").rglob(name))]
+    for path in [ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *results]:
         files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     return files
 
@@ -79,6 +100,13 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         files: of the site; a linked file that is not there yet is added. A link to a folder becomes its text.
     """
     folder = Path(page.file.abs_src_path or DOCS).parent
+    if page.file.src_uri.startswith("results/"):
+        page.meta["search"] = {"exclude": True}
+    if RESULT.fullmatch(page.file.src_uri):
+        page.meta["hide"] = ["navigation", "toc"]
+        title, _, rest = markdown.partition("\n")
+        markdown = f"{title}\n\n{EMBEDDED}\n{rest}"
+    markdown = TABLE.sub(lambda found: f"<div markdown data-search-exclude>\n\n{found[1]}\n</div>", markdown)
 
     def turned(link: re.Match[str]) -> str:
         if link["path"] is None:
@@ -95,3 +123,46 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f"[{link['text']}]({path}{link['rest']})"
 
     return LINK.sub(turned, markdown)
+
+
+def on_post_build(config: MkDocsConfig, **_: Any) -> None:
+    """Put the interactive reports beside the pages of results, with the runs that they link to.
+
+    Args:
+        config: of the site.
+    """
+    for path in sorted((ROOT / "results").glob("*/report.md")):
+        folder = Path(config.site_dir) / path.parent.relative_to(ROOT)
+        shutil.copyfile(_interactive(path), folder / INTERACTIVE)
+        for runs in path.parent.rglob("runs.jsonl"):
+            place = folder / runs.relative_to(path.parent)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(runs, place)
+
+
+def _interactive(path: Path) -> Path:
+    """The report that a report.md is the short form of.
+
+    Raises:
+        RuntimeError: its command fails.
+    """
+    (line,) = (line for line in path.read_text().splitlines() if line.startswith(MADE_BY))
+    sources = [
+        *path.parent.rglob("runs.jsonl"),
+        *(ROOT / "sibp").glob("analysis/*.py"),
+        *(ROOT / "sibp/report").glob("*.*"),
+    ]
+    digest = hashlib.sha256(line.encode())
+    for source in sorted(sources):
+        digest.update(source.read_bytes())
+    made = ROOT / "build" / "reports" / f"{path.parent.name}-{digest.hexdigest()[:16]}.html"
+    if not made.exists():
+        made.parent.mkdir(parents=True, exist_ok=True)
+        words = [*shlex.split(line.removeprefix(MADE_BY)), "--out", INTERACTIVE, "--format", "html"]
+        with tempfile.TemporaryDirectory() as folder:
+            copy = shutil.copytree(path.parent, Path(folder) / path.parent.name)
+            with contextlib.chdir(copy), contextlib.redirect_stdout(io.StringIO()):
+                if report(words) != 0:
+                    raise RuntimeError(f"the command of {path} fails: {line}")
+            shutil.move(copy / INTERACTIVE, made)
+    return made

@@ -22,7 +22,7 @@ from sibp.runs.folder import write_atomic
 from sibp.runs.output import forgiving_output
 from sibp.runs.values import UsageError
 
-FORMATS = ("html", "md", "csv", "png", "svg")
+FORMATS = ("html", "md", "csv", "png", "svg", "tensorboard")
 EPILOG = """
 Every folder below DIR that holds config.yaml, metrics.jsonl or summary.json is a run; nothing is trained, nothing in
 them is changed. Runs that cannot be read are listed with the reason. The rules by which methods are compared are
@@ -76,8 +76,8 @@ def _parser() -> argparse.ArgumentParser:
         "--format",
         type=_formats,
         default=("html",),
-        metavar="html,md,csv,png,svg",
-        help="what to write, with commas; all of it next to --out (default: html)",
+        metavar="html,md,csv,png,svg,tensorboard",
+        help="what to write next to --out, with commas (default: html); tensorboard: medians over seeds, as runs",
     )
     parser.add_argument(
         "--target-acc",
@@ -146,6 +146,10 @@ def _write(document: Document, out: Path, formats: Sequence[str]) -> list[Path]:
             if form in formats:
                 save_pictures(document, stem, form)
                 written.append(stem.with_name(f"{stem.name}-*.{form}"))
+        if "tensorboard" in formats:
+            from sibp.report.board import write_medians  # tensorboard takes a second to import
+
+            written.append(write_medians(document, stem.with_name(stem.name + "-tensorboard")))
     except OSError as error:
         raise UsageError(f"The report cannot be written to {out} ({error.strerror}): give another --out.") from error
     return written

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from sibp.analysis import arena, profile, scoring
 from sibp.analysis.arena import GOALS, UNITS, Contest, Standing, costs, pace, standings
 from sibp.analysis.comparison import Method, Setting
@@ -15,10 +17,11 @@ from sibp.report.blocks import Cell, Document, Figure, Line, Section, Table, Tex
 from sibp.report.checks import comparability
 from sibp.report.sections import broken_or_none, choice_text, how_made, tally
 from sibp.report.tables import budget_table, notes_table
-from sibp.report.text import figure
+from sibp.report.text import cell_text, figure
 from sibp.runs.collect import Collection
 
 FARTHEST = 10.0  # times the fastest: where the drawn profiles end
+BEST = 6  # methods whose profiles are coloured; those of the others are grey
 CAPTION = (
     "How many of all instances a method solves within so many times the cost of the fastest. On the left: how often it "
     "is the fastest itself; on the right: how often it gets to the target at all."
@@ -41,7 +44,7 @@ def build_arena(collection: Collection, contests: Sequence[Contest], command: st
     count = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}"
     standing_tables = [standing_table(table, goal) for goal in GOALS]
     sections = [
-        Section("All problems together", [*standing_tables, Text(CAPTION), *profiles(table)], level=2),
+        Section("All problems together", [*scores(table), Text(CAPTION), *profiles(table), *standing_tables], level=2),
     ]
     for contest in contests:
         sections += [
@@ -68,7 +71,7 @@ def standing_table(table: Sequence[Standing], goal: str) -> Table:
         The table, in the order of the scores in steps.
     """
     rows: list[list[Cell]] = []
-    for each in sorted(table, key=lambda each: -each.scores[goal, UNITS[0]].median):
+    for each in _by_score(table, goal, UNITS[0]):
         reached = share_within(each.ratios[goal, UNITS[0]], math.inf)
         cells: list[Cell] = [each.name, each.entered, each.places[goal, "result"], reached]
         for unit in UNITS:
@@ -85,6 +88,35 @@ def standing_table(table: Sequence[Standing], goal: str) -> Table:
     return Table(f"standings-{goal}", columns, rows, note)
 
 
+def scores(table: Sequence[Standing]) -> list[Figure]:
+    """The scores with their intervals, a figure for each target and unit of cost, the best method first.
+
+    Args:
+        table: the standings.
+
+    Returns:
+        The figures.
+    """
+    found = []
+    for goal in GOALS:
+        for unit in UNITS:
+            lines = []
+            for row, each in enumerate(_by_score(table, goal, unit)):
+                score = each.scores[goal, unit]
+                ends = [np.array([score.median if of is None else of]) for of in (score.low, score.high)]
+                place, at = np.array([score.median]), np.array([float(row)])
+                said = [f"{each.name}: {cell_text(score)}"]
+                lines.append(Line(each.name, each.name, place, at, *ends, "interval", said, True, muted=row >= BEST))
+            title = f"score: {unit} to the {goal} target (95 % interval)"
+            rows = [line.label for line in lines]
+            found.append(Figure(f"score-{goal}-{unit}", title, f"score in {unit}", "", lines, rows=rows))
+    return found
+
+
+def _by_score(table: Sequence[Standing], goal: str, unit: str) -> list[Standing]:
+    return sorted(table, key=lambda each: -each.scores[goal, unit].median)
+
+
 def profiles(table: Sequence[Standing]) -> list[Figure]:
     """The performance profiles, a figure for each target and unit of cost.
 
@@ -98,9 +130,10 @@ def profiles(table: Sequence[Standing]) -> list[Figure]:
     for goal in GOALS:
         for unit in UNITS:
             lines = []
-            for each in table:
+            for place, each in enumerate(_by_score(table, goal, unit)):
                 tau, height = steps_of(each.ratios[goal, unit], FARTHEST)
-                lines.append(Line(each.name, each.name, tau, height, named=True))
+                lines.append(Line(each.name, each.name, tau, height, named=True, muted=place >= BEST))
+            lines.sort(key=lambda line: not line.muted)  # the grey ones behind
             title = f"{unit} to the {goal} target"
             axis = f"{unit}, times those of the fastest"
             found.append(Figure(f"profile-{goal}-{unit}", title, axis, "share of instances", lines, x_log=True))

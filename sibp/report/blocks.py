@@ -21,10 +21,11 @@ Cell = str | int | float | Estimate | Link | None
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; a warning is shown as one."""
+    """A paragraph; a warning is shown as one, and a detail on the page alone."""
 
     text: str
     warning: bool = False
+    detail: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Line:
         named: whether the legend has it.
         detail: the setting or seed that it is of.
         also: title of another horizontal axis -> where on that axis.
+        muted: whether it is drawn in grey, behind the others, and left out of the legend.
     """
 
     label: str
@@ -97,6 +99,7 @@ class Line:
     named: bool = False
     detail: str = ""
     also: Mapping[str, np.ndarray] = field(default_factory=dict)
+    muted: bool = False
 
 
 @dataclass(frozen=True)

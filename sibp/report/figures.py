@@ -42,6 +42,8 @@ def _line(line: Line, figure: Figure) -> dict[str, Any]:
     }
     if line.low is not None and line.high is not None:
         found |= {"low": _numbers(line.low), "high": _numbers(line.high)}
+    if line.muted:
+        found["muted"] = True
     return found | ({"texts": list(line.texts)} if line.texts else {})
 
 

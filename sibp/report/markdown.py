@@ -1,6 +1,7 @@
-"""The report as Markdown."""
+"""The report as Markdown: what it answers, without what a reader of the page has to ask for."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -8,7 +9,7 @@ from urllib.parse import quote
 from sibp.report.blocks import Block, Cell, Document, Figure, Link, Matrix, Table, Text
 from sibp.report.text import cell_text, relative
 
-MOST_FOLDED = 100  # rows of a table that a reader has to ask for: longer ones would bury the rest
+NUMBER = re.compile(r"(\*\*)?[−-]?[\d.∞][^a-z]*$|–?$")  # also with an interval, or nothing at all
 SPECIAL = str.maketrans({c: "\\" + c for c in "\\`*_[]|#"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
 
@@ -26,18 +27,20 @@ def markdown(document: Document, folder: Path, stem: str, drawn: str | None) -> 
     """
     parts = [f"# {_safe(document.title)}", *([_safe(document.summary)] if document.summary else [])]
     for section in document.sections:
+        texts = [] if section.folded else [_block(block, folder, stem, drawn) for block in section.blocks]
         if drawn is None and section.level > 2 and any(isinstance(block, Figure) for block in section.blocks):
             continue  # it is all about its figures
-        parts.append(f"{'#' * section.level} {_safe(section.title)}")
-        parts += [text for block in section.blocks if (text := _block(block, folder, stem, drawn))]
+        if found := [text for text in texts if text]:
+            parts += [f"{'#' * section.level} {_safe(section.title)}", *found]
     return "\n\n".join(parts) + "\n"
 
 
 def _block(block: Block, folder: Path, stem: str, drawn: str | None) -> str:
     if isinstance(block, Text):
-        return f"**Warning:** {_safe(block.text)}" if block.warning else _safe(block.text)
+        text = "" if block.detail else _safe(block.text)
+        return f"**Warning:** {text}" if block.warning else text
     if isinstance(block, Table):
-        return _table(block, folder)
+        return "" if block.folded else _table(block, folder)
     if isinstance(block, Matrix):
         return _matrix(block)
     return f"![{_safe(block.title)}]({quote(f'{stem}-{block.name}.{drawn}')})" if drawn else ""
@@ -53,16 +56,8 @@ def _matrix(matrix: Matrix) -> str:
 
 
 def _table(table: Table, folder: Path) -> str:
-    if table.folded and len(table.rows) > MOST_FOLDED:
-        return f"{_safe(table.title)}: `sibp report --format html,csv` shows them ({len(table.rows)} rows)."
-    lines = [
-        "| " + " | ".join(map(_safe, table.columns)) + " |",
-        "|" + "---|" * len(table.columns),
-        *("| " + " | ".join(_cell(cell, folder) for cell in row) + " |" for row in table.rows),
-    ]
-    if table.folded:
-        return "\n".join([f"<details><summary>{_safe(table.title)}</summary>", "", *lines, "", "</details>"])
-    return f"{_safe(table.title)}:\n\n" + "\n".join(lines)
+    rows = [[_cell(cell, folder) for cell in row] for row in table.rows]
+    return f"{_safe(table.title)}:\n\n{lines_of_table(list(map(_safe, table.columns)), rows)}".rstrip("\n")
 
 
 def _cell(cell: Cell, folder: Path) -> str:
@@ -75,7 +70,7 @@ def _safe(text: str) -> str:
 
 
 def lines_of_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of cells that are Markdown already.
+    """A table of cells that are Markdown already; columns of numbers are flush right.
 
     Args:
         columns: headings.
@@ -84,4 +79,6 @@ def lines_of_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     Returns:
         One line a row, each with its end.
     """
-    return "".join("| " + " | ".join(line) + " |\n" for line in (columns, ["---"] * len(columns), *rows))
+    right = [bool(rows) and all(NUMBER.match(row[i]) for row in rows) for i in range(len(columns))]
+    rule = ["---:" if flush else "---" for flush in right]
+    return "".join("| " + " | ".join(line) + " |\n" for line in (columns, rule, *rows))

@@ -5,9 +5,9 @@ const DASHES = { solid: "", dash: "8 5", dot: "2 4", dashdot: "8 4 2 4", longdas
 const touch = matchMedia("(pointer: coarse)").matches;
 const styles = JSON.parse(document.getElementById("styles").textContent);
 const config = { responsive: true, displayModeBar: touch ? false : "hover", displaylogo: false, showSendToCloud: false, plotlyServerURL: "", typesetMath: false,
-  modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
-  modeBarButtonsToAdd: touch || !window.Plotly ? [] : [{ name: "Download as SVG", icon: Plotly.Icons.disk,
-    click: (plot) => Plotly.downloadImage(plot, { format: "svg", filename: plot.dataset.name }) }] };
+  modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "toImage"],
+  modeBarButtonsToAdd: touch || !window.Plotly ? [] : ["png", "svg"].map((format) => ({ name: `Download as ${format.toUpperCase()}`,
+    icon: format === "png" ? Plotly.Icons.camera : Plotly.Icons.disk, click: (plot) => download(plot, format) })) };
 const escaped = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 const shade = (colour) => `rgba(${[1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16)).join(",")},0.18)`;
 const plots = [...document.querySelectorAll(".plot")];
@@ -29,7 +29,8 @@ function errors(values) {
 const isError = (figure, state) => figure.curves && state.accuracy === "error" && figure.yTitle.endsWith("acc");
 
 function traces(line, figure, state) {
-  const style = styles[line.group], curve = figure.curves, error = isError(figure, state);
+  const style = line.muted ? { ...styles[line.group], colour: "#b9c0c8", dash: "solid" } : styles[line.group];
+  const curve = figure.curves, error = isError(figure, state);
   if (line.kind === "seed" && state.spread !== "seeds") return [];
   const x = curve ? line.x[state.axis] : Object.values(line.x)[0];
   if (!x) return [];
@@ -52,7 +53,8 @@ function traces(line, figure, state) {
     return [{ ...base, mode: "markers", marker: { ...marker, size: 10 }, error_x: bars }];
   }
   if (line.kind === "seed") return [{ ...base, mode: "lines", line: { color: style.colour, width: 1, dash: style.dash }, opacity: 0.5 }];
-  const main = { ...base, mode: x.length < 15 ? "lines+markers" : "lines", marker, line: { color: style.colour, width: 2.5, dash: style.dash } };
+  const legend = line.muted ? null : escaped(line.label + (line.detail ? ` (${line.detail})` : ""));
+  const main = { ...base, meta: { legend }, mode: x.length < 15 ? "lines+markers" : "lines", marker, line: { color: style.colour, width: line.muted ? 1 : 2.5, dash: style.dash } };
   if (!line.low || (curve && state.spread !== "band")) return [main];
   const edge = { type: "scatter", x, mode: "lines", hoverinfo: "skip", showlegend: false, line: { width: 0, color: style.colour } };
   const upper = { ...edge, y: ready(line.high), fill: "tonexty", fillcolor: shade(style.colour) };
@@ -65,18 +67,20 @@ function logTicks(values) {
   return span < 0.9 || span > 8 || !logs.length ? { nticks: 6, exponentformat: "power" } : { exponentformat: "power", dtick: span > 2.5 ? 1 : "D2" };
 }
 
-function layout(figure, state, data) {
+function layout(plot, figure, state, data) {
   const css = getComputedStyle(document.documentElement), colour = (name) => css.getPropertyValue(name).trim();
   const shown = data.filter((trace) => trace.hoverinfo !== "skip");
   const axis = (title, log, key) => ({ title: { text: escaped(title), standoff: 8 }, type: log ? "log" : "linear", gridcolor: colour("--rule"),
     linecolor: colour("--faint"), zeroline: false, automargin: true, ...(log ? logTicks(shown.flatMap((trace) => trace[key])) : {}) });
   const error = isError(figure, state);
   const yLog = figure.curves ? (figure.yLog || error) && state.scale === "log" : figure.yLog;
+  const own = !figure.curves && !figure.rows.length && !plot.closest("section").querySelector(".methods");
+  if (own) for (const trace of data) if (trace.meta?.legend) trace.showlegend = true;
   const y = axis(error ? `1 − ${figure.yTitle}` : figure.yTitle, yLog, "y");
   if (figure.rows.length)
     Object.assign(y, { tickvals: figure.rows.map((_, i) => i), ticktext: figure.rows.map(escaped), range: [figure.rows.length - 0.5, -0.5] });
   return { xaxis: axis(figure.curves ? state.axis : figure.xTitle, figure.xLog, "x"), yaxis: y, margin: { l: 56, r: 12, t: 26, b: 40 },
-    hovermode: "closest", paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: touch ? false : "zoom",
+    showlegend: own, legend: { orientation: "h", y: -0.25, font: { size: 11 } }, hovermode: "closest", paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: touch ? false : "zoom",
     hoverlabel: { align: "left" }, modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--faint"), activecolor: colour("--ink") },
     font: { family: "system-ui, DejaVu Sans, sans-serif", size: 12, color: colour("--ink") } };
 }
@@ -87,7 +91,19 @@ function draw(plot) {
   const data = figure.lines.filter((line) => !state.hidden.has(line.group)).flatMap((line) => traces(line, figure, state));
   plot.dataset.name = figure.name;
   plot.dataset.drawn = "yes";
-  Plotly.react(plot, data, layout(figure, state, data), { ...config, toImageButtonOptions: { format: "png", scale: 2, filename: figure.name } });
+  Plotly.react(plot, data, layout(plot, figure, state, data), config);
+}
+
+// A picture leaves the page, and with it the title and the legend that the page has above it.
+function download(plot, format) {
+  const figure = plot.figure, css = getComputedStyle(document.documentElement);
+  const data = plot.data.map((trace) => (trace.meta?.legend ? { ...trace, name: trace.meta.legend, showlegend: true } : trace));
+  const named = data.filter((trace) => trace.showlegend).length;
+  const width = 900, height = 480 + 22 * named;
+  const full = { ...plot.layout, title: { text: escaped(figure.title), x: 0.5 }, width, height, showlegend: named > 0,
+    margin: { l: 70, r: 20, t: 50, b: 60 + 22 * named }, paper_bgcolor: css.getPropertyValue("--card").trim(),
+    legend: { orientation: "v", x: 0, y: -0.18, yanchor: "top" } };
+  return Plotly.downloadImage({ data, layout: full }, { format, filename: figure.name, width, height, scale: format === "png" ? 2 : 1 });
 }
 
 function drawNear() {

@@ -10,7 +10,7 @@ import numpy as np
 
 from sibp.report.blocks import Document, Figure, Line
 from sibp.report.curves import SECONDS
-from sibp.report.styles import DASHES, GRID, MARKS, Style, styles
+from sibp.report.styles import DASHES, GRID, MARKS, MUTED, Style, styles
 from sibp.runs.folder import write_atomic
 
 LONGEST_TITLE, LONGEST_LABEL, LONGEST_ROW = 60, 48, 24  # characters in a picture
@@ -75,7 +75,9 @@ def picture(
     down = -(-len(panels) // across)
     with rc_context(SETTINGS), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a sign that the font lacks is drawn as a box
-        canvas = Canvas(figsize=(4.8 * across + 0.4, 3.4 * down + 0.6), layout="constrained")
+        tallest = max(len(figure.rows) for figure, _ in panels)
+        height = max(3.4, 0.2 * tallest + 0.8)
+        canvas = Canvas(figsize=(4.8 * across + 0.4, height * down + 0.6), layout="constrained")
         for axes, (figure, axis) in zip(canvas.subplots(down, across, squeeze=False).flat, panels, strict=False):
             _panel(axes, figure, axis, drawn, seeds)
         labels: dict[str, Any] = {}
@@ -111,7 +113,11 @@ def _draw(axes: Any, line: Line, x: np.ndarray | None, style: Style) -> None:
     if x is None or np.isnan(x).all():
         return
     name = f"{line.label} ({line.detail})" if line.detail else line.label
-    label = f"\u2009{_literal(name, LONGEST_LABEL)}" if line.named else "_nolegend_"  # a leading _ would hide it
+    label = (
+        f"\u2009{_literal(name, LONGEST_LABEL)}" if line.named and not line.muted else "_nolegend_"
+    )  # so does a leading _
+    if line.muted:
+        style = Style(MUTED, "solid", style.mark)
     if line.kind in ("points", "cross"):
         mark, size = ("x", 8) if line.kind == "cross" else (MARKS[style.mark], 4)
         axes.plot(x, line.y, mark, color=style.colour, markersize=size, label=label)
@@ -121,7 +127,13 @@ def _draw(axes: Any, line: Line, x: np.ndarray | None, style: Style) -> None:
         spread = np.array([x - line.low, line.high - x])
         axes.errorbar(x, line.y, xerr=spread, fmt=MARKS[style.mark], color=style.colour, capsize=3, lw=2)
     else:
-        wide = {"lw": 0.7, "alpha": 0.4} if line.kind == "seed" else {"lw": 1.8}
+        wide = (
+            {"lw": 0.7, "alpha": 0.4}
+            if line.kind == "seed"
+            else {"lw": 1.0, "zorder": 1}
+            if line.muted
+            else {"lw": 1.8}
+        )
         mark = {"marker": MARKS[style.mark], "markersize": 4} if line.kind != "seed" and len(x) < 15 else {}
         axes.plot(x, line.y, color=style.colour, ls=DASHES[style.dash], label=label, **wide, **mark)
         if line.low is not None and line.high is not None:

@@ -176,5 +176,5 @@ def how_made(
     plain = [
         reduce(lambda text, old: text.replace(old, numbers[old]), numbers, " ".join(p.split())) for p in paragraphs
     ]
-    texts = [f"Made by: {shown(command)}", *plain, INTERVAL_RULE, f"{seconds} {INFINITY}".strip()]
-    return [*map(Text, texts), versions_table(runs)]
+    details = [*plain, INTERVAL_RULE, f"{seconds} {INFINITY}".strip()]
+    return [Text(f"Made by: {shown(command)}"), *(Text(text, detail=True) for text in details), versions_table(runs)]

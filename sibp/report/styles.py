@@ -17,7 +17,7 @@ DASHES = {  # plotly's name -> matplotlib's
     "longdashdot": (0, (9, 3, 2, 3)),
 }
 MARKS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "triangle-down": "v", "cross": "P"}
-GRID = "#e3e6ea"
+GRID, MUTED = "#e3e6ea", "#b9c0c8"
 
 
 @dataclass(frozen=True)

@@ -186,8 +186,7 @@ def _run_line(experiment: Experiment, results: Path) -> str:
 def _linked(place: str, results: Path) -> str:
     """An experiment's name, linked to what says most about it."""
     name = place.partition("/")[0]
-    pages = [page for page in ("report.md", "tuning.md") if (results / name / page).exists()]
-    return f"[{place}]({name}/{pages[0]})" if pages else place
+    return f"[{place}]({name}/report.md)" if (results / name / "report.md").exists() else place
 
 
 def _tables(findings: Sequence[Finding]) -> list[str]:

@@ -174,6 +174,25 @@ def test_a_point_names_method_setting_seed_step_and_value(folder):
         assert part in say["seed"]
 
 
+@pytest.mark.parametrize("form", ["PNG", "SVG"])
+def test_a_downloaded_picture_has_title_legend_and_units(folder, form):
+    script = f"""
+      press("axis", "training seconds"); await pause();
+      view.Plotly.downloadImage = async (figure, options) => {{
+        const made = await view.Plotly.toImage(figure, {{ ...options, format: "svg" }});
+        say.svg = decodeURIComponent(made.slice(made.indexOf(",") + 1)); say.options = options;
+      }};
+      curves()[0].querySelector('[data-title="Download as {form}"]').click();
+      for (let i = 0; i < 20 && !say.svg; i++) await pause();
+    """
+    say = ask(folder, script, 1280)
+    assert say["options"]["format"] == form.lower()
+    assert say["options"]["filename"] == "01-train-loss"
+    words = re.sub(r"<[^>]*>", " ", say["svg"])
+    for part in ("train loss", "training seconds", "sgd (lr=0.3)", "sibp cg:5 (lr=0.3 prox_weight=1)", "proxbp exact"):
+        assert part in words
+
+
 def test_tables_sort_filter_and_download(folder):
     script = """
       const box = page.querySelector('.table[data-name="settings"]'), heads = [...box.querySelectorAll("th")];

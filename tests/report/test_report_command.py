@@ -44,14 +44,15 @@ def table(folder: Path, name: str) -> list[dict[str, str]]:
 def test_every_format_is_written(written):
     html, text = (written / "report.html").read_text(), (written / "report.md").read_text()
     titles = ("Loss and accuracy", "Learning-rate robustness", "Is the comparison fair?", "layer by layer")
-    assert all(title in html and title in text for title in titles)
+    assert all(title in html for title in titles)
+    assert [title for title in titles if title not in text] == ["layer by layer"]  # folded on the page
     names = {path.name for path in written.glob("*.csv")}
     assert names >= {
         f"report-{n}.csv" for n in ("verdicts", "summary", "settings", "budget", "runs", "broken", "versions")
     }
     pictures = sorted(path.name for path in written.glob("*.png"))
     assert len(pictures) == len(plots(html)) == 9  # three dots with intervals, three curves, lr, two of the solver
-    assert all(f"]({name})" in text for name in pictures)
+    assert [name for name in pictures if f"]({name})" not in text] == pictures[-2:]  # the solver's, likewise
     assert all((written / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
 
 
@@ -352,13 +353,43 @@ def test_package_reads_no_pickle_and_yaml_only_safely():
     assert not re.search(r"\b(eval|exec)\(", source)
 
 
-def test_markdown_folds_tables_and_leaves_the_longest_to_the_page(study, written, tmp_path):
-    markdown = (written / "report.md").read_text()
-    assert "<details><summary>Pairwise verdicts" in markdown
-    assert markdown.count("<details>") == markdown.count("</details>") == 4  # verdicts, clock, settings, runs
-    for seed in range(101):
-        write_run(tmp_path / "runs" / str(seed), SGD, seed)
-    report(tmp_path / "runs", "--out", tmp_path / "report.html", "--format", "md")
-    markdown = (tmp_path / "report.md").read_text()
-    assert "101 runs, with their folders: `sibp report --format html,csv` shows them (101 rows)." in markdown
-    assert "### Loss and accuracy" not in markdown  # without pictures there is nothing below it
+def test_markdown_leaves_what_is_folded_to_the_page(study, written, tmp_path):
+    html, text = (written / "report.html").read_text(), (written / "report.md").read_text()
+    for title in ("Pairwise verdicts", "Every setting tried", "with their folders"):
+        assert title in html
+        assert title not in text
+    assert "<details>" not in text
+    assert "### The chosen setting of every method" in text
+    assert len(text.splitlines()) < 120
+    report(study, "--out", tmp_path / "report.html", "--format", "md")
+    assert "### Loss and accuracy" not in (tmp_path / "report.md").read_text()  # nothing is below it without pictures
+
+
+def test_medians_are_runs_for_tensorboard(study, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for _ in range(2):  # a second report replaces what the first one wrote
+        report(study, "--out", tmp_path / "report.html", "--format", "tensorboard")
+    files = list((tmp_path / "report-tensorboard").rglob("events.out.tfevents.*"))
+    by_name = {file.parent.name: file for file in files}
+    assert sorted(by_name) == [
+        "proxbp_exact_lr=0.3_prox_weight=3,_median",
+        "sgd_lr=0.3,_median",
+        "sibp_cg:5_lr=0.3_prox_weight=1,_median",
+    ]
+    assert len(files) == 3
+    events = EventAccumulator(str(by_name["sgd_lr=0.3,_median"].parent)).Reload()
+    steps = [(event.step, event.value) for event in events.Scalars("loss/train")]
+    loss = [2.3 + 0.02, 1.0, 0.3, 0.05 * 1.02]  # of seed 2, which is the median's
+    assert steps == [(step, pytest.approx(value)) for step, value in zip((0, 10, 20, 30), loss, strict=True)]
+    times = [event.step for event in events.Scalars("over_training_ms/loss/train")]
+    assert times == [0, 10, 20, 30]
+    assert {"loss/val", "accuracy/val"} <= set(events.Tags()["scalars"])
+
+
+def test_columns_of_numbers_are_flush_right(written):
+    lines = (written / "report.md").read_text().splitlines()
+    (head,) = (i for i, line in enumerate(lines) if line.startswith("| method | setting | seeds |"))
+    columns = dict(zip(lines[head].split(" | "), lines[head + 1].split(" | "), strict=True))
+    assert columns["final train loss"] == columns["ms per step"] == "---:"
+    assert columns["setting"] == "---"

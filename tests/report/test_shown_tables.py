@@ -46,10 +46,21 @@ def test_a_page_says_what_is_not_run_and_is_filled_once_it_is(shown, tmp_path):
     assert shown.filled(waiting) == waiting  # half of an experiment is none
     keep(tmp_path, "high", {"sgd": 0.70, "sibp": 0.60})
     page = shown.filled(waiting)
-    assert "| test acc | low | high |" in page
-    assert "| sgd | 0.802 [0.8, 0.804] | 0.702 [0.7, 0.704] |" in page
-    assert "| sibp cg:5 | 0.902 [0.9, 0.904] better | 0.602 [0.6, 0.604] worse |" in page
+    assert "| test acc, % | low | high |" in page
+    assert "| sgd | 80.20 [80.00, 80.40] | 70.20 [70.00, 70.40] |" in page
+    assert "| sibp cg:5 | 90.20 [90.00, 90.40] better | 60.20 [60.00, 60.40] worse |" in page
     assert shown.filled(page) == page
+
+
+def test_the_best_median_is_bold_and_numbers_are_flush_right(shown, tmp_path):
+    keep(tmp_path, "low", {"sgd": 0.80, "sibp": 0.90})
+    lines = shown.comparison(Evidence(tmp_path).problem("noise/low")).splitlines()
+    assert lines[0].startswith("| method | setting | test accuracy, % | training loss |")
+    assert lines[1] == "| --- | --- | ---: | ---: | --- | --- | ---: |"
+    (sgd,) = (line for line in lines if line.startswith("| sgd |"))
+    (sibp,) = (line for line in lines if line.startswith("| sibp cg:5 |"))
+    assert "| **90.20** [90.00, 90.40] |" in sibp
+    assert "| 80.20 [80.00, 80.40] |" in sgd
 
 
 def test_a_picture_that_is_not_drawn_yet_is_no_dead_link(shown, tmp_path):

@@ -1,0 +1,65 @@
+"""Medians over seeds for TensorBoard: a run for every method at its chosen setting, beside the runs of the seeds."""
+
+# pyright: reportAttributeAccessIssue=false
+# The classes of protocol buffers are made at import, where pyright does not see them.
+
+import math
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from sibp.report.blocks import Document, Figure, Line
+from sibp.report.curves import SECONDS, STEPS
+
+TAGS = {"train loss": "loss/train", "val loss": "loss/val", "val acc": "accuracy/val"}
+"""Title of a curve -> the tag of the same curve in a run's own event file."""
+
+
+def write_medians(document: Document, folder: Path) -> Path:
+    """Write an event file for every method of every problem.
+
+    Args:
+        document: the report.
+        folder: where the runs go; what event files their folders hold is replaced.
+
+    Returns:
+        The folder.
+    """
+    found: dict[str, list[tuple[str, Line]]] = {}
+    for part, block in document.blocks():
+        if isinstance(block, Figure) and block.curves and block.title in TAGS:
+            for line in (line for line in block.lines if line.kind == "median"):
+                name = f"{part.title}/{line.label} {line.detail}, median"
+                found.setdefault(re.sub(r"[^\w.,=:/-]+", "_", name), []).append((TAGS[block.title], line))
+    for name, lines in found.items():
+        _write(folder / name, lines)
+    return folder
+
+
+def _write(place: Path, lines: list[tuple[str, Line]]) -> None:
+    place.mkdir(parents=True, exist_ok=True)
+    for old in place.glob("events.out.tfevents.*"):
+        old.unlink()
+    started = time.time()
+    with (place / f"events.out.tfevents.{time.time_ns()}").open("wb") as file:
+        records = RecordWriter(file)
+        records.write(Event(wall_time=started, file_version="brain.Event:2").SerializeToString())
+        for tag, line in lines:
+            for name, step, seconds, value in _points(tag, line):
+                summary = Summary(value=[Summary.Value(tag=name, simple_value=value)])
+                records.write(Event(wall_time=started + seconds, step=step, summary=summary).SerializeToString())
+        records.flush()
+
+
+def _points(tag: str, line: Line) -> Iterator[tuple[str, int, float, float]]:
+    """Tag, step, training seconds and value, against steps and against training milliseconds."""
+    assert STEPS not in line.also
+    for step, seconds, value in zip(line.x, line.also[SECONDS], line.y, strict=True):
+        if math.isfinite(value) and math.isfinite(seconds):
+            yield tag, int(step), seconds, float(value)
+            yield f"over_training_ms/{tag}", round(1000 * seconds), seconds, float(value)
