@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import sibp.optim
-from sibp.experiment.settings import call_builder
+from sibp.experiment.settings import call_builder, check_own_schedule
 from sibp.optim import SIBP, Preconditioned, ProxBP, muon
 from sibp.optim.base import TappedOptimizer
 from sibp.optim.checks import check_settings, refuse_float16, whole
@@ -177,4 +177,5 @@ def build_optimizer(config: dict[str, Any], model: nn.Module) -> torch.optim.Opt
     Raises:
         UserError: unknown optimizer or setting, or a value that it refuses.
     """
+    check_own_schedule(config)
     return call_builder("optimizer", OPTIMIZERS, {k: v for k, v in config.items() if k not in OF_SCHEDULE}, model)

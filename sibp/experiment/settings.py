@@ -105,7 +105,7 @@ class Settings:
         for key, known in (("schedule", SHAPES), ("decays", DECAYS)):
             if getattr(self, key) not in known:
                 raise UserError(f"{key}={getattr(self, key)} is not known; choose one of: {', '.join(known)}.")
-        self._check_own_schedule()
+        check_own_schedule(self.optimizer)
         if self.role not in (None, *ROLES):
             raise UserError(f"role={self.role} is not known; choose one of: {', '.join(ROLES)}, null.")
         if self.decays != "lr" and self.schedule == "constant" and self.warmup_steps == 0:
@@ -124,17 +124,6 @@ class Settings:
         if self.histograms and not self.tensorboard:
             raise UserError("histograms=true has no effect without tensorboard=true: give both or neither.")
 
-    def _check_own_schedule(self) -> None:
-        """A schedule of the optimizer's own: its shape, and the share of the run over which the step size rises."""
-        shape = checked("optimizer.schedule", self.optimizer.get("schedule"), str | None)
-        warmup = checked("optimizer.warmup", self.optimizer.get("warmup"), float | None)
-        if shape not in (None, *SHAPES):
-            raise UserError(f"optimizer.schedule={shape} is not known; choose one of: {', '.join(SHAPES)}, null.")
-        if warmup is not None and shape is None:
-            raise UserError(f"optimizer.warmup={warmup} has no effect without optimizer.schedule=...: give both.")
-        if warmup is not None and not 0 <= warmup < 1:
-            raise UserError(f"optimizer.warmup={warmup} is not a share of the run: give 0 or more, less than 1.")
-
     def total_steps(self, steps_per_epoch: int) -> int:
         """The number of steps of the whole run.
 
@@ -150,6 +139,25 @@ class Settings:
         if self.max_steps is not None:
             limits.append(self.max_steps)
         return min(limits)
+
+
+def check_own_schedule(optimizer: Mapping[str, Any]) -> None:
+    """Check the schedule of an optimizer's own: its shape, and the share of the run over which the step size rises.
+
+    Args:
+        optimizer: the group, with ``schedule`` and ``warmup`` or without.
+
+    Raises:
+        UserError: one of them makes no sense.
+    """
+    shape = checked("optimizer.schedule", optimizer.get("schedule"), str | None)
+    warmup = checked("optimizer.warmup", optimizer.get("warmup"), float | None)
+    if shape not in (None, *SHAPES):
+        raise UserError(f"optimizer.schedule={shape} is not known; choose one of: {', '.join(SHAPES)}, null.")
+    if warmup is not None and shape is None:
+        raise UserError(f"optimizer.warmup={warmup} has no effect without optimizer.schedule=...: give both.")
+    if warmup is not None and not 0 <= warmup < 1:
+        raise UserError(f"optimizer.warmup={warmup} is not a share of the run: give 0 or more, less than 1.")
 
 
 def refuse_unknown(prefix: str, given: Mapping[str, Any], known: list[str]) -> None:
