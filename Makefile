@@ -63,7 +63,8 @@ clean:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[examples]"
 	@touch $@
 
-.venv-oldest/.stamp: pyproject.toml setup.py constraints-oldest.txt
+.venv-oldest/.stamp: pyproject.toml setup.py constraints-oldest.txt $(wildcard sibp/prox/kernels/*.[ch])
+	@python3.11 -c "" || { echo "The oldest versions are those for Python 3.11: install it as python3.11."; exit 1; }
 	python3.11 -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e ".[dev]"
 	@touch $@

@@ -31,14 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line.
 
     Args:
-        argv: its words, without the program's name; None for those the process was started with.
+        argv: its arguments, without the program's name; None for those the process was started with.
 
     Returns:
         The exit code: that of the command; 0 for help and version, 2 for a command that does not exist.
     """
-    command, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    command, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in COMMANDS:
-        return importlib.import_module(COMMANDS[command]).main(words)
+        return importlib.import_module(COMMANDS[command]).main(arguments)
     if command in ("-h", "--help", "help"):
         print(HELP)
         return 0

@@ -48,21 +48,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line.
 
     Args:
-        argv: its words, without the program's name; None for those the process was started with.
+        argv: its arguments, without the program's name; None for those the process was started with.
 
     Returns:
         The exit code: 0 completed, 1 failed, 2 wrong input, 3 diverged, 4 busy, 130 interrupted.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
     with forgiving_output():
         try:
             with ends_quietly():
-                args = _parsed(words)
+                args = _parsed(arguments)
                 if args.help:
                     print(_help(args))
                     return 0
                 if args.hydra_help or args.cfg or args.info or args.shell_completion:
-                    return _look([*(word for word in words if word not in args.overrides), *args.overrides])
+                    return _look([*(each for each in arguments if each not in args.overrides), *args.overrides])
                 jobs, launcher = _planned(args)
                 if args.status:
                     print("\n".join(status_table([state_of(job) for job in jobs])))
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return WRONG_INPUT
 
 
-def _parsed(words: list[str]) -> Any:
+def _parsed(arguments: list[str]) -> Any:
     # Private: Hydra's own options, to which one of ours is added.
     from hydra._internal.utils import get_args_parser
 
@@ -82,7 +82,7 @@ def _parsed(words: list[str]) -> Any:
     (version,) = (each for each in parser._actions if isinstance(each, argparse._VersionAction))
     version.version = f"sibp {sibp.__version__}"
     parser.add_argument("--status", action="store_true", help="Show where the runs of a command stand; train none")
-    args = parser.parse_intermixed_args(words)  # words may stand before and after flags
+    args = parser.parse_intermixed_args(arguments)  # overrides may stand before and after flags
     if args.experimental_rerun is not None:
         raise UserError("--experimental-rerun would open a pickle, which can run code: give the settings instead.")
     if args.config_path is not None:
@@ -93,8 +93,8 @@ def _parsed(words: list[str]) -> Any:
 def _planned(args: Any) -> tuple[list[dict[str, Any]], Any]:
     """The configs of the runs, and Hydra's config of the launcher; None where they are trained in this process."""
     from sibp.experiment.compose import hydra_config, plan, with_folder
+    from sibp.experiment.overrides import refuse
     from sibp.experiment.settings import Settings
-    from sibp.experiment.words import refuse
 
     refuse(args.overrides)
     overrides = with_folder(args.overrides, args.config_dir)
@@ -179,21 +179,21 @@ def _help(args: Any) -> str:
     from sibp.experiment.reference import GROUPS, in_text, options
 
     places = folders(with_folder(args.overrides, args.config_dir))
-    chosen = dict(word.split("=", 1) for word in args.overrides if word.split("=")[0] in GROUPS)
+    chosen = dict(each.split("=", 1) for each in args.overrides if each.split("=")[0] in GROUPS)
     groups = "\n".join(f"  {group}: {', '.join(options(places, group))}" for group in (*GROUPS, "experiment"))
     settings = in_text(places, {"dataset": "digits", "model": "mlp", "optimizer": "sibp"} | chosen)
     return HELP.format(groups=groups, settings=settings)
 
 
-def _look(words: list[str]) -> int:
+def _look(arguments: list[str]) -> int:
     """Have Hydra show its own help or a config."""
     import hydra
 
     from sibp.experiment.compose import CONFIGS
-    from sibp.experiment.words import readable
+    from sibp.experiment.overrides import readable
 
     try:
-        with _command_line(readable(words)):
+        with _command_line(readable(arguments)):
             hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(lambda config: None)()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
@@ -209,17 +209,17 @@ def _exit_code(sweep: bool, outcomes: Sequence[Outcome]) -> int:
 
 def _tally(jobs: int, outcomes: Sequence[Outcome]) -> str:
     count = Counter(outcome.status for outcome in outcomes)
-    words = [f"{count[status]} {status}" for status in ("completed", "diverged", "failed", "skipped")]
-    words += [f"{count[status]} {status}" for status in ("busy", "interrupted") if count[status]]
+    parts = [f"{count[status]} {status}" for status in ("completed", "diverged", "failed", "skipped")]
+    parts += [f"{count[status]} {status}" for status in ("busy", "interrupted") if count[status]]
     if jobs > len(outcomes):
-        words.append(f"{jobs - len(outcomes)} not ended")
-    return f"{jobs} runs: {', '.join(words)}"
+        parts.append(f"{jobs - len(outcomes)} not ended")
+    return f"{jobs} runs: {', '.join(parts)}"
 
 
 @contextmanager
-def _command_line(words: list[str]) -> Iterator[None]:
-    """Hydra reads its words from sys.argv."""
-    before, sys.argv = sys.argv, [sys.argv[0], *words]
+def _command_line(arguments: list[str]) -> Iterator[None]:
+    """Hydra reads its arguments from sys.argv."""
+    before, sys.argv = sys.argv, [sys.argv[0], *arguments]
     try:
         yield
     finally:

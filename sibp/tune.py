@@ -25,8 +25,8 @@ are tried (the same number for all), the rule by which one is chosen, and the se
 settings beyond the edge at which the best one lies; then finer ones around the best. Trials never look at test data.
 The chosen settings are run with the final seeds, test data included.
 
-Other words are those of sibp train, for all runs alike: data_root=DIR, threads=1, device=cpu, run_root=DIR (default:
-runs/tuning/SWEEP), and hydra/launcher=sibp_joblib to train several runs at once.
+Other overrides are those of sibp train, for all runs alike: data_root=DIR, threads=1, device=cpu, run_root=DIR
+(default: runs/tuning/SWEEP), and hydra/launcher=sibp_joblib to train several runs at once.
 
 RUN_ROOT/trials and RUN_ROOT/final hold the run folders, RUN_ROOT/tuning.json and tuning.md all that was tried and
 chosen. The same command goes on with what is unfinished, skips what is complete and retries what failed.
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line.
 
     Args:
-        argv: its words, without the program's name; None for those the process was started with.
+        argv: its arguments, without the program's name; None for those the process was started with.
 
     Returns:
         The exit code, as the help says.
@@ -63,11 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return WRONG_INPUT
 
 
-def _planned(words: list[str]) -> tuple["Sweep", Any, argparse.Namespace]:
+def _planned(arguments: list[str]) -> tuple["Sweep", Any, argparse.Namespace]:
     """The sweep, Hydra's config of the launcher (None: runs are trained in this process), and the flags."""
     from sibp.experiment.compose import hydra_config, with_folder
     from sibp.experiment.launch import check_launcher, is_elsewhere
-    from sibp.experiment.words import refuse
+    from sibp.experiment.overrides import refuse
     from sibp.tuning.sweep import names, read_sweep, try_out
 
     parser = argparse.ArgumentParser(
@@ -76,12 +76,12 @@ def _planned(words: list[str]) -> tuple["Sweep", Any, argparse.Namespace]:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("words", metavar="key=value", nargs="*", help="sweep=NAME, and settings as for sibp train")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="sweep=NAME, and settings as for sibp train")
     parser.add_argument("--config-dir", metavar="DIR", help="a folder with configs of yours, beside sibp's own")
     parser.add_argument("--dry", action="store_true", help="list the runs and estimate their time; train none")
-    args = parser.parse_intermixed_args(words)  # words may stand before and after --dry
-    sweeps = [word.removeprefix("sweep=") for word in args.words if word.startswith("sweep=")]
-    own = [word for word in args.words if not word.startswith("sweep=")]
+    args = parser.parse_intermixed_args(arguments)  # overrides may stand before and after --dry
+    sweeps = [each.removeprefix("sweep=") for each in args.overrides if each.startswith("sweep=")]
+    own = [each for each in args.overrides if not each.startswith("sweep=")]
     refuse(own)
     own = with_folder(own, args.config_dir)
     if len(sweeps) != 1:
@@ -146,9 +146,9 @@ def _tell(job: "Job", outcome: Outcome, progress: "Progress") -> None:
 
 def _tally(outcomes: Sequence[Outcome]) -> str:
     count = Counter(outcome.status for outcome in outcomes)
-    words = [f"{count[status]} {status}" for status in ("completed", "diverged", "failed", "skipped")]
-    words += [f"{count[status]} {status}" for status in ("busy", "interrupted") if count[status]]
-    return f"{len(outcomes)} runs: {', '.join(words)}"
+    parts = [f"{count[status]} {status}" for status in ("completed", "diverged", "failed", "skipped")]
+    parts += [f"{count[status]} {status}" for status in ("busy", "interrupted") if count[status]]
+    return f"{len(outcomes)} runs: {', '.join(parts)}"
 
 
 def _exit_code(study: "Study") -> int:

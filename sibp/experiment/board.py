@@ -1,7 +1,7 @@
 """TensorBoard's copy of a run; metrics.jsonl stays the source of truth.
 
 Everything of a run goes into one event file in one folder, so TensorBoard shows it as one run, named after its
-folder. The file is written anew from metrics.jsonl whenever a run goes on, so a curve never turns back on itself;
+folder. The file is rewritten from metrics.jsonl whenever a run goes on, so a curve never turns back on itself;
 the files of before are left empty.
 
 An event's time is the start of the run plus its training seconds: TensorBoard's horizontal axis "relative" shows
@@ -95,16 +95,16 @@ class Board:
         self._add(summaries.text(SAMPLE, shown), row["step"], row["seconds"])
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Log how the run ended: its final figures, and its line in the table of hyper-parameters.
+        """Log how the run ended: its final metrics, and its row in the table of hyper-parameters.
 
         Args:
             summary: that of summary.json.
         """
-        figures = {**summary, **summary.get("final", {})}
+        metrics = {**summary, **summary.get("final", {})}
         step, seconds = summary["steps"], summary.get("final", {}).get("seconds", 0.0)
         for key in FINAL:
-            if figures.get(key) is not None:
-                self._scalar(f"final/{key}", figures[key], step, seconds)
+            if metrics.get(key) is not None:
+                self._scalar(f"final/{key}", metrics[key], step, seconds)
         ending = f"{summary['status']}: {summary['reason']}" if summary["reason"] else summary["status"]
         self._add(summaries.text("ending", ending), step, seconds)
         self._add(session_end(summary["status"]), step, seconds)

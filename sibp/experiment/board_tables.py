@@ -37,7 +37,7 @@ def curves(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> Iterator
     for quantity, key in QUANTITIES.items():
         for part in PARTS:
             value = row[f"{part}_{key}"]
-            if value is not None:  # as a figure that is not finite reads in metrics.jsonl
+            if value is not None:  # as a value that is not finite reads in metrics.jsonl
                 yield f"{quantity}/{part}", step, value
                 yield f"{OVER_TIME}{quantity}/{part}", milliseconds, value
                 if "tokens" in row:

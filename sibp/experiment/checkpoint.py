@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sibp.runs.errors import UserError
-from sibp.runs.folder import ANEW, RunFolder, write_atomic
+from sibp.runs.folder import AGAIN, RunFolder, write_atomic
 
 
 def save_checkpoint(folder: RunFolder, state: dict[str, Any]) -> None:
@@ -47,12 +47,12 @@ def load_checkpoint(folder: RunFolder) -> dict[str, Any] | None:
         state = _read_archive(folder.checkpoint)
         length, digest = state["metrics_bytes"], state.get("metrics_sha256")
     except Exception as error:  # a damaged archive fails in many ways
-        raise UserError(f"{folder.checkpoint} is damaged ({type(error).__name__}): {ANEW}") from error
+        raise UserError(f"{folder.checkpoint} is damaged ({type(error).__name__}): {AGAIN}") from error
     rows = folder.metrics.read_bytes()[:length] if folder.metrics.exists() else b""
     if len(rows) < length:
-        raise UserError(f"{folder.metrics} has lost lines that its checkpoint counts on: {ANEW}")
+        raise UserError(f"{folder.metrics} has lost lines that its checkpoint counts on: {AGAIN}")
     if digest not in (None, hashlib.sha256(rows).hexdigest()):  # None: written before there were digests
-        raise UserError(f"{folder.metrics} is damaged (its lines are not those of its checkpoint): {ANEW}")
+        raise UserError(f"{folder.metrics} is damaged (its lines are not those of its checkpoint): {AGAIN}")
     if folder.metrics.exists() and folder.metrics.stat().st_size > length:
         os.truncate(folder.metrics, length)
     return state

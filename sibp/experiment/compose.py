@@ -1,4 +1,4 @@
-"""From a command line's words to resolved configs, or to one sentence that says what is wrong with them.
+"""From a command line's overrides to resolved configs, or to one sentence that says what is wrong with them.
 
 Only commands (:mod:`sibp.train`, :mod:`sibp.tune` and scripts) use this: it knows of Hydra, the rest does not.
 """
@@ -20,9 +20,9 @@ from hydra.errors import ConfigCompositionException, MissingConfigException, Ove
 from omegaconf import DictConfig, OmegaConf
 
 import sibp
+from sibp.experiment.overrides import GROUPS, LAUNCHER, SEARCH_PATH, cut, readable, refuse, unknown_key, unknown_option
 from sibp.experiment.plugins import load_plugins
 from sibp.experiment.settings import Settings, refuse_unknown
-from sibp.experiment.words import GROUPS, LAUNCHER, SEARCH_PATH, cut, readable, refuse, unknown_key, unknown_option
 from sibp.runs.errors import UserError
 
 PACKAGE = Path(sibp.__file__).resolve().parent
@@ -34,14 +34,14 @@ def compose(overrides: Sequence[str], config_name: str = "config") -> dict[str, 
     """Compose one run's config.
 
     Args:
-        overrides: ``key=value`` words, as on the command line.
+        overrides: ``key=value``, as on the command line.
         config_name: the primary config in ``configs/``.
 
     Returns:
         The resolved settings as plain mappings.
 
     Raises:
-        UserError: the words do not make a config.
+        UserError: the overrides do not make a config.
     """
     (config,) = plan(overrides, sweep=False, config_name=config_name)
     return config
@@ -51,7 +51,7 @@ def plan(overrides: Sequence[str], sweep: bool, config_name: str = "config") -> 
     """Compose the config of every run that a command asks for, in the order in which they will run.
 
     Args:
-        overrides: ``key=value`` words; in a sweep a value may be a list separated by commas.
+        overrides: ``key=value``; in a sweep a value may be a list separated by commas.
         sweep: whether commas mean several runs.
         config_name: the primary config in ``configs/``.
 
@@ -59,7 +59,7 @@ def plan(overrides: Sequence[str], sweep: bool, config_name: str = "config") -> 
         One resolved config a run.
 
     Raises:
-        UserError: a word or a config is wrong; names the key, what exists, the fix, and in a sweep the job.
+        UserError: a override or a config is wrong; names the key, what exists, the fix, and in a sweep the job.
     """
     refuse(overrides, trusted=True)
     overrides = readable(overrides)
@@ -74,7 +74,7 @@ def plan(overrides: Sequence[str], sweep: bool, config_name: str = "config") -> 
                 wrong.append((job, error))
     if wrong:
         job, error = wrong[0]
-        own = [word for word in job if any(word not in other for other in jobs)]
+        own = [override for override in job if any(override not in other for other in jobs)]
         where = f" This is so for {len(wrong)} of {len(jobs)} jobs, such as {' '.join(own)}." if configs else ""
         raise UserError(f"{error}{where}") from error
     return configs
@@ -84,35 +84,35 @@ def hydra_config(overrides: Sequence[str], config_name: str = "config") -> DictC
     """Compose the node that says how Hydra is to launch a sweep's jobs.
 
     Args:
-        overrides: the sweep's words; those that are not about Hydra are left out.
+        overrides: the sweep's overrides; those that are not about Hydra are left out.
         config_name: the primary config in ``configs/``.
 
     Returns:
         A config with ``hydra``.
 
     Raises:
-        UserError: the words do not make a config.
+        UserError: the overrides do not make a config.
     """
     with _configs(config_name):
         return _base(overrides, config_name)
 
 
 def with_folder(overrides: Sequence[str], folder: str | None) -> list[str]:
-    """The words of a command, with one more that has Hydra look for configs in a user's folder, too.
+    """The overrides of a command, with one more that has Hydra look for configs in a user's folder, too.
 
     Args:
         overrides: as typed.
         folder: whose sub-folders are groups, such as ``optimizer``; None: there is none.
 
     Returns:
-        The words for :func:`plan`, :func:`compose` and :func:`hydra_config`.
+        The overrides for :func:`plan`, :func:`compose` and :func:`hydra_config`.
 
     Raises:
         UserError: there is no such folder, or a file in it would be hidden by one of ours.
     """
-    for word in overrides:
-        if word.lstrip("+").startswith(SEARCH_PATH):
-            raise UserError(f"{word} is not possible: name the folder of your configs by --config-dir=DIR.")
+    for override in overrides:
+        if override.lstrip("+").startswith(SEARCH_PATH):
+            raise UserError(f"{override} is not possible: name the folder of your configs by --config-dir=DIR.")
     if folder is None:
         return list(overrides)
     place = Path(folder).resolve()
@@ -130,13 +130,13 @@ def folders(overrides: Sequence[str]) -> list[Path]:
     """The folders in which configs are looked for.
 
     Args:
-        overrides: the command's words.
+        overrides: those of the command.
 
     Returns:
-        The project's own, then those of the word made by :func:`with_folder`.
+        The project's own, then those of the override made by :func:`with_folder`.
     """
-    own = [word for word in overrides if word.startswith(f"{SEARCH_PATH}=")]
-    given = [word.value() for word in OverridesParser.create().parse_overrides(own)]
+    own = [override for override in overrides if override.startswith(f"{SEARCH_PATH}=")]
+    given = [override.value() for override in OverridesParser.create().parse_overrides(own)]
     places = [str(place) for value in given if isinstance(value, list) for place in value]
     return [CONFIGS, *(Path(place.removeprefix("file://")) for place in places)]
 
@@ -154,7 +154,7 @@ def _configs(config_name: str) -> Iterator[None]:
 
 
 def _base(overrides: Sequence[str], config_name: str) -> DictConfig:
-    about_hydra = [word for word in overrides if word.lstrip("+").startswith("hydra")]
+    about_hydra = [override for override in overrides if override.lstrip("+").startswith("hydra")]
     try:
         return hydra_compose(config_name, about_hydra, return_hydra_config=True)
     except Exception as error:  # Hydra, OmegaConf, antlr and YAML each have exceptions of their own
@@ -162,7 +162,7 @@ def _base(overrides: Sequence[str], config_name: str) -> DictConfig:
 
 
 def _split(overrides: Sequence[str], config_name: str) -> list[list[str]]:
-    """The words of each job of a sweep, as Hydra's basic sweeper will make them."""
+    """The overrides of each job of a sweep, as Hydra's basic sweeper will make them."""
     base = _base(overrides, config_name)
     own = [f"{key}={value}" for key, value in (base.hydra.sweeper.params or {}).items()]
     try:
@@ -188,7 +188,7 @@ def _compose(overrides: Sequence[str], config_name: str) -> dict[str, Any]:
 
 
 def _sentence(error: Exception, overrides: Sequence[str], config_name: str) -> str:
-    """What Hydra found wrong, in terms of the words that were typed."""
+    """What Hydra found wrong, in terms of the overrides that were typed."""
     if isinstance(error, MissingConfigException) and "hydra/launcher/" in str(error):
         return 'This launcher is not installed: pip install -e ".[sweep]", or choose hydra/launcher=basic.'
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
@@ -206,8 +206,10 @@ def _sentence(error: Exception, overrides: Sequence[str], config_name: str) -> s
         return f"{text.split(chr(39))[1]} gives several values: add -m to train one run for each."
     key = getattr(error.__cause__, "full_key", None)
     if isinstance(error, ConfigCompositionException) and key:
-        groups = [word for word in overrides if word.lstrip("+").split("=")[0] in (*GROUPS, SEARCH_PATH, LAUNCHER)]
-        with suppress(Exception):  # these words alone may be wrong, too
+        groups = [
+            override for override in overrides if override.lstrip("+").split("=")[0] in (*GROUPS, SEARCH_PATH, LAUNCHER)
+        ]
+        with suppress(Exception):  # these overrides alone may be wrong, too
             of_hydra = key.startswith("hydra.")
             config = hydra_compose(config_name, groups, return_hydra_config=of_hydra)
             known = OmegaConf.to_container(config, resolve=False)
@@ -216,15 +218,15 @@ def _sentence(error: Exception, overrides: Sequence[str], config_name: str) -> s
 
 
 def _culprit(overrides: Sequence[str], config_name: str) -> str:
-    """The first word that cannot be read by itself, or without which the others make a config; else all of them."""
-    for word in overrides:
+    """The first override that cannot be read by itself, or without which the others make a config; else all of them."""
+    for override in overrides:
         try:
-            OverridesParser.create().parse_override(word)
+            OverridesParser.create().parse_override(override)
         except Exception:
-            return cut(word)
-    for i, word in enumerate(overrides):
+            return cut(override)
+    for i, override in enumerate(overrides):
         with suppress(Exception):
             others = [*overrides[:i], *overrides[i + 1 :]]
             OmegaConf.to_container(hydra_compose(config_name, others), resolve=True)
-            return cut(word)
+            return cut(override)
     return cut(" ".join(overrides))

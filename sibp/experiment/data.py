@@ -165,7 +165,7 @@ def _digits_file() -> Path:
     folders = spec.submodule_search_locations if spec else None
     path = Path(next(iter(folders or ["sklearn"]))) / "datasets" / "data" / "digits.csv.gz"
     if not path.is_file():
-        raise UserError(f"The digits are not there: {path} comes with scikit-learn; install scikit-learn anew.")
+        raise UserError(f"The digits are not there: {path} comes with scikit-learn; reinstall scikit-learn.")
     return path
 
 

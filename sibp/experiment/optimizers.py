@@ -36,7 +36,7 @@ def adam(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Opt
 def nesterov(model: nn.Module, *, lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
     """Torch's stochastic gradient descent with Nesterov momentum: a method with a name of its own in comparisons.
 
-    Without momentum, which a sweep may come to, it is plain SGD; torch would refuse the two words together.
+    Without momentum, which a sweep may come to, it is plain SGD; torch would refuse the two together.
     """
     return sgd(model, lr=lr, momentum=momentum, nesterov=momentum > 0, weight_decay=weight_decay)
 
@@ -84,7 +84,7 @@ OUTERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adagrad": adagrad,
     "muon": muon.build,
 }
-"""What a direction can be fed to, by the word for it in configs."""
+"""What a direction can be fed to, by its name in configs."""
 
 
 def fed(direction: Callable[[nn.Module, float, float, str], TappedOptimizer]) -> Callable[..., torch.optim.Optimizer]:

@@ -1,7 +1,7 @@
 """Modules of other people's, which register optimizers, models, data sets and activations beside ours.
 
 A command names them, ``plugins=[my_module]``, or an installed package does, by an entry point of the group
-``sibp.plugins``. Importing a module runs its code, so only settings that were composed from a command's words and
+``sibp.plugins``. Importing a module runs its code, so only settings that were composed from a command's overrides and
 config folders get here; what reads run folders (reports, tables) never does.
 """
 

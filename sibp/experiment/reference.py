@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sibp.experiment.words import unknown_option
+from sibp.experiment.overrides import unknown_option
 from sibp.runs.errors import UserError
 
 LINE = re.compile(r"(?P<key>\w+): (?P<default>.*?)(?:\s+# \[(?P<unit>[^]]*)] ?(?P<meaning>.*))?$")
@@ -139,8 +139,8 @@ def _lines(prefix: str, settings: list[Setting]) -> Iterator[str]:
     width = max(len(f"{prefix}{setting.key}={setting.default}") for setting in settings) + 4
     for setting in settings:
         unit = "" if setting.unit in ("", "-") else f"[{setting.unit}] "
-        word = f"  {prefix}{setting.key}={setting.default}".ljust(width)
-        yield textwrap.fill(word + unit + setting.meaning, WIDTH, subsequent_indent=" " * width, break_on_hyphens=False)
+        line = f"  {prefix}{setting.key}={setting.default}".ljust(width)
+        yield textwrap.fill(line + unit + setting.meaning, WIDTH, subsequent_indent=" " * width, break_on_hyphens=False)
 
 
 def _read(text: str) -> Iterator[Setting]:

@@ -22,7 +22,7 @@ from sibp.experiment.plugins import load_plugins
 from sibp.experiment.settings import Settings, known_builder
 from sibp.experiment.startup import import_no_compiler
 from sibp.runs.errors import UserError
-from sibp.runs.folder import ANEW, FINISHED, BusyError, RunFolder
+from sibp.runs.folder import AGAIN, FINISHED, BusyError, RunFolder
 from sibp.runs.identity import NOT_IN_NAME, run_name
 from sibp.runs.outcome import Outcome
 from sibp.runs.values import canonical
@@ -31,7 +31,7 @@ from sibp.runs.values import canonical
 def run(config: Mapping[str, Any]) -> Outcome:
     """Train what a config describes, or go on with it, or leave it be if it is finished.
 
-    A run that cannot start for something that only the user can put right leaves no folder.
+    A run that cannot start for something that only the user can fix leaves no folder.
 
     Args:
         config: resolved settings, as plain mappings.
@@ -82,7 +82,7 @@ def is_done(settings: Settings, folder: RunFolder) -> bool:
         folder: its folder.
 
     Returns:
-        False where it is to be trained anew, or test figures are to be added.
+        False where it is to be trained again, or test metrics are to be added.
     """
     summary = folder.summary() or {}
     if settings.force or summary.get("status") not in FINISHED:
@@ -146,23 +146,23 @@ def _try_out(config: Mapping[str, Any], elsewhere: bool, data_sets: dict[str, Da
 def _kept(folder: RunFolder) -> Outcome:
     summary = folder.summary() or {}
     status = "skipped" if summary["status"] == "completed" else summary["status"]
-    return Outcome(status, f"{summary['status']} before; force=true trains it anew", folder, kept=True)
+    return Outcome(status, f"{summary['status']} before; force=true trains it again", folder, kept=True)
 
 
 def _add_test(prepared: "_Prepared") -> Outcome:
-    """Add test figures to a run that was completed without; it needs no training for that."""
+    """Add test metrics to a run that was completed without; it needs no training for that."""
     folder, trainer = prepared.folder, prepared.trainer
     if not folder.checkpoint.exists():
-        raise UserError(f"{folder.path} has no checkpoint to compute test figures from: {ANEW}")
+        raise UserError(f"{folder.path} has no checkpoint to compute test metrics from: {AGAIN}")
     trainer.restore()
-    summary = {**(folder.summary() or {}), **_test_figures(trainer)}
+    summary = {**(folder.summary() or {}), **_test_metrics(trainer)}
     folder.write_config()
     trainer.finish(summary)
     folder.write_summary(summary)
     return Outcome("completed", _in_short(summary), folder)
 
 
-def _test_figures(trainer: Trainer) -> dict[str, float | None]:
+def _test_metrics(trainer: Trainer) -> dict[str, float | None]:
     loss, accuracy = trainer.evaluate(trainer.data.test)
     return {"test_loss": loss, "test_acc": accuracy}
 
@@ -183,7 +183,7 @@ def _run_locked(prepared: "_Prepared", started: str) -> Outcome:
         ending = {"diverged_step": error.step, "diverged_loss": str(error.loss)}
     summary = {"status": status, "reason": reason, **ending, **_results(trainer), **prepared.facts, "started": started}
     if status == "completed" and trainer.settings.evaluate_test:
-        summary |= _test_figures(trainer)
+        summary |= _test_metrics(trainer)
     trainer.finish(summary)
     folder.write_summary(summary)
     return Outcome(status, reason or _in_short(summary), folder)
@@ -206,7 +206,7 @@ def _failed(folder: RunFolder, started: str, error: Exception) -> Outcome:
 def _unwritten(error: OSError, folder: RunFolder) -> str:
     return (
         f"{error.filename or folder.path} cannot be read or written ({error.strerror or error}): all up to the last "
-        "checkpoint is kept, and the same command goes on from there once this is put right."
+        "checkpoint is kept, and the same command goes on from there once this is fixed."
     )
 
 
@@ -272,7 +272,7 @@ def _digest(model: nn.Module) -> str:
 
 
 def _results(trainer: Trainer) -> dict[str, Any]:
-    """The figures of the rows logged: first, last, best, and when the target was met (null: never)."""
+    """The metrics of the rows logged: first, last, best, and when the target was met (null: never)."""
     rows, target = trainer.rows, trainer.settings.target_val_acc
     if not rows:
         return {"steps": trainer.step}

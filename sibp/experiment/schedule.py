@@ -1,4 +1,4 @@
-"""The step size over a run: the same rule for every optimizer, and a pure function of the step.
+"""The learning rate over a run: the same rule for every optimizer, and a pure function of the step.
 
 So a run that goes on needs no state of it, and whatever the optimizer's own checkpoint says is set right again.
 """
@@ -37,14 +37,14 @@ def factor(shape: str, step: int, total: int, warmup: int) -> float:
 
 
 class Schedule:
-    """Sets an optimizer's step size before every step.
+    """Sets an optimizer's learning rate before every step.
 
-    ``decays="lr"`` multiplies the step size by the factor. ``decays="prox_weight"`` divides the proximal weight by it
-    instead and leaves the step size: where steps are small, a weight moves by about lr / prox_weight times its
+    ``decays="lr"`` multiplies the learning rate by the factor. ``decays="prox_weight"`` divides the proximal weight by
+    it and leaves the learning rate: where steps are small, a weight moves by about lr / prox_weight times its
     gradient, so both slow the weights alike, but the targets of the neurons stay as far away as they were.
 
     Args:
-        optimizer: with its initial step size and proximal weight, a number for each group.
+        optimizer: with its initial learning rate and proximal weight, a number for each group.
         shape: one of ``settings.SHAPES``.
         decays: one of ``settings.DECAYS``.
         total: steps of the whole run.
@@ -75,7 +75,7 @@ class Schedule:
         return cls(optimizer, own["schedule"], "lr", total, round(own.get("warmup", 0.0) * total))
 
     def set(self, step: int) -> None:
-        """Set the step size of one step.
+        """Set the learning rate of one step.
 
         Args:
             step: counted from 0 over the whole run.

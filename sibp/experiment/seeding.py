@@ -30,7 +30,7 @@ class BatchOrder:
         count: training images.
         batch_size: images in a batch.
         seed: the run's seed.
-        replacement: draw every batch from all training images anew, an image possibly twice; an epoch is then as
+        replacement: draw every batch from all training images, an image possibly twice; an epoch is then as
             many steps as otherwise.
     """
 

@@ -174,7 +174,7 @@ def refuse_unknown(prefix: str, given: Mapping[str, Any], known: list[str]) -> N
     for key in given:
         if key not in known:
             names = ", ".join(prefix + name for name in sorted(known))
-            none = f"this {prefix[:-1]} has none, whether a word or the experiment gives it."
+            none = f"this {prefix[:-1]} has none, whether an override or the experiment gives it."
             here = f"the settings here are: {names}." if known else none
             raise UserError(f"There is no setting {prefix}{key}; {here}")
 
@@ -214,20 +214,22 @@ def checked(key: str, value: Any, hint: Any) -> Any:
                 raise UserError(f"{key}={shown(value)} is not possible: it has a NUL byte in it.")
             return value
     hint_of_path = f" (a folder of that name: {key}=./{value})" if key.endswith("_root") and value is not None else ""
-    raise UserError(f"{key}={shown(value)} is not possible: give {' or '.join(map(_in_words, options))}{hint_of_path}.")
+    raise UserError(
+        f"{key}={shown(value)} is not possible: give {' or '.join(map(_described, options))}{hint_of_path}."
+    )
 
 
-def _in_words(hint: Any) -> str:
-    words = {
+def _described(hint: Any) -> str:
+    descriptions = {
         int: "a whole number",
         float: "a number",
         bool: "true or false",
-        str: "a word",
+        str: "a string",
         types.NoneType: "null",
         list[int]: "a list of whole numbers such as [500]",
-        list[str]: "a list of words such as [my_module]",
+        list[str]: "a list of strings such as [my_module]",
     }
-    return words.get(hint, "a group of settings")
+    return descriptions.get(hint, "a group of settings")
 
 
 def call_builder(kind: str, table: Mapping[str, Callable[..., Any]], choice: Mapping[str, Any], *args: Any) -> Any:

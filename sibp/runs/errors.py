@@ -2,4 +2,4 @@
 
 
 class UserError(Exception):
-    """Something only the user can put right; its message is one sentence that says how."""
+    """Something only the user can fix; its message is one sentence that says how."""

@@ -20,7 +20,7 @@ from sibp.runs.yaml_file import yaml_text
 
 FINISHED = ("completed", "diverged")
 WHOLE = {"steps": int, "final": dict, "seconds": dict}  # without these, half a summary is left of a completed run
-ANEW = "force=true trains the run anew, and deletes what is there."
+AGAIN = "force=true trains the run again, and deletes what is there."
 
 
 class BusyError(Exception):
@@ -140,7 +140,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Delete what an earlier attempt left, but for config and lock."""
-        # In this order whoever is killed on the way leaves the old run, or one that starts anew; never a damaged one.
+        # In this order whoever is killed on the way leaves the old run, or one that starts again; never a damaged one.
         self.forget_end()
         for path in (self.checkpoint, self.metrics):
             path.unlink(missing_ok=True)
@@ -162,7 +162,7 @@ class RunFolder:
             for i, row in enumerate(rows):
                 checked_row(row, rows[i - 1] if i else None)
         except (ValueError, RecursionError, BrokenError) as error:
-            raise UserError(f"{self.metrics} is damaged ({first_line(error)}): {ANEW}") from error
+            raise UserError(f"{self.metrics} is damaged ({first_line(error)}): {AGAIN}") from error
         return rows
 
     def append_row(self, row: Mapping[str, Any]) -> None:
@@ -189,7 +189,7 @@ def _take(lock: IO[str]) -> bool:
 
 
 def _place(config: Mapping[str, Any]) -> Path:
-    """The run's folder; one that an earlier version named with other words before the digest is kept."""
+    """The run's folder; one that an earlier version named otherwise before the digest is kept."""
     root, name = Path(str(config["run_root"])), run_name(config)
     with suppress(OSError, ValueError):  # a folder that cannot be: check_place says so
         if not (root / name).exists():

@@ -22,7 +22,7 @@ NOT_IN_NAME = (
     "tensorboard",
     "histograms",
     "checkpoint_every",
-    "evaluate_test",  # a run without test figures is the same training; asked for later, they are added
+    "evaluate_test",  # a run without test metrics is the same training; asked for later, they are added
     "role",
 )
 # Settings that came after the first kept runs: a run without one was made with this value, and runs that have it at
@@ -145,14 +145,14 @@ def method_name(optimizer: Mapping[str, Any]) -> str:
         optimizer: the settings of its group.
 
     Returns:
-        What it is called, and its options that are words, the solver first: ``sibp cg:5``.
+        What it is called, and its options that are strings, the solver first: ``sibp cg:5``.
     """
-    words = {key: value for key, value in essential(optimizer).items() if isinstance(value, str) and key != "name"}
+    options = {key: value for key, value in essential(optimizer).items() if isinstance(value, str) and key != "name"}
     name = known_as(optimizer)
     if name != optimizer.get("name"):
-        del words["outer"]  # the name says it
-    ordered = sorted(words, key=lambda key: (key != "solver", key))
-    return shown(" ".join([name, *(words[key] for key in ordered)]))
+        del options["outer"]  # the name says it
+    ordered = sorted(options, key=lambda key: (key != "solver", key))
+    return shown(" ".join([name, *(options[key] for key in ordered)]))
 
 
 def setting_name(optimizer: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from sibp.runs.folder import RunFolder
 class Outcome:
     """How a run ended: completed, diverged, failed, skipped, busy or interrupted, and a sentence about it.
 
-    ``wrong_input`` says that a run failed for something that only the user can put right; ``kept`` that it had ended
+    ``wrong_input`` says that a run failed for something that only the user can fix; ``kept`` that it had ended
     before, and nothing was done.
     """
 

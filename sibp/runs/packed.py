@@ -122,7 +122,7 @@ def joined(shared: dict[str, Any], rest: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         shared: nested mappings.
-        rest: likewise; it has the last word.
+        rest: likewise; it wins.
 
     Returns:
         Both in one.
@@ -201,13 +201,13 @@ def rows_of(run: Run) -> list[dict[str, Any]]:
         run: such as :func:`read_packed` gives.
 
     Returns:
-        One mapping a logged step: `COLUMNS`, and ``solver`` where the solver's figures are known.
+        One mapping a logged step: `COLUMNS`, and ``solver`` where the solver's values are known.
     """
     values = [run.columns[name].tolist() for name in COLUMNS]
     rows: list[dict[str, Any]] = [dict(zip(COLUMNS, row, strict=True)) for row in zip(*values, strict=True)]
     for layer, stats in run.solver.items():
-        for name, (steps, figures) in stats.items():
-            found = dict(zip(steps.tolist(), figures.tolist(), strict=True))
+        for name, (steps, values) in stats.items():
+            found = dict(zip(steps.tolist(), values.tolist(), strict=True))
             for row in rows:
                 if row["step"] in found:
                     row.setdefault("solver", {}).setdefault(layer, {})[name] = found[row["step"]]

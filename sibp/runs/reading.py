@@ -35,7 +35,7 @@ class Run:
         status: completed, diverged, failed or unfinished.
         columns: ``step``, ``seconds`` and ``METRICS``, one entry a logged row; NaN where not finite.
         solver: layer -> statistic -> (steps, values).
-        notes: what was put right on reading.
+        notes: what was repaired on reading.
     """
 
     path: Path
@@ -95,7 +95,7 @@ def run_of(
         config: checked by :func:`checked_config`.
         summary: checked by :func:`checked_summary`, or empty.
         rows: each checked by :func:`checked_row`.
-        notes: what was put right on reading.
+        notes: what was repaired on reading.
 
     Returns:
         The run.
@@ -245,7 +245,7 @@ def checked_row(row: Any, before: Mapping[str, Any] | None) -> dict[str, Any]:
         Step, seconds, metrics (NaN where not finite) and the solver's statistics.
 
     Raises:
-        BrokenError: a figure is missing or impossible.
+        BrokenError: a value is missing or impossible.
     """
     if not isinstance(row, dict):
         raise BrokenError(f"is {shown(row)}, not an object")
@@ -305,9 +305,9 @@ def _solver(rows: list[dict[str, Any]]) -> dict[str, dict[str, tuple[np.ndarray,
     for row in rows:
         for layer, stats in row["solver"].items():
             for name, value in stats.items() if isinstance(stats, dict) else ():
-                figure = number_or_nan(value)
-                if not math.isnan(figure):
-                    found[layer][name].append((row["step"], figure))
+                result = number_or_nan(value)
+                if not math.isnan(result):
+                    found[layer][name].append((row["step"], result))
     return {layer: {name: _arrays(points) for name, points in stats.items()} for layer, stats in found.items()}
 
 

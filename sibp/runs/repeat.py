@@ -27,21 +27,21 @@ def command(config: Mapping[str, Any], seeds: Sequence[int]) -> str | None:
     Returns:
         One line for a shell; None if the settings are not among those that ``sibp train`` knows by itself.
     """
-    words = words_of(config)
-    if words is None:
+    overrides = overrides_of(config)
+    if overrides is None:
         return None
     sweep = ["-m"] if len(seeds) > 1 else []
-    return shlex.join(["sibp", "train", *sweep, *words, f"seed={','.join(map(str, seeds))}"])
+    return shlex.join(["sibp", "train", *sweep, *overrides, f"seed={','.join(map(str, seeds))}"])
 
 
-def words_of(config: Mapping[str, Any]) -> list[str] | None:
-    """The words by which ``sibp train`` makes a config, without seed.
+def overrides_of(config: Mapping[str, Any]) -> list[str] | None:
+    """The overrides by which ``sibp train`` makes a config, without seed.
 
     Args:
         config: the resolved settings of a run.
 
     Returns:
-        ``group=option`` and ``key=value`` words, no more than needed; None as in :func:`command`.
+        ``group=option`` and ``key=value``, no more than needed; None as in :func:`command`.
     """
     if CONFIGS is None:
         return None
@@ -49,13 +49,13 @@ def words_of(config: Mapping[str, Any]) -> list[str] | None:
     later = LATER_OF_MODEL.get(str(model.get("name")), {}) if isinstance(model, dict) else {}
     config = {**LATER, **config, **({"model": {**later, **model}} if isinstance(model, dict) else {})}
     base = {key: value for key, value in _file("config").items() if key not in ("defaults", "hydra")}
-    words = []
+    overrides = []
     for group in GROUPS:
         settings = config.get(group)
         option = _option(group, settings) if isinstance(settings, dict) else None
         if option is None:
             return None
-        words.append(f"{group}={option}")
+        overrides.append(f"{group}={option}")
         base[group] = _file(f"{group}/{option}")
     given, known = dict(_leaves(config)), dict(_leaves(base))
     changed = {key: value for key, value in given.items() if key.partition(".")[0] not in NOT_SAID}
@@ -64,7 +64,7 @@ def words_of(config: Mapping[str, Any]) -> list[str] | None:
     changed = {key: _text(value) for key, value in changed.items() if value != known[key]}
     if None in changed.values():
         return None
-    return [*words, *(f"{key}={text}" for key, text in changed.items())]
+    return [*overrides, *(f"{key}={text}" for key, text in changed.items())]
 
 
 def _option(group: str, settings: Mapping[str, Any]) -> str | None:

@@ -122,7 +122,7 @@ def status_table(states: Sequence[State]) -> list[str]:
 
 
 def progress_of(state: State) -> str:
-    """How far a run has come, in words.
+    """How far a run has come, as text.
 
     Args:
         state: of the run.

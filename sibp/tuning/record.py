@@ -1,4 +1,4 @@
-"""A study on disk: ``tuning.json``, and ``tuning.md`` for people; made anew from the run folders by every command."""
+"""A study on disk: ``tuning.json``, and ``tuning.md`` for people; rewritten from the run folders by every command."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -9,8 +9,8 @@ from typing import Any
 from sibp.runs.folder import finite, write_atomic
 from sibp.tuning.study import MethodRecord, RunRecord, Study, TrialRecord, shown
 
-FIGURES = ("val_acc", "val_loss", "train_loss", "test_acc", "test_loss")
-TRIED = FIGURES[:3]  # what a trial has, which never looks at test data
+METRICS = ("val_acc", "val_loss", "train_loss", "test_acc", "test_loss")
+TRIED = METRICS[:3]  # what a trial has, which never looks at test data
 
 
 def save(study: Study) -> None:
@@ -74,7 +74,7 @@ def _run(run: RunRecord, root: Path) -> dict[str, Any]:
         "seed": run.seed,
         "status": run.status,
         **({"reason": run.reason} if run.reason else {}),
-        **run.figures,
+        **run.metrics,
         "seconds": run.seconds,
         "folder": run.folder.path.relative_to(root).as_posix(),
     }
@@ -128,9 +128,9 @@ def _markdown(record: dict[str, Any]) -> str:
         "",
         *(f"- **{warning}**" for warning in record["warnings"]),
         *([""] if record["warnings"] else []),
-        *_table(["method", "trials", "chosen", "final runs", *FIGURES, "train s"], map(_overview, record["methods"])),
+        *_table(["method", "trials", "chosen", "final runs", *METRICS, "train s"], map(_overview, record["methods"])),
         "",
-        "Figures are medians over the final runs.",
+        "Values are medians over the final runs.",
     ]
     for method in record["methods"]:
         rows = [_trial_row(trial, method["chosen"]) for trial in method["trials"]]
@@ -147,14 +147,14 @@ def _overview(method: dict[str, Any]) -> list[str]:
         str(len(method["trials"])),
         shown(chosen) if chosen else "-",
         ended,
-        *_medians(good, FIGURES),
+        *_medians(good, METRICS),
     ]
 
 
 def _trial_row(trial: dict[str, Any], chosen: dict[str, float] | None) -> list[str]:
     status = ", ".join(sorted({run["status"] for run in trial["runs"]}))
-    words = f"**{shown(trial['setting'])}**" if trial["setting"] == chosen else shown(trial["setting"])
-    return [words, trial["why"], status, *_medians([run for run in trial["runs"] if "val_loss" in run], TRIED)]
+    text = f"**{shown(trial['setting'])}**" if trial["setting"] == chosen else shown(trial["setting"])
+    return [text, trial["why"], status, *_medians([run for run in trial["runs"] if "val_loss" in run], TRIED)]
 
 
 def _medians(runs: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[str]:

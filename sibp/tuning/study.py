@@ -1,4 +1,4 @@
-"""A sweep under way: round after round of trials, then the chosen settings over fresh seeds."""
+"""A sweep under way: batch after batch of trials, then the chosen settings over fresh seeds."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from sibp.runs.folder import ANEW, RunFolder
+from sibp.runs.folder import AGAIN, RunFolder
 from sibp.runs.outcome import Outcome
 from sibp.runs.packed import rows_of
 from sibp.runs.reading import read_run
@@ -14,7 +14,7 @@ from sibp.runs.values import BrokenError, number_or_nan
 from sibp.tuning.grid import WORST, Score, Trial, best, edges, next_trials
 from sibp.tuning.sweep import Method, Sweep
 
-Figures = dict[str, float]
+Metrics = dict[str, float]
 LOGGED = ("val_acc", "val_loss", "train_loss")
 ENDED = ("completed", "skipped", "diverged", "failed")
 
@@ -29,13 +29,13 @@ class Job:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """How one run ended: completed, diverged, failed, busy, interrupted, or not ended; figures where it has some."""
+    """How one run ended: completed, diverged, failed, busy, interrupted, or not ended; metrics where it has some."""
 
     seed: int
     folder: RunFolder
     status: str
     reason: str | None
-    figures: Figures
+    metrics: Metrics
     seconds: float
 
 
@@ -142,7 +142,7 @@ class Study:
             self.interrupted = True
         return {outcome.folder.path.name: outcome for outcome in outcomes}
 
-    def _row(self, rows: list[Figures]) -> Figures:
+    def _row(self, rows: list[Metrics]) -> Metrics:
         """The row of a trial that counts."""
         return _last(rows) if self.sweep.at == "last" else min(rows, key=lambda row: _score(row, self.sweep.criterion))
 
@@ -153,7 +153,7 @@ class Study:
 
 
 def shown(setting: dict[str, float]) -> str:
-    """A setting in words.
+    """A setting as text.
 
     Args:
         setting: name -> value.
@@ -176,19 +176,19 @@ def score_of(runs: Sequence[RunRecord], criterion: str) -> Score | None:
     """
     if any(run.status not in ENDED for run in runs):
         return None
-    scores = [_score(run.figures, criterion) if run.figures else WORST for run in runs]
+    scores = [_score(run.metrics, criterion) if run.metrics else WORST for run in runs]
     first, second = (median(values) for values in zip(*scores, strict=True))
     return first, second
 
 
-def _score(figures: Figures, criterion: str) -> Score:
-    accuracy, loss = -figures.get("val_acc", 0.0), figures["val_loss"]
+def _score(metrics: Metrics, criterion: str) -> Score:
+    accuracy, loss = -metrics.get("val_acc", 0.0), metrics["val_loss"]
     if criterion == "train_loss":
-        return figures.get("train_loss", math.inf), loss
+        return metrics.get("train_loss", math.inf), loss
     return (accuracy, loss) if criterion == "val_acc" else (loss, accuracy)
 
 
-def _last(rows: list[Figures]) -> Figures:
+def _last(rows: list[Metrics]) -> Metrics:
     return rows[-1]
 
 
@@ -196,7 +196,7 @@ def _scores(record: MethodRecord) -> dict[tuple[float, ...], Score]:
     return {each.trial.point: each.score for each in record.trials if each.score is not None}
 
 
-def _read(job: Job, ended: dict[str, Outcome], pick: Callable[[list[Figures]], Figures]) -> RunRecord:
+def _read(job: Job, ended: dict[str, Outcome], pick: Callable[[list[Metrics]], Metrics]) -> RunRecord:
     folder = RunFolder(job.config)
     outcome = ended.get(folder.path.name)
     seed = job.config["seed"]
@@ -210,15 +210,15 @@ def _read(job: Job, ended: dict[str, Outcome], pick: Callable[[list[Figures]], F
         return RunRecord(seed, folder, outcome.status, outcome.message, {}, seconds)
     try:
         rows = [_numbers(row, *LOGGED) for row in rows_of(read_run(folder.path))]
-        figures = pick(rows) | _numbers(summary, *(key for key in ("test_acc", "test_loss") if key in summary))
+        metrics = pick(rows) | _numbers(summary, *(key for key in ("test_acc", "test_loss") if key in summary))
     except (BrokenError, IndexError) as error:
         return RunRecord(
-            seed, folder, "failed", f"its files cannot be read ({str(error) or 'no rows'}): {ANEW}", {}, seconds
+            seed, folder, "failed", f"its files cannot be read ({str(error) or 'no rows'}): {AGAIN}", {}, seconds
         )
-    return RunRecord(seed, folder, "completed", None, figures, seconds)
+    return RunRecord(seed, folder, "completed", None, metrics, seconds)
 
 
-def _numbers(row: dict[str, Any], *keys: str) -> Figures:
-    """Some of a row's figures; a loss that was no finite number is infinite, an accuracy that is none is left out."""
+def _numbers(row: dict[str, Any], *keys: str) -> Metrics:
+    """Some of a row's metrics; a loss that was no finite number is infinite, an accuracy that is none is left out."""
     known = {key: number_or_nan(row.get(key)) for key in keys}
     return {k: math.inf if math.isnan(v) else v for k, v in known.items() if k.endswith("loss") or not math.isnan(v)}

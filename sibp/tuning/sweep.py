@@ -20,7 +20,7 @@ from sibp.runs.yaml_file import YamlError, parse_yaml
 from sibp.tuning.grid import Axis, Point, setting
 
 CRITERIA, MOMENTS = ("val_acc", "val_loss", "train_loss"), ("last", "best")
-DECIDED = ("seed", "evaluate_test", "role", "optimizer")  # elsewhere in the file, not by a word
+DECIDED = ("seed", "evaluate_test", "role", "optimizer")  # elsewhere in the file, not by an override
 
 
 @dataclass(frozen=True)
@@ -111,46 +111,46 @@ class _File:
     final_looks: int = 1
 
 
-def names(words: Sequence[str] = ()) -> list[str]:
+def names(overrides: Sequence[str] = ()) -> list[str]:
     """The sweeps there are.
 
     Args:
-        words: of the command; one of them may name a folder of the user's, where a folder ``sweep`` may be.
+        overrides: of the command; one of them may name a folder of the user's, where a folder ``sweep`` may be.
 
     Returns:
         The names of the files in ``configs/sweep`` and there.
     """
-    return sorted(_files(words))
+    return sorted(_files(overrides))
 
 
-def _files(words: Sequence[str]) -> dict[str, Path]:
-    return {path.stem: path for folder in compose.folders(words) for path in (folder / "sweep").glob("*.yaml")}
+def _files(overrides: Sequence[str]) -> dict[str, Path]:
+    return {path.stem: path for folder in compose.folders(overrides) for path in (folder / "sweep").glob("*.yaml")}
 
 
-def read_sweep(name: str, words: Sequence[str]) -> Sweep:
+def read_sweep(name: str, overrides: Sequence[str]) -> Sweep:
     """Read and check a sweep file, and compose the configs of its methods.
 
     Args:
         name: of the file in ``configs/sweep``.
-        words: ``key=value``, as for sibp.train; they win over the file's own.
+        overrides: ``key=value``, as for sibp.train; they win over the file's own.
 
     Returns:
         The sweep.
 
     Raises:
-        UserError: the file, or a word, is wrong; says where, and how to put it right.
+        UserError: the file, or an override, is wrong; says where, and how to put it right.
     """
-    if name not in (known := names(words)):
+    if name not in (known := names(overrides)):
         raise UserError(f"There is no sweep {name!r}{_near(name, known)} Choose one of: {', '.join(known)}.")
-    _refuse_decided(words)
-    content = _content(_files(words)[name])
+    _refuse_decided(overrides)
+    content = _content(_files(overrides)[name])
     where = f"In sweep {name}: "
     try:
-        file = _File(**_checked_keys(_on_top_of_another(content, _files(words))))
+        file = _File(**_checked_keys(_on_top_of_another(content, _files(overrides))))
         _check(file)
         _refuse_decided(file.shared)
         # A choice is made by all validation images, whatever an experiment takes for its curves.
-        shared = [f"run_root=runs/tuning/{name}", "eval_val_limit=null", *file.shared, *words]
+        shared = [f"run_root=runs/tuning/{name}", "eval_val_limit=null", *file.shared, *overrides]
         methods = tuple(_method(str(each), node, shared) for each, node in file.methods.items())
         _check_methods(methods, file.trials)
         if file.criterion == "val_acc" and objective_of(methods[0].config["model"]).right is None:
@@ -196,8 +196,8 @@ def _checked_keys(content: Any) -> dict[str, Any]:
             raise UserError(f"{key} is missing: add it; the keys are {', '.join(fields)}.")
     for key, value in content.items():
         if fields[key].type == list[str]:
-            if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
-                raise UserError(f"{key}={value} is not possible: give a list of key=value words.")
+            if not isinstance(value, list) or not all(isinstance(override, str) for override in value):
+                raise UserError(f"{key}={value} is not possible: give a list of key=value overrides.")
         else:
             checked(key, value, fields[key].type)
     return content
@@ -218,24 +218,28 @@ def _check(file: _File) -> None:
         raise UserError("methods is empty: add one or more.")
 
 
-def _refuse_decided(words: Sequence[str]) -> None:
-    for word in words:
-        key = word.partition("=")[0].lstrip("+~")
+def _refuse_decided(overrides: Sequence[str]) -> None:
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+~")
         if key.partition(".")[0] in DECIDED:
             raise UserError(
-                f"{word} is not possible: methods, tuning_seeds and final_seeds of the sweep file decide it."
+                f"{override} is not possible: methods, tuning_seeds and final_seeds of the sweep file decide it."
             )
 
 
-def _method(name: str, node: Any, words: Sequence[str]) -> Method:
-    node = _mapping(f"methods.{name}", node, ["words", "grid"])
-    own = node.get("words")
-    if not isinstance(own, list) or not all(isinstance(word, str) for word in own):
-        raise UserError(f"methods.{name}.words is no list of words: such as [optimizer=sibp, 'optimizer.solver=cg:3'].")
-    for word in own:
-        if not word.startswith("optimizer"):
-            raise UserError(f"methods.{name}.words: {word} is no choice of an optimizer; put it under shared, for all.")
-    config = compose.compose([*words, *own])
+def _method(name: str, node: Any, overrides: Sequence[str]) -> Method:
+    node = _mapping(f"methods.{name}", node, ["overrides", "grid"])
+    own = node.get("overrides")
+    if not isinstance(own, list) or not all(isinstance(override, str) for override in own):
+        raise UserError(
+            f"methods.{name}.overrides is no list of overrides: such as [optimizer=sibp, 'optimizer.solver=cg:3']."
+        )
+    for override in own:
+        if not override.startswith("optimizer"):
+            raise UserError(
+                f"methods.{name}.overrides: {override} is no choice of an optimizer; put it under shared, for all."
+            )
+    config = compose.compose([*overrides, *own])
     known = [key for key, value in config["optimizer"].items() if type(value) in (int, float)]
     grid = _mapping(f"methods.{name}.grid", node.get("grid"), known)
     if not grid:
@@ -297,13 +301,13 @@ def _check_methods(methods: Sequence[Method], trials: int) -> None:
         raise UserError(f"trials={trials} is less than the {size} settings of the initial grid: give more.")
     seen: dict[tuple[str, ...], str] = {}
     for method in methods:
-        words = tuple(sorted(f"{k}={v}" for k, v in method.config["optimizer"].items() if isinstance(v, str)))
-        if words in seen:
+        options = tuple(sorted(f"{k}={v}" for k, v in method.config["optimizer"].items() if isinstance(v, str)))
+        if options in seen:
             raise UserError(
-                f"methods {seen[words]} and {method.name} are both {', '.join(words)}, and the report would take them "
-                "for one: give one of them, with a grid that covers both."
+                f"methods {seen[options]} and {method.name} are both {', '.join(options)}, and the report would take "
+                "them for one: give one of them, with a grid that covers both."
             )
-        seen[words] = method.name
+        seen[options] = method.name
 
 
 def _mapping(where: str, node: Any, known: Collection[str] | None = None) -> dict[str, Any]:
@@ -317,6 +321,6 @@ def _mapping(where: str, node: Any, known: Collection[str] | None = None) -> dic
     return dict(node)
 
 
-def _near(word: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
+def _near(name: str, known: Collection[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]}?" if close else "."

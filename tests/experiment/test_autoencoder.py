@@ -93,7 +93,7 @@ tuning_seeds: [100]
 final_seeds: [0]
 methods:
   sgd:
-    words: [optimizer=sgd]
+    overrides: [optimizer=sgd]
     grid: {lr: [0.00001, 0.01]}
 """
     (folder / "tiny.yaml").write_text(sweep)

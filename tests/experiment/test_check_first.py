@@ -82,7 +82,7 @@ SINGLE = {
     f"run_root={'a' * 300}": "cannot be made (/: File name too long)",
     f"run_root={'a/' * 3000}": "cannot be made (/: File name too long)",
     "run_root=choice(a,b)": "run_root=choice(a,b) gives several values: add -m",
-    "optimizer=null": "optimizer=null is not possible: give a name, or leave the word out.",
+    "optimizer=null": "optimizer=null is not possible: give a name, or leave it out.",
     "seed=${nope}": "seed=${nope} makes no config: Interpolation key 'nope' not found",
     "optimizer.solver=cg:3": "There is no setting optimizer.solver. The settings here are: optimizer.name",
     "optimizer.momentun=0": "There is no setting optimizer.momentun; did you mean optimizer.momentum?",
@@ -98,7 +98,8 @@ def test_one_run_that_cannot_be_leaves_no_folder(word, capsys):
 
 def test_a_setting_of_another_model_in_an_experiment_is_one_sentence(capsys):
     error = refused(["experiment=digits_quick", "model=lenet"], capsys)
-    assert "There is no setting model.hidden; this model has none, whether a word or the experiment gives it." in error
+    sentence = "There is no setting model.hidden; this model has none, whether an override or the experiment gives it."
+    assert sentence in error
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
@@ -195,6 +196,6 @@ def test_tuning_tries_its_methods_out_with_the_sweeps_own_data(word, capsys):
     assert list(Path().iterdir()) == []
 
 
-def test_words_of_tuning_may_stand_before_and_after_its_flag(capsys):
+def test_overrides_of_tuning_may_stand_before_and_after_its_flag(capsys):
     assert tune(["sweep=digits_quick", "--dry", "threads=1", "run_root=k"]) == 0
     assert not Path("k").exists()

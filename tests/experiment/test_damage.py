@@ -48,7 +48,7 @@ def refused(folder: RunFolder, damaged: Path) -> None:
     assert outcome.wrong_input
     assert len(outcome.message.splitlines()) == 1
     assert outcome.message.startswith(f"{damaged} ")
-    assert "force=true trains the run anew" in outcome.message
+    assert "force=true trains the run again" in outcome.message
     assert (damaged.read_bytes(), folder.checkpoint.read_bytes(), folder.metrics.read_bytes()) == before
 
 

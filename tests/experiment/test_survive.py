@@ -86,7 +86,7 @@ def test_streams_are_put_back():
 PLACES = {
     "loading a checkpoint": ("sibp.experiment.loop.load_checkpoint", {}),
     "building the trainer": ("sibp.experiment.runner.build_model", {}),
-    "test figures": ("sibp.experiment.runner._test_figures", {}),
+    "test metrics": ("sibp.experiment.runner._test_metrics", {}),
     "the results": ("sibp.experiment.runner._results", {}),
     "the last of the board": ("sibp.experiment.loop.Trainer.finish", {}),
 }
@@ -122,14 +122,14 @@ def test_an_exception_of_one_job_never_ends_the_sweep(place, tmp_path, monkeypat
     assert len(failed) == 1
 
 
-def test_adding_test_figures_that_fails_leaves_the_result(make_config, monkeypatch):
+def test_adding_test_metrics_that_fails_leaves_the_result(make_config, monkeypatch):
     folder = run(make_config(evaluate_test=False)).folder
     before = folder.summary()
 
     def fail(*_):
         raise RuntimeError("no test data today")
 
-    monkeypatch.setattr("sibp.experiment.runner._test_figures", fail)
+    monkeypatch.setattr("sibp.experiment.runner._test_metrics", fail)
     outcome = run(make_config(evaluate_test=True))
     assert (outcome.status, outcome.message) == ("failed", "RuntimeError: no test data today")
     assert folder.summary() == before
@@ -222,7 +222,7 @@ def test_a_finished_run_with_damaged_rows_is_skipped_and_not_taken_for_evidence(
     assert run(config).status == "skipped"
     outcome = run({**config, "evaluate_test": True})
     assert outcome.status == "failed"
-    assert "force=true trains the run anew" in outcome.message
+    assert "force=true trains the run again" in outcome.message
     assert folder.metrics.read_text() == ROWS[content]
 
 

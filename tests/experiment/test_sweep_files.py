@@ -25,7 +25,7 @@ def read(content: dict[str, Any], *words: str) -> Sweep:
 
 def test_a_file_that_is_like_another_changes_what_it_names_alone():
     """One method more, one less, one with another grid, and another number of trials; all the rest as there."""
-    adam = {"words": ["optimizer=adam"], "grid": {"lr": [0.001, 0.002, 0.003, 0.01]}}
+    adam = {"overrides": ["optimizer=adam"], "grid": {"lr": [0.001, 0.002, 0.003, 0.01]}}
     sgd = {"grid": {"lr": [0.1, 0.2], "momentum": [0.1, 0.9]}}
     changed = read({"like": "digits_quick", "trials": 5, "methods": {"proxbp": None, "sgd": sgd, "adam": adam}})
     base = read_sweep("digits_quick", [])
@@ -48,7 +48,7 @@ def test_final_runs_are_looked_at_more_often_and_are_the_same_otherwise():
 def test_one_entry_enters_a_method_for_all_problems_of_the_arena():
     path = compose.CONFIGS / "sweep" / "arena.yaml"
     arena = yaml.safe_load(path.read_text())
-    arena["methods"]["new"] = {"words": ["optimizer=sibp", "optimizer.solver=cg:7"], "grid": _nine()}
+    arena["methods"]["new"] = {"overrides": ["optimizer=sibp", "optimizer.solver=cg:7"], "grid": _nine()}
     path.write_text(yaml.safe_dump(arena))
     for name in ("arena", "arena_convnet", "arena_autoencoder"):
         assert "new" in [method.name for method in read_sweep(name, []).methods]

@@ -38,9 +38,9 @@ TINY: dict[str, Any] = {
     "tuning_seeds": [100],
     "final_seeds": [0, 1],
     "methods": {
-        "sgd": {"words": ["optimizer=sgd"], "grid": {"lr": [0.01, 0.1], "momentum": [0.0, 0.9]}},
+        "sgd": {"overrides": ["optimizer=sgd"], "grid": {"lr": [0.01, 0.1], "momentum": [0.0, 0.9]}},
         "sibp": {
-            "words": ["optimizer=sibp", "optimizer.solver=cg:2"],
+            "overrides": ["optimizer=sibp", "optimizer.solver=cg:2"],
             "grid": {"prox_weight": [1.0, 10.0], "lr": [0.3, 1.0]},
         },
     },
@@ -90,7 +90,7 @@ def changed(**changes: Any) -> dict[str, Any]:
 
 
 def with_sgd(**grid: Any) -> dict[str, Any]:
-    return changed(methods={**TINY["methods"], "sgd": {"words": ["optimizer=sgd"], "grid": grid}})
+    return changed(methods={**TINY["methods"], "sgd": {"overrides": ["optimizer=sgd"], "grid": grid}})
 
 
 def record(root: Path = ROOT) -> dict[str, Any]:
@@ -328,7 +328,7 @@ FILES: dict[str, tuple[Any, str]] = {
     "no YAML": ("a: [", "configs/sweep/tiny.yaml cannot be read"),
     "type": (changed(trials="many"), "trials=many is not possible: give a whole number."),
     "words": (changed(shared=["epochs"]), "epochs cannot be read: write key=value"),
-    "shared": (changed(shared="epochs=1"), "shared=epochs=1 is not possible: give a list of key=value words."),
+    "shared": (changed(shared="epochs=1"), "shared=epochs=1 is not possible: give a list of key=value overrides."),
     "shared seed": (changed(shared=["seed=1"]), "seed=1 is not possible: methods, tuning_seeds and final_seeds"),
     "criterion": (
         changed(criterion="test_acc"),
@@ -348,14 +348,14 @@ FILES: dict[str, tuple[Any, str]] = {
     "axis": (with_sgd(lr=[0.1, 0.2], momentun=[0, 0.9]), "has no key momentun; did you mean momentum?"),
     "values": (with_sgd(lr=[0.1, 0.2], momentum=[0.9, 1.0]), "[0.9, 1.0] is not possible: give numbers from 0"),
     "no list": (with_sgd(lr=0.1, momentum=[0, 0.9]), "methods.sgd.grid.lr=0.1 is not possible: give a list of numbers"),
-    "method key": (changed(methods={"a": {"word": []}}), "methods.a has no key word; did you mean words?"),
+    "method key": (changed(methods={"a": {"override": []}}), "methods.a has no key override; did you mean overrides?"),
     "problem": (
-        changed(methods={"a": {"words": ["batch_size=5"], "grid": {"lr": [1, 2]}}}),
-        "methods.a.words: batch_size=5 is no choice of an optimizer",
+        changed(methods={"a": {"overrides": ["batch_size=5"], "grid": {"lr": [1, 2]}}}),
+        "methods.a.overrides: batch_size=5 is no choice of an optimizer",
     ),
-    "optimizer": (changed(methods={"a": {"words": ["optimizer=sgdd"]}}), "There is no optimizer 'sgdd'"),
+    "optimizer": (changed(methods={"a": {"overrides": ["optimizer=sgdd"]}}), "There is no optimizer 'sgdd'"),
     "solver": (
-        changed(methods={"a": {"words": ["optimizer=sibp", "optimizer.solver=magic"], "grid": {"lr": [1, 2]}}}),
+        changed(methods={"a": {"overrides": ["optimizer=sibp", "optimizer.solver=magic"], "grid": {"lr": [1, 2]}}}),
         "methods.a: optimizer=sibp cannot be built",
     ),
     "same method": (
@@ -389,7 +389,7 @@ WORDS = {
 
 
 @pytest.mark.parametrize("words", WORDS)
-def test_words_that_cannot_be_are_one_sentence(words, capsys):
+def test_overrides_that_cannot_be_are_one_sentence(words, capsys):
     assert main(words.split()) == 2
     error = capsys.readouterr().err
     assert WORDS[words] in error
@@ -447,7 +447,7 @@ def test_a_setting_counts_with_its_median_over_the_tuning_seeds():
     assert score_of(runs, "val_loss") == (0.3, -0.8)
     assert score_of(figures((0.9, 0.5), (0.8, 0.1), None), "val_acc") == (-0.8, 0.5)
     for run, loss in zip(runs, (0.2, 0.3, 0.1), strict=True):
-        run.figures["train_loss"] = loss
+        run.metrics["train_loss"] = loss
     assert score_of(runs, "train_loss") == (0.2, 0.3)
     assert score_of(figures((0.9, 0.5), None, None), "val_acc") == (math.inf, math.inf)
 

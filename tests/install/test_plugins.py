@@ -84,8 +84,8 @@ CONFIGS = {
         tuning_seeds: [100]
         final_seeds: [0]
         methods:
-          half: {words: [optimizer=half], grid: {lr: [0.1, 0.2]}}
-          sgd: {words: [optimizer=sgd], grid: {lr: [0.1, 0.2]}}
+          half: {overrides: [optimizer=half], grid: {lr: [0.1, 0.2]}}
+          sgd: {overrides: [optimizer=sgd], grid: {lr: [0.1, 0.2]}}
         """,
 }
 QUICK = ["threads=1", "tensorboard=false", "device=cpu"]
@@ -217,7 +217,7 @@ def test_a_run_folder_gives_no_configs():
 MISTAKES = {
     "plugins=[nowhere]": "plugins=[nowhere]: there is no module nowhere: install its package, or give the command in",
     "plugins=[mine.nowhere]": "plugins=[mine.nowhere]: there is no module mine.nowhere",
-    "plugins=mine": "plugins=mine is not possible: give a list of words such as [my_module]",
+    "plugins=mine": "plugins=mine is not possible: give a list of strings such as [my_module]",
     "plugins=[./mine.py]": "plugins=[./mine.py] is not possible: give the names of modules, such as [my_module]",
     "plugins=[broken]": "plugins=[broken] cannot be imported (SyntaxError: invalid syntax",
     "plugins=[needy]": "plugins=[needy] cannot be imported (ModuleNotFoundError: No module named 'nowhere')",

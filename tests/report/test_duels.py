@@ -13,7 +13,7 @@ from sibp.report.terminal import in_short, table
 from sibp.report.verdicts import outcome
 from sibp.runs.collect import collect
 from sibp.runs.identity import digest
-from sibp.runs.repeat import command, words_of
+from sibp.runs.repeat import command, overrides_of
 
 
 def problem_of(root: Path) -> Problem:
@@ -102,7 +102,7 @@ CASES = [
 @pytest.mark.parametrize("words", CASES, ids=" ".join)
 def test_a_config_is_written_as_the_words_that_make_it(words):
     config = compose(words)
-    found = words_of(config)
+    found = overrides_of(config)
     assert found is not None
     assert compose(found) == config
     assert len(found) <= 14  # only what differs from the defaults
@@ -113,7 +113,7 @@ def test_a_config_is_written_as_the_words_that_make_it(words):
 def test_kept_runs_can_be_written_as_a_command(kept):
     runs = collect([Path(__file__).parents[2] / "results" / kept]).runs
     for run in runs[::97]:
-        words = words_of(run.config)
+        words = overrides_of(run.config)
         assert words is not None
         assert digest(compose([*words, f"seed={run.seed}"])) == digest(run.config)
 

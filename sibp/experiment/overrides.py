@@ -1,4 +1,4 @@
-"""The words of a command line: put as Hydra reads them, refused, or, where nothing knows them, guessed at."""
+"""The ``key=value`` overrides of a command line: written as Hydra reads them, refused, or corrected by a guess."""
 
 import difflib
 import os
@@ -35,28 +35,28 @@ PLAIN = re.compile(r"[\w/.+:%*@?|$ -]*", re.ASCII)
 FUNCTION = re.compile(r"(choice|range|glob|sort|shuffle|tag|str)\(.*\)")
 
 
-def readable(words: Sequence[str]) -> list[str]:
-    """Write words as Hydra wants them.
+def readable(overrides: Sequence[str]) -> list[str]:
+    """Write overrides as Hydra wants them.
 
     Args:
-        words: as typed; a folder may have any name, and a group may come with Hydra's ``+``.
+        overrides: as typed; a folder may have any name, and a group may come with Hydra's ``+``.
 
     Returns:
-        As many words: names of folders quoted where they need it, ``~/`` being the home folder.
+        As many overrides: names of folders quoted where they need it, ``~/`` being the home folder.
 
     Example:
         >>> readable(["run_root=a#b", "+experiment=x", "seed=1"])
         ["run_root='a#b'", 'experiment=x', 'seed=1']
     """
-    return [_readable(word) for word in words]
+    return [_readable(override) for override in overrides]
 
 
-def _readable(word: str) -> str:
-    key, equals, value = word.partition("=")
+def _readable(override: str) -> str:
+    key, equals, value = override.partition("=")
     if equals and key.startswith("+") and key.lstrip("+") in GROUPS:
         return f"{key.lstrip('+')}={value}"  # they stand in config.yaml, where + would add them once more
     if key not in FOLDERS or "${" in value or FUNCTION.fullmatch(value) or value[:1] in ("'", '"'):
-        return word
+        return override
     return f"{key}=" + ",".join(_quoted(part) for part in value.split(","))
 
 
@@ -68,31 +68,31 @@ def _quoted(folder: str) -> str:
     return "'" + re.sub(r"(\\+)$", r"\1\1", inside) + "'"
 
 
-def refuse(words: Sequence[str], trusted: bool = False) -> None:
+def refuse(overrides: Sequence[str], trusted: bool = False) -> None:
     """Refuse what would take a setting away, and what would have Hydra load code or files of its own accord.
 
     Args:
-        words: of the command line.
+        overrides: of the command line.
         trusted: whether the place of more configs may be among them, as --config-dir puts it there.
 
     Raises:
-        UserError: names the word.
+        UserError: names the override.
     """
-    for word in words:
-        key = word.partition("=")[0].lstrip("+~")
-        if "\0" in word:
-            raise UserError(f"{cut(word)} is not possible: it has a NUL byte in it.")
-        if key in GROUPS and word.endswith(("=null", "=")):
-            raise UserError(f"{word} is not possible: give a name, or leave the word out.")
-        if word.startswith("~"):
-            raise UserError(f"{word} would remove a setting, and every run needs all of them: leave it out.")
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+~")
+        if "\0" in override:
+            raise UserError(f"{cut(override)} is not possible: it has a NUL byte in it.")
+        if key in GROUPS and override.endswith(("=null", "=")):
+            raise UserError(f"{override} is not possible: give a name, or leave it out.")
+        if override.startswith("~"):
+            raise UserError(f"{override} would remove a setting, and every run needs all of them: leave it out.")
         if key == "sweep":
-            raise UserError(f"{word} is for tuning: sibp tune {word.lstrip('+')}")
+            raise UserError(f"{override} is for tuning: sibp tune {override.lstrip('+')}")
         if key == SEARCH_PATH and not trusted:
-            raise UserError(f"{word} is not possible: name the folder of your configs by --config-dir=DIR.")
+            raise UserError(f"{override} is not possible: name the folder of your configs by --config-dir=DIR.")
         ours = key == LAUNCHER or key.startswith("hydra.launcher.")
         if key.startswith("hydra") and not ours and not (trusted and key == SEARCH_PATH):
-            raise UserError(f"{word} is not possible: of Hydra's own settings, only its launcher's can be given.")
+            raise UserError(f"{override} is not possible: of Hydra's own settings, only its launcher's can be given.")
 
 
 def unknown_option(group: str, option: str, options: Sequence[str]) -> str:
@@ -137,17 +137,17 @@ def unknown_key(key: str, config: Mapping[Any, Any]) -> str:
     return f"There is no setting {cut(key)}{guess} The settings here are: {', '.join(siblings)}."
 
 
-def cut(word: str) -> str:
-    """A word, short enough for a sentence.
+def cut(text: str) -> str:
+    """A text, short enough for a sentence.
 
     Args:
-        word: any.
+        text: any.
 
     Returns:
-        The word, or its beginning and three dots; what cannot be printed becomes a question mark.
+        The text, or its beginning and three dots; what cannot be printed becomes a question mark.
     """
-    word = "".join(c if c.isprintable() else "?" for c in word)
-    return word if len(word) <= 80 else word[:77] + "..."
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _dotted(config: Mapping[Any, Any], prefix: str = "") -> list[str]:
