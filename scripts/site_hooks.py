@@ -43,7 +43,7 @@ EMBEDDED = f"""<iframe class="report" src="{INTERACTIVE}" title="Interactive rep
 
 <a href="{INTERACTIVE}">The report on a page of its own</a>; below, its verdicts as plain tables.
 """
-TABLE = re.compile(r"<!-- (?:results/|settings of).*?-->\n(.*?)<!-- end of (?:table|settings) -->", re.DOTALL)
+TABLE = re.compile(r"<!-- results/.*?-->\n(.*?)<!-- end of table -->", re.DOTALL)
 
 # What pymdownx.arithmatex makes of $...$ and of $$...$$.
 FORMULA = re.compile(r'(<(?:span|div) class="arithmatex">)\\(?:\((.*?)\\\)|\[(.*?)\\\])(?=</(?:span|div)>)', re.DOTALL)

@@ -10,6 +10,7 @@ from sibp.report.blocks import Block, Cell, Document, Figure, Link, Matrix, Tabl
 from sibp.report.text import cell_text, relative
 
 NUMBER = re.compile(r"(\*\*)?[−-]?[\d.∞][^a-z]*$|–?$")  # also with an interval, or nothing at all
+NUMBERED = re.compile(r"[\d∞]")
 SPECIAL = str.maketrans({c: "\\" + c for c in "\\`*_[]|#"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
 
@@ -79,6 +80,7 @@ def lines_of_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     Returns:
         One line a row, each with its end.
     """
-    right = [bool(rows) and all(NUMBER.match(row[i]) for row in rows) for i in range(len(columns))]
+    cells = [[row[i] for row in rows] for i in range(len(columns))]
+    right = [all(map(NUMBER.match, column)) and any(map(NUMBERED.search, column)) for column in cells]
     rule = ["---:" if flush else "---" for flush in right]
     return "".join("| " + " | ".join(line) + " |\n" for line in (columns, rule, *rows))

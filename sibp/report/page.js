@@ -29,7 +29,8 @@ function errors(values) {
 const isError = (figure, state) => figure.curves && state.accuracy === "error" && figure.yTitle.endsWith("acc");
 
 function traces(line, figure, state) {
-  const style = line.muted ? { ...styles[line.group], colour: "#b9c0c8", dash: "solid" } : styles[line.group];
+  const grey = () => getComputedStyle(document.documentElement).getPropertyValue("--muted").trim();
+  const style = line.muted ? { ...styles[line.group], colour: grey(), dash: "solid" } : styles[line.group];
   const curve = figure.curves, error = isError(figure, state);
   if (line.kind === "seed" && state.spread !== "seeds") return [];
   const x = curve ? line.x[state.axis] : Object.values(line.x)[0];
@@ -54,7 +55,7 @@ function traces(line, figure, state) {
   }
   if (line.kind === "seed") return [{ ...base, mode: "lines", line: { color: style.colour, width: 1, dash: style.dash }, opacity: 0.5 }];
   const legend = line.muted ? null : escaped(line.label + (line.detail ? ` (${line.detail})` : ""));
-  const main = { ...base, meta: { legend }, mode: x.length < 15 ? "lines+markers" : "lines", marker, line: { color: style.colour, width: line.muted ? 1 : 2.5, dash: style.dash } };
+  const main = { ...base, meta: { legend }, mode: x.length < 15 && !line.muted ? "lines+markers" : "lines", marker, line: { color: style.colour, width: line.muted ? 1 : 2.5, dash: style.dash } };
   if (!line.low || (curve && state.spread !== "band")) return [main];
   const edge = { type: "scatter", x, mode: "lines", hoverinfo: "skip", showlegend: false, line: { width: 0, color: style.colour } };
   const upper = { ...edge, y: ready(line.high), fill: "tonexty", fillcolor: shade(style.colour) };
@@ -75,12 +76,13 @@ function layout(plot, figure, state, data) {
   const error = isError(figure, state);
   const yLog = figure.curves ? (figure.yLog || error) && state.scale === "log" : figure.yLog;
   const own = !figure.curves && !figure.rows.length && !plot.closest("section").querySelector(".methods");
+  plot.classList.toggle("legend", own);
   if (own) for (const trace of data) if (trace.meta?.legend) trace.showlegend = true;
   const y = axis(error ? `1 − ${figure.yTitle}` : figure.yTitle, yLog, "y");
   if (figure.rows.length)
     Object.assign(y, { tickvals: figure.rows.map((_, i) => i), ticktext: figure.rows.map(escaped), range: [figure.rows.length - 0.5, -0.5] });
   return { xaxis: axis(figure.curves ? state.axis : figure.xTitle, figure.xLog, "x"), yaxis: y, margin: { l: 56, r: 12, t: 26, b: 40 },
-    showlegend: own, legend: { orientation: "h", y: -0.25, font: { size: 11 } }, hovermode: "closest", paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: touch ? false : "zoom",
+    showlegend: own, legend: { orientation: "h", y: -0.3, yanchor: "top", font: { size: 11 } }, hovermode: "closest", paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: touch ? false : "zoom",
     hoverlabel: { align: "left" }, modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--faint"), activecolor: colour("--ink") },
     font: { family: "system-ui, DejaVu Sans, sans-serif", size: 12, color: colour("--ink") } };
 }

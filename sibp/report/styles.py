@@ -43,9 +43,14 @@ KNOWN = {
     "sibp exact": Style("#7b5ea7", "longdashdot", "circle"),
     "sibp paper": Style("#d55e00", "longdash", "cross"),
     "sibp_auto": Style("#d55e00", "solid", "diamond"),
-    "muon": Style("#8a8f98", "dash", "triangle-down"),
-    "soap": Style("#8a8f98", "dot", "cross"),
-    "kfac": Style("#8a8f98", "longdash", "diamond"),
+    "sibp muon cg:3": Style("#d55e00", "dash", "circle"),
+    "sibp adam cg:3": Style("#cc79a7", "solid", "square"),
+    "sibp momentum cg:3": Style("#e69f00", "longdash", "circle"),
+    "sibp momentum exact": Style("#e69f00", "dashdot", "triangle-up"),
+    "proxbp momentum": Style("#009e73", "dot", "square"),
+    "muon": Style("#8c564b", "dash", "triangle-down"),
+    "soap": Style("#8c564b", "dot", "cross"),
+    "kfac": Style("#8c564b", "longdash", "diamond"),
 }
 
 

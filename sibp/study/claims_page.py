@@ -121,7 +121,7 @@ def page(found: Sequence[Judged], experiments: Mapping[str, Experiment], results
         "What Liu and Zhang's [Semi-Implicit Back Propagation](https://arxiv.org/abs/2002.03516) claims, and what "
         "came of it here. Written by `make results` from the runs kept in this folder; "
         "`python scripts/reproduce.py` runs whatever is not kept yet. What it means, in plain words: "
-        "[findings](../docs/findings.md).",
+        "[findings](../docs/summary.md).",
         verdict_table(found),
         "## How a verdict is reached",
         "The claims and their criteria are data: [claims.yaml](claims.yaml). Methods, settings and seeds are compared "

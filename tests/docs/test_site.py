@@ -1,10 +1,11 @@
 """The site: it is built without a warning, opens from a file, and needs nothing from the network."""
 
+import json
 import re
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from code_blocks import PAGES, ROOT
@@ -62,3 +63,48 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert re.fullmatch(r"[\w.-]+\.\w+", parts.netloc), f"{page.name}: {target}"
         else:
             assert (page.parent / parts.path).exists(), f"{page.name}: {target}"
+
+
+def index_of(site: Path) -> list[dict[str, str]]:
+    return json.loads((site / "search" / "search_index.json").read_text())["docs"]
+
+
+def test_generated_tables_are_not_in_the_search(site: Path) -> None:
+    found = index_of(site)
+    places = [entry["location"] for entry in found]
+    assert not [place for place in places if place.startswith("results/")]
+    assert "findings.html" in places
+    text = "\n".join(entry["text"] for entry in found)
+    assert "lr=0.548" not in text  # of a table of results
+
+
+def test_pages_of_results_begin_with_their_interactive_report(site: Path) -> None:
+    reports = sorted((ROOT / "results").glob("*/report.md"))
+    assert len(reports) >= 10
+    for report in reports:
+        page = site / report.relative_to(ROOT).with_suffix(".html")
+        markup = page.read_text().split("<article")[1]
+        frame = markup.index('<iframe class="report" src="interactive.html"')
+        assert frame < markup.index("<table")
+        interactive = (page.parent / "interactive.html").read_text()
+        assert "default-src 'none'" in interactive
+        assert str(ROOT) not in interactive
+        links = re.findall(r'<a href="(?!#)([^"]*)"', re.sub(r"<script.*?</script>", "", interactive, flags=re.DOTALL))
+        assert links
+        for link in set(links):
+            assert (page.parent / unquote(link)).exists(), f"{page}: {link}"
+
+
+def test_tabs_are_few_and_every_page_is_below_one() -> None:
+    text = (ROOT / "mkdocs.yml").read_text().split("\nnav:\n")[1]
+    assert [line for line in text.splitlines() if line.startswith("  - ")] == [
+        "  - Home: index.md",
+        "  - Learn:",
+        "  - Use:",
+        "  - Experiments:",
+        "  - Results:",
+        "  - Reference:",
+    ]
+    listed = re.findall(r"[\w/-]+\.md", text)
+    assert len(listed) == len(set(listed))
+    assert {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")} <= set(listed)

@@ -10,9 +10,11 @@ from fake_runs import PROXBP, SGD, SIBP, write_run
 from sibp.analysis.arena import contests, costs, own_names, pace, standings
 from sibp.analysis.comparison import compare
 from sibp.report.__main__ import main
-from sibp.report.arena_page import against_table, build_arena
+from sibp.report.arena_page import against_table, build_arena, profiles, scores
 from sibp.report.blocks import Figure, Table
+from sibp.report.styles import MUTED
 from sibp.runs.collect import collect
+from sibp.study.arena_picture import picture
 
 INF = math.inf
 EASY = {"dataset": {"name": "digits"}}
@@ -105,6 +107,24 @@ def test_standings_over_two_problems(root):
     assert 2.5 <= places.low < 3
 
 
+def test_six_profiles_are_coloured_and_the_rest_is_grey(tmp_path):
+    names = [f"m{i}" for i in range(8)]
+    for i, name in enumerate(names):
+        for seed in (0, 1):
+            write_run(tmp_path / f"{name}{seed}", {**SIBP, "name": name}, seed, (2.3, *[1.0] * i, 0.4))
+    for seed in (0, 1):
+        write_run(tmp_path / f"sgd{seed}", SGD, seed, (2.3, *[1.0] * 8, 0.4))
+    table = standings(found_in(tmp_path))
+    for figure in (*scores(table), *profiles(table)):
+        muted = {line.label for line in figure.lines if line.muted}
+        best = {line.label for line in figure.lines} - muted
+        assert len(best) == 6
+        assert {"m0 cg:5", "m1 cg:5"} <= best
+        assert "sgd" in muted
+    svg = picture(table).decode()
+    assert svg.count(MUTED) > 0
+
+
 def test_one_problem_is_enough_and_no_sgd_is_one_sentence(root, capsys, tmp_path):
     assert standings(found_in(root / "hard"))[0].name == "sibp cg:5"
     write_run(tmp_path / "alone" / "sibp", SIBP, 0)
@@ -164,7 +184,10 @@ def test_the_page_shows_what_was_computed(root, tmp_path):
     assert row["score in seconds"].median == pytest.approx((4 + (4 - 4 / 3) / 3) / 6)
     assert sum(row[-1] for row in training.rows) == pytest.approx(1), "somebody is the first in every resample"
     figures = [block for block in blocks if isinstance(block, Figure)]
-    assert len(figures) == 4
+    assert [f.name.partition("-")[0] for f in figures] == ["score"] * 4 + ["profile"] * 4
+    scores = next(f for f in figures if f.name == "score-training-steps")
+    assert scores.rows[0] == "sibp cg:5"
+    assert scores.lines[0].x == pytest.approx([5 / 6])
     steps = next(f for f in figures if f.name == "profile-training-steps")
     line = next(line for line in steps.lines if line.group == "sgd")
     assert list(zip(line.x, line.y, strict=True)) == [

@@ -1,6 +1,6 @@
 """The nonlinear subproblem, by a few rounds of conjugate gradients.
 
-    min  ||s(Phi [W', b']') - T||^2 + lam (||W' - W||^2 + ||b' - b||^2)        (paper, section 3; DESIGN section 2)
+    min  ||s(Phi [W', b']') - T||^2 + lam (||W' - W||^2 + ||b' - b||^2)        (paper, section 3)
 
 The objective is a sum over the layer's neurons (columns), each with its own W row, so every neuron gets its own step
 length and its own conjugacy coefficient, while the products with the Gram matrix serve all neurons at once.
