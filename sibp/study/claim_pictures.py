@@ -97,6 +97,21 @@ def step_sizes(evidence: Evidence, experiment: Experiment) -> bytes:
     return _drawn(2, draw, sharey=True)
 
 
+def auto_safe(evidence: Evidence, experiment: Experiment) -> bytes:
+    """Final loss over the step size in a deep net, for both initialisations."""
+    problems = [evidence.problem(folder) for folder in _folders(experiment)]
+
+    def draw(axes: Sequence[Axes]) -> None:
+        for each, problem in zip(axes, problems, strict=True):
+            for method in problem.methods:
+                _over_steps(each, method, {})
+            init = "He's" if problem.config["model"]["init"] == "normal" else "torch's"
+            each.set(xscale="log", yscale="log", xlabel="step size", title=f"{init} initial weights")
+        axes[0].set_ylabel("training loss at the end")
+
+    return _drawn(2, draw, sharey=True)
+
+
 def _over_steps(axes: Axes, method: Method, at: Mapping[str, float]) -> None:
     """The best setting at each step size; a cross above where at least half of its runs diverged or got worse."""
     best: dict[float, Estimate] = {}
@@ -206,6 +221,7 @@ def stationary(evidence: Evidence, experiment: Experiment) -> bytes:
 
 DRAWN: dict[str, Callable[[Evidence, Experiment], bytes]] = {
     "step_sizes": step_sizes,
+    "auto_safe": auto_safe,
     "depth": depth,
     "rounds": rounds,
     "rounds_tuned": rounds,
