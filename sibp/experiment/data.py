@@ -95,6 +95,24 @@ class Data:
 
         return replace(self, train=move(self.train), val=move(self.val), test=move(self.test))
 
+    def first(self, count: int | None) -> "Data":
+        """The same with the first training samples alone.
+
+        Args:
+            count: how many; None for all.
+
+        Returns:
+            Itself for None, else a copy.
+
+        Raises:
+            UserError: there are fewer.
+        """
+        if count is None:
+            return self
+        if count > len(self.train):
+            raise UserError(f"train_limit={count} is more than the {len(self.train)} training samples: give fewer.")
+        return replace(self, train=Split(self.train.images[:count], self.train.labels[:count]))
+
     def with_label_noise(self, fraction: float, seed: int) -> "Data":
         """The same data with some training labels made wrong; which ones, and what they become, depends on the seed.
 

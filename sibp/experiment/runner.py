@@ -225,7 +225,8 @@ def _prepare(settings: Settings, folder: RunFolder, device: torch.device) -> _Pr
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     data = load_data(settings.dataset, settings.data_root, settings.download)
-    data = data.with_label_noise(settings.label_noise, settings.seed).prepared(is_flat(settings.model), device)
+    data = data.first(settings.train_limit).with_label_noise(settings.label_noise, settings.seed)
+    data = data.prepared(is_flat(settings.model), device)
     trainer = _trainer(settings, folder, data, device)
     facts = {
         "initial_weights_sha256": _digest(trainer.model),

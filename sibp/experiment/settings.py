@@ -56,6 +56,7 @@ class Settings:
     eval_val_limit: int | None = None
     role: str | None = None
     replacement: bool = False
+    train_limit: int | None = None
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -88,6 +89,7 @@ class Settings:
             "log_early",
             "checkpoint_every",
             "eval_train_limit",
+            "train_limit",
             "eval_val_limit",
             "threads",
         ):

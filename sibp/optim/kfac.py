@@ -168,7 +168,19 @@ class KFAC(GuardedOptimizer):
         gradient = phi.adjoint(size * problem.D_z)
         if "A_inverse" not in memory:  # only empty batches so far
             return LayerUpdate(*phi.displacement(torch.zeros_like(gradient)))
-        return LayerUpdate(*phi.displacement(memory["A_inverse"] @ gradient @ memory["G_inverse"]))
+        displacement = memory["A_inverse"] @ gradient @ memory["G_inverse"]
+        self.taken(tap, gradient, displacement, group)
+        return LayerUpdate(*phi.displacement(displacement))
+
+    def taken(self, tap: Tap, gradient: Tensor, displacement: Tensor, group: dict[str, Any]) -> None:
+        """Hears of a layer's step, for subclasses.
+
+        Args:
+            tap: the layer.
+            gradient: that of the mean loss, times eta.
+            displacement: the step, of the same shape.
+            group: the layer's settings.
+        """
 
     def _observe(self, memory: dict[str, Any], A: Tensor, G: Tensor, group: dict[str, Any]) -> None:
         """Takes a batch into the running factors, and inverts them when it is time."""

@@ -33,6 +33,7 @@ LATER = {
     "warmup_steps": 0,
     "label_noise": 0.0,
     "replacement": False,
+    "train_limit": None,
     "log_early": None,
     "eval_val_limit": None,
     "plugins": [],

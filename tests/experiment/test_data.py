@@ -40,6 +40,17 @@ def test_flat_images_are_vectors_of_the_same_pixels(tmp_path):
     assert flat.shape == data.shape
 
 
+def test_training_may_be_on_the_first_samples_alone(tmp_path):
+    data = load_data({"name": "digits"}, str(tmp_path), False)
+    few = data.first(30)
+    assert torch.equal(few.train.images, data.train.images[:30])
+    assert torch.equal(few.train.labels, data.train.labels[:30])
+    assert (len(few.val), len(few.test)) == (250, 250)
+    assert len(data.first(None).train) == 1297
+    with pytest.raises(UserError, match="train_limit=1298 is more than the 1297 training samples"):
+        data.first(1298)
+
+
 def test_label_noise_makes_as_many_training_labels_wrong_as_it_says_and_no_others(tmp_path):
     data = load("digits", tmp_path)
     noisy, again, other = (data.with_label_noise(0.4, seed) for seed in (7, 7, 8))

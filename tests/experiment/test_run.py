@@ -154,6 +154,7 @@ def test_two_processes_never_train_the_same_run(make_config):
         {"warmup_steps": 3},
         {"label_noise": 0.2},
         {"replacement": True},
+        {"train_limit": 400},
         {"model": {"name": "mlp", "hidden": [16], "activation": "tanh", "init": "default", "init_std": None}},
     ],
 )

@@ -1,0 +1,72 @@
+"""Implicit SGD by the truncated model (Asi & Duchi, SIAM J. Optim. 2019, arXiv 1810.05633), the cheapest aProx."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sibp.optim.checks import check_settings
+
+
+class AProx(torch.optim.Optimizer):
+    r"""A proximal step on the batch's loss, modelled by its tangent, cut off where no loss can lie below.
+
+    .. math::
+        \theta \leftarrow \operatorname{argmin}_x\ \max(f + \langle g, x - \theta \rangle, f_*)
+            + \tfrac{1}{2 \eta} \lVert x - \theta \rVert^2
+            = \theta - \min\Big(\eta, \frac{f - f_*}{\lVert g \rVert^2}\Big) g
+
+    (section 2 of the paper). The loss f of the batch and its gradient g are all it needs: a step never goes further
+    than to where the tangent reaches the least loss there can be, so no eta is too long for a convex loss.
+
+    Args:
+        params: as torch's optimizers take them.
+        lr: eta, 0 or more.
+        least: f_*, a number below or equal to every loss; 0 for cross-entropy and squared errors.
+    """
+
+    def __init__(self, params: Any, lr: float = 1.0, least: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr})
+        self.least = least
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One step of all parameters; none where the loss or a gradient is not finite, or all gradients are 0.
+
+        Args:
+            closure: clears the gradients, computes the loss, calls `backward` and returns the loss.
+
+        Returns:
+            The closure's loss.
+
+        Raises:
+            RuntimeError: there is no closure, so that the loss is not known.
+        """
+        if closure is None:
+            raise RuntimeError("AProx needs the loss of the batch: call step(closure), as for torch's L-BFGS.")
+        with torch.enable_grad():
+            loss = closure()
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if not gradients:
+            return loss
+        square = sum(torch.linalg.vector_norm(g).double() ** 2 for g in gradients)
+        gap = torch.as_tensor(loss).detach().double() - self.least
+        reach = torch.where(torch.isfinite(square) & (square > 0), gap.clamp(min=0) / square, 0.0)
+        for group in self.param_groups:
+            size = torch.clamp(reach, max=group["lr"]).nan_to_num(0.0)
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.sub_(_times(p.grad, size))
+        return loss
+
+
+def _times(gradient: Tensor, size: Tensor) -> Tensor:
+    """Zero where the step has no length, whatever the gradient is."""
+    return torch.where(size > 0, gradient * size.to(gradient.device, gradient.dtype), torch.zeros_like(gradient))
+
+
+def build(model: nn.Module, *, lr: float, least: float) -> AProx:
+    """Implicit SGD by the truncated model, as a config names it."""
+    check_settings(lr=lr)
+    return AProx(model.parameters(), lr, least)

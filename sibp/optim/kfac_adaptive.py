@@ -1,0 +1,128 @@
+"""K-FAC with clipped steps and damping that adapts (Martens & Grosse 2015, section 6.5; Ba et al., ICLR 2017)."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from sibp.capture.tap import Tap
+from sibp.optim.checks import in_range
+from sibp.optim.guard import PeerOptions
+from sibp.optim.kfac import KFAC
+
+EVERY, FASTER, SLOWER = 5, 0.75, 0.25  # steps between two looks, and the shares of the promise that change the damping
+OMEGA = (19 / 20) ** EVERY
+LEAST, MOST = 1e-8, 1e8  # of the damping
+
+
+class AdaptiveKFAC(KFAC):
+    r"""K-FAC whose steps are clipped, and whose damping follows how well the last ones did what they promised.
+
+    With Delta the step of `KFAC` and q = <grad, Delta> its slope, the step taken is nu Delta,
+
+    .. math:: \nu = \min\big(1, \sqrt{\kappa / (\eta\, q)}\big),
+
+    so that the Kullback-Leibler divergence it makes is about kappa at most (Ba et al., section 5). Every fifth step the
+    loss of the same batch is looked at again. rho is its fall over the one that the damped quadratic model promised,
+    nu q - nu^2 eta q / 2; above 3/4 the damping is multiplied by (19/20)^5, below 1/4 divided by it (the rule of
+    Levenberg and Marquardt, section 6.5 of Martens & Grosse).
+
+    Args:
+        model: as for `KFAC`.
+        lr: eta.
+        damping: lam at the beginning.
+        clip: kappa, 0.001 in the paper.
+        **options: `decay`, `inverse_every`, `likelihood`, `generator` and the options of `KFAC`.
+
+    Raises:
+        ValueError: for hyper-parameters out of range.
+        TypeError: for a model that cannot be tapped.
+    """
+
+    line_search = True
+    """It looks at the loss again after a step: `step(evaluate=...)`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 0.1,
+        damping: float = 0.1,
+        decay: float = 0.95,
+        inverse_every: int = 20,
+        likelihood: str = "categorical",
+        *,
+        clip: float = 0.001,
+        generator: torch.Generator | None = None,
+        **options: Unpack[PeerOptions],
+    ) -> None:
+        if not clip > 0:
+            raise ValueError(f"Invalid clip: {clip}; give a number above 0.")
+        self.clip = clip
+        super().__init__(model, lr, damping, decay, inverse_every, likelihood, generator=generator, **options)
+        for group in self.param_groups:
+            group.setdefault("steps", 0)
+
+    def check(self, group: dict[str, Any]) -> None:
+        """Raises ValueError if a setting of the group is out of its range."""
+        super().check(group)
+        in_range(group, "lr", 0)
+
+    def taken(self, tap: Tap, gradient: Tensor, displacement: Tensor, group: dict[str, Any]) -> None:
+        """Adds a layer's part of the slope."""
+        self._slopes[tap.name] = (gradient * displacement).sum(), group["lr"]
+
+    @torch.no_grad()
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        evaluate: Callable[[], Any] | None = None,
+        loss: Any = None,
+    ) -> Any:
+        """Applies the clipped step and, every fifth time, adapts the damping.
+
+        Args:
+            closure: clears the gradients, computes the loss, calls `backward` and returns the loss.
+            evaluate: the loss of the same batch again, without backward; without it the damping stays as it is.
+            loss: the loss of the batch, where the closure is not given.
+
+        Returns:
+            The closure's loss, or the one given.
+        """
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        before = [(p, p.clone()) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        squares = [(float(square), lr) for square, lr in self._slopes.values() if lr > 0]
+        squares = [(square, lr) for square, lr in squares if math.isfinite(square) and square > 0]
+        self._slopes.clear()
+        nu = min(1.0, math.sqrt(self.clip / length)) if (length := sum(s for s, _ in squares)) > 0 else 1.0
+        super().step()
+        for p, old in before if nu < 1 else ():
+            p.lerp_(old, 1 - nu)
+        group = self.param_groups[0]
+        group["steps"] = group.get("steps", 0) + 1
+        if evaluate is not None and loss is not None and squares and group["steps"] % EVERY == 0:
+            promised = nu * sum(square / lr for square, lr in squares) - nu**2 * length / 2
+            with self.paused():
+                self._adapt(float(loss) - float(evaluate()), promised)
+        return loss
+
+    def _adapt(self, fall: float, promised: float) -> None:
+        rho = fall / promised if promised > 0 and math.isfinite(fall) else -math.inf
+        factor = OMEGA if rho > FASTER else 1 / OMEGA if rho < SLOWER else 1.0
+        for group in self.param_groups:
+            group["damping"] = min(MOST, max(LEAST, group["damping"] * factor))
+
+    def _reset(self) -> None:
+        super()._reset()
+        self._slopes: dict[str, tuple[Tensor, float]] = {}
+
+
+def build(
+    model: nn.Module, *, lr: float, damping: float, decay: float, inverse_every: int, likelihood: str, clip: float
+) -> AdaptiveKFAC:
+    """K-FAC with clipping and adaptive damping, as a config names it."""
+    return AdaptiveKFAC(model, lr, damping, decay, inverse_every, likelihood, clip=clip)

@@ -1,0 +1,60 @@
+"""Schedule-Free AdamW (Defazio et al., NeurIPS 2024, arXiv 2405.15682), by its authors' package schedulefree."""
+
+import weakref
+from typing import Any
+
+import torch
+from torch import nn
+
+from sibp.optim.checks import check_settings, refuse_float16
+
+
+def build(model: nn.Module, *, lr: float, beta: float, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW without a schedule: gradients are taken between the newest weights and their average, which is evaluated.
+
+    The package's optimizer has to be told when weights are evaluated. Here the model says it: its forward pass takes
+    the average in `eval` mode, and the point of the gradients in `train` mode.
+
+    Args:
+        model: as configs name them.
+        lr: step size, to be warmed up, then constant.
+        beta: how far towards the average gradients are taken, 0.9 in the paper; above 0, below 1.
+        weight_decay: decoupled.
+
+    Returns:
+        The package's optimizer.
+
+    Raises:
+        ValueError: the package is not installed, a setting is out of range, or weights are float16.
+    """
+    check_settings(lr=lr, weight_decay=weight_decay)
+    if not 0 < beta < 1:
+        raise ValueError(f"beta={beta} is not possible: give a number between 0 and 1")
+    refuse_float16(model, "in which the 1e-8 that Adam adds to its roots is 0")
+    try:
+        from schedulefree import AdamWScheduleFree
+    except ImportError as error:
+        raise ValueError('it is in the package schedulefree: pip install -e ".[peers]"') from error
+    optimizer = AdamWScheduleFree(model.parameters(), lr, betas=(beta, 0.999), weight_decay=weight_decay)
+    optimizer.train()
+    model.register_forward_pre_hook(_Mode(optimizer))
+    return optimizer
+
+
+class _Mode:
+    """A forward hook that puts the weights where the model's mode wants them; one that was copied does nothing."""
+
+    def __init__(self, optimizer: Any = None) -> None:
+        self.optimizer = weakref.ref(optimizer) if optimizer is not None else lambda: None
+
+    def __call__(self, module: nn.Module, inputs: Any) -> None:
+        del inputs
+        optimizer = self.optimizer()
+        if optimizer is not None:
+            optimizer.train() if module.training else optimizer.eval()
+
+    def __deepcopy__(self, memo: Any) -> "_Mode":
+        return _Mode()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Mode, ()
