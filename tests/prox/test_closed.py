@@ -124,6 +124,6 @@ def test_what_is_not_finite_has_no_solution(bad: float):
 
 @pytest.mark.parametrize("shape", [(0, 3), (1025, 1), (2, 3, 4)])
 def test_other_systems_are_left_to_torch(shape: tuple[int, ...]):
-    *leading, r, m = shape
+    *leading, r, _ = shape
     assert closed.minus_solve(torch.eye(r).expand(*leading, -1, -1), torch.ones(shape), 1.0, 0.0) is None
     assert closed.minus_solve(torch.ones(3, 2).T, torch.ones(2, 1), 1.0, 0.0) is None
