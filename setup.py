@@ -23,10 +23,9 @@ FOLDER = "sibp/prox/kernels"
 FLAGS = ["-O3", "-fno-math-errno", "-fno-signed-zeros", "-fno-trapping-math", "-fopenmp-simd"]
 WIDTHS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
-    # Rows are short: wider vectors leave more of them over.
-    FLAGS += ["-mprefer-vector-width=256"]
     WIDTHS["avx2"] = ["-mavx2", "-mfma"]
     WIDTHS["avx512"] = [*WIDTHS["avx2"], "-mavx512f", "-mavx512dq", "-mavx512vl", "-mtune=skylake-avx512"]
+    WIDTHS["avx512"] += ["-mprefer-vector-width=512"]  # gcc and clang would take vectors of half that
 if sys.platform == "darwin":
     os.environ.setdefault("ARCHFLAGS", f"-arch {platform.machine()}")  # WIDTHS are those of one architecture
 

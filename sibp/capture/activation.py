@@ -19,7 +19,7 @@ from sibp.activations.registry import row_of
 from sibp.internals import as_plain_tensors, tree_leaves, tree_map_only
 
 
-@dataclass
+@dataclass(slots=True)
 class Consumption:
     """What became of one output of a tapped layer.
 

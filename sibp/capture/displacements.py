@@ -11,7 +11,7 @@ OLDER = "was there before the first backward pass of this optimizer, or was put 
 APPLIED = "still holds the displacement of the last step: call zero_grad() before backward()"
 
 
-@dataclass
+@dataclass(slots=True)
 class _Held:
     """One parameter's `.grad`, as the last accumulation left it.
 

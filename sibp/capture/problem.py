@@ -10,7 +10,7 @@ from sibp.prox.numbers import Number
 from sibp.prox.operators import FeatureOperator
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class LayerProblem:
     """One layer's subproblem, as matrices; g stands for the groups of a convolution, and is left out for `nn.Linear`.
 
@@ -42,7 +42,7 @@ class LayerProblem:
     b: Tensor | None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class LayerUpdate:
     """What the solver answers.
 

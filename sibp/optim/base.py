@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import operator
 import sys
 import warnings
 from abc import abstractmethod
@@ -157,8 +158,17 @@ class TappedOptimizer(torch.optim.Optimizer):
         if not (problem.features.weight or problem.features.bias):
             return LayerUpdate(None, None)
         group = self.group_of(tap)
-        self.check(group)
+        self._check_changed(group)
         return self.layer_update(tap, problem, group)
+
+    def _check_changed(self, group: dict[str, Any]) -> None:
+        """Checks a group's settings where one is another object than when they were last found right."""
+        settings, known = tuple(group.values()), self._checked.get(id(group), ())
+        if len(settings) == len(known) and all(map(operator.is_, settings, known)):
+            return
+        self.check(group)
+        if not any(isinstance(value, Tensor) for value in settings):  # which may change without a trace
+            self._checked[id(group)] = settings
 
     # -- the torch.optim contract -----------------------------------------------------------------------------------
 
@@ -307,6 +317,7 @@ class TappedOptimizer(torch.optim.Optimizer):
     def _reset(self) -> None:
         """What is never saved: it belongs to this model, and to what runs on it."""
         self.layers = LayerRegistry()
+        self._checked: dict[int, tuple[Any, ...]] = {}  # settings of groups, by identity
         self.passes = Passes()
         self._batch: int | None = None
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []

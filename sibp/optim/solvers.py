@@ -101,7 +101,9 @@ def as_update(solution: Solution) -> tuple[LayerUpdate, Measure]:
 
 def guarded(finite: Flag, change: Tensor | None) -> Tensor | None:
     """The change, of any shape, but exactly zero if the solve was not finite; None stays None."""
-    return None if change is None else choose(finite, lambda: change, lambda: torch.zeros_like(change))
+    if change is None or finite is True:
+        return change
+    return choose(finite, lambda: change, lambda: torch.zeros_like(change))
 
 
 def cg_update(problem: LayerProblem, eta: float, prox_weight: float, rounds: int) -> tuple[LayerUpdate, Measure]:

@@ -39,7 +39,7 @@ _SENTENCES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Stats:
     """Figures of one solve; on an accelerator, reading one synchronises.
 
@@ -86,7 +86,7 @@ Measure = Callable[[], Stats]
 solve it retains numbers, and tensors no larger than the layer's weights."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Solution:
     """The answer of a solver.
 
@@ -115,6 +115,6 @@ def squared_norm(*parts: Tensor | None) -> Number:
         if part is not None:
             # A transpose is flattened in the order of memory, without a copy.
             if part.dim() > 1:
-                part = (part if part.is_contiguous() else part.mT).flatten()
+                part = (part if part.is_contiguous() else part.mT).reshape(-1)
             total = total + number(torch.dot(part, part))
     return total

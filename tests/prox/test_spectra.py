@@ -110,3 +110,21 @@ def test_a_residual_that_nothing_fits_is_not_made_larger(side, dtype):
     P, X = torch.from_numpy(features_matrix(features)), torch.from_numpy(moved(solution))
     end = float((R.double() + P @ X).square().sum() + lam * X.square().sum())
     assert end <= float(R.double().square().sum()) * (1 + 1e-9)
+
+
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_factor_in_the_layers_precision_does_not_raise_the_objective_where_it_is_trusted(side, dtype):
+    """Repeated rows and a residual that nothing fits, at the smallest lam: an inverse of single precision fails here."""
+    for seed in range(5):
+        features = DenseFeatures(randn(5, 150, seed=seed, dtype=dtype).repeat_interleave(20, 0))
+        U, _ = spectrum(features)
+        R = randn(100, 24, seed=seed + 100)
+        R = (R - U @ (U.T @ R)).to(dtype)
+        lam = 1001 * torch.finfo(dtype).eps * float(torch.linalg.vector_norm(side(features).gram.double()))
+        solution = solve_linear(side(features), R, lam)
+        P, X = torch.from_numpy(features_matrix(features)), torch.from_numpy(moved(solution))
+        end = float((R.double() + P @ X).square().sum() + lam * X.square().sum())
+        assert end <= float(R.double().square().sum()) * (1 + 2e-5)
+        assert solution.stats.status == Status.SOLVED

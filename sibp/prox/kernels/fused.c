@@ -36,7 +36,7 @@ typedef struct {
     REAL *R, *S;             /* images for smooth activations: s(Z) - T and s'(Z) */
     REAL *R_try, *S_try;     /* the same of one neuron where it tries to go */
     REAL *E; /* image, (s(Z) - T) s'(Z); in span coordinates lam x is added, and its memory is the next gradient's */
-    REAL gg_old[BLOCK], shrink[BLOCK], negligible[BLOCK];
+    REAL gg_old[BLOCK], dd[BLOCK], xd[BLOCK], shrink[BLOCK], negligible[BLOCK];
 } Block;
 
 /* out (BLOCK x row) = lam X + in (BLOCK x in_row) M, with inner rows of M; row is a multiple of LANES. */
@@ -93,12 +93,12 @@ static inline __attribute__((always_inline)) void begin(const Problem *p, Block 
         EACH(i, N) E[i] = R[i] * S[i];
     b->negligible[q] = p->residual_rounding * TT;
     b->shrink[q] = 1;
-    p->norm[j] = b->gg_old[q] = p->steps[j] = p->descent[j] = 0;
+    p->norm[j] = b->gg_old[q] = b->dd[q] = b->xd[q] = p->steps[j] = p->descent[j] = 0;
 }
 
-/* From G and KG to the next point, with E and (in span coordinates) the gradient there. */
+/* From G and KG to the next point, with E and (in span coordinates) the gradient there, unless it is the last. */
 static inline __attribute__((always_inline)) void neuron(
-    const Problem *p, Block *b, long q, long j, const int direct, const int kind)
+    const Problem *p, Block *b, long q, long j, int last, const int direct, const int kind)
 {
     const long N = b->N, size = direct ? b->r : N;
     const REAL a = p->a, lam = p->lam;
@@ -108,35 +108,35 @@ static inline __attribute__((always_inline)) void neuron(
     /* <x, y> is the plain product x.(dual y): with K y in span coordinates, with y itself in direct ones. */
     REAL *dual_G = direct ? G : KG, *dual_D = direct ? D : KD;
 
-    REAL gg = 0, g2 = 0, old = 0, gd = 0;
-    SUMS(i, size, gg, g2, old, gd) {
+    REAL gg = 0, g2 = 0, old = 0, gd = 0, xg = 0;
+    SUMS(i, size, gg, g2, old, gd, xg) {
         gg += G[i] * dual_G[i];
         g2 += G[i] * G[i];
         old += G_old[i] * dual_G[i];
         gd += G[i] * dual_D[i];
+        xg += X[i] * dual_G[i];
     }
     REAL gg_used = gg * (g2 > b->negligible[q] && gg > p->rounding * g2); /* a product: what is not finite stays so */
     REAL beta = ratio(gg_used - old, b->gg_old[q]);
     beta = beta > 0 ? beta : (REAL)0;
     beta = beta * gd >= gg ? (REAL)0 : beta; /* descent only */
 
-    EACH(i, size) D[i] = beta * D[i] - G[i];
-    REAL curvature = 0, gd_new = 0, dd = 0, xd = 0;
+    /* The direction D <- beta D - G, and with it <D, D>, <X, D> and -<G, D>. */
+    const REAL dd = b->dd[q] = beta * (beta * b->dd[q] - 2 * gd) + gg, xd = beta * b->xd[q] - xg, gd_new = gg - beta * gd;
+    REAL curvature = 0;
     SUMS(i, N, curvature) {
         KD[i] = beta * KD[i] - KG[i];
         REAL sKd = (kind == PIECES ? at(Z[i], a, kind).slope : S[i]) * KD[i];
         curvature += sKd * sKd;
+        if (!direct) D[i] = beta * D[i] - G[i];
     }
-    SUMS(i, size, gd_new, dd, xd) {
-        gd_new -= G[i] * dual_D[i];
-        dd += D[i] * dual_D[i];
-        xd += X[i] * dual_D[i];
-    }
+    if (direct) EACH(i, size) D[i] = beta * D[i] - G[i];
     REAL t = gg_used > 0 ? b->shrink[q] * ratio(gd_new, curvature + lam * dd) : (REAL)0;
 
     REAL norm = p->norm[j] + t * (2 * xd + t * dd);
     REAL f_try = look(p, N, Z, t, KD, T, b->R_try, b->S_try, kind) + lam * norm;
     int accept = f_try < p->f[j];
+    b->xd[q] = accept ? xd + t * dd : xd;
     b->shrink[q] = accept ? (REAL)1 : b->shrink[q] * p->shrink_factor;
     b->gg_old[q] = gg_used;
     p->descent[j] += gg_used;
@@ -144,18 +144,19 @@ static inline __attribute__((always_inline)) void neuron(
         p->f[j] = f_try;
         p->norm[j] = norm;
         p->steps[j] += t;
-        EACH(i, N) Z[i] += t * KD[i];
         EACH(i, size) X[i] += t * D[i];
+        if (last) return;
+        EACH(i, N) Z[i] += t * KD[i];
         if (kind != PIECES) {
             memcpy(R, b->R_try, N * sizeof(REAL));
             memcpy(S, b->S_try, N * sizeof(REAL));
         }
     }
-    if (kind == PIECES)
-        EACH(i, N) E[i] = (at(Z[i], a, kind).value - T[i]) * at(Z[i], a, kind).slope;
-    else
-        EACH(i, N) E[i] = R[i] * S[i];
-    if (!direct) EACH(i, N) E[i] += lam * X[i];
+    EACH(i, N) {
+        const Point here = at(Z[i], a, PIECES);
+        const REAL e = kind == PIECES ? (here.value - T[i]) * here.slope : R[i] * S[i];
+        E[i] = direct ? e : e + lam * X[i];
+    }
 }
 
 static void begin_all(const Problem *p, Block *b, long count, long first)
@@ -166,13 +167,13 @@ static void begin_all(const Problem *p, Block *b, long count, long first)
 #undef CALL
 }
 
-static void neurons(const Problem *p, Block *b, long count, long first)
+static void neurons(const Problem *p, Block *b, long count, long first, int last)
 {
 #define CALL(kind) \
     if (p->direct) \
-        for (long q = 0; q < count; q++) neuron(p, b, q, first + q, 1, kind); \
+        for (long q = 0; q < count; q++) neuron(p, b, q, first + q, last, 1, kind); \
     else \
-        for (long q = 0; q < count; q++) neuron(p, b, q, first + q, 0, kind)
+        for (long q = 0; q < count; q++) neuron(p, b, q, first + q, last, 0, kind)
     BY_KIND(p->kind, CALL)
 #undef CALL
 }
@@ -186,12 +187,40 @@ static int doubtful(const Problem *p, const REAL *X, long size, long j)
     return error > p->tolerated || decrease * decrease < 16 * error;
 }
 
+#define IS_float 1
+#define IS_double 0
+#ifdef __clang__
+#define SHUFFLED(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLED(a, b, ...) __builtin_shuffle(a, b, (__typeof__(int __attribute__((vector_size(16))))){__VA_ARGS__})
+#endif
+#define CORNER (16 / (long)sizeof(REAL)) /* rows and columns that are turned together */
+
+/* to = the transpose of CORNER x CORNER numbers. */
+static inline void turn_corner(const REAL *restrict from, long from_row, REAL *restrict to, long to_row)
+{
+    typedef REAL Short __attribute__((vector_size(16)));
+    Short in[CORNER], out[CORNER];
+    for (long p = 0; p < CORNER; p++) memcpy(&in[p], from + p * from_row, sizeof in[p]);
+#if EXPANDED(IS, REAL)
+    const Short a = SHUFFLED(in[0], in[1], 0, 4, 1, 5), b = SHUFFLED(in[2], in[3], 0, 4, 1, 5);
+    const Short c = SHUFFLED(in[0], in[1], 2, 6, 3, 7), d = SHUFFLED(in[2], in[3], 2, 6, 3, 7);
+    out[0] = SHUFFLED(a, b, 0, 1, 4, 5), out[1] = SHUFFLED(a, b, 2, 3, 6, 7);
+    out[2] = SHUFFLED(c, d, 0, 1, 4, 5), out[3] = SHUFFLED(c, d, 2, 3, 6, 7);
+#else
+    out[0] = (Short){in[0][0], in[1][0]}, out[1] = (Short){in[0][1], in[1][1]};
+#endif
+    for (long p = 0; p < CORNER; p++) memcpy(to + p * to_row, &out[p], sizeof out[p]);
+}
+
 /* to (columns x to_row) = the transpose of some columns of from (rows x from_row); the rest of a row stays. */
 static void turn(const REAL *restrict from, long from_row, long rows, long columns, REAL *restrict to, long to_row)
 {
-    for (long i = 0; i < rows; i += LANES) /* short stretches of `to`, whose rows then stay in the nearest cache */
-        for (long q = 0; q < columns; q++)
-            for (long p = i; p < least(i + LANES, rows); p++) to[q * to_row + p] = from[p * from_row + q];
+    const long whole_rows = rows / CORNER * CORNER, whole = columns / CORNER * CORNER;
+    for (long i = 0; i < whole_rows; i += CORNER)
+        for (long q = 0; q < whole; q += CORNER) turn_corner(from + i * from_row + q, from_row, to + q * to_row + i, to_row);
+    for (long i = 0; i < rows; i++)
+        for (long q = i < whole_rows ? whole : 0; q < columns; q++) to[q * to_row + i] = from[i * from_row + q];
 }
 
 static long block_size(long N, long r, long direct, long kind)
@@ -230,14 +259,15 @@ static void advance(const Problem *p, REAL *memory, const REAL *matrix, const RE
     if (!p->direct) b.E = b.G;
     begin_all(p, &b, count, first);
     for (long round = 0; round < p->rounds; round++) {
+        const int last = round == p->rounds - 1;
         if (p->direct) {
             product(b.E, b.N, matrix, b.r, p->N, b.X, p->lam, b.G); /* lam x + Phi' E */
             product(b.G, b.r, turned, b.N, p->r, b.KG, 0, b.KG);
-            neurons(p, &b, count, first);
+            neurons(p, &b, count, first, last);
         } else {
             product(b.G, b.N, matrix, b.N, p->N, b.KG, 0, b.KG);
             b.E = b.G_old; /* the next gradient, where the older one is */
-            neurons(p, &b, count, first);
+            neurons(p, &b, count, first, last);
         }
         REAL *G = b.G;
         b.G = b.G_old;
@@ -257,7 +287,7 @@ static void set_rounding(Problem *p, double rounding_units)
         for (long i = 0; i < p->N; i++) largest = fmax(largest, p->matrix[i * p->N + i]);
     p->rounding = (REAL)(largest * eps * sqrt(p->N));
     p->residual_rounding = (REAL)((p->direct ? squares : 1) * rounding_units * eps * rounding_units * eps);
-    p->error = (REAL)(squares * eps * eps);
+    p->error = (REAL)squares * (REAL)(eps * eps); /* infinite for what single precision cannot hold: doubtful, then */
 }
 
 /* All rounds of a group's neurons; totals: METRICS sums over them. */

@@ -48,6 +48,8 @@ class FeatureOperator:
     ) -> None:
         self.x = x
         self.inputs, self.row_shape, self.leading = inputs, row_shape, leading
+        self.rows = math.prod(row_shape)
+        """N."""
         self.weight, self.bias = weight, bias
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -58,11 +60,6 @@ class FeatureOperator:
             raise TypeError(f"{cls.__name__} needs a `materialize`, or both `matmat` and `rmatmat`.")
 
     # -- shape ------------------------------------------------------------------------------------------------------
-
-    @property
-    def rows(self) -> int:
-        """N."""
-        return math.prod(self.row_shape)
 
     @property
     def size(self) -> int:

@@ -38,6 +38,7 @@ class Coordinates(ABC):
 
     def __init__(self, features: FeatureOperator) -> None:
         self.features = features
+        self._gram: Tensor | None = None
 
     def to(self, dtype: torch.dtype) -> Self:
         """The same in another dtype."""
@@ -48,10 +49,16 @@ class Coordinates(ABC):
     def size(self) -> int:
         """Coefficients of an output unit."""
 
-    @cached_property
-    @abstractmethod
+    @property
     def gram(self) -> Tensor:
         """The matrix of the normal equations, (..., size, size): (gram + lam I) x = -adjoint(R)."""
+        if self._gram is None:  # `cached_property` takes a lock
+            self._gram = self.find_gram()
+        return self._gram
+
+    @abstractmethod
+    def find_gram(self) -> Tensor:
+        """Works out `gram`, which keeps it."""
 
     @property
     @abstractmethod
@@ -121,8 +128,7 @@ class Span(Coordinates):
 
     direct = False
 
-    @cached_property
-    def gram(self) -> Tensor:
+    def find_gram(self) -> Tensor:
         """K = Phi Phi^T, (..., N, N)."""
         return self.features.outer_gram()
 
@@ -215,8 +221,7 @@ class Direct(Coordinates):
         """Columns of Phi."""
         return self.features.size
 
-    @cached_property
-    def gram(self) -> Tensor:
+    def find_gram(self) -> Tensor:
         """Phi^T Phi, (..., n, n); conjugate gradients never ask for it."""
         return self.features.gram()
 
