@@ -11,6 +11,7 @@ from sibp.capture.compiler import left_alone
 from sibp.capture.geometry import Geometry
 from sibp.capture.passes import ForwardPass
 from sibp.capture.problem import LayerProblem, LayerUpdate
+from sibp.capture.shared import SharedInput
 from sibp.internals import will_be_executed
 from sibp.prox.operators import FeatureOperator
 
@@ -30,10 +31,11 @@ class TappedLayer(torch.autograd.Function):
         tap: "Tap",
         consumption: Consumption,
         one: ForwardPass,
+        shared: SharedInput,
     ) -> Tensor:
         """The layer's output, for its input x and parameters; the rest is for the backward call."""
         ctx.save_for_backward(x, W, b)
-        ctx.tap, ctx.consumption, ctx.one = tap, consumption, one
+        ctx.tap, ctx.consumption, ctx.one, ctx.shared = tap, consumption, one, shared
         return tap.geometry.forward(x, W, b)
 
     @staticmethod
@@ -64,11 +66,14 @@ def _update(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     needs_x, needs_W, needs_b = ctx.needs_input_grad[:3]
     if not (needs_W and _is_asked_for(ctx, 1)) and not (needs_b and _is_asked_for(ctx, 2)):
         consumption.clear()  # gradients of inputs alone are the loss's own
-        return geometry.input_gradient(x, gradient, W) if needs_x else None, None, None, None, None, None
+        return geometry.input_gradient(x, gradient, W) if needs_x else None, *[None] * 6
     tap.begin_backward()
     dtype = torch.promote_types(W.dtype, torch.float32)  # solves are never done in half precision
     wide = _as(gradient, dtype)
-    features = geometry.features(_as(x, dtype), weight=needs_W and tap.weight, bias=needs_b and tap.bias)
+    moves = {"weight": needs_W and tap.weight, "bias": needs_b and tap.bias}
+    shared: SharedInput = ctx.shared
+    key = None if geometry.features_key is None else (geometry.features_key, dtype, *moves.values())
+    features = shared.features(x, key, lambda: geometry.features(_as(x, dtype), **moves))
     known = consumption.known
     problem = LayerProblem(
         name=tap.name,
@@ -88,7 +93,8 @@ def _update(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     grad_x = _input_gradient(geometry, x, wide, W, problem, update, new) if needs_x else None
     grad_W = _weight_gradient(tap, W, problem, update) if needs_W else None
     grad_b = _bias_gradient(tap, b, problem, update) if needs_b else None
-    return grad_x, grad_W, grad_b, None, None, None
+    shared.leave()
+    return grad_x, grad_W, grad_b, *[None] * 4
 
 
 def _is_asked_for(ctx: Any, place: int) -> bool:

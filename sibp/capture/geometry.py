@@ -7,7 +7,7 @@ the features has several axes of rows, so have the outputs: (g, B, P, m).
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -31,6 +31,9 @@ class Geometry(ABC):
 
     rows_are_inputs: ClassVar[bool] = False
     """Whether A is the layer's input itself, but for its shape."""
+
+    features_key: ClassVar[Hashable | None] = None
+    """Layers with one input and equal keys have the same features, and build their Gram matrix once; None: alone."""
 
     def __init__(self, module: nn.Module) -> None:
         del module
@@ -132,6 +135,7 @@ class LinearGeometry(Geometry):
     """`nn.Linear` on inputs of shape (*, n): all leading dimensions are rows."""
 
     rows_are_inputs = True
+    features_key = "rows"
 
     def forward(self, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
         """Z in the layer's own shape, (*, m)."""

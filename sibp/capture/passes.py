@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sibp.capture.shared import SharedInput
 from sibp.internals import backward_pass, tree_leaves
 
 _REACH = 64  # nodes of the graph above an input in which the pass that it came from is looked for
@@ -35,6 +36,18 @@ class ForwardPass:
         self.differentiable = torch.is_grad_enabled()
         self.recomputes = backward_pass() != -1
         self.original: ForwardPass | None = None
+        self._inputs: list[SharedInput] = []
+
+    def input(self, x: Tensor) -> SharedInput:
+        """What the layers of this pass that are called with this very tensor have in common."""
+        for known in self._inputs:
+            if known.of(x):
+                break
+        else:
+            known = SharedInput(x)
+            self._inputs.append(known)
+        known.layers += 1
+        return known
 
     def enter(self, layer: str, batch: int, *, recorded: bool, from_data: bool) -> None:
         """Notes that a layer runs.

@@ -163,8 +163,9 @@ class Tap:
         held = own_parameters(module)
         weight, bias = held["weight"], held.get("bias")
         self.consumption = consumption = Consumption()  # another thread may replace the tap's at any time
+        x = self.geometry.prepare(input)
         z: Tensor = TappedLayer.apply(  # pyright: ignore[reportAssignmentType]
-            self.geometry.prepare(input), weight, bias, self, consumption, one
+            x, weight, bias, self, consumption, one, one.input(x)
         )
         owner.passes.attach(one, (z,))
         return PreActivation.mark(z, consumption) if owner.wants_activation(self) else z

@@ -4,6 +4,7 @@ import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +18,8 @@ from sibp.optim.fallback import FALLBACK_LR, adam
 from sibp.optim.search import Outcome, SearchStatus, backtrack
 from sibp.optim.solvers import Solver, check_paper, parse_solver
 from sibp.optim.trials import Evaluate, Trials, as_number, by_closure
-from sibp.prox.numbers import Number, number
+from sibp.prox.images import share_of_nonzeros
+from sibp.prox.numbers import Number
 from sibp.prox.operators import FeatureOperator
 from sibp.prox.status import Measure
 
@@ -351,10 +353,7 @@ def _reached(problem: LayerProblem) -> Callable[[], Number]:
     """The share of pre-activations that a difference reaches: when asked for, or now if D_z is too large to keep."""
     D_z = problem.D_z
 
-    def share() -> Number:
-        return number(D_z.sign().abs_().sum()) / max(D_z.numel(), 1)  # three times faster than counting
-
     if problem.features.spanned:
-        return share
-    now = share()
+        return partial(share_of_nonzeros, D_z)
+    now = share_of_nonzeros(D_z)
     return lambda: now

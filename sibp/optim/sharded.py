@@ -1,6 +1,6 @@
 """Layers whose rows of features are spread over ranks: what is sent between them, and the operators that hide it."""
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.distributed as dist
@@ -73,6 +73,8 @@ class GatheredFeatures(DenseFeatures):
         exchange: between the ranks.
         neurons: m, of all ranks.
     """
+
+    solves_all_units: ClassVar[bool] = False
 
     def __init__(self, A: Tensor, own: FeatureOperator, exchange: Exchange, neurons: int) -> None:
         super().__init__(A, own.weight, own.bias)

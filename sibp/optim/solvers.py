@@ -76,6 +76,8 @@ def linear_update(problem: LayerProblem, eta: float, prox_weight: float) -> tupl
         prox_weight: lam.
     """
     coordinates = smaller_side(problem.features)
+    if coordinates.direct and eta:  # the answer is smaller than the residual
+        return as_update(solve_linear(coordinates, problem.D_z, prox_weight).scaled(eta))
     return as_update(solve_linear(coordinates, eta * problem.D_z, prox_weight))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sibp.activations import Activation
 from sibp.prox import kernels
+from sibp.prox.numbers import Number, number
 from sibp.prox.operators import FeatureOperator
 
 _PARALLEL = 100_000  # numbers in an image from which several threads are worth waking
@@ -120,6 +121,22 @@ def images_of(features: FeatureOperator, Z: Tensor, T: Tensor, s: Activation) ->
     """
     kind = CompiledImages if CompiledImages.usable(features, Z, s) else Images
     return kind(features, Z, T, s)
+
+
+def share_of_nonzeros(t: Tensor) -> Number:
+    """The share of a tensor's numbers that are not 0.
+
+    Args:
+        t: of any shape; 0 for one without numbers.
+    """
+    if t.numel() == 0:
+        return 0.0
+    packed = t.permute(sorted(range(t.dim()), key=t.stride, reverse=True))
+    library = kernels.library(t) if packed.is_contiguous() else None
+    if library is None:
+        return number(t.sign().abs_().sum()) / t.numel()  # three times faster than counting
+    library.nonzeros.restype = ctypes.c_long
+    return library.nonzeros(ctypes.c_void_p(t.data_ptr()), ctypes.c_long(t.numel())) / t.numel()
 
 
 @cache

@@ -1,7 +1,7 @@
 """What a solver says about its own work: a status, and the figures that users, TensorBoard and tests read."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
@@ -106,6 +106,16 @@ class Solution:
     def stats(self) -> Stats:
         """What happened."""
         return self.measure(squared_norm(*self.coordinates.displacement(self.x)))
+
+    def scaled(self, factor: float) -> "Solution":
+        """The answer of a linear subproblem for a residual that is so many times as large; factor is not 0."""
+        measure, square = self.measure, factor * factor
+
+        def measured(squared_change: Number) -> Stats:
+            stats = measure(squared_change / square)
+            return replace(stats, squared_change=stats.squared_change * square)
+
+        return Solution(self.coordinates, self.x * factor, self.finite, measured)
 
 
 def squared_norm(*parts: Tensor | None) -> Number:

@@ -5,7 +5,7 @@ import torch
 from layer_problems import randn
 
 from sibp.activations import MISH, RELU, TANH, leaky_relu
-from sibp.prox.images import CompiledImages, Images, images_of
+from sibp.prox.images import CompiledImages, Images, images_of, share_of_nonzeros
 from sibp.prox.kernels import disabled
 from sibp.prox.operators import ConvolutionFeatures
 from sibp.prox.operators.window import Window
@@ -74,3 +74,20 @@ def test_which_layers_have_passes_of_their_own(both_ways, request: pytest.Fixtur
     assert (type(images_of(features, Z, T, RELU)) is CompiledImages) == compiled
     assert type(images_of(features, Z, T, MISH)) is Images
     assert type(images_of(features.dense(), Z.flatten(1, 2), T.flatten(1, 2), RELU)) is Images
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("numbers", [0, 1, 17, 4096, 10_001])
+def test_the_share_of_numbers_that_are_not_zero(numbers, dtype):
+    t = torch.arange(numbers, dtype=dtype) % 3 - 1
+    expected = sum(k % 3 != 1 for k in range(numbers)) / max(numbers, 1)
+    assert float(share_of_nonzeros(t)) == pytest.approx(expected, rel=1e-6)
+    with disabled():
+        assert float(share_of_nonzeros(t)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_share_of_a_part_is_of_that_part():
+    whole = torch.zeros(4, 6, 8)
+    whole[:, 2] = 1
+    assert float(share_of_nonzeros(whole[:, 2])) == 1
+    assert float(share_of_nonzeros(whole.permute(2, 0, 1))) == pytest.approx(1 / 6)

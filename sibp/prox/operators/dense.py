@@ -8,7 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sibp.prox import closed
+from sibp.prox.blocked import symmetric_product
 from sibp.prox.operators.base import FeatureOperator, Parts
+
+_LARGE = 768  # rows from which on the products of a numerical library are faster than those of compiled code here
 
 
 class DenseFeatures(FeatureOperator):
@@ -40,12 +43,17 @@ class DenseFeatures(FeatureOperator):
         """Phi itself, (..., N, size), written once."""
         return self._phi
 
+    def gram(self) -> Tensor:
+        """Phi^T Phi, (..., size, size)."""
+        return symmetric_product(self.materialize().mT)
+
     def outer_gram(self) -> Tensor:
         """Phi Phi^T, (..., N, N), without Phi."""
-        compiled = closed.outer_gram(self.A, float(self.bias)) if self.weight else None
+        small = self.weight and self.rows < _LARGE
+        compiled = closed.outer_gram(self.A, float(self.bias)) if small else None
         if compiled is not None:
             return compiled
-        gram = self.A @ self.A.mT if self.weight else self.A.new_zeros(*self.leading, self.rows, self.rows)
+        gram = symmetric_product(self.A) if self.weight else self.A.new_zeros(*self.leading, self.rows, self.rows)
         if self.bias:
             gram += 1
         return gram

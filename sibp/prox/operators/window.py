@@ -144,10 +144,13 @@ def patch_gram(x: Tensor, window: Window) -> Tensor:
 
 
 def _rows_of_strips(x: Tensor, window: Window, cut: Strips) -> Tensor:
-    """(g, rows, strips * B, width * c) from x (B, g, c, rows, columns)."""
-    if cut.padding:
-        x = F.pad(x, (cut.padding, cut.padding))
-    return x.unfold(-1, cut.width, cut.patches * window.stride[1]).permute(1, 3, 4, 0, 5, 2).flatten(4).flatten(2, 3)
+    """(g, rows, strips * B, width * c) from x (B, g, c, rows, columns): strips are copied from rows of whole pixels."""
+    B, g, c, height, columns = x.shape
+    make = x.new_zeros if cut.padding else x.new_empty
+    pixels = make(g, height, B, columns + 2 * cut.padding, c)
+    pixels[:, :, :, cut.padding : cut.padding + columns] = x.permute(1, 3, 0, 4, 2)
+    strips_of = pixels.unfold(3, cut.width, cut.patches * window.stride[1])
+    return strips_of.permute(0, 1, 3, 2, 5, 4).flatten(4).flatten(2, 3)
 
 
 def _diagonals(products: Tensor, window: Window, cut: Strips) -> Tensor:

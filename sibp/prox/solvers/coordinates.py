@@ -283,4 +283,5 @@ class Direct(Coordinates):
 
 def smaller_side(features: FeatureOperator) -> Coordinates:
     """The coordinates with the smaller Gram matrix: N x N (span, if all rows are here) or n x n (direct)."""
-    return Span(features) if features.spanned else Direct(features)
+    kind = Span if features.spanned else Direct
+    return features.once(kind, lambda: kind(features))

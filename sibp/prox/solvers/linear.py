@@ -9,10 +9,12 @@ How far a computed step can be from the minimiser. A Gram matrix carries a round
 Cholesky factor L of it with its two substitutions adds one of the same size: the computed U solves (G + E + lam I) U =
 -R exactly, with ||E|| of a few eps ||G||. An inverse, multiplied by R, has no such E. The step exceeds the minimal
 objective by at most ||E U||^2 <= (||E|| / lam)^2 ||R||^2, the worst case being a residual that no displacement fits. So
-there are two ways, chosen by lam alone:
+there are three ways:
 
     lam >= 1000 eps ||G||   The bound is of the order of 1e-6: G and its factor in the precision of the layer.
-    below that              Everything in float64, with the objective evaluated at the displacement as the layer will
+    below that              The same, if a look at the answer shows that it is far better than this bound
+                            (`sibp.prox.solvers.checked`); large systems of any lam go this way.
+    else                    Everything in float64, with the objective evaluated at the displacement as the layer will
                             get it, and the displacement shortened where it does not decrease.
 """
 
@@ -25,6 +27,7 @@ from torch import Tensor
 
 from sibp.prox import closed
 from sibp.prox.numbers import Flag, Number, at_least, choose, is_finite, number
+from sibp.prox.solvers.checked import SINGLE, checked, floor
 from sibp.prox.solvers.coordinates import Coordinates, Direct
 from sibp.prox.status import Solution, Stats, Status, squared_norm
 
@@ -49,20 +52,22 @@ def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
     Returns:
         x, with the coordinates that it is in (the given ones, or direct ones), status and metrics.
     """
-    G, rhs = coordinates.gram, coordinates.adjoint(R)
+    G, rhs, features = coordinates.gram, coordinates.adjoint(R), coordinates.features
     eps = torch.finfo(G.dtype).eps
     solved = closed.minus_solve(G, rhs, lam, _RESOLVED * eps)
     if solved is not None:
         x, energy = solved
         if x is None:
-            return _in_double_precision(coordinates, R, lam)
+            norm = float(torch.linalg.vector_norm(G))
+            return checked(coordinates, R, rhs, lam, norm) or _in_double_precision(coordinates, R, lam)
         return _solution(coordinates, R, rhs, x, lam, is_finite(energy), lambda: Status.SOLVED)
     norm = number(torch.linalg.vector_norm(G))
     if isinstance(norm, Tensor):
         return _factorized(coordinates, R, rhs, lam, at_least(lam, _FLOOR * eps * norm), norm)
-    if lam >= _RESOLVED * eps * norm:
+    small = coordinates.size < SINGLE or not features.solves_all_units
+    if small and lam >= _RESOLVED * eps * norm:
         return _factorized(coordinates, R, rhs, lam, lam, norm)
-    return _in_double_precision(coordinates, R, lam)
+    return checked(coordinates, R, rhs, lam, norm) or _in_double_precision(coordinates, R, lam)
 
 
 @dataclass(frozen=True)
@@ -98,13 +103,14 @@ def _factorized(
     coordinates: Coordinates, R: Tensor, rhs: Tensor, lam: float, damping: Number, norm: Number
 ) -> Solution:
     """The solution from a Gram matrix in the precision of the layer, by a factor in float64; norm: of the matrix."""
-    factor = _Factor.of(coordinates.gram, damping)
-    x = factor.minus_solve(rhs)
-    x = choose(factor.definite, lambda: x, lambda: rhs / -(lam + norm))
+    G, features = coordinates.gram, coordinates.features
+    factor = features.once((_Factor, damping), lambda: _Factor.of(G, damping))
+    x, definite = factor.minus_solve(rhs), factor.definite
+    x = choose(definite, lambda: x, lambda: rhs / -(lam + norm))
 
     def status() -> Number:
         closed = choose(damping > lam, lambda: Status.DAMPED, lambda: Status.SOLVED)
-        return choose(factor.definite, lambda: closed, lambda: Status.GRADIENT)
+        return choose(definite, lambda: closed, lambda: Status.GRADIENT)
 
     return _solution(coordinates, R, rhs, x, lam, is_finite(squared_norm(x)), status)
 
@@ -171,10 +177,10 @@ def _factored(side: Coordinates, lam: float, norm: float, eps: float) -> tuple[f
         norm: Frobenius norm of G.
         eps: of the displacement's dtype, whose rounding eps V must not raise the objective: ||V|| <= ||R|| / sqrt(lam).
     """
-    floor = max(_FLOOR * torch.finfo(torch.float64).eps, (_FLOOR * eps) ** 2)
-    if lam < floor * norm:
+    least = floor(eps)
+    if lam < least * norm:
         norm = float(torch.linalg.matrix_norm(side.gram, 2).max())
-    damping = max(lam, floor * norm)
+    damping = max(lam, least * norm)
     for _ in range(_ATTEMPTS):
         factor = _Factor.of(side.gram, damping)
         if factor.definite:

@@ -1,0 +1,64 @@
+"""What layers with one input share: query, key and value of an attention build one Gram matrix between them."""
+
+import weakref
+from collections.abc import Callable, Hashable
+
+from torch import Tensor
+
+from sibp.internals import version
+from sibp.prox.operators import FeatureOperator
+
+
+class SharedInput:
+    """A tensor that one or more layers of a pass were called with, as it was then.
+
+    The layers' backward calls find here the features that an earlier one has made, with the Gram matrix and its factors
+    (`FeatureOperator.kept`), until the last of them has been here. A backward pass that leaves some out keeps them
+    until the graph is freed.
+
+    Attributes:
+        layers: calls with it.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self.layers = 0
+        self._x, self._version = weakref.ref(x), version(x)
+        self._visits = 0
+        self._known: tuple[Tensor, dict[Hashable, FeatureOperator]] | None = None
+
+    def of(self, x: Tensor) -> bool:
+        """Whether it is this tensor, unchanged."""
+        return self._x() is x and self._version == version(x)
+
+    def features(self, x: Tensor, key: Hashable, make: Callable[[], FeatureOperator]) -> FeatureOperator:
+        """The features that a layer makes of its input, or those that another one has made of it in the same way.
+
+        Args:
+            x: the input as the backward call has it, which a hook may have replaced.
+            key: what features depend on besides; None for a layer that shares nothing.
+            make: makes them.
+        """
+        if self.layers < 2 or key is None:
+            return make()
+        known = self._known
+        if known is None or not _same(known[0], x):
+            self._known = known = (x, {})  # holds x, so that no other tensor can come to its place in memory
+        if key not in known[1]:
+            known[1][key] = make().keeping()
+        return known[1][key]
+
+    def leave(self) -> None:
+        """A layer's backward call is over: with the last one, nothing is kept."""
+        self._visits += 1
+        if self._visits >= self.layers:
+            self._visits, known, self._known = 0, self._known, None
+            for features in known[1].values() if known is not None else ():
+                features.kept = None
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors that are both alive are one, or views of the same numbers."""
+    return a is b or (
+        (a.data_ptr(), a.shape, a.stride(), a.dtype, a.device) == (b.data_ptr(), b.shape, b.stride(), b.dtype, b.device)
+        and version(a) == version(b)
+    )

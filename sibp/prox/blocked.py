@@ -1,0 +1,45 @@
+"""Large symmetric matrices by blocks: half of the products, and factors without a copy of the whole."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+_SMALLEST = 384  # rows from which on saved products outweigh smaller ones
+_PRODUCT, _FACTOR = 128, 256  # rows of a block
+
+
+def symmetric_product(A: Tensor) -> Tensor:
+    """A A^T, (..., N, N), from A (..., N, n); where it pays, each block beside the diagonal is computed once."""
+    N = A.shape[-2]
+    if A.dim() != 2 or N < _SMALLEST or not A.is_cpu or torch.compiler.is_compiling():
+        return A @ A.mT
+    K = A.new_empty(N, N)
+    for first, end in _spans(N, _PRODUCT):
+        torch.mm(A[first:end], A[:end].T, out=K[first:end, :end])
+        K[:first, first:end] = K[first:end, :first].T
+    return K
+
+
+def factor_in_place(M: Tensor) -> bool:
+    """The Cholesky factor in the place of the lower triangle of M (r, r); False if M is not positive definite.
+
+    What stands above the diagonal is of no use then.
+    """
+    for first, end in _spans(len(M), _FACTOR):
+        L, info = torch.linalg.cholesky_ex(M[first:end, first:end])
+        if info.item():
+            return False
+        M[first:end, first:end] = L
+        if end < len(M):
+            below = torch.linalg.solve_triangular(L, M[end:, first:end].T, upper=False).T
+            M[end:, first:end] = below
+            for start, stop in _spans(len(M) - end, _FACTOR):
+                M[end + start :, end + start : end + stop].addmm_(below[start:], below[start:stop].T, alpha=-1)
+    return True
+
+
+def _spans(N: int, block: int) -> Iterator[tuple[int, int]]:
+    """N rows as stretches of equal length, as near as can be, and no longer than a block."""
+    number = -(-N // block)
+    return ((N * k // number, N * (k + 1) // number) for k in range(number))

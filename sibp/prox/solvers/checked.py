@@ -1,0 +1,182 @@
+"""The closed form in the layer's precision where lam alone does not vouch for it: the answer does, or there is none.
+
+Notation of `sibp.prox.solvers.linear`. A computed x leaves a residual e = rhs + (Phi^T Phi + lam I) x of the exact
+normal equations, and its objective exceeds the minimum by
+
+    direct   e^T (G + lam I)^-1 e  <=  ||e||^2 / mu,   mu the smallest eigenvalue of G + lam I
+    span     ||e||^2 at most, as the displacement sees Phi^T e only.
+
+Of e, the factor's part can be looked at: rhs + (G + lam I) x. The rounding of G, about eps ||G||, adds eps ||G|| ||x||,
+and that of rhs in direct coordinates eps ||Phi|| ||R||. The answer serves if all this costs less than a
+hundred-thousandth of what it gains. Where features are rich, as those of a convolution over thousands of patches, mu is
+far above lam, and x far below the bound ||R|| / sqrt(lam) that a rule by lam alone has to assume.
+
+Where it does not serve, the displacement V = Phi^T x is refined: e is worked out anew, with Phi itself in the place of
+G, and solved for. What G's rounding then spoils is the correction alone.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import torch
+from torch import Tensor
+
+from sibp.prox.blocked import factor_in_place
+from sibp.prox.numbers import Number
+from sibp.prox.solvers.coordinates import Coordinates, Direct
+from sibp.prox.status import Solution, Stats, Status
+
+SINGLE = 512  # rows of a system from which on factoring it in single precision saves more than looking at it costs
+_TOLERANCE = 1e-5  # excess of the objective over its minimum, as a share of the decrease
+_REFINEMENTS = 2
+_FLOOR = 16.0  # lam / (eps ||G||) below which G + lam I cannot be told from G + (lam + rounding) I
+
+
+def floor(eps: float) -> float:
+    """The least lam / ||G|| that can be solved for.
+
+    Args:
+        eps: of the displacement's dtype, whose rounding eps V must not raise the objective: ||V|| <= ||R|| / sqrt(lam).
+    """
+    return max(_FLOOR * torch.finfo(torch.float64).eps, (_FLOOR * eps) ** 2)
+
+
+def checked(coordinates: Coordinates, R: Tensor, rhs: Tensor, lam: float, norm: float) -> Solution | None:
+    """The solution from a Gram matrix in the layer's precision; None if it would not serve. On the CPU only.
+
+    Args:
+        coordinates: of the layer's features.
+        R: (..., N, m) residual Z - T.
+        rhs: (..., r, m) adjoint(R).
+        lam: proximal weight, > 0.
+        norm: Frobenius norm of the Gram matrix.
+    """
+    features = coordinates.features
+    start = float(features.total(torch.linalg.vector_norm(R).double().square()))
+    if not features.solves_all_units:
+        return None  # ranks that solve for some units each would not all find the same
+    if not math.isfinite(norm + start) or lam < floor(torch.finfo(rhs.dtype).eps) * norm:
+        return None
+    task = _Task(coordinates, R, rhs, lam, norm, start)
+    large = rhs.dtype is torch.float32 and coordinates.size >= SINGLE
+    for dtype in (torch.float32, torch.float64) if large else (torch.float64,):
+        system = features.once((_System, lam, dtype), partial(_System.of, coordinates, lam, dtype))
+        if system is not None and (x := task.solved(system)) is not None:
+            return task.solution(x) if task.serves(system, x) else task.refined(system, x)
+    return None
+
+
+@dataclass(frozen=True)
+class _System:
+    """G + lam I with its Cholesky factor.
+
+    Attributes:
+        direct: whether the coordinates are.
+        lam: damping.
+        L: (..., r, r), whose lower triangle it is; nobody reads what stands above.
+    """
+
+    direct: bool
+    lam: float
+    L: Tensor
+
+    @classmethod
+    def of(cls, coordinates: Coordinates, lam: float, dtype: torch.dtype) -> "_System | None":
+        """Factored in a dtype; None if it is not positive definite in it."""
+        system = coordinates.gram.to(dtype, copy=True)
+        system.diagonal(dim1=-2, dim2=-1).add_(lam)
+        if system.dim() == 2:
+            return cls(coordinates.direct, lam, system) if factor_in_place(system) else None
+        L, info = torch.linalg.cholesky_ex(system)
+        return None if info.any() else cls(coordinates.direct, lam, L)
+
+    def minus_solve(self, rhs: Tensor) -> Tensor:
+        """-(G + lam I)^-1 rhs, (..., r, m), in the dtype of rhs."""
+        return torch.cholesky_solve(rhs.to(self.L.dtype), self.L).neg_().to(rhs.dtype)
+
+    @cached_property
+    def _norm_of_inverse(self) -> float:
+        return float(torch.linalg.vector_norm(torch.cholesky_inverse(self.L)))
+
+    def tolerates(self, squared_error: float, decrease: float) -> bool:
+        """Whether ||e||^2 raises the objective by next to nothing, measured by its decrease."""
+        most = _TOLERANCE * decrease
+        if not self.direct:
+            return squared_error <= most
+        return squared_error / self.lam <= most or squared_error * self._norm_of_inverse <= most
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is to be solved; see `checked`. start: ||R||^2."""
+
+    coordinates: Coordinates
+    R: Tensor
+    rhs: Tensor
+    lam: float
+    norm: float
+    start: float
+
+    @property
+    def _eps(self) -> float:
+        return torch.finfo(self.rhs.dtype).eps
+
+    def solved(self, system: _System) -> Tensor | None:
+        """x, as good as a factor in float64 makes it; None if a factor in the layer's own precision does not."""
+        x = system.minus_solve(self.rhs)
+        if system.L.dtype is not self.rhs.dtype:
+            return x
+        for _ in range(1 + _REFINEMENTS):
+            e = (self.coordinates.gram @ x).add_(self.rhs).add_(x, alpha=self.lam)
+            if system.tolerates(_squared(e), self._decrease(x)):
+                return x
+            x = x + system.minus_solve(e)
+        return None
+
+    def serves(self, system: _System, x: Tensor, uncertain: Tensor | None = None) -> bool:
+        """Whether rounding leaves x as good as the best; `uncertain` is what comes from G, if not all of x."""
+        error = (self._eps * self.norm) ** 2 * _squared(x if uncertain is None else uncertain)
+        if self.coordinates.direct:
+            error += self._eps**2 * self.norm * self.start
+        return system.tolerates(error, self._decrease(x))
+
+    def _decrease(self, x: Tensor) -> float:
+        """Of the objective, by an x that solves the system."""
+        product = float((self.rhs * x).sum())
+        return -product if self.coordinates.direct else self.start + self.lam * product
+
+    def solution(self, x: Tensor) -> Solution:
+        """The answer x; on the scale of G's rounding, which the metrics share."""
+        G, rhs, start, coordinates, lam = self.coordinates.gram, self.rhs, self.start, self.coordinates, self.lam
+
+        def measure(squared_change: Number) -> Stats:
+            end = coordinates.residual(x, G @ x, rhs, start) + lam * squared_change
+            return _solved(start, end, squared_change)
+
+        return Solution(coordinates, x, True, measure)
+
+    def refined(self, system: _System, x: Tensor) -> Solution | None:
+        """The displacement of x, corrected with Phi itself; None if that does not serve either."""
+        coordinates, features = self.coordinates, self.coordinates.features
+        V = coordinates.entries(x)
+        for _ in range(_REFINEMENTS):
+            R = self.R + features.matmat(V)
+            e = coordinates.adjoint(R) + self.lam * x
+            objective = float(features.over_rows(R.square()).sum()) + self.lam * _squared(V)
+            more = system.minus_solve(e)
+            gained = float(
+                coordinates.inner(e, more, coordinates.forward(more) if not coordinates.direct else more).sum()
+            )
+            x, V = x + more, V + coordinates.entries(more)
+            if self.serves(system, x, uncertain=more) and math.isfinite(_squared(V)):
+                return Solution(Direct(features), V, True, partial(_solved, self.start, objective + gained))
+        return None
+
+
+def _solved(start: Number, end: Number, squared_change: Number) -> Stats:
+    return Stats.of(Status.SOLVED, True, start, end, rounds=0, step_length=1.0, squared_change=squared_change)
+
+
+def _squared(x: Tensor) -> float:
+    return float(torch.linalg.vector_norm(x)) ** 2

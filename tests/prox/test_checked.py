@@ -1,0 +1,137 @@
+"""Answers that are looked at: which are good enough in the layer's precision, against float64 throughout."""
+
+import math
+
+import pytest
+import torch
+from layer_problems import SIDES, features_matrix, moved, randn, ridge
+
+from sibp.prox.kernels import disabled
+from sibp.prox.operators import DenseFeatures
+from sibp.prox.solvers import checked, linear
+from sibp.prox.solvers.coordinates import Direct, Span
+from sibp.prox.solvers.linear import solve_linear
+from sibp.prox.status import Status
+
+EPS = torch.finfo(torch.float32).eps
+
+
+def ends(features, R, lam, X) -> tuple[float, float]:
+    """The objective at the displacement X, and the least there is, in float64."""
+    P, wide = torch.from_numpy(features_matrix(features)), R.double()
+
+    def objective(X: torch.Tensor) -> float:
+        return float((wide + P @ X).square().sum() + lam * X.square().sum())
+
+    return objective(torch.from_numpy(X)), objective(torch.from_numpy(ridge(P.numpy(), wide.numpy(), lam)))
+
+
+@pytest.fixture
+def never_wide(monkeypatch):
+    """Whoever goes on in float64 throughout fails."""
+
+    def refuse(*_):
+        raise AssertionError("everything in float64")
+
+    monkeypatch.setattr(linear, "_in_double_precision", refuse)
+
+
+@pytest.mark.usefixtures("never_wide")
+@pytest.mark.parametrize("units", [0.1, 3.0, 300.0])
+def test_rich_features_are_solved_in_their_precision_whatever_lam(units):
+    """3000 rows of 40 independent features: the smallest eigenvalue of G is nearly its largest."""
+    features = DenseFeatures(randn(3000, 40, dtype=torch.float32))
+    R = randn(3000, 6, seed=1, dtype=torch.float32)
+    lam = units * EPS * float(features.gram().double().norm())
+    solution = solve_linear(Direct(features), R, lam)
+    end, best = ends(features, R, lam, moved(solution))
+    start = float(R.double().square().sum())
+    assert end - best <= 1e-4 * (start - best)
+    assert solution.stats.status == Status.SOLVED
+    assert float(solution.stats.decrease) == pytest.approx(1 - best / start, rel=1e-2)
+
+
+@pytest.mark.usefixtures("never_wide")
+@pytest.mark.parametrize("side", SIDES)
+def test_what_rounding_spoils_is_refined(side, monkeypatch):
+    """A lam of 30 times the rounding of G, and a residual that features all but dependent hardly fit."""
+    refined, found = checked._Task.refined, []
+    monkeypatch.setattr(checked._Task, "refined", lambda *given: found.append(refined(*given)) or found[-1])
+    A = randn(100, 120, seed=3)[torch.arange(200) % 100] * torch.logspace(0, -3, 120)
+    features = DenseFeatures(A.float())
+    Phi = torch.from_numpy(features_matrix(features))
+    lam = 30 * EPS * float((Phi.T @ Phi).norm())
+    R = (0.1 * Phi @ randn(121, 5, seed=4) + 3 * randn(200, 5, seed=5)).float()
+    solution = solve_linear(side(features), R, lam)
+    assert found == [solution]
+    end, best = ends(features, R, lam, moved(solution))
+    start = float(R.double().square().sum())
+    assert end - best <= 1e-4 * (start - best)
+    assert float(solution.stats.decrease) == pytest.approx(1 - end / start, abs=1e-5)
+
+
+@pytest.mark.usefixtures("never_wide")
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize(("rows", "inputs"), [(512, 640), (700, 511), (1024, 1024)])
+@pytest.mark.parametrize("units", [100.0, 3000.0])
+def test_large_systems_are_factored_in_single_precision(side, rows, inputs, units, monkeypatch):
+    seen = []
+    of = checked._System.of
+
+    def watched(coordinates, lam, dtype):
+        seen.append(dtype)
+        return of(coordinates, lam, dtype)
+
+    monkeypatch.setattr(checked._System, "of", watched)
+    features = DenseFeatures(randn(rows, inputs, dtype=torch.float32).relu())
+    R = randn(rows, 7, seed=1, dtype=torch.float32)
+    coordinates = side(features)
+    lam = units * EPS * float(coordinates.gram.double().norm())
+    with disabled():
+        solution = solve_linear(coordinates, R, lam)
+    assert seen == ([torch.float32] if coordinates.size >= checked.SINGLE else [torch.float64] * (units < 1000))
+    end, best = ends(features, R, lam, moved(solution))
+    start = float(R.double().square().sum())
+    assert end - best <= 1e-4 * (start - best)
+    assert float(solution.stats.decrease) == pytest.approx(1 - best / start, abs=2e-3)
+
+
+def test_a_system_that_single_precision_calls_indefinite_is_factored_in_double(monkeypatch):
+    """600 rows in pairs: single precision finds no positive pivot."""
+    features = DenseFeatures(randn(300, 400, dtype=torch.float32).repeat_interleave(2, 0))
+    R = randn(600, 3, seed=1, dtype=torch.float32)
+    lam = 2 * EPS * float(features.outer_gram().double().norm())
+    found = []
+    of = checked._System.of
+    monkeypatch.setattr(checked._System, "of", lambda *given: found.append(of(*given)) or found[-1])
+    solution = solve_linear(Span(features), R, lam)
+    end, best = ends(features, R, lam, moved(solution))
+    assert [system is None or system.L.dtype for system in found][-1] is torch.float64
+    start = float(R.double().square().sum())
+    assert end - best <= 0.02 * start
+    assert end <= start
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_an_answer_that_does_not_serve_is_worked_out_in_float64(side):
+    """Rows in pairs with residuals that cancel: all that single precision finds to fit is its rounding."""
+    features = DenseFeatures(randn(30, 20, dtype=torch.float32).repeat_interleave(2, 0))
+    half = randn(30, 4, seed=1, dtype=torch.float32)
+    R = torch.stack([half, -half], 1).flatten(0, 1)
+    coordinates = side(features)
+    norm = float(coordinates.gram.norm())
+    lam = 20 * EPS * norm
+    assert checked.checked(coordinates, R, coordinates.adjoint(R), lam, norm) is None
+    solution = solve_linear(coordinates, R, lam)
+    end, _ = ends(features, R, lam, moved(solution))
+    assert end <= float(R.double().square().sum()) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_is_none_of_its_own(bad):
+    features = DenseFeatures(randn(8, 5, dtype=torch.float32))
+    R = randn(8, 3, seed=1, dtype=torch.float32)
+    R[3, 1] = bad
+    coordinates = Direct(features)
+    assert checked.checked(coordinates, R, coordinates.adjoint(R), 1.0, 10.0) is None
+    assert checked.checked(coordinates, R.nan_to_num(0, 0), coordinates.adjoint(R), 1.0, bad) is None
