@@ -107,9 +107,9 @@ def scores(table: Sequence[Standing]) -> list[Figure]:
                 place, at = np.array([score.median]), np.array([float(row)])
                 said = [f"{each.name}: {cell_text(score)}"]
                 lines.append(Line(each.name, each.name, place, at, *ends, "interval", said, True, muted=row >= BEST))
-            title = f"score: {unit} to the {goal} target (95 % interval)"
+            title = f"score: {unit} to the {goal} target"
             rows = [line.label for line in lines]
-            found.append(Figure(f"score-{goal}-{unit}", title, f"score in {unit}", "", lines, rows=rows))
+            found.append(Figure(f"score-{goal}-{unit}", title, f"score in {unit}, 95 % interval", "", lines, rows=rows))
     return found
 
 
