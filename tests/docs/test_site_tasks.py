@@ -50,9 +50,9 @@ def test_a_task_takes_two_clicks_at_most(browser: Any, site: Path, task: str) ->
         found = (
             f"[...document.querySelectorAll('article a, nav a')].find((a) => a.getAttribute('href') === '{address}')"
         )
-        assert browser.ask(f"Boolean({found})"), f"{task}: no link to {address}"
-        browser.ask(f"{found}.click()")
-        browser.wait(loaded(Path(link).name))
+        target = browser.ask(f"{found}.href")
+        assert target, f"{task}: no link to {address}"
+        browser.open(target, loaded(Path(link).name))  # a click, but for the race with the page that goes away
     text = browser.ask("document.querySelector('article').innerText.replace(/\\s+/g, ' ')")
     assert read in text, task
 
