@@ -18,6 +18,7 @@ import numpy as np
 from sibp.analysis.arena import ARENA, GOALS, UNITS, Contest, kept, standings
 from sibp.analysis.comparison import Method, Problem, Setting
 from sibp.analysis.duels import SAME_SECONDS, duels
+from sibp.analysis.levels import COSTS, LEVELS, Level, failures, levels, scores
 from sibp.analysis.outcomes import FINAL_LOSS, FINAL_VAL, TEST_ACC, Quantity, over_runs
 from sibp.analysis.scoring import verdict
 from sibp.analysis.statistics import Estimate, estimate
@@ -258,6 +259,33 @@ def duel(name: str, mine: str, rival: str) -> str:
     return lines_of_table(columns, [[cell_text(cell) for cell in row] for row in rows])
 
 
+def hardness(name: str, goal: str) -> str:
+    """The targets of every problem, and how many methods reach each; one met at the first look is marked."""
+    by_level = levels(_contests(name), goal)
+    rows = [[row[0].title, *map(_hardness_cell, row)] for row in zip(*by_level, strict=True)]
+    return lines_of_table([f"{goal} target", *LEVELS], rows)
+
+
+def _hardness_cell(level: Level) -> str:
+    mark = ", **at the first look**" if level.at_first_look else ""
+    return f"{level.target.value:.4g}: {level.reached} of {level.entered}{mark}"
+
+
+def at_levels(name: str, goal: str) -> str:
+    """Every method's score at three levels, by three costs; the best first at the hardest level, in steps."""
+    found = scores(_contests(name), goal)
+    keys = [(level, cost) for level in LEVELS for cost in COSTS]
+    ordered = sorted(found, key=lambda method: [-found[method][key] for key in reversed(keys)][2::3])
+    rows = [[method, *(f"{found[method][key]:.3f}" for key in keys)] for method in ordered]
+    return lines_of_table(["method", *(f"{level}, {cost}" for level, cost in keys)], rows)
+
+
+def failed(name: str) -> str:
+    """Final runs that diverged or failed, by method and problem."""
+    rows = [[method, problem, f"{bad} of {count}"] for method, problem, bad, count in failures(_contests(name))]
+    return lines_of_table(("method", "problem", "final runs that diverged or failed"), rows)
+
+
 @cache  # several tables are about the same runs
 def _contests(name: str) -> list[Contest]:
     if not (found := kept(RESULTS, name)):
@@ -309,6 +337,9 @@ TABLES: dict[str, Callable[[str], str]] = {
     "rest": rest,
     "picture": drawn,
     **{f"{goal} standings": partial(standing, goal=goal) for goal in GOALS},
+    **{f"{goal} targets": partial(hardness, goal=goal) for goal in GOALS},
+    **{f"{goal} levels": partial(at_levels, goal=goal) for goal in GOALS},
+    "failures": failed,
     "outcome": outcome,
     "sibp cg:3 against proxbp": partial(duel, mine="sibp cg:3", rival="proxbp"),
     "sibp muon cg:3 against muon": partial(duel, mine="sibp muon cg:3", rival="muon"),

@@ -1,0 +1,158 @@
+"""Targets at three levels, and what a method costs when its tuning is paid for, too.
+
+**The levels** of a problem, for its final validation metric and its final training loss: what SGD, tuned like all
+others, ends with; the median over all methods of what each ends with; and the best decile of these. A method ends with
+its median over seeds.
+
+**The total cost** of a run is the time of all its method's trials on that problem, at the pace of its final runs, and
+then the time to the target. Every method has as many trials, so that in steps tuning would only add the same to all.
+
+A target is met **at the first look** if the fastest method has it at the first row logged after the start in at least
+half of its seeds: such a problem tells how often one looked, and no more.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from sibp.analysis.arena import GOALS, Contest, costs, pace
+from sibp.analysis.comparison import Method
+from sibp.analysis.duels import by_seed
+from sibp.analysis.outcomes import Target
+from sibp.analysis.profile import ratios, score
+from sibp.analysis.statistics import median
+from sibp.runs.identity import TRIAL
+
+LEVELS = ("SGD's end", "the median", "the best decile")
+COSTS = ("steps", "seconds", "seconds with tuning")
+DECILE = 0.1
+
+
+@dataclass(frozen=True)
+class Level:
+    """A target of one problem.
+
+    Attributes:
+        title: of the problem.
+        target: what is to be reached.
+        reached: by how many methods, in the median over their seeds.
+        entered: how many methods there are.
+        at_first_look: whether the fastest is there at its first row.
+    """
+
+    title: str
+    target: Target
+    reached: int
+    entered: int
+    at_first_look: bool
+
+
+def targets(contest: Contest, goal: str) -> list[Target]:
+    """The targets of a problem, one a level.
+
+    Args:
+        contest: the problem.
+        goal: one of `GOALS`.
+
+    Returns:
+        As many as `LEVELS`, from the easiest on where SGD is below the median.
+    """
+    at = GOALS.index(goal)
+    quantity, sgd = contest.quantities[at], contest.targets[at]
+    sign = -1 if quantity.larger_is_better else 1
+    found = [by_seed(method, quantity) for method in contest.problem.methods if method.runs]
+    ends = sorted(sign * median(list(values.values())) for values in found if values)
+    best = ends[max(0, math.ceil(DECILE * len(ends)) - 1)]
+    return [sgd, replace(sgd, value=sign * median(ends)), replace(sgd, value=sign * best)]
+
+
+def levels(contests: Sequence[Contest], goal: str) -> list[list[Level]]:
+    """How hard the targets are.
+
+    Args:
+        contests: one or more.
+        goal: one of `GOALS`.
+
+    Returns:
+        For each level, a row a problem.
+    """
+    return [[_level(contest, targets(contest, goal)[i]) for contest in contests] for i in range(len(LEVELS))]
+
+
+def _level(contest: Contest, target: Target) -> Level:
+    entered = [method for method in contest.problem.methods if method.runs]
+    needed = {method.name: [cost["steps"] for cost in costs(method, target).values()] for method in entered}
+    medians = {name: median(steps) for name, steps in needed.items() if steps}
+    fastest = min(medians, key=lambda name: medians[name])
+    runs = next(method for method in entered if method.name == fastest).runs
+    firsts = {run.seed: next((s for s in run.columns["step"] if s > 0), math.inf) for run in runs}
+    seen = [steps <= first for steps, first in zip(needed[fastest], firsts.values(), strict=False)]
+    reached = sum(math.isfinite(value) for value in medians.values())
+    return Level(contest.problem.title, target, reached, len(entered), sum(seen) * 2 >= len(seen) > 0)
+
+
+def scores(contests: Sequence[Contest], goal: str) -> dict[str, dict[tuple[str, str], float]]:
+    """Every method's score at every level, by every cost.
+
+    Args:
+        contests: one or more.
+        goal: one of `GOALS`.
+
+    Returns:
+        method -> (level, cost) -> score from 0 to 1, as :func:`sibp.analysis.profile.score`.
+    """
+    names = sorted({method.name for contest in contests for method in contest.problem.methods if method.runs})
+    found: dict[str, dict[tuple[str, str], float]] = {name: {} for name in names}
+    for i, level in enumerate(LEVELS):
+        table: dict[str, dict[str, list[float]]] = {cost: {name: [] for name in names} for cost in COSTS}
+        for contest in contests:
+            target = targets(contest, goal)[i]
+            for name in names:
+                for cost, values in _costs(contest, contest.entry(name), target).items():
+                    table[cost][name] += values
+        for cost, by_method in table.items():
+            for name, own in ratios(by_method).items():
+                found[name][level, cost] = score(own)
+    return found
+
+
+def _costs(contest: Contest, method: Method | None, target: Target) -> Mapping[str, list[float]]:
+    """What a method needs on every seed, infinite where it fails."""
+    needed = costs(method, target) if method else {}
+    tuning = tuning_seconds(method) if method else 0.0
+    rows = [needed.get(seed, {"steps": math.inf, "seconds": math.inf}) for seed in contest.seeds]
+    return {
+        "steps": [row["steps"] for row in rows],
+        "seconds": [row["seconds"] for row in rows],
+        "seconds with tuning": [row["seconds"] + tuning for row in rows],
+    }
+
+
+def tuning_seconds(method: Method) -> float:
+    """The time of all trials of a method, at the pace of its final runs.
+
+    Args:
+        method: which.
+
+    Returns:
+        Seconds; 0 for one that was not tuned on this problem.
+    """
+    steps = [run.columns["step"][-1] for run in method.all_runs if run.role == TRIAL and len(run.columns["step"])]
+    return pace(method) * float(sum(steps))
+
+
+def failures(contests: Sequence[Contest]) -> list[tuple[str, str, int, int]]:
+    """Final runs that diverged or failed.
+
+    Args:
+        contests: one or more.
+
+    Returns:
+        (method, problem, how many, of how many), those with the most first.
+    """
+    found = [
+        (method.name, contest.problem.title, sum(run.status != "completed" for run in method.runs), len(method.runs))
+        for contest in contests
+        for method in contest.problem.methods
+    ]
+    return sorted((row for row in found if row[2]), key=lambda row: (-row[2], row[0], row[1]))
