@@ -60,7 +60,7 @@ def load_installed() -> None:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"The plugin {point.name} of the package {package} cannot be imported ({type(error).__name__}: "
-                f"{reason}): put it right, or uninstall the package."
+                f"{reason}): fix it, or uninstall the package."
             ) from error
 
 

@@ -112,10 +112,10 @@ def test_killed_in_the_midst_of_writing(half, tmp_path):
         assert_ends_as(small, whole)
 
 
-@pytest.fixture
-def whole_grid(tmp_path: Path) -> list[RunFolder]:
+@pytest.fixture(scope="module")
+def whole_grid(tmp_path_factory: pytest.TempPathFactory) -> list[RunFolder]:
     """The runs of the grid, never disturbed."""
-    root = str(tmp_path / "whole")
+    root = str(tmp_path_factory.mktemp("whole"))
     assert main([*GRID, "-m", f"run_root={root}"]) == 0
     return folders(root)
 

@@ -377,7 +377,7 @@ def test_a_sweep_file_that_cannot_be_is_one_sentence_and_no_run(name, capsys):
 
 
 WORDS = {
-    "": f"Name one sweep: sweep={names()[0]}; there are: {', '.join(names())}",
+    "": f"Name one sweep: sweep={names()[0]}; there are: {names()[0]}, ",
     "sweep=tini": "There is no sweep 'tini'; did you mean tiny? Choose one of: ",
     "sweep=../tiny": "There is no sweep '../tiny'",
     "sweep=tiny seed=3": "seed=3 is not possible",

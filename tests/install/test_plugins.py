@@ -13,6 +13,7 @@ import yaml
 
 from sibp.analysis.comparison import compare
 from sibp.experiment import data, models, optimizers
+from sibp.report.__main__ import main as report
 from sibp.runs.collect import collect
 from sibp.train import main
 from sibp.tune import main as tune
@@ -108,7 +109,7 @@ def _their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     for table, entries in zip(tables, before, strict=True):
         table.clear()
         table.update(entries)
-    for name in ("mine", "broken", "taken"):
+    for name in ("mine", "broken", "taken", "waves"):
         sys.modules.pop(name, None)
 
 
@@ -129,8 +130,8 @@ def test_they_train_by_the_command_and_are_compared(capsys):
     (folder,) = folders()
     assert folder.name.startswith("halves-flat-half-lr0.1-s0-")
     assert yaml.safe_load((folder / "config.yaml").read_text())["plugins"] == ["mine"]
-    report = sibp("report", "runs")
-    assert (report.returncode, report.stderr) == (0, "")
+    compared = sibp("report", "runs")
+    assert (compared.returncode, compared.stderr) == (0, "")
 
 
 def test_their_settings_mean_what_their_builders_say(capsys):
@@ -154,20 +155,20 @@ def test_they_are_tuned_by_a_sweep_of_their_own(capsys):
     assert "did you mean own?" in capsys.readouterr().err
 
 
-def test_their_activation_is_in_the_subproblems_of_the_model_that_names_it():
+def test_their_activation_is_in_the_subproblems_of_the_model_that_names_it(capsys):
     """The steps are those of tanh, which it computes; outside the subproblem they would differ."""
     Path("waves.py").write_text(ACTIVATION)
     losses = []
     for name in ("wave", "tanh"):
         words = ["optimizer=sibp", f"model.activation={name}", "model.hidden=[20]", "max_steps=5", f"run_root={name}"]
-        done = sibp("train", "plugins=[waves]", *words, *QUICK)
-        assert (done.returncode, done.stderr) == (0, "")
+        assert main(["plugins=[waves]", *words, *QUICK]) == 0
         (folder,) = folders(name)
         losses.append(json.loads((folder / "summary.json").read_text())["final"]["train_loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    wrong = sibp("train", "plugins=[waves]", "model.activation=vawe", *QUICK)
-    assert "choose one of: relu" in wrong.stderr
-    assert "wave" in wrong.stderr
+    assert main(["plugins=[waves]", "model.activation=vawe", *QUICK]) == 2
+    sentence = capsys.readouterr().err
+    assert "choose one of: relu" in sentence
+    assert "wave" in sentence
 
 
 def test_words_may_name_the_module_too():
@@ -190,15 +191,14 @@ def test_other_modules_make_another_run():
     assert len(folders()) == 3
 
 
-def test_a_report_imports_nothing_that_a_run_names():
+def test_a_report_imports_nothing_that_a_run_names(capsys):
     assert main([*QUICK, "max_steps=2", "optimizer=sgd"]) == 0
     (folder,) = folders()
     config = yaml.safe_load((folder / "config.yaml").read_text())
     Path("evil.py").write_text("open('imported', 'w').close()\n")
     (folder / "config.yaml").write_text(yaml.safe_dump({**config, "plugins": ["evil"]}))
-    done = subprocess.run([sys.executable, "-m", "sibp.report", "runs"], capture_output=True, text=True)
-    assert done.returncode == 0
-    assert "1 runs" in done.stdout
+    assert report(["runs"]) == 0
+    assert "1 runs" in capsys.readouterr().out
     assert not Path("imported").exists()
     assert main([*QUICK, "max_steps=2", "optimizer=sgd", "force=true"]) == 0  # nor does the run that goes on there
     assert not Path("imported").exists()
@@ -287,16 +287,17 @@ def test_a_package_that_cannot_be_imported_is_named_by_those_alone_who_need_it(t
     (line,) = done.stderr.splitlines()
     assert line.endswith(
         "The plugin theirs of the package their-package cannot be imported (ModuleNotFoundError: No module named "
-        "'nowhere'): put it right, or uninstall the package."
+        "'nowhere'): fix it, or uninstall the package."
     )
     assert not folders()[1:]
 
 
-def test_a_report_imports_no_installed_package(tmp_path):
-    environment = installed(tmp_path / "site", "open('imported', 'w').close()")
+def test_a_report_imports_no_installed_package(tmp_path, monkeypatch):
+    installed(tmp_path / "site", "open('imported', 'w').close()")
     assert main([*QUICK, "max_steps=2", "optimizer=sgd"]) == 0
     (folder,) = folders()
     config = (folder / "config.yaml").read_text().replace("name: sgd", "name: theirs")
     (folder / "config.yaml").write_text(config)
-    assert sibp_in(environment, "report", "runs").returncode == 0
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    assert report(["runs"]) == 0
     assert not Path("imported").exists()
