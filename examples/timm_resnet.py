@@ -1,12 +1,12 @@
-"""A model from timm, trained from scratch by SIBP and by AutoSIBP: convolutions are solved for, norms go to the fallback.
+"""A model from timm, trained from scratch by SIBP and AutoSIBP: convolutions are solved for, norms go to the fallback.
 
-`timm.create_model` gives an ordinary module: the optimizer is made for it after `num_classes` and the like are set, as it
-looks at the model's layers once. What a model reuses or calls in ways of its own is left to the fallback;
+`timm.create_model` gives an ordinary module: the optimizer is made for it after `num_classes` and the like are set, as
+it looks at the model's layers once. What a model reuses or calls in ways of its own is left to the fallback;
 `optimizer.summary()` says for every layer how it is updated. With `pretrained=True` the first layers are often frozen:
 give `params=` those that train. timm's schedulers set `lr` in every group, as torch's do.
 
 AutoSIBP evaluates the loss again at trial weights. In training mode batch norm counts those passes in its running
-statistics too; `drop_rate` has to be 0, or the random state to be set back, as otherwise each trial has a mask of its own.
+statistics too; `drop_rate` has to be 0, or the random state to be set back, or each trial has a mask of its own.
 
 Expected output:
 
