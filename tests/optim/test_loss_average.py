@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -149,3 +150,39 @@ def test_accumulated_steps_are_longer_than_the_full_batchs_where_the_proximal_we
             F.cross_entropy(layer(x), y).backward()
         steps.append(layer.weight.grad.clone())  # pyright: ignore[reportOptionalMemberAccess]
     torch.testing.assert_close(4 * steps[0], steps[1])
+
+
+def test_every_row_of_the_page_is_checked_here():
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "losses.md").read_text()
+    table = page.partition("| --- | --- |\n")[2].partition("\n\n")[0].splitlines()
+    said = [row.rpartition(" | ")[2].strip(" |`").split("`")[0] for row in table]
+    assert said == ["True", "True", "False", "B * n", "B * T", "the number of tokens that count", "k * B"]
+    assert len(ROWS) == len(said) + 1  # two losses are means over all elements
+
+
+def test_classes_with_weights_go_by_the_sum():
+    """As the page says: `reduction="sum"` and `loss_average=False`, where the mean's divisor is no whole number."""
+    weights = torch.tensor([0.5, 1.5, 2.0, 0.25, 1.0], dtype=F64)
+    steps = []
+    for loss_average, scale in ((False, 1.0), (True, 1 / B)):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, C, dtype=F64))
+        SIBP(model, ETA, LAM, "exact", loss_average=loss_average, direction_only=True)
+        x = torch.randn(B, 3, dtype=F64)
+        (scale * F.cross_entropy(model(x), labels, weight=weights, reduction="sum")).backward()
+        steps.append(model[0].weight.grad)
+    torch.testing.assert_close(*steps, rtol=1e-10, atol=1e-13)
+
+
+def test_terms_that_average_over_different_numbers_add_up_as_sums_over_samples():
+    """As the page says: each term a sum over what it averages over, all divided by the number of samples, and True."""
+    steps = []
+    for loss_average, scale in ((True, 1 / B), (False, 1.0)):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, C, dtype=F64))
+        SIBP(model, ETA, LAM, "exact", loss_average=loss_average, direction_only=True)
+        z = model(torch.randn(B, 3, dtype=F64))
+        terms = F.cross_entropy(z, labels, reduction="sum") + 0.3 * F.mse_loss(z, target, reduction="sum")
+        (scale * terms).backward()
+        steps.append(model[0].weight.grad)
+    torch.testing.assert_close(*steps, rtol=1e-10, atol=1e-13)
