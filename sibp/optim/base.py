@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypedDict
 
 import torch
+from torch import Tensor
 from torch import nn
 
 from sibp.capture.compiler import left_alone
