@@ -120,7 +120,7 @@ def test_the_step_is_that_of_the_summed_loss(row: Row, set_later: bool):
 
 @pytest.mark.parametrize("remedy", ["the loss times k", "k times the rows"])
 def test_a_frameworks_division_is_undone(remedy: str):
-    """k micro-batches, the last of them shorter, whose losses somebody divides by k: as if nobody did."""
+    """Micro-batches, the last of them shorter, whose losses a framework has divided by their number k."""
     sizes = (4, 4, 2)
     k, parts = len(sizes), [(torch.randn(n, 3, dtype=F64), torch.arange(n) % C) for n in sizes]
 
