@@ -59,10 +59,8 @@ class TappedOptimizer(torch.optim.Optimizer):
     the optimizer that takes the steps.
 
     Attributes:
-        layers: the tapped layers.
-        groups: keeps the proximal groups apart from those of the fallback.
-        passes: the forward passes of the model.
-        parallel: between ranks; None in a single process.
+        layers, groups: the tapped layers, and what keeps the proximal groups apart from those of the fallback.
+        passes, parallel: the model's forward passes, and the exchange between ranks, None in a single process.
     """
 
     backward_weights: str = "old"

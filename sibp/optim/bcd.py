@@ -98,7 +98,7 @@ def split(V: Tensor, Z: Tensor, kappa: float, s: Activation) -> Tensor:
 
 
 def pulled_back(residual: Tensor, W: Tensor, damping: float) -> Tensor:
-    """The V (N, n) that minimises ||residual - V W'||^2 + damping ||V||^2, by the smaller side of W (m, n)."""
+    """The V (N, n) that minimises ||residual - V W^T||^2 + damping ||V||^2, by the smaller side of W (m, n)."""
     m, n = W.shape
     if m <= n:
         return residual @ damped_inverse(W @ W.mT, damping) @ W

@@ -40,12 +40,12 @@ def check_group(group: dict[str, Any]) -> tuple[float, float]:
 
 
 def one_of(group: dict[str, Any], key: str, choices: tuple[str, ...]) -> str:
-    """A setting of a group, as one of some words.
+    """A setting of a group that is one of several names.
 
     Args:
         group: with the key.
         key: of the setting.
-        choices: the words.
+        choices: the names.
 
     Raises:
         ValueError: if it is none of them.

@@ -17,8 +17,8 @@ from sibp.prox.solvers.inverse import damped_inverse
 class FOOF(GuardedOptimizer):
     r"""Gradient descent on neurons: the linear proximal subproblem with a running covariance of the inputs.
 
-    For every layer with inputs Phi = [A, 1], one row a sample, and difference D = dL/dZ summed over the batch, by
-    ordinary back propagation (algorithm 1 of the paper, which writes A for our Phi'):
+    For every layer with inputs Phi = [A, 1], one row a sample, and error signal D = dL/dZ of the loss summed over the
+    batch, by ordinary back propagation (algorithm 1 of the paper, which writes A for our Phi^T):
 
     .. math::
         \Sigma &\leftarrow m \Sigma + (1 - m) \Phi^\top \Phi, \qquad

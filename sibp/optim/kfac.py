@@ -45,7 +45,7 @@ LIKELIHOODS: dict[str, Callable[[Tensor, torch.Generator | None], Tensor]] = {
 class KFAC(GuardedOptimizer):
     r"""Natural gradient with a Kronecker-factored Fisher matrix for every layer.
 
-    For every layer with inputs Phi = [A, 1] and per-sample differences D of the loss, D^F of labels drawn from the
+    For every layer with inputs Phi = [A, 1] and per-sample error signals D of the loss, D^F of labels drawn from the
     model's own distribution (one a sample, by a second backward pass), B samples, N rows of Phi:
 
     .. math::

@@ -27,17 +27,17 @@ SMALLEST = 0.25  # the inner steps shrink along a straight line, to no less than
 class LocoProp(GuardedOptimizer):
     r"""Local losses: several steps of RMSprop on each layer's own problem, all from one backward pass.
 
-    For every layer with input A, pre-activation Z, transfer function f and difference D = dL/dZ summed over the batch,
-    by ordinary back propagation, the target and the local loss are
+    For every layer with input A, pre-activation Z, transfer function f and error signal D = dL/dZ of the summed
+    loss, by ordinary back propagation, the target and the local loss are
 
     .. math::
         \text{S (squared):} \quad T &= Z - \gamma D, \qquad \tfrac12 \|A W^\top + b - T\|^2 \\
         \text{M (matching):} \quad T &= f(Z) - \gamma D, \qquad \text{the Bregman divergence that matches } f
 
-    whose gradients are (A W' + b - T)' A and (f(A W' + b) - T)' A. K inner steps of RMSprop with momentum follow, from
-    step sizes lr max(1 - i/K, 1/4). The mean squares begin at 1 and, with the momenta, live on from batch to batch: so
-    the authors' published code has it (google-research/locoprop), and so the weights are held back by the number of
-    steps, not by the paper's proximal term.
+    whose gradients are (A W^T + b - T)^T A and (f(A W^T + b) - T)^T A. K inner steps of RMSprop with momentum follow,
+    with step sizes lr max(1 - i/K, 1/4). The mean squares begin at 1 and, with the momenta, live on from batch to
+    batch: so the authors' published code has it (google-research/locoprop), and so the weights are held back by the
+    number of steps, not by the paper's proximal term.
 
     Args:
         model: as for `SIBP`; all that is not a linear layer or a convolution gets the fallback.

@@ -1,12 +1,12 @@
 """Data parallel training: every rank holds a part of the batch, and all solve the subproblems of the whole batch.
 
 A layer's subproblem couples all rows of the batch: an average of the ranks' own solutions would solve another one. Of
-two ways to share it, each layer takes the one that moves fewer bytes (`docs/distributed.md` has the figures):
+two ways to share it, each layer takes the one that moves fewer bytes (`docs/distributed.md` has the byte counts):
 
-    gather  every rank gets all rows of A, solves for its share of the neurons (they are independent of each other), and
-            the coefficients of the displacement are gathered: little for small batches and wide layers
-    sum     every rank keeps its rows; what the solver sums over rows (Phi' Phi, Phi' R, squared residuals) is summed
-            over ranks, and all solve for all neurons: little for convolutions and large batches
+    gather  every rank gets all rows of A, solves for its share of the output units (which are independent), and the
+            coefficients of the displacement are gathered: little for small batches and wide layers
+    sum     every rank keeps its rows; what the solver sums over rows (Phi^T Phi, Phi^T R, squared residuals) is summed
+            over ranks, and all solve for all output units: little for convolutions and large batches
 """
 
 import math
@@ -61,12 +61,12 @@ def plan(
         size: columns of Phi.
         neurons: m.
         groups: of a convolution, each with matrices of these sizes.
-        known: whether rounds are taken on an activation, which needs both Z and D.
-        solver: "exact" for closed forms, "cg" with its rounds, or "gradient".
+        known: whether iterations are taken on an activation, which needs both Z and D.
+        solver: "exact" for closed forms, "cg" with its iterations, or "gradient".
         itemsize: bytes of a number.
         by_row: whether the activation is another one in every row: then rows have to stay where they are.
     """
-    ranks, N, K = len(rows), sum(rows), solver.rounds
+    ranks, N, K = len(rows), sum(rows), solver.iterations
     width, longest = units_of_each(neurons, ranks), max(rows)
     gathered = groups * (longest * inputs + (1 + known) * longest * width + min(N, size) * width) + 1
     if solver.kind == "cg":
@@ -151,7 +151,7 @@ class DataParallel:
                 tensor.copy_(first)
 
     def share(self, problem: LayerProblem, solver: Solver, lr: float, prox_weight: float) -> LayerProblem:
-        """This rank's part in the subproblem of all rows; its differences are sums over samples (`terms` is 1).
+        """This rank's part in the subproblem of all rows; its error signals are sums over samples (`terms` is 1).
 
         Args:
             problem: with this rank's rows.
@@ -263,7 +263,7 @@ class DataParallel:
             "weight that moves": features.weight,
             "bias that moves": features.bias,
             "activation": 0 if s is None else zlib.crc32(s.name.encode()),
-            "solver": zlib.crc32(solver.kind.encode()) + solver.rounds,
+            "solver": zlib.crc32(solver.kind.encode()) + solver.iterations,
             "lr": lr,
             "prox_weight": prox_weight,
         }

@@ -20,12 +20,12 @@ from sibp.prox.status import Measure, Stats, Status, squared_norm
 class ProxBP(ProximalOptimizer):
     r"""Proximal backpropagation (Frerix et al., ICLR 2018, arXiv 1706.04638).
 
-    For every layer with input A, pre-activation Z = A W' + b and difference D = dL/dZ summed over the batch, computed
-    by ordinary back propagation (through the old weights):
+    For every layer with input A, pre-activation Z = A W^T + b and error signal D = dL/dZ of the loss summed over the
+    batch, computed by ordinary back propagation (through the old weights):
 
     $$
-    W, b \leftarrow \arg\min_{W', b'} \tfrac12 \|A W'^\top + b' - (Z - \eta D)\|^2
-        + \tfrac{\lambda}{2} (\|W' - W\|^2 + \|b' - b\|^2)
+    W_{\text{new}}, b_{\text{new}} = \arg\min_{V, c} \tfrac12 \|A V^\top + c - (Z - \eta D)\|^2
+        + \tfrac{\lambda}{2} (\|V - W\|^2 + \|c - b\|^2)
     $$
 
     The paper writes tau for 1/lam. Like the authors, W and b form one joint subproblem. For the arguments and for the
@@ -35,7 +35,7 @@ class ProxBP(ProximalOptimizer):
         model: any module. `nn.Linear`, `nn.Conv1d` and `nn.Conv2d` are updated proximally.
         lr: eta, the step on the neurons, >= 0 (1 in the authors' code, with D not multiplied by the batch size).
         prox_weight: lam = 1/tau, > 0.
-        solver: "exact", in closed form; "cg:K", K rounds of conjugate gradients; "gradient", one gradient step of
+        solver: "exact", in closed form; "cg:K", K iterations of conjugate gradients; "gradient", one gradient step of
             length 1/lam on the subproblem, which is SGD with step size lr/prox_weight on the summed loss.
         loss_average: whether the loss is a mean over the batch, or a sum (False); or the number of averaged terms.
         weight_decay: w, decoupled: p is multiplied by 1 - lr w at each step.
@@ -91,7 +91,7 @@ class ProxBP(ProximalOptimizer):
         coordinates = smaller_side(problem.features)
         target = -eta * problem.D_z  # Z - eta D, with Z taken as the origin: only T - Z matters
         origin = torch.zeros_like(target)
-        solution = solve_nonlinear(coordinates, origin, target, prox_weight, IDENTITY, solver.rounds)
+        solution = solve_nonlinear(coordinates, origin, target, prox_weight, IDENTITY, solver.iterations)
         return as_update(solution)
 
 
@@ -99,7 +99,7 @@ build = builder(ProxBP, backward_weights="old")
 
 
 def _gradient_update(problem: LayerProblem, eta: float, prox_weight: float) -> tuple[LayerUpdate, Measure]:
-    """W - (eta/lam) D' A: one explicit step on the subproblem."""
+    """W - (eta/lam) D^T A: one explicit step on the subproblem."""
     coordinates = Direct(problem.features)
     decrease = coordinates.adjoint((eta / prox_weight) * problem.D_z)
     W_decrease, b_decrease = coordinates.displacement(decrease)

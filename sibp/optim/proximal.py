@@ -262,7 +262,7 @@ class ProximalOptimizer(TappedOptimizer):
         Returns:
             For each layer by name: `decrease` (1 - f_end/f_start of the subproblem), `rounds`, `step_length` (mean),
             `relative_change` (||dW|| / ||W||, weight and bias together), `active_fraction` (share of pre-activations
-            that a difference reaches), `status` (a `sibp.prox.Status`).
+            that an error signal reaches), `status` (a `sibp.prox.Status`).
         """
         return {name: self._layer_stats(name) for name in self._stats}
 
@@ -350,7 +350,7 @@ def mean_squared_row(features: FeatureOperator) -> float:
 
 
 def _reached(problem: LayerProblem) -> Callable[[], Number]:
-    """The share of pre-activations that a difference reaches: when asked for, or now if D_z is too large to keep."""
+    """The share of pre-activations that an error signal reaches: when asked for, or now if D_z is too large to keep."""
     D_z = problem.D_z
 
     if problem.features.spanned:

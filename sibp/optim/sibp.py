@@ -14,13 +14,13 @@ from sibp.prox.status import Measure
 class SIBP(ProximalOptimizer):
     r"""Semi-implicit back propagation (Liu & Zhang 2020, arXiv 2002.03516).
 
-    For every layer, from the last to the first, with input A, pre-activation Z = A W' + b, activation s and difference
-    D = dL/ds(Z) summed over the batch:
+    For every layer, from the last to the first, with input A, pre-activation Z = A W^T + b, activation s and error
+    signal D = dL/ds(Z) of the loss summed over the batch (the paper's difference):
 
     $$
     \begin{aligned}
     T &= s(Z) - \eta D \\
-    W, b &\leftarrow \arg\min_{W', b'} \|s(A W'^\top + b') - T\|^2 + \lambda (\|W' - W\|^2 + \|b' - b\|^2) \\
+    W_{\text{new}}, b_{\text{new}} &= \arg\min_{V, c} \|s(A V^\top + c) - T\|^2 + \lambda (\|V - W\|^2 + \|c - b\|^2) \\
     D_{l-1} &= (D \odot s'(Z)) W_{\text{new}}
     \end{aligned}
     $$
@@ -40,8 +40,8 @@ class SIBP(ProximalOptimizer):
         model: any module. `nn.Linear`, `nn.Conv1d` and `nn.Conv2d` are updated proximally.
         lr: eta, the step on the neurons, >= 0.
         prox_weight: lam, the proximal weight, > 0.
-        solver: "cg:K", K rounds of conjugate gradients on the subproblem with its activation (one that
-            `sibp.activations` knows), closed form where none follows; "exact", the linearised subproblem
+        solver: "cg:K", K iterations (at most 1000) of conjugate gradients on the subproblem with its activation
+            (one that `sibp.activations` knows), closed form where none follows; "exact", the linearised subproblem
             (target Z - eta D s'(Z)) in closed form at every layer; "paper", the authors' own solver (linear layers,
             ReLU), slow, for comparison.
         loss_average: whether the loss is a mean over the batch (the leading dimension at the first layer), or a sum
@@ -91,7 +91,7 @@ class SIBP(ProximalOptimizer):
     ) -> tuple[LayerUpdate, Measure]:
         """One layer's new weights; see `sibp.prox`."""
         if solver.kind == "cg":
-            return cg_update(problem, eta, prox_weight, solver.rounds)
+            return cg_update(problem, eta, prox_weight, solver.iterations)
         if solver.kind == "paper":
             return paper_update(problem, eta, prox_weight)
         return linear_update(problem, eta, prox_weight)

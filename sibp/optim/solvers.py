@@ -22,11 +22,11 @@ class Solver:
 
     Attributes:
         kind: "cg", "exact", "paper" or "gradient".
-        rounds: of "cg"; 0 for the others.
+        iterations: of "cg"; 0 for the others.
     """
 
     kind: str
-    rounds: int = 0
+    iterations: int = 0
 
 
 MOST_ITERATIONS = 1000
@@ -72,7 +72,7 @@ def linear_update(problem: LayerProblem, eta: float, prox_weight: float) -> tupl
 
     Args:
         problem: the layer's.
-        eta: step on the neurons, for differences as they are in the problem.
+        eta: step on the neurons, for error signals as they are in the problem.
         prox_weight: lam.
     """
     coordinates = smaller_side(problem.features)
@@ -108,21 +108,21 @@ def guarded(finite: Flag, change: Tensor | None) -> Tensor | None:
     return choose(finite, lambda: change, lambda: torch.zeros_like(change))
 
 
-def cg_update(problem: LayerProblem, eta: float, prox_weight: float, rounds: int) -> tuple[LayerUpdate, Measure]:
+def cg_update(problem: LayerProblem, eta: float, prox_weight: float, iterations: int) -> tuple[LayerUpdate, Measure]:
     """The nonlinear subproblem by CG: target T_l = s(Z_l) - eta D_l; the linear one where s is not known.
 
     Args:
         problem: the layer's.
-        eta: step on the neurons, for differences as they are in the problem.
+        eta: step on the neurons, for error signals as they are in the problem.
         prox_weight: lam.
-        rounds: of conjugate gradients.
+        iterations: of conjugate gradients.
     """
     s, Z, D = problem.activation, problem.Z, problem.D
     if s is None or Z is None or D is None:
         return linear_update(problem, eta, prox_weight)
     coordinates = smaller_side(problem.features)
     T = torch.sub(s.value(Z), D, alpha=eta)
-    return as_update(solve_nonlinear(coordinates, Z, T, prox_weight, s, rounds))
+    return as_update(solve_nonlinear(coordinates, Z, T, prox_weight, s, iterations))
 
 
 def paper_update(problem: LayerProblem, eta: float, prox_weight: float) -> tuple[LayerUpdate, Measure]:
@@ -130,7 +130,7 @@ def paper_update(problem: LayerProblem, eta: float, prox_weight: float) -> tuple
 
     Args:
         problem: the layer's, a plain linear one followed by ReLU (hidden) or by the loss (output).
-        eta: step on the neurons, for differences as they are in the problem.
+        eta: step on the neurons, for error signals as they are in the problem.
         prox_weight: lam, for both W and b.
 
     Raises:
@@ -178,7 +178,7 @@ def check_paper(name: str, weight: Tensor) -> None:
 
 
 def _paper_stats(solution: PaperSolution) -> Stats:
-    """The figures of both calls together: the b call starts from the W call's end."""
+    """The metrics of both calls together: the b call starts from the W call's end."""
     calls = [call for call in (solution.trace_W, solution.trace_b) if call is not None]
     start = calls[0].rounds[0].f if calls else 0.0
     # The objective of the b call lacks the W call's proximal term; what one call gained, the next starts from.

@@ -13,7 +13,7 @@ from sibp.optim.layers import parameter_owners
 
 
 class TargetOptimizer(GuardedOptimizer):
-    """Base of methods whose differences are displacements: h - h_target on a layer's output, not gradients.
+    """Base of methods whose error signals are displacements: h - h_target on a layer's output, not gradients.
 
     So every parameter has to be a linear layer's, and nothing may stand between layers but activations that the taps
     know, and changes of shape.
@@ -47,7 +47,7 @@ class TargetOptimizer(GuardedOptimizer):
 
     @staticmethod
     def output(problem: LayerProblem) -> tuple[Activation, Tensor, Tensor]:
-        """s, Z and the difference on s(Z); the identity where no known activation follows."""
+        """s, Z and the displacement of s(Z); the identity where no known activation follows."""
         if problem.activation is None or problem.Z is None or problem.D is None:
             Z = problem.features.forward(problem.W, problem.b)
             return IDENTITY, Z, problem.D_z

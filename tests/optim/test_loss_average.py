@@ -119,6 +119,30 @@ def test_the_step_is_that_of_the_summed_loss(row: Row, set_later: bool):
     torch.testing.assert_close(layer.bias.grad, V[-1], rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.parametrize("remedy", ["the loss times k", "k times the rows"])
+def test_a_frameworks_division_is_undone(remedy: str):
+    """Micro-batches, the last of them shorter, whose losses a framework has divided by their number k."""
+    sizes = (4, 4, 2)
+    k, parts = len(sizes), [(torch.randn(n, 3, dtype=F64), torch.arange(n) % C) for n in sizes]
+
+    def steps(divided: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, C)).double()
+        optimizer = SIBP(model, ETA, LAM, "cg:3")
+        for x, y in parts:
+            loss = F.cross_entropy(model(x), y)
+            if divided and remedy == "the loss times k":
+                loss = k * loss
+            elif divided:
+                optimizer.loss_average = k * len(x)
+            (loss / k if divided else loss).backward()
+        optimizer.step()
+        return [p.detach() for p in model.parameters()]
+
+    for got, wanted in zip(steps(divided=True), steps(divided=False), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-13)
+
+
 @pytest.mark.parametrize("parts", [2, 4])
 @pytest.mark.parametrize("solver", ["exact", "cg:3"])
 def test_accumulated_micro_batches_tend_to_the_step_of_the_full_batch(parts: int, solver: str):

@@ -59,8 +59,9 @@ def solve_nonlinear(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, 
 
     Returns:
         x, with the coordinates that it is in (the given ones, or direct ones), status and metrics; f(x) <= f(0) neuron
-        by neuron, as evaluated at the displacement. On an accelerator, where a decision would have to wait for the
-        device, a neuron whose decrease rounding may feign is kept as it is.
+        by neuron, as evaluated at the displacement, wherever lam >= 16 eps ||Phi||^2; a smaller lam is lost in the
+        rounding of the gradient, and a neuron that fits almost exactly may end too high. On an accelerator, where a
+        decision would have to wait for the device, a neuron whose decrease rounding may feign is kept as it is.
     """
     taken = _taken(coordinates, Z, T, lam, s, rounds)
     if _reads(Z) and taken.doubtful > 0 and _is_finite(taken):
