@@ -1,1 +1,1 @@
-"""How a layer's input, output and difference reach the solver inside ordinary autograd."""
+"""How a layer's input, output and error signal reach the solver inside ordinary autograd."""

@@ -3,8 +3,8 @@
 A tapped layer returns a `PreActivation`: its output, marked. The first thing that the model does with it decides what
 the layer's subproblem contains. An activation that `sibp.activations` knows (as a module, a function, a method,
 in place or not) is computed by `_Activate`, which keeps what the subproblem needs: the pre-activation Z and, in the
-backward pass, the unmasked difference D_l on the activation's output. Anything else gets the plain tensor, and so does
-everything from there on: the mark never travels further than one operation.
+backward pass, the unmasked error signal D_l on the activation's output. Anything else gets the plain tensor, and so
+does everything from there on: the mark never travels further than one operation.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ class Consumption:
         names: of the consumers, for people to read.
         overwritten: whether an in-place activation has put its result in the output's place.
         Z: pre-activation, there from the activation's backward pass to the layer's.
-        D: difference on the activation's output, likewise.
+        D: error signal on the activation's output, likewise.
     """
 
     activation: Activation | None = None

@@ -19,11 +19,11 @@ class LayerProblem:
     Attributes:
         name: the layer's, as in `model.named_modules()`.
         features: Phi (g, N, size), with what moves.
-        D_z: (g, N, m) difference on the pre-activation, as the loss has it.
-        terms: the number of terms that the loss averages over: times this, differences are the paper's sums.
+        D_z: (g, N, m) error signal on the pre-activation, as the loss has it.
+        terms: the number of terms that the loss averages over: times this, error signals are the paper's sums.
         ends: names of the layers that ran first and last in this forward pass.
-        activation: s, if it is known; then Z (g, N, m) is the pre-activation and D (g, N, m) the unmasked difference on
-            s(Z), as the loss has it. None: solve the linear subproblem.
+        activation: s, if it is known; then Z (g, N, m) is the pre-activation and D (g, N, m) the unmasked error signal
+            on s(Z), as the loss has it. None: solve the linear subproblem.
         Z: see activation.
         D: see activation.
         W: (g, m, n) the layer's weight.

@@ -165,7 +165,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         if len(settings) == len(known) and all(map(operator.is_, settings, known)):
             return
         self.check(group)
-        if not any(isinstance(value, Tensor) for value in settings):  # which may change without a trace
+        if not any(isinstance(value, torch.Tensor) for value in settings):  # which may change without a trace
             self._checked[id(group)] = settings
 
     # -- the torch.optim contract -----------------------------------------------------------------------------------

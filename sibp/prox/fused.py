@@ -1,9 +1,9 @@
-"""The rounds of `sibp.prox.solvers.nonlinear` in compiled form: the same arithmetic, several times faster on a CPU.
+"""The iterations of `sibp.prox.solvers.nonlinear` in compiled form: the same arithmetic, several times faster on a CPU.
 
-Between two products with the Gram matrix, a round is a long chain of cheap operations on (N, m) tensors, each of which
-costs a trip through memory. `kernels/fused.c` takes a few neurons through all their rounds at once, in the nearer
-caches. Where it is missing (`sibp.prox.kernels`), or the case is none of its own, `solve_nonlinear` goes its ordinary
-way, with the same results up to rounding.
+Between two products with the Gram matrix, an iteration is a long chain of cheap operations on (N, m) tensors, each of
+which costs a trip through memory. `kernels/fused.c` takes a few neurons through all their iterations at once, in the
+nearer caches. Where it is missing (`sibp.prox.kernels`), or the case is none of its own, `solve_nonlinear` goes its
+ordinary way, with the same results up to rounding.
 """
 
 import ctypes
@@ -22,15 +22,15 @@ _PARALLEL = 1_000_000  # multiply-adds of all products from which several thread
 
 
 class Rounds(NamedTuple):
-    """Where a number of rounds ended.
+    """Where a number of iterations ended.
 
     Attributes:
         x: (..., r, m) coefficients.
         squared_change: <x, x> summed over neurons.
         start: f(0) summed over neurons.
         end: f(x) summed over neurons.
-        gradient: squared gradient norms summed over neurons and rounds.
-        step_length: mean accepted step length over neurons and rounds.
+        gradient: squared gradient norms summed over neurons and iterations.
+        step_length: mean accepted step length over neurons and iterations.
         doubtful: the number of neurons whose answer rounding may have spoiled.
     """
 
@@ -67,7 +67,7 @@ def rounds(
     rounding_units: float,
     tolerance: float,
 ) -> Rounds:
-    """Takes `number` rounds from x = 0; see `solve_nonlinear` for the arguments and for what a round does.
+    """Takes `number` iterations from x = 0; see `solve_nonlinear` for the arguments and for what an iteration does.
 
     Args:
         coordinates: of the layer's features.
@@ -75,7 +75,7 @@ def rounds(
         T: (..., N, m) target.
         lam: proximal weight.
         s: an activation that has a kernel.
-        number: of rounds.
+        number: of iterations.
         shrink_factor: by which a refused neuron's next step is shortened.
         rounding_units: units in the last place by which a residual may be rounded.
         tolerance: relative error of a residual from which on a neuron's answer is doubtful.

@@ -1,4 +1,4 @@
-"""Figures that decide what a solver does next, without ever making an accelerator wait for the CPU."""
+"""Values that decide what a solver does next, without ever making an accelerator wait for the CPU."""
 
 import math
 from collections.abc import Callable
@@ -20,16 +20,16 @@ def number(tensor: Tensor | float) -> Number:
     return tensor.item() if isinstance(tensor, Tensor) and tensor.is_cpu else tensor
 
 
-def is_finite(figure: Number) -> Flag:
-    """Whether a figure is neither infinite nor NaN."""
-    return abs(figure) < math.inf
+def is_finite(value: Number) -> Flag:
+    """Whether a value is neither infinite nor NaN."""
+    return abs(value) < math.inf
 
 
-def at_least(bound: float, figure: Number) -> Number:
+def at_least(bound: float, value: Number) -> Number:
     """The larger of the two; NaN stays NaN."""
-    if isinstance(figure, Tensor):
-        return figure.clamp(min=bound)
-    return bound if figure < bound else figure
+    if isinstance(value, Tensor):
+        return value.clamp(min=bound)
+    return bound if value < bound else value
 
 
 def share(part: Number, whole: Number) -> Number:

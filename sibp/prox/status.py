@@ -1,4 +1,4 @@
-"""What a solver says about its own work: a status, and the figures that users, TensorBoard and tests read."""
+"""What a solver says about its own work: a status, and the metrics that users, TensorBoard and tests read."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -33,7 +33,7 @@ class Status(IntEnum):
 _SENTENCES = {
     Status.SOLVED: "The subproblem was solved as asked.",
     Status.DAMPED: "lam is below what this precision can resolve beside the Gram matrix; a larger lam was used.",
-    Status.STALLED: "No round found a step that decreases the objective; the weights were kept.",
+    Status.STALLED: "No iteration found a step that decreases the objective; the weights were kept.",
     Status.GRADIENT: "The Gram matrix could not be factorised; a safe gradient step was taken instead.",
     Status.NONFINITE: "Inputs or results were not finite; the weights were kept.",
 }
@@ -41,14 +41,14 @@ _SENTENCES = {
 
 @dataclass(slots=True)
 class Stats:
-    """Figures of one solve; on an accelerator, reading one synchronises.
+    """Metrics of one solve; on an accelerator, reading one synchronises.
 
     Attributes:
         status: integer value of a `Status`.
         decrease: 1 - f(end)/f(start) of the subproblem's objective; 0 where f(start) = 0.
         rounds: iterations taken (0 for a closed form).
-        step_length: mean step length over neurons and rounds (1 for a closed form).
-        squared_change: ||W' - W||_F^2 + ||b' - b||^2.
+        step_length: mean step length over neurons and iterations (1 for a closed form).
+        squared_change: ||W_new - W||_F^2 + ||b_new - b||^2.
     """
 
     status: Number
@@ -69,7 +69,7 @@ class Stats:
         step_length: Number,
         squared_change: Number,
     ) -> Self:
-        """The figures of a solve from f(start), f(end) and the rest; nothing but its status if it was not finite."""
+        """The metrics of a solve from f(start), f(end) and the rest; nothing but its status if it was not finite."""
         finite = finite & is_finite(squared_change)
         known = finite & is_finite(start) & is_finite(end) & (start > 0)  # sums of squares may overflow
         return cls(

@@ -67,7 +67,8 @@ def test_without_reading_lam_is_raised_to_what_the_precision_resolves(side, monk
     A, R = torch.ones(1, 7, 9), randn(1, 7, 4, dtype=torch.float32)
     norm = 7 * 10.0  # of 7 equal rows of ten ones, that of the bias among them
     read_nothing(monkeypatch)
-    solution = solve("linear", side, A, R, 0.5 * torch.finfo(torch.float32).eps * norm)
+    with disabled():  # an accelerator has no kernels
+        solution = solve("linear", side, A, R, 0.5 * torch.finfo(torch.float32).eps * norm)
     assert solution.stats.status == Status.DAMPED
     best = float(R.double().mean(1).square().sum() * 7 / R.double().square().sum())  # all that equal rows can fit
     assert float(solution.stats.decrease) == pytest.approx(best, abs=0.02)

@@ -116,7 +116,7 @@ def test_a_residual_that_nothing_fits_is_not_made_larger(side, dtype):
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_factor_in_the_layers_precision_does_not_raise_the_objective_where_it_is_trusted(side, dtype):
-    """Repeated rows and a residual that nothing fits, at the smallest lam: an inverse of single precision fails here."""
+    """Repeated rows and a residual that nothing fits, at the smallest lam: an inverse in that precision fails."""
     for seed in range(5):
         features = DenseFeatures(randn(5, 150, seed=seed, dtype=dtype).repeat_interleave(20, 0))
         U, _ = spectrum(features)

@@ -1,12 +1,12 @@
-/* The rounds of sibp.prox.solvers.nonlinear's conjugate gradients, for the activations of activations.h: those of two
+/* The iterations of sibp.prox.solvers.nonlinear's conjugate gradients, for the activations of activations.h: those of two
  * linear pieces
  *     s(z) = z for z > 0, a z otherwise      (a = 0: ReLU, a = 1: identity),
  * and smooth ones, whose residuals and slopes are kept, as an exponential costs more than memory in the nearer caches.
  *
- * Neurons are independent of each other, so a few of them take all their rounds before the next ones begin: what they
- * need then stays in the nearer caches. Their arrays have one row a neuron: images of N numbers (one a sample),
- * coefficients of r, the size of the coordinates; rows are filled up with zeros to whole vectors. The names are those of
- * nonlinear.py; X stands for the coefficients x.
+ * Neurons are independent of each other, so a few of them take all their iterations before the next ones begin: what
+ * they need then stays in the nearer caches. Their arrays have one row a neuron: outputs of N numbers, one a sample
+ * (pre-activations, forward products), and coefficients of r, the size of the coordinates; rows are filled up with zeros
+ * to whole vectors. The names are those of nonlinear.py; X stands for the coefficients x.
  */
 
 #include <float.h>
@@ -31,11 +31,11 @@ enum { START, END, NORM, STEPS, DESCENT, DOUBTFUL, METRICS };
 
 typedef struct {
     long N, r, direct; /* N and r filled up */
-    REAL *Z, *T, *KD, *KG;   /* images */
+    REAL *Z, *T, *KD, *KG;   /* outputs */
     REAL *X, *D, *G, *G_old; /* coefficients */
-    REAL *R, *S;             /* images for smooth activations: s(Z) - T and s'(Z) */
+    REAL *R, *S;             /* outputs for smooth activations: s(Z) - T and s'(Z) */
     REAL *R_try, *S_try;     /* the same of one neuron where it tries to go */
-    REAL *E; /* image, (s(Z) - T) s'(Z); in span coordinates lam x is added, and its memory is the next gradient's */
+    REAL *E; /* outputs, (s(Z) - T) s'(Z); in span coordinates lam x is added, and its memory is the next gradient's */
     REAL gg_old[BLOCK], dd[BLOCK], xd[BLOCK], shrink[BLOCK], negligible[BLOCK];
 } Block;
 
@@ -235,7 +235,7 @@ long KERNEL(work_size)(long N, long r, long m, long direct, long threads, long k
     return filled_up(matrices) + threads * block_size(N, r, direct, kind) + METRICS * m;
 }
 
-/* All rounds of the neurons from `first` on; memory: block_size() numbers. */
+/* All iterations of the neurons from `first` on; memory: block_size() numbers. */
 static void advance(const Problem *p, REAL *memory, const REAL *matrix, const REAL *turned, long first)
 {
     Block b = {.N = filled_up(p->N), .r = filled_up(p->direct ? p->r : p->N), .direct = p->direct};
@@ -261,7 +261,7 @@ static void advance(const Problem *p, REAL *memory, const REAL *matrix, const RE
     for (long round = 0; round < p->rounds; round++) {
         const int last = round == p->rounds - 1;
         if (p->direct) {
-            product(b.E, b.N, matrix, b.r, p->N, b.X, p->lam, b.G); /* lam x + Phi' E */
+            product(b.E, b.N, matrix, b.r, p->N, b.X, p->lam, b.G); /* lam x + Phi^T E */
             product(b.G, b.r, turned, b.N, p->r, b.KG, 0, b.KG);
             neurons(p, &b, count, first, last);
         } else {
@@ -290,7 +290,7 @@ static void set_rounding(Problem *p, double rounding_units)
     p->error = (REAL)squares * (REAL)(eps * eps); /* infinite for what single precision cannot hold: doubtful, then */
 }
 
-/* All rounds of a group's neurons; totals: METRICS sums over them. */
+/* All iterations of a group's neurons; totals: METRICS sums over them. */
 static void solve(const Problem *p, double *totals)
 {
     const long row = filled_up(p->direct ? p->r : p->N), image_row = filled_up(p->N);

@@ -1,6 +1,6 @@
 r"""The linear subproblem, in closed form.
 
-    min  ||Phi [W', b']^T - T||^2 + lam (||W' - W||^2 + ||b' - b||^2)
+    min  ||Phi [W_new, b_new]^T - T||^2 + lam (||W_new - W||^2 + ||b_new - b||^2)
 
 With R = Z - T its minimiser solves (G + lam I) X = -Phi^T R: in span coordinates (K + lam I) U = -R, in direct
 coordinates (Phi^T Phi + lam I) V = -Phi^T R. ProxBP's subproblem (Frerix et al. 2018) is this one with lam = 1/tau.

@@ -1,6 +1,6 @@
-"""The nonlinear subproblem, by a few rounds of conjugate gradients.
+"""The nonlinear subproblem, by a few iterations of conjugate gradients.
 
-    min  ||s(Phi [W', b']') - T||^2 + lam (||W' - W||^2 + ||b' - b||^2)        (paper, section 3)
+    min  ||s(Phi [W_new, b_new]^T) - T||^2 + lam (||W_new - W||^2 + ||b_new - b||^2)        (paper, section 3)
 
 The objective is a sum over the layer's neurons (columns), each with its own W row, so every neuron gets its own step
 length and its own conjugacy coefficient, while the products with the Gram matrix serve all neurons at once.
@@ -26,7 +26,7 @@ from sibp.prox.numbers import Flag, Number, choose, is_finite, number
 from sibp.prox.solvers.coordinates import Coordinates, Direct
 from sibp.prox.status import Solution, Stats, Status
 
-# A neuron whose step was refused tries this fraction of the model's step length in its next round.
+# A neuron whose step was refused tries this fraction of the model's step length in its next iteration.
 _SHRINK = 0.25
 # Relative error of a residual from which on a neuron's answer is doubtful.
 _TOLERANCE = 1e-3
@@ -44,10 +44,10 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
 def solve_nonlinear(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activation, rounds: int) -> Solution:
     """Decreases f(x) = ||s(Z + forward(x)) - T||^2 + lam <x, x>, starting from x = 0.
 
-    Each round takes one Polak-Ribiere direction (never negative, and replaced by the negative gradient where it is not
-    a direction of descent) and one Gauss-Newton step length along it, and accepts it neuron by neuron only if it
+    Each iteration takes one Polak-Ribiere direction (never negative, and replaced by the negative gradient where it is
+    not a direction of descent) and one Gauss-Newton step length along it, and accepts it neuron by neuron only if it
     decreases f. A refused neuron starts afresh with a shorter step. For s = identity this is the linear conjugate
-    gradient method. Few rounds are a choice, not only a saving: stopping early regularises.
+    gradient method. Few iterations are a choice, not only a saving: stopping early regularises.
 
     Args:
         coordinates: of the layer's features.
@@ -55,7 +55,7 @@ def solve_nonlinear(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, 
         T: target of s(Z), of the same shape.
         lam: proximal weight, > 0.
         s: the layer's activation.
-        rounds: number of rounds, >= 1.
+        rounds: number of iterations, >= 1.
 
     Returns:
         x, with the coordinates that it is in (the given ones, or direct ones), status and metrics; f(x) <= f(0) neuron
@@ -75,7 +75,7 @@ def _reads(Z: Tensor) -> bool:
 
 
 def _taken(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activation, rounds: int) -> fused.Rounds:
-    """The rounds, in compiled form where there is one."""
+    """The iterations, in compiled form where there is one."""
     if fused.usable(coordinates, Z, s):
         constants = {"shrink_factor": _SHRINK, "rounding_units": _ROUNDING, "tolerance": _TOLERANCE}
         return fused.rounds(coordinates, Z, T, lam, s, rounds, **constants)
@@ -83,7 +83,7 @@ def _taken(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activa
 
 
 def _rounds(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activation, rounds: int) -> fused.Rounds:
-    """The rounds themselves, for any activation, coordinates and device."""
+    """The iterations themselves, for any activation, coordinates and device."""
     features = coordinates.features
     images = images_of(features, Z, T, s)
     f = start = images.residual()
