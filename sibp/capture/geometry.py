@@ -35,6 +35,12 @@ class Geometry(ABC):
     features_key: ClassVar[Hashable | None] = None
     """Layers with one input and equal keys have the same features, and build their Gram matrix once; None: alone."""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """A kind with features of its own does not take over what those of another kind depend on."""
+        super().__init_subclass__(**options)
+        if "features" in vars(cls) and "features_key" not in vars(cls):
+            cls.features_key = None
+
     def __init__(self, module: nn.Module) -> None:
         del module
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sibp import SIBP, ProxBP
+from sibp.capture.geometry import LinearGeometry
 from sibp.capture.passes import ForwardPass
 from sibp.capture.shared import SharedInput
 from sibp.prox.kernels import disabled
@@ -175,6 +176,15 @@ def test_nothing_is_kept_when_the_last_layer_has_been_there(monkeypatch):
     assert len(factors) == 3  # of the first layer, of the three that share one, and of the last
     assert all(factor() is None for factor in factors)
     assert optimizer.solver_stats()
+
+
+def test_a_kind_with_features_of_its_own_shares_nothing_unless_it_says_so():
+    class Shrinking(LinearGeometry):
+        def features(self, x: Tensor, *, weight: bool, bias: bool) -> DenseFeatures:
+            return DenseFeatures(0.5 * x, weight, bias)
+
+    assert LinearGeometry.features_key is not None
+    assert Shrinking.features_key is None
 
 
 def test_threads_do_not_share(monkeypatch):
