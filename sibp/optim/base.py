@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypedDict
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sibp.capture.compiler import left_alone
 from sibp.capture.passes import ForwardPass, Passes
