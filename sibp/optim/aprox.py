@@ -50,7 +50,7 @@ class AProx(torch.optim.Optimizer):
         gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         if not gradients:
             return loss
-        square = sum(torch.linalg.vector_norm(g).double() ** 2 for g in gradients)
+        square = torch.stack([torch.linalg.vector_norm(g).double() ** 2 for g in gradients]).sum()
         gap = torch.as_tensor(loss).detach().double() - self.least
         reach = torch.where(torch.isfinite(square) & (square > 0), gap.clamp(min=0) / square, 0.0)
         for group in self.param_groups:
