@@ -42,6 +42,8 @@ def test_networks_beat_their_untrained_selves_in_one_epoch(name: str, make):
 
 def test_every_convnet_of_the_configs_is_tapped_layer_by_layer():
     for name, spec in MODELS.items():
+        if name == "transformer":  # reads characters, not images
+            continue
         settings = {"mlp": {"hidden": [8]}, "autoencoder": {"hidden": [8], "activation": "tanh"}}.get(name, {})
         model = spec.build((1, 8, 8), 10, **settings)
         optimizer = SIBP(model)

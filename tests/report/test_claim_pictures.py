@@ -36,6 +36,10 @@ def results(tmp_path: Path) -> Path:
     for folder, hidden in (("layers01", [9]), ("layers10", [9] * 10)):
         model = {"name": "mlp", "hidden": hidden}
         keep(tmp_path / "results", f"depth/{folder}", [SGD, SIBP], model=model)
+    for folder, init in (("torch", "default"), ("he", "normal")):
+        keep(
+            tmp_path / "results", f"auto_safe/{folder}", steps, model={"name": "mlp", "hidden": [9] * 10, "init": init}
+        )
     rows = [{"method": "sibp exact", "path": [[0, 1, 1], [9, 0.1, 0.2], [20, 0, 0.001]]}]
     (tmp_path / "results" / "stationary").mkdir()
     (tmp_path / "results" / "stationary" / "limits.json").write_text(json.dumps({"tanh": rows, "relu": rows}))
@@ -49,7 +53,7 @@ def experiments(**folders: list[str]) -> dict[str, Experiment]:
 
 @pytest.mark.filterwarnings("error")
 def test_the_same_kept_files_are_the_same_bytes(results):
-    listed = experiments(depth=["layers01", "layers10"])
+    listed = experiments(depth=["layers01", "layers10"], auto_safe=["torch", "he"])
     found = pictures(Evidence(results), listed)
     assert list(found) == list(DRAWN)
     assert all(b"<svg" in picture for picture in found.values())
@@ -58,7 +62,9 @@ def test_the_same_kept_files_are_the_same_bytes(results):
 
 
 def test_what_is_not_kept_is_not_drawn(results):
-    listed = experiments(depth=["layers01", "layers10", "layers20"])  # one of its parts was not run
+    listed = experiments(
+        depth=["layers01", "layers10", "layers20"], auto_safe=["torch", "he"]
+    )  # one of its parts was not run
     (results / "rounds" / PACKED).unlink()
     (results / "stationary" / "limits.json").unlink()
-    assert list(pictures(Evidence(results), listed)) == ["step_sizes", "rounds_tuned"]
+    assert list(pictures(Evidence(results), listed)) == ["step_sizes", "auto_safe", "rounds_tuned"]
