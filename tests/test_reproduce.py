@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sibp.experiment.compose import compose, plan
+from sibp.experiment.overrides import GROUPS
 from sibp.experiment.settings import Settings
 from sibp.runs.collect import collect
 from sibp.train import main as train
@@ -33,13 +34,20 @@ def reproduce():
 
 def test_every_command_is_one_that_its_program_takes(reproduce):
     tuned = defaultdict(list)  # of one sweep, the words of all commands at once: composing takes time
+    seen = set()  # likewise, one of several commands that set the same keys, in the same groups
+
+    def key(word):
+        name, _, value = word.partition("=")
+        return name, value if name in GROUPS else ""
+
     for experiment in reproduce.read_experiments(LIST).values():
         for words in reproduce.commands(experiment, Path("runs"), ["data_root=data", "threads=1"]):
             if words[0].startswith("scripts/"):
                 assert (PROJECT / words[0]).is_file()
             elif words[1] == "sibp.tune":
                 tuned[words[2].removeprefix("sweep=")] += words[3:]
-            else:
+            elif (keys := frozenset(map(key, words[3:]))) not in seen:
+                seen.add(keys)
                 (config,) = plan([word if "[" in word else word.partition(",")[0] for word in words[3:]], sweep=True)
                 assert Settings.from_config(config).eval_val_limit is None
     for name, words in tuned.items():
