@@ -126,7 +126,7 @@ def estimate(case: Case, solver: str, ranks: int) -> None:
         features, m = problem.features, problem.D_z.shape[-1]
         N, size, groups = features.rows, features.size, features.groups
         one = plan([N] * ranks, features.inputs, size, m, groups=groups, known=known, solver=kind, itemsize=4)
-        flops = arithmetic(one, N, ranks, size, m, kind.rounds) * groups
+        flops = arithmetic(one, N, ranks, size, m, kind.iterations) * groups
         gradient = 2 * N * size * m * groups
         moved, work, sgd = moved + one.received, work + flops, sgd + gradient
         print(f"  layer {problem.name:3} {one.way:7} {one.received / 1e6:9.2f} MB {flops / 1e9:9.2f} GFLOP")

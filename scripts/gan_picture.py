@@ -18,6 +18,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
+from matplotlib.patches import Circle
 from torch import Tensor
 
 from sibp import SIBP
@@ -45,7 +46,7 @@ def play(paused: bool, seed: int, steps: int) -> tuple[list[float], Tensor]:
     g_optimizer = torch.optim.Adam(generator.parameters(), lr=2e-3, betas=(0.5, 0.9))
     d_optimizer = SIBP(discriminator, lr=0.3, prox_weight=10.0, solver="cg:2")
     noise = torch.randn(1000, 4)
-    distances = []
+    distances, points = [], torch.empty(0, 2)
     for step in range(steps + 1):
         if step % EVERY == 0:
             with torch.no_grad():
@@ -84,7 +85,7 @@ def draw(seeds: int, steps: int, out: Path) -> dict[bool, float]:
         middle = [median(values) for values in zip(*(curve for curve, _ in played), strict=True)]
         axes[0].plot(range(0, steps + 1, EVERY), middle, color=COLOURS[paused], label=NAMES[paused])
         points, axis = played[0][1][:300], axes[1 if paused else 2]
-        axis.add_patch(plt.Circle((0, 0), 1, fill=False, color="0.7"))
+        axis.add_patch(Circle((0, 0), 1, fill=False, color="0.7"))
         axis.scatter(points[:, 0], points[:, 1], s=3, color=COLOURS[paused])
         axis.set(xlim=(-2, 2), ylim=(-2, 2), aspect="equal", title=f"generated points, {NAMES[paused]}")
     axes[0].set(xlabel="steps", ylabel="mean distance from the circle", yscale="log")

@@ -103,10 +103,12 @@ def scores(table: Sequence[Standing]) -> list[Figure]:
             lines = []
             for row, each in enumerate(_by_score(table, goal, unit)):
                 score = each.scores[goal, unit]
-                ends = [np.array([score.median if of is None else of]) for of in (score.low, score.high)]
+                low, high = (np.array([score.median if of is None else of]) for of in (score.low, score.high))
                 place, at = np.array([score.median]), np.array([float(row)])
                 said = [f"{each.name}: {cell_text(score)}"]
-                lines.append(Line(each.name, each.name, place, at, *ends, "interval", said, True, muted=row >= BEST))
+                lines.append(
+                    Line(each.name, each.name, place, at, low, high, "interval", said, True, muted=row >= BEST)
+                )
             title = f"score: {unit} to the {goal} target"
             rows = [line.label for line in lines]
             found.append(Figure(f"score-{goal}-{unit}", title, f"score in {unit}, 95 % interval", "", lines, rows=rows))

@@ -110,9 +110,10 @@ def workspace(dtype: torch.dtype, size: int) -> torch.Tensor:
 
     It is kept from layer to layer and step to step: fresh memory costs more than its use.
     """
-    kept = vars(_buffers).get(dtype)
+    buffers: dict[torch.dtype, torch.Tensor] = vars(_buffers)  # pyright: ignore[reportAssignmentType]
+    kept = buffers.get(dtype)
     if kept is None or kept.numel() < size:
-        kept = vars(_buffers)[dtype] = torch.empty(size, dtype=dtype)
+        kept = buffers[dtype] = torch.empty(size, dtype=dtype)
     return kept
 
 
