@@ -163,6 +163,15 @@ def test_what_nohup_ignores_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.fixture
+def interruptible():
+    """Processes started here can be interrupted, although shells let what they start in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_while_a_command_starts_is_one_sentence(tmp_path):
     """Before torch is there, in the midst of its import."""
     command = [sys.executable, "-m", "sibp.train", *SMALL]
