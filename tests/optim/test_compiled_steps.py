@@ -100,8 +100,13 @@ def test_a_compiled_step_is_the_plain_one(method, inside: str):
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.filterwarnings("ignore:Skipping serialization of:UserWarning")  # torch 2.6, of its own configuration
 def test_compiled_autograd_is_the_plain_one():
     torch._dynamo.reset()
+    if torch.__version__.startswith("2.6."):  # whose compiled autograd calls a layer's backward twice
+        with pytest.raises(RuntimeError, match="runs more than once"):
+            trained(SIBP, by_compiled_autograd, "backward")
+        return
     for p, q in zip(
         trained(SIBP, by_compiled_autograd, "backward"), trained(SIBP, lambda run: run, "backward"), strict=True
     ):
