@@ -72,7 +72,7 @@ class Schedule:
         own = settings.optimizer
         if own.get("schedule") is None:
             return cls(optimizer, settings.schedule, settings.decays, total, settings.warmup_steps)
-        return cls(optimizer, own["schedule"], "lr", total, round(own.get("warmup", 0.0) * total))
+        return cls(optimizer, own["schedule"], "lr", total, round((own.get("warmup") or 0.0) * total))
 
     def set(self, step: int) -> None:
         """Set the learning rate of one step.

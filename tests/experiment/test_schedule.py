@@ -70,6 +70,13 @@ def test_a_schedule_of_the_optimizers_own_takes_the_place_of_the_runs(make_confi
     assert [group["lr"] for group in settings_seen] == pytest.approx(expected)
 
 
+def test_a_schedule_of_the_optimizers_own_needs_no_warm_up(make_config, settings_seen):
+    config = make_config("adam")
+    config["optimizer"] |= {"schedule": "linear", "warmup": None}
+    assert run(config).status == "completed"
+    assert settings_seen[10]["lr"] == pytest.approx(0.01 / 2)
+
+
 def test_adam_with_warm_up_and_cosine_is_a_method_of_its_own_on_the_same_problem():
     plain, own = (compose(["schedule=linear", f"optimizer={name}"]) for name in ("adam", "adam_cosine"))
     assert (method_name(plain["optimizer"]), method_name(own["optimizer"])) == ("adam", "adam cosine")
