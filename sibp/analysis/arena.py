@@ -198,6 +198,21 @@ def costs(method: Method, target: Target) -> dict[int, dict[str, float]]:
     return found
 
 
+def costs_by_seed(contest: Contest, method: Method | None, target: Target) -> dict[str, list[float]]:
+    """What a method needed on every seed of a problem, infinite where it has no finished run.
+
+    Args:
+        contest: the problem.
+        method: which; None for one that was not entered.
+        target: what it was to reach.
+
+    Returns:
+        unit -> a cost for each seed.
+    """
+    needed = costs(method, target) if method else {}
+    return {unit: [needed[seed][unit] if seed in needed else math.inf for seed in contest.seeds] for unit in UNITS}
+
+
 def standings(contests: Sequence[Contest]) -> list[Standing]:
     """How all methods did over all instances.
 
@@ -244,7 +259,6 @@ def _smaller_is_better(contest: Contest, method: Method | None) -> dict[tuple[st
         own = by_seed(method, quantity) if method else {}
         sign = -1 if quantity.larger_is_better else 1
         found[goal, "result"] = [sign * own[seed] if seed in own else math.inf for seed in contest.seeds]
-        needed = costs(method, target) if method else {}
-        for unit in UNITS:
-            found[goal, unit] = [needed[seed][unit] if seed in needed else math.inf for seed in contest.seeds]
+        for unit, values in costs_by_seed(contest, method, target).items():
+            found[goal, unit] = values
     return found

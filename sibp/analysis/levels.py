@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from sibp.analysis.arena import GOALS, Contest, costs, pace
+from sibp.analysis.arena import GOALS, Contest, costs, costs_by_seed, pace
 from sibp.analysis.comparison import Method
 from sibp.analysis.duels import by_seed
 from sibp.analysis.outcomes import Target
@@ -76,17 +76,18 @@ def levels(contests: Sequence[Contest], goal: str) -> list[list[Level]]:
     Returns:
         For each level, a row a problem.
     """
-    return [[_level(contest, targets(contest, goal)[i]) for contest in contests] for i in range(len(LEVELS))]
+    aims = zip(*(targets(contest, goal) for contest in contests), strict=True)
+    return [[_level(contest, target) for contest, target in zip(contests, aim, strict=True)] for aim in aims]
 
 
 def _level(contest: Contest, target: Target) -> Level:
     entered = [method for method in contest.problem.methods if method.runs]
-    needed = {method.name: [cost["steps"] for cost in costs(method, target).values()] for method in entered}
-    medians = {name: median(steps) for name, steps in needed.items() if steps}
+    needed = {method.name: {seed: cost["steps"] for seed, cost in costs(method, target).items()} for method in entered}
+    medians = {name: median(list(steps.values())) for name, steps in needed.items() if steps}
     fastest = min(medians, key=lambda name: medians[name])
     runs = next(method for method in entered if method.name == fastest).runs
     firsts = {run.seed: next((s for s in run.columns["step"] if s > 0), math.inf) for run in runs}
-    seen = [steps <= first for steps, first in zip(needed[fastest], firsts.values(), strict=False)]
+    seen = [steps <= firsts[seed] for seed, steps in needed[fastest].items()]
     reached = sum(math.isfinite(value) for value in medians.values())
     return Level(contest.problem.title, target, reached, len(entered), sum(seen) * 2 >= len(seen) > 0)
 
@@ -103,10 +104,10 @@ def scores(contests: Sequence[Contest], goal: str) -> dict[str, dict[tuple[str, 
     """
     names = sorted({method.name for contest in contests for method in contest.problem.methods if method.runs})
     found: dict[str, dict[tuple[str, str], float]] = {name: {} for name in names}
-    for i, level in enumerate(LEVELS):
+    aims = zip(*(targets(contest, goal) for contest in contests), strict=True)
+    for level, aim in zip(LEVELS, aims, strict=True):
         table: dict[str, dict[str, list[float]]] = {cost: {name: [] for name in names} for cost in COSTS}
-        for contest in contests:
-            target = targets(contest, goal)[i]
+        for contest, target in zip(contests, aim, strict=True):
             for name in names:
                 for cost, values in _costs(contest, contest.entry(name), target).items():
                     table[cost][name] += values
@@ -118,14 +119,9 @@ def scores(contests: Sequence[Contest], goal: str) -> dict[str, dict[tuple[str, 
 
 def _costs(contest: Contest, method: Method | None, target: Target) -> Mapping[str, list[float]]:
     """What a method needs on every seed, infinite where it fails."""
-    needed = costs(method, target) if method else {}
+    found = costs_by_seed(contest, method, target)
     tuning = tuning_seconds(method) if method else 0.0
-    rows = [needed.get(seed, {"steps": math.inf, "seconds": math.inf}) for seed in contest.seeds]
-    return {
-        "steps": [row["steps"] for row in rows],
-        "seconds": [row["seconds"] for row in rows],
-        "seconds with tuning": [row["seconds"] + tuning for row in rows],
-    }
+    return found | {"seconds with tuning": [seconds + tuning for seconds in found["seconds"]]}
 
 
 def tuning_seconds(method: Method) -> float:

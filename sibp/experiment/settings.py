@@ -107,7 +107,6 @@ class Settings:
         for key, known in (("schedule", SHAPES), ("decays", DECAYS)):
             if getattr(self, key) not in known:
                 raise UserError(f"{key}={getattr(self, key)} is not known; choose one of: {', '.join(known)}.")
-        check_own_schedule(self.optimizer)
         if self.role not in (None, *ROLES):
             raise UserError(f"role={self.role} is not known; choose one of: {', '.join(ROLES)}, null.")
         if self.decays != "lr" and self.schedule == "constant" and self.warmup_steps == 0:
@@ -144,7 +143,7 @@ class Settings:
 
 
 def check_own_schedule(optimizer: Mapping[str, Any]) -> None:
-    """Check the schedule of an optimizer's own: its shape, and the share of the run over which the step size rises.
+    """Check the schedule of an optimizer's own: its shape, and the share of the run over which the learning rate rises.
 
     Args:
         optimizer: the group, with ``schedule`` and ``warmup`` or without.

@@ -94,13 +94,14 @@ class AdaptiveKFAC(KFAC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        before = [(p, p.clone()) for group in self.param_groups for p in group["params"] if p.grad is not None]
         squares = [(float(square), lr) for square, lr in self._slopes.values() if lr > 0]
         squares = [(square, lr) for square, lr in squares if math.isfinite(square) and square > 0]
         self._slopes.clear()
         nu = min(1.0, math.sqrt(self.clip / length)) if (length := sum(s for s, _ in squares)) > 0 else 1.0
+        moving = [p for group in self.param_groups for p in group["params"] if p.grad is not None] if nu < 1 else []
+        before = [p.clone() for p in moving]
         super().step()
-        for p, old in before if nu < 1 else ():
+        for p, old in zip(moving, before, strict=True):
             p.lerp_(old, 1 - nu)
         group = self.param_groups[0]
         group["steps"] = group.get("steps", 0) + 1

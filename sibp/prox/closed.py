@@ -13,7 +13,8 @@ from torch import Tensor
 
 from sibp.prox import kernels
 
-_LARGEST = 1024  # rows of a matrix up to which the kernels are the faster way
+_LARGEST = 1024  # rows of a system up to which the kernel is the faster way
+_LARGEST_GRAM = 767  # likewise of A; above, the products of a numerical library are faster than those of the kernel
 _PARALLEL = 2_000_000  # multiply-adds from which several threads are worth waking
 _LINE = 64  # bytes of a line of the cache
 _Found = ctypes.c_double * 2
@@ -29,7 +30,7 @@ def outer_gram(A: Tensor, plus: float) -> Tensor | None:
     Returns:
         None where there is no kernel for it.
     """
-    if A.dim() != 2 or not 0 < A.shape[0] <= _LARGEST or not A.is_contiguous():
+    if A.dim() != 2 or not 0 < A.shape[0] <= _LARGEST_GRAM or not A.is_contiguous():
         return None
     library = kernels.library(A)
     if library is None:

@@ -1,7 +1,8 @@
 """The arena's report: all problems together, then each."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import product
 
 import numpy as np
 
@@ -98,21 +99,24 @@ def scores(table: Sequence[Standing]) -> list[Figure]:
         The figures.
     """
     found = []
-    for goal in GOALS:
-        for unit in UNITS:
-            lines = []
-            for row, each in enumerate(_by_score(table, goal, unit)):
-                score = each.scores[goal, unit]
-                low, high = (np.array([score.median if of is None else of]) for of in (score.low, score.high))
-                place, at = np.array([score.median]), np.array([float(row)])
-                said = [f"{each.name}: {cell_text(score)}"]
-                lines.append(
-                    Line(each.name, each.name, place, at, low, high, "interval", said, True, muted=row >= BEST)
-                )
-            title = f"score: {unit} to the {goal} target"
-            rows = [line.label for line in lines]
-            found.append(Figure(f"score-{goal}-{unit}", title, f"score in {unit}, 95 % interval", "", lines, rows=rows))
+    for goal, unit, ranked in _rankings(table):
+        lines = []
+        for row, each in enumerate(ranked):
+            score = each.scores[goal, unit]
+            low, high = (np.array([score.median if of is None else of]) for of in (score.low, score.high))
+            place, at = np.array([score.median]), np.array([float(row)])
+            said = [f"{each.name}: {cell_text(score)}"]
+            lines.append(Line(each.name, each.name, place, at, low, high, "interval", said, True, muted=row >= BEST))
+        title = f"score: {unit} to the {goal} target"
+        rows = [line.label for line in lines]
+        found.append(Figure(f"score-{goal}-{unit}", title, f"score in {unit}, 95 % interval", "", lines, rows=rows))
     return found
+
+
+def _rankings(table: Sequence[Standing]) -> Iterator[tuple[str, str, list[Standing]]]:
+    """Every target and unit of cost, with the methods by their score in it."""
+    for goal, unit in product(GOALS, UNITS):
+        yield goal, unit, _by_score(table, goal, unit)
 
 
 def _by_score(table: Sequence[Standing], goal: str, unit: str) -> list[Standing]:
@@ -129,16 +133,15 @@ def profiles(table: Sequence[Standing]) -> list[Figure]:
         The figures.
     """
     found = []
-    for goal in GOALS:
-        for unit in UNITS:
-            lines = []
-            for place, each in enumerate(_by_score(table, goal, unit)):
-                tau, height = steps_of(each.ratios[goal, unit], FARTHEST)
-                lines.append(Line(each.name, each.name, tau, height, named=True, muted=place >= BEST))
-            lines.sort(key=lambda line: not line.muted)  # the grey ones behind
-            title = f"{unit} to the {goal} target"
-            axis = f"{unit}, times those of the fastest"
-            found.append(Figure(f"profile-{goal}-{unit}", title, axis, "share of instances", lines, x_log=True))
+    for goal, unit, ranked in _rankings(table):
+        lines = []
+        for place, each in enumerate(ranked):
+            tau, height = steps_of(each.ratios[goal, unit], FARTHEST)
+            lines.append(Line(each.name, each.name, tau, height, named=True, muted=place >= BEST))
+        lines.sort(key=lambda line: not line.muted)  # the grey ones behind
+        title = f"{unit} to the {goal} target"
+        axis = f"{unit}, times those of the fastest"
+        found.append(Figure(f"profile-{goal}-{unit}", title, axis, "share of instances", lines, x_log=True))
     return found
 
 

@@ -11,8 +11,6 @@ from sibp.prox import closed
 from sibp.prox.blocked import symmetric_product
 from sibp.prox.operators.base import FeatureOperator, Parts
 
-_LARGE = 768  # rows from which on the products of a numerical library are faster than those of compiled code here
-
 
 class DenseFeatures(FeatureOperator):
     """Phi (..., N, size), from A itself.
@@ -49,8 +47,7 @@ class DenseFeatures(FeatureOperator):
 
     def outer_gram(self) -> Tensor:
         """Phi Phi^T, (..., N, N), without Phi."""
-        small = self.weight and self.rows < _LARGE
-        compiled = closed.outer_gram(self.A, float(self.bias)) if small else None
+        compiled = closed.outer_gram(self.A, float(self.bias)) if self.weight else None
         if compiled is not None:
             return compiled
         gram = symmetric_product(self.A) if self.weight else self.A.new_zeros(*self.leading, self.rows, self.rows)

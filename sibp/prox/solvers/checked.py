@@ -30,7 +30,7 @@ from sibp.prox.status import Solution, Stats, Status
 SINGLE = 512  # rows of a system from which on factoring it in single precision saves more than looking at it costs
 _TOLERANCE = 1e-5  # excess of the objective over its minimum, as a share of the decrease
 _REFINEMENTS = 2
-_FLOOR = 16.0  # lam / (eps ||G||) below which G + lam I cannot be told from G + (lam + rounding) I
+FLOOR = 16.0  # lam / (eps ||G||) below which G + lam I cannot be told from G + (lam + rounding) I
 
 
 def floor(eps: float) -> float:
@@ -39,7 +39,7 @@ def floor(eps: float) -> float:
     Args:
         eps: of the displacement's dtype, whose rounding eps V must not raise the objective: ||V|| <= ||R|| / sqrt(lam).
     """
-    return max(_FLOOR * torch.finfo(torch.float64).eps, (_FLOOR * eps) ** 2)
+    return max(FLOOR * torch.finfo(torch.float64).eps, (FLOOR * eps) ** 2)
 
 
 def checked(coordinates: Coordinates, R: Tensor, rhs: Tensor, lam: float, norm: float) -> Solution | None:

@@ -27,12 +27,11 @@ from torch import Tensor
 
 from sibp.prox import closed
 from sibp.prox.numbers import Flag, Number, at_least, choose, is_finite, number
-from sibp.prox.solvers.checked import SINGLE, checked, floor
+from sibp.prox.solvers.checked import FLOOR, SINGLE, checked, floor
 from sibp.prox.solvers.coordinates import Coordinates, Direct
 from sibp.prox.status import Solution, Stats, Status, squared_norm
 
 _RESOLVED = 1000.0  # lam / (eps ||G||) from which rounding raises the objective by a few parts in a million
-_FLOOR = 16.0  # lam / (eps ||G||) below which G + lam I cannot be told from G + (lam + rounding) I
 _ATTEMPTS = 4  # at a factorisation, each with eight times the damping of the one before
 
 
@@ -63,7 +62,7 @@ def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
         return _solution(coordinates, R, rhs, x, lam, is_finite(energy), lambda: Status.SOLVED)
     norm = number(torch.linalg.vector_norm(G))
     if isinstance(norm, Tensor):
-        return _factorized(coordinates, R, rhs, lam, at_least(lam, _FLOOR * eps * norm), norm)
+        return _factorized(coordinates, R, rhs, lam, at_least(lam, FLOOR * eps * norm), norm)
     small = coordinates.size < SINGLE or not features.solves_all_units
     if small and lam >= _RESOLVED * eps * norm:
         return _factorized(coordinates, R, rhs, lam, lam, norm)
