@@ -7,15 +7,21 @@ from pathlib import Path
 
 import torch
 
-from sibp.bench import roofline, scaling, step, time_to_target
+from sibp.bench import revisions, roofline, scaling, step, time_to_target
 from sibp.bench.nets import NAMED
 from sibp.bench.record import Usage, machine_line, save, shown, warnings
 from sibp.bench.workers import PEERS
 from sibp.runs.errors import UserError
 
-COMMANDS = {"step": step, "scaling": scaling, "roofline": roofline, "time_to_target": time_to_target}
+COMMANDS = {
+    "step": step,
+    "scaling": scaling,
+    "roofline": roofline,
+    "revisions": revisions,
+    "time_to_target": time_to_target,
+}
 MAKERS = {name: module.sections for name, module in COMMANDS.items()}
-SECONDS = {"step": 20.0, "scaling": 3.0, "roofline": 5.0}
+SECONDS = {"step": 20.0, "scaling": 3.0, "roofline": 5.0, "revisions": 1.0}
 EPILOG = """
 Tables go to the terminal; --out gets them as README.md, with one JSON file (machine, versions and all raw timings) and
 pictures for each command, device and number of threads. Exit code: 0 measured, whatever the figures; 2 wrong input.
@@ -82,11 +88,15 @@ def _add_measuring(command: argparse.ArgumentParser, name: str) -> None:
         help=f"widths such as 784-500-10, or {', '.join(NAMED)} (default: those with targets)",
     )
     add("--batch", nargs="+", type=int, default=[], help="batch sizes (default: those with targets, or 100)")
-    each = "size" if name == "scaling" else "net"
+    each = {"scaling": "size", "revisions": "method of a process"}.get(name, "net")
     add("--seconds", type=float, default=SECONDS[name], help=f"of rounds for each {each} (default: %(default)g)")
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
+    if name == "revisions":
+        add("--old", metavar="COMMIT", required=True, help="the earlier commit, of the checkout that sibp runs from")
+        add("--rounds", type=int, default=5, help="processes of each revision and net (default: %(default)s)")
+    else:
+        add("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
+        add("--dtype", choices=("float32", "float64"), default="float32", help="(default: %(default)s)")
     add("--threads", nargs="+", type=int, default=[], help="of torch, one record each (default: torch's own choice)")
-    add("--dtype", choices=("float32", "float64"), default="float32", help="(default: %(default)s)")
     if name != "scaling":
         peers = f", {', '.join(PEERS)}" if name == "step" else ""
         add("--methods", nargs="+", default=[], help=f"besides sgd: exact, cg:K, proxbp, paper, proxprop{peers}")
@@ -97,7 +107,9 @@ def _add_measuring(command: argparse.ArgumentParser, name: str) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    if args.device == "cuda" and not torch.cuda.is_available():
+    if args.command == "revisions" and args.rounds < 1:
+        raise UserError(f"--rounds {args.rounds} is not possible: give 1 or more.")
+    if args.command != "revisions" and args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA device here; use --device cpu.")
     if not 0 <= args.seconds < float("inf"):
         raise UserError(f"--seconds {args.seconds:g} is not possible: give a number of 0 or more.")
