@@ -127,7 +127,20 @@ def copy_project(target: Path) -> None:
     strangers = [path for path in asked.stdout.split() if not Path(path).resolve().is_relative_to(target.resolve())]
     if strangers:
         raise RuntimeError(f"the copy at {target} is not what Python imports there: {strangers}")
-    build_kernels(target)
+    if not kernels_are_current(target):
+        build_kernels(target)
+
+
+def kernels_are_current(copy: Path) -> bool:
+    """Whether a copy has brought compiled kernels with it that are newer than all of their sources.
+
+    Args:
+        copy: of the project.
+    """
+    folder = copy / "sibp" / "prox" / "kernels"
+    built = [path.stat().st_mtime for path in folder.glob("*.so")]
+    sources = [path.stat().st_mtime for path in folder.glob("*.[ch]")]
+    return bool(built) and min(built) >= max(sources, default=0.0)
 
 
 def build_kernels(copy: Path) -> None:
@@ -181,7 +194,7 @@ def try_mutation(mutation: Mutation, copy: Path) -> Outcome:
     """
     path = copy / mutation.file
     compiled = path.suffix in (".c", ".h")
-    original = path.read_text()
+    original, kernels = path.read_text(), {built: built.read_bytes() for built in (copy / "sibp").rglob("*.so")}
     path.write_text(original.replace(mutation.old, mutation.new))
     start = time.monotonic()
     try:
@@ -190,8 +203,8 @@ def try_mutation(mutation: Mutation, copy: Path) -> Outcome:
         status, output = run_tests(copy, mutation.tests)
     finally:
         path.write_text(original)
-        if compiled:
-            build_kernels(copy)
+        for built, content in kernels.items() if compiled else ():
+            built.write_bytes(content)
     seconds = time.monotonic() - start
     failed = [line.split(" ", 1)[1].split(" - ")[0] for line in output.splitlines() if line.startswith("FAILED ")]
     if status == 1 and failed:

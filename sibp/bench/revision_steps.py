@@ -1,5 +1,7 @@
-"""Times the steps of one net with whichever ``sibp`` PYTHONPATH names; started by `sibp.bench.revisions`, of which it
-imports nothing, since it runs with other revisions, too."""
+"""Times the steps of one net with the ``sibp`` on PYTHONPATH.
+
+Started by `sibp.bench.revisions`; imports nothing from `sibp.bench`, because it runs with other revisions, too.
+"""
 
 import json
 import sys

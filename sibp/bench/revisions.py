@@ -19,7 +19,7 @@ from sibp.bench.nets import Case, choose_cases
 from sibp.bench.record import new_record
 from sibp.bench.step import verdict
 from sibp.bench.timing import quartiles
-from sibp.bench.workers import ETA, LAM, SGD, SGD_STEP
+from sibp.bench.workers import ETA, LAM, PEERS, PORTS, PROXBP, SGD, SGD_STEP, check_methods
 from sibp.report.blocks import Cell, Section, Table, Text
 from sibp.runs.errors import UserError
 
@@ -28,9 +28,10 @@ METHODS = ("exact", "cg:3")
 _ROOT = Path(__file__).parents[2]
 _STEPS = Path(__file__).with_name("revision_steps.py")
 NOTE = (
-    "Processes of the two revisions take turns, each with the same net, weights and batches. A process times its methods "
-    "in turns and keeps each one's least processor time: other work on a machine only adds to it. Times are the least of "
-    "all processes; now / then is their ratio, with the quartiles of the ratios of neighbouring processes in brackets."
+    "Processes of the two revisions take turns, each with the same net, weights and batch. A process times its methods "
+    "in turns and keeps the least processor time of each: other work on the machine only adds to it. Times are the "
+    "least of all processes; now / then is their ratio, with the quartiles of the ratios of neighbouring processes in "
+    "brackets. The code of sgd is torch's in both revisions: its ratio shows the noise."
 )
 
 
@@ -50,9 +51,10 @@ def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
     """
     cases = choose_cases(args.net, args.batch, args.activation)
     methods = [SGD, *(args.methods or METHODS)]
+    _check(methods, cases)
     record = new_record("revisions", words, "cpu")
     record |= {"old": _git("rev-parse", "--short=10", f"{args.old}^{{commit}}"), "cases": []}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix="sibp-revisions-") as folder:
         old = Path(folder, "old")
         _git("worktree", "add", "--detach", str(old), args.old)
         try:
@@ -66,6 +68,13 @@ def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
         finally:
             _git("worktree", "remove", "--force", str(old))
     return record
+
+
+def _check(methods: Sequence[str], cases: Sequence[Case]) -> None:
+    for name in methods:
+        if name in (PROXBP, *PORTS, *PEERS):
+            raise UserError(f"--methods {name} is not for revisions, which compares the solvers of SIBP: exact, cg:K.")
+    check_methods(methods, cases[0])
 
 
 def sections(record: dict[str, Any]) -> list[Section]:

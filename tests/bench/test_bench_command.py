@@ -191,6 +191,9 @@ def test_a_busy_machine_is_told_of(tmp_path, quick, capsys, monkeypatch, others,
         (["scaling", "--net", "8-6-5-3"], "--net"),
         (["scaling", "--net", "proxprop_convnet"], "--net"),
         (["time_to_target", "no/such/folder"], "no/such/folder"),
+        (["revisions", "--old", "no-such-commit"], "--old"),
+        (["revisions", "--old", "HEAD", "--rounds", "0"], "--rounds 0"),
+        (["revisions", "--old", "HEAD", "--methods", "adam"], "--methods adam"),
     ],
 )
 def test_wrong_input_is_one_sentence(tmp_path, capsys, words, named):

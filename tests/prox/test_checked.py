@@ -135,3 +135,42 @@ def test_what_is_not_finite_is_none_of_its_own(bad):
     coordinates = Direct(features)
     assert checked.checked(coordinates, R, coordinates.adjoint(R), 1.0, 10.0) is None
     assert checked.checked(coordinates, R.nan_to_num(0, 0), coordinates.adjoint(R), 1.0, bad) is None
+
+
+def test_the_norm_of_a_residual_is_estimated_from_random_signs():
+    """On average as large as it is, hardly ever below it; errors of units that cancel one another count, too."""
+    features, found = DenseFeatures(randn(60, 30)), []
+    coordinates = Direct(features)
+    for units in range(40, 100, 2):
+        R = randn(60, units, seed=units)
+        task = checked._Task(coordinates, R, coordinates.adjoint(R), 1.0, 1.0, 1.0)
+        column = randn(31, 1, seed=units + 1)
+        x = linear_solution(coordinates, R) + torch.cat([column, -column, torch.zeros(31, units - 2)], 1)
+        e = (coordinates.gram + torch.eye(31)) @ torch.cat([column, -column], 1)
+        found.append(task._squared_error(x) / float(e.square().sum()))
+    assert min(found) > 0.5
+    assert sum(found) / len(found) == pytest.approx(checked._SAFETY, rel=0.15)
+
+
+def test_a_few_units_are_judged_by_the_residual_itself():
+    coordinates = Direct(DenseFeatures(randn(60, 30)))
+    R = randn(60, 5, seed=1)
+    task = checked._Task(coordinates, R, coordinates.adjoint(R), 1.0, 1.0, 1.0)
+    off = randn(31, 5, seed=2)
+    e = (coordinates.gram + torch.eye(31)) @ off
+    assert task._squared_error(linear_solution(coordinates, R) + off) == pytest.approx(float(e.square().sum()))
+
+
+@pytest.mark.parametrize("size", [20, 200])
+def test_the_bound_by_the_inverse_is_above_the_inverse_of_the_least_eigenvalue(size):
+    coordinates = Direct(DenseFeatures(randn(2 * size, size - 1)))
+    system = checked._System.of(coordinates, 0.1, torch.float64)
+    assert system is not None
+    least = float(torch.linalg.eigvalsh(coordinates.gram)[0]) + 0.1
+    inverse = torch.linalg.inv(coordinates.gram + 0.1 * torch.eye(size))
+    assert 1 / least <= system._norm_of_inverse <= 3 * float(inverse.norm())
+
+
+def linear_solution(coordinates, R):
+    """The x with (G + I) x = -rhs."""
+    return -torch.linalg.solve(coordinates.gram + torch.eye(coordinates.size), coordinates.adjoint(R))

@@ -7,7 +7,9 @@ normal equations, and its objective exceeds the minimum by
     span     ||e||^2 at most, as the displacement sees Phi^T e only.
 
 Of e, the factor's part can be looked at: rhs + (G + lam I) x. The rounding of G, about eps ||G||, adds eps ||G|| ||x||,
-and that of rhs in direct coordinates eps ||Phi|| ||R||. The answer serves if all this costs less than a
+and that of rhs in direct coordinates eps ||Phi|| ||R||. In single precision e itself is not formed, which would cost as
+much as solving: e times a vector of random signs has its norm on average (Freivalds 1977), and a few vectors do. So
+does 1 / mu, by the norm of the inverse. The answer serves if all this costs less than a
 hundred-thousandth of what it gains. Where features are rich, as those of a convolution over thousands of patches, mu is
 far above lam, and x far below the bound ||R|| / sqrt(lam) that a rule by lam alone has to assume.
 
@@ -17,7 +19,7 @@ G, and solved for. What G's rounding then spoils is the correction alone.
 
 import math
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -27,7 +29,9 @@ from sibp.prox.numbers import Number
 from sibp.prox.solvers.coordinates import Coordinates, Direct
 from sibp.prox.status import Solution, Stats, Status
 
-SINGLE = 512  # rows of a system from which on factoring it in single precision saves more than looking at it costs
+SINGLE = 256  # rows of a system from which on factoring it in single precision saves more than looking at it costs
+_PROBES = 16  # random vectors that a residual is judged by
+_SAFETY = 4.0  # above their estimate; one 100 times too small would be a chance of 1e-13
 _TOLERANCE = 1e-5  # excess of the objective over its minimum, as a share of the decrease
 _REFINEMENTS = 2
 FLOOR = 16.0  # lam / (eps ||G||) below which G + lam I cannot be told from G + (lam + rounding) I
@@ -97,7 +101,12 @@ class _System:
 
     @cached_property
     def _norm_of_inverse(self) -> float:
-        return float(torch.linalg.vector_norm(torch.cholesky_inverse(self.L)))
+        """Frobenius, which bounds 1 / mu."""
+        size = self.L.shape[-1]
+        if size <= 2 * _PROBES:
+            return float(torch.linalg.vector_norm(torch.cholesky_inverse(self.L)))
+        probes = torch.cholesky_solve(_signs(size, self.L.dtype).expand(*self.L.shape[:-1], -1), self.L)
+        return math.sqrt(_SAFETY / _PROBES) * float(torch.linalg.vector_norm(probes))
 
     def tolerates(self, squared_error: float, decrease: float) -> bool:
         """Whether ||e||^2 raises the objective by next to nothing, measured by its decrease."""
@@ -128,11 +137,21 @@ class _Task:
         if system.L.dtype is not self.rhs.dtype:
             return x
         for _ in range(1 + _REFINEMENTS):
-            e = (self.coordinates.gram @ x).add_(self.rhs).add_(x, alpha=self.lam)
-            if system.tolerates(_squared(e), self._decrease(x)):
+            if system.tolerates(self._squared_error(x), self._decrease(x)):
                 return x
-            x = x + system.minus_solve(e)
+            x = x + system.minus_solve(self._left_over(x, self.rhs))
         return None
+
+    def _left_over(self, x: Tensor, rhs: Tensor) -> Tensor:
+        """The residual e = rhs + (G + lam I) x."""
+        return (self.coordinates.gram @ x).add_(rhs).add_(x, alpha=self.lam)
+
+    def _squared_error(self, x: Tensor) -> float:
+        """||e||^2, or an estimate that is hardly ever too small."""
+        if x.shape[-1] <= 2 * _PROBES:
+            return _squared(self._left_over(x, self.rhs))
+        signs = _signs(x.shape[-1], x.dtype)
+        return _SAFETY * _squared(self._left_over(x @ signs, self.rhs @ signs)) / _PROBES
 
     def serves(self, system: _System, x: Tensor, uncertain: Tensor | None = None) -> bool:
         """Whether rounding leaves x as good as the best; `uncertain` is what comes from G, if not all of x."""
@@ -176,6 +195,13 @@ class _Task:
 
 def _solved(start: Number, end: Number, squared_change: Number) -> Stats:
     return Stats.of(Status.SOLVED, True, start, end, rounds=0, step_length=1.0, squared_change=squared_change)
+
+
+@lru_cache(maxsize=32)
+def _signs(units: int, dtype: torch.dtype) -> Tensor:
+    """(units, _PROBES) of 1 and -1 at random, the same in every process: a resumed run repeats its steps."""
+    drawn = torch.randint(2, (units, _PROBES), generator=torch.Generator().manual_seed(units))
+    return drawn.to(dtype).mul_(2).sub_(1)
 
 
 def _squared(x: Tensor) -> float:
