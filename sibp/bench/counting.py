@@ -1,44 +1,50 @@
 """What a step computes and moves, from formulas: floating-point operations, and numbers read or written.
 
-A layer has N rows (the batch, times the positions of a convolution), n inputs and m neurons; its features have
-p = n + 1 columns, with the bias. A product of (a, b) by (b, c) takes 2abc operations and moves ab + bc + ac numbers.
+A layer has N rows (the batch, times the positions of a convolution or the tokens of a sequence), n inputs and m
+neurons; its features have p = n + 1 columns, with the bias. These sizes are those that the layers see in a forward
+pass. A product of (a, b) by (b, c) takes 2abc operations and moves ab + bc + ac numbers.
 
 **SGD**: a product N n m forward, one for the weights' gradient, one for the inputs' (not at the first layer).
 
 **Closed form**, in span coordinates (N <= p):
 
-- Gram matrix A A': half of a product N n N, being symmetric; Cholesky N^3/3; its inverse 2N^3/3 and a product N N m
-  (or, where 3m < N, two triangular solves, 2 N^2 m); U'A: m N n, in the place of SGD's gradient of the weights.
+- Gram matrix A A': half of a product N n N, being symmetric; Cholesky N^3/3 and two triangular solves, 2 N^2 m. Linear
+  layers on one input (query, key and value of an attention) have one Gram matrix and one factor between them.
+- U'A: m N n, in the place of SGD's gradient of the weights.
 - backward (not at the first layer): D W as in SGD, and for the new weights either (D U')A, products N m N and N N n, or
   a pass over the weights, whichever is quicker if moving a number takes the time of 20 multiply-adds. ProxBP has
   neither.
 
-In direct coordinates (N > p): Phi is written out (N p numbers); Phi'Phi: p N p; Phi'R: p N m, in the place of SGD's
-gradient; Cholesky, inverse and product with p for N; the pass over the weights. For a convolution nothing of Phi is
-written out but strips of the image, and Phi'Phi is a product (c w, K, c w) for each way in which K strips of w columns
-and c channels meet (`sibp.prox.operators.window`).
+In direct coordinates (N > p): Phi is written out (N p numbers); Phi'Phi: half of p N p; Phi'R: p N m, in the place of
+SGD's gradient; Cholesky and triangular solves with p for N; the pass over the weights. For a convolution nothing of Phi
+is written out, and Phi'Phi consists of products of columns of the image (`sibp.prox.operators.window`).
 
-**CG with K rounds** at layers that an activation follows, closed form at all others: no Cholesky; each round is one
-product with the Gram matrix (N N m), in direct coordinates two with Phi (N p m each). A few neurons take all their
-rounds in the nearer caches, so Z and T are read and x is written once. For a convolution each round is two
-convolutions, and passes over images that read 9 arrays of N m and write 3.
+**CG with K iterations** at layers that an activation follows, closed form at all others: no Cholesky; each iteration is
+one product with the Gram matrix (N N m), in direct coordinates two with Phi (N p m each). A few neurons take all their
+iterations in the nearer caches, so Z and T are read and x is written once. For a convolution each iteration is two
+convolutions, and passes over images that read 9 arrays of N m and write 3. An iteration evaluates the activation once.
 
-Left out: pooling, norms, attention, the loss, and what is per neuron or per step. So a count is a little too low, as a
-bound should be.
+Left out: pooling, norms, attention, the loss, and what is per neuron or per step; SGD has all that, too. So a count is
+a little too low, as a bound should be.
 """
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
+from sibp.bench import alone
+from sibp.bench.alone import Piece
 from sibp.capture.geometry import geometry_of
 from sibp.experiment.models import ACTIVATIONS
-from sibp.prox.operators import FeatureOperator
+from sibp.prox.operators import ConvolutionFeatures
 
-_ACTIVATIONS = tuple(ACTIVATIONS.values())
+_NAMES = {kind: name for name, kind in ACTIVATIONS.items()}
 _OPERATIONS_A_ROUND = 30  # on each of the N m numbers, elementwise
+# What an activation and its slope take besides, at each number (`sibp/prox/kernels/activations.h`); 0 for others.
+_OPERATIONS_OF = {"tanh": 38, "sigmoid": 36, "silu": 42, "gelu": 72}
 
 
 @dataclass(frozen=True)
@@ -50,18 +56,20 @@ class Layer:
         inputs: n.
         neurons: m.
         first: whether nothing before it needs a gradient.
-        activated: whether an activation follows, with nothing in between.
+        activation: the one that follows with nothing in between, by its name in a config; "" for none.
         entries: numbers in its input tensor; fewer than N n for a convolution, whose patches overlap.
         features: where products are cheaper than the matrix: those of a convolution with N > n + 1.
+        input: which input tensor it has, the same number for layers on the same one.
     """
 
     rows: int
     inputs: int
     neurons: int
     first: bool
-    activated: bool
+    activation: str
     entries: int
-    features: FeatureOperator | None = None
+    features: ConvolutionFeatures | None = None
+    input: int = 0
 
     @property
     def is_linear(self) -> bool:
@@ -76,12 +84,16 @@ class Layer:
 
 @dataclass(frozen=True)
 class Work:
-    """One operation: what it is, floating-point operations, numbers moved, and whether it is a matrix product."""
+    """One operation: what it is, floating-point operations, numbers moved, and whether it is a matrix product.
+
+    `piece` is what can be timed to know how long it takes by itself; it may be the whole of what this is a half of.
+    """
 
     name: str
     operations: float
     numbers: float
     is_product: bool = False
+    piece: Piece | None = field(default=None, compare=False)
 
 
 def layers_of(model: nn.Module, shape: Sequence[int], batch: int) -> list[Layer]:
@@ -97,23 +109,26 @@ def layers_of(model: nn.Module, shape: Sequence[int], batch: int) -> list[Layer]
     """
     seen: list[Layer] = []
     outputs: list[torch.Tensor] = []
+    inputs_seen: list[torch.Tensor] = []
 
     def note(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        if isinstance(module, _ACTIVATIONS) and outputs and inputs[0] is outputs[-1]:
-            seen[-1] = replace(seen[-1], activated=True)
+        if type(module) in _NAMES and outputs and inputs[0] is outputs[-1]:
+            seen[-1] = replace(seen[-1], activation=_NAMES[type(module)])
         if not isinstance(module, (nn.Linear, nn.Conv2d)):
             return
         (m, *_), geometry, x = module.weight.shape, geometry_of(module), inputs[0]
         features = geometry.features(x.detach(), weight=True, bias=True) if geometry else None
-        matrix_free = features if features is not None and features.matrix_free else None
+        free = features if isinstance(features, ConvolutionFeatures) else None
+        place = next((k for k, known in enumerate(inputs_seen) if known is x), len(inputs_seen))
+        inputs_seen[place:] = [x] if place == len(inputs_seen) else inputs_seen[place:]
         N, n, first = output.numel() // m, module.weight.numel() // m, not x.requires_grad
-        seen.append(Layer(N, n, m, first=first, activated=False, entries=x.numel(), features=matrix_free))
+        seen.append(Layer(N, n, m, first, "", entries=x.numel(), features=free, input=place))
         outputs.append(output)
 
-    hooks = [module.register_forward_hook(note) for module in model.modules()]
-    model(torch.zeros(batch, *shape))
-    for hook in hooks:
-        hook.remove()
+    shapes = copy.deepcopy(model).to("meta")  # tensors without numbers: a large net takes no time
+    for module in shapes.modules():
+        module.register_forward_hook(note)
+    shapes(torch.zeros(batch, *shape, device="meta"))
     return seen
 
 
@@ -127,7 +142,8 @@ def step_work(method: str, layers: Sequence[Layer]) -> list[Work]:
     Returns:
         The operations, layer by layer; see the module's text.
     """
-    return [work for layer in layers for work in _layer_work(method, layer)]
+    made: set[tuple[str, int]] = set()
+    return [work for layer in layers for work in _layer_work(method, layer, made)]
 
 
 def operations(work: Sequence[Work], products_only: bool = False) -> float:
@@ -143,19 +159,20 @@ def operations(work: Sequence[Work], products_only: bool = False) -> float:
     return sum(each.operations for each in work if each.is_product or not products_only)
 
 
-def _layer_work(method: str, layer: Layer) -> list[Work]:
+def _layer_work(method: str, layer: Layer, made: set[tuple[str, int]]) -> list[Work]:
+    """A layer's part; `made` has what earlier layers have made of their inputs."""
     N, m, weights = layer.rows, layer.neurons, (layer.inputs + 1) * layer.neurons
     work = [_layer_product("forward", layer), Work("apply", 2 * weights, 3 * weights)]
-    if layer.activated:
+    if layer.activation:
         work.append(Work("activation, forward and backward", 2 * N * m, 5 * N * m))
     if not layer.first:
         work.append(_layer_product("gradient of the inputs", layer))
     if method == "sgd":
-        return [*work, _layer_product("gradient of the weights", layer)]
-    if method.startswith("cg:") and layer.activated:
-        work += _conjugate_gradients(layer, int(method.removeprefix("cg:")))
+        return [*work, _layer_product("gradient of the weights", layer, adjoint=True)]
+    if method.startswith("cg:") and layer.activation:
+        work += _conjugate_gradients(layer, int(method.removeprefix("cg:")), made)
     else:
-        work += _closed_form(layer)
+        work += _closed_form(layer, made)
     if layer.in_span:
         work.append(_product("U'A", m, N, layer.inputs))
     if method != "proxbp" and not layer.first:
@@ -163,29 +180,30 @@ def _layer_work(method: str, layer: Layer) -> list[Work]:
     return work
 
 
-def _closed_form(layer: Layer) -> list[Work]:
+def _closed_form(layer: Layer, made: set[tuple[str, int]]) -> list[Work]:
     N, m = layer.rows, layer.neurons
     size = N if layer.in_span else layer.inputs + 1
-    work = [Work("R", N * m, 2 * N * m), *_features(layer), *_gram(layer)]
+    work = [Work("R", N * m, 2 * N * m), *_gram(layer, made)]
     if not layer.in_span:
-        work.append(_layer_product("Phi'R", layer) if layer.features else _product("Phi'R", size, N, m))
-    work.append(Work("Cholesky", size**3 / 3, 2 * size**2))
-    if 3 * m < size:
-        return [*work, Work("triangular solves", 2 * size**2 * m, size**2 + 2 * size * m)]
-    return [*work, Work("inverse", 2 * size**3 / 3, 2 * size**2), _product("inverse R", size, size, m)]
+        conv = layer.features is not None
+        work.append(_layer_product("Phi'R", layer, adjoint=True) if conv else _product("Phi'R", size, N, m))
+    if not _is_made("factor", layer, made):
+        work.append(Work("Cholesky", size**3 / 3, 2 * size**2, piece=alone.solution(size, m)))
+    return [*work, Work("triangular solves", 2 * size**2 * m, size**2 + 2 * size * m, piece=alone.solution(size, m))]
 
 
-def _conjugate_gradients(layer: Layer, rounds: int) -> list[Work]:
+def _conjugate_gradients(layer: Layer, iterations: int, made: set[tuple[str, int]]) -> list[Work]:
     N, m, p = layer.rows, layer.neurons, layer.inputs + 1
-    work = [Work("T", 2 * N * m, 3 * N * m)]
-    elementwise = _OPERATIONS_A_ROUND * N * m
+    each = _OPERATIONS_OF.get(layer.activation, 0)
+    work = [Work("T", (2 + each) * N * m, 3 * N * m)]
+    elementwise = (_OPERATIONS_A_ROUND + each) * N * m
     if layer.features is not None:
-        products = [_layer_product(name, layer) for name in ("Phi'E", "Phi G")]
-        return [*work, *[*products, Work("passes", elementwise, (9 + 3) * N * m)] * rounds]
-    once = Work("rounds", elementwise * rounds, 2 * N * m + (N if layer.in_span else p) * m)
-    if layer.in_span:
-        return [*work, *_features(layer), *_gram(layer), once, *[_product("K G", N, N, m)] * rounds]
-    return [*work, *_features(layer), once, *[_product("Phi'E", p, N, m), _product("Phi G", N, p, m)] * rounds]
+        products = [_layer_product("Phi'E", layer, adjoint=True), _layer_product("Phi G", layer)]
+        return [*work, *[*products, Work("passes", elementwise, (9 + 3) * N * m)] * iterations]
+    once = Work("iterations", elementwise * iterations, 2 * N * m + (N if layer.in_span else p) * m)
+    if layer.in_span:  # products in the nearer caches, at the rate of a large one
+        return [*work, *_gram(layer, made), once, *[replace(_product("K G", N, N, m), piece=None)] * iterations]
+    return [*work, *_features(layer), once, *[_product("Phi'E", p, N, m), _product("Phi G", N, p, m)] * iterations]
 
 
 def _features(layer: Layer) -> list[Work]:
@@ -193,16 +211,31 @@ def _features(layer: Layer) -> list[Work]:
     if layer.in_span and layer.is_linear:
         return []
     if layer.features is not None:
-        return [Work("strips", 0.0, layer.features.numbers_copied())]
+        return [Work("columns of the image", 0.0, layer.features.numbers_copied())]
     return [Work("features", 0.0, layer.entries + layer.rows * (layer.inputs + 1))]
 
 
-def _gram(layer: Layer) -> list[Work]:
-    N, n = layer.rows, layer.inputs
-    if layer.features is None:
-        half = Work("A A'", N * (N + 1) * n, N * n + N * N, is_product=True)
-        return [half if layer.in_span else _product("Phi'Phi", n + 1, N, n + 1)]
-    return [_product("Phi'Phi", *product) for product in layer.features.gram_products()]
+def _gram(layer: Layer, made: set[tuple[str, int]]) -> list[Work]:
+    """The Gram matrix, and what it is made of."""
+    N, n, p = layer.rows, layer.inputs, layer.inputs + 1
+    if _is_made("gram", layer, made):
+        return []
+    if layer.features is not None:
+        return [*_features(layer), *(_product("Phi'Phi", *sizes) for sizes in layer.features.gram_products())]
+    if layer.in_span:
+        half = Work("A A'", N * (N + 1) * n, N * n + N * N, is_product=True, piece=alone.product(N, n, N))
+    else:
+        half = Work("Phi'Phi", p * (p + 1) * N, N * p + p * p, is_product=True, piece=alone.product(p, N, p))
+    return [*_features(layer), half]
+
+
+def _is_made(what: str, layer: Layer, made: set[tuple[str, int]]) -> bool:
+    """Whether an earlier layer on this input has made it already; from now on it is."""
+    shares, key = layer.is_linear and layer.features is None, (what, layer.input)
+    if shares and key in made:
+        return True
+    made.add(key)
+    return False
 
 
 def _new_weights(layer: Layer) -> list[Work]:
@@ -213,10 +246,15 @@ def _new_weights(layer: Layer) -> list[Work]:
     return [Work("new weights", m * n, 3 * m * n)]
 
 
-def _layer_product(name: str, layer: Layer) -> Work:
+def _layer_product(name: str, layer: Layer, adjoint: bool = False) -> Work:
+    """A product of the layer's own size; of a convolution, a convolution or (adjoint) the gradient of its weights."""
     N, n, m = layer.rows, layer.inputs, layer.neurons
-    return Work(name, 2 * N * n * m, layer.entries + n * m + N * m, is_product=True)
+    if layer.features is None:
+        piece = alone.product(N, n, m) if layer.is_linear else None
+    else:
+        piece = alone.convolution(layer.features, m, adjoint, 2.0 * N * n * m)
+    return Work(name, 2 * N * n * m, layer.entries + n * m + N * m, is_product=True, piece=piece)
 
 
 def _product(name: str, a: int, b: int, c: int) -> Work:
-    return Work(name, 2 * a * b * c, a * b + b * c + a * c, is_product=True)
+    return Work(name, 2 * a * b * c, a * b + b * c + a * c, is_product=True, piece=alone.product(a, b, c))

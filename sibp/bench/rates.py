@@ -1,11 +1,12 @@
 """What the machine can do: floating-point operations and bytes a second, measured on the spot."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
 from sibp.activations import RELU
+from sibp.bench.alone import Piece
 from sibp.bench.counting import Work
 from sibp.bench.timing import Clock
 from sibp.prox import fused
@@ -14,6 +15,7 @@ from sibp.prox.solvers.coordinates import Span
 
 _SIZES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192)}
 _REPEATS, _MOST_REPEATS, _SECONDS = 7, 1000, 0.2  # a pass over a small net's memory takes microseconds
+_ALONE = 0.05  # seconds for a piece of a step
 _SMALLEST = 2**20  # bytes; below, a pass measures the call and not the memory
 
 
@@ -43,6 +45,39 @@ class Roof:
         return sum(
             max(each.operations / self.operations, each.numbers * self.itemsize / self.bandwidth) for each in work
         )
+
+
+@dataclass
+class Alone:
+    """How long pieces of a step take by themselves, each timed once.
+
+    Attributes:
+        roof: for what cannot be timed by itself.
+        device: "cpu" or "cuda".
+        dtype: of the numbers.
+        clock: see `device_clock`.
+    """
+
+    roof: Roof
+    device: str
+    dtype: torch.dtype
+    clock: Clock
+    _rates: dict[Hashable, float] = field(default_factory=dict)
+
+    def seconds(self, work: Sequence[Work]) -> float:
+        """The time for some work, each piece at its own shape's rate, and the rest at the roof's."""
+        return sum(
+            each.operations / self._rate(each.piece) if each.piece is not None else self.roof.seconds([each])
+            for each in work
+        )
+
+    def _rate(self, piece: Piece) -> float:
+        """Operations a second of the quickest way."""
+        if piece.key not in self._rates:
+            ways = [made for way in piece.ways if (made := way(self.dtype, self.device)) is not None]
+            fastest = min(_fastest(way, self.clock, _ALONE, repeats=3) for way in ways)
+            self._rates[piece.key] = piece.operations / fastest
+        return self._rates[piece.key]
 
 
 def product_rate(device: str, dtype: torch.dtype, clock: Clock, sizes: Sequence[int] = ()) -> float:
@@ -96,10 +131,11 @@ def bandwidth(size: float, device: str, dtype: torch.dtype, clock: Clock) -> flo
     return max(copying, 3 * moved / _fastest(lambda: torch.add(a, b, out=c), clock))
 
 
-def _fastest(work: Callable[[], object], clock: Clock) -> float:
+def _fastest(work: Callable[[], object], clock: Clock, seconds: float | None = None, repeats: int = _REPEATS) -> float:
+    """The least time of some work, in `repeats` trials or more, until so many seconds (_SECONDS) have passed."""
     work()
-    times: list[float] = []
-    while len(times) < _REPEATS or (sum(times) < _SECONDS and len(times) < _MOST_REPEATS):
+    limit, times = _SECONDS if seconds is None else seconds, list[float]()
+    while len(times) < repeats or (sum(times) < limit and len(times) < _MOST_REPEATS):
         begin = clock()
         work()
         times.append(clock() - begin)

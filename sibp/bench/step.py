@@ -9,6 +9,8 @@ import torch
 from sibp.analysis.statistics import Estimate
 from sibp.bench import memory
 from sibp.bench.bars import Bars
+from sibp.bench.floors import NOTE as FLOORS
+from sibp.bench.floors import Machine, below, best_samples, floor
 from sibp.bench.nets import NAMED, TARGETS, Case, choose_cases
 from sibp.bench.record import new_record
 from sibp.bench.timing import device_clock, interleave, quartiles, ratios
@@ -32,7 +34,7 @@ NOTE = (
     "adam, muon, soap, kfac and foof are peers with the settings of configs/optimizer, whose dearer steps (a new "
     "preconditioner) are spread over their period."
 )
-TARGETS_NOTE = "Targets are for ratios of processor time, in float32 on a CPU."
+TARGETS_NOTE = " Targets are for ratios of processor time, in float32 on a CPU."
 
 
 def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
@@ -53,9 +55,11 @@ def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
     for case, names in methods.items():
         check_methods(names, case)
     record = new_record("step", words, args.device)
-    record |= {"dtype": args.dtype, "cases": []}
+    here = Machine.of(args.device, args.dtype)
+    record |= {"dtype": args.dtype, "product_rate": here.product_rate, "cases": []}
     for case, names in methods.items():
-        record["cases"].append(measure_case(case, names, args.seconds, args.device, args.dtype, args.memory))
+        timed = measure_case(case, names, args.seconds, args.device, args.dtype, args.memory)
+        record["cases"].append(timed | here.counted(case, list(timed["seconds_per_step"])))
     return record
 
 
@@ -96,7 +100,7 @@ def sections(record: dict[str, Any]) -> list[Section]:
         A table for each net, one of the other targets, one picture.
     """
     has_targets = any(map(targets_of, record["cases"]))
-    found = [Section("Time of a step against SGD's", [Text(f"{NOTE} {TARGETS_NOTE}" if has_targets else NOTE)])]
+    found = [Section("Time of a step against SGD's", [Text(f"{NOTE} {FLOORS}{TARGETS_NOTE if has_targets else ''}")])]
     for case in record["cases"]:
         found.append(Section(Case.of(case).title, [_table(case), *_pairs(case)]))
     return [*found, Section("All nets", [_figure(record["cases"])])]
@@ -113,7 +117,7 @@ def headline(record: Mapping[str, Any]) -> str:
     """
     spans = []
     for name in _shown(record["cases"]):
-        medians = [_best_ratio(case, name).median for case in record["cases"] if name in case["seconds_per_step"]]
+        medians = [best_ratio(case, name).median for case in record["cases"] if name in case["seconds_per_step"]]
         low, high = (f"{value:.2g}" if value < 10 else f"{value:.0f}" for value in (min(medians), max(medians)))
         spans.append(f"{name} {low}" if low == high else f"{name} {low} to {high}")
     number, about = len(record["cases"]), record["machine"]
@@ -187,13 +191,24 @@ def judged(case: Mapping[str, Any], method: str) -> list[Cell]:
         method: the method.
     """
     target, ratio = targets_of(case).get(method), processor_ratio(case, method)
-    return [f"≤ {target:g}", verdict(ratio, target)] if target and ratio else [None, None]
+    if not target or not ratio:
+        return [None, None]
+    word = verdict(ratio, target)
+    return [f"≤ {target:g}", word + (below(case, method, target) if "missed" in word else "")]
 
 
-def _best_ratio(case: Mapping[str, Any], method: str) -> Estimate:
-    """Of processor time where a CPU did the work, else of time by the clock."""
-    on_cpu = case.get("device", "cpu") == "cpu"
-    return (processor_ratio(case, method) if on_cpu else None) or ratio_of(case, method)
+def best_ratio(case: Mapping[str, Any], method: str) -> Estimate:
+    """How many times as long a method's step takes as SGD's, by `best_samples`.
+
+    Args:
+        case: one of a record's.
+        method: the method.
+
+    Returns:
+        Median and quartiles.
+    """
+    samples = best_samples(case)
+    return ratios(samples[method], samples[SGD])
 
 
 def _methods(case: Case) -> list[str]:
@@ -212,12 +227,13 @@ def _table(case: Mapping[str, Any]) -> Table:
         wall: list[Cell] = [_milliseconds(samples), 1.0 if is_base else ratio_of(case, method)]
         own = _milliseconds(processor[method]) if processor else None
         work: list[Cell] = [own, 1.0 if is_base and processor else processor_ratio(case, method)]
+        work += [floor(case, method), floor(case, method, "pieces_seconds")]
         peak, first = taken.get("peak_bytes"), taken.get("first_step_seconds")
         share = peak / base if peak and base else None
         remembered: list[Cell] = [peak / 1e6 if peak else taken.get("failed"), share]
         remembered.append(verdict(Estimate(share, None, None, 1), MEMORY_TARGET) if share and not is_base else None)
         rows.append([method, *wall, *work, *judged(case, method), first * 1e3 if first else None, *remembered])
-    times = ["ms a step", "x SGD", "processor ms", "x SGD's", "target", ""]
+    times = ["ms a step", "x SGD", "processor ms", "x SGD's", "floor", "pieces", "target", ""]
     columns = ["method", *times, "first step, ms", "peak memory, MB", "x SGD's", f"≤ {MEMORY_TARGET:g}"]
     return Table("step", columns, rows, f"Time and memory of a step, {len(case['seconds_per_step'][SGD])} rounds")
 
@@ -243,7 +259,7 @@ def _shown(cases: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _figure(cases: Sequence[Mapping[str, Any]]) -> Bars:
     names = _shown(cases)
-    bars = {name: [_best_ratio(c, name) if name in c["seconds_per_step"] else None for c in cases] for name in names}
+    bars = {name: [best_ratio(c, name) if name in c["seconds_per_step"] else None for c in cases] for name in names}
     marks = {name: [targets_of(case).get(name) for case in cases] for name in names}
     nets = [Case.of(case).title.replace(", ", "\n") for case in cases]
     return Bars("ratios", "Time of a step (black: target)", "", "x SGD", [], places=nets, bars=bars, marks=marks)

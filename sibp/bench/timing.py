@@ -64,6 +64,18 @@ def device_clock(device: str) -> Clock:
     return synchronised if device == "cuda" else time.perf_counter
 
 
+def ratio_clock(device: str) -> Clock:
+    """The clock that ratios to SGD are judged by.
+
+    Args:
+        device: "cpu", for processor time of all threads, or "cuda".
+
+    Returns:
+        A function of nothing that gives seconds.
+    """
+    return time.process_time if device == "cpu" else device_clock(device)
+
+
 def interleave(
     workers: Mapping[str, Stepper], seconds: float, clock: Clock, processor: Clock = time.process_time
 ) -> Samples:

@@ -116,6 +116,10 @@ class SummedFeatures(FeatureOperator):
         """The same in another dtype."""
         return type(self)(self.own.to(dtype), self.exchange)
 
+    def units_last(self) -> Self:
+        """The same, best for arrays whose output units lie side by side."""
+        return type(self)(self.own.units_last(), self.exchange)
+
     def matmat(self, V: Tensor) -> Tensor:
         """Phi V for the rows that are here."""
         return self.own.matmat(V)

@@ -1,8 +1,8 @@
 """What conjugate gradients do with images: pre-activations Z, and how they change along a direction.
 
 Images are the large arrays of a round (a number for each sample, or each sample's position, and neuron), so every pass
-over them counts. `Images` has the passes as torch operations, for any activation and device; `CompiledImages` has each
-as one pass of C code (`kernels/images.c`) over the layout that convolutions give and take.
+over them counts. `Images` has the passes as torch operations, for any activation and device; `CompiledImages` has them
+in C (`kernels/images.c`), over the layout in which convolutions are quickest.
 """
 
 import ctypes
@@ -22,8 +22,11 @@ _PARALLEL = 100_000  # numbers in an image from which several threads are worth 
 class Images:
     """Z on its way to the target T, with E = (s(Z) - T) s'(Z), and the image KD of the direction.
 
-    Sums are one number an output unit, (..., m), over all rows; so are step lengths.
+    Sums are one number an output unit, (..., m), over all rows; so are step lengths. `features` make the products that
+    go with it. `squared_T` is ||T||^2, once `residual` was called.
     """
+
+    squared_T: Tensor
 
     def __init__(self, features: FeatureOperator, Z: Tensor, T: Tensor, s: Activation) -> None:
         """Begins with KD = 0; Z and T are left as they are."""
@@ -34,19 +37,25 @@ class Images:
         """||s(Z) - T||^2; sets E."""
         difference = self.s.value(self.Z) - self.T
         self.E = difference * self.s.slope(self.Z)
+        self.squared_T = self.features.over_rows(self.T.square())
         return self.features.over_rows(difference.square())
+
+    def take_E(self) -> Tensor:  # noqa: N802 (the name above)
+        """E, which may be forgotten."""
+        return self.E
 
     def redirect(self, beta: Tensor, KG: Tensor) -> Tensor:
         """KD <- beta KD - KG; the curvature ||s'(Z) KD||^2. KG may be overwritten."""
         self.KD = self.features.spread(beta) * self.KD - KG
         return self.features.over_rows((self.s.slope(self.Z) * self.KD).square())
 
-    def attempt(self, t: Tensor) -> Tensor:
-        """||s(Z + t KD) - T||^2."""
+    def attempt(self, t: Tensor, last: bool) -> Tensor:
+        """||s(Z + t KD) - T||^2; after the last one, nobody moves."""
+        del last
         return self.features.over_rows((self.s.value(self._at(t)) - self.T).square())
 
     def move(self, t: Tensor) -> None:
-        """Z <- Z + t KD where t is not 0; sets E."""
+        """Z <- Z + t KD where t is not 0; sets E. It is what was attempted, or 0 where that was refused."""
         self.Z = torch.where(self.features.spread(t != 0), self._at(t), self.Z)
         self.E = (self.s.value(self.Z) - self.T) * self.s.slope(self.Z)
 
@@ -55,59 +64,102 @@ class Images:
 
 
 class CompiledImages(Images):
-    """The same for rows along two axes, in memory of its own, (B, g m, P) as convolutions have it."""
+    """The same for rows along two axes, in memory of its own, (B, P, g m): units last, as convolutions like it best.
+
+    A pass does as much as it can while numbers are at hand: an attempt leaves E where it leads to, for the case that it
+    is taken, and Z follows when the next direction is formed.
+    """
 
     def __init__(self, features: FeatureOperator, Z: Tensor, T: Tensor, s: Activation) -> None:
-        """Takes a copy of Z; see `usable`."""
-        self.features, self.s = features, s
-        self._order = Z.permute(1, 0, 3, 2)  # (B, g, m, P)
-        B, g, m, P = self._order.shape
+        """Takes a copy of Z and T when `residual` is called; see `usable`."""
+        self.features, self.s, self.Z, self.T = features.units_last(), s, Z, T
+        g, B, P, m = Z.shape
         threads = torch.get_num_threads() if Z.numel() >= _PARALLEL else 1
         self._shape = _shape_type(Z.dtype)(
-            B=B, M=g * m, P=P, threads=threads, kind=kernels.kind_of(s), a=s.negative_slope or 0.0
+            N=B * P, M=g * m, threads=threads, kind=kernels.kind_of(s), a=s.negative_slope or 0.0
         )
-        self._sums = Z.new_empty(g, m)
-        self.Z = self._laid_out(Z.clone(memory_format=torch.preserve_format))
-        self.T = self._laid_out(T)
-        self.KD = self._laid_out(torch.zeros_like(self.Z))
-        self.E = self._laid_out(torch.empty_like(self.Z))
+        self._size = self._library.images_size(B * P, g * m, B)
+        self._sums = Z.new_empty(2, g, m, dtype=torch.float64)
+        self.KD = Z.new_zeros(()).expand(Z.shape)
+        self._begun, self._tried, self._taken = False, self._sums, self._sums
 
     @staticmethod
     def usable(features: FeatureOperator, Z: Tensor, s: Activation) -> bool:
         """Whether there is compiled code: for rows as of a convolution, activations with a kernel, CPUs."""
-        as_convolutions = len(features.leading) == 1 and len(features.row_shape) == 2
+        as_convolutions = len(features.leading) == 1 and len(features.row_shape) == 2 and Z.shape[-1] > 0
         return as_convolutions and kernels.kind_of(s) is not None and kernels.library(Z) is not None
 
     def residual(self) -> Tensor:
         """||s(Z) - T||^2; sets E."""
-        return self._sums_of("residual", self.Z, self.T, self.E)
+        (Z, turned_Z), (T, turned_T) = _as_it_lies(self.Z), _as_it_lies(self.T)
+        self.Z, self.T, self.E = (self._empty() for _ in range(3))
+        places = (Z.data_ptr(), turned_Z, T.data_ptr(), turned_T, False, 0.0)
+        self._run("begin", Z.shape[1], *places, self.Z, self.T, self.E)
+        self.squared_T = self._found(1)
+        return self._found(0)
+
+    def take_E(self) -> Tensor:  # noqa: N802 (the name above)
+        """E, whose memory is let go when there will be other memory for the next one."""
+        E = self.E
+        if self._begun:
+            del self.E
+        return E
 
     def redirect(self, beta: Tensor, KG: Tensor) -> Tensor:
-        """KD <- beta KD - KG; the curvature ||s'(Z) KD||^2. E is to come in the place of KG."""
-        self.E = self._laid_out(KG)
-        return self._sums_of("redirect", self.Z, self.E, beta.contiguous(), self.KD)
+        """KD <- beta KD - KG; the curvature ||s'(Z) KD||^2. KG becomes KD, or E is to come in its place."""
+        KG = self._laid_out(KG)
+        if self._begun:
+            self._run("redirect", self.Z, KG, self._taken.contiguous(), beta.contiguous(), self.KD)
+            self.E = KG
+        else:
+            self.KD, self._begun = KG, True
+            self._run("direct", self.Z, self.KD)
+        return self._found(0)
 
-    def attempt(self, t: Tensor) -> Tensor:
-        """||s(Z + t KD) - T||^2."""
-        return self._sums_of("attempt", self.Z, self.T, self.KD, t.contiguous())
+    def attempt(self, t: Tensor, last: bool) -> Tensor:
+        """||s(Z + t KD) - T||^2; after the last one, nobody moves."""
+        self._tried = t
+        self._try(t, None if last else self.E)
+        return self._found(0)
 
     def move(self, t: Tensor) -> None:
-        """Z <- Z + t KD where t is not 0; sets E."""
-        self._run("move", self.Z, self.T, self.KD, t.contiguous(), self.E)
+        """Z <- Z + t KD where t is not 0, at the next `redirect`; E as it is there."""
+        self._taken = t
+        if not torch.equal(t, self._tried):
+            self._try(t, self.E)
 
-    def _laid_out(self, image: Tensor) -> Tensor:
-        """The image (g, B, P, m) with its numbers in the order of (B, g, m, P)."""
-        return image.permute(1, 0, 3, 2).contiguous().permute(1, 0, 3, 2)
+    def _try(self, t: Tensor, E: Tensor | None) -> None:  # noqa: N803
+        self._run("attempt", self.Z, self.T, self.KD, t.contiguous(), E)
 
-    def _sums_of(self, name: str, *arrays: Tensor) -> Tensor:
-        self._run(name, *arrays, self._sums.zero_())
-        return self.features.total(self._sums.clone())
-
-    def _run(self, name: str, *arrays: Tensor) -> None:
+    @property
+    def _library(self) -> kernels.Kernels:
         library = kernels.library(self.Z)
         assert library is not None
-        places = (ctypes.c_void_p(array.data_ptr()) for array in arrays)
-        getattr(library, name)(ctypes.byref(self._shape), *places)
+        return library
+
+    def _empty(self) -> Tensor:
+        """Memory for an image, as (g, B, P, m)."""
+        g, B, P, m = self.Z.shape
+        return self.Z.new_empty(B, P, g, m).permute(2, 0, 1, 3)
+
+    def _laid_out(self, image: Tensor) -> Tensor:
+        """The image (g, B, P, m) with its numbers in the order of (B, P, g, m)."""
+        return image.permute(1, 2, 0, 3).contiguous().permute(2, 0, 1, 3)
+
+    def _found(self, place: int) -> Tensor:
+        return self.features.total(self._sums[place].to(self.Z.dtype, copy=True))
+
+    def _run(self, name: str, *given: Tensor | float | None) -> None:
+        work = kernels.workspace(self.Z.dtype, self._size)
+        places = (value.data_ptr() if isinstance(value, Tensor) else value for value in given)
+        getattr(self._library, name)(ctypes.addressof(self._shape), *places, work.data_ptr(), self._sums.data_ptr())
+
+
+def _as_it_lies(image: Tensor) -> tuple[Tensor, bool]:
+    """An image (g, B, P, m) without gaps, and whether its numbers lie in the order of (B, g, m, P)."""
+    if image.permute(1, 2, 0, 3).is_contiguous():
+        return image, False
+    return image.permute(1, 0, 3, 2).contiguous().permute(1, 0, 3, 2), True
 
 
 def images_of(features: FeatureOperator, Z: Tensor, T: Tensor, s: Activation) -> Images:
@@ -135,8 +187,7 @@ def share_of_nonzeros(t: Tensor) -> Number:
     library = kernels.library(t) if packed.is_contiguous() else None
     if library is None:
         return number(t.sign().abs_().sum()) / t.numel()  # three times faster than counting
-    library.nonzeros.restype = ctypes.c_long
-    return library.nonzeros(ctypes.c_void_p(t.data_ptr()), ctypes.c_long(t.numel())) / t.numel()
+    return library.nonzeros(t.data_ptr(), t.numel()) / t.numel()
 
 
 @cache
@@ -145,7 +196,7 @@ def _shape_type(dtype: torch.dtype) -> type[ctypes.Structure]:
 
     class Shape(ctypes.Structure):
         _fields_ = (
-            *((name, ctypes.c_long) for name in ("B", "M", "P", "threads", "kind")),
+            *((name, ctypes.c_long) for name in ("N", "M", "threads", "kind")),
             ("a", kernels.C_TYPES[dtype]),
         )
 

@@ -12,6 +12,7 @@ def quick(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(timing, "_STRETCH", 0.0)
     monkeypatch.setattr(rates, "_SIZES", {"cpu": (64,), "cuda": (64,)})
     monkeypatch.setattr(rates, "_SECONDS", 0.0)
+    monkeypatch.setattr(rates, "_ALONE", 0.0)
     monkeypatch.setattr(scaling, "FACTORS", (0.5, 1, 2))
     before = torch.get_num_threads()
     yield

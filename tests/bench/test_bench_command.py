@@ -47,6 +47,8 @@ def test_step(tmp_path, quick, capsys):
     for case in record["cases"]:
         assert_samples(case["seconds_per_step"], "sgd", *methods)
         assert_samples(case["processor_seconds_per_step"], "sgd", *methods)
+        assert case["counted"].keys() == {"sgd", "exact", "cg:2", "proxbp"}  # there are no formulas for the others
+        assert case["counted"]["exact"]["pieces_seconds"] > 0
     assert (record["dtype"], record["machine"]["threads"]) == ("float64", 1)
     said = capsys.readouterr().out
     assert "8-6-3, batch 7" in said

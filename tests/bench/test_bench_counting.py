@@ -54,9 +54,10 @@ def test_sgd(case):
 
 
 def other_halves(case):
-    """What is counted where Gram matrices in span coordinates are computed whole."""
-    layers = layers_of(case.model(), case.shape, case.batch)
-    return sum(layer.rows * (layer.rows - 1) * layer.inputs for layer in layers if layer.in_span)
+    """What is counted where Gram matrices of linear layers are computed whole."""
+    layers = [layer for layer in layers_of(case.model(), case.shape, case.batch) if layer.features is None]
+    sides = [(a.rows, a.inputs) if a.in_span else (a.inputs + 1, a.rows) for a in layers]
+    return sum(size * (size - 1) * inner for size, inner in sides)
 
 
 def by_hand(model, case, eta, lam, semi_implicit):
@@ -70,7 +71,7 @@ def by_hand(model, case, eta, lam, semi_implicit):
     D = torch.softmax(A[-1], 1) - F.one_hot(y, case.classes)
     for i in reversed(range(len(linears))):
         W, b, inputs = linears[i].weight, linears[i].bias, A[i]
-        (N, n), m = inputs.shape, W.shape[0]
+        N, n = inputs.shape
         in_span = n + 1 >= N
         if in_span:
             system = inputs @ inputs.T + 1 + lam * torch.eye(N)
@@ -79,15 +80,12 @@ def by_hand(model, case, eta, lam, semi_implicit):
             phi = torch.cat([inputs, torch.ones(N, 1)], 1)
             system = phi.T @ phi + lam * torch.eye(n + 1)
             R = phi.T @ (eta * D)
-        if 3 * m < len(system):
-            X = torch.cholesky_solve(R, torch.linalg.cholesky(system))
-        else:
-            X = torch.cholesky_inverse(torch.linalg.cholesky(system)) @ R
+        X = torch.cholesky_solve(R, torch.linalg.cholesky(system))  # no product for the counter
         dW, db = (X.T @ inputs, X.sum(0)) if in_span else (X[:-1].T, X[-1])
         if i > 0:
             back = D @ W if semi_implicit and in_span else D @ (W - dW if semi_implicit else W)
             if semi_implicit and in_span:
-                low_rank = N * N * (n + m) < 20 * m * n
+                low_rank = N * N * (n + len(W)) < 20 * len(W) * n
                 back = back - (D @ X.T) @ inputs if low_rank else D @ (W - dW)
             D = back * (inputs > 0)
         with torch.no_grad():
@@ -117,7 +115,7 @@ def test_closed_forms(case, method):
 @pytest.mark.parametrize("batch", [2, 9])  # the last convolution in span, with patches; all direct, without
 def test_closed_forms_of_convolutions(batch, method, optimizer):
     case = Case(CONVNET, batch)
-    model = case.model()  # in single precision, with a weight that it resolves: many right-hand sides take an inverse
+    model = case.model().double()  # which solves triangular systems where single precision takes an inverse
     with disabled():
         done = counted(lambda: train(model, optimizer(model, prox_weight=1e4, solver="exact"), case))
     assert done == products(method, case, case.model()) + other_halves(case)
@@ -136,18 +134,18 @@ def test_a_round_of_conjugate_gradients(case):
 
 def test_layers_of_a_convolutional_net():
     layers = layers_of(Case(CONVNET, 2).model(), (3, 32, 32), 2)
-    first = Layer(2 * 32 * 32, 3 * 25, 16, first=True, activated=True, entries=2 * 3 * 32 * 32)
+    first = Layer(2 * 32 * 32, 3 * 25, 16, first=True, activation="relu", entries=2 * 3 * 32 * 32)
     assert replace(layers[0], features=None) == first
-    assert layers[-1] == Layer(2, 20 * 8 * 8, 10, first=False, activated=False, entries=2 * 20 * 8 * 8)
+    assert layers[-1] == Layer(2, 20 * 8 * 8, 10, first=False, activation="", entries=2 * 20 * 8 * 8, input=3)
     assert [layer.is_linear for layer in layers] == [False, False, False, True]
 
 
 def test_factorisations_are_counted_beside_products():
     N = 10
-    layer = Layer(N, 40, 30, first=True, activated=False, entries=400)
+    layer = Layer(N, 40, 30, first=True, activation="", entries=400)
     work = step_work("exact", [layer])
-    solve = sum(each.operations for each in work if each.name in ("Cholesky", "inverse"))
-    assert solve == pytest.approx(N**3)  # N^3/3 + 2 N^3/3
+    solve = sum(each.operations for each in work if each.name in ("Cholesky", "triangular solves"))
+    assert solve == pytest.approx(N**3 / 3 + 2 * N**2 * 30)
     assert sum(each.operations for each in work if each.name == "A A'") == N * (N + 1) * 40
 
 
@@ -161,3 +159,56 @@ def test_methods_are_in_order(a, b):
 def test_roof_takes_the_slower_of_arithmetic_and_traffic_for_each_operation():
     roof = Roof(operations=10.0, bandwidth=8.0, itemsize=4)
     assert roof.seconds([Work("a", 100.0, 2.0), Work("b", 10.0, 6.0)]) == pytest.approx(10.0 + 3.0)
+
+
+def test_layers_on_one_input_share_what_is_made_of_it():
+    case = Case("transformer_block", 16)
+    layers = layers_of(case.model(), case.shape, case.batch)
+    names = [work.name for work in step_work("exact", layers)]
+    # Seven layers, of which query, key and value share: attention's three, its output, up, down, and the classes.
+    assert (names.count("Phi'Phi") + names.count("A A'"), names.count("Cholesky")) == (5, 5)
+    assert names.count("triangular solves") == 7
+    apart = [replace(layer, input=place) for place, layer in enumerate(layers)]
+    more = operations(step_work("exact", apart)) - operations(step_work("exact", layers))
+    p = 256 + 1  # twice a half of Phi'Phi for 1024 rows, and a factor
+    assert more == pytest.approx(2 * (p * (p + 1) * 1024 + p**3 / 3))
+
+
+def test_convolutions_on_one_input_share_nothing():
+    """Other kernels see other patches: the first convolution of a residual block, and its shortcut."""
+    case = Case("resnet8", 2)
+    layers = layers_of(case.model(), case.shape, case.batch)
+    assert len({layer.input for layer in layers}) == 8  # ten layers, two shortcuts
+    apart = [replace(layer, input=place) for place, layer in enumerate(layers)]
+    assert operations(step_work("exact", apart)) == operations(step_work("exact", layers))
+
+
+@pytest.mark.parametrize("case", [Case("resnet8", 2), Case("transformer_block", 1)], ids=str)
+def test_sgd_on_nets_with_more_than_layers(case):
+    """Attention's own products are left out, as every method has them."""
+    model = case.model()
+    expected = products("sgd", case, model)
+    x, y = torch.randn(case.batch, *case.shape), torch.arange(case.batch)
+    with FlopCounterMode(display=False) as counter:
+        F.cross_entropy(model(x), y).backward()
+    counts = counter.get_flop_counts()["Global"]
+    assert sum(number for op, number in counts.items() if "attention" not in str(op)) == expected
+
+
+def test_a_smooth_activation_takes_more_operations_in_every_iteration():
+    relu, gelu = (
+        [operations(step_work(f"cg:{k}", layers_of(case.model(), case.shape, 9))) for k in (2, 4)]
+        for case in (Case("8-7-6-3", 9), Case("8-7-6-3", 9, "gelu"))
+    )
+    assert gelu[1] - gelu[0] > relu[1] - relu[0]
+
+
+@pytest.mark.parametrize("case", [SPAN, DIRECT, Case(CONVNET, 9)], ids=str)
+def test_a_piece_is_the_work_or_the_whole_of_which_that_is_a_half(case):
+    layers = layers_of(case.model(), case.shape, case.batch)
+    for method in ("sgd", "exact", "cg:2"):
+        for work in (work for work in step_work(method, layers) if work.piece is not None and work.is_product):
+            assert 1 <= work.piece.operations / work.operations < 2
+    solves = [work for work in step_work("exact", layers) if work.piece is not None and not work.is_product]
+    pairs = zip(solves[::2], solves[1::2], strict=True)  # a factor and its solutions are one piece
+    assert all(a.operations + b.operations == pytest.approx(a.piece.operations) for a, b in pairs)

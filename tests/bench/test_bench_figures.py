@@ -10,6 +10,7 @@ from torch import nn
 
 from sibp.bench import memory, roofline, scaling, step
 from sibp.bench.counting import layers_of
+from sibp.bench.floors import floor
 from sibp.bench.nets import CONVNET, NAMED, TARGETS, Case, choose_cases
 from sibp.bench.workers import PEERS, Worker
 from sibp.experiment.compose import CONFIGS
@@ -165,27 +166,58 @@ def test_exponents_of_time_and_of_operations_stand_side_by_side():
     assert rows == {"sgd": pytest.approx([0.5, 1.0]), "exact": pytest.approx([2.0, 3.0])}
 
 
+def counted(made, **seconds):
+    """The record's only case with counts: method -> seconds of its roof and of its pieces."""
+    (case,) = made["cases"]
+    names = {name: dict(zip(("roof_seconds", "pieces_seconds"), pair, strict=True)) for name, pair in seconds.items()}
+    case["counted"] = {name: {"operations": 1.0, "bytes": 1.0, **found} for name, found in names.items()}
+    return case | {"size_bytes": 1.0, "bandwidth": 1.0}
+
+
+def rows_of_the_roofline(case):
+    (table,) = tables(roofline.sections({"product_rate": 1e9, "dtype": "float32", "cases": [case]})).values()
+    return {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+
+
 def test_the_floor_adds_what_a_method_does_beyond_sgd():
-    made = record(sgd=4.0 / 7, exact=8.0 / 7)["cases"][0]  # 4 and 8 by the clock
-    made |= {"size_bytes": 1.0, "bandwidth": 1.0}
-    made["counted"] = {
-        name: {"operations": 1.0, "bytes": 1.0, "roof_seconds": seconds} for name, seconds in (("sgd", 1), ("exact", 3))
-    }
-    assert roofline.floor(made, "exact") == pytest.approx(1.5)
-    (table,) = tables(roofline.sections({"product_rate": 1e9, "dtype": "float32", "cases": [made]})).values()
-    assert table.rows[1][-1] == "missed, below the floor"
+    made = record(sgd=4.0, exact=8.0)
+    case = counted(made, sgd=(1, 2), exact=(3, 8))
+    assert floor(case, "exact") == pytest.approx(1 + (3 - 1) / 4)
+    assert floor(case, "exact", "pieces_seconds") == pytest.approx(1 + (8 - 2) / 4)
+    assert floor(case, "cg:3") is None
+    for row in (rows_of_the_roofline(case)["exact"], rows_of(made)["exact"]):
+        assert [row["floor"], row["pieces"]] == pytest.approx([1.5, 2.5])
+    assert verdicts_of(made, "exact") == ["≤ 1.35", "missed, below the floor"]
+    assert rows_of_the_roofline(case)["exact"][""] == "missed, below the floor"
+
+
+def test_the_floor_is_by_the_clock_that_judges():
+    """Processor time on a CPU; there is none worth having of a device."""
+    case = counted(record(sgd=4.0, exact=8.0), sgd=(1, 2), exact=(3, 8))
+    assert floor(case | {"device": "cuda"}, "exact") == pytest.approx(1 + (3 - 1) / 28)
+
+
+def test_a_target_between_the_floor_and_the_pieces_is_told():
+    made = record(sgd=4.0, exact=8.0)
+    counted(made, sgd=(1, 1), exact=(2, 5))
+    assert verdicts_of(made, "exact") == ["≤ 1.35", "missed, below the pieces"]
+    counted(made, sgd=(1, 1), exact=(2, 2))
+    assert verdicts_of(made, "exact") == ["≤ 1.35", "missed"]
+
+
+def test_a_target_that_is_met_is_not_argued_with():
+    made = record(sgd=4.0, exact=5.0)
+    counted(made, sgd=(1, 1), exact=(9, 9))
+    assert verdicts_of(made, "exact") == ["≤ 1.35", "met"]
 
 
 def test_calls_raise_the_floor_by_what_they_take_beyond_sgds():
-    made = record(sgd=4.0 / 7, exact=8.0 / 7)["cases"][0]  # 4 and 8 by the clock
-    same = {"operations": 1.0, "bytes": 1.0, "roof_seconds": 1.0}
-    made |= {"size_bytes": 1.0, "bandwidth": 1.0, "counted": {"sgd": same, "exact": same}}
-    assert roofline.with_calls(made, "exact") is None
-    made["calls"] = {"sgd": [1.0, 2.0, 9.0], "exact": [5.0, 6.0, 7.0]}
-    assert roofline.floor(made, "exact") == 1
-    assert roofline.with_calls(made, "exact") == pytest.approx(1 + (6 - 2) / 4)
-    (table,) = tables(roofline.sections({"product_rate": 1e9, "dtype": "float32", "cases": [made]})).values()
-    assert table.rows[1][-1] == "missed, below the floor with calls"
+    case = counted(record(sgd=4.0, exact=8.0), sgd=(1, 1), exact=(1, 1))
+    assert roofline.with_calls(case, "exact") is None
+    case["calls"] = {"sgd": [1.0, 2.0, 9.0], "exact": [5.0, 6.0, 7.0]}
+    assert floor(case, "exact") == 1
+    assert roofline.with_calls(case, "exact") == pytest.approx(1 + (6 - 2) / 4)
+    assert rows_of_the_roofline(case)["exact"][""] == "missed, below the floor with calls"
 
 
 def test_cases():
@@ -229,7 +261,7 @@ def test_the_transformer_block_is_the_one_of_the_table():
     assert [(layer.rows, layer.inputs, layer.neurons) for layer in layers] == [
         *[(1024, 256, 256)] * 4, (1024, 256, 1024), (1024, 1024, 256), (16, 256, 10),
     ]  # fmt: skip
-    assert [layer.activated for layer in layers] == [False] * 4 + [True] + [False] * 2
+    assert [layer.activation for layer in layers] == [""] * 4 + ["gelu"] + [""] * 2
     assert not any(layer.first for layer in layers)  # a norm's parameters come before each
     block = case.model()[0]
     x = torch.randn(2, 64, 256, generator=torch.Generator().manual_seed(0))

@@ -47,12 +47,41 @@ def test_a_neuron_that_does_not_move_never_meets_its_direction(both_ways):
     features, Z, T = convolution()
     images = images_of(features, Z, T, RELU)
     images.residual()
+    none = Z.new_zeros(1, 5)
     KG = Z.new_zeros(Z.shape)
     KG[..., 1] = float("inf")
-    images.redirect(Z.new_zeros(1, 5), KG)
-    images.move(torch.tensor([[0.5, 0.0, 0.5, 0.5, 0.5]], dtype=Z.dtype))
-    torch.testing.assert_close(images.Z, Z, rtol=0, atol=0)  # all other directions are zero
+    images.redirect(none, KG)
+    t = torch.tensor([[0.5, 0.0, 0.5, 0.5, 0.5]], dtype=Z.dtype)
+    images.attempt(t, last=False)
+    images.move(t)
     torch.testing.assert_close(images.E, (Z.relu() - T) * (Z > 0), rtol=1e-14, atol=1e-14)
+    images.redirect(none, Z.new_zeros(Z.shape))
+    torch.testing.assert_close(images.Z, Z, rtol=0, atol=0)  # all other directions are zero
+
+
+def test_a_refused_neuron_stays_where_it_is(both_ways):
+    """Its E is that of its place, not that of the attempt, and so is its Z."""
+    features, Z, T = convolution(2)
+    images = images_of(features, Z, T, TANH)
+    images.residual()
+    KG, KG2 = randn(*Z.shape, seed=5), randn(*Z.shape, seed=6)
+    images.redirect(Z.new_zeros(2, 5), KG.clone())
+    t = torch.linspace(0.1, 1, 10, dtype=Z.dtype).reshape(2, 5)
+    tried = Z - t[:, None, None] * KG
+    torch.testing.assert_close(images.attempt(t, last=False), (tried.tanh() - T).square().sum((1, 2)))
+    taken = t * torch.tensor([1, 0, 1, 1, 0], dtype=Z.dtype)
+    images.move(taken)
+    here = Z - taken[:, None, None] * KG
+    E = (here.tanh() - T) * (1 - here.tanh().square())
+    torch.testing.assert_close(images.take_E(), E)
+    beta = t.flip(1)
+    KD = beta[:, None, None] * -KG - KG2
+    curvature = ((1 - here.tanh().square()) * KD).square().sum((1, 2))
+    torch.testing.assert_close(images.redirect(beta, KG2.clone()), curvature)
+    torch.testing.assert_close(images.Z, here)
+    torch.testing.assert_close(images.KD, KD)
+    last = images.attempt(t, last=True)
+    torch.testing.assert_close(last, ((here + t[:, None, None] * KD).tanh() - T).square().sum((1, 2)))
 
 
 def test_several_threads_find_the_same_to_the_last_bit(monkeypatch: pytest.MonkeyPatch):

@@ -51,7 +51,8 @@ def test_convolutions_of_all_sizes(dtype):
         images = images_of(features, Z, Z + 1, RELU)
         assert isinstance(images, CompiledImages)
         t, KG = torch.ones(1, m, dtype=dtype), torch.ones_like(Z)
-        for sums in (images.residual(), images.redirect(t, KG), images.attempt(t)):
+        for sums in (images.residual(), images.redirect(t, KG), images.attempt(t, last=False)):
             assert sums.isfinite().all()
         images.move(t)
+        assert images.redirect(t, torch.ones_like(Z)).isfinite().all()
         torch.testing.assert_close(images.Z, Z - 1)

@@ -26,7 +26,7 @@ def points(s: Activation, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """s(z) and s'(z) as compiled code has them."""
     library = kernels.library(z)
     assert library is not None
-    shape = _shape_type(z.dtype)(B=1, M=1, P=z.numel(), threads=1, kind=kernels.kind_of(s), a=s.negative_slope or 0.0)
+    shape = _shape_type(z.dtype)(N=z.numel(), M=1, threads=1, kind=kernels.kind_of(s), a=s.negative_slope or 0.0)
     value, slope = torch.empty_like(z), torch.empty_like(z)
     library.points(ctypes.byref(shape), *(ctypes.c_void_p(t.data_ptr()) for t in (z, value, slope)))
     return value, slope

@@ -36,6 +36,12 @@ _SIGNATURES = {
     "outer_gram": (None, "ppp ll d l"),
     "solve_size": (ctypes.c_long, "ll"),
     "minus_solve": (ctypes.c_int, "pppp lll dd p"),
+    "images_size": (ctypes.c_long, "lll"),
+    "begin": (None, "pl pl pl l d ppp pp"),
+    "direct": (None, "ppp pp"),
+    "redirect": (None, "pppppp pp"),
+    "attempt": (None, "pppppp pp"),
+    "nonzeros": (ctypes.c_long, "pl"),
 }
 """Result and arguments of functions: addresses, whole numbers, real numbers."""
 

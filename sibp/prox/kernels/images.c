@@ -1,121 +1,192 @@
-/* Passes over the images of a convolution's neurons; see images.py. Arrays are B x M x P, for B samples, M neurons and P
- * positions; what is summed or scaled has one number a neuron. */
+/* Passes over the images of a convolution's neurons; see images.py. Images are N x M: a row is a position of a sample, and
+ * its M numbers, one a neuron, stand side by side, as convolutions are quickest with them. What is summed over rows or
+ * scaled has one number a neuron. */
 
 #include "activations.h"
+#include "turn.h"
 
 typedef struct {
-    long B, M, P, threads, kind; /* the last of the activation */
-    REAL a;                      /* slope of PIECES below zero */
+    long N, M, threads, kind; /* the last of the activation */
+    REAL a;                   /* slope of PIECES below zero */
 } Shape;
 #define INLINE static inline __attribute__((always_inline)) void
+#define SHORTEST 256 /* numbers of a stripe */
+#define STRIPES 32   /* of a chunk */
 
-/* Every plane of a neuron j, one a sample: the place `first` of its first number. */
-#define PLANES(shape, j) \
-    for (long first = (j) * shape->P; first < shape->B * shape->M * shape->P; first += shape->M * shape->P)
-
-/* `call` for every neuron j, with the kind as a constant. The choice of the kind stands inside of what is shared among
- * threads: a compiler makes one function of that, to which a constant from outside would be a variable. */
-#define NEURONS(shape, call) \
-    SHARED(shape->threads) \
-    for (long j = 0; j < shape->M; j++) { BY_KIND(shape->kind, call) }
-
-INLINE residual(const Shape *shape, long j, const REAL *Z, const REAL *T, REAL *E, REAL *f, const int kind)
+/* Rows are taken by stripes: as many together as fill whole vectors. Numbers that belong to neurons are spread out to the
+ * length of a stripe, and sums are as long: so a loop over a stripe needs to know nothing of neurons. */
+static long rows_of_stripe(long M)
 {
-    const long P = shape->P;
-    const REAL a = shape->a;
-    PLANES(shape, j) {
-        REAL sum = 0;
-        SUMS(i, P, sum) {
-            const Point s = at(Z[first + i], a, kind);
-            const REAL e = s.value - T[first + i];
-            sum += e * e;
-            E[first + i] = e * s.slope;
-        }
-        f[j] += sum;
-    }
+    long rows = 1;
+    while (rows * M % LANES || rows * M < SHORTEST) rows++;
+    return rows;
 }
 
-/* E = (s(Z) - T) s'(Z), f += ||s(Z) - T||^2. */
-void KERNEL(residual)(const Shape *shape, const REAL *Z, const REAL *T, REAL *E, REAL *f)
+static long chunks_of(long N, long M) { return (N + STRIPES * rows_of_stripe(M) - 1) / (STRIPES * rows_of_stripe(M)); }
+
+/* Numbers that a pass needs for itself: what is spread out, and the sums of every chunk, or of every sample. */
+long KERNEL(images_size)(long N, long M, long B)
 {
-#define CALL(kind) residual(shape, j, Z, T, E, f, kind)
-    NEURONS(shape, CALL)
+    const long chunks = chunks_of(N, M);
+    return rows_of_stripe(M) * M * (2 + 2 * (chunks > B ? chunks : B));
+}
+
+static void spread(const REAL *t, long M, REAL *table)
+{
+    for (long row = 0; row < rows_of_stripe(M); row++) memcpy(table + row * M, t, M * sizeof(REAL));
+}
+
+/* out = the sums of M neurons, from those of `parts` stripes, each `step` numbers after the one before. */
+static void add_up(const REAL *sums, long parts, long step, long M, double *out)
+{
+    for (long j = 0; j < M; j++) out[j] = 0;
+    for (long part = 0; part < parts; part++)
+        for (long row = 0; row < rows_of_stripe(M); row++)
+            for (long j = 0; j < M; j++) out[j] += sums[part * step + row * M + j];
+}
+
+/* Every stripe of the rows from `first` on: its numbers begin at `place`, and are `length`. */
+#define EACH_STRIPE(M, first, last) \
+    for (long n = first, rows = rows_of_stripe(M), place = n * (M), length = least(rows, (last) - n) * (M); n < (last); \
+         n += rows, place = n * (M), length = least(rows, (last) - n) * (M))
+
+/* `call` for every chunk of rows, from `first` to `last` with sums of its own, and then the sums of all. The choice of
+ * the kind stands inside of what is shared among threads: a compiler makes one function of that, to which a constant from
+ * outside would be a variable. */
+#define CHUNKS(shape, sums, found, call) \
+    const long stripe = rows_of_stripe(shape->M) * shape->M, chunk = STRIPES * rows_of_stripe(shape->M); \
+    const long chunks = chunks_of(shape->N, shape->M); \
+    SHARED(shape->threads) \
+    for (long k = 0; k < chunks; k++) { \
+        const long first = k * chunk, last = least(first + chunk, shape->N); \
+        REAL *S = sums + k * stripe; \
+        memset(S, 0, stripe * sizeof(REAL)); \
+        BY_KIND(shape->kind, call) \
+    } \
+    add_up(sums, chunks, stripe, shape->M, found);
+
+INLINE begin(
+    long M, REAL a, long first, long last, const REAL *Z, REAL eta, long shifted, REAL *T, REAL *E, REAL *S, REAL *S2,
+    const int kind)
+{
+    EACH_STRIPE(M, first, last)
+        EACH(i, length) {
+            const Point s = at(Z[place + i], a, kind);
+            const REAL to = shifted ? s.value - eta * T[place + i] : T[place + i], e = s.value - to;
+            T[place + i] = to;
+            E[place + i] = e * s.slope;
+            S[i] += e * e;
+            S2[i] += to * to;
+        }
+}
+
+/* from_Z and from_T, of B samples with P positions each, as images: as they are, or (`turned`) from B x M x P. With
+ * `shifted`, from_T is D, and T = s(Z) - eta D. E = (s(Z) - T) s'(Z); found: ||s(Z) - T||^2 and ||T||^2, M each. */
+void KERNEL(begin)(
+    const Shape *shape, long B, const REAL *from_Z, long turned_Z, const REAL *from_T, long turned_T, long shifted,
+    double eta, REAL *Z, REAL *T, REAL *E, REAL *work, double *found)
+{
+    const long M = shape->M, P = B ? shape->N / B : 0, stripe = rows_of_stripe(M) * M;
+    REAL *sums = work;
+    SHARED(shape->threads)
+    for (long k = 0; k < B; k++) {
+        const long first = k * P, last = first + P, all = P * M;
+        REAL *S = sums + 2 * k * stripe, *S2 = S + stripe;
+        memset(S, 0, 2 * stripe * sizeof(REAL));
+        if (turned_Z) turn(from_Z + first * M, P, M, P, Z + first * M, M);
+        else memcpy(Z + first * M, from_Z + first * M, all * sizeof(REAL));
+        if (turned_T) turn(from_T + first * M, P, M, P, T + first * M, M);
+        else memcpy(T + first * M, from_T + first * M, all * sizeof(REAL));
+#define CALL(kind) begin(M, shape->a, first, last, Z, (REAL)eta, shifted, T, E, S, S2, kind)
+        BY_KIND(shape->kind, CALL)
+#undef CALL
+    }
+    add_up(sums, B, 2 * stripe, M, found);
+    add_up(sums + stripe, B, 2 * stripe, M, found + M);
+}
+
+INLINE direct(long M, REAL a, long first, long last, const REAL *Z, REAL *KD, REAL *S, const int kind)
+{
+    EACH_STRIPE(M, first, last)
+        EACH(i, length) {
+            const REAL d = -KD[place + i], sd = at(Z[place + i], a, kind).slope * d;
+            KD[place + i] = d;
+            S[i] += sd * sd;
+        }
+}
+
+/* The first direction: KD, which is KG, becomes -KG; curvature = ||s'(Z) KD||^2. */
+void KERNEL(direct)(const Shape *shape, const REAL *Z, REAL *KD, REAL *work, double *curvature)
+{
+#define CALL(kind) direct(shape->M, shape->a, first, last, Z, KD, S, kind)
+    CHUNKS(shape, work, curvature, CALL)
 #undef CALL
 }
 
 INLINE redirect(
-    const Shape *shape, long j, const REAL *Z, const REAL *KG, const REAL *beta, REAL *KD, REAL *curvature,
+    long M, REAL a, long first, long last, REAL *Z, const REAL *KG, const REAL *t, const REAL *beta, REAL *KD, REAL *S,
     const int kind)
 {
-    const long P = shape->P;
-    const REAL a = shape->a, b = beta[j];
-    PLANES(shape, j) {
-        REAL sum = 0;
-        SUMS(i, P, sum) {
-            const REAL d = b * KD[first + i] - KG[first + i], sd = at(Z[first + i], a, kind).slope * d;
-            KD[first + i] = d;
-            sum += sd * sd;
+    EACH_STRIPE(M, first, last)
+        EACH(i, length) {
+            const REAL z = t[i] != 0 ? Z[place + i] + t[i] * KD[place + i] : Z[place + i]; /* KD may be infinite */
+            const REAL d = beta[i] * KD[place + i] - KG[place + i], sd = at(z, a, kind).slope * d;
+            Z[place + i] = z;
+            KD[place + i] = d;
+            S[i] += sd * sd;
         }
-        curvature[j] += sum;
-    }
 }
 
-/* KD = beta KD - KG, curvature += ||s'(Z) KD||^2. */
-void KERNEL(redirect)(const Shape *shape, const REAL *Z, const REAL *KG, const REAL *beta, REAL *KD, REAL *curvature)
+/* Z += t KD, where t is not 0; then KD = beta KD - KG, curvature = ||s'(Z) KD||^2. */
+void KERNEL(redirect)(
+    const Shape *shape, REAL *Z, const REAL *KG, const REAL *t, const REAL *beta, REAL *KD, REAL *work,
+    double *curvature)
 {
-#define CALL(kind) redirect(shape, j, Z, KG, beta, KD, curvature, kind)
-    NEURONS(shape, CALL)
+    REAL *ts = work, *betas = ts + rows_of_stripe(shape->M) * shape->M, *sums = betas + (betas - ts);
+    spread(t, shape->M, ts);
+    spread(beta, shape->M, betas);
+#define CALL(kind) redirect(shape->M, shape->a, first, last, Z, KG, ts, betas, KD, S, kind)
+    CHUNKS(shape, sums, curvature, CALL)
 #undef CALL
 }
 
 INLINE attempt(
-    const Shape *shape, long j, const REAL *Z, const REAL *T, const REAL *KD, const REAL *t, REAL *f, const int kind)
+    long M, REAL a, long first, long last, const REAL *Z, const REAL *T, const REAL *KD, const REAL *t, REAL *E, REAL *S,
+    const int kind)
 {
-    const long P = shape->P;
-    const REAL a = shape->a, step = t[j];
-    PLANES(shape, j) {
-        REAL sum = 0;
-        SUMS(i, P, sum) {
-            const REAL e = at(Z[first + i] + step * KD[first + i], a, kind).value - T[first + i];
-            sum += e * e;
-        }
-        f[j] += sum;
-    }
+    EACH_STRIPE(M, first, last)
+        if (E)
+            EACH(i, length) {
+                const REAL z = t[i] != 0 ? Z[place + i] + t[i] * KD[place + i] : Z[place + i];
+                const Point s = at(z, a, kind);
+                const REAL e = s.value - T[place + i];
+                E[place + i] = e * s.slope;
+                S[i] += e * e;
+            }
+        else
+            EACH(i, length) {
+                const REAL z = t[i] != 0 ? Z[place + i] + t[i] * KD[place + i] : Z[place + i];
+                const REAL e = at(z, a, kind).value - T[place + i];
+                S[i] += e * e;
+            }
 }
 
-/* f += ||s(Z + t KD) - T||^2. */
-void KERNEL(attempt)(const Shape *shape, const REAL *Z, const REAL *T, const REAL *KD, const REAL *t, REAL *f)
+/* f = ||s(Z') - T||^2 for Z' = Z + t KD where t is not 0; E = (s(Z') - T) s'(Z') unless it is NULL. */
+void KERNEL(attempt)(
+    const Shape *shape, const REAL *Z, const REAL *T, const REAL *KD, const REAL *t, REAL *E, REAL *work, double *f)
 {
-#define CALL(kind) attempt(shape, j, Z, T, KD, t, f, kind)
-    NEURONS(shape, CALL)
+    REAL *ts = work, *sums = ts + rows_of_stripe(shape->M) * shape->M;
+    spread(t, shape->M, ts);
+#define CALL(kind) attempt(shape->M, shape->a, first, last, Z, T, KD, ts, E, S, kind)
+    CHUNKS(shape, sums, f, CALL)
 #undef CALL
 }
 
-INLINE move(const Shape *shape, long j, REAL *Z, const REAL *T, const REAL *KD, const REAL *t, REAL *E, const int kind)
-{
-    const long P = shape->P;
-    const REAL a = shape->a, step = t[j];
-    PLANES(shape, j) EACH(i, P) {
-        const REAL z = step != 0 ? Z[first + i] + step * KD[first + i] : Z[first + i]; /* KD may be infinite */
-        const Point s = at(z, a, kind);
-        Z[first + i] = z;
-        E[first + i] = (s.value - T[first + i]) * s.slope;
-    }
-}
-
-/* Z += t KD, and E there. */
-void KERNEL(move)(const Shape *shape, REAL *Z, const REAL *T, const REAL *KD, const REAL *t, REAL *E)
-{
-#define CALL(kind) move(shape, j, Z, T, KD, t, E, kind)
-    NEURONS(shape, CALL)
-#undef CALL
-}
-
-/* value = s(Z), slope = s'(Z), for whoever wants to look at them: B M P numbers. */
+/* value = s(Z), slope = s'(Z), for whoever wants to look at them: N M numbers. */
 void KERNEL(points)(const Shape *shape, const REAL *Z, REAL *value, REAL *slope)
 {
 #define CALL(kind) \
-    EACH(i, shape->B * shape->M * shape->P) { \
+    EACH(i, shape->N * shape->M) { \
         const Point s = at(Z[i], shape->a, kind); \
         value[i] = s.value; \
         slope[i] = s.slope; \

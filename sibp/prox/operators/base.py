@@ -102,6 +102,10 @@ class FeatureOperator:
         """The same in another dtype."""
         return self if self.x.dtype is dtype else self._changed(x=self.x.to(dtype))
 
+    def units_last(self) -> Self:
+        """The same, best for products of arrays whose output units lie side by side in memory."""
+        return self
+
     def _changed(self, **attributes: Any) -> Self:
         """A copy with other attributes, and nothing cached."""
         copy = object.__new__(type(self))

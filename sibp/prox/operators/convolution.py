@@ -7,6 +7,7 @@ of B samples, and the g groups of the convolution in front.
 
 import math
 from functools import cached_property
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,10 @@ class ConvolutionFeatures(FeatureOperator):
     def positions(self) -> Pair:
         """Rows and columns of the output."""
         return self.window.positions(*self.x.shape[2:])
+
+    def units_last(self) -> Self:
+        """The same with channels side by side in the input, and so in the output."""
+        return self._changed(x=self.x.contiguous(memory_format=torch.channels_last))
 
     def gram(self) -> Tensor:
         """Phi^T Phi, (g, size, size)."""

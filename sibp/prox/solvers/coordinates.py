@@ -44,6 +44,10 @@ class Coordinates(ABC):
         """The same in another dtype."""
         return type(self)(self.features.to(dtype))
 
+    def on(self, features: FeatureOperator) -> Self:
+        """The same with the features in another form."""
+        return self if features is self.features else type(self)(features)
+
     @property
     @abstractmethod
     def size(self) -> int:

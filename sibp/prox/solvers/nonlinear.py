@@ -84,19 +84,19 @@ def _taken(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activa
 
 def _rounds(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activation, rounds: int) -> fused.Rounds:
     """The iterations themselves, for any activation, coordinates and device."""
-    features = coordinates.features
-    images = images_of(features, Z, T, s)
+    images = images_of(coordinates.features, Z, T, s)
+    coordinates = coordinates.on(images.features)
     f = start = images.residual()
     x = Z.new_zeros(*f.shape[:-1], coordinates.size, f.shape[-1])
     D = G_old = x
     norm, gg_old, shrink = torch.zeros_like(f), torch.zeros_like(f), torch.ones_like(f)
     # s(Z) - T rounds by this much, squared: a gradient no larger says nothing, and the neuron is done.
     unit = (_ROUNDING * torch.finfo(Z.dtype).eps) ** 2
-    negligible = unit * coordinates.amplification * features.over_rows(T.square())
+    negligible = unit * coordinates.amplification * images.squared_T
     step_sum, slope_sum = f.new_zeros(()), f.new_zeros(())
-    for _ in range(rounds):
+    for iteration in range(rounds):
         # Half of f's gradient, as coefficients: adjoint((s(Z) - T) s'(Z)) + lam x.
-        G = coordinates.adjoint(images.E) + lam * x
+        G = coordinates.adjoint(images.take_E()) + lam * x
         forward_G = coordinates.forward(G)
         moving = G.square().sum(-2) > negligible
         gg = coordinates.squared_norm(G, forward_G) * moving  # a product: what is not finite stays so
@@ -104,13 +104,16 @@ def _rounds(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activ
         beta = _descent_only(coordinates, beta, G, forward_G, D, images.KD)
         D = beta.unsqueeze(-2) * D - G
         curvature = images.redirect(beta, forward_G)
+        del forward_G  # as large as all else
         gd, dd, xd = (coordinates.inner(y, D, images.KD) for y in (-G, D, x))
         t = shrink * _ratio(gd, curvature + lam * dd) * (gg > 0)
         norm_try = norm + t * (2 * xd + t * dd)
-        f_try = images.attempt(t) + lam * norm_try
+        last = iteration == rounds - 1
+        f_try = images.attempt(t, last) + lam * norm_try
         accept = f_try < f
         taken = torch.where(accept, t, 0.0)
-        images.move(taken)
+        if not last:
+            images.move(taken)
         x = torch.where(accept.unsqueeze(-2), x + t.unsqueeze(-2) * D, x)
         f, norm = torch.where(accept, f_try, f), torch.where(accept, norm_try, norm)
         shrink = torch.where(accept, 1.0, shrink * _SHRINK)

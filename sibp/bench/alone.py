@@ -1,0 +1,81 @@
+"""Pieces of a step that can be timed by themselves: the products, convolutions and solutions of the counted work."""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sibp.prox import closed
+from sibp.prox.operators import ConvolutionFeatures
+
+_LAM = 1e3  # that any matrix below resolves
+
+
+@dataclass(frozen=True)
+class Piece:
+    """An operation at its own shape, as the libraries here compute it.
+
+    Attributes:
+        key: equal for pieces that take the same time.
+        operations: floating-point operations.
+        ways: each makes a function that computes it, from a dtype and a device; the quickest counts.
+    """
+
+    key: Hashable
+    operations: float
+    ways: tuple[Callable[[torch.dtype, str], Callable[[], object] | None], ...]
+
+
+def product(a: int, b: int, c: int) -> Piece:
+    """(a, b) by (b, c), or a product of the same three sizes in another order."""
+
+    def way(dtype: torch.dtype, device: str) -> Callable[[], object]:
+        A, B = _numbers((a, b), dtype, device), _numbers((b, c), dtype, device)
+        out = A.new_empty(a, c)
+        return lambda: torch.mm(A, B, out=out)
+
+    return Piece(("product", *sorted((a, b, c))), 2.0 * a * b * c, (way,))
+
+
+def convolution(features: ConvolutionFeatures, neurons: int, adjoint: bool, operations: float) -> Piece:
+    """A convolution, or the gradient of its weights (the adjoint).
+
+    Args:
+        features: of the layer.
+        neurons: m.
+        adjoint: which of the two.
+        operations: of it.
+    """
+
+    def way(dtype: torch.dtype, device: str) -> Callable[[], object]:
+        here = ConvolutionFeatures(_numbers(features.x.shape, dtype, device), features.window)
+        # The output as convolutions lay it out, (B, g m, P).
+        samples, positions = features.row_shape
+        E = _numbers((samples, features.groups * neurons, positions), dtype, device)
+        E = E.unflatten(1, (features.groups, neurons)).permute(1, 0, 3, 2)
+        V = _numbers((*features.leading, here.size, neurons), dtype, device)
+        return (lambda: here.rmatmat(E)) if adjoint else (lambda: here.matmat(V))
+
+    return Piece(("convolution", id(features), neurons, adjoint), operations, (way,))
+
+
+def solution(r: int, m: int) -> Piece:
+    """A Cholesky factor of an r x r matrix, and two triangular solves with m right-hand sides."""
+
+    def system(dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor]:
+        return torch.eye(r, dtype=dtype, device=device) * _LAM, _numbers((r, m), dtype, device)
+
+    def by_torch(dtype: torch.dtype, device: str) -> Callable[[], object]:
+        G, R = system(dtype, device)
+        return lambda: torch.cholesky_solve(R, torch.linalg.cholesky_ex(G)[0])
+
+    def by_kernel(dtype: torch.dtype, device: str) -> Callable[[], object] | None:
+        G, R = system(dtype, device)
+        return None if closed.minus_solve(G, R, _LAM, 0.0) is None else lambda: closed.minus_solve(G, R, _LAM, 0.0)
+
+    return Piece(("solution", r, m), r**3 / 3 + 2.0 * r * r * m, (by_torch, by_kernel))
+
+
+def _numbers(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
+    return torch.randn(*shape, dtype=dtype, device=device, generator=torch.Generator(device).manual_seed(0))

@@ -1,0 +1,116 @@
+"""The least ratio to SGD that a step can have on this machine: counted work, and rates measured on the spot."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+
+from sibp.bench.counting import Layer, layers_of, operations, step_work
+from sibp.bench.nets import Case
+from sibp.bench.rates import Alone, Roof, bandwidth, product_rate
+from sibp.bench.timing import Clock, quartiles, ratio_clock
+from sibp.bench.workers import PEERS, PORTS, SGD
+
+NOTE = (
+    "Floor is the ratio if SGD takes the time it was measured to take, and the method beyond that only the roof of "
+    "what it does in addition: each operation's arithmetic at the rate of a large matrix product, or its traffic at "
+    "the rate of a pass over memory of the net's size, whichever is longer. A target below the floor cannot be met by "
+    "computing the step this way. Pieces is the same with each product, convolution and factorisation in addition "
+    "taking the time that it takes by itself at its own shape: a target below that needs quicker ones than the "
+    "libraries here have."
+)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What counts are measured against.
+
+    Attributes:
+        product_rate: floating-point operations a second in a large matrix product.
+        device: "cpu" or "cuda".
+        dtype: of the numbers.
+        clock: of processor time on a CPU.
+    """
+
+    product_rate: float
+    device: str
+    dtype: torch.dtype
+    clock: Clock
+
+    @classmethod
+    def of(cls, device: str, dtype: str) -> Self:
+        """Measured now.
+
+        Args:
+            device: "cpu" or "cuda".
+            dtype: "float32" or "float64".
+        """
+        clock, kind = ratio_clock(device), getattr(torch, dtype)
+        return cls(product_rate(device, kind, clock), device, kind, clock)
+
+    def counted(self, case: Case, methods: Sequence[str]) -> dict[str, Any]:
+        """What the steps of some methods do, and the least that this takes here.
+
+        Args:
+            case: the net.
+            methods: those without formulas are left out.
+
+        Returns:
+            ``size_bytes`` of the net's tensors, ``bandwidth`` of passes over as much memory, and ``counted``: method ->
+            ``operations``, ``bytes``, ``roof_seconds`` and ``pieces_seconds``.
+        """
+        layers = layers_of(case.model(), case.shape, case.batch)
+        size = _numbers(layers) * self.dtype.itemsize
+        roof = Roof(self.product_rate, bandwidth(size, self.device, self.dtype, self.clock), self.dtype.itemsize)
+        alone, found = Alone(roof, self.device, self.dtype, self.clock), {}
+        for method in (name for name in methods if name not in (*PORTS, *PEERS)):
+            work = step_work(method, layers)
+            found[method] = {
+                "operations": operations(work),
+                "bytes": sum(each.numbers for each in work) * self.dtype.itemsize,
+                "roof_seconds": roof.seconds(work),
+                "pieces_seconds": alone.seconds(work),
+            }
+        return {"size_bytes": size, "bandwidth": roof.bandwidth, "counted": found}
+
+
+def floor(case: Mapping[str, Any], method: str, by: str = "roof_seconds") -> float | None:
+    """The ratio to SGD's measured time below which a method cannot come.
+
+    Args:
+        case: one of a record's.
+        method: the method.
+        by: "roof_seconds", or "pieces_seconds" for that with the rates of the pieces by themselves.
+
+    Returns:
+        1 + (the method's least - SGD's least) / SGD's measured seconds; None if that was not counted.
+    """
+    counted = case.get("counted", {})
+    if by not in counted.get(method, {}):
+        return None
+    return 1 + (counted[method][by] - counted[SGD][by]) / quartiles(best_samples(case)[SGD]).median
+
+
+def best_samples(case: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Method -> seconds of a step: of processor time where a CPU did the work, else by the clock.
+
+    Args:
+        case: one of a record's.
+    """
+    on_cpu = case.get("device", "cpu") == "cpu"
+    return (case.get("processor_seconds_per_step") if on_cpu else None) or case["seconds_per_step"]
+
+
+def below(case: Mapping[str, Any], method: str, target: float) -> str:
+    """Which bound forbids a target, as the end of a verdict; empty if none does."""
+    for by, name in (("roof_seconds", "floor"), ("pieces_seconds", "pieces")):
+        bound = floor(case, method, by)
+        if bound is not None and bound > target:
+            return f", below the {name}"
+    return ""
+
+
+def _numbers(layers: Sequence[Layer]) -> int:
+    """Numbers in a step's tensors, roughly: weights, activations, and a gradient of each."""
+    return sum(2 * a.inputs * a.neurons + 2 * a.rows * a.neurons + a.entries for a in layers)
