@@ -23,10 +23,10 @@ class Images:
     """Z on its way to the target T, with E = (s(Z) - T) s'(Z), and the image KD of the direction.
 
     Sums are one number an output unit, (..., m), over all rows; so are step lengths. `features` make the products that
-    go with it. `squared_T` is ||T||^2, once `residual` was called.
+    go with it. `target_norm` is ||T||^2 once `residual` was called.
     """
 
-    squared_T: Tensor
+    target_norm: Tensor
 
     def __init__(self, features: FeatureOperator, Z: Tensor, T: Tensor, s: Activation) -> None:
         """Begins with KD = 0; Z and T are left as they are."""
@@ -37,7 +37,7 @@ class Images:
         """||s(Z) - T||^2; sets E."""
         difference = self.s.value(self.Z) - self.T
         self.E = difference * self.s.slope(self.Z)
-        self.squared_T = self.features.over_rows(self.T.square())
+        self.target_norm = self.features.over_rows(self.T.square())
         return self.features.over_rows(difference.square())
 
     def take_E(self) -> Tensor:  # noqa: N802 (the name above)
@@ -95,7 +95,7 @@ class CompiledImages(Images):
         self.Z, self.T, self.E = (self._empty() for _ in range(3))
         places = (Z.data_ptr(), turned_Z, T.data_ptr(), turned_T, False, 0.0)
         self._run("begin", Z.shape[1], *places, self.Z, self.T, self.E)
-        self.squared_T = self._found(1)
+        self.target_norm = self._found(1)
         return self._found(0)
 
     def take_E(self) -> Tensor:  # noqa: N802 (the name above)
@@ -128,7 +128,7 @@ class CompiledImages(Images):
         if not torch.equal(t, self._tried):
             self._try(t, self.E)
 
-    def _try(self, t: Tensor, E: Tensor | None) -> None:  # noqa: N803
+    def _try(self, t: Tensor, E: Tensor | None) -> None:
         self._run("attempt", self.Z, self.T, self.KD, t.contiguous(), E)
 
     @property

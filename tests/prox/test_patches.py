@@ -5,9 +5,11 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from layer_problems import randn
+from torch.utils.flop_counter import FlopCounterMode
 
 from sibp.prox.operators import ConvolutionFeatures
-from sibp.prox.operators.window import Window, meetings, strips
+from sibp.prox.operators.patches import gram_products, patch_gram
+from sibp.prox.operators.window import Window, blocks, meetings, strips
 
 PAIRS = {
     "kernel": st.tuples(st.integers(1, 5), st.integers(1, 5)),
@@ -78,16 +80,55 @@ def test_single_precision_is_as_good_as_with_patches():
 
 
 @pytest.mark.parametrize(
-    ("columns", "padding", "expected"),
+    ("columns", "channels", "padding", "expected"),
     [
-        (8, 2, (1, 8, 8)),  # the whole image: 64 against 8 * 25, 4 * 36, 2 * 64, and 144 with padding
-        (32, 2, (8, 8, 4)),  # 8 * 64 against 16 * 36 (strips of two patches) and 4 * 144 (of eight)
-        (13, 0, (3, 7, 3)),  # 3 * 49 against 169 and 9 * 25
+        (32, 16, 2, (1, 32, 32)),  # as it is
+        # Each column of 300 channels is a block, and meets four others on either side. Strips of one patch take 5 * 5
+        # products of columns, a patch; those of two (6 * 6 - 2) / 2; those of four are 8 * 300 numbers wide.
+        (8, 300, 2, (4, 6, 2)),
+        (8, 512, 2, (8, 5, 1)),  # the narrowest are too wide
     ],
 )
-def test_strips_take_the_fewest_products(columns, padding, expected):
-    cut = strips(Window((5, 5), (1, 1), (padding, padding), (1, 1), 1), columns)
+def test_strips_take_the_fewest_products(columns, channels, padding, expected):
+    cut = strips(Window((5, 5), (1, 1), (padding, padding), (1, 1), 1), columns, channels)
     assert (cut.number, cut.width, cut.patches) == expected
+
+
+@pytest.mark.parametrize(("width", "channels", "same"), [(12, 16, False), (12, 16, True), (5, 3, False), (9, 70, True)])
+def test_blocks_have_every_pair_of_columns_that_meet(width, channels, same):
+    window = Window((1, 3), (1, 1), (0, 0), (1, 2), 1)  # up to four columns apart
+    found = [
+        (a, b)
+        for block in blocks(window, width, channels, same)
+        for a in range(block.first, block.end)
+        for b in range(block.low, block.high)
+    ]
+    assert len(set(found)) == len(found)
+    first = 0 if same else -4
+    assert {(a, b) for a in range(width) for b in range(width) if first <= b - a <= 4} <= set(found)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation", "groups", "size"),
+    [
+        ((3, 3), (1, 1), (1, 1), (1, 1), 1, (9, 33)),  # blocks of columns
+        ((3, 3), (1, 1), (1, 1), (1, 1), 2, (5, 70)),  # strips, two groups
+        ((3, 3), (2, 2), (1, 1), (1, 1), 1, (16, 16)),  # patches written out
+        ((1, 1), (2, 2), (0, 0), (1, 1), 2, (7, 9)),
+        ((5, 4), (1, 2), (2, 3), (2, 1), 1, (12, 20)),
+    ],
+)
+def test_gram_of_many_channels(kernel, stride, padding, dilation, groups, size):
+    """Enough channels for several blocks of each kind; and what is counted is what is computed."""
+    window = Window(kernel, stride, padding, dilation, groups)
+    x = randn(2, groups * 40, *size)
+    patches = ConvolutionFeatures(x, window, bias=False)
+    phi = patches.materialize()
+    with FlopCounterMode(display=False) as counter:
+        gram = patch_gram(x, window)
+    torch.testing.assert_close(gram, phi.mT @ phi, rtol=1e-10, atol=1e-10)
+    products = gram_products(window, (2, groups * 40, *size))
+    assert counter.get_total_flops() == groups * sum(2 * a * b * c for a, b, c in products)
 
 
 def test_inside_the_image_rows_are_taken_together():

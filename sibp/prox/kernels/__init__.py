@@ -41,6 +41,7 @@ _SIGNATURES = {
     "direct": (None, "ppp pp"),
     "redirect": (None, "pppppp pp"),
     "attempt": (None, "pppppp pp"),
+    "pixels": (None, "pp lllllll"),
     "nonzeros": (ctypes.c_long, "pl"),
 }
 """Result and arguments of functions: addresses, whole numbers, real numbers."""

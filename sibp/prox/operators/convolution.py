@@ -15,7 +15,8 @@ from torch import Tensor
 
 from sibp.prox.operators.base import FeatureOperator
 from sibp.prox.operators.dense import DenseFeatures
-from sibp.prox.operators.window import Pair, Window, meetings, patch_gram, strips
+from sibp.prox.operators.patches import gram_products, numbers_copied, patch_gram
+from sibp.prox.operators.window import Pair, Window
 
 
 class ConvolutionFeatures(FeatureOperator):
@@ -103,16 +104,17 @@ class ConvolutionFeatures(FeatureOperator):
         return z.flatten(2).unflatten(1, (self.groups, -1)).permute(1, 0, 3, 2)
 
     def gram_products(self) -> list[tuple[int, int, int]]:
-        """Products of strips of the input, one for each way in which its rows meet, and the sums over positions."""
-        (batch, channels, height, _), cut = self.x.shape, strips(self.window, self.x.shape[-1])
-        size, each = channels * cut.width, batch * cut.number
-        met = [len(range(*meeting.rows.indices(height))) for meeting in meetings(self.window, height)]
-        return [*((size, rows * each, size) for rows in met), (1, self.row_shape[1], self.inputs)]
+        """Those of the weights' part, and the sums over positions."""
+        return [*gram_products(self.window, self._image), (1, self.row_shape[1], self.inputs)]
 
     def numbers_copied(self) -> float:
-        """Numbers that are read and written to cut the input into strips."""
-        cut = strips(self.window, self.x.shape[-1])
-        return (1 + cut.number * cut.width / self.x.shape[-1]) * self.x.numel()
+        """Numbers that are read and written to prepare the products of `gram`."""
+        return numbers_copied(self.window, self._image)
+
+    @property
+    def _image(self) -> tuple[int, int, int, int]:
+        B, channels, rows, columns = self.x.shape
+        return B, channels, rows, columns
 
     def _sums(self, x: Tensor) -> Tensor:
         """The sum over all positions of what lies under each of the kernel's entries, (g, n)."""

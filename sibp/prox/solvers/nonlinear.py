@@ -92,7 +92,7 @@ def _rounds(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activ
     norm, gg_old, shrink = torch.zeros_like(f), torch.zeros_like(f), torch.ones_like(f)
     # s(Z) - T rounds by this much, squared: a gradient no larger says nothing, and the neuron is done.
     unit = (_ROUNDING * torch.finfo(Z.dtype).eps) ** 2
-    negligible = unit * coordinates.amplification * images.squared_T
+    negligible = unit * coordinates.amplification * images.target_norm
     step_sum, slope_sum = f.new_zeros(()), f.new_zeros(())
     for iteration in range(rounds):
         # Half of f's gradient, as coefficients: adjoint((s(Z) - T) s'(Z)) + lam x.
