@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -15,6 +16,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # The networks of the tests are too small for more threads, and several processes run them at once.
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """What is there before the first test stays: collections of garbage need not look at it."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Libraries that count what is left at the end want it collected."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
