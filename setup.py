@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -39,7 +40,7 @@ class BuildKernels(build_ext):
             raise CCompilerError("the kernels need gcc or clang")
         openmp = self._openmp()
         sources, others = ext.sources[:3], ext.sources[3:]
-        objects = self._compiled(others, "common", ["-O2"])
+        objects = self._compiled(others, "common", ["-O2", f'-DSOURCES="{self._sources()}"'])
         for width, flags in WIDTHS.items():
             for real in ("float", "double"):
                 suffix = f"{real}_{width}"
@@ -57,6 +58,13 @@ class BuildKernels(build_ext):
     def _compiled(self, sources: list[str], name: str, flags: list[str]) -> list[str]:
         folder = str(Path(self.build_temp, name))
         return self.compiler.compile(sources, output_dir=folder, extra_postargs=flags)
+
+    def _sources(self) -> str:
+        """A checksum by which `sibp.prox.kernels` knows whether the library was built from what lies beside it."""
+        checksum = 0
+        for path in sorted(Path(FOLDER).glob("*.[ch]")):
+            checksum = zlib.crc32(path.read_bytes(), checksum)
+        return f"{checksum:08x}"
 
     def _openmp(self) -> list[str]:
         """The flag for OpenMP, if the compiler has it (Apple's has not): without it, a kernel runs in one thread."""

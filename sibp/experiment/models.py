@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sibp.experiment.convnets import lenet, proxprop_convnet, resnet8
+from sibp.experiment.memory import check_fits, is_out_of_memory, sizes_of
 from sibp.experiment.objectives import CLASSIFICATION, NEXT_CHARACTER, RECONSTRUCTION, Objective
 from sibp.experiment.seeding import derived_seed
 from sibp.experiment.settings import call_builder, checked, is_known, known_builder
@@ -56,11 +57,12 @@ def mlp(shape: tuple[int, ...], classes: int, *, hidden: list[int], activation: 
         The model, for inputs of shape (B, pixels).
 
     Raises:
-        UserError: a width is below 1, or the activation is not known.
+        UserError: a width is below 1, they do not fit into memory, or the activation is not known.
     """
     _check_widths(hidden)
     _check_activation(activation)
     widths = [torch.Size(shape).numel(), *hidden, classes]
+    check_fits(_weights(widths), "mlp", hidden=hidden)
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise(widths):
         layers += [nn.Linear(before, after), ACTIVATIONS[activation]()]
@@ -80,7 +82,7 @@ def autoencoder(shape: tuple[int, ...], classes: int, *, hidden: list[int], acti
         The model, from (B, pixels) to the logits of as many pixels.
 
     Raises:
-        UserError: a width is below 1, there is none, or the activation is not known.
+        UserError: a width is below 1, there is none, they do not fit into memory, or the activation is not known.
     """
     del classes
     _check_widths(hidden)
@@ -89,10 +91,15 @@ def autoencoder(shape: tuple[int, ...], classes: int, *, hidden: list[int], acti
     _check_activation(activation)
     pixels = torch.Size(shape).numel()
     widths, code = [pixels, *hidden, *hidden[-2::-1], pixels], len(hidden)
+    check_fits(_weights(widths), "autoencoder", hidden=hidden)
     layers: list[nn.Module] = []
     for i, (before, after) in enumerate(itertools.pairwise(widths), start=1):
         layers += [nn.Linear(before, after)] if i == code else [nn.Linear(before, after), ACTIVATIONS[activation]()]
     return nn.Sequential(*layers[:-1])
+
+
+def _weights(widths: list[int]) -> int:
+    return sum((before + 1) * after for before, after in itertools.pairwise(widths))
 
 
 def _check_widths(hidden: list[int]) -> None:
@@ -168,6 +175,8 @@ def build_model(config: dict[str, Any], shape: tuple[int, ...], classes: int, se
             model = call_builder("model", {str(own.get("name")): build}, own, shape, classes)
         except (RuntimeError, MemoryError, OverflowError, TypeError) as error:  # how torch refuses sizes
             reason = next(iter(str(error).splitlines()), type(error).__name__)
+            if is_out_of_memory(error):
+                reason = f"this machine's memory is not enough; give smaller numbers than {sizes_of(own) or 'its own'}."
             raise UserError(f"model={own.get('name')} cannot be built: {reason}") from error
         if std is not None:
             for parameter in model.parameters():

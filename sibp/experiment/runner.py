@@ -16,6 +16,7 @@ from sibp.experiment import optimizers as optimizers_known
 from sibp.experiment.data import Data, load_data
 from sibp.experiment.environment import describe
 from sibp.experiment.loop import DivergedError, StoppedError, Trainer
+from sibp.experiment.memory import is_out_of_memory
 from sibp.experiment.models import build_model, is_flat
 from sibp.experiment.optimizers import build_optimizer
 from sibp.experiment.plugins import load_plugins
@@ -195,6 +196,9 @@ def _failed(folder: RunFolder, started: str, error: Exception) -> Outcome:
     reason = f"{type(error).__name__}: {error}"
     if isinstance(error, UserError | OSError):
         reason = str(error) if isinstance(error, UserError) else _unwritten(error, folder)
+    elif is_out_of_memory(error):
+        batch, cause = folder.config.get("batch_size"), next(iter(str(error).splitlines()), type(error).__name__)
+        reason = f"memory is not enough: give a smaller model, or a batch_size below {batch} ({cause})"
     try:
         if not folder.is_finished():  # as it still is where force=true could not even start
             folder.write_summary({"status": "failed", "reason": reason, "traceback": trace, "started": started})

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sibp.experiment.memory import check_fits
 from sibp.runs.errors import UserError
 
 STD = 0.02  # of the embeddings at first, as in GPT-2
@@ -71,11 +72,12 @@ def transformer(shape: tuple[int, ...], classes: int, *, layers: int, width: int
         The model, from (B, T) to (B, T, classes).
 
     Raises:
-        UserError: a setting is below 1, the width cannot be shared, or the data are no text.
+        UserError: a setting is below 1 or far too large, the width cannot be shared, or the data are no text.
     """
     for key, value in (("layers", layers), ("width", width), ("heads", heads)):
         if value < 1:
             raise UserError(f"model.{key}={value} is not possible: give a whole number of 1 or more.")
+    check_fits(12 * layers * width**2, "transformer", layers=layers, width=width)
     if width % heads:
         raise UserError(f"model.heads={heads} cannot share model.width={width}: give a width that is a multiple of it.")
     if len(shape) != 1:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -10,12 +9,13 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from code_blocks import PAGES, ROOT
 
+SCRIPT = re.compile(r"(<script[^>]*>).*?</script>", re.DOTALL)
 LINK = re.compile(r"```.*?```|`[^`\n]*`|\]\((?P<target>[^)\s]+)", re.DOTALL)
 
 
-def test_it_is_built_without_a_warning(build: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    _, done = build
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_it_is_built_without_a_warning(build: Path) -> None:
+    failed = build / "failed"
+    assert not failed.exists(), failed.read_text()
 
 
 class _Loaded(HTMLParser):
@@ -24,7 +24,7 @@ class _Loaded(HTMLParser):
     def __init__(self, page: Path) -> None:
         super().__init__()
         self.addresses: list[str] = []
-        self.feed(page.read_text())
+        self.feed(SCRIPT.sub(r"\1</script>", page.read_text()))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = dict(attrs)

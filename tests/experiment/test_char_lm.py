@@ -149,6 +149,10 @@ REFUSED = {
     "text for an mlp": (["model=mlp"], "model=mlp is for images with a label each, not for dataset=python_docs"),
     "heads": (["model.heads=3"], "model.heads=3 cannot share model.width=8"),
     "layers": (["model.layers=0"], "model.layers=0 is not possible"),
+    "memory": (
+        ["model.layers=99999999999"],
+        "model=transformer with model.layers=99999999999, model.width=8 has 7.68e+13",
+    ),
     "noise": (["label_noise=0.1"], "label_noise=0.1 is for labels of images"),
     "target": (["target_val_acc=0.5"], "model=transformer has no accuracy"),
 }

@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from sibp.experiment.loop import Trainer
+from sibp.experiment.models import MODELS, ModelSpec
+from sibp.experiment.runner import run
 from sibp.train import main
 from sibp.tune import main as tune
 
@@ -74,7 +77,8 @@ SINGLE = {
     "batch_size=" + "9" * 5000: "batch_size",
     "optimizer.lr=" + "9" * 400: "give a finite number",
     "max_steps=9223372036854775808": "the largest whole number is 9223372036854775807",
-    "model.hidden=[100000000000]": "model=mlp cannot be built",
+    "model.hidden=[999999999]": "model=mlp with model.hidden=[999999999] has 7.5e+10 weights: training takes 900 GB",
+    "model.hidden=[9000000000000000000]": "has 6.75e+20 weights",
     "log_early=0": "log_early=0 is not possible",
     "role=other": "role=other is not known",
     "run_root=": "run_root= is empty",
@@ -94,6 +98,23 @@ def test_one_run_that_cannot_be_leaves_no_folder(word, capsys):
     error = refused([*SMALL, word], capsys)
     assert SINGLE[word] in error
     assert len(error) < 900
+
+
+def test_a_model_of_somebodys_own_that_does_not_fit_into_memory_is_one_sentence(make_config, monkeypatch):
+    """How many weights it has is not known before torch is asked for them."""
+
+    def wide(shape: tuple[int, ...], classes: int, *, channels: int) -> torch.nn.Module:
+        return torch.nn.Conv2d(1, channels, 5)
+
+    monkeypatch.setitem(MODELS, "wide", ModelSpec(wide, flat=False))
+    for channels in (10**14, 2**62):
+        outcome = run(make_config(model={"name": "wide", "channels": channels}))
+        assert outcome.wrong_input
+        assert outcome.message == (
+            "model=wide cannot be built: this machine's memory is not enough; "
+            f"give smaller numbers than model.channels={channels}."
+        )
+        assert not outcome.folder.path.exists()
 
 
 def test_a_setting_of_another_model_in_an_experiment_is_one_sentence(capsys):

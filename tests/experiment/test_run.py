@@ -131,6 +131,26 @@ def test_a_diverged_run_is_kept_with_its_reason(make_config):
     assert "force=true" in again.message
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+        MemoryError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_step_for_which_memory_is_not_enough_says_what_to_make_smaller(make_config, monkeypatch, error):
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Trainer, "_optimize", fail)
+    outcome = run(make_config(batch_size=77))
+    assert outcome.status == "failed"
+    assert outcome.message.startswith("memory is not enough: give a smaller model, or a batch_size below 77 (")
+    assert summary_of(outcome.folder)["reason"] == outcome.message
+
+
 def test_two_processes_never_train_the_same_run(make_config):
     config = make_config()
     with RunFolder(config).locked():

@@ -125,11 +125,14 @@ def sibp(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_they_train_by_the_command_and_are_compared(capsys):
-    done = sibp("train", *OWN)
-    assert (done.returncode, done.stderr) == (0, "")
-    (folder,) = folders()
-    assert folder.name.startswith("halves-flat-half-lr0.1-s0-")
-    assert yaml.safe_load((folder / "config.yaml").read_text())["plugins"] == ["mine"]
+    """In this process, in those of a launcher, and with a report of them, none of which has a word to say."""
+    done = sibp("train", "-m", *OWN, "seed=0,1", "hydra/launcher=sibp_joblib", "hydra.launcher.n_jobs=2")
+    assert done.stdout.splitlines()[-1].startswith("2 runs: 2 completed"), done.stderr
+    assert {line.partition(",")[0] for line in done.stderr.splitlines()} <= {"1/2 runs"}
+    first, second = folders()
+    assert first.name.startswith("halves-flat-half-lr0.1-s0-")
+    assert second.name.startswith("halves-flat-half-lr0.1-s1-")
+    assert yaml.safe_load((first / "config.yaml").read_text())["plugins"] == ["mine"]
     compared = sibp("report", "runs")
     assert (compared.returncode, compared.stderr) == (0, "")
 
@@ -141,11 +144,6 @@ def test_their_settings_mean_what_their_builders_say(capsys):
     losses = [json.loads((folder / "summary.json").read_text())["final"]["train_loss"] for folder in folders()]
     assert len(losses) == 2
     assert losses[0] == losses[1] < 0.69
-
-
-def test_the_processes_of_a_launcher_know_them_too():
-    done = sibp("train", "-m", *OWN, "seed=0,1", "hydra/launcher=sibp_joblib", "hydra.launcher.n_jobs=2")
-    assert done.stdout.splitlines()[-1].startswith("2 runs: 2 completed"), done.stderr
 
 
 def test_they_are_tuned_by_a_sweep_of_their_own(capsys):
@@ -257,34 +255,31 @@ def installed(site: Path, plugin: str = PLUGIN) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([project, str(site)])}
 
 
-def sibp_in(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-P", "-m", "sibp", *words], env=environment, capture_output=True, text=True)
-
-
 def test_an_installed_package_registers_its_own_by_an_entry_point(tmp_path):
     """All of theirs, and no word says so; in this process, and in those of a launcher."""
     environment = installed(tmp_path / "site", PLUGIN + ACTIVATION)
     Path("mine.py").unlink()
     theirs = ["--config-dir", "my configs", "dataset=halves", "batch_size=20", "epochs=2", *QUICK]
-    done = sibp_in(environment, "train", *theirs, "model=flat", "optimizer=half")
-    assert (done.returncode, done.stderr) == (0, "")
-    (folder,) = folders()
-    assert folder.name.startswith("halves-flat-half-lr0.1-s0-")
+    theirs += ["model.activation=wave", "model.hidden=[5]", "optimizer=half,sibp"]
+    launched = ["-m", "hydra/launcher=sibp_joblib", "hydra.launcher.n_jobs=2"]
+    command = [sys.executable, "-P", "-m", "sibp", "train", *launched, *theirs]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1].startswith("2 runs: 2 completed"), done.stderr
+    assert {line.partition(",")[0] for line in done.stderr.splitlines()} <= {"1/2 runs"}
+    folder, _ = folders()
+    assert folder.name.startswith("halves-mlp5-half-lr0.1-s0-")
     versions = json.loads((folder / "summary.json").read_text())["environment"]["versions"]
     assert versions["their-package"] == "1.5"
-    launched = ["-m", "hydra/launcher=sibp_joblib", "hydra.launcher.n_jobs=2", "seed=0,1", "model.activation=wave"]
-    done = sibp_in(environment, "train", *launched, *theirs, "optimizer=sibp", "model.hidden=[5]")
-    assert done.stdout.splitlines()[-1].startswith("2 runs: 2 completed"), done.stderr
 
 
-def test_a_package_that_cannot_be_imported_is_named_by_those_alone_who_need_it(tmp_path):
-    environment = installed(tmp_path / "site", "import nowhere")
-    done = sibp_in(environment, "train", *QUICK, "max_steps=2", "optimizer=sgd")
-    assert (done.returncode, done.stderr) == (0, "")
+def test_a_package_that_cannot_be_imported_is_named_by_those_alone_who_need_it(tmp_path, monkeypatch, capsys):
+    installed(tmp_path / "site", "import nowhere")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    assert main([*QUICK, "max_steps=2", "optimizer=sgd"]) == 0
+    assert capsys.readouterr().err == ""
     Path("my configs/optimizer/other.yaml").write_text("name: other\nlr: 0.1\n")
-    done = sibp_in(environment, "train", "--config-dir", "my configs", *QUICK, "max_steps=2", "optimizer=other")
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+    assert main(["--config-dir", "my configs", *QUICK, "max_steps=2", "optimizer=other"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith(
         "The plugin theirs of the package their-package cannot be imported (ModuleNotFoundError: No module named "
         "'nowhere'): fix it, or uninstall the package."

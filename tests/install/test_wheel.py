@@ -113,14 +113,20 @@ def test_it_trains_where_there_is_no_checkout(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     (tmp_path / "empty").mkdir()
 
-    def run(*words: str) -> str:
-        here = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
-        command = [sys.executable, *words]
-        done = subprocess.run(command, cwd=tmp_path / "empty", env=here, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    assert str(tmp_path / "site") in run("-c", "import sibp; print(sibp.__file__)")
-    assert run("-m", "sibp", "train", "experiment=digits_quick", "max_steps=2", "threads=1").startswith("completed")
-    assert "sgd: " in run("-m", "sibp.tune", "sweep=digits_quick", "threads=1", "--dry")
-    assert "1 runs" in run("-m", "sibp.report", "runs")
+    code = "import sibp, sibp.__main__ as it; print(sibp.__file__); "
+    for words in (
+        ["train", "experiment=digits_quick", "max_steps=2", "threads=1"],
+        ["tune", "sweep=digits_quick", "threads=1", "--dry"],
+        ["report", "runs"],
+    ):
+        code += f"assert it.main({words}) == 0; "
+    here = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "empty", env=here, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    place, trained, *rest = done.stdout.splitlines()
+    assert place.startswith(str(tmp_path / "site"))
+    assert trained.startswith("completed")
+    assert "sgd: " in "".join(rest)
+    assert "1 runs" in rest[-1]

@@ -3,6 +3,7 @@
 import importlib.util
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -40,6 +41,24 @@ def test_without_kernels_all_works_and_one_warning_says_what_to_install(
     assert solve_nonlinear(coordinates, Z, T, 1.0, RELU, 3).stats.decrease > 0
     assert not kernels.available()
     assert kernels.description() == "none"
+
+
+@needs_kernels
+def test_kernels_of_another_version_count_as_missing(anew, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Neither a library built from other sources is used, nor one that does not say from which."""
+    found = importlib.util.find_spec(f"{kernels.__name__}._native")
+    assert found is not None
+    assert found.origin is not None
+    library = Path(found.origin).read_bytes()
+    told = kernels._sources().encode()
+    assert library.count(told) == 1
+    for number, other in enumerate((library.replace(told, b"0" * 8), library.replace(b"\0sources\0", b"\0nothing\0"))):
+        assert other != library
+        older = tmp_path / f"{number}.so"
+        older.write_bytes(other)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, older=older: SimpleNamespace(origin=str(older)))
+        kernels._file.cache_clear()
+        assert not kernels.available()
 
 
 def test_disabled_kernels_are_no_reason_for_a_warning(anew, monkeypatch: pytest.MonkeyPatch):

@@ -1,8 +1,9 @@
 """The kernels in C: whether they are there, and which of them this processor runs.
 
 They are compiled when sibp is installed (`setup.py`), each for several vector widths, of which the widest that the
-processor has is taken when they are first needed. Where they are missing, torch operations take their place, with the
-same results up to rounding, and one warning says what to install.
+processor has is taken when they are first needed. Where they are missing, or were built from other sources than those
+beside this file, torch operations take their place, with the same results up to rounding, and one warning says what to
+install.
 """
 
 import contextlib
@@ -10,8 +11,10 @@ import ctypes
 import importlib.util
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -142,21 +145,31 @@ def _chosen(dtype: torch.dtype) -> Kernels | None:
 
 @cache
 def _file() -> ctypes.CDLL | None:
-    """What setup.py built."""
+    """What setup.py built, if it built it from these sources: one of another version may take other arguments."""
     found = importlib.util.find_spec(f"{__name__}._native")
     if found is None or found.origin is None:
         return None
     try:
-        return ctypes.CDLL(found.origin)
-    except OSError:  # built for another machine, or incomplete
+        file = ctypes.CDLL(found.origin)
+        file.sources.restype = ctypes.c_char_p
+        return file if file.sources().decode() == _sources() else None
+    except (OSError, AttributeError):  # built for another machine, or incomplete; or before it told its sources
         return None
+
+
+def _sources() -> str:
+    """A checksum of the sources beside this file, by the same rule as in setup.py."""
+    checksum = 0
+    for path in sorted(Path(__file__).parent.glob("*.[ch]")):
+        checksum = zlib.crc32(path.read_bytes(), checksum)
+    return f"{checksum:08x}"
 
 
 @cache
 def _warn() -> None:
     warnings.warn(
-        f"sibp's compiled kernels are missing: everything works, but conjugate gradients on a CPU take up to twice the "
-        f"time. To have them, {_REBUILD}",
+        f"sibp's compiled kernels are missing, or not those of this version: everything works, but conjugate gradients "
+        f"on a CPU take up to twice the time. To have them, {_REBUILD}",
         RuntimeWarning,
         stacklevel=2,
     )

@@ -8,3 +8,6 @@ static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, .m_name = "_nativ
 
 PyMODINIT_FUNC PyInit__native(void) { return PyModule_Create(&definition); }
 #endif
+
+/* The checksum of the sources that all of this was built from. */
+const char *sources(void) { return SOURCES; }

@@ -1,0 +1,65 @@
+"""Says in a sentence what does not fit into memory, before the system ends the process or torch names its allocator."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from sibp.runs.errors import UserError
+
+# Weights, their gradients, and the copy with which a run takes its first step outside the clock; in float32.
+BYTES_PER_WEIGHT = 3 * 4
+OF_ALLOCATORS = (
+    "DefaultCPUAllocator",
+    "out of memory",
+    "Storage size calculation overflowed",
+    "multiplication overflow",
+)
+
+
+def check_fits(weights: int, model: str, **settings: Any) -> None:
+    """Refuse a model whose training takes more memory than this machine has.
+
+    Args:
+        weights: all of its parameters.
+        model: its name.
+        **settings: those that decide its size.
+
+    Raises:
+        UserError: it does not fit; names the settings.
+    """
+    needed, there = weights * BYTES_PER_WEIGHT, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise UserError(
+            f"model={model} with {_named(settings)} has {weights:.3g} weights: training takes {needed / 1e9:.3g} "
+            f"GB of memory or more, and this machine has {there / 1e9:.3g}: give a smaller model."
+        )
+
+
+def sizes_of(model: Mapping[str, Any]) -> str:
+    """The settings of a model that are numbers.
+
+    Args:
+        model: the group.
+
+    Returns:
+        Such as "model.channels=3, model.depth=2"; empty if there are none.
+    """
+    return _named({key: value for key, value in model.items() if type(value) in (int, list)})
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is not enough.
+
+    Args:
+        error: of torch or of Python.
+
+    Returns:
+        True for what allocators of main memory and of accelerators raise, and for sizes beyond all memory.
+    """
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(t in str(error) for t in OF_ALLOCATORS)
+
+
+def _named(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"model.{key}={value}".replace(" ", "") for key, value in settings.items())
