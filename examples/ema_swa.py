@@ -2,13 +2,17 @@
 
 Both of `torch.optim.swa_utils` copy the model. The copies belong to no optimizer: their layers are ordinary ones, and
 running them solves nothing. So averages are updated after `step()`, and evaluated whenever it suits.
-`SWALR` writes learning rates into all groups; those of the fallback follow in proportion.
+`SWALR` writes learning rates into all groups; those of the fallback follow in proportion. SIBP takes the rate as it is,
+AutoSIBP as a share of the `lr` it was made with, 10: its `swa_lr` is that share of it.
 
 Expected output:
 
-    loss of the model: 2.314 -> 0.016
-    loss of the EMA: 2.314 -> 0.019
-    loss of the SWA: 2.314 -> 0.018
+    SIBP, loss of the model: 2.314 -> 0.016
+    SIBP, loss of the EMA: 2.314 -> 0.019
+    SIBP, loss of the SWA: 2.314 -> 0.018
+    AutoSIBP, loss of the model: 2.314 -> 0.006
+    AutoSIBP, loss of the EMA: 2.314 -> 0.007
+    AutoSIBP, loss of the SWA: 2.314 -> 0.006
     averages are solved for: False
 """
 
@@ -18,41 +22,49 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn
 
-from sibp import SIBP
+from sibp import SIBP, AutoSIBP
+
+images, labels = (torch.tensor(part) for part in load_digits(return_X_y=True))
+images = images.float() / 16
 
 
-def main(epochs: int = 6) -> None:
+def loss_of(network: nn.Module, rows: slice | torch.Tensor = slice(None)) -> torch.Tensor:
+    return F.cross_entropy(network(images[rows]), labels[rows])
+
+
+def train(name: str, epochs: int = 6) -> AveragedModel:
     torch.manual_seed(0)
-    images, labels = load_digits(return_X_y=True)
-    x, y = torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels)
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-    optimizer = SIBP(model, lr=1.0, prox_weight=3.0, solver="cg:3")
+    auto = name == "AutoSIBP"
+    optimizer = AutoSIBP(model) if auto else SIBP(model, lr=1.0, prox_weight=3.0, solver="cg:3")
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.95))
     swa = AveragedModel(model)
-    quiet = SWALR(optimizer, swa_lr=0.2, anneal_epochs=2)
-
-    def loss_of(network: nn.Module) -> float:
-        with torch.no_grad():
-            return F.cross_entropy(network(x), y).item()
-
-    first = loss_of(model)
+    quiet = SWALR(optimizer, swa_lr=2.0 if auto else 0.2, anneal_epochs=2)
+    first = loss_of(model).item()
     for epoch in range(epochs):
-        for rows in torch.randperm(len(x)).split(100):
+        for rows in torch.randperm(len(images)).split(100):
             optimizer.zero_grad()
-            F.cross_entropy(model(x[rows]), y[rows]).backward()
-            optimizer.step()
+            loss = loss_of(model, rows)
+            loss.backward()
+            optimizer.step(**({"evaluate": lambda rows=rows: loss_of(model, rows), "loss": loss} if auto else {}))
             ema.update_parameters(model)
         if epoch >= epochs // 2:
             swa.update_parameters(model)
             quiet.step()
-    for name, network in {"model": model, "EMA": ema, "SWA": swa}.items():
-        print(f"loss of the {name}: {first:.3f} -> {loss_of(network):.3f}")
+    for kind, network in {"model": model, "EMA": ema, "SWA": swa}.items():
+        print(f"{name}, loss of the {kind}: {first:.3f} -> {loss_of(network).item():.3f}")
+    return ema
 
+
+def main() -> None:
+    train("SIBP")
+    ema = train("AutoSIBP")
     before = [p.clone() for p in ema.parameters()]
-    F.cross_entropy(ema(x), y).backward()  # ordinary gradients of the copy
+    loss_of(ema).backward()  # ordinary gradients of the copy
     moved = any(not torch.equal(p, old) for p, old in zip(ema.parameters(), before, strict=True))
-    gradient = torch.autograd.grad(F.cross_entropy(ema(x), y), ema.module[0].weight)[0]
-    print(f"averages are solved for: {moved or not torch.allclose(gradient, ema.module[0].weight.grad)}")
+    weight = ema.module[0].weight
+    (gradient,) = torch.autograd.grad(loss_of(ema), weight)
+    print(f"averages are solved for: {moved or not torch.allclose(gradient, weight.grad)}")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
 """torch.compile: what works with SIBP, and what is refused.
 
 The optimizer is made for the plain model. `torch.compile(model)` afterwards works: layers that SIBP solves for run as
-they are, everything between them is compiled, and the steps are the same. What is refused, in one sentence each: an
+they are, everything between them is compiled, and the steps are the same, AutoSIBP's trials among them. Refused is an
 optimizer made for a compiled model, whose layers it could not see. To have a fast forward pass where nothing is solved
 for (evaluation, a teacher), compile a copy.
 
 Expected output:
 
-    loss, compiled after the optimizer was made: 2.36 -> 0.06
-    the same weights as without: True
+    SIBP loss, compiled after the optimizer was made: 2.36 -> 0.06
+    SIBP, the same weights as without: True
+    AutoSIBP loss, compiled after the optimizer was made: 2.36 -> 0.03
+    AutoSIBP, the same weights as without: True
     SIBP(torch.compile(model)): refused
 """
 
@@ -17,37 +19,40 @@ import copy
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
-from torch import Tensor, nn
+from torch import nn
 
-from sibp import SIBP
+from sibp import SIBP, AutoSIBP
+
+X, Y = (torch.tensor(part) for part in load_digits(return_X_y=True))
+X = X.float() / 16
 
 
-def train(model: nn.Module, wrap: bool, x: Tensor, y: Tensor) -> float:
+def train(name: str, model: nn.Module, wrap: bool) -> float:
     """The loss of all data after two epochs."""
-    optimizer = SIBP(model, lr=1.0, prox_weight=3.0, solver="cg:3")
+    auto = name == "AutoSIBP"
+    optimizer = AutoSIBP(model) if auto else SIBP(model, lr=1.0, prox_weight=3.0, solver="cg:3")
     # backend="eager" traces as the default does, and generates no code, which would take a minute.
     network = torch.compile(model, backend="eager") if wrap else model
     torch.manual_seed(1)
     for _ in range(2):
-        for rows in torch.randperm(len(x)).split(100)[:-1]:  # batches of one size: nothing is compiled twice
+        for rows in torch.randperm(len(X)).split(100)[:-1]:  # batches of one size: nothing is compiled twice
+            x, y = X[rows], Y[rows]
             optimizer.zero_grad()
-            F.cross_entropy(network(x[rows]), y[rows]).backward()
-            optimizer.step()
-    return F.cross_entropy(model(x), y).item()
+            F.cross_entropy(network(x), y).backward()
+            optimizer.step(**({"evaluate": lambda x=x, y=y: F.cross_entropy(network(x), y)} if auto else {}))
+    return F.cross_entropy(model(X), Y).item()
 
 
 def main() -> None:
-    torch.manual_seed(0)
-    images, labels = load_digits(return_X_y=True)
-    x, y = torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels)
-    model = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64), nn.GELU(), nn.Linear(64, 10))
-    plain = copy.deepcopy(model)
-    first = F.cross_entropy(model(x), y).item()
-    last = train(model, True, x, y)
-    train(plain, False, x, y)
-    print(f"loss, compiled after the optimizer was made: {first:.2f} -> {last:.2f}")
-    pairs = zip(model.parameters(), plain.parameters(), strict=True)
-    print(f"the same weights as without: {all(torch.allclose(p, q, atol=1e-4) for p, q in pairs)}")
+    for name in ("SIBP", "AutoSIBP"):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64), nn.GELU(), nn.Linear(64, 10))
+        plain = copy.deepcopy(model)
+        first, last = F.cross_entropy(model(X), Y).item(), train(name, model, wrap=True)
+        train(name, plain, wrap=False)
+        print(f"{name} loss, compiled after the optimizer was made: {first:.2f} -> {last:.2f}")
+        pairs = zip(model.parameters(), plain.parameters(), strict=True)
+        print(f"{name}, the same weights as without: {all(torch.allclose(p, q, atol=1e-4) for p, q in pairs)}")
     try:
         SIBP(torch.compile(plain))
     except TypeError:

@@ -1,121 +1,146 @@
 """How far the same run gets from itself on another machine: ``python scripts/rounding.py --data-root DIR``.
 
-One setting of experiment=mnist_mlp, trained from the same weights on the same batches with the compiled kernels and one
-thread, without kernels, and with two threads. Each change is one of rounding alone: other orders of summation, as
-another processor, another BLAS or another number of threads have them. Written is a table in Markdown.
+One setting of experiment=mnist_mlp a method, trained from the same weights on the same batches, with one thing changed:
+without the compiled kernels, with two threads, or with a BLAS and kernels that leave out AVX-512. Each changes rounding
+alone, by other orders of summation, as another processor has them. Every run is a process of its own, since libraries
+choose their code when they are loaded. Written is results/rounding/rounding.json, of which docs/ shows a table.
 """
 
 import argparse
 import contextlib
-from collections.abc import Callable, Iterator
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sibp.bench.record import machine
 from sibp.experiment.compose import compose
-from sibp.experiment.data import Data, load_data
+from sibp.experiment.data import load_data
 from sibp.experiment.models import build_model, objective_of
 from sibp.experiment.optimizers import build_optimizer
 from sibp.experiment.seeding import BatchOrder
 from sibp.prox import kernels
 
-STEPS = (1, 10, 100, 500)
-CHANGES = {"kernels off": (False, 1), "two threads": (True, 2)}
+RECORD = Path(__file__).resolve().parents[1] / "results" / "rounding" / "rounding.json"
+STEPS = (1, 10, 100, 550)
 METHODS = {
     "sibp cg:3": ["optimizer=sibp", "optimizer.solver=cg:3", "optimizer.lr=0.548", "optimizer.prox_weight=3.16"],
-    "sgd": ["optimizer=sgd", "optimizer.lr=0.3"],
+    "sgd": ["optimizer=sgd", "optimizer.lr=0.548", "optimizer.momentum=0.452"],
 }
+WITHOUT_AVX512 = {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+CHANGES: dict[str, tuple[list[str], dict[str, str]]] = {
+    "kernels off": (["--no-kernels"], {}),
+    "two threads": (["--threads", "2"], {}),
+    "BLAS without AVX-512": ([], WITHOUT_AVX512),
+}
+"""What is changed: words of the process's command line, and its environment."""
 
 
-def train(words: list[str], data: Data, seed: int, native: bool, threads: int, steps: tuple[int, ...]) -> list[Tensor]:
+def train(method: str, seed: int, data_root: str) -> list[Tensor]:
     """One run.
 
     Args:
-        words: the optimizer's.
-        data: flat images.
+        method: of METHODS.
         seed: of weights and batches.
-        native: whether the compiled kernels are used.
-        threads: of torch.
-        steps: after which to look.
+        data_root: holds MNIST.
 
     Returns:
-        For each of them the weights, and as the last entry the mean loss of the first 2,000 training images, float64;
-        before all others, those of the start.
+        At the start and after each of STEPS all weights in one row, and as its last entry the mean training loss;
+        float64.
     """
-    config = compose(["experiment=mnist_mlp", *words])
+    config = compose(["experiment=mnist_mlp", *METHODS[method]])
+    data = load_data({"name": "mnist"}, data_root, False).prepared(True, torch.device("cpu"))
     model = build_model(config["model"], data.shape, data.classes, seed)
     optimizer = build_optimizer(config["optimizer"], model)
     loss_of = objective_of(config["model"]).loss
     order = BatchOrder(len(data.train), config["batch_size"], seed)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     found = []
-    with contextlib.nullcontext() if native else kernels.disabled():
-        for step in range(max(steps) + 1):
-            if step in (0, *steps):
-                found.append(_state(model, data, loss_of))
-            rows = order.batch(step)
-            optimizer.zero_grad()
-            loss_of(model(data.train.images[rows]), data.train.images[rows], data.train.labels[rows], "mean").backward()
-            optimizer.step()
-    torch.set_num_threads(before)
+    for step in range(max(STEPS) + 1):
+        if step in (0, *STEPS):
+            with torch.no_grad():
+                loss = loss_of(model(data.train.images), data.train.images, data.train.labels, "mean")
+                found.append(torch.cat([*(p.flatten() for p in model.parameters()), loss.reshape(1)]).double())
+        rows = order.batch(step)
+        optimizer.zero_grad()
+        loss_of(model(data.train.images[rows]), data.train.images[rows], data.train.labels[rows], "mean").backward()
+        optimizer.step()
     return found
 
 
-def _state(model: torch.nn.Module, data: Data, loss_of: Callable[..., Tensor]) -> Tensor:
-    images, labels = data.train.images[:2000], data.train.labels[:2000]
-    with torch.no_grad():
-        loss = loss_of(model(images), images, labels, "mean")
-        return torch.cat([*(p.flatten() for p in model.parameters()), loss.reshape(1)]).double()
-
-
-def distances(reference: list[Tensor], other: list[Tensor]) -> list[tuple[float, float]]:
+def distances(reference: list[Tensor], other: list[Tensor]) -> dict[str, list[float]]:
     """For each step the distance of the weights, over the way that the reference has come; and that of the losses."""
-    start = reference[0][:-1]
-    pairs = zip(reference[1:], other[1:], strict=True)
-    return [
-        (
-            (torch.linalg.vector_norm(b[:-1] - a[:-1]) / torch.linalg.vector_norm(a[:-1] - start)).item(),
-            (abs(b[-1] - a[-1]) / a[-1]).item(),
-        )
-        for a, b in pairs
-    ]
+    pairs = list(zip(reference[1:], other[1:], strict=True))
+    way = [torch.linalg.vector_norm(a[:-1] - reference[0][:-1]) for a, _ in pairs]
+    apart = [torch.linalg.vector_norm(b[:-1] - a[:-1]) for a, b in pairs]
+    return {
+        "weights": [(d / w).item() for d, w in zip(apart, way, strict=True)],
+        "training loss": [(abs(b[-1] - a[-1]) / a[-1]).item() for a, b in pairs],
+    }
 
 
-def table(data: Data, seeds: int, steps: tuple[int, ...]) -> Iterator[str]:
-    """The medians over seeds, in Markdown.
+def in_a_process(method: str, seed: int, data_root: str, words: list[str], environment: dict[str, str]) -> list[Tensor]:
+    """`train` in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = str(Path(folder) / "found.pt")
+        own = ["--one", method, "--seeds", str(seed), "--data-root", data_root, "--out", file]
+        subprocess.run([sys.executable, __file__, *own, *words], check=True, env={**os.environ, **environment})
+        return torch.load(file, weights_only=True)
 
-    Args:
-        data: flat images.
-        seeds: how many.
-        steps: after which to look.
 
-    Yields:
-        The head, and a row for each method, change and quantity.
-    """
-    yield f"| method | change | relative difference of | {' | '.join(f'step {step}' for step in steps)} |"
-    yield f"| --- | --- | --- |{' --- |' * len(steps)}"
-    for method, words in METHODS.items():
-        runs: dict[str, list[list[tuple[float, float]]]] = {change: [] for change in CHANGES}
+def measure(data_root: str, seeds: int) -> dict[str, Any]:
+    """The record: medians over seeds of each method, change, quantity and step, and how far seeds are apart."""
+    rows = []
+    for method in METHODS:
+        runs: dict[str, list[dict[str, list[float]]]] = {change: [] for change in CHANGES}
+        losses = []
         for seed in range(seeds):
-            reference = train(words, data, seed, True, 1, steps)
-            for change, (native, threads) in CHANGES.items():
-                if native or method.startswith("sibp"):
-                    runs[change].append(distances(reference, train(words, data, seed, native, threads, steps)))
+            reference = in_a_process(method, seed, data_root, [], {})
+            losses.append(reference[-1][-1].item())
+            for change, (words, environment) in CHANGES.items():
+                if change != "kernels off" or method.startswith("sibp"):  # SGD has none
+                    found = in_a_process(method, seed, data_root, words, environment)
+                    runs[change].append(distances(reference, found))
         for change, found in runs.items():
-            for place, name in enumerate(("weights", "training loss")):
-                if found:
-                    cells = [f"{median(run[i][place] for run in found):.0e}" for i in range(len(steps))]
-                    yield f"| {method} | {change} | {name} | {' | '.join(cells)} |"
+            for quantity in found[0] if found else ():
+                values = [median(run[quantity][i] for run in found) for i in range(len(STEPS))]
+                rows.append({"method": method, "change": change, "of": quantity, "values": values})
+        spread = (max(losses) - min(losses)) / median(losses)
+        rows.append({"method": method, "change": "another seed", "of": "training loss", "values": [spread]})
+    return {"machine": machine("cpu"), "blas": _blas(), "seeds": seeds, "steps": STEPS, "rows": rows}
 
 
-if __name__ == "__main__":
+def _blas() -> str:
+    """Of torch, as it says itself."""
+    lines = torch.__config__.show().splitlines()
+    return next((line.strip(" -") for line in lines if "Math Kernel Library" in line or "OpenBLAS" in line), "unknown")
+
+
+def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", default="data")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--one", choices=METHODS, help=argparse.SUPPRESS)  # a single run, of the seed --seeds
+    parser.add_argument("--out", default=str(RECORD))
+    parser.add_argument("--threads", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--no-kernels", action="store_true", help=argparse.SUPPRESS)
     words = parser.parse_args()
-    images = load_data({"name": "mnist"}, words.data_root, False).prepared(True, torch.device("cpu"))
-    print(f"kernels: {kernels.description()}")
-    for line in table(images, words.seeds, STEPS):
-        print(line, flush=True)
+    if words.one:
+        torch.set_num_threads(words.threads)
+        with kernels.disabled() if words.no_kernels else contextlib.nullcontext():
+            torch.save(train(words.one, words.seeds, words.data_root), words.out)
+        return
+    Path(words.out).parent.mkdir(parents=True, exist_ok=True)
+    Path(words.out).write_text(json.dumps(measure(words.data_root, words.seeds), indent=1) + "\n")
+    print(f"written    {words.out}")
+
+
+if __name__ == "__main__":
+    main()

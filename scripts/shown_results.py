@@ -5,6 +5,7 @@ results. What is not kept yet is said to be so, with the command that runs it. T
 """
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -305,6 +306,17 @@ def drawn(name: str) -> str:
     return f"![{asks}](../results/{name}/{name}.svg)\n"
 
 
+def rounding(name: str) -> str:
+    """How far runs get apart by rounding alone, as `scripts/rounding.py` has measured."""
+    record = json.loads((RESULTS / name / "rounding.json").read_text())
+    rows = []
+    for row in record["rows"]:
+        cells = [f"{value:.0e}" for value in row["values"]]
+        rows.append([row["method"], row["change"], row["of"], *["–"] * (len(record["steps"]) - len(cells)), *cells])
+    steps = [f"after {step} steps" for step in record["steps"]]
+    return lines_of_table(("method", "change", "relative difference of", *steps), rows)
+
+
 def table(name: str, title: str) -> str:
     """The table of a title, of results/NAME or, without a name, of all; or that it was not run yet."""
     if not name:
@@ -336,6 +348,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "step sizes": of_problem(step_range),
     "rest": rest,
     "picture": drawn,
+    "rounding": rounding,
     **{f"{goal} standings": partial(standing, goal=goal) for goal in GOALS},
     **{f"{goal} targets": partial(hardness, goal=goal) for goal in GOALS},
     **{f"{goal} levels": partial(at_levels, goal=goal) for goal in GOALS},

@@ -144,8 +144,8 @@ class Tap:
         owner, plain = self.owner(), self._kind.forward
         if owner is None:
             self.remove()
-        if owner is None or not owner.active():
-            return plain(module, input)
+        if owner is None or not owner.active() or not isinstance(input, Tensor):
+            return plain(module, input)  # which says what is wrong with an input that is no tensor
         if not torch.is_grad_enabled():
             self._run_unrecorded(owner, input)
             return plain(module, input)

@@ -116,7 +116,8 @@ class ProximalOptimizer(TappedOptimizer):
             The closure's loss, or None.
 
         Raises:
-            RuntimeError: if a line search has nothing to evaluate; and see `TappedOptimizer.step`.
+            RuntimeError: if a line search has nothing to evaluate, or a closure that evaluates a part of what was
+                accumulated; and see `TappedOptimizer.step`.
             ValueError: if there is something to evaluate and no line search.
         """
         if not self.line_search:
@@ -133,8 +134,15 @@ class ProximalOptimizer(TappedOptimizer):
             )
         found = None
         if closure is not None:
+            pending = self.layers.pending()
             with torch.enable_grad():
                 found = closure()
+            if evaluate is None and any(p.grad is before for p, before in pending):
+                raise RuntimeError(
+                    f"{type(self).__name__}: the closure has added to what an earlier backward pass left in .grad, so "
+                    "its loss is a part of the step's only. For accumulated gradients call step(evaluate=...) with the "
+                    "loss of all their batches (in Lightning: manual optimization), or zero_grad() in the closure."
+                )
         self._step_along(evaluate, closure, found if loss is None else loss)
         return found
 

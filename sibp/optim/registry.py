@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from sibp.capture.tap import Owner, Tap
 
@@ -70,6 +70,11 @@ class LayerRegistry:
         """
         for tap in self:
             _refuse_what_is_not_ours(tap, method)
+
+    def pending(self) -> list[tuple[nn.Parameter, Tensor]]:
+        """Parameters whose `.grad` holds displacements that no step has applied, with these tensors."""
+        held = [(tap, key, p, p.grad) for tap in self for key, p in tap.parameters.items()]
+        return [(p, grad) for tap, key, p, grad in held if grad is not None and tap.displacements.only(key, grad)]
 
     def applied(self) -> None:
         """Notes that what lies in `.grad` has been applied, so that no step applies it again."""

@@ -75,5 +75,5 @@ def test_example_prints_what_it_says_and_trains(path: Path) -> None:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example_is_short_and_says_what_it_prints(path: Path) -> None:
-    assert 30 <= len(path.read_text().splitlines()) <= 100
+    assert 30 <= len(path.read_text().splitlines()) <= 80
     assert expected(path)

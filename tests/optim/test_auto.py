@@ -196,6 +196,28 @@ def test_a_closure_does_what_evaluate_does():
     assert_equal(weights(one), weights(two))
 
 
+@pytest.mark.parametrize("clears", [False, True])
+def test_a_closure_that_sees_a_part_of_what_was_accumulated_is_refused(clears: bool):
+    """As Lightning's is, which accumulates by itself: its trials would be of the last batch alone."""
+    model, (x, y) = mlp(5, 6, 3), batch()
+    optimizer, old = AutoSIBP(model), weights(model)
+
+    def closure() -> Tensor:
+        if clears:
+            optimizer.zero_grad()
+        loss = F.cross_entropy(model(x[10:]), y[10:])
+        loss.backward()
+        return loss
+
+    F.cross_entropy(model(x[:10]), y[:10]).backward()
+    if clears:  # what lay there is gone, and the closure sees all that is left
+        optimizer.step(closure)
+        return
+    with pytest.raises(RuntimeError, match=r"step\(evaluate=.*all their batches"):
+        optimizer.step(closure)
+    assert_equal(weights(model), old)
+
+
 def test_the_loss_before_is_evaluated_where_it_is_not_given():
     one, two, (x, y) = mlp(5, 6, 3), mlp(5, 6, 3), batch()
     first, second = AutoSIBP(one), AutoSIBP(two)

@@ -556,6 +556,14 @@ def test_impossible_uses_are_named(method, make, run, message):
     assert optimizer.param_groups
 
 
+def test_an_input_that_is_no_tensor_is_refused_as_by_the_layer_alone(method):
+    """A batch that was not taken apart is the usual reason."""
+    model, (x, y) = net(), batch()
+    method(model)
+    with pytest.raises(TypeError, match=r"argument 'input' .*must be Tensor, not list"):
+        model([x, y])
+
+
 def test_shared_layer_can_be_left_to_another_optimizer(method):
     model = Shared()
     optimizer = method(model, params=model.out.parameters())
