@@ -69,14 +69,7 @@ class Answer:
 
 @lru_cache(maxsize=4)
 def duels(problem: Problem) -> tuple[Duel, ...]:
-    """Every two methods with results, in three quantities: two at the end of training, one after equal seconds.
-
-    Args:
-        problem: the problem.
-
-    Returns:
-        The duels, quantity by quantity.
-    """
+    """Every two methods, by final training loss, final validation metric, and training loss after equal seconds."""
     methods = [method for method in problem.methods if method.runs]
     found = []
     for quantity in judged_quantities(problem):
@@ -91,27 +84,12 @@ def duels(problem: Problem) -> tuple[Duel, ...]:
 
 
 def judged_quantities(problem: Problem) -> tuple[Quantity, Quantity]:
-    """What methods are judged by at the end of training.
-
-    Args:
-        problem: the problem.
-
-    Returns:
-        Training loss, and accuracy on validation data (the loss there if no run has one).
-    """
+    """Final training loss, and final validation accuracy (or loss, if no run has an accuracy)."""
     return FINAL_LOSS, problem.quantities[0]
 
 
 def by_seed(method: Method, quantity: Quantity) -> dict[int, float]:
-    """A quantity of a method's shown runs.
-
-    Args:
-        method: which.
-        quantity: which.
-
-    Returns:
-        seed -> value, where there is one.
-    """
+    """``{seed: value}`` over the shown runs of a method, where there is a value."""
     values = {run.seed: quantity.of(run) for run in method.runs}
     return {seed: value for seed, value in values.items() if value is not None}
 
@@ -119,16 +97,7 @@ def by_seed(method: Method, quantity: Quantity) -> dict[int, float]:
 def after_equal_seconds(
     method: Method, other: Method, column: str = "train_loss"
 ) -> tuple[dict[int, float], dict[int, float]]:
-    """What two methods had after the same training seconds.
-
-    Args:
-        method: one.
-        other: another.
-        column: a metric.
-
-    Returns:
-        seed -> value of each, at the seeds that both have.
-    """
+    """``{seed: value}`` after equal training seconds for both methods, at the seeds that both have."""
     theirs = {run.seed: run for run in other.runs}
     pairs = {run.seed: at_equal_seconds(run, theirs[run.seed], column) for run in method.runs if run.seed in theirs}
     known = {seed: pair for seed, pair in pairs.items() if pair is not None}
@@ -136,16 +105,7 @@ def after_equal_seconds(
 
 
 def answer(problem: Problem, quantity: Quantity, found: Sequence[Duel]) -> Answer | None:
-    """Who won in a quantity.
-
-    Args:
-        problem: the problem.
-        quantity: one of :func:`judged_quantities`.
-        found: all duels of the problem.
-
-    Returns:
-        The answer; None if no method has a value.
-    """
+    """Who won in one of :func:`judged_quantities`; None if no method has a value."""
     known = [(method, estimate(list(by_seed(method, quantity).values()))) for method in problem.methods]
     medians = [(method, of) for method, of in known if of]
     if not medians:
@@ -160,30 +120,13 @@ def answer(problem: Problem, quantity: Quantity, found: Sequence[Duel]) -> Answe
 
 
 def seen_by(method: Method, found: Sequence[Duel], quantity: str) -> list[Duel]:
-    """A method's duels, each seen by this method.
-
-    Args:
-        method: which.
-        found: duels of a problem.
-        quantity: in which.
-
-    Returns:
-        Those that it takes part in.
-    """
+    """A method's duels in a quantity, each seen by this method."""
     mine = [duel for duel in found if duel.quantity == quantity and method in (duel.method, duel.other)]
     return [duel if duel.method is method else duel.turned() for duel in mine]
 
 
 def missing_seeds(problem: Problem, found: Sequence[Duel]) -> Mapping[Method, list[int]]:
-    """Which seeds are to be run before every two methods share `MIN_SEEDS`.
-
-    Args:
-        problem: the problem.
-        found: its duels.
-
-    Returns:
-        method -> seeds that it lacks; empty if no verdict lacks seeds.
-    """
+    """``{method: seeds}`` to run before every two methods share `MIN_SEEDS`; empty if none is missing."""
     short = {each for duel in found if duel.verdict.word == TOO_FEW for each in (duel.method, duel.other)}
     if not short:
         return {}

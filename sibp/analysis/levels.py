@@ -48,15 +48,7 @@ class Level:
 
 
 def targets(contest: Contest, goal: str) -> list[Target]:
-    """The targets of a problem, one a level.
-
-    Args:
-        contest: the problem.
-        goal: one of `GOALS`.
-
-    Returns:
-        As many as `LEVELS`, from the easiest on where SGD is below the median.
-    """
+    """The targets of a problem for one of `GOALS`, one per level."""
     at = GOALS.index(goal)
     quantity, sgd = contest.quantities[at], contest.targets[at]
     sign = -1 if quantity.larger_is_better else 1
@@ -67,15 +59,7 @@ def targets(contest: Contest, goal: str) -> list[Target]:
 
 
 def levels(contests: Sequence[Contest], goal: str) -> list[list[Level]]:
-    """How hard the targets are.
-
-    Args:
-        contests: one or more.
-        goal: one of `GOALS`.
-
-    Returns:
-        For each level, a row a problem.
-    """
+    """How hard the targets are: for each level, one entry per problem."""
     aims = zip(*(targets(contest, goal) for contest in contests), strict=True)
     return [[_level(contest, target) for contest, target in zip(contests, aim, strict=True)] for aim in aims]
 
@@ -93,15 +77,7 @@ def _level(contest: Contest, target: Target) -> Level:
 
 
 def scores(contests: Sequence[Contest], goal: str) -> dict[str, dict[tuple[str, str], float]]:
-    """Every method's score at every level, by every cost.
-
-    Args:
-        contests: one or more.
-        goal: one of `GOALS`.
-
-    Returns:
-        method -> (level, cost) -> score from 0 to 1, as :func:`sibp.analysis.profile.score`.
-    """
+    """``{method: {(level, cost): score}}``, as :func:`sibp.analysis.profile.score`."""
     names = sorted({method.name for contest in contests for method in contest.problem.methods if method.runs})
     found: dict[str, dict[tuple[str, str], float]] = {name: {} for name in names}
     aims = zip(*(targets(contest, goal) for contest in contests), strict=True)
@@ -125,27 +101,13 @@ def _costs(contest: Contest, method: Method | None, target: Target) -> Mapping[s
 
 
 def tuning_seconds(method: Method) -> float:
-    """The time of all trials of a method, at the pace of its final runs.
-
-    Args:
-        method: which.
-
-    Returns:
-        Seconds; 0 for one that was not tuned on this problem.
-    """
+    """Seconds of all tuning trials of a method, at the pace of its final runs."""
     steps = [run.columns["step"][-1] for run in method.all_runs if run.role == TRIAL and len(run.columns["step"])]
     return pace(method) * float(sum(steps))
 
 
 def failures(contests: Sequence[Contest]) -> list[tuple[str, str, int, int]]:
-    """Final runs that diverged or failed.
-
-    Args:
-        contests: one or more.
-
-    Returns:
-        (method, problem, how many, of how many), those with the most first.
-    """
+    """(method, problem, how many, of how many) final runs that did not complete, those with the most first."""
     found = [
         (method.name, contest.problem.title, sum(run.status != "completed" for run in method.runs), len(method.runs))
         for contest in contests

@@ -61,22 +61,17 @@ class Choice:
 
 
 def verdict(first: Mapping[int, float], second: Mapping[int, float], larger_is_better: bool) -> Verdict:
-    """Judge one method against another, paired by seed.
+    """Judge the first method against the second, paired by seed; the difference is first minus second.
 
     Args:
-        first: seed -> figure; may be infinite, not NaN.
+        first: ``{seed: value}``; may be infinite, not NaN.
         second: the same for the other method.
         larger_is_better: as for an accuracy.
-
-    Returns:
-        The verdict on the first; its difference is first minus second.
 
     Example:
         >>> sgd, sibp = {0: 3.0, 1: 3.1, 2: 3.2, 3: 3.3, 4: 3.4}, {0: 1.0, 1: 1.1, 2: 1.2, 3: 1.3, 4: 1.4}
         >>> verdict(sibp, sgd, larger_is_better=False).word, verdict(sgd, sibp, larger_is_better=False).word
         ('better', 'worse')
-        >>> verdict(sgd, sgd, larger_is_better=False).word
-        'no difference'
         >>> verdict({0: 1.0}, {0: 3.0, 1: 3.1}, larger_is_better=False).word
         'too few seeds'
     """
@@ -98,15 +93,11 @@ def _difference(first: float, second: float) -> float:
 def choose(
     settings: Sequence[Mapping[int, tuple[float, float]]], trials: Collection[int] = frozenset()
 ) -> Choice | None:
-    """Choose a method's setting on validation data.
+    """Choose a method's setting on validation data; the first of equal settings, None if no setting has a value.
 
     Args:
-        settings: for each, seed -> (final validation accuracy, final validation loss); may be infinite, not NaN.
-        trials: the seeds of runs that say they are trials; without any, the seeds that most settings share are taken
-            for those of tuning.
-
-    Returns:
-        The choice; None if no setting has a figure. Of equal settings, the first.
+        settings: for each, ``{seed: (final validation accuracy, final validation loss)}``; may be infinite, not NaN.
+        trials: seeds of tuning runs; if empty, the seeds that most settings share are taken for them.
 
     Example:
         >>> choice = choose([{0: (0.9, 0.3)}, {0: (0.8, 0.1), 1: (0.99, 0.1)}])
@@ -136,15 +127,7 @@ def choose(
 
 
 def first_reach(values: Sequence[float], target: float, larger_is_better: bool) -> int | None:
-    """Where a target is first met.
-
-    Args:
-        values: in the order of training; NaN never meets a target.
-        target: the value to reach.
-        larger_is_better: as for an accuracy.
-
-    Returns:
-        The position of the first value that meets it, None if there is none.
+    """The position of the first value that meets a target, None if there is none; NaN never does.
 
     Example:
         >>> first_reach([0.1, 0.9, 0.95, 0.8], 0.9, larger_is_better=True)
@@ -155,14 +138,7 @@ def first_reach(values: Sequence[float], target: float, larger_is_better: bool) 
 
 
 def edge(grid: Sequence[float], best: float) -> str | None:
-    """Whether the best value lies at the edge of the values tried, so that a better one may lie beyond.
-
-    Args:
-        grid: the values tried; a lower edge of 0 is no edge, as nothing lies beyond.
-        best: the chosen one of them.
-
-    Returns:
-        "largest", "smallest", or None if it is inside or nothing else was tried.
+    """The edge of the values tried at which the best one is, ``largest`` or ``smallest``, or None; 0 is no edge.
 
     Example:
         >>> edge([0.1, 1, 10], 10), edge([0.1, 1, 10], 1), edge([0.0, 0.9], 0.0), edge([1], 1)
@@ -176,15 +152,7 @@ def edge(grid: Sequence[float], best: float) -> str | None:
 
 
 def ratio(value: float | None, base: float | None) -> float | None:
-    """A ratio, where there is one.
-
-    Args:
-        value: numerator, None if unknown.
-        base: denominator, None if unknown.
-
-    Returns:
-        The ratio; None without one.
-    """
+    """``value / base``; None if either is unknown or infinite, or the base is 0."""
     if value is None or not base or not math.isfinite(value) or not math.isfinite(base):
         return None
     return value / base

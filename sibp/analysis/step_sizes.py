@@ -29,15 +29,7 @@ WITHIN, FACTOR = 0.1, 2.0
 
 
 def losses(method: Method, at: Mapping[str, float]) -> dict[int, dict[float, tuple[float, float]]]:
-    """The best run at every step size and seed.
-
-    Args:
-        method: with settings that differ in ``lr``.
-        at: hyper-parameter -> value; settings with others are left out.
-
-    Returns:
-        seed -> lr -> (loss at the start, loss at the end, infinite if the run diverged).
-    """
+    """``{seed: {lr: (first loss, final loss)}}`` of the best run among settings that agree with ``at``."""
     found: dict[int, dict[float, tuple[float, float]]] = {}
     for setting in method.settings:
         numbers = setting.numbers
@@ -57,12 +49,6 @@ def losses(method: Method, at: Mapping[str, float]) -> dict[int, dict[float, tup
 def largest(by_lr: Mapping[float, tuple[float, float]]) -> float:
     """The largest step size at which training works.
 
-    Args:
-        by_lr: lr -> (loss at the start, loss at the end).
-
-    Returns:
-        It; minus infinity if there is none.
-
     Example:
         >>> largest({0.1: (2.3, 0.5), 1.0: (2.3, 1.1), 10.0: (2.3, 2.2)})
         1.0
@@ -72,12 +58,6 @@ def largest(by_lr: Mapping[float, tuple[float, float]]) -> float:
 
 def width(by_lr: Mapping[float, tuple[float, float]]) -> float:
     """The width of the interval of step sizes that end about as well as the best.
-
-    Args:
-        by_lr: lr -> (loss at the start, loss at the end).
-
-    Returns:
-        In powers of ten, 0 if only the best itself does; minus infinity if every run diverged.
 
     Example:
         >>> width({0.01: (2.3, 0.5), 0.1: (2.3, 0.1), 1.0: (2.3, 0.11), 10.0: (2.3, 0.4), 100.0: (2.3, 0.1)})
@@ -100,12 +80,6 @@ def width(by_lr: Mapping[float, tuple[float, float]]) -> float:
 def room(by_lr: Mapping[float, tuple[float, float]]) -> float:
     """How far above the best step size training first fails.
 
-    Args:
-        by_lr: lr -> (loss at the start, loss at the end).
-
-    Returns:
-        In powers of ten; up to the largest step size tried if none fails; minus infinity if every run diverged.
-
     Example:
         >>> room({0.1: (2.3, 0.1), 1.0: (2.3, 1.9), 10.0: (2.3, 2.4), 100.0: (2.3, 5.0)})
         2.0
@@ -120,12 +94,6 @@ def room(by_lr: Mapping[float, tuple[float, float]]) -> float:
 def reach(by_lr: Mapping[float, tuple[float, float]]) -> float:
     """How far above the best step size the loss stays within `FACTOR` of the least.
 
-    Args:
-        by_lr: lr -> (loss at the start, loss at the end).
-
-    Returns:
-        In powers of ten; minus infinity if every run diverged.
-
     Example:
         >>> reach({0.1: (2.3, 0.4), 1.0: (2.3, 0.1), 10.0: (2.3, 0.4)})
         0.5
@@ -136,12 +104,6 @@ def reach(by_lr: Mapping[float, tuple[float, float]]) -> float:
 
 def spread(by_lr: Mapping[float, tuple[float, float]]) -> float:
     """The range of step sizes around the best in which the loss stays within `FACTOR` of the least.
-
-    Args:
-        by_lr: lr -> (loss at the start, loss at the end).
-
-    Returns:
-        In powers of ten; minus infinity if every run diverged.
 
     Example:
         >>> spread({0.1: (2.3, 0.4), 1.0: (2.3, 0.1), 10.0: (2.3, math.inf)})

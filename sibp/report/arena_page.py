@@ -30,16 +30,7 @@ CAPTION = (
 
 
 def build_arena(collection: Collection, contests: Sequence[Contest], command: str) -> Document:
-    """Write the report.
-
-    Args:
-        collection: all that was read.
-        contests: one or more problems.
-        command: what was typed to get here.
-
-    Returns:
-        The report.
-    """
+    """The report of all problems together, then of each."""
     table = standings(contests)
     problems = [contest.problem for contest in contests]
     count = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}"
@@ -62,15 +53,7 @@ def build_arena(collection: Collection, contests: Sequence[Contest], command: st
 
 
 def standing_table(table: Sequence[Standing], goal: str) -> Table:
-    """One row a method, over all instances, by what its target is about.
-
-    Args:
-        table: the best first.
-        goal: one of `GOALS`.
-
-    Returns:
-        The table, in the order of the scores in steps.
-    """
+    """One row per method over all instances, sorted by the score in steps to the target of ``goal``."""
     rows: list[list[Cell]] = []
     for each in _by_score(table, goal, UNITS[0]):
         reached = share_within(each.ratios[goal, UNITS[0]], math.inf)
@@ -90,14 +73,7 @@ def standing_table(table: Sequence[Standing], goal: str) -> Table:
 
 
 def scores(table: Sequence[Standing]) -> list[Figure]:
-    """The scores with their intervals, a figure for each target and unit of cost, the best method first.
-
-    Args:
-        table: the standings.
-
-    Returns:
-        The figures.
-    """
+    """Scores with their intervals: one figure per target and unit of cost, the best method first."""
     found = []
     for goal, unit, ranked in _rankings(table):
         lines = []
@@ -114,7 +90,7 @@ def scores(table: Sequence[Standing]) -> list[Figure]:
 
 
 def _rankings(table: Sequence[Standing]) -> Iterator[tuple[str, str, list[Standing]]]:
-    """Every target and unit of cost, with the methods by their score in it."""
+    """Every target and unit of cost, with the methods sorted by their score in it."""
     for goal, unit in product(GOALS, UNITS):
         yield goal, unit, _by_score(table, goal, unit)
 
@@ -124,14 +100,7 @@ def _by_score(table: Sequence[Standing], goal: str, unit: str) -> list[Standing]
 
 
 def profiles(table: Sequence[Standing]) -> list[Figure]:
-    """The performance profiles, a figure for each target and unit of cost.
-
-    Args:
-        table: the best first.
-
-    Returns:
-        The figures.
-    """
+    """Performance profiles: one figure per target and unit of cost."""
     found = []
     for goal, unit, ranked in _rankings(table):
         lines = []
@@ -146,14 +115,7 @@ def profiles(table: Sequence[Standing]) -> list[Figure]:
 
 
 def outcome_table(contest: Contest) -> Table:
-    """One row a method on one problem.
-
-    Args:
-        contest: the problem.
-
-    Returns:
-        The table.
-    """
+    """One row per method on one problem."""
     shown = [contest.problem.quantities[2], *contest.quantities]
     sgd = contest.entry(arena.REFERENCE)
     base = pace(sgd) if sgd else 0.0
@@ -175,15 +137,7 @@ def outcome_table(contest: Contest) -> Table:
 
 
 def against_table(contest: Contest, name: str) -> Table:
-    """One method against every other, paired by seed.
-
-    Args:
-        contest: the problem.
-        name: of the method.
-
-    Returns:
-        Verdicts on the method, a row a rival; empty if it was not entered.
-    """
+    """Verdicts on one method, one row per rival, paired by seed; empty if the method was not entered."""
     mine = contest.entry(name)
     rows: list[list[Cell]] = []
     for rival in contest.problem.methods if mine else ():
@@ -202,7 +156,7 @@ def against_table(contest: Contest, name: str) -> Table:
 
 
 def _label(method: Method) -> str | None:
-    """What was tuned of the chosen setting; all of it where nothing was."""
+    """The tuned part of the chosen setting; all of it if nothing was tuned."""
     if method.chosen is None:
         return None
     tuned = {key: value for key, value in method.chosen.optimizer.items() if len(method.grid(key)) > 1}
@@ -221,14 +175,7 @@ def _targets(contest: Contest) -> list[str]:
 
 
 def leaders(contest: Contest) -> list[str]:
-    """For each quantity, who has the best median, and whom it beats seed by seed.
-
-    Args:
-        contest: the problem.
-
-    Returns:
-        Sentences.
-    """
+    """For each quantity, who has the best median, and whom it beats seed by seed."""
     return [_leader(contest, quantity) for quantity in contest.quantities]
 
 

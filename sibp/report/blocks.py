@@ -163,11 +163,7 @@ class Document:
     summary: str = ""
 
     def blocks(self) -> list[tuple[Section, Block]]:
-        """Every block with the heading of the part (level 2) that it belongs to.
-
-        Returns:
-            In the order of the report.
-        """
+        """Every block with the level-2 section that it belongs to, in the order of the report."""
         found, part = [], Section("")
         for section in self.sections:
             part = section if section.level == 2 else part
@@ -175,9 +171,5 @@ class Document:
         return found
 
     def figures(self) -> list[Figure]:
-        """Every figure.
-
-        Returns:
-            In the order of the report.
-        """
+        """Every figure, in the order of the report."""
         return [block for _, block in self.blocks() if isinstance(block, Figure)]

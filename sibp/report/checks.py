@@ -13,14 +13,7 @@ UNEQUAL_LOAD = 1.0  # processes more than in another run: one that trains takes 
 
 
 def comparability(problem: Problem) -> list[Text]:
-    """Check that methods started equal and had equal chances.
-
-    Args:
-        problem: the problem.
-
-    Returns:
-        One paragraph on the start, and a warning for every weakness.
-    """
+    """Check that all methods started equal and had equal budgets: one paragraph, and a warning for each weakness."""
     warnings = [*_edges(problem), *_budgets(problem), *_machines(problem), *_unreliable(problem)]
     return [*_starts(problem), *(Text(text, warning=True) for text in warnings)]
 

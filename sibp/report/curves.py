@@ -25,15 +25,7 @@ CAPTION = (
 
 
 def curves(problem: Problem, number: str) -> list[Block]:
-    """One figure for each metric, over the chosen settings, with every horizontal axis.
-
-    Args:
-        problem: the problem.
-        number: of the problem in the report.
-
-    Returns:
-        The figures and how to read them.
-    """
+    """One figure per metric over the chosen settings, with every horizontal axis, and a caption."""
     figures: list[Block] = []
     for metric in METRICS:
         lines = [line for method in problem.methods for line in _method_lines(method, metric)]
@@ -48,15 +40,7 @@ def curves(problem: Problem, number: str) -> list[Block]:
 
 
 def intervals(problem: Problem, number: str) -> list[Figure]:
-    """A dot with its 95 % interval for each method, a figure for each quantity.
-
-    Args:
-        problem: the problem.
-        number: of the problem in the report.
-
-    Returns:
-        The figures; none of a quantity that no method has a finite value of.
-    """
+    """One figure per metric: a dot with a 95 % interval for each method that has a finite median."""
     figures = []
     for quantity in (*judged_quantities(problem), problem.quantities[2]):
         rows, lines = [], []
@@ -138,14 +122,7 @@ def _endings(method: Method, runs: Sequence[Run], metric: str) -> list[Line]:
 
 
 def common_steps(runs: Sequence[Run]) -> np.ndarray:
-    """The steps at which runs can be compared.
-
-    Args:
-        runs: at least one.
-
-    Returns:
-        Those that every completed run logged (every run, if none completed).
-    """
+    """The steps that every completed run logged (every run, if none completed)."""
     steps = [run.columns["step"] for run in runs if run.status == "completed"]
     steps = steps or [run.columns["step"] for run in runs]
     shared = steps[0]
@@ -155,14 +132,7 @@ def common_steps(runs: Sequence[Run]) -> np.ndarray:
 
 
 def thinned(values: np.ndarray) -> np.ndarray:
-    """At most `MAX_POINTS` of some values, evenly spread, first and last among them.
-
-    Args:
-        values: one-dimensional.
-
-    Returns:
-        Some or all of them.
-    """
+    """At most `MAX_POINTS` of the values, evenly spaced, including the first and the last."""
     if len(values) <= MAX_POINTS:
         return values
     return values[np.linspace(0, len(values) - 1, MAX_POINTS).round().astype(int)]
@@ -178,14 +148,7 @@ def _values_at(run: Run, values: np.ndarray, steps: np.ndarray) -> np.ndarray:
 
 
 def overview(problem: Problem) -> list[tuple[Figure, str]]:
-    """The problem in one picture: training loss against steps and seconds, and where it ends.
-
-    Args:
-        problem: the problem.
-
-    Returns:
-        Figures, each with its horizontal axis.
-    """
+    """The problem in one picture: training loss over steps and seconds, and final metrics."""
     losses = [block for block in curves(problem, "") if isinstance(block, Figure)][:1]
     ends = intervals(problem, "")[:2]
     return [

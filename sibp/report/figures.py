@@ -9,14 +9,7 @@ from sibp.report.blocks import Figure, Line
 
 
 def figure_data(figure: Figure) -> dict[str, Any]:
-    """All that the script needs.
-
-    Args:
-        figure: the figure.
-
-    Returns:
-        Mappings, lists, numbers and strings; strings are plain text.
-    """
+    """The figure as plain JSON-serialisable data."""
     return {
         "name": figure.name,
         "title": figure.title,

@@ -23,15 +23,7 @@ POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inli
 
 
 def page(document: Document, folder: Path) -> str:
-    """Write the page.
-
-    Args:
-        document: the report.
-        folder: where the page will lie, for links to run folders.
-
-    Returns:
-        HTML.
-    """
+    """The report as HTML; ``folder`` is where the page will be stored, so that links to run folders are relative."""
     figures = document.figures()
     drawn = styles(group for figure in figures for group in figure.groups)
     # The drawing library runs before the page's own script, and only where there is something to draw.
@@ -87,14 +79,7 @@ def _groups(sections: list[Section]) -> list[str]:
 
 
 def _runs_of(blocks: list[Block]) -> list[tuple[str, list[Block]]]:
-    """Blocks of one kind that follow one another, together.
-
-    Args:
-        blocks: of a section.
-
-    Returns:
-        (kind, blocks): ``curves``, ``Figure``, ``Matrix``, ``Table`` or ``Text``.
-    """
+    """Consecutive blocks of one kind, grouped as (``curves`` or the name of the class, blocks)."""
     found: list[tuple[str, list[Block]]] = []
     for block in blocks:
         kind = "curves" if isinstance(block, Figure) and block.curves else type(block).__name__
@@ -118,13 +103,5 @@ def _cell(cell: Cell, folder: Path) -> dict[str, str | None]:
 
 
 def link(path: Path, folder: Path) -> str:
-    """A link to a folder.
-
-    Args:
-        path: the folder.
-        folder: where the link stands.
-
-    Returns:
-        A relative address in which nothing is left to interpret.
-    """
+    """A percent-encoded relative link to a run folder."""
     return quote(os.fsencode(relative(path, folder)), safe="/")

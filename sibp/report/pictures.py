@@ -21,16 +21,7 @@ Panel = tuple[Figure, str]  # and which of its horizontal axes
 
 
 def save_pictures(document: Document, prefix: Path, form: str) -> list[Path]:
-    """Draw every figure to a file.
-
-    Args:
-        document: the report.
-        prefix: folder and beginning of the files' names.
-        form: ``png`` or ``svg``.
-
-    Returns:
-        The files.
-    """
+    """Draw every figure to PREFIX-NAME.png or .svg; returns the files."""
     figures = document.figures()
     drawn = styles(group for figure in figures for group in figure.groups)
     paths = [prefix.with_name(f"{prefix.name}-{figure.name}.{form}") for figure in figures]
@@ -40,14 +31,7 @@ def save_pictures(document: Document, prefix: Path, form: str) -> list[Path]:
 
 
 def panels_of(figure: Figure) -> list[Panel]:
-    """A figure against its own axis, and against training seconds where it has them.
-
-    Args:
-        figure: the figure.
-
-    Returns:
-        One panel or two.
-    """
+    """A figure over its own axis, and over training seconds where it has them."""
     timed = any(SECONDS in line.also for line in figure.lines)
     return [(figure, figure.x_title), *([(figure, SECONDS)] if timed else [])]
 
@@ -55,18 +39,7 @@ def panels_of(figure: Figure) -> list[Panel]:
 def picture(
     panels: Sequence[Panel], form: str, drawn: Mapping[str, Style] | None = None, columns: int = 2, seeds: bool = False
 ) -> bytes:
-    """Draw panels with one legend below them.
-
-    Args:
-        panels: one or more.
-        form: ``png`` or ``svg``.
-        drawn: how each method is drawn; None to choose here.
-        columns: panels side by side.
-        seeds: whether a line is drawn for every seed, too.
-
-    Returns:
-        The file's content.
-    """
+    """Draw panels as PNG or SVG with one legend below; ``seeds`` also draws the line of every seed."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure as Canvas
 

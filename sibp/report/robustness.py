@@ -16,15 +16,7 @@ CAPTION = (
 
 
 def robustness(problem: Problem, number: str) -> list[Block]:
-    """Final training loss over step size for every method.
-
-    Args:
-        problem: the problem.
-        number: of the problem in the report.
-
-    Returns:
-        The figure and how to read it.
-    """
+    """Final training loss over the learning rate for every method, with a caption."""
     tried = {method.name: [s for s in method.settings if s.numbers.get("lr", 0) > 0] for method in problem.methods}
     losses = {setting: _loss(setting) for settings in tried.values() for setting in settings}
     finite = [loss for loss in losses.values() if loss is not None and loss < math.inf]

@@ -38,16 +38,7 @@ INFINITY = (
 
 
 def build(collection: Collection, problems: Sequence[Problem], command: str) -> Document:
-    """Write the report.
-
-    Args:
-        collection: all that was read.
-        problems: the usable runs, compared.
-        command: what was typed to get here.
-
-    Returns:
-        The report.
-    """
+    """The report: the answer, curves, tables and checks of every problem, then all runs and how the report was made."""
     sections = [each for i, problem in enumerate(problems, start=1) for each in _problem_sections(problem, f"{i:02d}")]
     sections += [
         Section("All runs", [runs_table(problems)], level=2),
@@ -77,26 +68,12 @@ def _problem_sections(problem: Problem, number: str) -> list[Section]:
 
 
 def split_warnings(blocks: Sequence[Text]) -> tuple[list[Text], list[Text]]:
-    """Warnings, and what is no warning.
-
-    Args:
-        blocks: as :func:`~sibp.report.checks.comparability` gives them.
-
-    Returns:
-        Both.
-    """
+    """The warnings, and the rest."""
     return [block for block in blocks if block.warning], [block for block in blocks if not block.warning]
 
 
 def choice_text(problem: Problem) -> str:
-    """How settings were chosen.
-
-    Args:
-        problem: the problem.
-
-    Returns:
-        A sentence, and a part for every method.
-    """
+    """How the settings were chosen, for every method."""
     parts = []
     for method in problem.methods:
         choice = method.choice
@@ -128,14 +105,7 @@ def _seeds(seeds: frozenset[int]) -> str:
 
 
 def tally(collection: Collection) -> str:
-    """How many runs there are, and how they ended.
-
-    Args:
-        collection: all that was read.
-
-    Returns:
-        One sentence.
-    """
+    """The number of runs by status, in one sentence."""
     count = Counter(run.status for run in collection.runs)
     words = [f"{count[status]} {status}" for status in ("completed", "diverged", "failed", "unfinished")]
     total = len(collection.runs) + len(collection.broken)
@@ -143,14 +113,7 @@ def tally(collection: Collection) -> str:
 
 
 def broken_or_none(collection: Collection) -> list[Block]:
-    """The folders that could not be used.
-
-    Args:
-        collection: all that was read.
-
-    Returns:
-        Their table, or a sentence that there are none.
-    """
+    """The table of unusable folders, or a sentence that there are none."""
     return [broken_table(collection)] if collection.broken else [Text("No run is broken.")]
 
 
@@ -160,17 +123,7 @@ def how_made(
     rules: Sequence[str | None] = RULES,
     seconds: str = SECONDS,
 ) -> list[Block]:
-    """The command, the rules and the machine.
-
-    Args:
-        runs: all that were read.
-        command: what was typed.
-        rules: texts of modules, whose first paragraphs are left out.
-        seconds: what seconds are.
-
-    Returns:
-        A paragraph each, then a table.
-    """
+    """The command, the rules and the recorded environments."""
     paragraphs = [part for rule in rules for part in (rule or "").split("\n\n")[1:]]
     numbers = {"**": "", "`MIN_SEEDS`": f"{scoring.MIN_SEEDS}", "`LIMIT`": f"{profile.LIMIT:g}"}
     plain = [

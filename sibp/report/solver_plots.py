@@ -11,15 +11,7 @@ MAX_STATISTICS, MAX_LAYERS = 20, 40  # more cannot be looked at, and a damaged f
 
 
 def solver_plots(problem: Problem, number: str) -> list[Block]:
-    """One figure for each statistic, a line for each method and layer: the median over seeds.
-
-    Args:
-        problem: the problem.
-        number: of the problem in the report.
-
-    Returns:
-        The figures; nothing if no solver reported anything.
-    """
+    """One figure per solver statistic, one line per method and layer: the median over seeds."""
     methods = [(method, layers) for method in problem.methods if (layers := _layers(method))]
     names = sorted({s for method, _ in methods for run in method.runs for stats in run.solver.values() for s in stats})
     figures: list[Block] = []

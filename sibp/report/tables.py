@@ -27,14 +27,7 @@ NOWHERE = None, None
 
 
 def summary_table(problem: Problem) -> Table:
-    """One row a method: its chosen setting.
-
-    Args:
-        problem: the problem.
-
-    Returns:
-        The table.
-    """
+    """One row per method at its chosen setting."""
     quantities = (FINAL_LOSS, BEST_LOSS, *problem.quantities)
     rows = []
     for method in problem.methods:
@@ -45,14 +38,7 @@ def summary_table(problem: Problem) -> Table:
 
 
 def settings_table(problem: Problem) -> Table:
-    """One row a setting, without test figures: those are for chosen settings alone.
-
-    Args:
-        problem: the problem.
-
-    Returns:
-        The table.
-    """
+    """One row per setting, without test metrics: those are for chosen settings alone."""
     quantities = (FINAL_LOSS, BEST_LOSS, *problem.quantities[:2])
     rows = []
     for method in problem.methods:
@@ -85,14 +71,7 @@ def _setting_cells(runs: Sequence[Run], quantities: Sequence[Quantity], problem:
 
 
 def budget_table(problem: Problem) -> Table:
-    """What every method was given.
-
-    Args:
-        problem: the problem.
-
-    Returns:
-        The table.
-    """
+    """What each method was given: settings, runs, seconds, grids."""
     rows: list[list[Cell]] = []
     for method in problem.methods:
         runs = method.all_runs
@@ -109,14 +88,7 @@ def budget_table(problem: Problem) -> Table:
 
 
 def runs_table(problems: Sequence[Problem]) -> Table:
-    """One row a run.
-
-    Args:
-        problems: the problems.
-
-    Returns:
-        The table.
-    """
+    """One row per run."""
     rows = [
         _run_cells(problem, method, setting, run)
         for problem in problems
@@ -161,28 +133,13 @@ def _run_cells(problem: Problem, method: Method, setting: Setting, run: Run) -> 
 
 
 def broken_table(collection: Collection) -> Table:
-    """The folders that could not be used.
-
-    Args:
-        collection: all that was read.
-
-    Returns:
-        The table.
-    """
+    """The folders that could not be used, with reasons."""
     rows = [[Link(broken.path), broken.reason] for broken in collection.broken]
     return Table("broken", ("folder", "reason"), rows, "Broken runs: not part of any figure above")
 
 
 def notes_table(collection: Collection, problems: Sequence[Problem]) -> list[Block]:
-    """What was put right on reading, and which runs were left out as repetitions.
-
-    Args:
-        collection: all that was read.
-        problems: the problems.
-
-    Returns:
-        The table, if there is anything to note.
-    """
+    """Corrections made while reading, and runs left out as repetitions, if any."""
     rows: list[list[Cell]] = [[Link(run.path), note] for run in collection.runs for note in run.notes]
     for problem in problems:
         for run, kept in problem.repeated:
@@ -192,14 +149,7 @@ def notes_table(collection: Collection, problems: Sequence[Problem]) -> list[Blo
 
 
 def versions_table(runs: Sequence[Run]) -> Table:
-    """Where the runs took place.
-
-    Args:
-        runs: all runs.
-
-    Returns:
-        One row for each surrounding that the summaries name.
-    """
+    """One row for each environment that the summaries record."""
     count: Counter[tuple[str, ...]] = Counter()
     for run in runs:
         about = run.summary.get("environment")

@@ -13,28 +13,14 @@ MOST_PROBLEMS, WIDTH = 3, 100
 
 
 def in_short(problems: Sequence[Problem]) -> str:
-    """Medians and verdicts.
-
-    Args:
-        problems: compared.
-
-    Returns:
-        Lines for each of the first problems; a word on the rest.
-    """
+    """Medians and verdicts of the first problems, and how many more there are."""
     parts = [f"{problem.title}\n{table(problem)}\n\n{_sentences(problem)}" for problem in problems[:MOST_PROBLEMS]]
     more = len(problems) - MOST_PROBLEMS
     return "\n\n".join([*parts, *([f"… and {more} more in the report"] if more > 0 else [])])
 
 
 def table(problem: Problem) -> str:
-    """One line a method: its chosen setting, and medians with 95 % intervals over seeds.
-
-    Args:
-        problem: the problem.
-
-    Returns:
-        The table, without a last newline.
-    """
+    """One line per method: its chosen setting, and medians with 95 % intervals over seeds."""
     quantities = judged_quantities(problem)
     rows = [("method", "setting", "seeds", *(quantity.title for quantity in quantities), "ms/step")]
     for method in problem.methods:

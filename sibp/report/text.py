@@ -11,13 +11,7 @@ from sibp.runs.values import shown
 
 
 def figure(value: float) -> str:
-    """A number to four significant digits.
-
-    Args:
-        value: may be infinite.
-
-    Returns:
-        Such as ``0.05432``, ``1.2e-07`` or ``∞``.
+    """A number with four significant digits.
 
     Example:
         >>> figure(0.97449), figure(5500.0), figure(float("inf")), figure(float("-inf"))
@@ -29,14 +23,7 @@ def figure(value: float) -> str:
 
 
 def cell_text(cell: Cell) -> str:
-    """A cell for a reader.
-
-    Args:
-        cell: the cell.
-
-    Returns:
-        Its text; an interval follows its median in brackets.
-    """
+    """A cell as text; an interval follows its median in brackets."""
     if cell is None:
         return "–"
     if isinstance(cell, Estimate):
@@ -48,27 +35,12 @@ def cell_text(cell: Cell) -> str:
 
 
 def is_number(cell: Cell) -> bool:
-    """Whether a cell is set flush right.
-
-    Args:
-        cell: the cell.
-
-    Returns:
-        True for numbers and estimates.
-    """
+    """Whether a cell is right-aligned: a number or an estimate."""
     return isinstance(cell, int | float | Estimate)
 
 
 def relative(path: Path, folder: Path) -> str:
-    """The way from the report's folder to a run.
-
-    Args:
-        path: the run's folder; one that is packed has none, and the way leads to the file that holds it.
-        folder: the report's.
-
-    Returns:
-        A relative path with forward slashes.
-    """
+    """The relative path from the report's folder to a run, or to the packed file that holds it."""
     if not os.path.exists(path) and (path.parent / PACKED).exists():
         path = path.parent / PACKED
     return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()

@@ -16,14 +16,7 @@ CLOCK_WORDS = {BETTER: "better than", NOISE: "within the noise of", WORSE: "wors
 
 
 def outcome(problem: Problem) -> list[str]:
-    """Who won, how surely, and what it means; if seeds are missing, the commands that add them.
-
-    Args:
-        problem: the problem.
-
-    Returns:
-        A sentence each; one sentence if there is nothing to compare.
-    """
+    """Who won, how surely, and what it means; if seeds are missing, the commands that add them."""
     if sum(bool(method.runs) for method in problem.methods) < 2:
         return ["There are no two methods with results: nothing to compare."]
     found = duels(problem)
@@ -101,26 +94,12 @@ def _meaning(problem: Problem, found: Answer) -> str:
 
 
 def clock_of(problem: Problem) -> str:
-    """Whose seconds decide.
-
-    Args:
-        problem: the problem.
-
-    Returns:
-        In words.
-    """
+    """Whose seconds decide, in words."""
     return "the clock of these runs" if problem.clock is None else "the clock measured apart, interleaved"
 
 
 def clock_table(problem: Problem) -> list[Block]:
-    """Every verdict by the clock with its ratios.
-
-    Args:
-        problem: the problem.
-
-    Returns:
-        The table; nothing where there are no seconds.
-    """
+    """Every verdict by the clock with its ratios; nothing without seconds."""
     found = by_the_clock(problem)
     columns = ("method", "verdict", "against", "step may cost, times", "step costs, times", "seeds", "samples")
     rows: list[list[Cell]] = [
@@ -142,14 +121,7 @@ def _missing(problem: Problem, found: Sequence[Duel]) -> list[str]:
 
 
 def verdicts(problem: Problem) -> list[Block]:
-    """Every two methods as a matrix for each quantity.
-
-    Args:
-        problem: the problem.
-
-    Returns:
-        The matrices; nothing if there is nothing to compare.
-    """
+    """A verdict matrix for each metric and for the clock; nothing if there is nothing to compare."""
     found = duels(problem)
     names = [method.name for method in problem.methods if method.runs]
     quantities = dict.fromkeys(duel.quantity for duel in found if duel.quantity != SAME_SECONDS)
@@ -168,14 +140,7 @@ def _matrix(quantity: str, names: Sequence[str], found: Sequence[Duel]) -> Matri
 
 
 def verdict_table(problem: Problem) -> Table | Text:
-    """Every verdict with its numbers.
-
-    Args:
-        problem: the problem.
-
-    Returns:
-        The table; a sentence if there is nothing to compare.
-    """
+    """Every pairwise verdict with its numbers."""
     found = duels(problem)
     if not found:
         return Text("There are no two methods with results: nothing to compare.")

@@ -8,12 +8,5 @@ from sibp.report.pictures import picture as drawn
 
 
 def picture(table: Sequence[Standing]) -> bytes:
-    """Scores and profiles for the validation target, in steps and in seconds.
-
-    Args:
-        table: the standings.
-
-    Returns:
-        The picture as SVG, always the same bytes for the same runs: the six best methods of each panel in colour.
-    """
+    """Scores and profiles for the validation target, in steps and in seconds, as SVG."""
     return drawn([(figure, figure.x_title) for figure in (*scores(table)[:2], *profiles(table)[:2])], "svg")

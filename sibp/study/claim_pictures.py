@@ -33,15 +33,7 @@ CEILING = 3.0  # of losses drawn: guessing has 2.3
 
 
 def pictures(evidence: Evidence, experiments: Mapping[str, Experiment]) -> dict[str, bytes]:
-    """Draw what is kept.
-
-    Args:
-        evidence: what is kept.
-        experiments: all of them.
-
-    Returns:
-        Name of the experiment -> SVG.
-    """
+    """Experiment -> SVG, for those that are kept."""
     found = {}
     for name in experiments:
         if name in DRAWN:
