@@ -15,6 +15,7 @@ from sibp.runs.folder import write_atomic
 
 LONGEST_TITLE, LONGEST_LABEL, LONGEST_ROW = 60, 48, 24  # characters in a picture
 PANEL_CHARACTERS = 60  # of the legend, below a panel
+WIDEST = 11.5  # inches: three panels stay legible on a page
 METADATA = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 SETTINGS: dict[Any, Any] = {"svg.hashsalt": "sibp", "font.size": 9, "text.usetex": False, "axes.axisbelow": True}
 Panel = tuple[Figure, str]  # and which of its horizontal axes
@@ -50,8 +51,10 @@ def picture(
         warnings.filterwarnings("ignore", "Glyph")  # a sign that the font lacks is drawn as a box
         tallest = max(len(figure.rows) for figure, _ in panels)
         height = max(3.4, 0.2 * tallest + 0.8)
-        canvas = Canvas(figsize=(4.8 * across + 0.4, height * down + 0.6), layout="constrained")
-        for axes, (figure, axis) in zip(canvas.subplots(down, across, squeeze=False).flat, panels, strict=False):
+        canvas = Canvas(figsize=(min(4.8 * across + 0.4, WIDEST), height * down + 0.6), layout="constrained")
+        vertical = {figure.y_title for figure, _ in panels}
+        grid = canvas.subplots(down, across, squeeze=False, sharey=len(vertical) == 1 and vertical != {""})
+        for axes, (figure, axis) in zip(grid.flat, panels, strict=False):
             _panel(axes, figure, axis, drawn, seeds)
         labels: dict[str, Any] = {}
         for axes in canvas.axes:
