@@ -25,10 +25,10 @@ from sibp.analysis.statistics import Estimate, estimate
 from sibp.analysis.step_sizes import losses, reach, room, spread
 from sibp.report.arena_page import against_table, outcome_table, standing_table
 from sibp.report.blocks import Table
+from sibp.report.cells import cell_text
 from sibp.report.curves import overview
 from sibp.report.markdown import lines_of_table
 from sibp.report.pictures import picture
-from sibp.report.text import cell_text
 from sibp.runs.reading import Run
 from sibp.study.claims import read_claims
 from sibp.study.claims_page import judged, verdict_table
@@ -84,7 +84,7 @@ def comparison(problem: Problem) -> str:
         step = method.step_seconds()
         rows.append([
             method.name,
-            method.chosen.label if method.chosen else None,
+            method.label,
             accuracy,
             loss,
             against_sgd.get((FINAL_LOSS.title, method.name)),

@@ -1,15 +1,4 @@
-"""Many methods on several problems: who gets to SGD's own result, and how soon.
-
-**The targets** of a problem are what SGD, tuned like all others, ends with: the medians over its seeds of the final
-validation figure (accuracy; loss where there is none) and of the final training loss.
-
-**The cost** of a run is the steps to the first logged row that meets the target. In seconds, it is these steps times
-the method's seconds a step: the median over its runs of training seconds by steps, so that a machine that is slow for a
-while does not decide. A missed target costs infinitely much.
-
-**An instance** is a problem with one of its seeds. A method that was not entered for a problem, or lacks a seed, counts
-as having failed there.
-"""
+"""Many methods on several problems: who reaches SGD's own result, and how soon; report/rules.html states the rules."""
 
 import json
 import math
@@ -21,7 +10,7 @@ from typing import Any
 from sibp.analysis.comparison import Method, Problem, compare
 from sibp.analysis.duels import by_seed
 from sibp.analysis.outcomes import FINAL_LOSS, Quantity, Target, to_target, training_seconds
-from sibp.analysis.profile import ranks, ratios, resampled_scores, score, shares_of_firsts
+from sibp.analysis.performance_profiles import ranks, ratios, resampled_scores, score, shares_of_firsts
 from sibp.analysis.statistics import Estimate, bounds, estimate, median
 from sibp.runs.collect import Broken, collect
 from sibp.runs.identity import essential

@@ -1,11 +1,4 @@
-"""Verdicts by the clock: how much a step may cost, and how much it does.
-
-The **break-even ratio** of a method against another is how many times as much as the other's its step may cost before
-it loses. Where its final loss is the lower one, that is the other's steps over its own steps to the other's final loss,
-1 or more; else the other's steps to its own final loss over its own steps, less than 1. The rows that were logged limit
-both. A method wins by the clock if the measured ratio of seconds a step, with its whole 95 % interval, lies below the
-break-even ratio's interval; it loses if it lies above; where they meet, the difference is **within the noise**.
-"""
+"""Verdicts by the clock: how much a step may cost, and how much it does; report/rules.html states the rules."""
 
 import json
 import math
@@ -58,15 +51,10 @@ def by_the_clock(problem: Problem) -> list[Timed]:
 
 def verdict(break_even: Estimate, measured: Estimate) -> str:
     """The word for a break-even ratio and a measured ratio, as in :class:`Timed`."""
-    low, high = _ends(break_even)
     if break_even.count < MIN_SEEDS:
         return TOO_FEW
-    least, most = _ends(measured)
+    (low, high), (least, most) = break_even.ends, measured.ends
     return BETTER if most < low else WORSE if least > high else NOISE
-
-
-def _ends(of: Estimate) -> tuple[float, float]:
-    return (of.median if of.low is None else of.low), (of.median if of.high is None else of.high)
 
 
 def break_evens(method: Method, other: Method) -> list[float]:

@@ -70,6 +70,11 @@ class Method:
     runs: list[Run]
 
     @property
+    def label(self) -> str | None:
+        """That of the chosen setting; None if there is none."""
+        return self.chosen.label if self.chosen else None
+
+    @property
     def all_runs(self) -> list[Run]:
         """The runs of all its settings."""
         return [run for setting in self.settings for run in setting.runs]

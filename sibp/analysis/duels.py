@@ -33,9 +33,9 @@ class Duel:
 
 
 def _negative(of: Estimate | None) -> Estimate | None:
-    if of is None or of.low is None or of.high is None:
+    if of is None or of.low is None:
         return of and replace(of, median=-of.median)
-    return Estimate(-of.median, -of.high, -of.low, of.count)
+    return Estimate(-of.median, -of.ends[1], -of.low, of.count)
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,12 @@ class Answer:
 
     Attributes:
         quantity: such as ``final train loss``.
-        larger_is_better: as for an accuracy.
         medians: of every method with results, the best first.
         leader: the method with the best median; None if several share it.
         duels: the leader's against every other, in the order of the medians.
     """
 
     quantity: str
-    larger_is_better: bool
     medians: Sequence[tuple[Method, Estimate]]
     leader: Method | None
     duels: Sequence[Duel]
@@ -104,25 +102,19 @@ def after_equal_seconds(
     return {seed: pair[0] for seed, pair in known.items()}, {seed: pair[1] for seed, pair in known.items()}
 
 
-def answer(problem: Problem, quantity: Quantity, found: Sequence[Duel]) -> Answer | None:
-    """Who won in one of :func:`judged_quantities`; None if no method has a value."""
-    known = [(method, estimate(list(by_seed(method, quantity).values()))) for method in problem.methods]
-    medians = [(method, of) for method, of in known if of]
+def answer(problem: Problem, quantity: Quantity) -> Answer | None:
+    """Who won in a quantity; None if no method has a value."""
+    values = {method: by_seed(method, quantity) for method in problem.methods}
+    medians = [(method, found) for method, own in values.items() if (found := estimate(list(own.values())))]
     if not medians:
         return None
-    sign = -1 if quantity.larger_is_better else 1
-    medians.sort(key=lambda each: sign * each[1].median)
-    shared = sum(of.median == medians[0][1].median for _, of in medians)
-    leader = medians[0][0] if shared == 1 else None
-    own = {duel.other: duel for duel in seen_by(leader, found, quantity.title)} if leader else {}
-    ordered = [own[method] for method, _ in medians if method in own]
-    return Answer(quantity.title, quantity.larger_is_better, medians, leader, ordered)
-
-
-def seen_by(method: Method, found: Sequence[Duel], quantity: str) -> list[Duel]:
-    """A method's duels in a quantity, each seen by this method."""
-    mine = [duel for duel in found if duel.quantity == quantity and method in (duel.method, duel.other)]
-    return [duel if duel.method is method else duel.turned() for duel in mine]
+    better = quantity.larger_is_better
+    medians.sort(key=lambda each: -each[1].median if better else each[1].median)
+    (leader, best), *others = medians
+    if any(of.median == best.median for _, of in others):
+        return Answer(quantity.title, medians, None, [])
+    rivals = [(other, verdict(values[leader], values[other], better)) for other, _ in others]
+    return Answer(quantity.title, medians, leader, [Duel(quantity.title, leader, *rival) for rival in rivals])
 
 
 def missing_seeds(problem: Problem, found: Sequence[Duel]) -> Mapping[Method, list[int]]:

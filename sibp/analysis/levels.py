@@ -1,14 +1,13 @@
 """Targets at three levels, and what a method costs when its tuning is paid for, too.
 
-**The levels** of a problem, for its final validation metric and its final training loss: what SGD, tuned like all
-others, ends with; the median over all methods of what each ends with; and the best decile of these. A method ends with
-its median over seeds.
+**The levels** of a problem are what SGD, tuned like all others, ends with; the median over all methods of what each
+ends with; and the best decile of these. A method ends with its median over seeds.
 
-**The total cost** of a run is the time of all its method's trials on that problem, at the pace of its final runs, and
-then the time to the target. Every method has as many trials, so that in steps tuning would only add the same to all.
+**The total cost** of a run is the time of all its method's trials on that problem, at the pace of its final runs, plus
+the time to the target. Every method has as many trials, so in steps tuning would add the same to all.
 
-A target is met **at the first look** if the fastest method has it at the first row logged after the start in at least
-half of its seeds: such a problem tells how often one looked, and no more.
+A target is met **at the first look** if the fastest method meets it at the first row logged after the start in at least
+half of its seeds: such a problem only tells how often metrics were logged.
 """
 
 import math
@@ -19,7 +18,7 @@ from sibp.analysis.arena import GOALS, Contest, costs, costs_by_seed, pace
 from sibp.analysis.comparison import Method
 from sibp.analysis.duels import by_seed
 from sibp.analysis.outcomes import Target
-from sibp.analysis.profile import ratios, score
+from sibp.analysis.performance_profiles import ratios, score
 from sibp.analysis.statistics import median
 from sibp.runs.identity import TRIAL
 
@@ -77,7 +76,7 @@ def _level(contest: Contest, target: Target) -> Level:
 
 
 def scores(contests: Sequence[Contest], goal: str) -> dict[str, dict[tuple[str, str], float]]:
-    """``{method: {(level, cost): score}}``, as :func:`sibp.analysis.profile.score`."""
+    """``{method: {(level, cost): score}}``, as :func:`sibp.analysis.performance_profiles.score`."""
     names = sorted({method.name for contest in contests for method in contest.problem.methods if method.runs})
     found: dict[str, dict[tuple[str, str], float]] = {name: {} for name in names}
     aims = zip(*(targets(contest, goal) for contest in contests), strict=True)

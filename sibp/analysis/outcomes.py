@@ -1,4 +1,4 @@
-"""The figures of one run, by the rules of :mod:`sibp.analysis.scoring`."""
+"""Metrics of one run, by the rules of report/rules.html."""
 
 import math
 from collections.abc import Callable, Sequence

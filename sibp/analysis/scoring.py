@@ -1,27 +1,4 @@
-"""Who won: the rules, as pure functions of numbers.
-
-**The figure of a run.** A run that completed counts with its last logged row. A run that diverged or failed counts as
-worse than any that completed: an infinite loss, an accuracy below all others, a target never reached. A run that is
-unfinished or broken does not count; the report lists it.
-
-**The chosen setting of a method** has the highest median final validation accuracy, then the lowest median final
-validation loss, over the tuning seeds: those of the runs that say they are trials, or, where none does, those with
-which at least half of the method's settings were run. A setting that lacks one of them is not considered. Test data
-have no say. Where a sweep has chosen, by whatever it was told to choose by, its choice stands: runs that say they are
-final ones, and of several such settings the best by this rule. If the chosen setting was also run with fresh seeds
-(`MIN_SEEDS` or more, or at least as many as the tuning seeds), the report shows the fresh ones alone; otherwise all of
-them, and says so.
-
-**A verdict** between two methods compares their chosen settings on the seeds they share: same initial weights, same
-batches. With fewer than `MIN_SEEDS` such seeds it is "too few seeds". Otherwise it is "better" or "worse" if the
-bootstrap interval of the median difference excludes 0, and "no difference" if not. With 5 seeds the interval excludes
-0 only if all 5 agree in sign, which happens by chance to equal methods in 1 of 16 comparisons; the sign test beside it
-says as much. Verdicts are not corrected for their number; the p by Holm beside the sign test's is, over all
-comparisons in the same quantity.
-
-**A target** is reached at the first logged row that meets it: the report cannot see between rows. A missed target is
-infinitely far away; the median over seeds counts it so.
-"""
+"""Choosing a method's setting, and verdicts: pure functions of numbers; report/rules.html states the rules."""
 
 import math
 from collections import Counter

@@ -23,6 +23,11 @@ class Estimate:
     high: float | None
     count: int
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Of the interval; the median twice where there is none."""
+        return (self.median if self.low is None else self.low), (self.median if self.high is None else self.high)
+
 
 def estimate(values: Sequence[float]) -> Estimate | None:
     """The median of values (no NaN) with its bootstrap interval; None without values."""

@@ -1,21 +1,7 @@
-"""How large a step size may be, and how little it matters: figures of a method at one seed, over all its settings.
+"""How large a step size may be, and how little it matters: metrics of a method at one seed, over all its settings.
 
-At every step size, the best of the other hyper-parameters counts, by the final training loss at that seed.
-
-**Largest step size** is the largest at which training works: the loss ends below half of what it was at the start.
-
-**Width of step sizes** is that of the interval, around the best step size, in which every step size tried ends within
-`WITHIN` of the best loss: from its first to its last, in powers of ten. It depends on no scale, but on the grid.
-
-The other three have each method's own best step size as their unit, as a step on weights and one on neurons have no
-common one. All are in powers of ten, and end with the grid at the latest:
-
-**Range of step sizes** is that of the interval around the best in which the loss stays within `FACTOR` of the least.
-Its ends lie between two step sizes tried, on a straight line of both logarithms; before a diverged one, at the last.
-
-**Reach above the best step size** is the part of that range above the best.
-
-**Room before divergence** is how far above the best lies the first step size tried that ends no lower than it began.
+At every step size, the best of the other hyper-parameters counts, by the final training loss at that seed. All but the
+largest step size are in powers of ten, and end with the grid at the latest; minus infinity if every run diverged.
 """
 
 import itertools
@@ -47,7 +33,7 @@ def losses(method: Method, at: Mapping[str, float]) -> dict[int, dict[float, tup
 
 
 def largest(by_lr: Mapping[float, tuple[float, float]]) -> float:
-    """The largest step size at which training works.
+    """The largest step size at which the loss ends below half of what it was at the start.
 
     Example:
         >>> largest({0.1: (2.3, 0.5), 1.0: (2.3, 1.1), 10.0: (2.3, 2.2)})
@@ -57,7 +43,7 @@ def largest(by_lr: Mapping[float, tuple[float, float]]) -> float:
 
 
 def width(by_lr: Mapping[float, tuple[float, float]]) -> float:
-    """The width of the interval of step sizes that end about as well as the best.
+    """The interval around the best step size in which every one tried ends within `WITHIN` of the least loss.
 
     Example:
         >>> width({0.01: (2.3, 0.5), 0.1: (2.3, 0.1), 1.0: (2.3, 0.11), 10.0: (2.3, 0.4), 100.0: (2.3, 0.1)})
@@ -78,7 +64,7 @@ def width(by_lr: Mapping[float, tuple[float, float]]) -> float:
 
 
 def room(by_lr: Mapping[float, tuple[float, float]]) -> float:
-    """How far above the best step size training first fails.
+    """How far above the best lies the first step size tried whose loss ends no lower than it began.
 
     Example:
         >>> room({0.1: (2.3, 0.1), 1.0: (2.3, 1.9), 10.0: (2.3, 2.4), 100.0: (2.3, 5.0)})

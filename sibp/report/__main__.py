@@ -12,11 +12,11 @@ from sibp.analysis.comparison import compare
 from sibp.report.arena_page import build_arena
 from sibp.report.blocks import Document
 from sibp.report.exports import csv_files
-from sibp.report.html import page
 from sibp.report.markdown import markdown
 from sibp.report.pictures import save_pictures
 from sibp.report.sections import build
 from sibp.report.terminal import in_short
+from sibp.report.web_page import page
 from sibp.runs.collect import collect
 from sibp.runs.folder import write_atomic
 from sibp.runs.output import forgiving_output

@@ -4,21 +4,20 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import product
 
-import numpy as np
-
-from sibp.analysis import arena, profile, scoring
+from sibp.analysis import arena
 from sibp.analysis.arena import GOALS, UNITS, Contest, Standing, costs, pace, standings
 from sibp.analysis.comparison import Method, Setting
-from sibp.analysis.duels import by_seed
+from sibp.analysis.duels import answer, by_seed
 from sibp.analysis.outcomes import Quantity, over_runs
-from sibp.analysis.profile import share_within, steps_of
-from sibp.analysis.scoring import BETTER, SAME, WORSE, verdict
-from sibp.analysis.statistics import estimate, median
+from sibp.analysis.performance_profiles import share_within, steps_of
+from sibp.analysis.scoring import verdict
+from sibp.analysis.statistics import estimate
 from sibp.report.blocks import Cell, Document, Figure, Line, Section, Table, Text
 from sibp.report.checks import comparability
-from sibp.report.sections import broken_or_none, choice_text, how_made, tally
-from sibp.report.tables import budget_table, notes_table
-from sibp.report.text import cell_text, figure
+from sibp.report.curves import interval
+from sibp.report.sections import broken_and_notes, choice_text, how_made, tally
+from sibp.report.tables import budget_table
+from sibp.report.verdicts import who_won
 from sibp.runs.collect import Collection
 
 FARTHEST = 10.0  # times the fastest: where the drawn profiles end
@@ -34,22 +33,20 @@ def build_arena(collection: Collection, contests: Sequence[Contest], command: st
     table = standings(contests)
     problems = [contest.problem for contest in contests]
     count = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}"
-    standing_tables = [standing_table(table, goal) for goal in GOALS]
-    sections = [
-        Section("All problems together", [*scores(table), Text(CAPTION), *profiles(table), *standing_tables], level=2),
-    ]
+    first = [*scores(table), Text(CAPTION), *profiles(table), *(standing_table(table, goal) for goal in GOALS)]
+    sections = [Section("All problems together", first, level=2)]
     for contest in contests:
+        problem, targets = contest.problem, " and ".join(target.title for target in contest.targets)
+        answers = [who_won(each) for quantity in contest.quantities if (each := answer(problem, quantity))]
+        texts = [f"Targets, the medians that {arena.REFERENCE} ends with: {targets}.", *answers]
         sections += [
-            Section(contest.problem.title, comparability(contest.problem), level=2),
-            Section("Outcome", [*map(Text, _targets(contest)), *map(Text, leaders(contest)), outcome_table(contest)]),
-            Section("Budget", [budget_table(contest.problem), Text(choice_text(contest.problem))], folded=True),
+            Section(problem.title, comparability(problem), level=2),
+            Section("Outcome", [*map(Text, texts), outcome_table(contest)]),
+            Section("Budget", [budget_table(problem), Text(choice_text(problem))], folded=True),
         ]
-    rules = (arena.__doc__, profile.__doc__, scoring.__doc__)
-    sections += [
-        Section("Broken runs and notes", [*broken_or_none(collection), *notes_table(collection, problems)], level=2),
-        Section("How this was made", how_made(collection.runs, command, rules, seconds=""), level=2),
-    ]
-    return Document(f"The arena: {len(table)} methods, {count}", sections, tally(collection))
+    sections += [broken_and_notes(collection, problems), how_made(collection.runs, command)]
+    title = f"The arena: {len(table)} methods, {count}"
+    return Document(title, sections, tally(collection), ("verdicts", "arena"))
 
 
 def standing_table(table: Sequence[Standing], goal: str) -> Table:
@@ -76,13 +73,8 @@ def scores(table: Sequence[Standing]) -> list[Figure]:
     """Scores with their intervals: one figure per target and unit of cost, the best method first."""
     found = []
     for goal, unit, ranked in _rankings(table):
-        lines = []
-        for row, each in enumerate(ranked):
-            score = each.scores[goal, unit]
-            low, high = (np.array([score.median if of is None else of]) for of in (score.low, score.high))
-            place, at = np.array([score.median]), np.array([float(row)])
-            said = [f"{each.name}: {cell_text(score)}"]
-            lines.append(Line(each.name, each.name, place, at, low, high, "interval", said, True, muted=row >= BEST))
+        found_of = enumerate((each.name, each.scores[goal, unit]) for each in ranked)
+        lines = [interval(name, row, score, muted=row >= BEST) for row, (name, score) in found_of]
         title = f"score: {unit} to the {goal} target"
         rows = [line.label for line in lines]
         found.append(Figure(f"score-{goal}-{unit}", title, f"score in {unit}, 95 % interval", "", lines, rows=rows))
@@ -167,27 +159,3 @@ def _against(method: Method, other: Method | None, quantity: Quantity) -> str | 
     if other is None or method is other:
         return None
     return verdict(by_seed(method, quantity), by_seed(other, quantity), quantity.larger_is_better).word
-
-
-def _targets(contest: Contest) -> list[str]:
-    titles = " and ".join(target.title for target in contest.targets)
-    return [f"Targets, {arena.REFERENCE}'s own medians: {titles}."]
-
-
-def leaders(contest: Contest) -> list[str]:
-    """For each quantity, who has the best median, and whom it beats seed by seed."""
-    return [_leader(contest, quantity) for quantity in contest.quantities]
-
-
-def _leader(contest: Contest, quantity: Quantity) -> str:
-    known = {m.name: found for m in contest.problem.methods if (found := by_seed(m, quantity))}
-    sign = -1 if quantity.larger_is_better else 1
-    best = min(known, key=lambda name: (sign * median(list(known[name].values())), name))
-    words: dict[str, list[str]] = {}
-    for name, found in known.items():
-        if name != best:
-            words.setdefault(verdict(known[best], found, quantity.larger_is_better).word, []).append(name)
-    said = {BETTER: "better than", SAME: "no different from", WORSE: "worse, seed by seed, than"}
-    parts = [f"{text} {', '.join(words[word])}" for word, text in said.items() if word in words]
-    value = figure(median(list(known[best].values())))
-    return f"{quantity.title.capitalize()}: {best} has the best median ({value}); {'; '.join(parts) or 'it is alone'}."

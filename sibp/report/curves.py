@@ -8,8 +8,9 @@ import numpy as np
 from sibp.analysis.comparison import Method, Problem
 from sibp.analysis.duels import judged_quantities
 from sibp.analysis.outcomes import over_runs
+from sibp.analysis.statistics import Estimate
 from sibp.report.blocks import Block, Figure, Line, Text
-from sibp.report.text import cell_text
+from sibp.report.cells import cell_text
 from sibp.runs.reading import Run
 from sibp.runs.values import number_or_nan
 
@@ -39,6 +40,13 @@ def curves(problem: Problem, number: str) -> list[Block]:
     return [*figures, Text(CAPTION)]
 
 
+def interval(name: str, row: int, found: Estimate, detail: str = "", muted: bool = False) -> Line:
+    """A median with its interval, in one row of a figure."""
+    x, low, high = (np.array([found.median if math.isinf(end) else end]) for end in (found.median, *found.ends))
+    said, y = [f"{name}: {cell_text(found)}, {found.count} seeds"], np.array([float(row)])
+    return Line(name, name, x, y, low, high, "interval", said, named=True, detail=detail, muted=muted)
+
+
 def intervals(problem: Problem, number: str) -> list[Figure]:
     """One figure per metric: a dot with a 95 % interval for each method that has a finite median."""
     figures = []
@@ -48,12 +56,7 @@ def intervals(problem: Problem, number: str) -> list[Figure]:
             found = over_runs(method.runs, quantity.of)
             if found is None or not math.isfinite(found.median):
                 continue
-            low, high = (found.median if of is None or math.isinf(of) else of for of in (found.low, found.high))
-            ends = (np.array([low]), np.array([high]))
-            said = [f"{method.name}: {cell_text(found)}, {found.count} seeds"]
-            detail = method.chosen.label if method.chosen else ""
-            place, row = np.array([found.median]), np.array([float(len(rows))])
-            lines.append(Line(method.name, method.name, place, row, *ends, "interval", said, True, detail))
+            lines.append(interval(method.name, len(rows), found, method.label or ""))
             rows.append(method.name)
         if lines:
             bounds = np.array([[line.low, line.high] for line in lines])
@@ -81,12 +84,9 @@ def _method_lines(method: Method, metric: str) -> list[Line]:
             np.nanmedian(each, axis=0) if not np.isnan(each).all(axis=0).any() else np.full(seen.sum(), np.nan)
         )
     low, high = (np.nanmin(values, axis=0), np.nanmax(values, axis=0)) if len(runs) > 1 else (None, None)
-    detail = method.chosen.label if method.chosen else ""
     middle = np.nanmedian(values, axis=0)
-    return [
-        *lines,
-        Line(method.name, method.name, places.pop(STEPS), middle, low, high, named=True, detail=detail, also=places),
-    ]
+    name, x, detail = method.name, places.pop(STEPS), method.label or ""
+    return [*lines, Line(name, name, x, middle, low, high, named=True, detail=detail, also=places)]
 
 
 def _seed_line(method: Method, run: Run, metric: str) -> Line:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sibp.analysis.statistics import Estimate
 from sibp.report.blocks import Cell, Document, Link, Table
-from sibp.report.text import relative
+from sibp.report.cells import relative
 
 
 def csv_files(document: Document, folder: Path) -> dict[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from sibp.report.blocks import Block, Cell, Document, Figure, Link, Matrix, Table, Text
-from sibp.report.text import cell_text, relative
+from sibp.report.cells import cell_text, relative
 
 NUMBER = re.compile(r"(\*\*)?[−-]?[\d.∞][^a-z]*$|–?$")  # also with an interval, or nothing at all
 NUMBERED = re.compile(r"[\d∞]")
@@ -28,8 +28,7 @@ def markdown(document: Document, folder: Path, stem: str, drawn: str | None) -> 
 
 def _block(block: Block, folder: Path, stem: str, drawn: str | None) -> str:
     if isinstance(block, Text):
-        text = "" if block.detail else _safe(block.text)
-        return f"**Warning:** {text}" if block.warning else text
+        return f"**Warning:** {_safe(block.text)}" if block.warning else _safe(block.text)
     if isinstance(block, Table):
         return "" if block.folded else _table(block, folder)
     if isinstance(block, Matrix):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from sibp.analysis.comparison import Problem
 from sibp.analysis.duels import judged_quantities
 from sibp.analysis.outcomes import over_runs
-from sibp.report.text import cell_text
+from sibp.report.cells import cell_text
 from sibp.report.verdicts import outcome
 
 MOST_PROBLEMS, WIDTH = 3, 100
@@ -26,8 +26,9 @@ def table(problem: Problem) -> str:
     for method in problem.methods:
         step = method.step_seconds()
         cells = [cell_text(over_runs(method.runs, quantity.of)) for quantity in quantities]
-        setting = method.chosen.label if method.chosen else "–"
-        rows.append((method.name, setting, str(len(method.runs)), *cells, f"{1000 * step:.2f}" if step else "–"))
+        rows.append(
+            (method.name, method.label or "–", str(len(method.runs)), *cells, f"{1000 * step:.2f}" if step else "–")
+        )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

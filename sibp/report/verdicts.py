@@ -8,7 +8,7 @@ from sibp.analysis.duels import SAME_SECONDS, Answer, Duel, answer, duels, judge
 from sibp.analysis.scoring import BETTER, MIN_SEEDS, SAME, TOO_FEW, WORSE
 from sibp.analysis.statistics import Estimate, holm
 from sibp.report.blocks import Block, Cell, Matrix, Table, Text
-from sibp.report.text import cell_text, figure
+from sibp.report.cells import cell_text, four_digits
 from sibp.runs.repeat import command
 
 AGAINST = {BETTER: "better than", SAME: "no different from", WORSE: "worse than", TOO_FEW: "not decided against"}
@@ -20,20 +20,20 @@ def outcome(problem: Problem) -> list[str]:
     if sum(bool(method.runs) for method in problem.methods) < 2:
         return ["There are no two methods with results: nothing to compare."]
     found = duels(problem)
-    quantities = judged_quantities(problem)
-    answers = [each for quantity in quantities if (each := answer(problem, quantity, found))]
-    sentences = [_who_won(each) for each in answers]
+    answers = [each for quantity in judged_quantities(problem) if (each := answer(problem, quantity))]
+    sentences = [who_won(each) for each in answers]
     if answers and answers[0].leader:
         sentences.append(_meaning(problem, answers[0]))
     return sentences + _missing(problem, found)
 
 
-def _who_won(found: Answer) -> str:
+def who_won(found: Answer) -> str:
+    """Who won in one quantity, by how much and how surely."""
     title = found.quantity.capitalize()
     best = found.medians[0][1]
     if found.leader is None:
         names = ", ".join(method.name for method, of in found.medians if of.median == best.median)
-        return f"{title}: {names} share the best median ({figure(best.median)})."
+        return f"{title}: {names} share the best median ({four_digits(best.median)})."
     if not found.duels:
         return f"{title}: only {found.leader.name} has a result ({cell_text(best)})."
     if not found.clear:
@@ -44,7 +44,7 @@ def _who_won(found: Answer) -> str:
     return (
         f"{title}: {found.leader.name} won ({cell_text(best)}), better than {_names(found.duels)}; the nearest, "
         f"{nearest.other.name}, is behind by {_size(verdict.difference)} at the median, on {verdict.wins} of {count} "
-        f"seeds (sign test p = {figure(verdict.sign_p)})."
+        f"seeds (sign test p = {four_digits(verdict.sign_p)})."
     )
 
 
@@ -75,7 +75,7 @@ def _size(difference: Estimate | None) -> str:
     if difference is None or difference.low is None or difference.high is None:
         return "unknown size"
     low, high = sorted((abs(difference.low), abs(difference.high)))
-    return f"{figure(abs(difference.median))} [{figure(low)}, {figure(high)}]"
+    return f"{four_digits(abs(difference.median))} [{four_digits(low)}, {four_digits(high)}]"
 
 
 def _meaning(problem: Problem, found: Answer) -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from sibp.analysis.scoring import Verdict
 from sibp.analysis.statistics import INTERVAL_RULE, Estimate, holm
+from sibp.report.cells import cell_text
 from sibp.report.markdown import lines_of_table
 from sibp.report.templates import templates
-from sibp.report.text import cell_text
 from sibp.study.claims import Better, Claim, Criterion, Every, judge
 from sibp.study.criteria import Evidence, Finding, find
 from sibp.study.experiments import Experiment, is_kept

@@ -144,8 +144,8 @@ def _better(criterion: Better, evidence: Evidence) -> Finding:
         first, second = (evidence.method(criterion.place, name) for name in (criterion.method, criterion.other))
         column = OF_RUNS[criterion.quantity].key.removeprefix("final_")
         timed = verdict(*after_equal_seconds(first, second, column), larger_is_better)
-    ends = [estimate(list(values.values())) for values in (mine, other)]
-    return Finding(criterion, _holds(found), found.word, *ends, found, timed)
+    has, other_has = (estimate(list(values.values())) for values in (mine, other))
+    return Finding(criterion, _holds(found), found.word, has, other_has, found, timed)
 
 
 def _holds(found: Verdict) -> bool | None:

@@ -87,9 +87,9 @@ def _line(
     rows = np.full((len(x), 3), math.nan)
     for row, each in zip(rows, found, strict=True):
         if each and -math.inf < each.median <= ceiling:
-            ends = (each.median if end is None else min(end, ceiling) for end in (each.low, each.high))
-            row[:] = (each.median, *ends)
-    return Line(label or name, name, np.array(x, dtype=float), *rows.T, named=True)
+            row[:] = (each.median, *(min(end, ceiling) for end in each.ends))
+    middle, low, high = rows.T
+    return Line(label or name, name, np.array(x, dtype=float), middle, low, high, named=True)
 
 
 def depth(evidence: Evidence, experiment: Experiment) -> list[Figure]:

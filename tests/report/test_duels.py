@@ -48,7 +48,7 @@ def test_a_winner_is_better_than_every_other(tmp_path):
     write(tmp_path, PROXBP, {seed: 0.3 + 0.01 * seed for seed in range(5)})
     write(tmp_path, SIBP, {seed: 0.2 + 0.01 * seed for seed in range(5)}, seconds_per_step=0.02)
     problem = problem_of(tmp_path)
-    found = answer(problem, judged_quantities(problem)[0], duels(problem))
+    found = answer(problem, judged_quantities(problem)[0])
     assert found is not None
     assert found.leader is not None
     assert found.clear

@@ -1,15 +1,4 @@
-"""Performance profiles (Dolan & Moré 2002, arXiv cs/0102001): who solves how much within a factor of the fastest.
-
-The cost of a method on an instance, such as a problem with a seed, is what it needs to reach the target there: steps,
-or seconds. A target that is missed costs infinitely much. Its ratio is that cost over the least of all methods'; where
-all miss the target, all ratios are infinite. A method's **profile** is the share of all instances on which its ratio
-is at most tau, as a function of tau from 1 on: at 1 it is how often the method is the fastest (with ties, several
-are), far to the right how often it gets there at all. Its **score** is the profile's mean height for tau from 1 to
-`LIMIT`, as in the AlgoPerf benchmark (Dahl et al. 2023, arXiv 2306.07179).
-
-How sure a score is, is seen by **resampling in two stages**: as many problems are drawn as there are, with replacement,
-and of each problem drawn as many of its instances. So a few problems with many seeds count as few.
-"""
+"""Performance profiles (Dolan and Moré 2002, arXiv cs/0102001), and their scores; report/rules.html explains them."""
 
 import math
 from collections.abc import Mapping, Sequence

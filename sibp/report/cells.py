@@ -10,11 +10,11 @@ from sibp.runs.packed import PACKED
 from sibp.runs.values import shown
 
 
-def figure(value: float) -> str:
+def four_digits(value: float) -> str:
     """A number with four significant digits.
 
     Example:
-        >>> figure(0.97449), figure(5500.0), figure(float("inf")), figure(float("-inf"))
+        >>> four_digits(0.97449), four_digits(5500.0), four_digits(float("inf")), four_digits(float("-inf"))
         ('0.9745', '5500', '∞', '−∞')
     """
     if math.isinf(value):
@@ -27,11 +27,11 @@ def cell_text(cell: Cell) -> str:
     if cell is None:
         return "–"
     if isinstance(cell, Estimate):
-        bounds = "" if cell.low is None or cell.high is None else f" [{figure(cell.low)}, {figure(cell.high)}]"
-        return figure(cell.median) + bounds
+        interval = f" [{four_digits(cell.ends[0])}, {four_digits(cell.ends[1])}]" if cell.low is not None else ""
+        return four_digits(cell.median) + interval
     if isinstance(cell, Link):
         return shown(cell.path.name or str(cell.path))
-    return figure(cell) if isinstance(cell, float) else str(cell) if isinstance(cell, int) else cell
+    return four_digits(cell) if isinstance(cell, float) else str(cell) if isinstance(cell, int) else cell
 
 
 def is_number(cell: Cell) -> bool:
