@@ -91,7 +91,7 @@ def comparison(problem: Problem) -> str:
             against_sgd.get((SAME_SECONDS, method.name)),
             None if step is None else f"{1000 * step:.1f}",
         ])  # fmt: skip
-    columns = ("method", "setting", "test accuracy, %", "training loss", "same steps", "same seconds", "ms a step")
+    columns = ("method", "setting", "test accuracy, %", "training loss", "same steps", "same seconds", "ms per step")
     return lines_of_table(columns, [[cell_text(cell) for cell in row] for row in rows])
 
 
@@ -122,7 +122,7 @@ def _in(found: Estimate | None, form: Callable[[float], str], bold: bool = False
 
 
 def grid(problem: Problem, name: str, of: Callable[[Run], float | None], form: str) -> str:
-    """A figure of the tuning runs for every lr and prox_weight that a method was tuned over; the chosen one is bold."""
+    """A metric of the tuning runs for every lr and prox_weight that a method was tuned over; the chosen one is bold."""
     method = next(method for method in problem.methods if method.name == name)
     weights, steps = method.grid("prox_weight"), method.grid("lr")
     cells = {(s.numbers["lr"], s.numbers["prox_weight"]): _tuned(s, method, of, form) for s in method.settings}
@@ -186,7 +186,7 @@ def solvers(problem: Problem) -> str:
         "training loss",
         "training accuracy, %",
     )
-    return lines_of_table([*columns, "validation accuracy, %", "ms a step"], rows)
+    return lines_of_table([*columns, "validation accuracy, %", "ms per step"], rows)
 
 
 def _rounds(name: str) -> int:
@@ -255,7 +255,7 @@ def duel(name: str, mine: str, rival: str) -> str:
     found = {contest.problem.title: against_table(contest, mine).rows for contest in _contests(name)}
     rows = [[title, *row[1:]] for title, all_rivals in found.items() for row in all_rivals if row[0] == rival]
     targets = [f"{unit} to the {goal} target" for goal in GOALS for unit in UNITS]
-    columns = [f"{mine} against {rival}", "final validation figure", "final train loss", *targets]
+    columns = [f"{mine} against {rival}", "final validation metric", "final train loss", *targets]
     return lines_of_table(columns, [[cell_text(cell) for cell in row] for row in rows])
 
 

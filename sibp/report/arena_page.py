@@ -23,8 +23,8 @@ from sibp.runs.collect import Collection
 FARTHEST = 10.0  # times the fastest: where the drawn profiles end
 BEST = 6  # methods whose profiles are coloured; those of the others are grey
 CAPTION = (
-    "How many of all instances a method solves within so many times the cost of the fastest. On the left: how often it "
-    "is the fastest itself; on the right: how often it gets to the target at all."
+    "The share of all instances that a method solves within a multiple of the fastest method's cost. At the left edge: "
+    "how often it is the fastest; at the right edge: how often it reaches the target at all."
 )
 
 
@@ -63,8 +63,8 @@ def standing_table(table: Sequence[Standing], goal: str) -> Table:
         columns += [f"score in {unit}", f"first in {unit}"]
     count = len(table[0].ratios[goal, UNITS[0]])
     note = (
-        f"The {goal} target, over {count} instances; places are medians, with 95 % bootstrap intervals as the scores; "
-        "first is the share of resamples in which the score is the highest"
+        f"The {goal} target over {count} instances: median place and score with 95 % bootstrap intervals; first: the "
+        "share of resamples in which the method's score is the highest"
     )
     return Table(f"standings-{goal}", columns, rows, note)
 
@@ -101,7 +101,7 @@ def profiles(table: Sequence[Standing]) -> list[Figure]:
             lines.append(Line(each.name, each.name, tau, height, named=True, muted=place >= BEST))
         lines.sort(key=lambda line: not line.muted)  # the grey ones behind
         title = f"{unit} to the {goal} target"
-        axis = f"{unit}, times those of the fastest"
+        axis = f"{unit} / {unit} of the fastest"
         found.append(Figure(f"profile-{goal}-{unit}", title, axis, "share of instances", lines, x_log=True))
     return found
 
@@ -124,7 +124,7 @@ def outcome_table(contest: Contest) -> Table:
     targets = [f"{unit} to {target.title}" for target in contest.targets for unit in UNITS]
     verdicts = [f"{quantity.title} against {arena.REFERENCE}" for quantity in contest.quantities]
     titles = [quantity.title for quantity in shown]
-    columns = ("method", "setting", "completed", *titles, "ms a step", "step cost against SGD", *targets, *verdicts)
+    columns = ("method", "setting", "completed", *titles, "ms per step", "step cost against SGD", *targets, *verdicts)
     return Table("outcome", columns, rows, "Medians over seeds with 95 % bootstrap intervals")
 
 

@@ -106,7 +106,7 @@ def _unreliable(problem: Problem) -> Iterable[str]:
     for method in problem.methods:
         failed = sum(run.status == "failed" for run in method.runs)
         if failed:
-            yield f"Of the runs shown of {method.name}, {failed} failed and count as the worst: see their reasons."
+            yield f"{method.name}: {failed} of the shown runs failed and count as the worst; the table of runs gives the reasons."
         waiting = sum(run.status == "unfinished" for run in method.all_runs)
         if waiting:
-            yield f"Unfinished runs of {method.name}, which do not count yet: {waiting}."
+            yield f"Unfinished runs of {method.name}: {waiting}, not counted yet."

@@ -19,9 +19,9 @@ METRICS = ("train_loss", "val_loss", "val_acc")
 STEPS, SECONDS, EPOCHS = "training steps", "training seconds", "epochs"
 AXES = (STEPS, SECONDS, EPOCHS)
 CAPTION = (
-    "Thick line: median over seeds at equal steps; band: from the smallest to the largest seed; thin lines: the seeds. "
-    "Against seconds, a step is drawn at its median time. A cross marks where a run diverged or failed; from there on "
-    "it takes no part in median and band."
+    "Thick lines are medians over seeds at equal steps; bands reach from the smallest to the largest value of a seed. "
+    "Over seconds, each step is drawn at its median time. A cross marks where a run diverged or failed; median and band "
+    "leave it out from there on."
 )
 
 

@@ -10,7 +10,7 @@ from sibp.report.blocks import Block, Figure, Line, Text
 
 CAPTION = (
     "Every dot is a setting: the median over its seeds of the final training loss. The line follows the best setting "
-    "at each learning rate, over all other hyper-parameters. A cross marks a setting of which a run diverged or "
+    "at each learning rate, over all other hyper-parameters. A cross marks a setting with a run that diverged or "
     "failed; at the top edge, at least half of its runs did."
 )
 

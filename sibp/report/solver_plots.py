@@ -22,7 +22,7 @@ def solver_plots(problem: Problem, number: str) -> list[Block]:
         figures.append(Figure(f"{number}-solver-{i:02d}", f"{title} of the solver", "steps", title, found))
     if not figures:
         return []
-    return [Text("Median over seeds of what the solver of each layer reported at the logged steps."), *figures]
+    return [Text("Medians over seeds of what each layer's solver reported at the logged steps."), *figures]
 
 
 def _layers(method: Method) -> list[str]:

@@ -87,8 +87,8 @@ def budget_table(problem: Problem) -> Table:
         seconds = float(sum(map(training_seconds, runs)))
         values = "; ".join(grids) or "nothing varied"
         rows.append([method.name, len(method.settings), len(runs), *counts, seconds, values])
-    columns = ("method", "settings tried", "runs", *STATUSES, "training seconds in all", "values tried")
-    return Table("budget", columns, rows, "The budget of every method")
+    columns = ("method", "settings tried", "runs", *STATUSES, "total training seconds", "values tried")
+    return Table("budget", columns, rows, "What each method was given")
 
 
 RUN: dict[str, Callable[[Problem, Method, Setting, Run], Cell]] = {  # p, m, s, r: problem, method, setting, run

@@ -18,7 +18,7 @@ CLOCK_WORDS = {BETTER: "better than", NOISE: "within the noise of", WORSE: "wors
 def outcome(problem: Problem) -> list[str]:
     """Who won, how surely, and what it means; if seeds are missing, the commands that add them."""
     if sum(bool(method.runs) for method in problem.methods) < 2:
-        return ["There are no two methods with results: nothing to compare."]
+        return ["Fewer than two methods have results: there is nothing to compare."]
     found = duels(problem)
     answers = [each for quantity in judged_quantities(problem) if (each := answer(problem, quantity))]
     sentences = [who_won(each) for each in answers]
@@ -82,7 +82,7 @@ def _meaning(problem: Problem, found: Answer) -> str:
     """The price of the best training loss: seconds."""
     timed = [each for each in by_the_clock(problem) if each.method is found.leader and each.word != TOO_FEW]
     if not timed:
-        return "The clock decides nothing: too few seeds, or no seconds, are shared."
+        return "By the clock, nothing is decided: the methods share too few seeds, or no recorded seconds."
     words = {word: [each.other.name for each in timed if each.word == word] for word in CLOCK_WORDS}
     judged = "; ".join(f"{CLOCK_WORDS[word]} {_listed(names)}" for word, names in words.items() if names)
     against = next((each for each in timed if each.other.name == "sgd"), timed[0])
@@ -95,18 +95,18 @@ def _meaning(problem: Problem, found: Answer) -> str:
 
 def clock_of(problem: Problem) -> str:
     """Whose seconds decide, in words."""
-    return "the clock of these runs" if problem.clock is None else "the clock measured apart, interleaved"
+    return "the clock of these runs" if problem.clock is None else "the clock measured separately, interleaved"
 
 
 def clock_table(problem: Problem) -> list[Block]:
     """Every verdict by the clock with its ratios; nothing without seconds."""
     found = by_the_clock(problem)
-    columns = ("method", "verdict", "against", "step may cost, times", "step costs, times", "seeds", "samples")
+    columns = ("method", "verdict", "against", "step may cost (ratio)", "step costs (ratio)", "seeds", "samples")
     rows: list[list[Cell]] = [
         [*(each.method.name, each.word, each.other.name, each.break_even, each.measured),
          each.break_even.count, each.measured.count] for each in found
     ]  # fmt: skip
-    title = f"Verdicts by the clock, by {clock_of(problem)}: break-even and measured ratio of a step's cost"
+    title = f"Verdicts by {clock_of(problem)}: break-even and measured ratio of the cost of a step"
     return [Table("clock", columns, rows, title, folded=True)] if rows else []
 
 
@@ -143,7 +143,7 @@ def verdict_table(problem: Problem) -> Table | Text:
     """Every pairwise verdict with its numbers."""
     found = duels(problem)
     if not found:
-        return Text("There are no two methods with results: nothing to compare.")
+        return Text("Fewer than two methods have results: there is nothing to compare.")
     corrected: dict[Duel, float] = {}
     for quantity in dict.fromkeys(duel.quantity for duel in found):
         family = [duel for duel in found if duel.quantity == quantity and duel.verdict.difference]

@@ -141,4 +141,4 @@ def test_the_terminal_shows_medians_and_few_problems(tmp_path):
         write(tmp_path / f"batch{batch}", SGD, {0: 0.5}, batch_size=batch)
     said = in_short(compare(collect([tmp_path]).runs, None, None))
     assert "and 3 more in the report" in said
-    assert "There are no two methods with results: nothing to compare." in said
+    assert "Fewer than two methods have results: there is nothing to compare." in said
