@@ -301,7 +301,8 @@ def drawn(name: str) -> str:
     """The picture of an experiment, for a page of docs/."""
     if not (RESULTS / name / f"{name}.svg").exists():
         raise OpenError
-    asks = "Performance profiles of all methods, against steps and seconds" if name == ARENA else EXPERIMENTS[name].asks
+    of_arena = "Scores and performance profiles of all methods, by steps and by seconds"
+    asks = of_arena if name == ARENA else EXPERIMENTS[name].asks
     return f"![{asks}](../results/{name}/{name}.svg)\n"
 
 

@@ -71,9 +71,9 @@ STARTS: dict[str, Callable[[Run], Any]] = {
 
 
 def _edges(problem: Problem) -> Iterable[str]:
-    for method in problem.methods:
-        for edge in method.edges():
-            yield f"Edge of the grid: {method.name}'s chosen {edge}; a better value may lie beyond."
+    found = [f"{method.name}'s {edge}" for method in problem.methods for edge in method.edges()]
+    if found:
+        yield f"Chosen at the edge of the grid, so better values may lie beyond: {'; '.join(found)}."
 
 
 def _budgets(problem: Problem) -> Iterable[str]:
@@ -106,7 +106,8 @@ def _unreliable(problem: Problem) -> Iterable[str]:
     for method in problem.methods:
         failed = sum(run.status == "failed" for run in method.runs)
         if failed:
-            yield f"{method.name}: {failed} of the shown runs failed and count as the worst; the table of runs gives the reasons."
+            reasons = "the table of runs gives the reasons"
+            yield f"{method.name}: {failed} of the shown runs failed and count as the worst; {reasons}."
         waiting = sum(run.status == "unfinished" for run in method.all_runs)
         if waiting:
             yield f"Unfinished runs of {method.name}: {waiting}, not counted yet."

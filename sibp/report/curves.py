@@ -20,8 +20,8 @@ STEPS, SECONDS, EPOCHS = "training steps", "training seconds", "epochs"
 AXES = (STEPS, SECONDS, EPOCHS)
 CAPTION = (
     "Thick lines are medians over seeds at equal steps; bands reach from the smallest to the largest value of a seed. "
-    "Over seconds, each step is drawn at its median time. A cross marks where a run diverged or failed; median and band "
-    "leave it out from there on."
+    "Over seconds, each step is drawn at its median time. A cross marks where a run diverged or failed; median and "
+    "band leave it out from there on."
 )
 
 

@@ -32,7 +32,8 @@ def build(collection: Collection, problems: Sequence[Problem], command: str) -> 
         broken_and_notes(collection, problems),
         how_made(collection.runs, command),
     ]
-    return Document("Who won? Training methods compared", sections, tally(collection), ("verdicts", "clock"))
+    about = problems[0].title if len(problems) == 1 else "Training methods compared"
+    return Document(f"Who won? {about}", sections, tally(collection), ("verdicts", "clock"))
 
 
 def _problem_sections(problem: Problem, number: str) -> list[Section]:

@@ -11,6 +11,7 @@ from sibp.report.blocks import Block, Cell, Matrix, Table, Text
 from sibp.report.cells import cell_text, four_digits
 from sibp.runs.repeat import command
 
+MOST_NAMES = 3  # of beaten methods in a sentence
 AGAINST = {BETTER: "better than", SAME: "no different from", WORSE: "worse than", TOO_FEW: "not decided against"}
 CLOCK_WORDS = {BETTER: "better than", NOISE: "within the noise of", WORSE: "worse than"}
 
@@ -39,10 +40,10 @@ def who_won(found: Answer) -> str:
     if not found.clear:
         return f"{title}: {found.leader.name} has the best median ({cell_text(best)}); {_against(found.duels)}."
     nearest = min(found.duels, key=lambda duel: abs(duel.verdict.difference.median) if duel.verdict.difference else 0.0)
-    verdict = nearest.verdict
+    verdict, rivals = nearest.verdict, _names(found.duels) if len(found.duels) <= MOST_NAMES else "all others"
     count = verdict.wins + verdict.ties + verdict.losses
     return (
-        f"{title}: {found.leader.name} won ({cell_text(best)}), better than {_names(found.duels)}; the nearest, "
+        f"{title}: {found.leader.name} won ({cell_text(best)}), better than {rivals}; the nearest, "
         f"{nearest.other.name}, is behind by {_size(verdict.difference)} at the median, on {verdict.wins} of {count} "
         f"seeds (sign test p = {four_digits(verdict.sign_p)})."
     )
