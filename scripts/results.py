@@ -19,12 +19,11 @@ from sibp.analysis.arena import ARENA, kept, standings
 from sibp.report.__main__ import main as report
 from sibp.runs.packed import PACKED
 from sibp.runs.values import UsageError
-from sibp.study.arena_picture import picture
-from sibp.study.claim_pictures import pictures
 from sibp.study.claims import read_claims
 from sibp.study.claims_page import csv_text, judged, page
 from sibp.study.criteria import Evidence
 from sibp.study.experiments import read_experiments
+from sibp.study.pictures import arena_picture, pictures
 
 RESULTS = Path(__file__).parents[1] / "results"
 MADE_BY = "Made by: python -m sibp.report "
@@ -73,7 +72,7 @@ def wanted() -> Iterator[tuple[Path, bytes]]:
     for name, svg in drawn.items():
         yield RESULTS / name / f"{name}.svg", svg
     if arena := kept(RESULTS):
-        yield RESULTS / ARENA / f"{ARENA}.svg", picture(standings(arena))
+        yield RESULTS / ARENA / f"{ARENA}.svg", arena_picture(standings(arena))
     found = judged(read_claims(RESULTS / "claims.yaml", experiments), evidence)
     yield RESULTS / "claims.csv", csv_text(found).encode()
     yield RESULTS / "README.md", page(found, experiments, RESULTS, list(drawn)).encode()

@@ -26,10 +26,10 @@ from sibp.analysis.statistics import Estimate, estimate
 from sibp.analysis.step_sizes import losses, reach, room, spread
 from sibp.report.arena_page import against_table, outcome_table, standing_table
 from sibp.report.blocks import Table
+from sibp.report.cells import cell_text
 from sibp.report.curves import overview
 from sibp.report.markdown import lines_of_table
 from sibp.report.pictures import picture
-from sibp.report.text import cell_text
 from sibp.runs.reading import Run
 from sibp.study.claims import read_claims
 from sibp.study.claims_page import judged, verdict_table
@@ -85,14 +85,14 @@ def comparison(problem: Problem) -> str:
         step = method.step_seconds()
         rows.append([
             method.name,
-            method.chosen.label if method.chosen else None,
+            method.label,
             accuracy,
             loss,
             against_sgd.get((FINAL_LOSS.title, method.name)),
             against_sgd.get((SAME_SECONDS, method.name)),
             None if step is None else f"{1000 * step:.1f}",
         ])  # fmt: skip
-    columns = ("method", "setting", "test accuracy, %", "training loss", "same steps", "same seconds", "ms a step")
+    columns = ("method", "setting", "test accuracy, %", "training loss", "same steps", "same seconds", "ms per step")
     return lines_of_table(columns, [[cell_text(cell) for cell in row] for row in rows])
 
 
@@ -123,7 +123,7 @@ def _in(found: Estimate | None, form: Callable[[float], str], bold: bool = False
 
 
 def grid(problem: Problem, name: str, of: Callable[[Run], float | None], form: str) -> str:
-    """A figure of the tuning runs for every lr and prox_weight that a method was tuned over; the chosen one is bold."""
+    """A metric of the tuning runs for every lr and prox_weight that a method was tuned over; the chosen one is bold."""
     method = next(method for method in problem.methods if method.name == name)
     weights, steps = method.grid("prox_weight"), method.grid("lr")
     cells = {(s.numbers["lr"], s.numbers["prox_weight"]): _tuned(s, method, of, form) for s in method.settings}
@@ -187,7 +187,7 @@ def solvers(problem: Problem) -> str:
         "training loss",
         "training accuracy, %",
     )
-    return lines_of_table([*columns, "validation accuracy, %", "ms a step"], rows)
+    return lines_of_table([*columns, "validation accuracy, %", "ms per step"], rows)
 
 
 def _rounds(name: str) -> int:
@@ -256,7 +256,7 @@ def duel(name: str, mine: str, rival: str) -> str:
     found = {contest.problem.title: against_table(contest, mine).rows for contest in _contests(name)}
     rows = [[title, *row[1:]] for title, all_rivals in found.items() for row in all_rivals if row[0] == rival]
     targets = [f"{unit} to the {goal} target" for goal in GOALS for unit in UNITS]
-    columns = [f"{mine} against {rival}", "final validation figure", "final train loss", *targets]
+    columns = [f"{mine} against {rival}", "final validation metric", "final train loss", *targets]
     return lines_of_table(columns, [[cell_text(cell) for cell in row] for row in rows])
 
 
@@ -302,7 +302,8 @@ def drawn(name: str) -> str:
     """The picture of an experiment, for a page of docs/."""
     if not (RESULTS / name / f"{name}.svg").exists():
         raise OpenError
-    asks = "Performance profiles of all methods, against steps and seconds" if name == ARENA else EXPERIMENTS[name].asks
+    of_arena = "Scores and performance profiles of all methods, by steps and by seconds"
+    asks = of_arena if name == ARENA else EXPERIMENTS[name].asks
     return f"![{asks}](../results/{name}/{name}.svg)\n"
 
 

@@ -128,9 +128,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def on_post_build(config: MkDocsConfig, **_: Any) -> None:
     """Put the interactive reports beside the pages of results, with the runs that they link to.
 
+    The theme's 404.html goes: it finds its style sheets only at the root of a server.
+
     Args:
         config: of the site.
     """
+    (Path(config.site_dir) / "404.html").unlink()
     for path in sorted((ROOT / "results").glob("*/report.md")):
         folder = Path(config.site_dir) / path.parent.relative_to(ROOT)
         shutil.copyfile(_interactive(path), folder / INTERACTIVE)

@@ -1,15 +1,4 @@
-"""Many methods on several problems: who gets to SGD's own result, and how soon.
-
-**The targets** of a problem are what SGD, tuned like all others, ends with: the medians over its seeds of the final
-validation figure (accuracy; loss where there is none) and of the final training loss.
-
-**The cost** of a run is the steps to the first logged row that meets the target. In seconds, it is these steps times
-the method's seconds a step: the median over its runs of training seconds by steps, so that a machine that is slow for a
-while does not decide. A missed target costs infinitely much.
-
-**An instance** is a problem with one of its seeds. A method that was not entered for a problem, or lacks a seed, counts
-as having failed there.
-"""
+"""Many methods on several problems: who reaches SGD's own result, and how soon; report/rules.html states the rules."""
 
 import json
 import math
@@ -21,7 +10,7 @@ from typing import Any
 from sibp.analysis.comparison import Method, Problem, compare
 from sibp.analysis.duels import by_seed
 from sibp.analysis.outcomes import FINAL_LOSS, Quantity, Target, to_target, training_seconds
-from sibp.analysis.profile import ranks, ratios, resampled_scores, score, shares_of_firsts
+from sibp.analysis.performance_profiles import ranks, ratios, resampled_scores, score, shares_of_firsts
 from sibp.analysis.statistics import Estimate, bounds, estimate, median
 from sibp.runs.collect import Broken, collect
 from sibp.runs.identity import essential
@@ -52,14 +41,7 @@ class Contest:
     seeds: list[int]
 
     def entry(self, name: str) -> Method | None:
-        """A method with runs to show.
-
-        Args:
-            name: the method's.
-
-        Returns:
-            None if it was not entered.
-        """
+        """A method with results; None if it was not entered."""
         return next((method for method in self.problem.methods if method.name == name and method.runs), None)
 
 
@@ -85,14 +67,7 @@ class Standing:
 
 
 def kept(results: Path, place: str = ARENA) -> list[Contest]:
-    """What is kept of the arena.
-
-    Args:
-        results: where evidence is kept.
-        place: of all problems, or of one: ``arena/PROBLEM``.
-
-    Returns:
-        The contests, none if nothing is kept.
+    """The kept problems below a folder of results/, such as ``arena`` or ``arena/PROBLEM``; empty if none is kept.
 
     Raises:
         UsageError: as :func:`contests`.
@@ -103,15 +78,7 @@ def kept(results: Path, place: str = ARENA) -> list[Contest]:
 
 
 def own_names(folders: Sequence[Path], broken: list[Broken]) -> dict[str, str]:
-    """What sweeps call their methods.
-
-    Args:
-        folders: with ``tuning.json`` at any depth.
-        broken: a file of that name that is something else is added here.
-
-    Returns:
-        Which optimizer it is, as :func:`identity` says -> name.
-    """
+    """``{identity: name}`` by the sweeps' ``tuning.json``; unreadable records are added to ``broken``."""
     found: dict[str, str] = {}
     for path in sorted(path for folder in folders for path in folder.rglob("tuning.json")):
         try:
@@ -123,26 +90,12 @@ def own_names(folders: Sequence[Path], broken: list[Broken]) -> dict[str, str]:
 
 
 def identity(optimizer: Mapping[str, Any]) -> str:
-    """Which method some settings are of.
-
-    Args:
-        optimizer: name and settings.
-
-    Returns:
-        Those that are words.
-    """
+    """The settings of an optimizer that are words: which method it is."""
     return canonical({key: value for key, value in essential(optimizer).items() if isinstance(value, str)})
 
 
 def contests(problems: Sequence[Problem], names: Mapping[str, str]) -> list[Contest]:
-    """Problems with their targets.
-
-    Args:
-        problems: compared.
-        names: as :func:`own_names` gives them; a method without one keeps its own.
-
-    Returns:
-        As many.
+    """Problems with their targets; a method without a name in ``names`` keeps its own.
 
     Raises:
         UsageError: on a problem, no run of SGD completed.
@@ -167,28 +120,13 @@ def _contest(problem: Problem, names: Mapping[str, str]) -> Contest:
 
 
 def pace(method: Method) -> float:
-    """Seconds of a step, whatever it does only now and then included.
-
-    Args:
-        method: which.
-
-    Returns:
-        The median over its runs of training seconds by steps; 0 if none took a step.
-    """
+    """Median over runs of training seconds / steps, occasional work included; 0 if no run took a step."""
     last = [(run, run.columns["step"][-1]) for run in method.runs if len(run.columns["step"])]
     return median([training_seconds(run) / steps for run, steps in last if steps > 0] or [0.0])
 
 
 def costs(method: Method, target: Target) -> dict[int, dict[str, float]]:
-    """What a method needed to reach a target.
-
-    Args:
-        method: which.
-        target: what it was to reach.
-
-    Returns:
-        seed -> unit -> cost; nothing of unfinished runs.
-    """
+    """``{seed: {unit: cost}}`` of reaching a target, over finished runs."""
     each, found = pace(method), {}
     for run in method.runs:
         reached = to_target(run, target)
@@ -199,29 +137,13 @@ def costs(method: Method, target: Target) -> dict[int, dict[str, float]]:
 
 
 def costs_by_seed(contest: Contest, method: Method | None, target: Target) -> dict[str, list[float]]:
-    """What a method needed on every seed of a problem, infinite where it has no finished run.
-
-    Args:
-        contest: the problem.
-        method: which; None for one that was not entered.
-        target: what it was to reach.
-
-    Returns:
-        unit -> a cost for each seed.
-    """
+    """``{unit: costs}`` with one cost per seed of the problem; infinite without a finished run."""
     needed = costs(method, target) if method else {}
     return {unit: [needed[seed][unit] if seed in needed else math.inf for seed in contest.seeds] for unit in UNITS}
 
 
 def standings(contests: Sequence[Contest]) -> list[Standing]:
-    """How all methods did over all instances.
-
-    Args:
-        contests: one or more.
-
-    Returns:
-        One for each method, the best first: by score in steps to the validation target, then by name.
-    """
+    """All methods over all instances, sorted by the score in steps to the validation target, then by name."""
     entered = [method.name for contest in contests for method in contest.problem.methods if method.runs]
     names = sorted(set(entered))
     table: dict[tuple[str, str], dict[str, list[float]]] = {}

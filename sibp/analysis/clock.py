@@ -1,11 +1,4 @@
-"""Verdicts by the clock: how much a step may cost, and how much it does.
-
-The **break-even ratio** of a method against another is how many times as much as the other's its step may cost before
-it loses. Where its final loss is the lower one, that is the other's steps over its own steps to the other's final loss,
-1 or more; else the other's steps to its own final loss over its own steps, less than 1. The rows that were logged limit
-both. A method wins by the clock if the measured ratio of seconds a step, with its whole 95 % interval, lies below the
-break-even ratio's interval; it loses if it lies above; where they meet, the difference is **within the noise**.
-"""
+"""Verdicts by the clock: how much a step may cost, and how much it does; report/rules.html states the rules."""
 
 import json
 import math
@@ -46,14 +39,7 @@ class Timed:
 
 
 def by_the_clock(problem: Problem) -> list[Timed]:
-    """Every method against every other, by the problem's clock, or where it has none by that of the runs.
-
-    Args:
-        problem: the problem.
-
-    Returns:
-        In both directions; nothing of methods whose seconds or seeds are not known.
-    """
+    """All ordered pairs with known seconds and shared seeds, by the problem's clock or else the runs' own."""
     found = []
     for other, method in permutations([method for method in problem.methods if method.runs], 2):
         even = estimate(break_evens(method, other))
@@ -64,36 +50,15 @@ def by_the_clock(problem: Problem) -> list[Timed]:
 
 
 def verdict(break_even: Estimate, measured: Estimate) -> str:
-    """What two intervals say.
-
-    Args:
-        break_even: the ratio up to which a method wins.
-        measured: the ratio that it has.
-
-    Returns:
-        As in :class:`Timed`.
-    """
-    low, high = _ends(break_even)
+    """The word for a break-even ratio and a measured ratio, as in :class:`Timed`."""
     if break_even.count < MIN_SEEDS:
         return TOO_FEW
-    least, most = _ends(measured)
+    (low, high), (least, most) = break_even.ends, measured.ends
     return BETTER if most < low else WORSE if least > high else NOISE
 
 
-def _ends(of: Estimate) -> tuple[float, float]:
-    return (of.median if of.low is None else of.low), (of.median if of.high is None else of.high)
-
-
 def break_evens(method: Method, other: Method) -> list[float]:
-    """The break-even ratio at each seed that two methods share.
-
-    Args:
-        method: judged.
-        other: its rival.
-
-    Returns:
-        Positive numbers; 0 where the method diverged, infinity where its rival alone did.
-    """
+    """The break-even ratio at each shared seed; 0 where the method diverged, infinite where only its rival did."""
     rivals = {run.seed: run for run in other.runs}
     pairs = [(run, rivals[run.seed]) for run in method.runs if run.seed in rivals]
     return [ratio for mine, rival in pairs if (ratio := _break_even(mine, rival)) is not None]
@@ -118,16 +83,7 @@ def _steps_to(run: Run, loss: float) -> float:
 
 
 def cost_ratios(method: Method, other: Method, clock: Clock | None) -> list[float]:
-    """How many times as much as another's a method's step costs.
-
-    Args:
-        method: whose.
-        other: the other.
-        clock: measured; None for the runs' own seconds.
-
-    Returns:
-        One for each interleaved round, or for each shared seed.
-    """
+    """Cost of a step over the other's: one ratio per interleaved round of ``clock``, or per shared seed without one."""
     if clock is not None:
         pairs = zip(clock.get(method.name, ()), clock.get(other.name, ()), strict=False)
         return [mine / theirs for mine, theirs in pairs if mine > 0 and theirs > 0]
@@ -137,14 +93,7 @@ def cost_ratios(method: Method, other: Method, clock: Clock | None) -> list[floa
 
 
 def read_clock(path: Path, problem: Problem) -> Clock | None:
-    """What ``sibp bench step`` measured for a problem's network and batch size.
-
-    Args:
-        path: its record, a JSON file.
-        problem: the problem.
-
-    Returns:
-        Seconds a step; None if the record has no such case.
+    """Seconds per step that ``sibp bench step`` recorded for this network and batch size; None if it has no such case.
 
     Raises:
         UsageError: the file is no such record.

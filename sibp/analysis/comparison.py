@@ -47,14 +47,7 @@ class Setting:
         return {key: value for key, value in found.items() if value == value}
 
     def count(self, status: str) -> int:
-        """How many of its runs ended in some way.
-
-        Args:
-            status: completed, diverged, failed or unfinished.
-
-        Returns:
-            Their number.
-        """
+        """How many of its runs have a status: completed, diverged, failed or unfinished."""
         return sum(run.status == status for run in self.runs)
 
 
@@ -77,27 +70,21 @@ class Method:
     runs: list[Run]
 
     @property
+    def label(self) -> str | None:
+        """That of the chosen setting; None if there is none."""
+        return self.chosen.label if self.chosen else None
+
+    @property
     def all_runs(self) -> list[Run]:
         """The runs of all its settings."""
         return [run for setting in self.settings for run in setting.runs]
 
     def grid(self, key: str) -> list[float]:
-        """The values tried of a hyper-parameter.
-
-        Args:
-            key: its name.
-
-        Returns:
-            Each value once, in order.
-        """
+        """The values tried of a hyper-parameter, sorted."""
         return sorted({s.numbers[key] for s in self.settings if key in s.numbers})
 
     def edges(self) -> list[str]:
-        """Hyper-parameters whose chosen value is the largest or smallest tried.
-
-        Returns:
-            Such as ``lr = 3 is the largest tried``.
-        """
+        """Hyper-parameters chosen at the edge of their grid, such as ``lr = 3 is the largest tried``."""
         if self.chosen is None:
             return []
         sides = {key: edge(self.grid(key), value) for key, value in sorted(self.chosen.numbers.items())}
@@ -106,11 +93,7 @@ class Method:
         ]
 
     def step_seconds(self) -> float | None:
-        """Median seconds of a step over the runs shown.
-
-        Returns:
-            Seconds; None if unknown.
-        """
+        """Median seconds per step over the shown runs; None if unknown."""
         found = over_runs(self.runs, seconds_per_step)
         return found.median if found else None
 
@@ -154,15 +137,12 @@ class Problem:
 
 
 def compare(runs: Sequence[Run], target_acc: float | None, target_loss: float | None) -> list[Problem]:
-    """Sort runs into problems, and choose the setting of every method.
+    """Group runs into problems, and choose the setting of every method.
 
     Args:
         runs: all runs.
-        target_acc: validation accuracy to reach; None for the one in the runs' own settings, if they agree.
+        target_acc: validation accuracy to reach; None for ``target_val_acc`` of the runs, if they agree.
         target_loss: training loss to reach; None for none.
-
-    Returns:
-        The problems, in the order of their titles.
     """
     by_problem: defaultdict[str, list[Run]] = defaultdict(list)
     for run in runs:

@@ -33,9 +33,9 @@ class Duel:
 
 
 def _negative(of: Estimate | None) -> Estimate | None:
-    if of is None or of.low is None or of.high is None:
+    if of is None or of.low is None:
         return of and replace(of, median=-of.median)
-    return Estimate(-of.median, -of.high, -of.low, of.count)
+    return Estimate(-of.median, -of.ends[1], -of.low, of.count)
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,12 @@ class Answer:
 
     Attributes:
         quantity: such as ``final train loss``.
-        larger_is_better: as for an accuracy.
         medians: of every method with results, the best first.
         leader: the method with the best median; None if several share it.
         duels: the leader's against every other, in the order of the medians.
     """
 
     quantity: str
-    larger_is_better: bool
     medians: Sequence[tuple[Method, Estimate]]
     leader: Method | None
     duels: Sequence[Duel]
@@ -69,14 +67,7 @@ class Answer:
 
 @lru_cache(maxsize=4)
 def duels(problem: Problem) -> tuple[Duel, ...]:
-    """Every two methods with results, in three quantities: two at the end of training, one after equal seconds.
-
-    Args:
-        problem: the problem.
-
-    Returns:
-        The duels, quantity by quantity.
-    """
+    """Every two methods, by final training loss, final validation metric, and training loss after equal seconds."""
     methods = [method for method in problem.methods if method.runs]
     found = []
     for quantity in judged_quantities(problem):
@@ -91,27 +82,12 @@ def duels(problem: Problem) -> tuple[Duel, ...]:
 
 
 def judged_quantities(problem: Problem) -> tuple[Quantity, Quantity]:
-    """What methods are judged by at the end of training.
-
-    Args:
-        problem: the problem.
-
-    Returns:
-        Training loss, and accuracy on validation data (the loss there if no run has one).
-    """
+    """Final training loss, and final validation accuracy (or loss, if no run has an accuracy)."""
     return FINAL_LOSS, problem.quantities[0]
 
 
 def by_seed(method: Method, quantity: Quantity) -> dict[int, float]:
-    """A quantity of a method's shown runs.
-
-    Args:
-        method: which.
-        quantity: which.
-
-    Returns:
-        seed -> value, where there is one.
-    """
+    """``{seed: value}`` over the shown runs of a method, where there is a value."""
     values = {run.seed: quantity.of(run) for run in method.runs}
     return {seed: value for seed, value in values.items() if value is not None}
 
@@ -119,71 +95,30 @@ def by_seed(method: Method, quantity: Quantity) -> dict[int, float]:
 def after_equal_seconds(
     method: Method, other: Method, column: str = "train_loss"
 ) -> tuple[dict[int, float], dict[int, float]]:
-    """What two methods had after the same training seconds.
-
-    Args:
-        method: one.
-        other: another.
-        column: a metric.
-
-    Returns:
-        seed -> value of each, at the seeds that both have.
-    """
+    """``{seed: value}`` after equal training seconds for both methods, at the seeds that both have."""
     theirs = {run.seed: run for run in other.runs}
     pairs = {run.seed: at_equal_seconds(run, theirs[run.seed], column) for run in method.runs if run.seed in theirs}
     known = {seed: pair for seed, pair in pairs.items() if pair is not None}
     return {seed: pair[0] for seed, pair in known.items()}, {seed: pair[1] for seed, pair in known.items()}
 
 
-def answer(problem: Problem, quantity: Quantity, found: Sequence[Duel]) -> Answer | None:
-    """Who won in a quantity.
-
-    Args:
-        problem: the problem.
-        quantity: one of :func:`judged_quantities`.
-        found: all duels of the problem.
-
-    Returns:
-        The answer; None if no method has a value.
-    """
-    known = [(method, estimate(list(by_seed(method, quantity).values()))) for method in problem.methods]
-    medians = [(method, of) for method, of in known if of]
+def answer(problem: Problem, quantity: Quantity) -> Answer | None:
+    """Who won in a quantity; None if no method has a value."""
+    values = {method: by_seed(method, quantity) for method in problem.methods}
+    medians = [(method, found) for method, own in values.items() if (found := estimate(list(own.values())))]
     if not medians:
         return None
-    sign = -1 if quantity.larger_is_better else 1
-    medians.sort(key=lambda each: sign * each[1].median)
-    shared = sum(of.median == medians[0][1].median for _, of in medians)
-    leader = medians[0][0] if shared == 1 else None
-    own = {duel.other: duel for duel in seen_by(leader, found, quantity.title)} if leader else {}
-    ordered = [own[method] for method, _ in medians if method in own]
-    return Answer(quantity.title, quantity.larger_is_better, medians, leader, ordered)
-
-
-def seen_by(method: Method, found: Sequence[Duel], quantity: str) -> list[Duel]:
-    """A method's duels, each seen by this method.
-
-    Args:
-        method: which.
-        found: duels of a problem.
-        quantity: in which.
-
-    Returns:
-        Those that it takes part in.
-    """
-    mine = [duel for duel in found if duel.quantity == quantity and method in (duel.method, duel.other)]
-    return [duel if duel.method is method else duel.turned() for duel in mine]
+    better = quantity.larger_is_better
+    medians.sort(key=lambda each: -each[1].median if better else each[1].median)
+    (leader, best), *others = medians
+    if any(of.median == best.median for _, of in others):
+        return Answer(quantity.title, medians, None, [])
+    rivals = [(other, verdict(values[leader], values[other], better)) for other, _ in others]
+    return Answer(quantity.title, medians, leader, [Duel(quantity.title, leader, *rival) for rival in rivals])
 
 
 def missing_seeds(problem: Problem, found: Sequence[Duel]) -> Mapping[Method, list[int]]:
-    """Which seeds are to be run before every two methods share `MIN_SEEDS`.
-
-    Args:
-        problem: the problem.
-        found: its duels.
-
-    Returns:
-        method -> seeds that it lacks; empty if no verdict lacks seeds.
-    """
+    """``{method: seeds}`` to run before every two methods share `MIN_SEEDS`; empty if none is missing."""
     short = {each for duel in found if duel.verdict.word == TOO_FEW for each in (duel.method, duel.other)}
     if not short:
         return {}

@@ -1,14 +1,13 @@
 """Targets at three levels, and what a method costs when its tuning is paid for, too.
 
-**The levels** of a problem, for its final validation metric and its final training loss: what SGD, tuned like all
-others, ends with; the median over all methods of what each ends with; and the best decile of these. A method ends with
-its median over seeds.
+**The levels** of a problem are what SGD, tuned like all others, ends with; the median over all methods of what each
+ends with; and the best decile of these. A method ends with its median over seeds.
 
-**The total cost** of a run is the time of all its method's trials on that problem, at the pace of its final runs, and
-then the time to the target. Every method has as many trials, so that in steps tuning would only add the same to all.
+**The total cost** of a run is the time of all its method's trials on that problem, at the pace of its final runs, plus
+the time to the target. Every method has as many trials, so in steps tuning would add the same to all.
 
-A target is met **at the first look** if the fastest method has it at the first row logged after the start in at least
-half of its seeds: such a problem tells how often one looked, and no more.
+A target is met **at the first look** if the fastest method meets it at the first row logged after the start in at least
+half of its seeds: such a problem only tells how often metrics were logged.
 """
 
 import math
@@ -19,7 +18,7 @@ from sibp.analysis.arena import GOALS, Contest, costs, costs_by_seed, pace
 from sibp.analysis.comparison import Method
 from sibp.analysis.duels import by_seed
 from sibp.analysis.outcomes import Target
-from sibp.analysis.profile import ratios, score
+from sibp.analysis.performance_profiles import ratios, score
 from sibp.analysis.statistics import median
 from sibp.runs.identity import TRIAL
 
@@ -48,15 +47,7 @@ class Level:
 
 
 def targets(contest: Contest, goal: str) -> list[Target]:
-    """The targets of a problem, one a level.
-
-    Args:
-        contest: the problem.
-        goal: one of `GOALS`.
-
-    Returns:
-        As many as `LEVELS`, from the easiest on where SGD is below the median.
-    """
+    """The targets of a problem for one of `GOALS`, one per level."""
     at = GOALS.index(goal)
     quantity, sgd = contest.quantities[at], contest.targets[at]
     sign = -1 if quantity.larger_is_better else 1
@@ -67,15 +58,7 @@ def targets(contest: Contest, goal: str) -> list[Target]:
 
 
 def levels(contests: Sequence[Contest], goal: str) -> list[list[Level]]:
-    """How hard the targets are.
-
-    Args:
-        contests: one or more.
-        goal: one of `GOALS`.
-
-    Returns:
-        For each level, a row a problem.
-    """
+    """How hard the targets are: for each level, one entry per problem."""
     aims = zip(*(targets(contest, goal) for contest in contests), strict=True)
     return [[_level(contest, target) for contest, target in zip(contests, aim, strict=True)] for aim in aims]
 
@@ -93,15 +76,7 @@ def _level(contest: Contest, target: Target) -> Level:
 
 
 def scores(contests: Sequence[Contest], goal: str) -> dict[str, dict[tuple[str, str], float]]:
-    """Every method's score at every level, by every cost.
-
-    Args:
-        contests: one or more.
-        goal: one of `GOALS`.
-
-    Returns:
-        method -> (level, cost) -> score from 0 to 1, as :func:`sibp.analysis.profile.score`.
-    """
+    """``{method: {(level, cost): score}}``, as :func:`sibp.analysis.performance_profiles.score`."""
     names = sorted({method.name for contest in contests for method in contest.problem.methods if method.runs})
     found: dict[str, dict[tuple[str, str], float]] = {name: {} for name in names}
     aims = zip(*(targets(contest, goal) for contest in contests), strict=True)
@@ -125,27 +100,13 @@ def _costs(contest: Contest, method: Method | None, target: Target) -> Mapping[s
 
 
 def tuning_seconds(method: Method) -> float:
-    """The time of all trials of a method, at the pace of its final runs.
-
-    Args:
-        method: which.
-
-    Returns:
-        Seconds; 0 for one that was not tuned on this problem.
-    """
+    """Seconds of all tuning trials of a method, at the pace of its final runs."""
     steps = [run.columns["step"][-1] for run in method.all_runs if run.role == TRIAL and len(run.columns["step"])]
     return pace(method) * float(sum(steps))
 
 
 def failures(contests: Sequence[Contest]) -> list[tuple[str, str, int, int]]:
-    """Final runs that diverged or failed.
-
-    Args:
-        contests: one or more.
-
-    Returns:
-        (method, problem, how many, of how many), those with the most first.
-    """
+    """(method, problem, how many, of how many) final runs that did not complete, those with the most first."""
     found = [
         (method.name, contest.problem.title, sum(run.status != "completed" for run in method.runs), len(method.runs))
         for contest in contests

@@ -1,4 +1,4 @@
-"""The figures of one run, by the rules of :mod:`sibp.analysis.scoring`."""
+"""Metrics of one run, by the rules of report/rules.html."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -41,27 +41,14 @@ class Target:
 
 
 def worst(larger_is_better: bool) -> float:
-    """The figure of a run that diverged or failed.
-
-    Args:
-        larger_is_better: as for an accuracy.
-
-    Returns:
-        An infinity.
-    """
+    """The value of a run that diverged or failed: an infinity."""
     return -math.inf if larger_is_better else math.inf
 
 
 def final(run: Run, column: str) -> float | None:
-    """The figure a run ended with.
+    """The last logged value of a metric.
 
-    Args:
-        run: the run.
-        column: a metric.
-
-    Returns:
-        The last logged value; an infinity if it diverged, failed or ended in no finite number; None if the run is
-        unfinished or never logged the metric.
+    An infinity if the run diverged, failed or ended in no finite number; None if it is unfinished or never logged it.
     """
     if run.status == UNFINISHED:
         return None
@@ -74,15 +61,7 @@ def final(run: Run, column: str) -> float | None:
 
 
 def best(run: Run, column: str) -> float | None:
-    """The best figure a run ever logged.
-
-    Args:
-        run: the run.
-        column: a metric.
-
-    Returns:
-        The best finite value, also of a run that diverged later; None if the run is unfinished or there is none.
-    """
+    """The best finite value logged, also before a divergence; None if the run is unfinished or there is none."""
     values = run.columns[column][~np.isnan(run.columns[column])]
     if run.status == UNFINISHED:
         return None
@@ -92,15 +71,7 @@ def best(run: Run, column: str) -> float | None:
 
 
 def test_figure(run: Run, key: str) -> float | None:
-    """A figure on the test data.
-
-    Args:
-        run: the run.
-        key: test_loss or test_acc.
-
-    Returns:
-        As summary.json has it; an infinity for a run that diverged or failed; None where there is none.
-    """
+    """``test_loss`` or ``test_acc``; an infinity if the run diverged or failed; None if there is none."""
     if run.status == "completed":
         value = number_or_nan(run.summary.get(key))
         return None if math.isnan(value) else value
@@ -108,14 +79,7 @@ def test_figure(run: Run, key: str) -> float | None:
 
 
 def training_seconds(run: Run) -> float:
-    """Seconds spent in training, whatever came of it.
-
-    Args:
-        run: the run.
-
-    Returns:
-        The clock's last reading; 0 if there is none.
-    """
+    """Training seconds, whatever the run's status; 0 if there is no reading."""
     clock = run.summary.get("seconds")
     total = number_or_nan(clock.get("train")) if isinstance(clock, dict) else math.nan
     logged = float(run.columns["seconds"][-1]) if len(run.columns["seconds"]) else 0.0
@@ -123,14 +87,9 @@ def training_seconds(run: Run) -> float:
 
 
 def seconds_per_step(run: Run) -> float | None:
-    """Training seconds of a step.
+    """Median training seconds per step over the intervals between logged rows, so that a slow start does not count.
 
-    Args:
-        run: the run.
-
-    Returns:
-        The median over the stretches between logged rows, so that a slow start does not count; None with one row,
-        and for an unfinished run.
+    None with fewer than two rows, and for an unfinished run.
     """
     if run.status == UNFINISHED or len(run.columns["step"]) < 2:
         return None
@@ -138,15 +97,7 @@ def seconds_per_step(run: Run) -> float | None:
 
 
 def to_target(run: Run, target: Target) -> tuple[float, float] | None:
-    """Steps and seconds until a target was first seen reached.
-
-    Args:
-        run: the run.
-        target: the target.
-
-    Returns:
-        (steps, seconds); infinite if it was missed, or if the run diverged or failed; None if unfinished.
-    """
+    """Steps and seconds to the first logged row that meets a target; infinite if it never does; None if unfinished."""
     if run.status == UNFINISHED:
         return None
     at = first_reach(run.columns[target.column].tolist(), target.value, target.larger_is_better)
@@ -159,15 +110,8 @@ def at_equal_seconds(first: Run, second: Run, column: str) -> tuple[float, float
     """What two runs had after the same training seconds.
 
     That is the last moment within the shorter run at which the longer one logged a row; the other counts with its
-    last row by then. A run that diverged or failed has the worst figure.
-
-    Args:
-        first: a run.
-        second: another.
-        column: a metric.
-
-    Returns:
-        The figures of both; None if a run is unfinished or there is no such moment after the start.
+    last row by then. A run that diverged or failed counts with an infinity. None if a run is unfinished, or if there
+    is no such moment after the start.
     """
     ends = final(first, column), final(second, column)
     if ends[0] is None or ends[1] is None:
@@ -188,15 +132,7 @@ def _last_by(run: Run, column: str, moment: float) -> float:
 
 
 def over_runs(runs: Sequence[Run], of: Callable[[Run], float | None]) -> Estimate | None:
-    """The median of a figure over runs.
-
-    Args:
-        runs: one for each seed.
-        of: the figure of a run; None where it has none.
-
-    Returns:
-        The estimate; None if no completed run has the figure though there are such runs.
-    """
+    """The median of a metric over runs; None if there are completed runs and none has the metric."""
     figures = [(run.status, of(run)) for run in runs]
     done = [value for status, value in figures if status == "completed"]
     if done and all(value is None for value in done):

@@ -1,27 +1,4 @@
-"""Who won: the rules, as pure functions of numbers.
-
-**The figure of a run.** A run that completed counts with its last logged row. A run that diverged or failed counts as
-worse than any that completed: an infinite loss, an accuracy below all others, a target never reached. A run that is
-unfinished or broken does not count; the report lists it.
-
-**The chosen setting of a method** has the highest median final validation accuracy, then the lowest median final
-validation loss, over the tuning seeds: those of the runs that say they are trials, or, where none does, those with
-which at least half of the method's settings were run. A setting that lacks one of them is not considered. Test data
-have no say. Where a sweep has chosen, by whatever it was told to choose by, its choice stands: runs that say they are
-final ones, and of several such settings the best by this rule. If the chosen setting was also run with fresh seeds
-(`MIN_SEEDS` or more, or at least as many as the tuning seeds), the report shows the fresh ones alone; otherwise all of
-them, and says so.
-
-**A verdict** between two methods compares their chosen settings on the seeds they share: same initial weights, same
-batches. With fewer than `MIN_SEEDS` such seeds it is "too few seeds". Otherwise it is "better" or "worse" if the
-bootstrap interval of the median difference excludes 0, and "no difference" if not. With 5 seeds the interval excludes
-0 only if all 5 agree in sign, which happens by chance to equal methods in 1 of 16 comparisons; the sign test beside it
-says as much. Verdicts are not corrected for their number; the p by Holm beside the sign test's is, over all
-comparisons in the same quantity.
-
-**A target** is reached at the first logged row that meets it: the report cannot see between rows. A missed target is
-infinitely far away; the median over seeds counts it so.
-"""
+"""Choosing a method's setting, and verdicts: pure functions of numbers; report/rules.html states the rules."""
 
 import math
 from collections import Counter
@@ -61,22 +38,17 @@ class Choice:
 
 
 def verdict(first: Mapping[int, float], second: Mapping[int, float], larger_is_better: bool) -> Verdict:
-    """Judge one method against another, paired by seed.
+    """Judge the first method against the second, paired by seed; the difference is first minus second.
 
     Args:
-        first: seed -> figure; may be infinite, not NaN.
+        first: ``{seed: value}``; may be infinite, not NaN.
         second: the same for the other method.
         larger_is_better: as for an accuracy.
-
-    Returns:
-        The verdict on the first; its difference is first minus second.
 
     Example:
         >>> sgd, sibp = {0: 3.0, 1: 3.1, 2: 3.2, 3: 3.3, 4: 3.4}, {0: 1.0, 1: 1.1, 2: 1.2, 3: 1.3, 4: 1.4}
         >>> verdict(sibp, sgd, larger_is_better=False).word, verdict(sgd, sibp, larger_is_better=False).word
         ('better', 'worse')
-        >>> verdict(sgd, sgd, larger_is_better=False).word
-        'no difference'
         >>> verdict({0: 1.0}, {0: 3.0, 1: 3.1}, larger_is_better=False).word
         'too few seeds'
     """
@@ -98,15 +70,11 @@ def _difference(first: float, second: float) -> float:
 def choose(
     settings: Sequence[Mapping[int, tuple[float, float]]], trials: Collection[int] = frozenset()
 ) -> Choice | None:
-    """Choose a method's setting on validation data.
+    """Choose a method's setting on validation data; the first of equal settings, None if no setting has a value.
 
     Args:
-        settings: for each, seed -> (final validation accuracy, final validation loss); may be infinite, not NaN.
-        trials: the seeds of runs that say they are trials; without any, the seeds that most settings share are taken
-            for those of tuning.
-
-    Returns:
-        The choice; None if no setting has a figure. Of equal settings, the first.
+        settings: for each, ``{seed: (final validation accuracy, final validation loss)}``; may be infinite, not NaN.
+        trials: seeds of tuning runs; if empty, the seeds that most settings share are taken for them.
 
     Example:
         >>> choice = choose([{0: (0.9, 0.3)}, {0: (0.8, 0.1), 1: (0.99, 0.1)}])
@@ -136,15 +104,7 @@ def choose(
 
 
 def first_reach(values: Sequence[float], target: float, larger_is_better: bool) -> int | None:
-    """Where a target is first met.
-
-    Args:
-        values: in the order of training; NaN never meets a target.
-        target: the value to reach.
-        larger_is_better: as for an accuracy.
-
-    Returns:
-        The position of the first value that meets it, None if there is none.
+    """The position of the first value that meets a target, None if there is none; NaN never does.
 
     Example:
         >>> first_reach([0.1, 0.9, 0.95, 0.8], 0.9, larger_is_better=True)
@@ -155,14 +115,7 @@ def first_reach(values: Sequence[float], target: float, larger_is_better: bool) 
 
 
 def edge(grid: Sequence[float], best: float) -> str | None:
-    """Whether the best value lies at the edge of the values tried, so that a better one may lie beyond.
-
-    Args:
-        grid: the values tried; a lower edge of 0 is no edge, as nothing lies beyond.
-        best: the chosen one of them.
-
-    Returns:
-        "largest", "smallest", or None if it is inside or nothing else was tried.
+    """The edge of the values tried at which the best one is, ``largest`` or ``smallest``, or None; 0 is no edge.
 
     Example:
         >>> edge([0.1, 1, 10], 10), edge([0.1, 1, 10], 1), edge([0.0, 0.9], 0.0), edge([1], 1)
@@ -176,15 +129,7 @@ def edge(grid: Sequence[float], best: float) -> str | None:
 
 
 def ratio(value: float | None, base: float | None) -> float | None:
-    """A ratio, where there is one.
-
-    Args:
-        value: numerator, None if unknown.
-        base: denominator, None if unknown.
-
-    Returns:
-        The ratio; None without one.
-    """
+    """``value / base``; None if either is unknown or infinite, or the base is 0."""
     if value is None or not base or not math.isfinite(value) or not math.isfinite(base):
         return None
     return value / base

@@ -23,16 +23,14 @@ class Estimate:
     high: float | None
     count: int
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Of the interval; the median twice where there is none."""
+        return (self.median if self.low is None else self.low), (self.median if self.high is None else self.high)
+
 
 def estimate(values: Sequence[float]) -> Estimate | None:
-    """The median of some values with its interval.
-
-    Args:
-        values: one for each seed; may be infinite, not NaN.
-
-    Returns:
-        The estimate, or None without values.
-    """
+    """The median of values (no NaN) with its bootstrap interval; None without values."""
     if not values:
         return None
     if len(values) == 1:
@@ -42,13 +40,7 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 
 
 def median(values: Sequence[float]) -> float:
-    """The median; between two infinite values of opposite sign it is 0, as neither side outweighs the other.
-
-    Args:
-        values: at least one; no NaN.
-
-    Returns:
-        The middle value, or the mean of the two in the middle.
+    """The median of one or more values; between two infinite values of opposite sign it is 0.
 
     Example:
         >>> median([1.0, math.inf, 2.0]), median([1.0, math.inf]), median([-math.inf, math.inf])
@@ -63,15 +55,9 @@ def median(values: Sequence[float]) -> float:
 
 
 def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Percentile bootstrap interval of the median.
+    """Percentile bootstrap interval of the median of two or more values.
 
-    The bounds are medians that were really drawn (no interpolation between them), so infinite ones stay infinite.
-
-    Args:
-        values: at least two; no NaN.
-
-    Returns:
-        Lower and upper bound.
+    The bounds are medians that were drawn (no interpolation between them), so infinite ones stay infinite.
 
     Example:
         >>> bootstrap_interval([3.0, 3.0, 3.0])
@@ -85,14 +71,7 @@ def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def bounds(drawn: np.ndarray) -> tuple[float, float]:
-    """The percentile interval of what was drawn.
-
-    Args:
-        drawn: (RESAMPLES,) a figure of each resample.
-
-    Returns:
-        Lower and upper bound, both among the figures.
-    """
+    """The percentile interval of (RESAMPLES,) draws; both bounds are among the draws."""
     ordered = np.sort(drawn)
     tail = math.floor((1 - LEVEL) / 2 * len(ordered))
     return float(ordered[tail]), float(ordered[-1 - tail])
@@ -111,13 +90,7 @@ def _middle_positions(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def holm(probabilities: Sequence[float]) -> list[float]:
-    """Holm's correction for several tests of one family (Scandinavian Journal of Statistics 6, 1979).
-
-    Args:
-        probabilities: one for each test.
-
-    Returns:
-        Corrected ones, in the same order: those below a level are significant at it, whatever the family's size.
+    """Holm's correction of p-values for one family of tests (Scandinavian Journal of Statistics 6, 1979).
 
     Example:
         >>> holm([0.5, 0.125, 0.25])
@@ -132,14 +105,7 @@ def holm(probabilities: Sequence[float]) -> list[float]:
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Two-sided exact sign test.
-
-    Args:
-        wins: seeds with a difference in one direction.
-        losses: seeds with a difference in the other; ties count for neither.
-
-    Returns:
-        The probability of a split at least as uneven, were both directions equally likely.
+    """The p-value of a two-sided exact sign test; ties count for neither side.
 
     Example:
         >>> sign_test(5, 0), sign_test(3, 2)

@@ -1,21 +1,7 @@
-"""How large a step size may be, and how little it matters: figures of a method at one seed, over all its settings.
+"""How large a step size may be, and how little it matters: metrics of a method at one seed, over all its settings.
 
-At every step size, the best of the other hyper-parameters counts, by the final training loss at that seed.
-
-**Largest step size** is the largest at which training works: the loss ends below half of what it was at the start.
-
-**Width of step sizes** is that of the interval, around the best step size, in which every step size tried ends within
-`WITHIN` of the best loss: from its first to its last, in powers of ten. It depends on no scale, but on the grid.
-
-The other three have each method's own best step size as their unit, as a step on weights and one on neurons have no
-common one. All are in powers of ten, and end with the grid at the latest:
-
-**Range of step sizes** is that of the interval around the best in which the loss stays within `FACTOR` of the least.
-Its ends lie between two step sizes tried, on a straight line of both logarithms; before a diverged one, at the last.
-
-**Reach above the best step size** is the part of that range above the best.
-
-**Room before divergence** is how far above the best lies the first step size tried that ends no lower than it began.
+At every step size, the best of the other hyper-parameters counts, by the final training loss at that seed. All but the
+largest step size are in powers of ten, and end with the grid at the latest; minus infinity if every run diverged.
 """
 
 import itertools
@@ -29,15 +15,7 @@ WITHIN, FACTOR = 0.1, 2.0
 
 
 def losses(method: Method, at: Mapping[str, float]) -> dict[int, dict[float, tuple[float, float]]]:
-    """The best run at every step size and seed.
-
-    Args:
-        method: with settings that differ in ``lr``.
-        at: hyper-parameter -> value; settings with others are left out.
-
-    Returns:
-        seed -> lr -> (loss at the start, loss at the end, infinite if the run diverged).
-    """
+    """``{seed: {lr: (first loss, final loss)}}`` of the best run among settings that agree with ``at``."""
     found: dict[int, dict[float, tuple[float, float]]] = {}
     for setting in method.settings:
         numbers = setting.numbers
@@ -55,13 +33,7 @@ def losses(method: Method, at: Mapping[str, float]) -> dict[int, dict[float, tup
 
 
 def largest(by_lr: Mapping[float, tuple[float, float]]) -> float:
-    """The largest step size at which training works.
-
-    Args:
-        by_lr: lr -> (loss at the start, loss at the end).
-
-    Returns:
-        It; minus infinity if there is none.
+    """The largest step size at which the loss ends below half of what it was at the start.
 
     Example:
         >>> largest({0.1: (2.3, 0.5), 1.0: (2.3, 1.1), 10.0: (2.3, 2.2)})
@@ -71,13 +43,7 @@ def largest(by_lr: Mapping[float, tuple[float, float]]) -> float:
 
 
 def width(by_lr: Mapping[float, tuple[float, float]]) -> float:
-    """The width of the interval of step sizes that end about as well as the best.
-
-    Args:
-        by_lr: lr -> (loss at the start, loss at the end).
-
-    Returns:
-        In powers of ten, 0 if only the best itself does; minus infinity if every run diverged.
+    """The interval around the best step size in which every one tried ends within `WITHIN` of the least loss.
 
     Example:
         >>> width({0.01: (2.3, 0.5), 0.1: (2.3, 0.1), 1.0: (2.3, 0.11), 10.0: (2.3, 0.4), 100.0: (2.3, 0.1)})
@@ -98,13 +64,7 @@ def width(by_lr: Mapping[float, tuple[float, float]]) -> float:
 
 
 def room(by_lr: Mapping[float, tuple[float, float]]) -> float:
-    """How far above the best step size training first fails.
-
-    Args:
-        by_lr: lr -> (loss at the start, loss at the end).
-
-    Returns:
-        In powers of ten; up to the largest step size tried if none fails; minus infinity if every run diverged.
+    """How far above the best lies the first step size tried whose loss ends no lower than it began.
 
     Example:
         >>> room({0.1: (2.3, 0.1), 1.0: (2.3, 1.9), 10.0: (2.3, 2.4), 100.0: (2.3, 5.0)})
@@ -120,12 +80,6 @@ def room(by_lr: Mapping[float, tuple[float, float]]) -> float:
 def reach(by_lr: Mapping[float, tuple[float, float]]) -> float:
     """How far above the best step size the loss stays within `FACTOR` of the least.
 
-    Args:
-        by_lr: lr -> (loss at the start, loss at the end).
-
-    Returns:
-        In powers of ten; minus infinity if every run diverged.
-
     Example:
         >>> reach({0.1: (2.3, 0.4), 1.0: (2.3, 0.1), 10.0: (2.3, 0.4)})
         0.5
@@ -136,12 +90,6 @@ def reach(by_lr: Mapping[float, tuple[float, float]]) -> float:
 
 def spread(by_lr: Mapping[float, tuple[float, float]]) -> float:
     """The range of step sizes around the best in which the loss stays within `FACTOR` of the least.
-
-    Args:
-        by_lr: lr -> (loss at the start, loss at the end).
-
-    Returns:
-        In powers of ten; minus infinity if every run diverged.
 
     Example:
         >>> spread({0.1: (2.3, 0.4), 1.0: (2.3, 0.1), 10.0: (2.3, math.inf)})

@@ -12,11 +12,11 @@ from sibp.analysis.comparison import compare
 from sibp.report.arena_page import build_arena
 from sibp.report.blocks import Document
 from sibp.report.exports import csv_files
-from sibp.report.html import page
 from sibp.report.markdown import markdown
 from sibp.report.pictures import save_pictures
 from sibp.report.sections import build
 from sibp.report.terminal import in_short
+from sibp.report.web_page import page
 from sibp.runs.collect import collect
 from sibp.runs.folder import write_atomic
 from sibp.runs.output import forgiving_output
@@ -31,14 +31,7 @@ written at the end of the report. Exit code: 0 written, 2 wrong input.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line.
-
-    Args:
-        argv: its words, without the program's name; None for those the process was started with.
-
-    Returns:
-        The exit code: 0 written, 2 wrong input.
-    """
+    """Run a command line, by default the process's own; returns the exit code: 0 written, 2 wrong input."""
     with forgiving_output():
         return _main(list(sys.argv[1:] if argv is None else argv))
 
@@ -122,11 +115,7 @@ def _loss(text: str) -> float:
 
 
 def _write(document: Document, out: Path, formats: Sequence[str]) -> list[Path]:
-    """Write each format next to ``out``.
-
-    Returns:
-        The files, or a pattern for those that are many.
-    """
+    """Write each format next to ``out``; returns the files, or a pattern where there are many."""
     stem = out.with_suffix("")
     written = []
     try:

@@ -4,73 +4,53 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import product
 
-import numpy as np
-
-from sibp.analysis import arena, profile, scoring
+from sibp.analysis import arena
 from sibp.analysis.arena import GOALS, UNITS, Contest, Standing, costs, pace, standings
 from sibp.analysis.comparison import Method, Setting
-from sibp.analysis.duels import by_seed
+from sibp.analysis.duels import answer, by_seed
 from sibp.analysis.outcomes import Quantity, over_runs
-from sibp.analysis.profile import share_within, steps_of
-from sibp.analysis.scoring import BETTER, SAME, WORSE, verdict
-from sibp.analysis.statistics import estimate, median
+from sibp.analysis.performance_profiles import share_within, steps_of
+from sibp.analysis.scoring import verdict
+from sibp.analysis.statistics import estimate
 from sibp.report.blocks import Cell, Document, Figure, Line, Section, Table, Text
 from sibp.report.checks import comparability
-from sibp.report.sections import broken_or_none, choice_text, how_made, tally
-from sibp.report.tables import budget_table, notes_table
-from sibp.report.text import cell_text, figure
+from sibp.report.curves import interval
+from sibp.report.sections import broken_and_notes, choice_text, how_made, tally
+from sibp.report.tables import budget_table
+from sibp.report.verdicts import who_won
 from sibp.runs.collect import Collection
 
 FARTHEST = 10.0  # times the fastest: where the drawn profiles end
 BEST = 6  # methods whose profiles are coloured; those of the others are grey
 CAPTION = (
-    "How many of all instances a method solves within so many times the cost of the fastest. On the left: how often it "
-    "is the fastest itself; on the right: how often it gets to the target at all."
+    "The share of all instances that a method solves within a multiple of the fastest method's cost. At the left edge: "
+    "how often it is the fastest; at the right edge: how often it reaches the target at all."
 )
 
 
 def build_arena(collection: Collection, contests: Sequence[Contest], command: str) -> Document:
-    """Write the report.
-
-    Args:
-        collection: all that was read.
-        contests: one or more problems.
-        command: what was typed to get here.
-
-    Returns:
-        The report.
-    """
+    """The report of all problems together, then of each."""
     table = standings(contests)
     problems = [contest.problem for contest in contests]
     count = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}"
-    standing_tables = [standing_table(table, goal) for goal in GOALS]
-    sections = [
-        Section("All problems together", [*scores(table), Text(CAPTION), *profiles(table), *standing_tables], level=2),
-    ]
+    first = [*scores(table), Text(CAPTION), *profiles(table), *(standing_table(table, goal) for goal in GOALS)]
+    sections = [Section("All problems together", first, level=2)]
     for contest in contests:
+        problem, targets = contest.problem, " and ".join(target.title for target in contest.targets)
+        answers = [who_won(each) for quantity in contest.quantities if (each := answer(problem, quantity))]
+        texts = [f"Targets, the medians that {arena.REFERENCE} ends with: {targets}.", *answers]
         sections += [
-            Section(contest.problem.title, comparability(contest.problem), level=2),
-            Section("Outcome", [*map(Text, _targets(contest)), *map(Text, leaders(contest)), outcome_table(contest)]),
-            Section("Budget", [budget_table(contest.problem), Text(choice_text(contest.problem))], folded=True),
+            Section(problem.title, comparability(problem), level=2),
+            Section("Outcome", [*map(Text, texts), outcome_table(contest)]),
+            Section("Budget", [budget_table(problem), Text(choice_text(problem))], folded=True),
         ]
-    rules = (arena.__doc__, profile.__doc__, scoring.__doc__)
-    sections += [
-        Section("Broken runs and notes", [*broken_or_none(collection), *notes_table(collection, problems)], level=2),
-        Section("How this was made", how_made(collection.runs, command, rules, seconds=""), level=2),
-    ]
-    return Document(f"The arena: {len(table)} methods, {count}", sections, tally(collection))
+    sections += [broken_and_notes(collection, problems), how_made(collection.runs, command)]
+    title = f"The arena: {len(table)} methods, {count}"
+    return Document(title, sections, tally(collection), ("verdicts", "arena"))
 
 
 def standing_table(table: Sequence[Standing], goal: str) -> Table:
-    """One row a method, over all instances, by what its target is about.
-
-    Args:
-        table: the best first.
-        goal: one of `GOALS`.
-
-    Returns:
-        The table, in the order of the scores in steps.
-    """
+    """One row per method over all instances, sorted by the score in steps to the target of ``goal``."""
     rows: list[list[Cell]] = []
     for each in _by_score(table, goal, UNITS[0]):
         reached = share_within(each.ratios[goal, UNITS[0]], math.inf)
@@ -83,38 +63,26 @@ def standing_table(table: Sequence[Standing], goal: str) -> Table:
         columns += [f"score in {unit}", f"first in {unit}"]
     count = len(table[0].ratios[goal, UNITS[0]])
     note = (
-        f"The {goal} target, over {count} instances; places are medians, with 95 % bootstrap intervals as the scores; "
-        "first is the share of resamples in which the score is the highest"
+        f"The {goal} target over {count} instances: median place and score with 95 % bootstrap intervals; first: the "
+        "share of resamples in which the method's score is the highest"
     )
     return Table(f"standings-{goal}", columns, rows, note)
 
 
 def scores(table: Sequence[Standing]) -> list[Figure]:
-    """The scores with their intervals, a figure for each target and unit of cost, the best method first.
-
-    Args:
-        table: the standings.
-
-    Returns:
-        The figures.
-    """
+    """Scores with their intervals: one figure per target and unit of cost, the best method first."""
     found = []
     for goal, unit, ranked in _rankings(table):
-        lines = []
-        for row, each in enumerate(ranked):
-            score = each.scores[goal, unit]
-            low, high = (np.array([score.median if of is None else of]) for of in (score.low, score.high))
-            place, at = np.array([score.median]), np.array([float(row)])
-            said = [f"{each.name}: {cell_text(score)}"]
-            lines.append(Line(each.name, each.name, place, at, low, high, "interval", said, True, muted=row >= BEST))
-        title = f"score: {unit} to the {goal} target"
+        found_of = enumerate((each.name, each.scores[goal, unit]) for each in ranked)
+        lines = [interval(name, row, score, muted=row >= BEST) for row, (name, score) in found_of]
+        title = f"score with 95 % interval: {unit} to the {goal} target"
         rows = [line.label for line in lines]
-        found.append(Figure(f"score-{goal}-{unit}", title, f"score in {unit}, 95 % interval", "", lines, rows=rows))
+        found.append(Figure(f"score-{goal}-{unit}", title, f"score in {unit}", "", lines, rows=rows))
     return found
 
 
 def _rankings(table: Sequence[Standing]) -> Iterator[tuple[str, str, list[Standing]]]:
-    """Every target and unit of cost, with the methods by their score in it."""
+    """Every target and unit of cost, with the methods sorted by their score in it."""
     for goal, unit in product(GOALS, UNITS):
         yield goal, unit, _by_score(table, goal, unit)
 
@@ -124,14 +92,7 @@ def _by_score(table: Sequence[Standing], goal: str, unit: str) -> list[Standing]
 
 
 def profiles(table: Sequence[Standing]) -> list[Figure]:
-    """The performance profiles, a figure for each target and unit of cost.
-
-    Args:
-        table: the best first.
-
-    Returns:
-        The figures.
-    """
+    """Performance profiles: one figure per target and unit of cost."""
     found = []
     for goal, unit, ranked in _rankings(table):
         lines = []
@@ -140,20 +101,13 @@ def profiles(table: Sequence[Standing]) -> list[Figure]:
             lines.append(Line(each.name, each.name, tau, height, named=True, muted=place >= BEST))
         lines.sort(key=lambda line: not line.muted)  # the grey ones behind
         title = f"{unit} to the {goal} target"
-        axis = f"{unit}, times those of the fastest"
+        axis = f"{unit} / {unit} of the fastest"
         found.append(Figure(f"profile-{goal}-{unit}", title, axis, "share of instances", lines, x_log=True))
     return found
 
 
 def outcome_table(contest: Contest) -> Table:
-    """One row a method on one problem.
-
-    Args:
-        contest: the problem.
-
-    Returns:
-        The table.
-    """
+    """One row per method on one problem."""
     shown = [contest.problem.quantities[2], *contest.quantities]
     sgd = contest.entry(arena.REFERENCE)
     base = pace(sgd) if sgd else 0.0
@@ -170,20 +124,12 @@ def outcome_table(contest: Contest) -> Table:
     targets = [f"{unit} to {target.title}" for target in contest.targets for unit in UNITS]
     verdicts = [f"{quantity.title} against {arena.REFERENCE}" for quantity in contest.quantities]
     titles = [quantity.title for quantity in shown]
-    columns = ("method", "setting", "completed", *titles, "ms a step", "step cost against SGD", *targets, *verdicts)
+    columns = ("method", "setting", "completed", *titles, "ms per step", "step cost against SGD", *targets, *verdicts)
     return Table("outcome", columns, rows, "Medians over seeds with 95 % bootstrap intervals")
 
 
 def against_table(contest: Contest, name: str) -> Table:
-    """One method against every other, paired by seed.
-
-    Args:
-        contest: the problem.
-        name: of the method.
-
-    Returns:
-        Verdicts on the method, a row a rival; empty if it was not entered.
-    """
+    """Verdicts on one method, one row per rival, paired by seed; empty if the method was not entered."""
     mine = contest.entry(name)
     rows: list[list[Cell]] = []
     for rival in contest.problem.methods if mine else ():
@@ -202,7 +148,7 @@ def against_table(contest: Contest, name: str) -> Table:
 
 
 def _label(method: Method) -> str | None:
-    """What was tuned of the chosen setting; all of it where nothing was."""
+    """The tuned part of the chosen setting; all of it if nothing was tuned."""
     if method.chosen is None:
         return None
     tuned = {key: value for key, value in method.chosen.optimizer.items() if len(method.grid(key)) > 1}
@@ -213,34 +159,3 @@ def _against(method: Method, other: Method | None, quantity: Quantity) -> str | 
     if other is None or method is other:
         return None
     return verdict(by_seed(method, quantity), by_seed(other, quantity), quantity.larger_is_better).word
-
-
-def _targets(contest: Contest) -> list[str]:
-    titles = " and ".join(target.title for target in contest.targets)
-    return [f"Targets, {arena.REFERENCE}'s own medians: {titles}."]
-
-
-def leaders(contest: Contest) -> list[str]:
-    """For each quantity, who has the best median, and whom it beats seed by seed.
-
-    Args:
-        contest: the problem.
-
-    Returns:
-        Sentences.
-    """
-    return [_leader(contest, quantity) for quantity in contest.quantities]
-
-
-def _leader(contest: Contest, quantity: Quantity) -> str:
-    known = {m.name: found for m in contest.problem.methods if (found := by_seed(m, quantity))}
-    sign = -1 if quantity.larger_is_better else 1
-    best = min(known, key=lambda name: (sign * median(list(known[name].values())), name))
-    words: dict[str, list[str]] = {}
-    for name, found in known.items():
-        if name != best:
-            words.setdefault(verdict(known[best], found, quantity.larger_is_better).word, []).append(name)
-    said = {BETTER: "better than", SAME: "no different from", WORSE: "worse, seed by seed, than"}
-    parts = [f"{text} {', '.join(words[word])}" for word, text in said.items() if word in words]
-    value = figure(median(list(known[best].values())))
-    return f"{quantity.title.capitalize()}: {best} has the best median ({value}); {'; '.join(parts) or 'it is alone'}."

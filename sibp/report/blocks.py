@@ -21,11 +21,10 @@ Cell = str | int | float | Estimate | Link | None
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; a warning is shown as one, and a detail on the page alone."""
+    """A paragraph, or a warning."""
 
     text: str
     warning: bool = False
-    detail: bool = False
 
 
 @dataclass(frozen=True)
@@ -156,18 +155,22 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """The whole report; ``summary`` is one line below the title."""
+    """The whole report.
+
+    Attributes:
+        title: the heading.
+        sections: in order.
+        summary: one line below the title.
+        rules: which rules the page explains at its end: ``verdicts``, ``clock``, ``arena``.
+    """
 
     title: str
     sections: Sequence[Section]
     summary: str = ""
+    rules: Sequence[str] = ()
 
     def blocks(self) -> list[tuple[Section, Block]]:
-        """Every block with the heading of the part (level 2) that it belongs to.
-
-        Returns:
-            In the order of the report.
-        """
+        """Every block with the level-2 section that it belongs to, in the order of the report."""
         found, part = [], Section("")
         for section in self.sections:
             part = section if section.level == 2 else part
@@ -175,9 +178,5 @@ class Document:
         return found
 
     def figures(self) -> list[Figure]:
-        """Every figure.
-
-        Returns:
-            In the order of the report.
-        """
+        """Every figure, in the order of the report."""
         return [block for _, block in self.blocks() if isinstance(block, Figure)]

@@ -21,15 +21,7 @@ TAGS = {"train loss": "loss/train", "val loss": "loss/val", "val acc": "accuracy
 
 
 def write_medians(document: Document, folder: Path) -> Path:
-    """Write an event file for every method of every problem.
-
-    Args:
-        document: the report.
-        folder: where the runs go; what event files their folders hold is replaced.
-
-    Returns:
-        The folder.
-    """
+    """Write an event file for every method and problem, replacing earlier ones; returns the folder."""
     found: dict[str, list[tuple[str, Line]]] = {}
     for part, block in document.blocks():
         if isinstance(block, Figure) and block.curves and block.title in TAGS:
@@ -57,7 +49,7 @@ def _write(place: Path, lines: list[tuple[str, Line]]) -> None:
 
 
 def _points(tag: str, line: Line) -> Iterator[tuple[str, int, float, float]]:
-    """Tag, step, training seconds and value, against steps and against training milliseconds."""
+    """Tag, step, training seconds and value, over steps and over training milliseconds."""
     assert STEPS not in line.also
     for step, seconds, value in zip(line.x, line.also[SECONDS], line.y, strict=True):
         if math.isfinite(value) and math.isfinite(seconds):

@@ -13,14 +13,7 @@ UNEQUAL_LOAD = 1.0  # processes more than in another run: one that trains takes 
 
 
 def comparability(problem: Problem) -> list[Text]:
-    """Check that methods started equal and had equal chances.
-
-    Args:
-        problem: the problem.
-
-    Returns:
-        One paragraph on the start, and a warning for every weakness.
-    """
+    """Check that all methods started equal and had equal budgets: one paragraph, and a warning for each weakness."""
     warnings = [*_edges(problem), *_budgets(problem), *_machines(problem), *_unreliable(problem)]
     return [*_starts(problem), *(Text(text, warning=True) for text in warnings)]
 
@@ -78,9 +71,9 @@ STARTS: dict[str, Callable[[Run], Any]] = {
 
 
 def _edges(problem: Problem) -> Iterable[str]:
-    for method in problem.methods:
-        for edge in method.edges():
-            yield f"Edge of the grid: {method.name}'s chosen {edge}; a better value may lie beyond."
+    found = [f"{method.name}'s {edge}" for method in problem.methods for edge in method.edges()]
+    if found:
+        yield f"Chosen at the edge of the grid, so better values may lie beyond: {'; '.join(found)}."
 
 
 def _budgets(problem: Problem) -> Iterable[str]:
@@ -113,7 +106,8 @@ def _unreliable(problem: Problem) -> Iterable[str]:
     for method in problem.methods:
         failed = sum(run.status == "failed" for run in method.runs)
         if failed:
-            yield f"Of the runs shown of {method.name}, {failed} failed and count as the worst: see their reasons."
+            reasons = "the table of runs gives the reasons"
+            yield f"{method.name}: {failed} of the shown runs failed and count as the worst; {reasons}."
         waiting = sum(run.status == "unfinished" for run in method.all_runs)
         if waiting:
-            yield f"Unfinished runs of {method.name}, which do not count yet: {waiting}."
+            yield f"Unfinished runs of {method.name}: {waiting}, not counted yet."

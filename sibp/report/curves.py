@@ -8,8 +8,9 @@ import numpy as np
 from sibp.analysis.comparison import Method, Problem
 from sibp.analysis.duels import judged_quantities
 from sibp.analysis.outcomes import over_runs
+from sibp.analysis.statistics import Estimate
 from sibp.report.blocks import Block, Figure, Line, Text
-from sibp.report.text import cell_text
+from sibp.report.cells import cell_text
 from sibp.runs.reading import Run
 from sibp.runs.values import number_or_nan
 
@@ -18,22 +19,14 @@ METRICS = ("train_loss", "val_loss", "val_acc")
 STEPS, SECONDS, EPOCHS = "training steps", "training seconds", "epochs"
 AXES = (STEPS, SECONDS, EPOCHS)
 CAPTION = (
-    "Thick line: median over seeds at equal steps; band: from the smallest to the largest seed; thin lines: the seeds. "
-    "Against seconds, a step is drawn at its median time. A cross marks where a run diverged or failed; from there on "
-    "it takes no part in median and band."
+    "Thick lines are medians over seeds at equal steps; bands reach from the smallest to the largest value of a seed. "
+    "Over seconds, each step is drawn at its median time. A cross marks where a run diverged or failed; median and "
+    "band leave it out from there on."
 )
 
 
 def curves(problem: Problem, number: str) -> list[Block]:
-    """One figure for each metric, over the chosen settings, with every horizontal axis.
-
-    Args:
-        problem: the problem.
-        number: of the problem in the report.
-
-    Returns:
-        The figures and how to read them.
-    """
+    """One figure per metric over the chosen settings, with every horizontal axis, and a caption."""
     figures: list[Block] = []
     for metric in METRICS:
         lines = [line for method in problem.methods for line in _method_lines(method, metric)]
@@ -47,16 +40,15 @@ def curves(problem: Problem, number: str) -> list[Block]:
     return [*figures, Text(CAPTION)]
 
 
+def interval(name: str, row: int, found: Estimate, detail: str = "", muted: bool = False) -> Line:
+    """A median with its interval, in one row of a figure."""
+    x, low, high = (np.array([found.median if math.isinf(end) else end]) for end in (found.median, *found.ends))
+    said, y = [f"{name}: {cell_text(found)}, {found.count} seeds"], np.array([float(row)])
+    return Line(name, name, x, y, low, high, "interval", said, named=True, detail=detail, muted=muted)
+
+
 def intervals(problem: Problem, number: str) -> list[Figure]:
-    """A dot with its 95 % interval for each method, a figure for each quantity.
-
-    Args:
-        problem: the problem.
-        number: of the problem in the report.
-
-    Returns:
-        The figures; none of a quantity that no method has a finite value of.
-    """
+    """One figure per metric: a dot with a 95 % interval for each method that has a finite median."""
     figures = []
     for quantity in (*judged_quantities(problem), problem.quantities[2]):
         rows, lines = [], []
@@ -64,12 +56,7 @@ def intervals(problem: Problem, number: str) -> list[Figure]:
             found = over_runs(method.runs, quantity.of)
             if found is None or not math.isfinite(found.median):
                 continue
-            low, high = (found.median if of is None or math.isinf(of) else of for of in (found.low, found.high))
-            ends = (np.array([low]), np.array([high]))
-            said = [f"{method.name}: {cell_text(found)}, {found.count} seeds"]
-            detail = method.chosen.label if method.chosen else ""
-            place, row = np.array([found.median]), np.array([float(len(rows))])
-            lines.append(Line(method.name, method.name, place, row, *ends, "interval", said, True, detail))
+            lines.append(interval(method.name, len(rows), found, method.label or ""))
             rows.append(method.name)
         if lines:
             bounds = np.array([[line.low, line.high] for line in lines])
@@ -97,12 +84,9 @@ def _method_lines(method: Method, metric: str) -> list[Line]:
             np.nanmedian(each, axis=0) if not np.isnan(each).all(axis=0).any() else np.full(seen.sum(), np.nan)
         )
     low, high = (np.nanmin(values, axis=0), np.nanmax(values, axis=0)) if len(runs) > 1 else (None, None)
-    detail = method.chosen.label if method.chosen else ""
     middle = np.nanmedian(values, axis=0)
-    return [
-        *lines,
-        Line(method.name, method.name, places.pop(STEPS), middle, low, high, named=True, detail=detail, also=places),
-    ]
+    name, x, detail = method.name, places.pop(STEPS), method.label or ""
+    return [*lines, Line(name, name, x, middle, low, high, named=True, detail=detail, also=places)]
 
 
 def _seed_line(method: Method, run: Run, metric: str) -> Line:
@@ -138,14 +122,7 @@ def _endings(method: Method, runs: Sequence[Run], metric: str) -> list[Line]:
 
 
 def common_steps(runs: Sequence[Run]) -> np.ndarray:
-    """The steps at which runs can be compared.
-
-    Args:
-        runs: at least one.
-
-    Returns:
-        Those that every completed run logged (every run, if none completed).
-    """
+    """The steps that every completed run logged (every run, if none completed)."""
     steps = [run.columns["step"] for run in runs if run.status == "completed"]
     steps = steps or [run.columns["step"] for run in runs]
     shared = steps[0]
@@ -155,14 +132,7 @@ def common_steps(runs: Sequence[Run]) -> np.ndarray:
 
 
 def thinned(values: np.ndarray) -> np.ndarray:
-    """At most `MAX_POINTS` of some values, evenly spread, first and last among them.
-
-    Args:
-        values: one-dimensional.
-
-    Returns:
-        Some or all of them.
-    """
+    """At most `MAX_POINTS` of the values, evenly spaced, including the first and the last."""
     if len(values) <= MAX_POINTS:
         return values
     return values[np.linspace(0, len(values) - 1, MAX_POINTS).round().astype(int)]
@@ -178,14 +148,7 @@ def _values_at(run: Run, values: np.ndarray, steps: np.ndarray) -> np.ndarray:
 
 
 def overview(problem: Problem) -> list[tuple[Figure, str]]:
-    """The problem in one picture: training loss against steps and seconds, and where it ends.
-
-    Args:
-        problem: the problem.
-
-    Returns:
-        Figures, each with its horizontal axis.
-    """
+    """The problem in one picture: training loss over steps and seconds, and final metrics."""
     losses = [block for block in curves(problem, "") if isinstance(block, Figure)][:1]
     ends = intervals(problem, "")[:2]
     return [

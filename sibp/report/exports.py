@@ -7,19 +7,11 @@ from pathlib import Path
 
 from sibp.analysis.statistics import Estimate
 from sibp.report.blocks import Cell, Document, Link, Table
-from sibp.report.text import relative
+from sibp.report.cells import relative
 
 
 def csv_files(document: Document, folder: Path) -> dict[str, str]:
-    """Every table with full precision; tables of one name are put together, each row with the part it is from.
-
-    Args:
-        document: the report.
-        folder: where the files will lie, for the paths of run folders.
-
-    Returns:
-        Name of the table -> CSV.
-    """
+    """Name -> CSV with full precision; tables of one name are merged, each row with the section it comes from."""
     merged: dict[str, list[dict[str, str]]] = {}
     for part, block in document.blocks():
         if isinstance(block, Table):

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from sibp.report.blocks import Block, Cell, Document, Figure, Link, Matrix, Table, Text
-from sibp.report.text import cell_text, relative
+from sibp.report.cells import cell_text, relative
 
 NUMBER = re.compile(r"(\*\*)?[−-]?[\d.∞][^a-z]*$|–?$")  # also with an interval, or nothing at all
 NUMBERED = re.compile(r"[\d∞]")
@@ -15,17 +15,7 @@ SPECIAL = str.maketrans({c: "\\" + c for c in "\\`*_[]|#"} | {"&": "&amp;", "<":
 
 
 def markdown(document: Document, folder: Path, stem: str, drawn: str | None) -> str:
-    """Write the report.
-
-    Args:
-        document: the report.
-        folder: where the file will lie, for links to run folders.
-        stem: what the names of the pictures begin with.
-        drawn: their ending; None if there are none.
-
-    Returns:
-        Markdown.
-    """
+    """The report as Markdown; pictures are called STEM-NAME.DRAWN, and left out if ``drawn`` is None."""
     parts = [f"# {_safe(document.title)}", *([_safe(document.summary)] if document.summary else [])]
     for section in document.sections:
         texts = [] if section.folded else [_block(block, folder, stem, drawn) for block in section.blocks]
@@ -38,8 +28,7 @@ def markdown(document: Document, folder: Path, stem: str, drawn: str | None) -> 
 
 def _block(block: Block, folder: Path, stem: str, drawn: str | None) -> str:
     if isinstance(block, Text):
-        text = "" if block.detail else _safe(block.text)
-        return f"**Warning:** {text}" if block.warning else text
+        return f"**Warning:** {_safe(block.text)}" if block.warning else _safe(block.text)
     if isinstance(block, Table):
         return "" if block.folded else _table(block, folder)
     if isinstance(block, Matrix):
@@ -71,15 +60,7 @@ def _safe(text: str) -> str:
 
 
 def lines_of_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of cells that are Markdown already; columns of numbers are flush right.
-
-    Args:
-        columns: headings.
-        rows: cells, as many as columns.
-
-    Returns:
-        One line a row, each with its end.
-    """
+    """A table whose cells are Markdown already; numeric columns are right-aligned."""
     cells = [[row[i] for row in rows] for i in range(len(columns))]
     right = [all(map(NUMBER.match, column)) and any(map(NUMBERED.search, column)) for column in cells]
     rule = ["---:" if flush else "---" for flush in right]

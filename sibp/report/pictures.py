@@ -15,22 +15,14 @@ from sibp.runs.folder import write_atomic
 
 LONGEST_TITLE, LONGEST_LABEL, LONGEST_ROW = 60, 48, 24  # characters in a picture
 PANEL_CHARACTERS = 60  # of the legend, below a panel
+WIDEST = 11.5  # inches: three panels stay legible on a page
 METADATA = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 SETTINGS: dict[Any, Any] = {"svg.hashsalt": "sibp", "font.size": 9, "text.usetex": False, "axes.axisbelow": True}
 Panel = tuple[Figure, str]  # and which of its horizontal axes
 
 
 def save_pictures(document: Document, prefix: Path, form: str) -> list[Path]:
-    """Draw every figure to a file.
-
-    Args:
-        document: the report.
-        prefix: folder and beginning of the files' names.
-        form: ``png`` or ``svg``.
-
-    Returns:
-        The files.
-    """
+    """Draw every figure to PREFIX-NAME.png or .svg; returns the files."""
     figures = document.figures()
     drawn = styles(group for figure in figures for group in figure.groups)
     paths = [prefix.with_name(f"{prefix.name}-{figure.name}.{form}") for figure in figures]
@@ -40,14 +32,7 @@ def save_pictures(document: Document, prefix: Path, form: str) -> list[Path]:
 
 
 def panels_of(figure: Figure) -> list[Panel]:
-    """A figure against its own axis, and against training seconds where it has them.
-
-    Args:
-        figure: the figure.
-
-    Returns:
-        One panel or two.
-    """
+    """A figure over its own axis, and over training seconds where it has them."""
     timed = any(SECONDS in line.also for line in figure.lines)
     return [(figure, figure.x_title), *([(figure, SECONDS)] if timed else [])]
 
@@ -55,18 +40,7 @@ def panels_of(figure: Figure) -> list[Panel]:
 def picture(
     panels: Sequence[Panel], form: str, drawn: Mapping[str, Style] | None = None, columns: int = 2, seeds: bool = False
 ) -> bytes:
-    """Draw panels with one legend below them.
-
-    Args:
-        panels: one or more.
-        form: ``png`` or ``svg``.
-        drawn: how each method is drawn; None to choose here.
-        columns: panels side by side.
-        seeds: whether a line is drawn for every seed, too.
-
-    Returns:
-        The file's content.
-    """
+    """Draw panels as PNG or SVG with one legend below; ``seeds`` also draws the line of every seed."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure as Canvas
 
@@ -77,8 +51,10 @@ def picture(
         warnings.filterwarnings("ignore", "Glyph")  # a sign that the font lacks is drawn as a box
         tallest = max(len(figure.rows) for figure, _ in panels)
         height = max(3.4, 0.2 * tallest + 0.8)
-        canvas = Canvas(figsize=(4.8 * across + 0.4, height * down + 0.6), layout="constrained")
-        for axes, (figure, axis) in zip(canvas.subplots(down, across, squeeze=False).flat, panels, strict=False):
+        canvas = Canvas(figsize=(min(4.8 * across + 0.4, WIDEST), height * down + 0.6), layout="constrained")
+        vertical = {figure.y_title for figure, _ in panels}
+        grid = canvas.subplots(down, across, squeeze=False, sharey=len(vertical) == 1 and vertical != {""})
+        for axes, (figure, axis) in zip(grid.flat, panels, strict=False):
             _panel(axes, figure, axis, drawn, seeds)
         labels: dict[str, Any] = {}
         for axes in canvas.axes:

@@ -10,21 +10,13 @@ from sibp.report.blocks import Block, Figure, Line, Text
 
 CAPTION = (
     "Every dot is a setting: the median over its seeds of the final training loss. The line follows the best setting "
-    "at each learning rate, over all other hyper-parameters. A cross marks a setting of which a run diverged or "
+    "at each learning rate, over all other hyper-parameters. A cross marks a setting with a run that diverged or "
     "failed; at the top edge, at least half of its runs did."
 )
 
 
 def robustness(problem: Problem, number: str) -> list[Block]:
-    """Final training loss over step size for every method.
-
-    Args:
-        problem: the problem.
-        number: of the problem in the report.
-
-    Returns:
-        The figure and how to read it.
-    """
+    """Final training loss over the learning rate for every method, with a caption."""
     tried = {method.name: [s for s in method.settings if s.numbers.get("lr", 0) > 0] for method in problem.methods}
     losses = {setting: _loss(setting) for settings in tried.values() for setting in settings}
     finite = [loss for loss in losses.values() if loss is not None and loss < math.inf]

@@ -2,12 +2,9 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import reduce
 
-from sibp.analysis import clock, profile, scoring
 from sibp.analysis.comparison import Problem
-from sibp.analysis.statistics import INTERVAL_RULE
-from sibp.report.blocks import Block, Document, Section, Text
+from sibp.report.blocks import Document, Section, Text
 from sibp.report.checks import comparability
 from sibp.report.curves import curves, intervals
 from sibp.report.robustness import robustness
@@ -26,40 +23,23 @@ from sibp.runs.collect import Collection
 from sibp.runs.reading import Run
 from sibp.runs.values import shown
 
-SECONDS = (
-    "Seconds are training seconds as recorded by the runs; seconds per step are the median over the stretches between "
-    "logged rows."
-)
-RULES = (scoring.__doc__, clock.__doc__)
-INFINITY = (
-    "∞ stands for the loss of a run that diverged or failed and for a target that was missed, −∞ for the accuracy of "
-    "such a run."
-)
-
 
 def build(collection: Collection, problems: Sequence[Problem], command: str) -> Document:
-    """Write the report.
-
-    Args:
-        collection: all that was read.
-        problems: the usable runs, compared.
-        command: what was typed to get here.
-
-    Returns:
-        The report.
-    """
+    """The report: the answer, curves, tables and checks of every problem, then all runs and how the report was made."""
     sections = [each for i, problem in enumerate(problems, start=1) for each in _problem_sections(problem, f"{i:02d}")]
     sections += [
         Section("All runs", [runs_table(problems)], level=2),
-        Section("Broken runs and notes", [*broken_or_none(collection), *notes_table(collection, problems)], level=2),
-        Section("How this was made", how_made(collection.runs, command), level=2),
+        broken_and_notes(collection, problems),
+        how_made(collection.runs, command),
     ]
-    return Document("Who won? Training methods compared", sections, tally(collection))
+    about = problems[0].title if len(problems) == 1 else "Training methods compared"
+    return Document(f"Who won? {about}", sections, tally(collection), ("verdicts", "clock"))
 
 
 def _problem_sections(problem: Problem, number: str) -> list[Section]:
     """The answer first: sentences, matrices, dots with intervals; then curves, tables, and what the solvers said."""
-    warnings, notes = split_warnings(comparability(problem))
+    checks = comparability(problem)
+    warnings, notes = ([text for text in checks if text.warning is wanted] for wanted in (True, False))
     solver = solver_plots(problem, number)
     tables = [summary_table(problem), verdict_table(problem), *clock_table(problem)]
     first = [*map(Text, outcome(problem)), *warnings, *verdicts(problem), *intervals(problem, number)]
@@ -76,27 +56,8 @@ def _problem_sections(problem: Problem, number: str) -> list[Section]:
     ]
 
 
-def split_warnings(blocks: Sequence[Text]) -> tuple[list[Text], list[Text]]:
-    """Warnings, and what is no warning.
-
-    Args:
-        blocks: as :func:`~sibp.report.checks.comparability` gives them.
-
-    Returns:
-        Both.
-    """
-    return [block for block in blocks if block.warning], [block for block in blocks if not block.warning]
-
-
 def choice_text(problem: Problem) -> str:
-    """How settings were chosen.
-
-    Args:
-        problem: the problem.
-
-    Returns:
-        A sentence, and a part for every method.
-    """
+    """How the settings were chosen, for every method."""
     parts = []
     for method in problem.methods:
         choice = method.choice
@@ -128,53 +89,19 @@ def _seeds(seeds: frozenset[int]) -> str:
 
 
 def tally(collection: Collection) -> str:
-    """How many runs there are, and how they ended.
-
-    Args:
-        collection: all that was read.
-
-    Returns:
-        One sentence.
-    """
+    """The number of runs by status, in one sentence."""
     count = Counter(run.status for run in collection.runs)
     words = [f"{count[status]} {status}" for status in ("completed", "diverged", "failed", "unfinished")]
     total = len(collection.runs) + len(collection.broken)
     return f"{total} run{'' if total == 1 else 's'}: {', '.join(words)}, {len(collection.broken)} broken."
 
 
-def broken_or_none(collection: Collection) -> list[Block]:
-    """The folders that could not be used.
-
-    Args:
-        collection: all that was read.
-
-    Returns:
-        Their table, or a sentence that there are none.
-    """
-    return [broken_table(collection)] if collection.broken else [Text("No run is broken.")]
+def broken_and_notes(collection: Collection, problems: Sequence[Problem]) -> Section:
+    """The folders that could not be used, and what was corrected or left out."""
+    broken = broken_table(collection) or [Text("No run is broken.")]
+    return Section("Broken runs and notes", [*broken, *notes_table(collection, problems)], level=2)
 
 
-def how_made(
-    runs: Sequence[Run],
-    command: str,
-    rules: Sequence[str | None] = RULES,
-    seconds: str = SECONDS,
-) -> list[Block]:
-    """The command, the rules and the machine.
-
-    Args:
-        runs: all that were read.
-        command: what was typed.
-        rules: texts of modules, whose first paragraphs are left out.
-        seconds: what seconds are.
-
-    Returns:
-        A paragraph each, then a table.
-    """
-    paragraphs = [part for rule in rules for part in (rule or "").split("\n\n")[1:]]
-    numbers = {"**": "", "`MIN_SEEDS`": f"{scoring.MIN_SEEDS}", "`LIMIT`": f"{profile.LIMIT:g}"}
-    plain = [
-        reduce(lambda text, old: text.replace(old, numbers[old]), numbers, " ".join(p.split())) for p in paragraphs
-    ]
-    details = [*plain, INTERVAL_RULE, f"{seconds} {INFINITY}".strip()]
-    return [Text(f"Made by: {shown(command)}"), *(Text(text, detail=True) for text in details), versions_table(runs)]
+def how_made(runs: Sequence[Run], command: str) -> Section:
+    """The command and the recorded environments; the page adds the rules."""
+    return Section("How this was made", [Text(f"Made by: {shown(command)}"), versions_table(runs)], level=2)

@@ -11,15 +11,7 @@ MAX_STATISTICS, MAX_LAYERS = 20, 40  # more cannot be looked at, and a damaged f
 
 
 def solver_plots(problem: Problem, number: str) -> list[Block]:
-    """One figure for each statistic, a line for each method and layer: the median over seeds.
-
-    Args:
-        problem: the problem.
-        number: of the problem in the report.
-
-    Returns:
-        The figures; nothing if no solver reported anything.
-    """
+    """One figure per solver statistic, one line per method and layer: the median over seeds."""
     methods = [(method, layers) for method in problem.methods if (layers := _layers(method))]
     names = sorted({s for method, _ in methods for run in method.runs for stats in run.solver.values() for s in stats})
     figures: list[Block] = []
@@ -30,7 +22,7 @@ def solver_plots(problem: Problem, number: str) -> list[Block]:
         figures.append(Figure(f"{number}-solver-{i:02d}", f"{title} of the solver", "steps", title, found))
     if not figures:
         return []
-    return [Text("Median over seeds of what the solver of each layer reported at the logged steps."), *figures]
+    return [Text("Medians over seeds of what each layer's solver reported at the logged steps."), *figures]
 
 
 def _layers(method: Method) -> list[str]:

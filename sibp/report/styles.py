@@ -55,13 +55,7 @@ KNOWN = {
 
 
 def styles(names: Iterable[str]) -> dict[str, Style]:
-    """A style for each method: its own, or for a method that has none, one that no other of them has.
-
-    Args:
-        names: of methods, in the order in which they are drawn.
-
-    Returns:
-        Name -> style.
+    """A style for each method: its own, or for a method without one, a style that no other method here has.
 
     Example:
         >>> styles(["mine", "sgd"])["sgd"] == KNOWN["sgd"]

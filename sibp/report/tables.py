@@ -1,98 +1,81 @@
 """The report's tables."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from sibp.analysis.comparison import Method, Problem, Setting
 from sibp.analysis.outcomes import (
     BEST_LOSS,
     FINAL_LOSS,
+    TEST_ACC,
     Quantity,
+    Target,
     final,
     over_runs,
     seconds_per_step,
     to_target,
     training_seconds,
 )
-from sibp.analysis.outcomes import test_figure as figure_on_test
 from sibp.analysis.scoring import ratio
-from sibp.report.blocks import Block, Cell, Link, Table
+from sibp.report.blocks import Cell, Link, Table
 from sibp.runs.collect import Collection
 from sibp.runs.identity import method_name
 from sibp.runs.reading import Run
 from sibp.runs.values import shown
 
 STATUSES = ("completed", "diverged", "failed", "unfinished")
-NOWHERE = None, None
 
 
 def summary_table(problem: Problem) -> Table:
-    """One row a method: its chosen setting.
-
-    Args:
-        problem: the problem.
-
-    Returns:
-        The table.
-    """
-    quantities = (FINAL_LOSS, BEST_LOSS, *problem.quantities)
-    rows = []
-    for method in problem.methods:
-        label = method.chosen.label if method.chosen else None
-        rows.append([method.name, label, *_setting_cells(method.runs, quantities, problem)])
-    columns = ("method", "setting", *_setting_columns(quantities, problem))
-    return Table("summary", columns, rows, "Medians over seeds with 95 % bootstrap intervals")
+    """One row per method at its chosen setting."""
+    columns = _over_runs((FINAL_LOSS, BEST_LOSS, *problem.quantities), problem)
+    rows = [[method.name, method.label, *(of(method.runs) for of in columns.values())] for method in problem.methods]
+    return Table("summary", ("method", "setting", *columns), rows, "Medians over seeds with 95 % bootstrap intervals")
 
 
 def settings_table(problem: Problem) -> Table:
-    """One row a setting, without test figures: those are for chosen settings alone.
-
-    Args:
-        problem: the problem.
-
-    Returns:
-        The table.
-    """
-    quantities = (FINAL_LOSS, BEST_LOSS, *problem.quantities[:2])
-    rows = []
+    """One row per setting, without test metrics: those are for chosen settings alone."""
+    columns = _over_runs((FINAL_LOSS, BEST_LOSS, *problem.quantities[:2]), problem)
+    rows: list[list[Cell]] = []
     for method in problem.methods:
         for setting in method.settings:
             mark = "chosen" if setting is method.chosen else ""
-            cells = _setting_cells(setting.runs, quantities, problem)
-            rows.append([method.name, setting.label, mark, *cells])
-    columns = ("method", "setting", "chosen", *_setting_columns(quantities, problem))
-    return Table("settings", columns, rows, "Every setting tried, over all its seeds (no test figures)", folded=True)
+            rows.append([method.name, setting.label, mark, *(of(setting.runs) for of in columns.values())])
+    title = "Every setting tried, over all its seeds (no test metrics)"
+    return Table("settings", ("method", "setting", "chosen", *columns), rows, title, folded=True)
 
 
-def _setting_columns(quantities: Sequence[Quantity], problem: Problem) -> list[str]:
-    targets = [f"{unit} to {target.title}" for target in problem.targets for unit in ("steps", "seconds")]
-    titles = [quantity.title for quantity in quantities]
-    return ["seeds", *titles, "seconds", "ms per step", "step cost against SGD", *targets, *STATUSES]
+def _over_runs(quantities: Sequence[Quantity], problem: Problem) -> dict[str, Callable[[Sequence[Run]], Cell]]:
+    """Column -> its cell for the runs of a setting."""
 
+    def step(runs: Sequence[Run]) -> float | None:
+        found = over_runs(runs, seconds_per_step)
+        return found.median if found else None
 
-def _setting_cells(runs: Sequence[Run], quantities: Sequence[Quantity], problem: Problem) -> list[Cell]:
-    step = over_runs(runs, seconds_per_step)
-    cells: list[Cell] = [sum(run.status != "unfinished" for run in runs)]
-    cells += [over_runs(runs, quantity.of) for quantity in quantities]
-    cells.append(over_runs([run for run in runs if run.status == "completed"], training_seconds))
-    cells.append(1000 * step.median if step else None)
-    cells.append(ratio(step.median if step else None, problem.sgd_step_seconds))
+    def to(target: Target, part: int, run: Run) -> float | None:
+        found = to_target(run, target)
+        return found[part] if found else None
+
+    columns: dict[str, Callable[[Sequence[Run]], Cell]] = {
+        "seeds": lambda runs: sum(run.status != "unfinished" for run in runs),
+        **{quantity.title: partial(over_runs, of=quantity.of) for quantity in quantities},
+        "seconds": lambda runs: over_runs([run for run in runs if run.status == "completed"], training_seconds),
+        "ms per step": lambda runs: None if (found := step(runs)) is None else 1000 * found,
+        "step cost against SGD": lambda runs: ratio(step(runs), problem.sgd_step_seconds),
+    }
     for target in problem.targets:
-        for i in (0, 1):
-            cells.append(over_runs(runs, lambda run, target=target, i=i: (to_target(run, target) or NOWHERE)[i]))
-    count = Counter(run.status for run in runs)
-    return [*cells, *(count[status] for status in STATUSES)]
+        for part, unit in enumerate(("steps", "seconds")):
+            columns[f"{unit} to {target.title}"] = partial(over_runs, of=partial(to, target, part))
+    return columns | {status: partial(_count, status) for status in STATUSES}
+
+
+def _count(status: str, runs: Sequence[Run]) -> int:
+    return sum(run.status == status for run in runs)
 
 
 def budget_table(problem: Problem) -> Table:
-    """What every method was given.
-
-    Args:
-        problem: the problem.
-
-    Returns:
-        The table.
-    """
+    """What each method was given: settings, runs, seconds, grids."""
     rows: list[list[Cell]] = []
     for method in problem.methods:
         runs = method.all_runs
@@ -100,89 +83,50 @@ def budget_table(problem: Problem) -> Table:
         grids = [
             f"{shown(key)}: {', '.join(f'{v:g}' for v in grid)}" for key, grid in sorted(tuned.items()) if len(grid) > 1
         ]
-        count = Counter(run.status for run in runs)
+        counts = [_count(status, runs) for status in STATUSES]
         seconds = float(sum(map(training_seconds, runs)))
-        cells = [len(method.settings), len(runs), *(count[status] for status in STATUSES), seconds]
-        rows.append([method.name, *cells, "; ".join(grids) or "nothing varied"])
-    columns = ("method", "settings tried", "runs", *STATUSES, "training seconds in all", "values tried")
-    return Table("budget", columns, rows, "The budget of every method")
+        values = "; ".join(grids) or "nothing varied"
+        rows.append([method.name, len(method.settings), len(runs), *counts, seconds, values])
+    columns = ("method", "settings tried", "runs", *STATUSES, "total training seconds", "values tried")
+    return Table("budget", columns, rows, "What each method was given")
+
+
+RUN: dict[str, Callable[[Problem, Method, Setting, Run], Cell]] = {  # p, m, s, r: problem, method, setting, run
+    "task": lambda p, m, s, r: p.title,
+    "method": lambda p, m, s, r: m.name,
+    "setting": lambda p, m, s, r: s.label,
+    "seed": lambda p, m, s, r: r.seed,
+    "status": lambda p, m, s, r: r.status,
+    "last step": lambda p, m, s, r: int(r.columns["step"][-1]) if len(r.columns["step"]) else None,
+    "final train loss": lambda p, m, s, r: final(r, "train_loss"),
+    "final val acc": lambda p, m, s, r: final(r, "val_acc"),
+    "test acc": lambda p, m, s, r: TEST_ACC.of(r) if s is m.chosen else None,
+    "seconds": lambda p, m, s, r: training_seconds(r),
+    "reason": lambda p, m, s, r: shown(r.summary.get("reason") or ""),
+    "folder": lambda p, m, s, r: Link(r.path),
+}
 
 
 def runs_table(problems: Sequence[Problem]) -> Table:
-    """One row a run.
-
-    Args:
-        problems: the problems.
-
-    Returns:
-        The table.
-    """
+    """One row per run."""
     rows = [
-        _run_cells(problem, method, setting, run)
+        [of(problem, method, setting, run) for of in RUN.values()]
         for problem in problems
         for method in problem.methods
         for setting in method.settings
         for run in setting.runs
     ]
-    columns = (
-        "task",
-        "method",
-        "setting",
-        "seed",
-        "status",
-        "last step",
-        "final train loss",
-        "final val acc",
-        "test acc",
-        "seconds",
-        "reason",
-        "folder",
-    )
-    return Table("runs", columns, rows, f"{len(rows)} runs, with their folders", folded=True)
+    return Table("runs", tuple(RUN), rows, f"{len(rows)} runs, with their folders", folded=True)
 
 
-def _run_cells(problem: Problem, method: Method, setting: Setting, run: Run) -> list[Cell]:
-    steps = run.columns["step"]
-    chosen = setting is method.chosen
-    return [
-        problem.title,
-        method.name,
-        setting.label,
-        run.seed,
-        run.status,
-        int(steps[-1]) if len(steps) else None,
-        final(run, "train_loss"),
-        final(run, "val_acc"),
-        figure_on_test(run, "test_acc") if chosen else None,
-        training_seconds(run),
-        shown(run.summary["reason"]) if run.summary.get("reason") else "",
-        Link(run.path),
-    ]
-
-
-def broken_table(collection: Collection) -> Table:
-    """The folders that could not be used.
-
-    Args:
-        collection: all that was read.
-
-    Returns:
-        The table.
-    """
+def broken_table(collection: Collection) -> list[Table]:
+    """The folders that could not be used, with reasons, if any."""
     rows = [[Link(broken.path), broken.reason] for broken in collection.broken]
-    return Table("broken", ("folder", "reason"), rows, "Broken runs: not part of any figure above")
+    return [Table("broken", ("folder", "reason"), rows, "Broken runs: not part of anything above")] if rows else []
 
 
-def notes_table(collection: Collection, problems: Sequence[Problem]) -> list[Block]:
-    """What was put right on reading, and which runs were left out as repetitions.
-
-    Args:
-        collection: all that was read.
-        problems: the problems.
-
-    Returns:
-        The table, if there is anything to note.
-    """
+def notes_table(collection: Collection, problems: Sequence[Problem]) -> list[Table]:
+    """Corrections made while reading, and runs left out as repetitions, if any."""
     rows: list[list[Cell]] = [[Link(run.path), note] for run in collection.runs for note in run.notes]
     for problem in problems:
         for run, kept in problem.repeated:
@@ -192,14 +136,7 @@ def notes_table(collection: Collection, problems: Sequence[Problem]) -> list[Blo
 
 
 def versions_table(runs: Sequence[Run]) -> Table:
-    """Where the runs took place.
-
-    Args:
-        runs: all runs.
-
-    Returns:
-        One row for each surrounding that the summaries name.
-    """
+    """One row for each environment that the summaries record."""
     count: Counter[tuple[str, ...]] = Counter()
     for run in runs:
         about = run.summary.get("environment")

@@ -8,50 +8,44 @@ from sibp.analysis.duels import SAME_SECONDS, Answer, Duel, answer, duels, judge
 from sibp.analysis.scoring import BETTER, MIN_SEEDS, SAME, TOO_FEW, WORSE
 from sibp.analysis.statistics import Estimate, holm
 from sibp.report.blocks import Block, Cell, Matrix, Table, Text
-from sibp.report.text import cell_text, figure
+from sibp.report.cells import cell_text, four_digits
 from sibp.runs.repeat import command
 
+MOST_NAMES = 3  # of beaten methods in a sentence
 AGAINST = {BETTER: "better than", SAME: "no different from", WORSE: "worse than", TOO_FEW: "not decided against"}
 CLOCK_WORDS = {BETTER: "better than", NOISE: "within the noise of", WORSE: "worse than"}
 
 
 def outcome(problem: Problem) -> list[str]:
-    """Who won, how surely, and what it means; if seeds are missing, the commands that add them.
-
-    Args:
-        problem: the problem.
-
-    Returns:
-        A sentence each; one sentence if there is nothing to compare.
-    """
+    """Who won, how surely, and what it means; if seeds are missing, the commands that add them."""
     if sum(bool(method.runs) for method in problem.methods) < 2:
-        return ["There are no two methods with results: nothing to compare."]
+        return ["Fewer than two methods have results: there is nothing to compare."]
     found = duels(problem)
-    quantities = judged_quantities(problem)
-    answers = [each for quantity in quantities if (each := answer(problem, quantity, found))]
-    sentences = [_who_won(each) for each in answers]
+    answers = [each for quantity in judged_quantities(problem) if (each := answer(problem, quantity))]
+    sentences = [who_won(each) for each in answers]
     if answers and answers[0].leader:
         sentences.append(_meaning(problem, answers[0]))
     return sentences + _missing(problem, found)
 
 
-def _who_won(found: Answer) -> str:
+def who_won(found: Answer) -> str:
+    """Who won in one quantity, by how much and how surely."""
     title = found.quantity.capitalize()
     best = found.medians[0][1]
     if found.leader is None:
         names = ", ".join(method.name for method, of in found.medians if of.median == best.median)
-        return f"{title}: {names} share the best median ({figure(best.median)})."
+        return f"{title}: {names} share the best median ({four_digits(best.median)})."
     if not found.duels:
         return f"{title}: only {found.leader.name} has a result ({cell_text(best)})."
     if not found.clear:
         return f"{title}: {found.leader.name} has the best median ({cell_text(best)}); {_against(found.duels)}."
     nearest = min(found.duels, key=lambda duel: abs(duel.verdict.difference.median) if duel.verdict.difference else 0.0)
-    verdict = nearest.verdict
+    verdict, rivals = nearest.verdict, _names(found.duels) if len(found.duels) <= MOST_NAMES else "all others"
     count = verdict.wins + verdict.ties + verdict.losses
     return (
-        f"{title}: {found.leader.name} won ({cell_text(best)}), better than {_names(found.duels)}; the nearest, "
+        f"{title}: {found.leader.name} won ({cell_text(best)}), better than {rivals}; the nearest, "
         f"{nearest.other.name}, is behind by {_size(verdict.difference)} at the median, on {verdict.wins} of {count} "
-        f"seeds (sign test p = {figure(verdict.sign_p)})."
+        f"seeds (sign test p = {four_digits(verdict.sign_p)})."
     )
 
 
@@ -82,14 +76,14 @@ def _size(difference: Estimate | None) -> str:
     if difference is None or difference.low is None or difference.high is None:
         return "unknown size"
     low, high = sorted((abs(difference.low), abs(difference.high)))
-    return f"{figure(abs(difference.median))} [{figure(low)}, {figure(high)}]"
+    return f"{four_digits(abs(difference.median))} [{four_digits(low)}, {four_digits(high)}]"
 
 
 def _meaning(problem: Problem, found: Answer) -> str:
     """The price of the best training loss: seconds."""
     timed = [each for each in by_the_clock(problem) if each.method is found.leader and each.word != TOO_FEW]
     if not timed:
-        return "The clock decides nothing: too few seeds, or no seconds, are shared."
+        return "By the clock, nothing is decided: the methods share too few seeds, or no recorded seconds."
     words = {word: [each.other.name for each in timed if each.word == word] for word in CLOCK_WORDS}
     judged = "; ".join(f"{CLOCK_WORDS[word]} {_listed(names)}" for word, names in words.items() if names)
     against = next((each for each in timed if each.other.name == "sgd"), timed[0])
@@ -101,33 +95,19 @@ def _meaning(problem: Problem, found: Answer) -> str:
 
 
 def clock_of(problem: Problem) -> str:
-    """Whose seconds decide.
-
-    Args:
-        problem: the problem.
-
-    Returns:
-        In words.
-    """
-    return "the clock of these runs" if problem.clock is None else "the clock measured apart, interleaved"
+    """Whose seconds decide, in words."""
+    return "the clock of these runs" if problem.clock is None else "the clock measured separately, interleaved"
 
 
 def clock_table(problem: Problem) -> list[Block]:
-    """Every verdict by the clock with its ratios.
-
-    Args:
-        problem: the problem.
-
-    Returns:
-        The table; nothing where there are no seconds.
-    """
+    """Every verdict by the clock with its ratios; nothing without seconds."""
     found = by_the_clock(problem)
-    columns = ("method", "verdict", "against", "step may cost, times", "step costs, times", "seeds", "samples")
+    columns = ("method", "verdict", "against", "step may cost (ratio)", "step costs (ratio)", "seeds", "samples")
     rows: list[list[Cell]] = [
         [*(each.method.name, each.word, each.other.name, each.break_even, each.measured),
          each.break_even.count, each.measured.count] for each in found
     ]  # fmt: skip
-    title = f"Verdicts by the clock, by {clock_of(problem)}: break-even and measured ratio of a step's cost"
+    title = f"Verdicts by {clock_of(problem)}: break-even and measured ratio of the cost of a step"
     return [Table("clock", columns, rows, title, folded=True)] if rows else []
 
 
@@ -142,14 +122,7 @@ def _missing(problem: Problem, found: Sequence[Duel]) -> list[str]:
 
 
 def verdicts(problem: Problem) -> list[Block]:
-    """Every two methods as a matrix for each quantity.
-
-    Args:
-        problem: the problem.
-
-    Returns:
-        The matrices; nothing if there is nothing to compare.
-    """
+    """A verdict matrix for each metric and for the clock; nothing if there is nothing to compare."""
     found = duels(problem)
     names = [method.name for method in problem.methods if method.runs]
     quantities = dict.fromkeys(duel.quantity for duel in found if duel.quantity != SAME_SECONDS)
@@ -168,17 +141,10 @@ def _matrix(quantity: str, names: Sequence[str], found: Sequence[Duel]) -> Matri
 
 
 def verdict_table(problem: Problem) -> Table | Text:
-    """Every verdict with its numbers.
-
-    Args:
-        problem: the problem.
-
-    Returns:
-        The table; a sentence if there is nothing to compare.
-    """
+    """Every pairwise verdict with its numbers."""
     found = duels(problem)
     if not found:
-        return Text("There are no two methods with results: nothing to compare.")
+        return Text("Fewer than two methods have results: there is nothing to compare.")
     corrected: dict[Duel, float] = {}
     for quantity in dict.fromkeys(duel.quantity for duel in found):
         family = [duel for duel in found if duel.quantity == quantity and duel.verdict.difference]

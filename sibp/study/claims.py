@@ -1,21 +1,9 @@
-"""What the paper claims, as data, and the verdict on a claim.
-
-**A criterion** holds or does not, as far as the kept runs say; it is open as long as they do not. That one method is
-better than another holds if the verdict of the report, on seeds that both share, is "better"; "no difference" and
-"worse" both mean that it does not hold.
-
-**The verdict on a claim** is *reproduced* if all its criteria hold, *not reproduced* if none does, and *partly* if some
-hold and some do not. It is *inconclusive* as long as an open criterion could change that.
-
-**p by Holm** is that of a sign test over the seeds, step by step, corrected for the number of comparisons in its table.
-With five seeds it is never below .0625, however clear the outcome; with ten, one split of ten to none is .002.
-
-**Per second** is the same verdict, by the same criteria after equal training seconds, where they have such a figure.
-"""
+"""What the paper claims, as data, and the verdict on a claim; page.md says the rules in words."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from sibp.runs.values import UsageError
@@ -27,6 +15,18 @@ TRAINING_LOSS, WIDTH, LARGEST = "training loss", "width of step sizes", "largest
 RANGE, REACH, ROOM = "range of step sizes", "reach above the best step size", "room before divergence"
 TIMED = (TRAINING_LOSS, "training accuracy", "validation accuracy")  # logged during training
 QUANTITIES = (*TIMED, "test accuracy", WIDTH, LARGEST, RANGE, REACH, ROOM)
+
+
+Kinds = Mapping[str, tuple[type | UnionType, str]]
+TEXT, LIST, ANY = (str, "text"), (list, "a list with something in it"), (object, "")
+NUMBER, MAPPING = (int | float, "a number"), (dict, "a mapping")
+OF_CLAIM: Kinds = {"claim": TEXT, "states": TEXT, "criteria": LIST}
+BESIDE_CLAIM: Kinds = {"note": TEXT, "beside": LIST, "first": MAPPING}
+OF_FIRST: Kinds = {"written": ANY, "changed": ANY, "why": TEXT, "criteria": LIST}
+OF_EVERY: Kinds = {"every": TEXT, "of": TEXT}
+BESIDE_EVERY: Kinds = {"below": NUMBER, "above": NUMBER}
+OF_BETTER: Kinds = {"better": TEXT, "than": LIST, "in": TEXT, "of": TEXT}
+BESIDE_BETTER: Kinds = {"relative_to": TEXT, "at": MAPPING}
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,13 @@ class Better:
 
     @property
     def places(self) -> list[str]:
-        """Where it is looked at."""
+        """Where its runs are kept."""
         return [self.place, *([self.relative_to] if self.relative_to else [])]
+
+    @property
+    def timed(self) -> bool:
+        """Whether it can be judged after equal seconds, too."""
+        return self.quantity in TIMED and self.relative_to is None
 
 
 @dataclass(frozen=True)
@@ -63,10 +68,11 @@ class Every:
     place: str
     bound: float
     below: bool
+    timed = False
 
     @property
     def places(self) -> list[str]:
-        """Where it is looked at."""
+        """Where its record is kept."""
         return [self.place]
 
 
@@ -110,13 +116,7 @@ class Claim:
 
 
 def judge(holds: Sequence[bool | None]) -> str:
-    """The verdict on a claim.
-
-    Args:
-        holds: of every criterion, None for one that is open.
-
-    Returns:
-        One of `REPRODUCED`, `PARTLY`, `NOT`, `INCONCLUSIVE`.
+    """The verdict on a claim from its criteria, None for an open one.
 
     Example:
         >>> judge([True, True]), judge([False]), judge([True, False, None]), judge([True, None]), judge([])
@@ -130,17 +130,10 @@ def judge(holds: Sequence[bool | None]) -> str:
 
 
 def read_claims(path: Path, experiments: Mapping[str, Experiment]) -> list[Claim]:
-    """Read the claims.
-
-    Args:
-        path: the file.
-        experiments: those that criteria may name.
-
-    Returns:
-        The claims, in the file's order.
+    """The claims in a file, in its order.
 
     Raises:
-        UsageError: an entry is wrong; names its key.
+        UsageError: an entry is wrong; the message names its key.
     """
     try:
         nodes = parse_yaml(path.read_text())
@@ -152,78 +145,60 @@ def read_claims(path: Path, experiments: Mapping[str, Experiment]) -> list[Claim
 
 
 def _claim(name: str, node: Any, experiments: Mapping[str, Experiment], where: str) -> Claim:
-    _check_keys(node, {"claim", "states", "criteria"}, {"note", "beside", "first"}, where)
-    _check_texts(node, ("claim", "states", "note"), where)
-    counted = _list_of(node, "criteria", experiments, where)
-    beside = _list_of(node, "beside", experiments, where) if "beside" in node else []
-    first = _first(node["first"], experiments, f"{where}: first") if "first" in node else None
+    _check(node, where, OF_CLAIM, BESIDE_CLAIM)
+    first = None
+    if "first" in node:
+        old, there = node["first"], f"{where}: first"
+        _check(old, there, OF_FIRST, {})
+        criteria = _criteria(old["criteria"], f"{there}: criteria", experiments)
+        first = FirstWording(str(old["written"]), str(old["changed"]), old["why"], criteria)
+    counted, beside = (_criteria(node.get(key, []), f"{where}: {key}", experiments) for key in ("criteria", "beside"))
     return Claim(name, node["claim"], node["states"], counted, beside, node.get("note", ""), first)
 
 
-def _first(node: Any, experiments: Mapping[str, Experiment], where: str) -> FirstWording:
-    _check_keys(node, {"written", "changed", "why", "criteria"}, set(), where)
-    _check_texts(node, ("why",), where)
-    criteria = _list_of(node, "criteria", experiments, where)
-    return FirstWording(str(node["written"]), str(node["changed"]), node["why"], criteria)
-
-
-def _list_of(node: Mapping[str, Any], key: str, experiments: Mapping[str, Experiment], where: str) -> list[Criterion]:
-    entries = node[key]
-    if not isinstance(entries, list) or (key == "criteria" and not entries):
-        raise UsageError(f"{where}: {key} is no list of criteria.")
-    found = [each for i, entry in enumerate(entries) for each in _criteria(entry, f"{where}: {key}[{i}]")]
+def _criteria(entries: Sequence[Any], where: str, experiments: Mapping[str, Experiment]) -> list[Criterion]:
+    found = [each for i, entry in enumerate(entries) for each in _criterion(entry, f"{where}[{i}]")]
     for criterion in found:
         for place in criterion.places:
-            _check_place(place, isinstance(criterion, Every), experiments, f"{where}: {key}")
+            _check_place(place, isinstance(criterion, Every), experiments, where)
     return found
 
 
-def _check_texts(node: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
-    for key in keys:
-        if not isinstance(node.get(key, ""), str):
-            raise UsageError(f"{where}: {key} is no text.")
-
-
-def _criteria(node: Any, where: str) -> list[Criterion]:
+def _criterion(node: Any, where: str) -> Sequence[Criterion]:
     """One criterion for each method named by ``than``."""
     if isinstance(node, dict) and "every" in node:
-        _check_keys(node, {"every", "of"}, {"below", "above"}, where)
+        _check(node, where, OF_EVERY, BESIDE_EVERY)
         if ("below" in node) == ("above" in node):
             raise UsageError(f"{where}: give one bound, below or above.")
-        side = "below" if "below" in node else "above"
-        if str(node["every"]).count(".") != 1:
+        if node["every"].count(".") != 1:
             raise UsageError(f"{where}: every is {node['every']}, not LIST.FIELD.")
-        return [Every(str(node["every"]), str(node["of"]), _number(node[side], f"{where}: {side}"), side == "below")]
-    _check_keys(node, {"better", "than", "in", "of"}, {"relative_to", "at"}, where)
+        below = "below" in node
+        return [Every(node["every"], node["of"], float(node["below" if below else "above"]), below)]
+    _check(node, where, OF_BETTER, BESIDE_BETTER)
     if node["in"] not in QUANTITIES:
         raise UsageError(f"{where}: in is {node['in']!r}, not one of {', '.join(QUANTITIES)}.")
-    others, at = node["than"], node.get("at", {})
-    if not isinstance(others, list) or not others:
-        raise UsageError(f"{where}: than is no list of methods.")
-    if not isinstance(at, dict):
-        raise UsageError(f"{where}: at is no mapping of hyper-parameters to numbers.")
-    only = {str(key): _number(value, f"{where}: at.{key}") for key, value in at.items()}
-    base = node.get("relative_to")
+    at = node.get("at", {})
+    _check(at, f"{where}: at", dict.fromkeys(at, NUMBER), {})
+    at = {key: float(value) for key, value in at.items()}
     return [
-        Better(str(node["better"]), str(other), node["in"], str(node["of"]), None if base is None else str(base), only)
-        for other in others
+        Better(node["better"], str(other), node["in"], node["of"], node.get("relative_to"), at)
+        for other in node["than"]
     ]
 
 
-def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UsageError(f"{where} is {value!r}, not a number.")
-    return float(value)
-
-
-def _check_keys(node: Any, needed: set[str], allowed: set[str], where: str) -> None:
+def _check(node: Any, where: str, needed: Kinds, allowed: Kinds) -> None:
+    """That a mapping has the needed keys, none that is not allowed, and values of the right kinds."""
     if not isinstance(node, dict):
         raise UsageError(f"{where} is no mapping.")
-    if missing := needed - node.keys():
+    known = {**needed, **allowed}
+    if missing := needed.keys() - node.keys():
         raise UsageError(f"{where}: {min(missing)} is missing.")
-    if unknown := node.keys() - needed - allowed:
-        known = ", ".join(sorted(needed | allowed))
-        raise UsageError(f"{where}: there is no key {min(map(str, unknown))}; choose from {known}.")
+    if unknown := node.keys() - known.keys():
+        raise UsageError(f"{where}: there is no key {min(map(str, unknown))}; choose from {', '.join(sorted(known))}.")
+    for key, value in node.items():
+        kind, called = known[key]
+        if not isinstance(value, kind) or isinstance(value, bool) or value == []:
+            raise UsageError(f"{where}: {key} is {value!r}, not {called}.")
 
 
 def _check_place(place: str, is_file: bool, experiments: Mapping[str, Experiment], where: str) -> None:

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from sibp.analysis.comparison import Method, Problem, compare
-from sibp.analysis.outcomes import FINAL_LOSS, FINAL_VAL, TEST_ACC, Quantity, at_equal_seconds, final
+from sibp.analysis.duels import after_equal_seconds, by_seed
+from sibp.analysis.outcomes import FINAL_LOSS, FINAL_VAL, TEST_ACC, Quantity, final
 from sibp.analysis.scoring import BETTER, TOO_FEW, Verdict, verdict
 from sibp.analysis.statistics import Estimate, estimate
 from sibp.analysis.step_sizes import largest, losses, reach, room, spread, width
 from sibp.runs.collect import collect
 from sibp.runs.packed import PACKED
 from sibp.runs.values import UsageError, number_or_nan
-from sibp.study.claims import LARGEST, RANGE, REACH, ROOM, TIMED, TRAINING_LOSS, WIDTH, Better, Criterion, Every
+from sibp.study.claims import LARGEST, RANGE, REACH, ROOM, TRAINING_LOSS, WIDTH, Better, Criterion, Every
 from sibp.study.experiments import REPRODUCE
 
 FINAL_TRAIN_ACC = Quantity("final_train_acc", "final train acc", True, lambda run: final(run, "train_acc"))
@@ -26,7 +27,6 @@ OF_RUNS = {
     "validation accuracy": FINAL_VAL,
     "test accuracy": TEST_ACC,
 }
-COLUMNS: dict[str, str] = dict(zip(TIMED, ("train_loss", "train_acc", "val_acc"), strict=True))
 OVER_SETTINGS: dict[str, Callable[[Mapping[float, tuple[float, float]]], float]] = {
     WIDTH: width,
     LARGEST: largest,
@@ -34,7 +34,6 @@ OVER_SETTINGS: dict[str, Callable[[Mapping[float, tuple[float, float]]], float]]
     REACH: reach,
     ROOM: room,
 }
-HOLDS, FAILS, OPEN = "yes", "no", "open"
 
 
 class OpenError(Exception):
@@ -49,10 +48,10 @@ class Finding:
         criterion: the criterion.
         holds: None if it is open.
         why: a verdict's word, or why it is open.
-        mine: the method's figure (of `Every`: the row furthest to the wrong side).
-        other: the other's.
+        mine: the method's value (of `Every`: that of the worst row).
+        other: the other method's value.
         verdict: paired by seed.
-        after_seconds: the same after equal training seconds; None where there is no such figure.
+        after_seconds: the same after equal training seconds; None where seconds do not apply.
     """
 
     criterion: Criterion
@@ -81,10 +80,7 @@ class Evidence:
         self.problem = lru_cache(maxsize=None)(self._problem)
 
     def _problem(self, place: str) -> Problem:
-        """The kept runs of one place, compared.
-
-        Args:
-            place: EXPERIMENT or EXPERIMENT/FOLDER.
+        """The kept runs of EXPERIMENT or EXPERIMENT/FOLDER, compared.
 
         Raises:
             OpenError: there are none yet.
@@ -99,11 +95,7 @@ class Evidence:
         return problems[0]
 
     def method(self, place: str, name: str) -> Method:
-        """A method there.
-
-        Args:
-            place: EXPERIMENT or EXPERIMENT/FOLDER.
-            name: of the method.
+        """A method of EXPERIMENT or EXPERIMENT/FOLDER.
 
         Raises:
             OpenError: nothing is kept there, or not of this method.
@@ -114,11 +106,7 @@ class Evidence:
         return methods[name]
 
     def rows(self, place: str, name: str) -> list[dict[str, Any]]:
-        """A list in a kept record.
-
-        Args:
-            place: EXPERIMENT/FILE.json.
-            name: of the list; of several, joined by ``+``.
+        """The list ``name`` in the record EXPERIMENT/FILE.json, or several lists joined by ``+``.
 
         Raises:
             OpenError: the file is not kept yet.
@@ -139,13 +127,6 @@ class Evidence:
 def find(criterion: Criterion, evidence: Evidence) -> Finding:
     """Whether a criterion holds.
 
-    Args:
-        criterion: the criterion.
-        evidence: what is kept.
-
-    Returns:
-        What the kept runs say.
-
     Raises:
         UsageError: it asks for what the kept files do not have.
     """
@@ -156,17 +137,15 @@ def find(criterion: Criterion, evidence: Evidence) -> Finding:
 
 
 def _better(criterion: Better, evidence: Evidence) -> Finding:
-    mine, other = (_figures(criterion, name, evidence) for name in (criterion.method, criterion.other))
-    found = verdict(mine, other, larger_is_better=_larger_is_better(criterion.quantity))
-    return Finding(
-        criterion,
-        _holds(found),
-        found.word,
-        estimate(list(mine.values())),
-        estimate(list(other.values())),
-        found,
-        _after_seconds(criterion, evidence),
-    )
+    mine, other = (_values(criterion, name, evidence) for name in (criterion.method, criterion.other))
+    larger_is_better = _larger_is_better(criterion.quantity)
+    found, timed = verdict(mine, other, larger_is_better), None
+    if criterion.timed:
+        first, second = (evidence.method(criterion.place, name) for name in (criterion.method, criterion.other))
+        column = OF_RUNS[criterion.quantity].key.removeprefix("final_")
+        timed = verdict(*after_equal_seconds(first, second, column), larger_is_better)
+    has, other_has = (estimate(list(values.values())) for values in (mine, other))
+    return Finding(criterion, _holds(found), found.word, has, other_has, found, timed)
 
 
 def _holds(found: Verdict) -> bool | None:
@@ -177,13 +156,13 @@ def _larger_is_better(quantity: str) -> bool:
     return quantity in OVER_SETTINGS or OF_RUNS[quantity].larger_is_better
 
 
-def _figures(criterion: Better, name: str, evidence: Evidence) -> dict[int, float]:
-    """Seed -> figure of a method."""
-    figures = _at(criterion, criterion.place, name, evidence)
+def _values(criterion: Better, name: str, evidence: Evidence) -> dict[int, float]:
+    """``{seed: value}`` of a method, divided by that of the same seed at ``relative_to`` if there is one."""
+    values = _at(criterion, criterion.place, name, evidence)
     if criterion.relative_to is None:
-        return figures
+        return values
     base = _at(criterion, criterion.relative_to, name, evidence)
-    pairs = {seed: (figures[seed], base[seed]) for seed in figures.keys() & base.keys() if base[seed]}
+    pairs = {seed: (values[seed], base[seed]) for seed in values.keys() & base.keys() if base[seed]}
     return {seed: own if math.isinf(own) else own / other for seed, (own, other) in pairs.items()}
 
 
@@ -192,20 +171,7 @@ def _at(criterion: Better, place: str, name: str, evidence: Evidence) -> dict[in
     if criterion.quantity in OVER_SETTINGS:
         of = OVER_SETTINGS[criterion.quantity]
         return {seed: of(by_lr) for seed, by_lr in losses(method, criterion.at).items()}
-    figures = {run.seed: OF_RUNS[criterion.quantity].of(run) for run in method.runs}
-    return {seed: value for seed, value in figures.items() if value is not None}
-
-
-def _after_seconds(criterion: Better, evidence: Evidence) -> Verdict | None:
-    column = COLUMNS.get(criterion.quantity)
-    if column is None or criterion.relative_to is not None:
-        return None
-    mine, theirs = (evidence.method(criterion.place, name).runs for name in (criterion.method, criterion.other))
-    rivals = {run.seed: run for run in theirs}
-    pairs = {run.seed: at_equal_seconds(run, rivals[run.seed], column) for run in mine if run.seed in rivals}
-    known = {seed: pair for seed, pair in pairs.items() if pair is not None}
-    first, second = ({seed: pair[i] for seed, pair in known.items()} for i in (0, 1))
-    return verdict(first, second, larger_is_better=_larger_is_better(criterion.quantity))
+    return by_seed(method, OF_RUNS[criterion.quantity])
 
 
 def _every(criterion: Every, evidence: Evidence) -> Finding:

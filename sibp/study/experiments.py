@@ -32,13 +32,7 @@ class Experiment:
 
 
 def read_experiments(path: Path) -> dict[str, Experiment]:
-    """Read the list of experiments.
-
-    Args:
-        path: the file.
-
-    Returns:
-        name -> experiment, in the file's order.
+    """``{name: experiment}``, in the file's order.
 
     Raises:
         UsageError: an entry is wrong; names it.
@@ -56,10 +50,5 @@ def read_experiments(path: Path) -> dict[str, Experiment]:
 
 
 def is_kept(name: str, results: Path) -> bool:
-    """Whether there is evidence of an experiment.
-
-    Args:
-        name: of the experiment.
-        results: where evidence is kept.
-    """
+    """Whether any evidence of an experiment is kept."""
     return any((results / name).rglob("*.json*"))

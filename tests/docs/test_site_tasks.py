@@ -12,7 +12,7 @@ from test_site_browser import CHROMIUM
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
 SCREEN = 900  # pixels of a desk's window
 TASKS = {
-    "does it help on a ConvNet": ([], "Do not when your net is mostly convolutions"),
+    "does it help on a ConvNet": ([], "Do not when the net is mostly convolutional"),
     "which variant for a ConvNet": (["howto/which-method.html"], "convolutions, and wall-clock time counts"),
     "install": ([], 'pip install "sibp @ git+URL"'),
     "reproduce one figure": (["howto/reproduce-a-figure.html"], "scripts/reproduce.py"),

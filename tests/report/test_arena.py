@@ -14,7 +14,7 @@ from sibp.report.arena_page import against_table, build_arena, profiles, scores
 from sibp.report.blocks import Figure, Table
 from sibp.report.styles import MUTED
 from sibp.runs.collect import collect
-from sibp.study.arena_picture import picture
+from sibp.study.pictures import arena_picture
 
 INF = math.inf
 EASY = {"dataset": {"name": "digits"}}
@@ -121,7 +121,7 @@ def test_six_profiles_are_coloured_and_the_rest_is_grey(tmp_path):
         assert len(best) == 6
         assert {"m0 cg:5", "m1 cg:5"} <= best
         assert "sgd" in muted
-    svg = picture(table).decode()
+    svg = arena_picture(table).decode()
     assert svg.count(MUTED) > 0
 
 

@@ -240,9 +240,9 @@ EVERY = {"every": "limits.gradient", "of": "rest/limits.json", "below": 1}
     ("node", "sentence"),
     [
         ([], "fast is no mapping."),
-        (claim(states=None), "fast: states is no text."),
+        (claim(states=None), "fast: states is None, not text."),
         ({"claim": "?", "criteria": []}, "fast: states is missing."),
-        (claim(criteria=[]), "fast: criteria is no list of criteria."),
+        (claim(criteria=[]), "fast: criteria is [], not a list with something in it."),
         (
             claim(verdict="yes"),
             "fast: there is no key verdict; choose from beside, claim, criteria, first, note, states.",
@@ -250,9 +250,9 @@ EVERY = {"every": "limits.gradient", "of": "rest/limits.json", "below": 1}
         (claim(criteria=only(**{"in": None})), "fast: criteria[0]: in is missing."),
         (claim(beside=only(of=None)), "fast: beside[0]: of is missing."),
         (claim(criteria=only(**{"in": "loss"})), "fast: criteria[0]: in is 'loss', not one of training loss, "),
-        (claim(criteria=only(than="sgd")), "fast: criteria[0]: than is no list of methods."),
+        (claim(criteria=only(than="sgd")), "fast: criteria[0]: than is 'sgd', not a list with something in it."),
         (claim(criteria=only(by=2)), "fast: criteria[0]: there is no key by; choose from at, better, in, of, "),
-        (claim(criteria=only(at={"lr": "big"})), "fast: criteria[0]: at.lr is 'big', not a number."),
+        (claim(criteria=only(at={"lr": "big"})), "fast: criteria[0]: at: lr is 'big', not a number."),
         (claim(criteria=only(of="two")), "fast: criteria: there is no experiment 'two' in experiments.yaml."),
         (claim(criteria=only(of="deep/layers2")), "fast: criteria: deep has no folder 'layers2'; choose from layers1"),
         (claim(criteria=only(relative_to="two")), "fast: criteria: there is no experiment 'two' in experiments.yaml."),
@@ -315,7 +315,7 @@ def test_a_first_wording_stands_beside_the_present_one_and_does_not_count(result
     (found,) = judged(read_claims(write(results, fast=node), EXPERIMENTS), Evidence(results))
     assert found.verdict == "reproduced"
     text = page([found], EXPERIMENTS, results, [])
-    said = "**As first written**, on 2026-01-01, and changed on 2026-01-02: it was too strict. By the first wording: "
+    said = "**As first written** on 2026-01-01, changed on 2026-01-02: it was too strict. By the first wording: "
     assert f"{said}**not reproduced**: 0 of 1 hold." in text
     assert sum(row.startswith("fast,first wording,no,sgd better") for row in csv_text([found]).splitlines()) == 1
 
@@ -332,11 +332,11 @@ def test_comparisons_of_a_claim_are_corrected_for_their_number(results):
     (found,) = judged(read_claims(write(results, fast=claim()), EXPERIMENTS), Evidence(results))
     text = page([found], EXPERIMENTS, results, [])
     assert text.count(f"| {4 / 2**10:.3g} |") == 2
-    assert "2 of them by a sign test at 0.05, corrected by Holm for 2 comparisons." in text
+    assert "Significant at 0.05: 2 (sign test, Holm-corrected for 2 comparisons)." in text
     keep(results, "deep/layers1", {"sgd": HIGH, "sibp cg:5": LOW})
     node = claim(criteria=only(than=["sgd"], of="deep/layers1"))
     (found,) = judged(read_claims(write(results, fast=node), EXPERIMENTS), Evidence(results))
-    assert "0 of them by a sign test at 0.05, corrected by Holm for 1 comparisons." in page(
+    assert "Significant at 0.05: 0 (sign test, Holm-corrected for 1 comparisons)." in page(
         [found], EXPERIMENTS, results, []
     )
 
@@ -363,5 +363,5 @@ def test_step_by_step_and_second_by_second_may_differ(results):
     (found,) = judged(read_claims(path, EXPERIMENTS), Evidence(results))
     assert (found.verdict, found.per_second) == ("reproduced", "not reproduced")
     text = page([found], EXPERIMENTS, results, [])
-    assert "Verdict **reproduced**: 1 of 1 hold; second by second **not reproduced**: 0 of 1 hold." in text
+    assert "Verdict **reproduced**: 1 of 1 hold; for equal seconds **not reproduced**: 0 of 1 hold." in text
     assert "| better, 5 of 5 seeds | worse, 0 of 5 seeds |" in text

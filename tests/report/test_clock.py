@@ -71,7 +71,7 @@ def test_a_clock_measured_apart_decides_by_its_interleaved_rounds(tmp_path, caps
     assert main(words) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert (
-        "and costs 1.1 [1.1, 1.1] times as much. By the clock measured apart, interleaved, it is better than sgd"
+        "and costs 1.1 [1.1, 1.1] times as much. By the clock measured separately, interleaved, it is better than sgd"
         in said
     )
 

@@ -6,8 +6,16 @@ import math
 import numpy as np
 import pytest
 
-from sibp.analysis import profile
-from sibp.analysis.profile import ranks, ratios, resampled_scores, score, share_within, shares_of_firsts, steps_of
+from sibp.analysis import performance_profiles as profile
+from sibp.analysis.performance_profiles import (
+    ranks,
+    ratios,
+    resampled_scores,
+    score,
+    share_within,
+    shares_of_firsts,
+    steps_of,
+)
 from sibp.analysis.statistics import RESAMPLES
 
 INF = math.inf

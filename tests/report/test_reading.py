@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from sibp.analysis.comparison import compare
 from sibp.report.__main__ import main as report
-from sibp.report.html import page
 from sibp.report.sections import build
+from sibp.report.web_page import page
 from sibp.runs import collect as collecting
 from sibp.runs.collect import collect
 from sibp.runs.reading import read_run

@@ -10,12 +10,12 @@ import scipy.stats
 
 from sibp.analysis import scoring, statistics
 from sibp.analysis.statistics import BOOTSTRAP_SEED, RESAMPLES, bootstrap_interval, estimate, median, sign_test
-from sibp.report import text
+from sibp.report import cells
 
 INF = math.inf
 
 
-@pytest.mark.parametrize("module", [statistics, scoring, text])
+@pytest.mark.parametrize("module", [statistics, scoring, cells])
 def test_the_examples_in_the_documentation_hold(module):
     result = doctest.testmod(module)
     assert result.attempted > 0

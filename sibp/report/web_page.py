@@ -1,20 +1,23 @@
 """The report as one web page that needs nothing else: no network, no other file."""
 
 import json
+import math
 import os
-from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+import numpy as np
+from jinja2 import Environment
 from markupsafe import Markup
 
-from sibp.analysis.statistics import Estimate
-from sibp.report.blocks import Block, Cell, Document, Figure, Link, Section
-from sibp.report.figures import figure_data
+from sibp.analysis.performance_profiles import LIMIT
+from sibp.analysis.scoring import MIN_SEEDS
+from sibp.analysis.statistics import INTERVAL_RULE, Estimate
+from sibp.report.blocks import Block, Cell, Document, Figure, Line, Link, Section
+from sibp.report.cells import cell_text, is_number, relative
 from sibp.report.styles import styles
-from sibp.report.text import cell_text, is_number, relative
+from sibp.report.templates import templates
 
 HERE = Path(__file__).parent
 LONG = 48  # characters; longer texts are broken into lines
@@ -23,21 +26,13 @@ POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inli
 
 
 def page(document: Document, folder: Path) -> str:
-    """Write the page.
-
-    Args:
-        document: the report.
-        folder: where the page will lie, for links to run folders.
-
-    Returns:
-        HTML.
-    """
+    """The report as HTML; ``folder`` is where the page will be stored, so that links to run folders are relative."""
     figures = document.figures()
     drawn = styles(group for figure in figures for group in figure.groups)
     # The drawing library runs before the page's own script, and only where there is something to draw.
     scripts = [*([HERE / "plotly" / "plotly-basic.min.js"] if figures else []), HERE / "page.js"]
     return (
-        _templates()
+        _environment()
         .get_template("page.html")
         .render(
             document=document,
@@ -47,19 +42,17 @@ def page(document: Document, folder: Path) -> str:
             scripts=[Markup(path.read_text()) for path in scripts],
             styles=_json({name: vars(style) for name, style in drawn.items()}),
             cell=lambda cell: _cell(cell, folder),
+            min_seeds=MIN_SEEDS,
+            limit=f"{LIMIT:g}",
+            interval_rule=INTERVAL_RULE,
         )
     )
 
 
-@cache
-def _templates() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["runs_of"] = _runs_of
-    environment.filters["data"] = lambda figure: _json(figure_data(figure))
-    environment.filters["groups"] = _groups
-    environment.filters["word"] = cell_text
+def _environment() -> Environment:
+    environment = templates(HERE, escape=True)
+    environment.filters |= {"groups": _groups, "runs_of": _runs_of, "word": cell_text}
+    environment.filters["data"] = lambda figure: _json(_figure_data(figure))
     return environment
 
 
@@ -87,14 +80,7 @@ def _groups(sections: list[Section]) -> list[str]:
 
 
 def _runs_of(blocks: list[Block]) -> list[tuple[str, list[Block]]]:
-    """Blocks of one kind that follow one another, together.
-
-    Args:
-        blocks: of a section.
-
-    Returns:
-        (kind, blocks): ``curves``, ``Figure``, ``Matrix``, ``Table`` or ``Text``.
-    """
+    """Consecutive blocks of one kind, grouped as (``curves`` or the name of the class, blocks)."""
     found: list[tuple[str, list[Block]]] = []
     for block in blocks:
         kind = "curves" if isinstance(block, Figure) and block.curves else type(block).__name__
@@ -118,13 +104,47 @@ def _cell(cell: Cell, folder: Path) -> dict[str, str | None]:
 
 
 def link(path: Path, folder: Path) -> str:
-    """A link to a folder.
-
-    Args:
-        path: the folder.
-        folder: where the link stands.
-
-    Returns:
-        A relative address in which nothing is left to interpret.
-    """
+    """A percent-encoded relative link to a run folder."""
     return quote(os.fsencode(relative(path, folder)), safe="/")
+
+
+def _figure_data(figure: Figure) -> dict[str, Any]:
+    """The figure as plain JSON-serialisable data."""
+    return {
+        "name": figure.name,
+        "title": figure.title,
+        "xTitle": figure.x_title,
+        "yTitle": figure.y_title,
+        "xLog": figure.x_log,
+        "yLog": figure.y_log,
+        "rows": list(figure.rows),
+        "curves": figure.curves,
+        "lines": [_line(line, figure) for line in figure.lines],
+    }
+
+
+def _line(line: Line, figure: Figure) -> dict[str, Any]:
+    known = {title: values for title, values in line.also.items() if not np.isnan(values).all()}
+    found: dict[str, Any] = {
+        "label": line.label,
+        "group": line.group,
+        "detail": line.detail,
+        "kind": line.kind,
+        "x": {title: _numbers(values) for title, values in {figure.x_title: line.x, **known}.items()},
+        "y": _numbers(line.y),
+    }
+    if line.low is not None and line.high is not None:
+        found |= {"low": _numbers(line.low), "high": _numbers(line.high)}
+    if line.muted:
+        found["muted"] = True
+    return found | ({"texts": list(line.texts)} if line.texts else {})
+
+
+def _numbers(values: np.ndarray) -> list[float | int | None]:
+    """Six significant digits; None (a gap) where there is nothing to draw."""
+    return [_short(value) if math.isfinite(value) else None for value in values.tolist()]
+
+
+def _short(value: float) -> float | int:
+    value = float(f"{value:.6g}")
+    return int(value) if value.is_integer() and abs(value) < 1e15 else value

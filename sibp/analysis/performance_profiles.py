@@ -1,15 +1,4 @@
-"""Performance profiles (Dolan & Moré 2002, arXiv cs/0102001): who solves how much within a factor of the fastest.
-
-The cost of a method on an instance, such as a problem with a seed, is what it needs to reach the target there: steps,
-or seconds. A target that is missed costs infinitely much. Its ratio is that cost over the least of all methods'; where
-all miss the target, all ratios are infinite. A method's **profile** is the share of all instances on which its ratio
-is at most tau, as a function of tau from 1 on: at 1 it is how often the method is the fastest (with ties, several
-are), far to the right how often it gets there at all. Its **score** is the profile's mean height for tau from 1 to
-`LIMIT`, as in the AlgoPerf benchmark (Dahl et al. 2023, arXiv 2306.07179).
-
-How sure a score is, is seen by **resampling in two stages**: as many problems are drawn as there are, with replacement,
-and of each problem drawn as many of its instances. So a few problems with many seeds count as few.
-"""
+"""Performance profiles (Dolan and Moré 2002, arXiv cs/0102001), and their scores; report/rules.html explains them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,13 +11,7 @@ LIMIT = 4.0  # AlgoPerf's
 
 
 def ratios(costs: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
-    """Every cost over the least one on its instance.
-
-    Args:
-        costs: method -> its costs, 0 or more, infinite for a missed target; all methods on the same instances.
-
-    Returns:
-        method -> ratios, 1 or more.
+    """Every cost over the least cost on its instance; infinite for a missed target.
 
     Raises:
         ValueError: the methods differ in the number of instances.
@@ -50,14 +33,7 @@ def _ratio(cost: float, least: float) -> float:
 
 
 def share_within(ratios: Sequence[float], tau: float) -> float:
-    """The profile's height.
-
-    Args:
-        ratios: of one method, one or more.
-        tau: how many times the fastest one's cost is allowed; infinity for any number of times.
-
-    Returns:
-        The share of instances, 0 to 1; those on which the target was missed are never in it.
+    """The profile's height at tau: the share of instances solved within tau times the least cost.
 
     Example:
         >>> share_within([1.0, 2.0, 3.0, math.inf], 2.0)
@@ -67,14 +43,7 @@ def share_within(ratios: Sequence[float], tau: float) -> float:
 
 
 def score(ratios: Sequence[float], limit: float = LIMIT) -> float:
-    """The mean height of the profile from 1 to a limit: the area below it, as a share of all there is.
-
-    Args:
-        ratios: of one method, one or more.
-        limit: above 1.
-
-    Returns:
-        0 (nothing is solved within the limit) to 1 (the fastest everywhere).
+    """The mean height of the profile from 1 to ``limit``: 0 (nothing solved within it) to 1 (the fastest everywhere).
 
     Example:
         >>> score([1.0, 2.5, 9.0, math.inf])
@@ -84,14 +53,11 @@ def score(ratios: Sequence[float], limit: float = LIMIT) -> float:
 
 
 def resampled_scores(ratios: Mapping[str, Sequence[float]], sizes: Sequence[int]) -> np.ndarray:
-    """The scores of all methods on the same resamples.
+    """(methods, RESAMPLES): the scores of all methods on the same resamples.
 
     Args:
-        ratios: as :func:`ratios` gives them, the instances of one problem after those of another.
-        sizes: how many instances each problem has, one or more.
-
-    Returns:
-        (methods, RESAMPLES).
+        ratios: method -> ratios, the instances of one problem after those of another.
+        sizes: how many instances each problem has.
     """
     gains = np.array([[score([ratio]) for ratio in own] for own in ratios.values()])
     count, starts = np.array(sizes), np.cumsum([0, *sizes[:-1]])
@@ -107,13 +73,7 @@ def resampled_scores(ratios: Mapping[str, Sequence[float]], sizes: Sequence[int]
 
 
 def shares_of_firsts(scores: np.ndarray) -> list[float]:
-    """How often each method has the highest score.
-
-    Args:
-        scores: (methods, resamples).
-
-    Returns:
-        Shares of the resamples, 1 in all; equal methods share one.
+    """How often each method has the highest of its resampled scores; equal methods share one.
 
     Example:
         >>> shares_of_firsts(np.array([[0.9, 0.5], [0.9, 0.4], [0.1, 0.3]]))
@@ -124,14 +84,7 @@ def shares_of_firsts(scores: np.ndarray) -> list[float]:
 
 
 def steps_of(ratios: Sequence[float], limit: float) -> tuple[np.ndarray, np.ndarray]:
-    """The profile as a line that goes along and straight up.
-
-    Args:
-        ratios: of one method, one or more.
-        limit: where the line ends.
-
-    Returns:
-        tau and heights, (corners,) each.
+    """The profile up to ``limit`` as a step function: tau and heights at its corners.
 
     Example:
         >>> tau, height = steps_of([1.0, 3.0, math.inf, 3.0], 4.0)
@@ -145,13 +98,7 @@ def steps_of(ratios: Sequence[float], limit: float) -> tuple[np.ndarray, np.ndar
 
 
 def ranks(costs: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
-    """The place of every method on every instance.
-
-    Args:
-        costs: as for :func:`ratios`, or any other figures of which the smallest is the best; no NaN.
-
-    Returns:
-        method -> places, 1 for the best; equal methods share the mean of their places.
+    """The rank of every method on every instance, 1 for the smallest value; equal methods share their mean rank.
 
     Raises:
         ValueError: the methods differ in the number of instances.

@@ -9,9 +9,9 @@ from fake_runs import SGD, SIBP, write_run
 
 from sibp.runs.collect import collect
 from sibp.runs.packed import PACKED, pack
-from sibp.study.claim_pictures import DRAWN, pictures
 from sibp.study.criteria import Evidence
 from sibp.study.experiments import Experiment
+from sibp.study.pictures import DRAWN, pictures
 
 
 def keep(results: Path, place: str, optimizers: list[dict[str, Any]], **changes: Any) -> None:

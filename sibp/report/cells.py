@@ -1,0 +1,46 @@
+"""Cells as text."""
+
+import math
+import os
+from pathlib import Path
+
+from sibp.analysis.statistics import Estimate
+from sibp.report.blocks import Cell, Link
+from sibp.runs.packed import PACKED
+from sibp.runs.values import shown
+
+
+def four_digits(value: float) -> str:
+    """A number with four significant digits.
+
+    Example:
+        >>> four_digits(0.97449), four_digits(5500.0), four_digits(float("inf")), four_digits(float("-inf"))
+        ('0.9745', '5500', '∞', '−∞')
+    """
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.4g}"
+
+
+def cell_text(cell: Cell) -> str:
+    """A cell as text; an interval follows its median in brackets."""
+    if cell is None:
+        return "–"
+    if isinstance(cell, Estimate):
+        interval = f" [{four_digits(cell.ends[0])}, {four_digits(cell.ends[1])}]" if cell.low is not None else ""
+        return four_digits(cell.median) + interval
+    if isinstance(cell, Link):
+        return shown(cell.path.name or str(cell.path))
+    return four_digits(cell) if isinstance(cell, float) else str(cell) if isinstance(cell, int) else cell
+
+
+def is_number(cell: Cell) -> bool:
+    """Whether a cell is right-aligned: a number or an estimate."""
+    return isinstance(cell, int | float | Estimate)
+
+
+def relative(path: Path, folder: Path) -> str:
+    """The relative path from the report's folder to a run, or to the packed file that holds it."""
+    if not os.path.exists(path) and (path.parent / PACKED).exists():
+        path = path.parent / PACKED
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
