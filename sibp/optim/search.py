@@ -132,22 +132,26 @@ def minimise(phi: Phi, before: float, first: float, slope: float, trust: float =
     return Outcome(target, loss, trials, tried.optimum, decrease, tried.status)
 
 
-def trust_after(trust: float, fresh: float, expected: float) -> float:
+def trust_after(trust: float, fresh: float, expected: float, usual: float = 0.0) -> float:
     """What share of the way to a batch's minimum is worth going, after a look at the step from the next batch.
 
     The loss of one batch falls further along its own step than the loss of all data does. How far too far the last
     step went is what the next batch's gradient, which knows nothing of it, says along it: falling still, the step was
     too short; rising, too long. With the same batch again, the slope at the minimum is 0 and trust stays.
 
+    Single samples disagree far more than batches do: most of them hardly move a trained net, and what a few ruin must
+    not count as one voice among many. So slopes are compared with what is usual, and a flat one says little.
+
     Args:
         trust: the present share, > 0 and <= 1.
         fresh: slope of the next batch's loss along the last step.
         expected: slope that a step of this length has where it starts, < 0.
+        usual: mean of -`expected` over the last looks, >= 0.
 
     Returns:
         The share from now on, in [1e-3, 1]; the present one where the slopes say nothing.
     """
     if not expected < 0 or not math.isfinite(fresh) or not math.isfinite(expected):
         return trust
-    overshoot = min(max(fresh / -expected, -1.0), 1.0)
+    overshoot = min(max(fresh / max(-expected, usual), -1.0), 1.0)
     return min(max(trust * math.exp(-_GAIN * overshoot), _LEAST_TRUST), 1.0)

@@ -16,6 +16,8 @@ from sibp.optim.trials import Trials
 
 _AFTER_REFUSAL = 0.1  # of the reach, where the next search begins after one that found nothing
 _UNEQUAL = 30.0  # in mean square: by so much, error signals of well-behaved nets differ from layer to layer
+_ENOUGH = 16  # rows of the output; a smaller batch is trusted in proportion, until the next ones have been seen
+_USUAL = 0.1  # weight of the latest look in the mean that slopes are compared with
 LOOK_EVERY = 3  # steps from one measurement of the gradient to the next
 
 
@@ -37,13 +39,14 @@ class AutoSIBP(SIBP):
     - Every third step, a trial twice as long as the last optimum gives a parabola, whose minimum is the length that
       this batch asks for (`reach`); the steps between use that of before.
     - Of this length, a share is taken, `trust`: a batch's loss falls further along its own step than that of all data.
-      `trust` begins at 1 and follows the slope of the next batches' losses along the step; with one batch for ever it
-      stays 1. It takes the place of a schedule, for which the number of steps would have to be known.
+      `trust` follows the slope of the next batches' losses along the step, and with one batch for ever comes to 1. It
+      begins there, too, but for batches of less than 16, which are trusted in proportion to their size. It takes the
+      place of a schedule, for which the number of steps would have to be known.
     - A scheduler acts on the step: where it has lowered `lr` to a fifth of what it was at first, a fifth is taken of
       the length that would be taken otherwise. `trust` rests meanwhile, since the schedule does its work.
 
-    With weight decay or a fallback see `step`. Where evaluations have noise of their own, or the batch is a single
-    sample, a search finds what lowers that sample's loss; a loss that falls for ever makes every step `lr` long.
+    With weight decay or a fallback see `step`. Where evaluations have noise of their own, a search finds what lowers
+    the noise; a loss that falls for ever makes every step `lr` long.
 
     Args:
         model: any module.
@@ -108,6 +111,7 @@ class AutoSIBP(SIBP):
             size = self.parallel.whole_loss(size, 0, mean=False, device=problem.D_z.device)
         if problem.ends[1] == tap.name:
             self._signal_at_output = size
+            self._rows += problem.D_z.numel() * problem.W.shape[-1] // problem.W.numel()
         ratio = self._signal_at_output / size if size > 0 else math.nan
         if not 0 < ratio < math.inf:
             return lr
@@ -123,6 +127,10 @@ class AutoSIBP(SIBP):
         memory, lr, factor = self._search_memory(), self._longest(), self._factor()
         if factor == 0:
             return Outcome(1.0, before, 0, 1.0, 0.0, SearchStatus.TAKEN)  # only the fallback's parameters move
+        if "search_trust" not in memory:
+            rows = self._rows_of_all()
+            memory["search_trust"] = min(1.0, rows / _ENOUGH) if rows else 1.0
+        self._rows = 0
         reach, due = min(memory.get("search_reach", lr), lr), self._is_due()
         if due:
             slope = self._slope(trials, lr)
@@ -131,7 +139,7 @@ class AutoSIBP(SIBP):
             outcome = minimise(trials.loss_at, before, min(1.0, 2 * reach / lr), slope, share)
             found = outcome.optimum * lr
         else:
-            trials.expected = min(1.0, factor * memory.get("search_trust", 1.0) * reach / lr)
+            trials.expected = min(1.0, factor * memory["search_trust"] * reach / lr)
             outcome = backtrack(trials.loss_at, before, trials.expected)
             found = reach
         refused = outcome.status is SearchStatus.REFUSED
@@ -165,14 +173,25 @@ class AutoSIBP(SIBP):
     def _trust(self, trials: Trials, slope: float) -> float:
         """The share of a batch's own optimum that is taken from now on; `slope` is for a length of 1."""
         memory = self._search_memory()
-        trust, length = memory.get("search_trust", 1.0), memory.get("search_last", 0.0)
+        trust, length = memory["search_trust"], memory.get("search_last", 0.0)
         last = [self.state[p].pop("search_step", None) for p in trials.params]
         pairs = [(self._gradients.get(p), d) for p, d in zip(trials.params, last, strict=True)]
         products = [float(torch.sum(g * d)) for g, d in pairs if g is not None and d is not None]
         fresh = self._of_all_ranks(sum(products))
         if products and self._factor() == 1:  # a schedule that lowers lr does the work of trust
-            trust = memory["search_trust"] = trust_after(trust, fresh, slope * length)
+            expected = slope * length
+            if expected < 0:
+                usual = memory.get("search_usual", -expected)
+                memory["search_usual"] = usual + _USUAL * (-expected - usual)
+            trust = memory["search_trust"] = trust_after(trust, fresh, expected, memory.get("search_usual", 0.0))
         return trust
+
+    def _rows_of_all(self) -> float:
+        """Rows of the output that the gradient is of, on all ranks together; 0 if the output has no subproblem."""
+        if self.parallel is None:
+            return float(self._rows)
+        device = next(iter(self._first_group()["params"])).device
+        return self.parallel.whole_loss(self._rows, 0, mean=False, device=device)
 
     def _keep_for_trust(self, trials: Trials, alpha: float, lr: float) -> None:
         """Keeps the step that is taken if the next one looks back at it; drops the gradients of this one."""
@@ -231,6 +250,7 @@ class AutoSIBP(SIBP):
         super()._reset()
         self._gradients: dict[Tensor, Tensor] = {}
         self._signal_at_output = math.nan
+        self._rows = 0  # of the output in the backward passes since the last step
 
 
 def build(model: nn.Module, *, lr: float, prox_weight: float, fallback_lr: float = FALLBACK_LR) -> AutoSIBP:

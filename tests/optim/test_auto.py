@@ -422,12 +422,37 @@ def test_absurd_settings_and_inputs_train():
             assert before - after >= least * before or after < 0.05, (name, reduction, before, after)
 
 
-def test_ten_hidden_layers_with_small_weights_train():
-    """Torch's own initialisation: what tells samples apart is 1e-4 of a deep layer's features, and the slope 1e-6."""
+def test_batches_of_one_sample_train():
+    """Four classes far apart, four hidden layers: long steps for one sample would lose all others."""
+    x, y = clusters()
+    model = mlp(10, *[32] * 4, 4, dtype=torch.float32)
+    optimizer, start = AutoSIBP(model), loss_of(model, x, y)
+    for part in torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:250].split(1):
+        step(model, optimizer, x[part], y[part])
+    assert loss_of(model, x, y) < 0.3 * start
+
+
+def test_small_batches_begin_with_their_share_of_trust():
+    """16 rows say enough; what accumulates counts together."""
+    for rows, trust in (([1], 1 / 16), ([4], 1 / 4), ([4, 8], 3 / 4), ([16], 1.0), ([300], 1.0)):
+        model, optimizer = (found := mlp(5, 6, 3)), AutoSIBP(found)
+        parts = [batch(seed, count) for seed, count in enumerate(rows)]
+        for x, y in parts:
+            F.cross_entropy(model(x), y).backward()
+        optimizer.step(evaluate=lambda: sum(F.cross_entropy(model(x), y) for x, y in parts))  # noqa: B023
+        assert optimizer.search_stats()["trust"] == trust
+
+
+def clusters() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     means = 2 * torch.randn(4, 10, generator=generator)
     y = torch.randint(4, (400,), generator=generator)
-    x = means[y] + 0.3 * torch.randn(400, 10, generator=generator)
+    return means[y] + 0.3 * torch.randn(400, 10, generator=generator), y
+
+
+def test_ten_hidden_layers_with_small_weights_train():
+    """Torch's own initialisation: what tells samples apart is 1e-4 of a deep layer's features, and the slope 1e-6."""
+    x, y = clusters()
     model = mlp(10, *[32] * 10, 4, dtype=torch.float32)
     optimizer, start = AutoSIBP(model), loss_of(model, x, y)
     for rows in itertools.islice(itertools.cycle(torch.arange(400).split(50)), 60):
