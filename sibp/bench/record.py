@@ -14,9 +14,9 @@ import torch
 from sibp.bench.bars import Bars, save_bars
 from sibp.experiment.environment import describe
 from sibp.report.blocks import Document, Section, Table, Text
+from sibp.report.cells import cell_text, is_number
 from sibp.report.markdown import markdown
 from sibp.report.pictures import save_pictures
-from sibp.report.cells import cell_text, is_number
 from sibp.runs.errors import UserError
 
 _BUSY = 0.1  # cores
