@@ -93,10 +93,11 @@ def _parsed(arguments: list[str]) -> Any:
 def _planned(args: Any) -> tuple[list[dict[str, Any]], Any]:
     """The configs of the runs, and Hydra's config of the launcher; None where they are trained in this process."""
     from sibp.experiment.compose import hydra_config, plan, with_folder
-    from sibp.experiment.overrides import refuse
+    from sibp.experiment.overrides import refuse, refuse_idle
     from sibp.experiment.settings import Settings
 
     refuse(args.overrides)
+    refuse_idle(args.overrides)
     overrides = with_folder(args.overrides, args.config_dir)
     name = args.config_name or "config"
     jobs = plan(overrides, args.multirun, name)

@@ -76,7 +76,7 @@ def plan(overrides: Sequence[str], sweep: bool, config_name: str = "config") -> 
         job, error = wrong[0]
         own = [override for override in job if any(override not in other for other in jobs)]
         where = f" This is so for {len(wrong)} of {len(jobs)} jobs, such as {' '.join(own)}." if configs else ""
-        raise UserError(f"{error}{where}") from error
+        raise UserError(f"{str(error).removesuffix('.')}.{where}") from error
     return configs
 
 

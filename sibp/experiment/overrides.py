@@ -95,6 +95,21 @@ def refuse(overrides: Sequence[str], trusted: bool = False) -> None:
             raise UserError(f"{override} is not possible: of Hydra's own settings, only its launcher's can be given.")
 
 
+def refuse_idle(overrides: Sequence[str]) -> None:
+    """Refuse settings of a launcher where none is chosen.
+
+    Args:
+        overrides: of a command that trains.
+
+    Raises:
+        UserError: names the override.
+    """
+    keys = [override.partition("=")[0].lstrip("+") for override in overrides]
+    for key, override in zip(keys, overrides, strict=True):
+        if key.startswith(f"{LAUNCHER.replace('/', '.')}.") and LAUNCHER not in keys:
+            raise UserError(f"{cut(override)} has no effect without {LAUNCHER}=...: give both or neither.")
+
+
 def unknown_option(group: str, option: str, options: Sequence[str]) -> str:
     """Say that a group has no such option.
 

@@ -119,7 +119,7 @@ def check(configs: Sequence[Mapping[str, Any]], elsewhere: bool = False) -> None
     if wrong:
         config, error = wrong[0]
         where = f" This is so for {len(wrong)} of {len(configs)} jobs, such as {run_name(config)}."
-        raise UserError(f"{error}{where if len(wrong) < len(configs) else ''}") from error
+        raise UserError(f"{str(error).removesuffix('.')}.{where if len(wrong) < len(configs) else ''}") from error
 
 
 def _places(config: Mapping[str, Any]) -> dict[str, Any]:
