@@ -69,6 +69,9 @@ def _update(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return geometry.input_gradient(x, gradient, W) if needs_x else None, *[None] * 6
     tap.begin_backward()
     dtype = torch.promote_types(W.dtype, torch.float32)  # solves are never done in half precision
+    given = x
+    if needs_x:
+        x, gradient = geometry.arranged(x, gradient)
     wide = _as(gradient, dtype)
     moves = {"weight": needs_W and tap.weight, "bias": needs_b and tap.bias}
     shared: SharedInput = ctx.shared
@@ -91,6 +94,8 @@ def _update(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     update = owner.solve(tap, problem)
     new = owner.goes_back_through_new(tap)
     grad_x = _input_gradient(geometry, x, wide, W, problem, update, new) if needs_x else None
+    if grad_x is not None and x is not given:
+        grad_x = grad_x.contiguous()
     grad_W = _weight_gradient(tap, W, problem, update) if needs_W else None
     grad_b = _bias_gradient(tap, b, problem, update) if needs_b else None
     shared.leave()

@@ -100,3 +100,19 @@ def test_any_shape(dims, groups, channels, kernel, stride, padding, dilation, bi
     for key, parameter in conv.named_parameters():
         change = torch.cat([linear.get_parameter(key).grad for linear in twin.linears]).reshape(parameter.shape)
         torch.testing.assert_close(parameter.grad, change, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("channels", [5, 16])
+def test_the_error_signal_on_the_input_lies_in_memory_as_the_input_does(channels, layout):
+    """However the layer's products are computed: where channels are no multiples of 16, in another order."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(16, channels, 3, padding=1).double()
+    x = torch.randn(4, 16, 6, 5, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    D = torch.randn(4, channels, 6, 5, dtype=torch.float64)
+    (expected,) = torch.autograd.grad(conv(x), x, D)
+    optimizer = ProxBP(conv, lr=0.1, prox_weight=1.0)  # whose error signal goes back through the old weights
+    conv(x).backward(D)
+    torch.testing.assert_close(x.grad, expected, rtol=1e-12, atol=1e-12)
+    assert x.grad.is_contiguous(memory_format=layout)
+    optimizer.step()
