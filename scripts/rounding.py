@@ -1,8 +1,8 @@
 """How far the same run gets from itself on another machine: ``python scripts/rounding.py --data-root DIR``.
 
 One setting of experiment=mnist_mlp a method, trained from the same weights on the same batches, with one thing changed:
-without the compiled kernels, with two threads, or with a BLAS and kernels that leave out AVX-512. Each changes rounding
-alone, by other orders of summation, as another processor has them. Every run is a process of its own, since libraries
+without the compiled kernels, with two threads, or with torch and its BLAS kept from AVX-512. Each changes rounding
+alone, by other orders of summation, as another processor has them. Each has a process of its own, since libraries
 choose their code when they are loaded. Written is results/rounding/rounding.json, of which docs/ shows a table.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sibp.bench.record import machine
 from sibp.experiment.compose import compose
-from sibp.experiment.data import load_data
+from sibp.experiment.data import Data, load_data
 from sibp.experiment.models import build_model, objective_of
 from sibp.experiment.optimizers import build_optimizer
 from sibp.experiment.seeding import BatchOrder
@@ -43,20 +43,20 @@ CHANGES: dict[str, tuple[list[str], dict[str, str]]] = {
 """What is changed: words of the process's command line, and its environment."""
 
 
-def train(method: str, seed: int, data_root: str) -> list[Tensor]:
+def train(method: str, seed: int, data: Data) -> list[Tensor]:
     """One run.
 
     Args:
         method: of METHODS.
         seed: of weights and batches.
-        data_root: holds MNIST.
+        data: flat images.
 
     Returns:
-        At the start and after each of STEPS all weights in one row, and as its last entry the mean training loss;
-        float64.
+        At the start and after each of STEPS all weights in one row, and as its last entry the mean loss of the first
+        10,000 training images; float64.
     """
     config = compose(["experiment=mnist_mlp", *METHODS[method]])
-    data = load_data({"name": "mnist"}, data_root, False).prepared(True, torch.device("cpu"))
+    images, labels = data.train.images[:10_000], data.train.labels[:10_000]
     model = build_model(config["model"], data.shape, data.classes, seed)
     optimizer = build_optimizer(config["optimizer"], model)
     loss_of = objective_of(config["model"]).loss
@@ -65,7 +65,7 @@ def train(method: str, seed: int, data_root: str) -> list[Tensor]:
     for step in range(max(STEPS) + 1):
         if step in (0, *STEPS):
             with torch.no_grad():
-                loss = loss_of(model(data.train.images), data.train.images, data.train.labels, "mean")
+                loss = loss_of(model(images), images, labels, "mean")
                 found.append(torch.cat([*(p.flatten() for p in model.parameters()), loss.reshape(1)]).double())
         rows = order.batch(step)
         optimizer.zero_grad()
@@ -85,11 +85,12 @@ def distances(reference: list[Tensor], other: list[Tensor]) -> dict[str, list[fl
     }
 
 
-def in_a_process(method: str, seed: int, data_root: str, words: list[str], environment: dict[str, str]) -> list[Tensor]:
-    """`train` in a process of its own."""
+def in_a_process(method: str, seeds: int, data_root: str, change: str | None = None) -> list[list[Tensor]]:
+    """`train` for each seed, in a process of its own in which something is changed."""
+    words, environment = CHANGES[change] if change else ([], {})
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / "found.pt")
-        own = ["--one", method, "--seeds", str(seed), "--data-root", data_root, "--out", file]
+        own = ["--one", method, "--seeds", str(seeds), "--data-root", data_root, "--out", file]
         subprocess.run([sys.executable, __file__, *own, *words], check=True, env={**os.environ, **environment})
         return torch.load(file, weights_only=True)
 
@@ -98,19 +99,16 @@ def measure(data_root: str, seeds: int) -> dict[str, Any]:
     """The record: medians over seeds of each method, change, quantity and step, and how far seeds are apart."""
     rows = []
     for method in METHODS:
-        runs: dict[str, list[dict[str, list[float]]]] = {change: [] for change in CHANGES}
-        losses = []
-        for seed in range(seeds):
-            reference = in_a_process(method, seed, data_root, [], {})
-            losses.append(reference[-1][-1].item())
-            for change, (words, environment) in CHANGES.items():
-                if change != "kernels off" or method.startswith("sibp"):  # SGD has none
-                    found = in_a_process(method, seed, data_root, words, environment)
-                    runs[change].append(distances(reference, found))
-        for change, found in runs.items():
-            for quantity in found[0] if found else ():
+        reference = in_a_process(method, seeds, data_root)
+        for change in CHANGES:
+            if change == "kernels off" and not method.startswith("sibp"):
+                continue  # SGD has none
+            pairs = zip(reference, in_a_process(method, seeds, data_root, change), strict=True)
+            found = [distances(one, other) for one, other in pairs]
+            for quantity in found[0]:
                 values = [median(run[quantity][i] for run in found) for i in range(len(STEPS))]
                 rows.append({"method": method, "change": change, "of": quantity, "values": values})
+        losses = [run[-1][-1].item() for run in reference]
         spread = (max(losses) - min(losses)) / median(losses)
         rows.append({"method": method, "change": "another seed", "of": "training loss", "values": [spread]})
     return {"machine": machine("cpu"), "blas": _blas(), "seeds": seeds, "steps": STEPS, "rows": rows}
@@ -127,7 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", default="data")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--one", choices=METHODS, help=argparse.SUPPRESS)  # a single run, of the seed --seeds
+    parser.add_argument("--one", choices=METHODS, help=argparse.SUPPRESS)  # the runs of one method
     parser.add_argument("--out", default=str(RECORD))
     parser.add_argument("--threads", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--no-kernels", action="store_true", help=argparse.SUPPRESS)
@@ -135,7 +133,8 @@ def main() -> None:
     if words.one:
         torch.set_num_threads(words.threads)
         with kernels.disabled() if words.no_kernels else contextlib.nullcontext():
-            torch.save(train(words.one, words.seeds, words.data_root), words.out)
+            data = load_data({"name": "mnist"}, words.data_root, False).prepared(True, torch.device("cpu"))
+            torch.save([train(words.one, seed, data) for seed in range(words.seeds)], words.out)
         return
     Path(words.out).parent.mkdir(parents=True, exist_ok=True)
     Path(words.out).write_text(json.dumps(measure(words.data_root, words.seeds), indent=1) + "\n")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -165,9 +166,19 @@ def read_sweep(name: str, overrides: Sequence[str]) -> Sweep:
 
 def _content(path: Path) -> Any:
     try:
-        return parse_yaml(path.read_text())
+        content = parse_yaml(path.read_text())
     except (OSError, ValueError, YamlError) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    methods = content.get("methods") if isinstance(content, Mapping) else None
+    for name, node in methods.items() if isinstance(methods, Mapping) else ():
+        if isinstance(node, dict) and "words" in node and "overrides" not in node:
+            node["overrides"] = node.pop("words")
+            warnings.warn(
+                f"{path}: methods.{name}.words is called overrides since 0.2.0; 0.3.0 will refuse the old name.",
+                FutureWarning,
+                stacklevel=2,
+            )
+    return content
 
 
 def _on_top_of_another(content: Any, files: Mapping[str, Path]) -> Any:

@@ -38,6 +38,16 @@ def test_a_file_that_is_like_another_changes_what_it_names_alone():
     assert changed.root == Path("runs/tuning/tiny")
 
 
+def test_the_old_name_of_overrides_means_the_same_and_says_the_new_one():
+    """As 0.1.0 called them, which the policy for names that change lets work until 0.3.0."""
+    own = ["optimizer=sgd", "optimizer.weight_decay=1"]
+    new = read({"like": "digits_quick", "methods": {"sgd": {"overrides": own}}})
+    with pytest.warns(FutureWarning, match=r"methods\.sgd\.words is called overrides since 0\.2\.0"):
+        old = read({"like": "digits_quick", "methods": {"sgd": {"words": own}}})
+    assert old == new
+    assert old.methods[0].config["optimizer"]["weight_decay"] == 1
+
+
 def test_final_runs_are_looked_at_more_often_and_are_the_same_otherwise():
     sweep = read({"like": "digits_quick", "final_looks": 5}, "log_every=20")
     trial, final = (sweep.job(sweep.methods[0], (0.0, 0.0), 0, final) for final in (False, True))
