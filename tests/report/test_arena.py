@@ -52,7 +52,7 @@ def test_the_targets_are_the_medians_that_sgd_ends_with(root):
         assert contest.seeds == [0, 1, 2]
 
 
-def test_a_cost_is_the_first_row_there_and_infinite_if_there_is_none(root):
+def test_the_cost_is_the_first_row_that_meets_the_target(root):
     easy, hard = found_in(root)
     assert costs(easy.entry("sgd"), easy.targets[1]) == {
         0: {"steps": INF, "seconds": INF},
@@ -75,7 +75,7 @@ def test_seconds_are_steps_times_the_methods_pace_which_one_slow_run_does_not_ch
     assert [cost["seconds"] for cost in costs(sgd, contest.targets[1]).values()] == pytest.approx([0.2] * 3)
 
 
-def test_what_happens_now_and_then_is_part_of_the_pace(tmp_path):
+def test_occasional_work_counts_in_the_pace(tmp_path):
     """A second in one of three stretches: the median of the stretches would not see it."""
     folder = write_run(tmp_path / "sgd", SGD, 0, (2.3, 1.0, 0.9, 0.5))
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -142,7 +142,7 @@ def test_methods_are_called_as_their_sweep_calls_them(root):
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("content", ["[]", "", '{"methods": 3}', "[" * 100_000, "9" * 5000, "a pipe", "a folder"])
-def test_a_record_that_is_none_is_listed_and_the_arena_is_written(root, content, tmp_path, capsys):
+def test_an_invalid_tuning_record_is_listed_and_the_arena_is_written(root, content, tmp_path, capsys):
     path = root / "easy" / "tuning.json"
     if content == "a pipe":
         os.mkfifo(path)
