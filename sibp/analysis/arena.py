@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,7 +53,7 @@ class Standing:
     Attributes:
         name: the method's.
         entered: for how many problems.
-        places: (goal, "result" or unit) -> its place among all methods, the median over instances.
+        places: goal -> its place among all methods by what it ends with, the median over instances.
         ratios: (goal, unit) -> its cost over the least one, an entry for each instance.
         scores: (goal, unit) -> its score, with an interval.
         firsts: (goal, unit) -> in which share of the resamples its score is the highest.
@@ -60,7 +61,7 @@ class Standing:
 
     name: str
     entered: int
-    places: dict[tuple[str, str], Estimate | None]
+    places: dict[str, Estimate | None]
     ratios: dict[tuple[str, str], list[float]]
     scores: dict[tuple[str, str], Estimate]
     firsts: dict[tuple[str, str], float]
@@ -144,43 +145,32 @@ def costs_by_seed(contest: Contest, method: Method | None, target: Target) -> di
 
 def standings(contests: Sequence[Contest]) -> list[Standing]:
     """All methods over all instances, sorted by the score in steps to the validation target, then by name."""
-    entered = [method.name for contest in contests for method in contest.problem.methods if method.runs]
-    names = sorted(set(entered))
-    table: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for contest in contests:
-        for name in names:
-            for key, values in _smaller_is_better(contest, contest.entry(name)).items():
-                table.setdefault(key, {}).setdefault(name, []).extend(values)
-    places = {key: ranks(by_method) for key, by_method in table.items()}
-    times = {key: ratios(by_method) for key, by_method in table.items() if key[1] in UNITS}
-    sizes = [len(contest.seeds) for contest in contests]
-    scores, firsts = {}, {}
-    for key, by_method in times.items():
-        drawn = resampled_scores(by_method, sizes)
-        each = zip(by_method.items(), drawn, strict=True)
-        scores[key] = {name: Estimate(score(own), *bounds(row), sum(sizes)) for (name, own), row in each}
-        firsts[key] = dict(zip(by_method, shares_of_firsts(drawn), strict=True))
-    found = [
-        Standing(
-            name,
-            entered.count(name),
-            {key: estimate(by_method[name]) for key, by_method in places.items()},
-            {key: by_method[name] for key, by_method in times.items()},
-            {key: by_method[name] for key, by_method in scores.items()},
-            {key: by_method[name] for key, by_method in firsts.items()},
-        )
-        for name in names
-    ]
-    return sorted(found, key=lambda each: -each.scores[GOALS[0], UNITS[0]].median)
+    entered = Counter(method.name for contest in contests for method in contest.problem.methods if method.runs)
+    names, sizes = sorted(entered), [len(contest.seeds) for contest in contests]
+    found = {name: Standing(name, entered[name], {}, {}, {}, {}) for name in names}
+    for i, goal in enumerate(GOALS):
+        results: dict[str, list[float]] = {name: [] for name in names}
+        needed: dict[str, dict[str, list[float]]] = {unit: {name: [] for name in names} for unit in UNITS}
+        for contest in contests:
+            for name in names:
+                method = contest.entry(name)
+                results[name] += _results(contest, method, contest.quantities[i])
+                for unit, values in costs_by_seed(contest, method, contest.targets[i]).items():
+                    needed[unit][name] += values
+        for name, places in ranks(results).items():
+            found[name].places[goal] = estimate(places)
+        for unit, by_method in needed.items():
+            times = ratios(by_method)
+            drawn = resampled_scores(times, sizes)
+            for name, row, first in zip(names, drawn, shares_of_firsts(drawn), strict=True):
+                each, key = found[name], (goal, unit)
+                each.ratios[key], each.firsts[key] = times[name], first
+                each.scores[key] = Estimate(score(times[name]), *bounds(row), sum(sizes))
+    return sorted(found.values(), key=lambda each: -each.scores[GOALS[0], UNITS[0]].median)
 
 
-def _smaller_is_better(contest: Contest, method: Method | None) -> dict[tuple[str, str], list[float]]:
-    """All that a method is measured by, a figure for each seed; infinite where it has none."""
-    found = {}
-    for goal, quantity, target in zip(GOALS, contest.quantities, contest.targets, strict=True):
-        own = by_seed(method, quantity) if method else {}
-        sign = -1 if quantity.larger_is_better else 1
-        found[goal, "result"] = [sign * own[seed] if seed in own else math.inf for seed in contest.seeds]
-        for unit, values in costs_by_seed(contest, method, target).items():
-            found[goal, unit] = values
-    return found
+def _results(contest: Contest, method: Method | None, quantity: Quantity) -> list[float]:
+    """What a method ends with on every seed, the smaller the better; infinite where it has no finished run."""
+    own = by_seed(method, quantity) if method else {}
+    sign = -1 if quantity.larger_is_better else 1
+    return [sign * own[seed] if seed in own else math.inf for seed in contest.seeds]

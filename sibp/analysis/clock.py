@@ -21,21 +21,13 @@ Clock = Mapping[str, Sequence[float]]  # method -> seconds of a step, a sample f
 
 @dataclass(frozen=True)
 class Timed:
-    """A method against another by the clock.
+    """A method against another by the clock."""
 
-    Attributes:
-        method: judged.
-        other: its rival.
-        break_even: how many times as much its step may cost, over seeds.
-        measured: how many times as much it does cost, over interleaved rounds, or over seeds.
-        word: ``better``, ``worse``, ``within the noise`` or ``too few seeds``.
-    """
-
-    method: Method
-    other: Method
-    break_even: Estimate
-    measured: Estimate
-    word: str
+    method: Method  # judged
+    other: Method  # its rival
+    break_even: Estimate  # how many times as much its step may cost, over seeds
+    measured: Estimate  # how many times as much it does cost, over interleaved rounds, or over seeds
+    word: str  # ``better``, ``worse``, ``within the noise`` or ``too few seeds``
 
 
 def by_the_clock(problem: Problem) -> list[Timed]:

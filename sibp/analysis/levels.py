@@ -29,21 +29,13 @@ DECILE = 0.1
 
 @dataclass(frozen=True)
 class Level:
-    """A target of one problem.
+    """A target of one problem."""
 
-    Attributes:
-        title: of the problem.
-        target: what is to be reached.
-        reached: by how many methods, in the median over their seeds.
-        entered: how many methods there are.
-        at_first_look: whether the fastest is there at its first row.
-    """
-
-    title: str
-    target: Target
-    reached: int
-    entered: int
-    at_first_look: bool
+    title: str  # of the problem
+    target: Target  # what is to be reached
+    reached: int  # by how many methods, in the median over their seeds
+    entered: int  # how many methods there are
+    at_first_look: bool  # whether the fastest is there at its first row
 
 
 def targets(contest: Contest, goal: str) -> list[Target]:

@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         "--clock",
         metavar="FILE",
         type=Path,
-        help="verdicts by the clock use the seconds a step in this record of `sibp bench step`, measured interleaved",
+        help="verdicts by the clock use the seconds per step in this record of `sibp bench step`, measured interleaved",
     )
     parser.add_argument(
         "--arena",

@@ -54,7 +54,7 @@ def standing_table(table: Sequence[Standing], goal: str) -> Table:
     rows: list[list[Cell]] = []
     for each in _by_score(table, goal, UNITS[0]):
         reached = share_within(each.ratios[goal, UNITS[0]], math.inf)
-        cells: list[Cell] = [each.name, each.entered, each.places[goal, "result"], reached]
+        cells: list[Cell] = [each.name, each.entered, each.places[goal], reached]
         for unit in UNITS:
             cells += [each.scores[goal, unit], each.firsts[goal, unit]]
         rows.append(cells)

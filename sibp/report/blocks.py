@@ -29,103 +29,62 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
+    """A table."""
 
-    Attributes:
-        name: also of its CSV file; tables of one name end up in one file.
-        columns: headings.
-        rows: cells, as many as columns.
-        title: what it shows.
-        folded: whether a reader has to ask for it.
-    """
-
-    name: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    title: str
-    folded: bool = False
+    name: str  # also of its CSV file; tables of one name end up in one file
+    columns: Sequence[str]  # headings
+    rows: Sequence[Sequence[Cell]]  # cells, as many as columns
+    title: str  # what it shows
+    folded: bool = False  # whether a reader has to ask for it
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """Every two methods against each other.
+    """Every two methods against each other."""
 
-    Attributes:
-        name: unique in a report.
-        title: in what they are compared.
-        methods: names of rows and columns.
-        words: (row, column) -> the verdict on the row's method against the column's.
-        numbers: (row, column) -> the median difference, or ratio, with its interval.
-        of: what the numbers are: row ``minus`` column, or a step's cost ``over`` the other's.
-    """
-
-    name: str
-    title: str
-    methods: Sequence[str]
-    words: Mapping[tuple[str, str], str]
+    name: str  # unique in a report
+    title: str  # in what they are compared
+    methods: Sequence[str]  # names of rows and columns
+    words: Mapping[tuple[str, str], str]  # (row, column) -> the verdict on the row's method against the column's
+    # (row, column) -> the median difference, or ratio, with its interval
     numbers: Mapping[tuple[str, str], Estimate | None]
-    of: str = "minus"
+    of: str = "minus"  # what the numbers are: row ``minus`` column, or a step's cost ``over`` the other's
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line, with or without a band, or a set of marks, of a figure.
+    """One line, with or without a band, or a set of marks, of a figure."""
 
-    Attributes:
-        label: in the legend if ``named``.
-        group: the method; lines of one group share a style, and hide together.
-        x: where.
-        y: values; NaN leaves a gap.
-        low: lower edge of the band; of ``interval``, its left end.
-        high: upper edge, or right end.
-        kind: ``median`` (thick), ``seed`` (thin), ``points`` (dots), ``cross`` (crosses) or ``interval`` (a dot with a
-            horizontal bar).
-        texts: what is said of each point.
-        named: whether the legend has it.
-        detail: the setting or seed that it is of.
-        also: title of another horizontal axis -> where on that axis.
-        muted: whether it is drawn in grey, behind the others, and left out of the legend.
-    """
-
-    label: str
-    group: str
-    x: np.ndarray
-    y: np.ndarray
-    low: np.ndarray | None = None
-    high: np.ndarray | None = None
+    label: str  # in the legend if ``named``
+    group: str  # the method; lines of one group share a style, and hide together
+    x: np.ndarray  # where
+    y: np.ndarray  # values; NaN leaves a gap
+    low: np.ndarray | None = None  # lower edge of the band; of ``interval``, its left end
+    high: np.ndarray | None = None  # upper edge, or right end
+    # ``median`` (thick), ``seed`` (thin), ``points`` (dots), ``cross`` (crosses) or ``interval`` (a dot with a
+    # horizontal bar)
     kind: str = "median"
-    texts: Sequence[str] = ()
-    named: bool = False
-    detail: str = ""
+    texts: Sequence[str] = ()  # what is said of each point
+    named: bool = False  # whether the legend has it
+    detail: str = ""  # the setting or seed that it is of
+    # title of another horizontal axis -> where on that axis
     also: Mapping[str, np.ndarray] = field(default_factory=dict)
-    muted: bool = False
+    muted: bool = False  # whether it is drawn in grey, behind the others, and left out of the legend
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure with one pair of axes.
+    """A figure with one pair of axes."""
 
-    Attributes:
-        name: also of its picture's file; unique in a report.
-        title: what it shows.
-        x_title: of the horizontal axis.
-        y_title: of the vertical axis.
-        lines: drawn in this order.
-        x_log: whether the horizontal axis is logarithmic.
-        y_log: whether the vertical axis is.
-        rows: names along the vertical axis, from the top; none if it has numbers.
-        curves: whether it is a curve of training, which all switches of a problem act on.
-    """
-
-    name: str
-    title: str
-    x_title: str
-    y_title: str
-    lines: Sequence[Line]
-    x_log: bool = False
-    y_log: bool = False
-    rows: Sequence[str] = ()
-    curves: bool = False
+    name: str  # also of its picture's file; unique in a report
+    title: str  # what it shows
+    x_title: str  # of the horizontal axis
+    y_title: str  # of the vertical axis
+    lines: Sequence[Line]  # drawn in this order
+    x_log: bool = False  # whether the horizontal axis is logarithmic
+    y_log: bool = False  # whether the vertical axis is
+    rows: Sequence[str] = ()  # names along the vertical axis, from the top; none if it has numbers
+    curves: bool = False  # whether it is a curve of training, which all switches of a problem act on
 
     @property
     def groups(self) -> list[str]:
@@ -138,36 +97,22 @@ Block = Text | Table | Figure | Matrix
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report with a heading.
+    """A part of the report with a heading."""
 
-    Attributes:
-        title: the heading.
-        blocks: in order.
-        folded: whether a reader has to ask for it.
-        level: 2 for a part of its own, 3 for a part of the one before.
-    """
-
-    title: str
-    blocks: Sequence[Block] = field(default_factory=list)
-    folded: bool = False
-    level: int = 3
+    title: str  # the heading
+    blocks: Sequence[Block] = field(default_factory=list)  # in order
+    folded: bool = False  # whether a reader has to ask for it
+    level: int = 3  # 2 for a part of its own, 3 for a part of the one before
 
 
 @dataclass(frozen=True)
 class Document:
-    """The whole report.
+    """The whole report."""
 
-    Attributes:
-        title: the heading.
-        sections: in order.
-        summary: one line below the title.
-        rules: which rules the page explains at its end: ``verdicts``, ``clock``, ``arena``.
-    """
-
-    title: str
-    sections: Sequence[Section]
-    summary: str = ""
-    rules: Sequence[str] = ()
+    title: str  # the heading
+    sections: Sequence[Section]  # in order
+    summary: str = ""  # one line below the title
+    rules: Sequence[str] = ()  # which rules the page explains at its end: ``verdicts``, ``clock``, ``arena``
 
     def blocks(self) -> list[tuple[Section, Block]]:
         """Every block with the level-2 section that it belongs to, in the order of the report."""

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -81,14 +82,11 @@ def _groups(sections: list[Section]) -> list[str]:
 
 def _runs_of(blocks: list[Block]) -> list[tuple[str, list[Block]]]:
     """Consecutive blocks of one kind, grouped as (``curves`` or the name of the class, blocks)."""
-    found: list[tuple[str, list[Block]]] = []
-    for block in blocks:
-        kind = "curves" if isinstance(block, Figure) and block.curves else type(block).__name__
-        if found and found[-1][0] == kind:
-            found[-1][1].append(block)
-        else:
-            found.append((kind, [block]))
-    return found
+
+    def kind(block: Block) -> str:
+        return "curves" if isinstance(block, Figure) and block.curves else type(block).__name__
+
+    return [(name, list(group)) for name, group in groupby(blocks, kind)]
 
 
 def _cell(cell: Cell, folder: Path) -> dict[str, str | None]:

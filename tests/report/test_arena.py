@@ -52,7 +52,7 @@ def test_the_targets_are_the_medians_that_sgd_ends_with(root):
         assert contest.seeds == [0, 1, 2]
 
 
-def test_a_cost_is_the_first_row_there_and_infinite_if_there_is_none(root):
+def test_the_cost_is_the_first_row_that_meets_the_target(root):
     easy, hard = found_in(root)
     assert costs(easy.entry("sgd"), easy.targets[1]) == {
         0: {"steps": INF, "seconds": INF},
@@ -75,7 +75,7 @@ def test_seconds_are_steps_times_the_methods_pace_which_one_slow_run_does_not_ch
     assert [cost["seconds"] for cost in costs(sgd, contest.targets[1]).values()] == pytest.approx([0.2] * 3)
 
 
-def test_what_happens_now_and_then_is_part_of_the_pace(tmp_path):
+def test_occasional_work_counts_in_the_pace(tmp_path):
     """A second in one of three stretches: the median of the stretches would not see it."""
     folder = write_run(tmp_path / "sgd", SGD, 0, (2.3, 1.0, 0.9, 0.5))
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -96,13 +96,13 @@ def test_standings_over_two_problems(root):
     assert table["proxbp exact"].ratios["validation", "steps"] == [INF] * 6
     seconds = table["sgd"].ratios["training", "seconds"]
     assert seconds == [INF, pytest.approx(1.5), pytest.approx(1.5), INF, 1, 1], "SIBP's steps take twice as long"
-    assert table["sibp cg:5"].places["validation", "result"].median == 1, "the largest accuracy is the first place"
+    assert table["sibp cg:5"].places["validation"].median == 1, "the largest accuracy is the first place"
     ours = table["sibp cg:5"].scores["training", "steps"]
     assert (ours.median, ours.high, ours.count) == (pytest.approx(5 / 6), 1, 6)
     assert ours.low <= 2 / 3, "the hard problem drawn twice, and its bad seed as often as it is there"
     assert table["proxbp exact"].scores["training", "steps"].high == 0
     assert [each.firsts["training", "steps"] > 0.5 for each in table.values()] == [True, False, False]
-    places = table["proxbp exact"].places["training", "result"]
+    places = table["proxbp exact"].places["training"]
     assert places.median == 3, "3, 3, 3 where it was last, then 3, 3 and 2.5 with SIBP's diverged run"
     assert 2.5 <= places.low < 3
 
@@ -142,7 +142,7 @@ def test_methods_are_called_as_their_sweep_calls_them(root):
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("content", ["[]", "", '{"methods": 3}', "[" * 100_000, "9" * 5000, "a pipe", "a folder"])
-def test_a_record_that_is_none_is_listed_and_the_arena_is_written(root, content, tmp_path, capsys):
+def test_an_invalid_tuning_record_is_listed_and_the_arena_is_written(root, content, tmp_path, capsys):
     path = root / "easy" / "tuning.json"
     if content == "a pipe":
         os.mkfifo(path)

@@ -183,7 +183,7 @@ def test_every_row_of_a_kept_record(results, values, below, holds, why):
         ({"limits": [{"gradient": 0}, {}]}, "results/rest/limits.json: a row of 'limits' has no 'gradient'."),
     ],
 )
-def test_a_record_without_the_figure_is_refused(results, record, sentence):
+def test_a_record_without_the_field_is_refused(results, record, sentence):
     """Nothing holds for all rows of an empty list."""
     (results / "rest").mkdir()
     (results / "rest" / "limits.json").write_text(json.dumps(record))

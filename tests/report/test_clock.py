@@ -62,7 +62,7 @@ def clock_file(root, **changes):
     return root / "clock.json"
 
 
-def test_a_clock_measured_apart_decides_by_its_interleaved_rounds(tmp_path, capsys):
+def test_a_separately_measured_clock_decides_by_its_interleaved_rounds(tmp_path, capsys):
     found = problem(tmp_path / "runs", pace=0.031)
     clock = read_clock(clock_file(tmp_path), found)
     assert clock is not None
@@ -83,7 +83,7 @@ def test_a_clock_of_another_network_is_none(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"cases": 3}', '{"cases": [{"net": "x"}]}', "{}"])
-def test_a_file_that_is_no_clock_is_one_sentence(tmp_path, text, capsys):
+def test_an_invalid_clock_file_is_refused_in_one_sentence(tmp_path, text, capsys):
     found = problem(tmp_path / "runs")
     (tmp_path / "clock.json").write_text(text)
     with pytest.raises(UsageError, match="is no record of `sibp bench step`"):
@@ -103,7 +103,7 @@ def test_holm_multiplies_the_smallest_most_and_never_turns_the_order():
             assert sum(p <= level * (1 + 1e-9) for p in holm(probabilities)) == rejected
 
 
-def test_a_loss_beyond_reason_counts_as_diverged(tmp_path):
+def test_an_absurd_loss_counts_as_diverged(tmp_path):
     write_run(tmp_path / "a", SGD, 0, (2.0, 1.0, 1e26))
     write_run(tmp_path / "b", SGD, 1, (2.0, 1.0, 1900.0))
     first, second = collect([tmp_path]).runs

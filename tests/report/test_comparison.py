@@ -125,7 +125,7 @@ def test_tuned_study_chooses_and_shows_fresh_seeds(study):
         assert [run.seed for run in method.runs] == [0, 1, 2, 3, 4]
 
 
-def test_test_data_have_no_say(tmp_path):
+def test_test_data_do_not_influence_the_choice(tmp_path):
     write_run(tmp_path / "a", {**SGD, "lr": 1.0}, losses=(2.0, 0.5), summary={"test_acc": 0.1})
     write_run(tmp_path / "b", {**SGD, "lr": 2.0}, losses=(2.0, 0.6), summary={"test_acc": 0.99})
     (method,) = only(tmp_path).methods
@@ -140,7 +140,7 @@ def test_edges_name_the_hyper_parameter(tmp_path):
     assert method.edges() == ["prox_weight = 3 is the largest tried"]
 
 
-def test_diverged_and_failed_runs_have_infinite_figures_and_unfinished_ones_none(tmp_path):
+def test_diverged_and_failed_runs_have_infinite_metrics_and_unfinished_ones_none(tmp_path):
     diverged = read_run(write_run(tmp_path / "a", losses=(2.0, 0.01, None), status="diverged"))
     failed = read_run(write_run(tmp_path / "b", losses=(2.0, 0.01), status="failed"))
     waiting = read_run(write_run(tmp_path / "c", losses=(2.0, 0.01), status=None))

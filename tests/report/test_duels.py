@@ -26,7 +26,7 @@ def write(root: Path, optimizer: dict, ends: dict[int, float], **changes) -> Non
         write_run(root / f"{optimizer['name']}-{seed}", optimizer, seed, (2.0, 1.0, end), **changes)
 
 
-def test_a_duel_turned_is_what_the_other_sees(tmp_path):
+def test_a_reversed_duel_negates_the_difference_and_the_verdict(tmp_path):
     write(tmp_path, SGD, {0: 0.5, 1: 0.6, 2: 0.7, 3: 0.8, 4: 0.1})
     write(tmp_path, SIBP, {0: 0.1, 1: 0.2, 2: 0.3, 3: 0.4, 4: 0.3})
     for duel in duels(problem_of(tmp_path)):
@@ -100,7 +100,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("words", CASES, ids=" ".join)
-def test_a_config_is_written_as_the_words_that_make_it(words):
+def test_a_config_is_written_as_the_overrides_that_make_it(words):
     config = compose(words)
     found = overrides_of(config)
     assert found is not None

@@ -40,7 +40,7 @@ def test_a_target_met_at_the_first_look_is_marked(contest):
     assert easy.entered == 3
 
 
-def test_who_tunes_pays_for_it(contest):
+def test_tuning_time_is_charged_to_the_method(contest):
     """At the pace of the final runs: three trials of 20 steps at 0.02 seconds, whatever the trials' own clocks said."""
     by_name = {method.name: method for method in contest.problem.methods}
     assert tuning_seconds(by_name["sibp cg:5"]) == pytest.approx(3 * 20 * 0.02)

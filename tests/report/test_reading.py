@@ -177,7 +177,7 @@ def test_a_name_of_150_emoji_is_shown(four_runs, tmp_path_factory):
     assert report([str(four_runs), *words, "html,md"]) == 0
 
 
-def test_a_folder_that_nobody_thought_of_does_not_take_the_report_down(four_runs, monkeypatch):
+def test_an_unexpected_folder_does_not_stop_the_report(four_runs, monkeypatch):
     original = collecting.read_run
 
     def read(folder: Path):

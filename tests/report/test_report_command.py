@@ -119,7 +119,7 @@ def test_runs_that_went_wrong_are_rows(written):
     assert "42 runs: 37 completed, 2 diverged, 1 failed, 1 unfinished, 1 broken." in markdown
 
 
-def test_test_figures_are_shown_for_chosen_settings_only(written):
+def test_test_metrics_are_shown_for_chosen_settings_only(written):
     assert not any("test" in column for column in table(written, "settings")[0])
     assert {row["setting"] for row in table(written, "runs") if row["test acc"]} == {
         "lr=0.3",
@@ -145,7 +145,7 @@ def test_weak_points_are_warnings(written):
         ((None, "none"), "none, unknown"),
     ],
 )
-def test_runs_with_different_kernels_are_told_of(tmp_path, kernels, told):
+def test_different_kernels_are_a_warning(tmp_path, kernels, told):
     for name, optimizer, found in zip("ab", (SGD, SIBP), kernels, strict=True):
         about = {"host": "box", "device": "cpu", "threads": 1} | ({"kernels": found} if found else {})
         write_run(tmp_path / name, optimizer, summary={"environment": about})
@@ -156,7 +156,7 @@ def test_runs_with_different_kernels_are_told_of(tmp_path, kernels, told):
 
 
 @pytest.mark.parametrize(("loads", "told"), [((1.0, 1.9), False), ((1.0, 2.5), True), ((None, 9.0), False)])
-def test_unequal_load_is_told_of(tmp_path, loads, told):
+def test_unequal_load_is_a_warning(tmp_path, loads, told):
     for name, optimizer, load in zip("ab", (SGD, SIBP), loads, strict=True):
         about = {"host": "box", "device": "cpu", "threads": 1, "load": load}
         write_run(tmp_path / name, optimizer, summary={"environment": about})
@@ -252,7 +252,7 @@ def outside_plotly(html: str) -> str:
     return html.replace(max(scripts, key=len), "")
 
 
-def test_names_that_are_no_text_do_no_harm(tmp_path):
+def test_undecodable_names_are_shown_safely(tmp_path):
     runs = tmp_path / "runs"
     write_run(runs / os.fsdecode(b"bad\xff\nname"))
     write_run(runs / "$\\frac{1}", {**SGD, "name": "$\\frac{1$", "lr": 0.5}, reason="\ud800")
@@ -389,7 +389,7 @@ def test_medians_are_runs_for_tensorboard(study, tmp_path):
     assert {"loss/val", "accuracy/val"} <= set(events.Tags()["scalars"])
 
 
-def test_columns_of_numbers_are_flush_right(written):
+def test_columns_of_numbers_are_right_aligned(written):
     lines = (written / "report.md").read_text().splitlines()
     (head,) = (i for i, line in enumerate(lines) if line.startswith("| method | setting | seeds |"))
     columns = dict(zip(lines[head].split(" | "), lines[head + 1].split(" | "), strict=True))

@@ -52,7 +52,7 @@ def test_a_page_says_what_is_not_run_and_is_filled_once_it_is(shown, tmp_path):
     assert shown.filled(page) == page
 
 
-def test_the_best_median_is_bold_and_numbers_are_flush_right(shown, tmp_path):
+def test_the_best_median_is_bold_and_numbers_are_right_aligned(shown, tmp_path):
     keep(tmp_path, "low", {"sgd": 0.80, "sibp": 0.90})
     lines = shown.comparison(Evidence(tmp_path).problem("noise/low")).splitlines()
     assert lines[0].startswith("| method | setting | test accuracy, % | training loss |")

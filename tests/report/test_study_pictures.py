@@ -52,7 +52,7 @@ def experiments(**folders: list[str]) -> dict[str, Experiment]:
 
 
 @pytest.mark.filterwarnings("error")
-def test_the_same_kept_files_are_the_same_bytes(results):
+def test_pictures_are_the_same_bytes_every_time(results):
     listed = experiments(depth=["layers01", "layers10"], auto_safe=["torch", "he"])
     found = pictures(Evidence(results), listed)
     assert list(found) == list(DRAWN)
@@ -61,7 +61,7 @@ def test_the_same_kept_files_are_the_same_bytes(results):
     assert len(set(found.values())) == len(found)
 
 
-def test_what_is_not_kept_is_not_drawn(results):
+def test_experiments_that_are_not_kept_are_not_drawn(results):
     listed = experiments(
         depth=["layers01", "layers10", "layers20"], auto_safe=["torch", "he"]
     )  # one of its parts was not run
