@@ -106,6 +106,8 @@ def _gradient_update(problem: LayerProblem, eta: float, prox_weight: float) -> t
     squared = squared_norm(W_decrease, b_decrease)
     finite = is_finite(squared)
     W_decrease, b_decrease = (guarded(finite, change) for change in (W_decrease, b_decrease))
-    stats = Stats.of(Status.GRADIENT, finite, 0.0, 0.0, rounds=1, step_length=1 / prox_weight, squared_change=squared)
+    stats = Stats.of(
+        Status.GRADIENT, finite, 0.0, 0.0, iterations=1, step_length=1 / prox_weight, squared_change=squared
+    )
     change = choose(finite, lambda: squared, lambda: math.inf)
     return LayerUpdate(W_decrease, b_decrease, squared_change=change), lambda: stats

@@ -268,7 +268,7 @@ class ProximalOptimizer(TappedOptimizer):
         """What the solver did in the last backward pass; reading it synchronises the device.
 
         Returns:
-            For each layer by name: `decrease` (1 - f_end/f_start of the subproblem), `rounds`, `step_length` (mean),
+            For each layer by name: `decrease` (1 - f_end/f_start of the subproblem), `iterations`, `step_length` (mean),
             `relative_change` (||dW|| / ||W||, weight and bias together), `active_fraction` (share of pre-activations
             that an error signal reaches), `status` (a `sibp.prox.Status`).
         """
@@ -281,7 +281,7 @@ class ProximalOptimizer(TappedOptimizer):
         change = math.sqrt(stats.squared_change)
         return {
             "decrease": float(stats.decrease),
-            "rounds": float(stats.rounds),
+            "iterations": float(stats.iterations),
             "step_length": float(stats.step_length),
             "relative_change": change / norm if norm else math.inf if change else 0.0,
             "active_fraction": float(reached()),

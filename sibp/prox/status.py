@@ -46,14 +46,14 @@ class Stats:
     Attributes:
         status: integer value of a `Status`.
         decrease: 1 - f(end)/f(start) of the subproblem's objective; 0 where f(start) = 0.
-        rounds: iterations taken (0 for a closed form).
+        iterations: taken (0 for a closed form).
         step_length: mean step length over neurons and iterations (1 for a closed form).
         squared_change: ||W_new - W||_F^2 + ||b_new - b||^2.
     """
 
     status: Number
     decrease: Number
-    rounds: int
+    iterations: int
     step_length: Number
     squared_change: Number
 
@@ -65,7 +65,7 @@ class Stats:
         start: Number,
         end: Number,
         *,
-        rounds: int,
+        iterations: int,
         step_length: Number,
         squared_change: Number,
     ) -> Self:
@@ -75,7 +75,7 @@ class Stats:
         return cls(
             status=choose(finite, lambda: status, lambda: Status.NONFINITE),
             decrease=choose(known, lambda: share(start - end, start), lambda: 0.0),
-            rounds=rounds,
+            iterations=iterations,
             step_length=choose(finite, lambda: step_length, lambda: 0.0),
             squared_change=choose(finite, lambda: squared_change, lambda: 0.0),
         )

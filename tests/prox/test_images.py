@@ -1,4 +1,4 @@
-"""A convolution's passes over images, compiled and plain, against the rounds on patches written out."""
+"""A convolution's passes over images, compiled and plain, against the iterations on patches written out."""
 
 import pytest
 import torch
@@ -22,14 +22,14 @@ def convolution(groups: int = 1, bias: bool = True) -> tuple[ConvolutionFeatures
 
 
 @pytest.mark.parametrize("s", [RELU, leaky_relu(0.3), TANH], ids=lambda s: s.name)
-@pytest.mark.parametrize("rounds", [1, 2, 6])
+@pytest.mark.parametrize("iterations", [1, 2, 6])
 @pytest.mark.parametrize(("groups", "bias"), [(1, True), (1, False), (3, True)])
-def test_rounds_are_those_on_patches_written_out(both_ways, s, rounds: int, groups: int, bias: bool):
+def test_iterations_are_those_on_patches_written_out(both_ways, s, iterations: int, groups: int, bias: bool):
     features, Z, T = convolution(groups, bias)
     before = Z.clone(), T.clone()
-    here = solve_nonlinear(Direct(features), Z, T, 0.7, s, rounds)
+    here = solve_nonlinear(Direct(features), Z, T, 0.7, s, iterations)
     with disabled():
-        there = solve_nonlinear(Direct(features.dense()), Z.flatten(1, 2), T.flatten(1, 2), 0.7, s, rounds)
+        there = solve_nonlinear(Direct(features.dense()), Z.flatten(1, 2), T.flatten(1, 2), 0.7, s, iterations)
     torch.testing.assert_close(here.x, there.x, rtol=1e-9, atol=1e-11)
     for key in ("status", "decrease", "squared_change", "step_length"):
         assert float(getattr(here.stats, key)) == pytest.approx(float(getattr(there.stats, key)), rel=1e-9), key

@@ -194,7 +194,7 @@ class _Task:
 
 
 def _solved(start: Number, end: Number, squared_change: Number) -> Stats:
-    return Stats.of(Status.SOLVED, True, start, end, rounds=0, step_length=1.0, squared_change=squared_change)
+    return Stats.of(Status.SOLVED, True, start, end, iterations=0, step_length=1.0, squared_change=squared_change)
 
 
 @lru_cache(maxsize=32)

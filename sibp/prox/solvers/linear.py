@@ -130,7 +130,7 @@ def _solution(
     def measure(squared_change: Number) -> Stats:
         start = squared_R()
         end = coordinates.residual(x, G @ x, rhs, start) + lam * squared_change
-        return Stats.of(status(), finite, start, end, rounds=0, step_length=1.0, squared_change=squared_change)
+        return Stats.of(status(), finite, start, end, iterations=0, step_length=1.0, squared_change=squared_change)
 
     return Solution(coordinates, choose(finite, lambda: x, lambda: torch.zeros_like(x)), finite, measure)
 
@@ -159,7 +159,7 @@ def _in_double_precision(coordinates: Coordinates, R: Tensor, lam: float) -> Sol
 
     def measure(squared_change: Number) -> Stats:
         end = start + change
-        return Stats.of(status, True, start, end, rounds=0, step_length=1.0, squared_change=squared_change)
+        return Stats.of(status, True, start, end, iterations=0, step_length=1.0, squared_change=squared_change)
 
     return Solution(Direct(coordinates.features), V, True, measure)
 
