@@ -11,7 +11,7 @@ from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.optim.base import Options
 from sibp.optim.proximal import ProximalOptimizer, builder
 from sibp.optim.solvers import Solver, as_update, guarded, linear_update
-from sibp.prox.numbers import choose, is_finite
+from sibp.prox.scalars import choose, is_finite
 from sibp.prox.solvers.coordinates import Direct, smaller_side
 from sibp.prox.solvers.nonlinear import solve_nonlinear
 from sibp.prox.status import Measure, Stats, Status, squared_norm

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from sibp.prox.numbers import Flag
 from sibp.prox.operators import DenseFeatures, FeatureOperator
+from sibp.prox.scalars import Flag
 
 
 class Exchange:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sibp.activations import Activation
 from sibp.prox import kernels
-from sibp.prox.numbers import Number
+from sibp.prox.scalars import Scalar
 from sibp.prox.solvers.coordinates import Coordinates
 
 _PARALLEL = 1_000_000  # multiply-adds of all products from which several threads are worth waking
@@ -35,12 +35,12 @@ class Iterates(NamedTuple):
     """
 
     x: Tensor
-    squared_change: Number
-    start: Number
-    end: Number
-    gradient: Number
-    step_length: Number
-    doubtful: Number
+    squared_change: Scalar
+    start: Scalar
+    end: Scalar
+    gradient: Scalar
+    step_length: Scalar
+    doubtful: Scalar
 
 
 def usable(coordinates: Coordinates, Z: Tensor, s: Activation) -> bool:

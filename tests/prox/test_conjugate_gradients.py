@@ -1,4 +1,4 @@
-"""The iterations of `solve_nonlinear` against the same ones written out neuron by neuron, and what each of them keeps."""
+"""The iterations of `solve_nonlinear` against the same ones written out neuron by neuron, and what each keeps."""
 
 import itertools
 

@@ -9,9 +9,9 @@ from test_fused import needs_kernels
 
 from sibp.activations import Activation, register_activation
 from sibp.prox import fused, kernels
-from sibp.prox.images import CompiledImages, _shape_type, images_of
 from sibp.prox.operators import ConvolutionFeatures, DenseFeatures
 from sibp.prox.operators.window import Window
+from sibp.prox.outputs import CompiledOutputs, _shape_type, outputs_of
 from sibp.prox.solvers.coordinates import Direct
 from sibp.prox.solvers.nonlinear import solve_nonlinear
 
@@ -63,7 +63,7 @@ def test_values_and_slopes_to_the_last_places(s, dtype):
     value, slope = points(s, z)
     true_value, true_slope = exact(s, z)
     eps = torch.finfo(dtype).eps
-    # Relative to the value itself, but for the tanh form, whose own argument z + 0.04 z^3 rounds in its far tail.
+    # Relative to the value itself, but for the tanh form, whose own argument z + 0.04 z^3 iterations in its far tail.
     scale = true_value.abs() if s.kernel != "gelu_tanh" else true_value.abs() * (1 + z.double().abs() ** 3 / 8)
     assert ((value.double() - true_value).abs() <= 4 * eps * scale + 20 * torch.finfo(dtype).tiny).all()
     assert ((slope.double() - true_slope).abs() <= 4 * eps).all()
@@ -145,7 +145,7 @@ def test_convolutions(s, iterations: int, groups: int, bias: bool):
     features = ConvolutionFeatures(randn(4, 2 * groups, 7, 6), window, bias=bias)
     z = randn(4, 5 * groups, *features.positions, seed=2)
     Z, T = features.in_rows(z), features.in_rows(randn(*z.shape, seed=3))
-    assert type(images_of(features, Z, T, s)) is CompiledImages
+    assert type(outputs_of(features, Z, T, s)) is CompiledOutputs
     compiled = solve_nonlinear(Direct(features), Z, T, 0.7, s, iterations)
     with kernels.disabled():
         plain = solve_nonlinear(Direct(features), Z, T, 0.7, s, iterations)

@@ -39,7 +39,7 @@ _SIGNATURES = {
     "outer_gram": (None, "ppp ll d l"),
     "solve_size": (ctypes.c_long, "ll"),
     "minus_solve": (ctypes.c_int, "pppp lll dd p"),
-    "images_size": (ctypes.c_long, "lll"),
+    "outputs_size": (ctypes.c_long, "lll"),
     "begin": (None, "pl pl pl l d ppp pp"),
     "direct": (None, "ppp pp"),
     "redirect": (None, "pppppp pp"),

@@ -205,17 +205,17 @@ long KERNEL(work_size)(long N, long r, long m, long direct, long threads, long k
 static void advance(const Problem *p, REAL *memory, const REAL *matrix, const REAL *turned, long first)
 {
     Block b = {.N = filled_up(p->N), .r = filled_up(p->direct ? p->r : p->N), .direct = p->direct};
-    const long count = least(BLOCK, p->m - first), images = BLOCK * b.N, coefficients = BLOCK * b.r;
+    const long count = least(BLOCK, p->m - first), outputs = BLOCK * b.N, coefficients = BLOCK * b.r;
     memset(memory, 0, block_size(p->N, p->r, p->direct, p->kind) * sizeof(REAL));
     REAL **arrays[] = {&b.Z, &b.T, &b.KD, &b.KG, &b.X, &b.D, &b.G, &b.G_old, &b.E};
     for (int k = 0; k < 8 + p->direct; k++) {
         *arrays[k] = memory;
-        memory += k >= 4 && k < 8 ? coefficients : images;
+        memory += k >= 4 && k < 8 ? coefficients : outputs;
     }
     if (p->kind != PIECES) {
         b.R = memory;
-        b.S = b.R + images;
-        b.R_try = b.S + images;
+        b.S = b.R + outputs;
+        b.R_try = b.S + outputs;
         b.S_try = b.R_try + b.N;
     } else {
         b.R = b.S = b.R_try = b.S_try = b.Z; /* never touched */
@@ -259,17 +259,17 @@ static void set_rounding(Problem *p, double rounding_units)
 /* All iterations of a group's neurons; totals: METRICS sums over them. */
 static void solve(const Problem *p, double *totals)
 {
-    const long row = filled_up(p->direct ? p->r : p->N), image_row = filled_up(p->N);
+    const long row = filled_up(p->direct ? p->r : p->N), output_row = filled_up(p->N);
     REAL *matrix = p->work, *turned = matrix + p->N * row;
     for (long i = 0; i < p->N; i++) {
         memcpy(matrix + i * row, p->matrix + i * p->r, p->r * sizeof(REAL));
         memset(matrix + i * row + p->r, 0, (row - p->r) * sizeof(REAL));
     }
     if (p->direct) {
-        memset(turned, 0, p->r * image_row * sizeof(REAL));
-        turn(p->matrix, p->r, p->N, p->r, turned, image_row);
+        memset(turned, 0, p->r * output_row * sizeof(REAL));
+        turn(p->matrix, p->r, p->N, p->r, turned, output_row);
     }
-    REAL *memory = p->work + filled_up(p->direct ? p->N * row + p->r * image_row : p->N * row);
+    REAL *memory = p->work + filled_up(p->direct ? p->N * row + p->r * output_row : p->N * row);
     const long each = block_size(p->N, p->r, p->direct, p->kind);
     const long blocks = (p->m + BLOCK - 1) / BLOCK, share = (blocks + p->threads - 1) / p->threads;
     SHARED(p->threads)

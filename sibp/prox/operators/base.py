@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import torch
 from torch import Tensor
 
-from sibp.prox.numbers import Flag
+from sibp.prox.scalars import Flag
 
 Parts = tuple[Tensor | None, Tensor | None]
 """Of W (..., m, n) and of b (..., m); None for what does not move."""

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from sibp.activations import Activation
 from sibp.prox import fused
-from sibp.prox.images import images_of
-from sibp.prox.numbers import Flag, Number, choose, is_finite, number
+from sibp.prox.outputs import outputs_of
+from sibp.prox.scalars import Flag, Scalar, choose, is_finite, scalar
 from sibp.prox.solvers.coordinates import Coordinates, Direct
 from sibp.prox.status import Solution, Stats, Status
 
@@ -95,37 +95,37 @@ def _iterate(
     coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activation, iterations: int
 ) -> fused.Iterates:
     """The iterations themselves, for any activation, coordinates and device."""
-    images = images_of(coordinates.features, Z, T, s)
-    coordinates = coordinates.on(images.features)
-    f = start = images.residual()
+    outputs = outputs_of(coordinates.features, Z, T, s)
+    coordinates = coordinates.on(outputs.features)
+    f = start = outputs.residual()
     x = Z.new_zeros(*f.shape[:-1], coordinates.size, f.shape[-1])
     D = G_old = x
     norm, gg_old, dd, shrink = torch.zeros_like(f), torch.zeros_like(f), torch.zeros_like(f), torch.ones_like(f)
     # s(Z) - T rounds by this much, squared: a gradient no larger says nothing, and the neuron is done.
     unit = (_ROUNDING * torch.finfo(Z.dtype).eps) ** 2
-    negligible = unit * coordinates.amplification * images.target_norm
+    negligible = unit * coordinates.amplification * outputs.target_norm
     step_sum, slope_sum = f.new_zeros(()), f.new_zeros(())
     for iteration in range(iterations):
         # Half of f's gradient, as coefficients: adjoint((s(Z) - T) s'(Z)) + lam x.
-        G = coordinates.adjoint(images.take_E()) + lam * x
+        G = coordinates.adjoint(outputs.take_E()) + lam * x
         forward_G = coordinates.forward(G)
         moving = G.square().sum(-2) > negligible
         gg = coordinates.squared_norm(G, forward_G) * moving  # a product: what is not finite stays so
         beta = _ratio(gg - coordinates.inner(G_old, G, forward_G), gg_old).clamp_(min=0)
-        gd = coordinates.inner(G, D, images.KD)
+        gd = coordinates.inner(G, D, outputs.KD)
         beta = _useful(beta, coordinates.inner(G, G, forward_G), gd, dd)
         D = beta.unsqueeze(-2) * D - G
-        curvature = images.redirect(beta, forward_G)
+        curvature = outputs.redirect(beta, forward_G)
         del forward_G  # as large as all else
-        slope, dd, xd = (coordinates.inner(y, D, images.KD) for y in (-G, D, x))
+        slope, dd, xd = (coordinates.inner(y, D, outputs.KD) for y in (-G, D, x))
         t = shrink * _ratio(slope, curvature + lam * dd) * (gg > 0)
         norm_try = norm + t * (2 * xd + t * dd)
         last = iteration == iterations - 1
-        f_try = images.attempt(t, last) + lam * norm_try
+        f_try = outputs.attempt(t, last) + lam * norm_try
         accept = f_try < f
         taken = torch.where(accept, t, 0.0)
         if not last:
-            images.move(taken)
+            outputs.move(taken)
         x = torch.where(accept.unsqueeze(-2), x + t.unsqueeze(-2) * D, x)
         f, norm = torch.where(accept, f_try, f), torch.where(accept, norm_try, norm)
         shrink = torch.where(accept, 1.0, shrink * _SHRINK)
@@ -180,7 +180,7 @@ def _in_double_precision(
 
 def _is_finite(taken: fused.Iterates) -> Flag:
     """Whether all numbers are finite."""
-    return is_finite(number(taken.start + taken.end + taken.squared_change + taken.gradient))
+    return is_finite(scalar(taken.start + taken.end + taken.squared_change + taken.gradient))
 
 
 def _useful(beta: Tensor, gg: Tensor, gd: Tensor, dd: Tensor) -> Tensor:
@@ -199,10 +199,10 @@ def _useful(beta: Tensor, gg: Tensor, gd: Tensor, dd: Tensor) -> Tensor:
 
 def _solution(coordinates: Coordinates, taken: fused.Iterates, iterations: int) -> Solution:
     """Checks what came out and words it as a `Solution`."""
-    start, end, gradient, step_length = map(number, (taken.start, taken.end, taken.gradient, taken.step_length))
+    start, end, gradient, step_length = map(scalar, (taken.start, taken.end, taken.gradient, taken.step_length))
     x, finite = taken.x, _is_finite(taken)
 
-    def measure(squared_change: Number) -> Stats:
+    def measure(squared_change: Scalar) -> Stats:
         stalled = (end >= start) & (gradient > 0)
         status = choose(stalled, lambda: Status.STALLED, lambda: Status.SOLVED)
         return Stats.of(
