@@ -83,8 +83,8 @@ def linear_update(problem: LayerProblem, eta: float, prox_weight: float) -> tupl
 
 def as_update(solution: Solution) -> tuple[LayerUpdate, Measure]:
     """The displacement of a solution; exactly zero where the solver met non-finite numbers."""
-    coordinates = solution.coordinates
-    x, finite = coordinates.features.all_units(solution.x, solution.finite)
+    features = solution.coordinates.features
+    coordinates, x, finite = features.all_units(solution.coordinates, solution.x, solution.finite)
     W_decrease, b_decrease = coordinates.displacement(-x)  # negated while it is small
     squared_change = squared_norm(W_decrease, b_decrease)  # now: whoever clips the step later changes these tensors
     finite = finite & is_finite(squared_change)

@@ -58,8 +58,6 @@ def checked(coordinates: Coordinates, R: Tensor, rhs: Tensor, lam: float, norm: 
     """
     features = coordinates.features
     start = float(features.total(torch.linalg.vector_norm(R).double().square()))
-    if not features.solves_all_units:
-        return None  # ranks that solve for some units each would not all find the same
     if not math.isfinite(norm + start) or lam < floor(torch.finfo(rhs.dtype).eps) * norm:
         return None
     task = _Task(coordinates, R, rhs, lam, norm, start)

@@ -51,7 +51,7 @@ def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
     Returns:
         x, with the coordinates that it is in (the given ones, or direct ones), status and metrics.
     """
-    G, rhs, features = coordinates.gram, coordinates.adjoint(R), coordinates.features
+    G, rhs = coordinates.gram, coordinates.adjoint(R)
     eps = torch.finfo(G.dtype).eps
     solved = closed.minus_solve(G, rhs, lam, _RESOLVED * eps)
     if solved is not None:
@@ -63,8 +63,7 @@ def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
     norm = scalar(torch.linalg.vector_norm(G))
     if isinstance(norm, Tensor):
         return _factorized(coordinates, R, rhs, lam, at_least(lam, FLOOR * eps * norm), norm)
-    small = coordinates.size < SINGLE or not features.solves_all_units
-    if small and lam >= _RESOLVED * eps * norm:
+    if coordinates.size < SINGLE and lam >= _RESOLVED * eps * norm:
         return _factorized(coordinates, R, rhs, lam, lam, norm)
     return checked(coordinates, R, rhs, lam, norm) or _in_double_precision(coordinates, R, lam)
 
