@@ -85,7 +85,7 @@ setup(
     ext_modules=[
         Extension(
             "sibp.prox.kernels._native",
-            sources=[f"{FOLDER}/{name}.c" for name in ("fused", "images", "closed", "processor", "module")],
+            sources=[f"{FOLDER}/{name}.c" for name in ("fused", "outputs", "closed", "processor", "module")],
             depends=[f"{FOLDER}/common.h", f"{FOLDER}/activations.h", f"{FOLDER}/turn.h", "setup.py"],
             optional=True,
             py_limited_api=True,

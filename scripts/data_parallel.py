@@ -135,14 +135,14 @@ def estimate(case: Case, solver: str, ranks: int) -> None:
     print(f"  averaged gradients {usual / 1e6:6.2f} MB {sgd / 1e9:9.2f} GFLOP for gradients: {cost(usual, sgd)}")
 
 
-def arithmetic(one: Plan, N: int, ranks: int, size: int, m: int, rounds: int) -> float:
-    """FLOP of a rank for a layer's update (the Gram matrix, its factorisation or the rounds, the displacement)."""
+def arithmetic(one: Plan, N: int, ranks: int, size: int, m: int, K: int) -> float:
+    """FLOP of a rank for a layer's update (the Gram matrix, its factorisation or K iterations, the displacement)."""
     if one.way == "sum":
-        return 4 * rounds * N * size * m if rounds else 2 * N * size * (size + m) + size**3 / 3 + 2 * size * size * m
+        return 4 * K * N * size * m if K else 2 * N * size * (size + m) + size**3 / 3 + 2 * size * size * m
     N, share = N * ranks, -(-m // ranks)
     if size < N:
-        return 4 * rounds * N * size * share if rounds else 2 * N * size * (size + share) + size**3 / 3
-    return 2 * N * N * size + (2 * rounds * N * N * share if rounds else N**3 / 3) + 2 * N * size * m
+        return 4 * K * N * size * share if K else 2 * N * size * (size + share) + size**3 / 3
+    return 2 * N * N * size + (2 * K * N * N * share if K else N**3 / 3) + 2 * N * size * m
 
 
 def cost(received: float, flops: float) -> str:

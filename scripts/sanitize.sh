@@ -16,5 +16,5 @@ CC="gcc -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-
 LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)" \
     ASAN_OPTIONS=detect_leaks=0 PYTHONPATH="$copy" \
     "$python" -m pytest -x -q -s -n 0 -p no:cacheprovider \
-        tests/prox/test_kernel_memory.py tests/prox/test_fused.py tests/prox/test_images.py \
+        tests/prox/test_kernel_memory.py tests/prox/test_fused.py tests/prox/test_outputs.py \
         tests/prox/test_smooth_kernels.py tests/prox/test_closed.py

@@ -22,7 +22,7 @@ is written out, and Phi'Phi consists of products of columns of the image (`sibp.
 **CG with K iterations** at layers that an activation follows, closed form at all others: no Cholesky; each iteration is
 one product with the Gram matrix (N N m), in direct coordinates two with Phi (N p m each). A few neurons take all their
 iterations in the nearer caches, so Z and T are read and x is written once. For a convolution each iteration is two
-convolutions, and passes over images that read 9 arrays of N m and write 3. An iteration evaluates the activation once.
+convolutions, and passes over outputs that read 9 arrays of N m and write 3. An iteration evaluates the activation once.
 
 Left out: pooling, norms, attention, the loss, and what is per neuron or per step; SGD has all that, too. So a count is
 a little too low, as a bound should be.

@@ -2,7 +2,7 @@
 
 The rules are those of `sibp.prox.solvers.paper`, and so is the result. But every value of the objective that the line
 search asks for is computed from the weights, f(W) = ||s(A W' + b) - T||^2 + lam ||W - W_old||^2, with a product of its
-own: `paper` mode takes one product a round instead, which makes it several times as fast.
+own: `paper` mode takes one product an iteration instead, which makes it several times as fast.
 """
 
 import math
@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sibp.prox.solvers.paper import POWERS, RHO, ROUNDS, SIGMA
+from sibp.prox.solvers.paper import ITERATIONS, POWERS, RHO, SIGMA
 
 
 def minimise(
     f: Callable[[Tensor], Tensor], gradient: Callable[[Tensor], Tensor], x: Tensor, g: Tensor, relu: bool
 ) -> Tensor:
-    """Five rounds of Fletcher-Reeves conjugate gradients with an Armijo line search; NaN directions go nowhere.
+    """Five iterations of Fletcher-Reeves conjugate gradients with an Armijo line search; NaN directions go nowhere.
 
     Args:
         f: the objective.
@@ -31,7 +31,7 @@ def minimise(
         The point reached, in x's shape.
     """
     d = -g
-    for _ in range(ROUNDS):
+    for _ in range(ITERATIONS):
         f0, gd = f(x).item(), (g * d).sum().item()
         m = _power(lambda m, x=x, d=d, f0=f0, gd=gd: f(x + RHO**m * d).item() < f0 + SIGMA * RHO**m * gd, f0, gd, relu)
         if m > 0:

@@ -90,9 +90,9 @@ def product_rate(device: str, dtype: torch.dtype, clock: Clock, sizes: Sequence[
         sizes: of the square matrices that are tried; none for a choice that suits the device.
 
     Returns:
-        The best of several products, by torch and, on a CPU, in the compiled rounds of `sibp.prox.fused`.
+        The best of several products, by torch and, on a CPU, in the compiled iterations of `sibp.prox.fused`.
     """
-    best = _rate_of_rounds(dtype, clock) if device == "cpu" else 0.0
+    best = _rate_of_iterations(dtype, clock) if device == "cpu" else 0.0
     for size in sizes or _SIZES[device]:
         A, B = torch.randn(2, size, size, dtype=dtype, device=device)
         C = torch.empty_like(A)
@@ -100,16 +100,16 @@ def product_rate(device: str, dtype: torch.dtype, clock: Clock, sizes: Sequence[
     return best
 
 
-def _rate_of_rounds(dtype: torch.dtype, clock: Clock) -> float:
-    """Operations a second in the products of many rounds; 0 where there is no compiled code."""
-    N, m, rounds = 512, 1024, 4
+def _rate_of_iterations(dtype: torch.dtype, clock: Clock) -> float:
+    """Operations a second in the products of many iterations; 0 where there is no compiled code."""
+    N, m, iterations = 512, 1024, 4
     A, Z, T = torch.randn(N, 16, dtype=dtype), *torch.randn(2, N, m, dtype=dtype)
     coordinates = Span(DenseFeatures(A))
     if not fused.usable(coordinates, Z, RELU):
         return 0.0
-    constants = {"shrink_factor": 0.25, "rounding_units": 4.0, "tolerance": 1.0}
-    seconds = _fastest(lambda: fused.rounds(coordinates, Z, T, 1.0, RELU, rounds, **constants), clock)
-    return 2 * N * N * m * rounds / seconds
+    constants = {"shrink_factor": 0.25, "cancellation": 0.0, "rounding_units": 4.0, "tolerance": 1.0}
+    seconds = _fastest(lambda: fused.iterate(coordinates, Z, T, 1.0, RELU, iterations, **constants), clock)
+    return 2 * N * N * m * iterations / seconds
 
 
 def bandwidth(size: float, device: str, dtype: torch.dtype, clock: Clock) -> float:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sibp.activations import Activation
-from sibp.prox.numbers import Number
 from sibp.prox.operators import FeatureOperator
+from sibp.prox.scalars import Scalar
 
 
 @dataclass(slots=True)
@@ -59,4 +59,4 @@ class LayerUpdate:
     b_decrease: Tensor | None
     backward_change: Callable[[Tensor], Tensor | None] | None = None
     input_difference: Tensor | None = None
-    squared_change: Number | None = None
+    squared_change: Scalar | None = None

@@ -11,7 +11,7 @@ from sibp.capture.tap import Tap
 from sibp.optim.checks import in_range
 from sibp.optim.guard import TargetOptions, all_finite, finite_or, nan_unless
 from sibp.optim.targets import TargetOptimizer
-from sibp.prox.numbers import choose
+from sibp.prox.scalars import choose
 
 MOMENTUM, DECAY, STABILISER = 0.9, 0.95, 1e-3  # of RMSprop, as in the authors' code (donghyunlee/dtp)
 

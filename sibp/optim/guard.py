@@ -15,7 +15,7 @@ from sibp.optim.base import Explicit, TappedOptimizer
 from sibp.optim.checks import in_range
 from sibp.optim.fallback import MakeFallback
 from sibp.optim.solvers import guarded
-from sibp.prox.numbers import Flag, choose, is_finite, number
+from sibp.prox.scalars import Flag, choose, is_finite, scalar
 
 
 class TargetOptions(TypedDict, total=False):
@@ -132,10 +132,10 @@ def all_finite(*tensors: Tensor) -> Flag:
 
 
 def _finite(t: Tensor) -> Flag:
-    if t.numel() == 0 or is_finite(number(t.sum())) is True:  # no sum of such an entry is finite, and sums are fast
+    if t.numel() == 0 or is_finite(scalar(t.sum())) is True:  # no sum of such an entry is finite, and sums are fast
         return True
     low, high = torch.aminmax(t)  # the sum may have overflowed
-    return is_finite(number(low)) & is_finite(number(high))
+    return is_finite(scalar(low)) & is_finite(scalar(high))
 
 
 def finite_or(value: Tensor, otherwise: Callable[[], Tensor]) -> Tensor:

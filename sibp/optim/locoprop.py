@@ -12,7 +12,7 @@ from sibp.capture.tap import Tap
 from sibp.optim.checks import in_range, whole
 from sibp.optim.guard import GuardedOptimizer, PeerOptions, all_finite, nan_unless
 from sibp.optim.solvers import MOST_ITERATIONS
-from sibp.prox.numbers import Flag, choose
+from sibp.prox.scalars import Flag, choose
 
 VARIANTS = ("squared", "matching")
 OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sibp.optim.checks import check_settings
-from sibp.optim.together import Together
+from sibp.optim.combined import CombinedOptimizer
 
 POLYNOMIAL = 3.4445, -4.7750, 2.0315  # of x, x^3 and x^5: steepest at 0, and near 1 for all other x up to 1
 ITERATIONS = 5
@@ -102,6 +102,6 @@ def build(model: nn.Module, *, lr: float, momentum: float, weight_decay: float) 
         raise ValueError("the model has no linear layer but its last, and Muon is for those inside")
     inside = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in inside]
-    return Together(
+    return CombinedOptimizer(
         [Muon(matrices, lr, momentum, weight_decay), torch.optim.AdamW(rest, lr, weight_decay=weight_decay)]
     )

@@ -11,7 +11,7 @@ from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.optim.base import Options
 from sibp.optim.proximal import ProximalOptimizer, builder
 from sibp.optim.solvers import Solver, as_update, guarded, linear_update
-from sibp.prox.numbers import choose, is_finite
+from sibp.prox.scalars import choose, is_finite
 from sibp.prox.solvers.coordinates import Direct, smaller_side
 from sibp.prox.solvers.nonlinear import solve_nonlinear
 from sibp.prox.status import Measure, Stats, Status, squared_norm
@@ -106,6 +106,8 @@ def _gradient_update(problem: LayerProblem, eta: float, prox_weight: float) -> t
     squared = squared_norm(W_decrease, b_decrease)
     finite = is_finite(squared)
     W_decrease, b_decrease = (guarded(finite, change) for change in (W_decrease, b_decrease))
-    stats = Stats.of(Status.GRADIENT, finite, 0.0, 0.0, rounds=1, step_length=1 / prox_weight, squared_change=squared)
+    stats = Stats.of(
+        Status.GRADIENT, finite, 0.0, 0.0, iterations=1, step_length=1 / prox_weight, squared_change=squared
+    )
     change = choose(finite, lambda: squared, lambda: math.inf)
     return LayerUpdate(W_decrease, b_decrease, squared_change=change), lambda: stats

@@ -18,9 +18,9 @@ from sibp.optim.fallback import FALLBACK_LR, adam
 from sibp.optim.search import Outcome, SearchStatus, backtrack
 from sibp.optim.solvers import Solver, check_paper, parse_solver
 from sibp.optim.trials import Evaluate, Trials, as_number, by_closure
-from sibp.prox.images import share_of_nonzeros
-from sibp.prox.numbers import Number
 from sibp.prox.operators import FeatureOperator
+from sibp.prox.outputs import share_of_nonzeros
+from sibp.prox.scalars import Scalar
 from sibp.prox.status import Measure
 
 # A step beyond reason: this many times the layer's norm, and of more than this size a number on average.
@@ -268,9 +268,9 @@ class ProximalOptimizer(TappedOptimizer):
         """What the solver did in the last backward pass; reading it synchronises the device.
 
         Returns:
-            For each layer by name: `decrease` (1 - f_end/f_start of the subproblem), `rounds`, `step_length` (mean),
-            `relative_change` (||dW|| / ||W||, weight and bias together), `active_fraction` (share of pre-activations
-            that an error signal reaches), `status` (a `sibp.prox.Status`).
+            For each layer by name: `decrease` (1 - f_end/f_start of the subproblem), `iterations`, `step_length`
+            (mean), `relative_change` (||dW|| / ||W||, weight and bias together), `active_fraction` (share of
+            pre-activations that an error signal reaches), `status` (a `sibp.prox.Status`).
         """
         return {name: self._layer_stats(name) for name in self._stats}
 
@@ -281,7 +281,7 @@ class ProximalOptimizer(TappedOptimizer):
         change = math.sqrt(stats.squared_change)
         return {
             "decrease": float(stats.decrease),
-            "rounds": float(stats.rounds),
+            "iterations": float(stats.iterations),
             "step_length": float(stats.step_length),
             "relative_change": change / norm if norm else math.inf if change else 0.0,
             "active_fraction": float(reached()),
@@ -290,7 +290,7 @@ class ProximalOptimizer(TappedOptimizer):
 
     def _reset(self) -> None:
         super()._reset()
-        self._stats: dict[str, tuple[Measure, Callable[[], Number]]] = {}
+        self._stats: dict[str, tuple[Measure, Callable[[], Scalar]]] = {}
         self._warned: set[str] = set()  # layers; "" for the loss
         self._outcome: tuple[Outcome, float] | None = None  # of the last search, and the loss before it
 
@@ -357,7 +357,7 @@ def mean_squared_row(features: FeatureOperator) -> float:
     return float(features.squared_norm().sum()) / rows or 1.0
 
 
-def _reached(problem: LayerProblem) -> Callable[[], Number]:
+def _reached(problem: LayerProblem) -> Callable[[], Scalar]:
     """The share of pre-activations that an error signal reaches: when asked for, or now if D_z is too large to keep."""
     D_z = problem.D_z
 

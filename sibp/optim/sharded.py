@@ -1,6 +1,6 @@
 """Layers whose rows of features are spread over ranks: what is sent between them, and the operators that hide it."""
 
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from sibp.prox.numbers import Flag
 from sibp.prox.operators import DenseFeatures, FeatureOperator
+from sibp.prox.scalars import Flag
+from sibp.prox.solvers.coordinates import Coordinates, Direct
 
 
 class Exchange:
@@ -74,21 +75,33 @@ class GatheredFeatures(DenseFeatures):
         neurons: m, of all ranks.
     """
 
-    solves_all_units: ClassVar[bool] = False
-
     def __init__(self, A: Tensor, own: FeatureOperator, exchange: Exchange, neurons: int) -> None:
         super().__init__(A, own.weight, own.bias)
         self.exchange, self.neurons = exchange, neurons
 
-    def all_units(self, x: Tensor, finite: Flag) -> tuple[Tensor, Flag]:
-        """Coefficients of all output units, (..., r, m), from this rank's; finite only if they are everywhere."""
+    def all_units(self, coordinates: Coordinates, x: Tensor, finite: Flag) -> tuple[Coordinates, Tensor, Flag]:
+        """Coefficients of all output units, (..., r, m), from this rank's; finite only if they are everywhere.
+
+        Solvers decide by the units that they have, so that one rank may have gone to direct coordinates for precision
+        and another not. Its flag says so, and then all send their displacements.
+        """
+        elsewhere = coordinates.direct and self.spanned
+        flag = finite.to(x.dtype).reshape(1) if isinstance(finite, Tensor) else x.new_full((1,), finite)
+        usual = x.new_zeros(*self.leading, self.rows, x.shape[-1]) if elsewhere else x
+        whole, flags = self._of_all_ranks(usual, flag + 2 * elsewhere)
+        if x.is_cpu and flags.amax() > 1:
+            whole, flags = self._of_all_ranks(coordinates.entries(x), flag)
+            coordinates = Direct(self)
+        everywhere = flags.amin() > 0
+        return coordinates, whole, everywhere if isinstance(finite, Tensor) else bool(everywhere)
+
+    def _of_all_ranks(self, x: Tensor, flag: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., r, m) from each rank's units (..., r, m/ranks), and (ranks,) from each rank's flag (1,)."""
         exchange, width = self.exchange, units_of_each(self.neurons, self.exchange.size)
         part = F.pad(x, (0, width - x.shape[-1]))
-        flag = finite.to(x.dtype).reshape(1) if isinstance(finite, Tensor) else x.new_full((1,), finite)
         everything = exchange.all(torch.cat([part.flatten(), flag]))
-        whole = everything[:, :-1].reshape(exchange.size, *part.shape).movedim(0, -2).flatten(-2)[..., : self.neurons]
-        everywhere = everything[:, -1].amin() > 0
-        return whole, everywhere if isinstance(finite, Tensor) else bool(everywhere)
+        whole = everything[:, :-1].reshape(exchange.size, *part.shape).movedim(0, -2).flatten(-2)
+        return whole[..., : self.neurons], everything[:, -1]
 
 
 class SummedFeatures(FeatureOperator):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sibp.optim.checks import check_settings, refuse_float16, whole
-from sibp.optim.together import Together
+from sibp.optim.combined import CombinedOptimizer
 
 LARGEST = 32_768
 """Of `largest`: the preconditioner of one such side takes 4 GiB, and its eigenbasis as much."""
@@ -56,7 +56,7 @@ def build(
     return WholeSteps([soap])
 
 
-class WholeSteps(Together):
+class WholeSteps(CombinedOptimizer):
     """Leaves out a step that the package would take by halves: it raises when some weights have moved already."""
 
     @torch.no_grad()

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from sibp.capture.problem import LayerProblem, LayerUpdate
-from sibp.prox.numbers import Flag, choose, is_finite
+from sibp.prox.scalars import Flag, choose, is_finite
 from sibp.prox.solvers.coordinates import smaller_side
 from sibp.prox.solvers.linear import solve_linear
 from sibp.prox.solvers.nonlinear import solve_nonlinear
-from sibp.prox.solvers.paper import RHO, ROUNDS, PaperSolution, solve_layer
+from sibp.prox.solvers.paper import ITERATIONS, RHO, PaperSolution, solve_layer
 from sibp.prox.status import Measure, Solution, Stats, Status, squared_norm
 
 
@@ -83,8 +83,8 @@ def linear_update(problem: LayerProblem, eta: float, prox_weight: float) -> tupl
 
 def as_update(solution: Solution) -> tuple[LayerUpdate, Measure]:
     """The displacement of a solution; exactly zero where the solver met non-finite numbers."""
-    coordinates = solution.coordinates
-    x, finite = coordinates.features.all_units(solution.x, solution.finite)
+    features = solution.coordinates.features
+    coordinates, x, finite = features.all_units(solution.coordinates, solution.x, solution.finite)
     W_decrease, b_decrease = coordinates.displacement(-x)  # negated while it is small
     squared_change = squared_norm(W_decrease, b_decrease)  # now: whoever clips the step later changes these tensors
     finite = finite & is_finite(squared_change)
@@ -180,10 +180,10 @@ def check_paper(name: str, weight: Tensor) -> None:
 def _paper_stats(solution: PaperSolution) -> Stats:
     """The metrics of both calls together: the b call starts from the W call's end."""
     calls = [call for call in (solution.trace_W, solution.trace_b) if call is not None]
-    start = calls[0].rounds[0].f if calls else 0.0
+    start = calls[0].iterations[0].f if calls else 0.0
     # The objective of the b call lacks the W call's proximal term; what one call gained, the next starts from.
-    gained = sum(call.rounds[0].f - call.f_end for call in calls)
-    steps = [RHO**r.m if r.m > 0 else 0.0 for call in calls for r in call.rounds]
+    gained = sum(call.iterations[0].f - call.f_end for call in calls)
+    steps = [RHO**r.m if r.m > 0 else 0.0 for call in calls for r in call.iterations]
     if not math.isfinite(start + gained):
         status = Status.NONFINITE
     else:
@@ -191,7 +191,7 @@ def _paper_stats(solution: PaperSolution) -> Stats:
     return Stats(
         status=status,
         decrease=gained / start if start > 0 and math.isfinite(start) else 0.0,
-        rounds=ROUNDS,
+        iterations=ITERATIONS,
         step_length=sum(steps) / len(steps) if steps else 0.0,
         squared_change=sum(call.squared_change for call in calls),
     )

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from sibp.activations import Activation
 from sibp.prox import kernels
-from sibp.prox.numbers import Number
+from sibp.prox.scalars import Scalar
 from sibp.prox.solvers.coordinates import Coordinates
 
 _PARALLEL = 1_000_000  # multiply-adds of all products from which several threads are worth waking
 
 
-class Rounds(NamedTuple):
+class Iterates(NamedTuple):
     """Where a number of iterations ended.
 
     Attributes:
@@ -35,16 +35,16 @@ class Rounds(NamedTuple):
     """
 
     x: Tensor
-    squared_change: Number
-    start: Number
-    end: Number
-    gradient: Number
-    step_length: Number
-    doubtful: Number
+    squared_change: Scalar
+    start: Scalar
+    end: Scalar
+    gradient: Scalar
+    step_length: Scalar
+    doubtful: Scalar
 
 
 def usable(coordinates: Coordinates, Z: Tensor, s: Activation) -> bool:
-    """Whether `rounds` can take this case.
+    """Whether `iterate` can take this case.
 
     Args:
         coordinates: of the layer's features, whose matrix has to be at hand.
@@ -55,7 +55,7 @@ def usable(coordinates: Coordinates, Z: Tensor, s: Activation) -> bool:
     return taken and kernels.library(Z) is not None and coordinates.matrix is not None
 
 
-def rounds(
+def iterate(
     coordinates: Coordinates,
     Z: Tensor,
     T: Tensor,
@@ -64,9 +64,10 @@ def rounds(
     number: int,
     *,
     shrink_factor: float,
+    cancellation: float,
     rounding_units: float,
     tolerance: float,
-) -> Rounds:
+) -> Iterates:
     """Takes `number` iterations from x = 0; see `solve_nonlinear` for the arguments and for what an iteration does.
 
     Args:
@@ -77,6 +78,7 @@ def rounds(
         s: an activation that has a kernel.
         number: of iterations.
         shrink_factor: by which a refused neuron's next step is shortened.
+        cancellation: share of two directions' squared norms that their difference has to exceed.
         rounding_units: units in the last place by which a residual may be rounded.
         tolerance: relative error of a residual from which on a neuron's answer is doubtful.
     """
@@ -90,12 +92,13 @@ def rounds(
     x = Z.new_empty(*leading, m, r)
     Z, T, matrix = Z.contiguous(), T.contiguous(), matrix.contiguous()
     totals = _Totals()
-    library.rounds(
+    library.iterate(
         Z.data_ptr(), T.data_ptr(), matrix.data_ptr(), x.data_ptr(), work.data_ptr(), groups, N, r, m, direct, number,
-        threads, kind, s.negative_slope or 0.0, lam, shrink_factor, rounding_units, tolerance, totals,
+        threads, kind, s.negative_slope or 0.0, lam, shrink_factor, cancellation, rounding_units,
+        tolerance, totals,
     )  # fmt: skip
     start, f, norm, steps, descent, doubtful = totals
-    return Rounds(x.mT, norm, start, f, descent, steps / (number * groups * m), doubtful)
+    return Iterates(x.mT, norm, start, f, descent, steps / (number * groups * m), doubtful)
 
 
 _Totals = ctypes.c_double * 6  # METRICS of fused.c

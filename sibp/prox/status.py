@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor
 
-from sibp.prox.numbers import Flag, Number, choose, is_finite, number, share
+from sibp.prox.scalars import Flag, Scalar, choose, is_finite, scalar, share
 
 if TYPE_CHECKING:
     from sibp.prox.solvers.coordinates import Coordinates
@@ -46,28 +46,28 @@ class Stats:
     Attributes:
         status: integer value of a `Status`.
         decrease: 1 - f(end)/f(start) of the subproblem's objective; 0 where f(start) = 0.
-        rounds: iterations taken (0 for a closed form).
+        iterations: taken (0 for a closed form).
         step_length: mean step length over neurons and iterations (1 for a closed form).
         squared_change: ||W_new - W||_F^2 + ||b_new - b||^2.
     """
 
-    status: Number
-    decrease: Number
-    rounds: int
-    step_length: Number
-    squared_change: Number
+    status: Scalar
+    decrease: Scalar
+    iterations: int
+    step_length: Scalar
+    squared_change: Scalar
 
     @classmethod
     def of(
         cls,
-        status: Number,
+        status: Scalar,
         finite: Flag,
-        start: Number,
-        end: Number,
+        start: Scalar,
+        end: Scalar,
         *,
-        rounds: int,
-        step_length: Number,
-        squared_change: Number,
+        iterations: int,
+        step_length: Scalar,
+        squared_change: Scalar,
     ) -> Self:
         """The metrics of a solve from f(start), f(end) and the rest; nothing but its status if it was not finite."""
         finite = finite & is_finite(squared_change)
@@ -75,7 +75,7 @@ class Stats:
         return cls(
             status=choose(finite, lambda: status, lambda: Status.NONFINITE),
             decrease=choose(known, lambda: share(start - end, start), lambda: 0.0),
-            rounds=rounds,
+            iterations=iterations,
             step_length=choose(finite, lambda: step_length, lambda: 0.0),
             squared_change=choose(finite, lambda: squared_change, lambda: 0.0),
         )
@@ -100,7 +100,7 @@ class Solution:
     coordinates: "Coordinates"
     x: Tensor
     finite: Flag
-    measure: Callable[[Number], Stats]
+    measure: Callable[[Scalar], Stats]
 
     @cached_property
     def stats(self) -> Stats:
@@ -111,20 +111,20 @@ class Solution:
         """The answer of a linear subproblem for a residual that is so many times as large; factor is not 0."""
         measure, square = self.measure, factor * factor
 
-        def measured(squared_change: Number) -> Stats:
+        def measured(squared_change: Scalar) -> Stats:
             stats = measure(squared_change / square)
             return replace(stats, squared_change=stats.squared_change * square)
 
         return Solution(self.coordinates, self.x * factor, self.finite, measured)
 
 
-def squared_norm(*parts: Tensor | None) -> Number:
+def squared_norm(*parts: Tensor | None) -> Scalar:
     """||.||_F^2 of a displacement's parts, each contiguous or a transpose of what is; None stands for 0."""
-    total: Number = 0.0
+    total: Scalar = 0.0
     for part in parts:
         if part is not None:
             # A transpose is flattened in the order of memory, without a copy.
             if part.dim() > 1:
                 part = (part if part.is_contiguous() else part.mT).reshape(-1)
-            total = total + number(torch.dot(part, part))
+            total = total + scalar(torch.dot(part, part))
     return total

@@ -22,6 +22,7 @@ UNFINISHED = "unfinished"
 MAX_CONFIG, MAX_SUMMARY, MAX_METRICS = 100_000, 10_000_000, 1_000_000_000  # bytes; no run comes near
 BEYOND_REASON = 1000.0  # times the first training loss
 LARGEST_STEP, LARGEST_SEED = 2**53, 2**64
+_OLD_NAMES = {"rounds": "iterations"}  # of statistics, in runs before November 2026
 
 
 @dataclass(frozen=True, eq=False)
@@ -307,7 +308,7 @@ def _solver(rows: list[dict[str, Any]]) -> dict[str, dict[str, tuple[np.ndarray,
             for name, value in stats.items() if isinstance(stats, dict) else ():
                 result = number_or_nan(value)
                 if not math.isnan(result):
-                    found[layer][name].append((row["step"], result))
+                    found[layer][_OLD_NAMES.get(name) or name].append((row["step"], result))
     return {layer: {name: _arrays(points) for name, points in stats.items()} for layer, stats in found.items()}
 
 

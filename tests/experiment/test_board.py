@@ -166,7 +166,13 @@ def test_a_diverged_run_ends_as_a_failure_with_its_reason(make_config):
 
 
 def test_figures_that_are_no_numbers_are_left_out(tmp_path):
-    broken = {**ROW, "step": 2, "seconds": 1.0, "train_loss": None, "solver": {"0": {"rounds": 3, "decrease": None}}}
+    broken = {
+        **ROW,
+        "step": 2,
+        "seconds": 1.0,
+        "train_loss": None,
+        "solver": {"0": {"iterations": 3, "decrease": None}},
+    }
     board = Board(tmp_path, {"seed": 0}, [ROW, broken])
     board.add_weights(nn.Linear(1, 1).requires_grad_(False).apply(lambda m: m.bias.fill_(torch.nan)), broken)
     board.finish({"status": "diverged", "reason": "so it is", "steps": 2, "final": broken})
@@ -174,7 +180,7 @@ def test_figures_that_are_no_numbers_are_left_out(tmp_path):
     found = curves(tmp_path)
     assert [step for step, _ in found["loss/train"]] == [0]
     assert [step for step, _ in found["loss/val"]] == [0, 2]
-    assert found["solver/0/rounds"] == [(2, 3.0)]
+    assert found["solver/0/iterations"] == [(2, 3.0)]
     assert "solver/0/decrease" not in found
     assert "final/train_loss" not in found
     assert read(tmp_path).Tags()["histograms"] == ["weights/weight"]

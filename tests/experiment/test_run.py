@@ -72,7 +72,7 @@ def test_solver_statistics_are_logged_a_layer(make_config):
     rows = run(make_config("sibp")).folder.rows()
     assert "solver" not in rows[0]
     assert set(rows[-1]["solver"]) == {"0", "2"}
-    assert rows[-1]["solver"]["0"]["rounds"] == 3
+    assert rows[-1]["solver"]["0"]["iterations"] == 3
 
 
 def test_target_is_the_first_logged_step_that_meets_it(make_config):

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sibp.prox.solvers.paper import CallTrace, PaperSolution, RoundTrace, solve_layer
+from sibp.prox.solvers.paper import CallTrace, IterationTrace, PaperSolution, solve_layer
 
 DATA = Path(__file__).parent / "data"
 
@@ -82,8 +82,8 @@ def _numpy(tensor: Tensor) -> np.ndarray:
 
 def _trace_arrays(prefix: str, trace: CallTrace | None) -> dict[str, np.ndarray]:
     assert trace is not None
-    names = [field.name for field in fields(RoundTrace)]
-    return {f"{prefix}_{name}": np.array([getattr(r, name) for r in trace.rounds]) for name in names}
+    names = [field.name for field in fields(IterationTrace)]
+    return {f"{prefix}_{name}": np.array([getattr(r, name) for r in trace.iterations]) for name in names}
 
 
 def _layer_arrays(layer: int, step: LayerStep) -> dict[str, np.ndarray]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sibp.prox.solvers.paper import POWERS, RHO, ROUNDS, SIGMA, _hidden_power, _line_search, solve_layer
+from sibp.prox.solvers.paper import ITERATIONS, POWERS, RHO, SIGMA, _hidden_power, _line_search, solve_layer
 
 
 def problem(dtype=torch.float64, batch=9, n_in=7, n_out=4, seed=0):
@@ -63,7 +63,7 @@ def test_arguments_are_left_alone_and_the_objective_falls(relu):
     assert solution.trace_W is not None
     assert solution.trace_b is not None
     assert solution.trace_W.f_end == pytest.approx(f_W.item(), rel=1e-12)
-    assert solution.trace_b.rounds[0].f < solution.trace_W.rounds[0].f
+    assert solution.trace_b.iterations[0].f < solution.trace_W.iterations[0].f
     torch.testing.assert_close(solution.C, A @ solution.W.T)
 
 
@@ -86,7 +86,7 @@ def test_a_dead_layer_keeps_its_parameters_exactly():
     solution = solve_layer(A, A @ W.T + b, T, W, b, 1.0, 1.0, relu=True)
     assert solution.trace_W is not None
     assert solution.b is not None
-    assert [r.m for r in solution.trace_W.rounds] == [-1] * ROUNDS
+    assert [r.m for r in solution.trace_W.iterations] == [-1] * ITERATIONS
     assert torch.equal(solution.W, W)
     assert torch.equal(solution.b, b)
 

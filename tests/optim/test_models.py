@@ -222,7 +222,7 @@ def test_leading_dimensions_are_rows():
         optimizer = SIBP(model, loss_average=False)
         model(x.reshape(shape)).square().sum().backward()
         grads.append({name: p.grad for name, p in model.named_parameters()})
-        assert optimizer.solver_stats()["0"]["rounds"] == 5
+        assert optimizer.solver_stats()["0"]["iterations"] == 5
     assert_same(*grads)
 
 
@@ -377,7 +377,7 @@ def test_transformer_block_learns_with_every_linear_proximal():
     assert losses[-1] < 0.3 * losses[0]
     stats = optimizer.solver_stats()
     assert set(stats) == {"qkv", "mix", "up", "down", "head"}
-    assert stats["up"]["rounds"] == 5  # GELU was found
+    assert stats["up"]["iterations"] == 5  # GELU was found
     assert "gelu" in optimizer.summary()
     for line in optimizer.summary().splitlines()[3:]:
         kind, update = line.split()[1], line.split()[-1]

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
+from sibp.optim.combined import CombinedOptimizer
 from sibp.optim.muon import Muon, build
-from sibp.optim.together import Together
 
 F64 = torch.float64
 
@@ -84,7 +84,7 @@ def test_a_network_without_inner_matrices_is_refused():
 
 def test_parts_without_a_closure_step_too():
     a, b = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
-    both = Together([torch.optim.SGD([a], lr=0.5), torch.optim.SGD([b], lr=0.25)])
+    both = CombinedOptimizer([torch.optim.SGD([a], lr=0.5), torch.optim.SGD([b], lr=0.25)])
     (a + b).backward()
     assert both.step() is None
     assert (a.item(), b.item()) == (0.5, 0.75)

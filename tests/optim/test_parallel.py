@@ -17,6 +17,7 @@ from torch import nn
 
 from sibp import SIBP
 from sibp.optim import parallel
+from sibp.prox.solvers import nonlinear
 
 PAIR, UNEQUAL = (5, 5), (6, 1, 3)
 SEARCHING = ["auto", "line search"]  # whose ranks exchange losses, too
@@ -82,6 +83,29 @@ def one_infinite_neuron(rank: int, group: dist.ProcessGroup) -> bool:
     return not torch.equal(model.weight, before)
 
 
+GENERATOR = torch.Generator().manual_seed(1)
+EQUAL_ROWS = torch.rand(1, 40, generator=GENERATOR) + 1e-2 * torch.rand(10, 40, generator=GENERATOR)
+
+
+def nothing_fits_half_of_the_neurons(x: torch.Tensor, first: int, solver: str, **options: Any) -> torch.Tensor:
+    """The weights after a step from rows that are all but equal, whose error signals cancel for two of four neurons."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 4), nn.ReLU())
+    nn.init.constant_(model[0].bias, 9.0)
+    optimizer = SIBP(model, lr=0.1, prox_weight=1e-2, solver=solver, loss_average=False, **options)
+    signs = (-1.0) ** torch.arange(first, first + len(x)).unsqueeze(1)
+    (model(x) * torch.cat([torch.ones(len(x), 2), signs.expand(-1, 2)], 1)).sum().backward()
+    optimizer.step()
+    return model[0].weight.detach()
+
+
+def doubtful_on_one_rank(rank: int, group: dist.ProcessGroup) -> list[torch.Tensor]:
+    rows = EQUAL_ROWS[5 * rank : 5 * rank + 5]
+    return [
+        nothing_fits_half_of_the_neurons(rows, 5 * rank, solver, data_parallel=group) for solver in ("cg:3", "exact")
+    ]
+
+
 def copies(rank: int, group: dist.ProcessGroup) -> list[bool]:
     """Whether a copy and a pickle of the optimizer for all processes still train in parallel; none outside a group."""
     del rank, group
@@ -119,6 +143,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     jobs += [("alone", alone, 1)]
     jobs += [(job.__name__, job, 2) for job in REFUSED]
     jobs += [("one infinite neuron", one_infinite_neuron, 2), ("copies", copies, 3)]
+    jobs += [("doubtful on one rank", doubtful_on_one_rank, 2)]
     jobs += [("one rank dies", one_rank_dies, 2)]
     return ranks.run(jobs, 3, tmp_path_factory.mktemp("ranks"))
 
@@ -154,6 +179,19 @@ def test_an_infinite_input_on_one_rank_moves_no_rank(results, name):
 
 def test_an_infinite_neuron_on_one_rank_moves_no_rank(results):
     assert [result["one infinite neuron"] for result in results[:2]] == [False, False]
+
+
+def test_ranks_whose_neurons_need_different_precisions_agree(results, monkeypatch):
+    """Doubtful neurons, on the second rank alone, are solved again in float64, as a displacement."""
+    again, found = nonlinear._in_double_precision, []
+    monkeypatch.setattr(nonlinear, "_in_double_precision", lambda *given: found.append(1) or again(*given))
+    alone = nothing_fits_half_of_the_neurons(EQUAL_ROWS, 0, "cg:3")
+    assert found
+    for k, solver in enumerate(("cg:3", "exact")):
+        alone = nothing_fits_half_of_the_neurons(EQUAL_ROWS, 0, solver)
+        first, second = (result["doubtful on one rank"][k] for result in results[:2])
+        assert torch.equal(first, second)
+        torch.testing.assert_close(first, alone, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("job", REFUSED, ids=lambda job: job.__name__)

@@ -64,5 +64,5 @@ def moved(solution: Solution) -> np.ndarray:
 
 def objective(P: np.ndarray, Z: Tensor, T: Tensor, lam: float, s: Callable[[Tensor], Tensor], X: np.ndarray) -> Tensor:
     """||s(Z + P X) - T||^2 + lam ||X||^2 neuron by neuron, (g, m)."""
-    image = torch.from_numpy(P @ X)
-    return (s(Z.double() + image) - T.double()).square().sum(-2) + lam * torch.from_numpy(X).square().sum(-2)
+    change = torch.from_numpy(P @ X)
+    return (s(Z.double() + change) - T.double()).square().sum(-2) + lam * torch.from_numpy(X).square().sum(-2)

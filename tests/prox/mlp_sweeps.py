@@ -103,13 +103,13 @@ def gradient_solve(eta: float, lam: float) -> Solve:
     return lambda P, Z, D, D_z: -(eta / lam) * P.T @ D_z
 
 
-def cg_solve(eta: float, lam: float, s: Callable[[Tensor], Tensor], rounds: int) -> Solve:
-    """Rounds on ||s(Z + P X) - T||^2 + lam ||X||^2 with T = s(Z) - eta D, neuron by neuron."""
+def cg_solve(eta: float, lam: float, s: Callable[[Tensor], Tensor], iterations: int) -> Solve:
+    """Iterations on ||s(Z + P X) - T||^2 + lam ||X||^2 with T = s(Z) - eta D, neuron by neuron."""
     value, _ = as_numpy(s)
 
     def solve(P: np.ndarray, Z: np.ndarray, D: np.ndarray, D_z: np.ndarray) -> np.ndarray:
         T = value(Z) - eta * D
-        columns = [reference_cg(P, Z[:, j].copy(), T[:, j], lam, s, rounds)[0] for j in range(Z.shape[1])]
+        columns = [reference_cg(P, Z[:, j].copy(), T[:, j], lam, s, iterations)[0] for j in range(Z.shape[1])]
         return np.stack(columns, 1)
 
     return solve

@@ -35,12 +35,12 @@ def as_numpy(function: Callable[[Tensor], Tensor]) -> tuple[Elementwise, Element
 
 
 def reference_cg(
-    P: np.ndarray, z: np.ndarray, t: np.ndarray, lam: float, s: Callable[[Tensor], Tensor], rounds: int
+    P: np.ndarray, z: np.ndarray, t: np.ndarray, lam: float, s: Callable[[Tensor], Tensor], iterations: int
 ) -> tuple[np.ndarray, Trace]:
     """Decreases f(x) = ||s(z + P x) - t||^2 + lam ||x||^2 for one neuron, from x = 0.
 
-    Polak-Ribiere, restarted by -g where beta is negative or the direction would not descend; a Gauss-Newton step
-    along it, taken only if f falls; after a refused step the next is a quarter as long.
+    Polak-Ribiere, restarted by -g where beta is negative, the direction would not descend, or d and g cancel; a
+    Gauss-Newton step along it, taken only if f falls; after a refused step the next is a quarter as long.
     """
     value, slope = as_numpy(s)
 
@@ -50,7 +50,7 @@ def reference_cg(
     x = np.zeros(P.shape[1])
     d = g_before = np.zeros_like(x)
     shrink, trace = 1.0, Trace(f=[f(x)])
-    for _ in range(rounds):
+    for _ in range(iterations):
         now = z + P @ x
         g = P.T @ ((value(now) - t) * slope(now)) + lam * x
         previous = g_before @ g_before
@@ -60,6 +60,9 @@ def reference_cg(
             beta = 0.0
         if beta > 0 and g @ (beta * d - g) >= 0:
             trace.ascents += 1
+            beta = 0.0
+        left = beta * d - g
+        if left @ left <= 1e-3 * (g @ g + beta**2 * d @ d):
             beta = 0.0
         d = beta * d - g
         curvature = np.square(slope(now) * (P @ d)).sum() + lam * d @ d

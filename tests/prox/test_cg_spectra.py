@@ -1,11 +1,10 @@
 """Conjugate gradients over spectra that a Gram matrix cannot carry: compiled, plain, and the objective in float64."""
 
-import math
 from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from layer_problems import ACTIVATIONS, SIDES, features_matrix, moved, objective, randn
 from test_fused import needs_kernels
@@ -14,7 +13,7 @@ from test_spectra import inputs, matrix
 from sibp.prox import kernels
 from sibp.prox.operators import DenseFeatures
 from sibp.prox.solvers import nonlinear
-from sibp.prox.solvers.coordinates import Span
+from sibp.prox.solvers.coordinates import Direct, Span
 from sibp.prox.solvers.nonlinear import solve_nonlinear
 from sibp.prox.status import Solution, Status
 
@@ -29,15 +28,16 @@ def ends(features: DenseFeatures, Z, T, lam: float, s: Callable, solution: Solut
 
 
 problems = given(
-    A=inputs(), units=st.floats(-6, 8), m=st.integers(0, 40), rounds=st.integers(1, 12), bias=st.booleans(),
-    name=st.sampled_from(NAMES), seed=st.integers(0, 10**6),
+    A=inputs(), units=st.floats(-6, 8), m=st.integers(0, 40), iterations=st.integers(1, 12), bias=st.booleans(),
+    name=st.sampled_from(NAMES), seed=st.integers(0, 10**6), near=st.sampled_from([0, 0, 2, 4, 6]),
 )  # fmt: skip
 
 
-def made(dtype, A, units: float, m: int, bias: bool, seed: int):
-    """Features, Z, T and lam = 10^units eps ||Phi||^2."""
+def made(dtype, A, units: float, m: int, bias: bool, seed: int, near: int):
+    """Features, Z, T and lam = 10^units eps ||Phi||^2; T is apart from Z, or `near` digits of it are Z's."""
     features = DenseFeatures(A.to(dtype), bias=bias)
     Z, T = (randn(len(A), m, seed=seed + k, dtype=dtype) for k in range(2))
+    T = Z + T * 10.0**-near if near else T
     squared = torch.from_numpy(features_matrix(features)).square().sum().item()
     return features, Z, T, 10**units * torch.finfo(dtype).eps * (squared or 1.0)
 
@@ -48,21 +48,39 @@ def made(dtype, A, units: float, m: int, bias: bool, seed: int):
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_no_output_unit_rises_and_metrics_are_those_of_the_displacement(
-    side, dtype, A, units, m, rounds, bias, name, seed
+    side, dtype, A, units, m, iterations, bias, name, seed, near
 ):
-    # Below, no promise: one feature row in float32, lam = eps ||Phi||^2, torch's own iterations in direct coordinates,
-    # the second of them all rounding: one output unit of 32 rose from .33 to .46, and the decrease was off by 3e-3.
-    assume(units >= math.log10(16))
-    features, Z, T, lam = made(dtype, A, units, m, bias, seed)
+    """Up to the rounding of Z and T, which is all that there is to a residual near eps ||T||."""
+    features, Z, T, lam = made(dtype, A, units, m, bias, seed, near)
     s, torch_s = ACTIVATIONS[name]
-    solution = solve_nonlinear(side(features), Z, T, lam, s, rounds)
+    solution = solve_nonlinear(side(features), Z, T, lam, s, iterations)
     start, end, squared_change = ends(features, Z, T, lam, torch_s, solution)
-    assert (end <= start * (1 + 1e-6)).all()
+    rounding = 4 * torch.finfo(dtype).eps * (Z.double().norm(dim=0) + T.double().norm(dim=0))
+    assert (end <= start * (1 + 1e-6) + 2 * rounding * start.sqrt()).all()
     stats, total = solution.stats, float(start.sum())
+    uncertain = float((rounding * start.sqrt()).sum()) / total if total else 0.0
     assert stats.status in (Status.SOLVED, Status.STALLED)
     assert 0 <= float(stats.decrease) <= 1
-    assert float(stats.decrease) == pytest.approx(1 - float(end.sum()) / total if total else 0.0, abs=2e-3)
+    assert float(stats.decrease) == pytest.approx(
+        1 - float(end.sum()) / total if total else 0.0, abs=2e-3 + 2 * uncertain
+    )
     assert float(stats.squared_change) == pytest.approx(float(squared_change), rel=1e-4)
+
+
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize("name", ["identity", "relu"])
+def test_directions_of_one_row_cancel_and_are_not_followed(name):
+    """All gradients are multiples of the one row of Phi: what is left of two of them is rounding, in any direction."""
+    s, torch_s = ACTIVATIONS[name]
+    for seed in range(200):
+        features = DenseFeatures(randn(1, 1 + seed % 8, seed=seed, dtype=torch.float32), bias=bool(seed % 2))
+        Z, T = (randn(1, 32, seed=seed + k, dtype=torch.float32) for k in (1000, 2000))
+        lam = 10 ** (-1 + seed % 7 / 4) * torch.finfo(torch.float32).eps * float(features.squared_norm())
+        solution = solve_nonlinear(Direct(features), Z, T, lam, s, 2 + seed % 8)
+        start, end, _ = ends(features, Z, T, lam, torch_s, solution)
+        rounding = 4 * torch.finfo(torch.float32).eps * (Z.abs() + T.abs()).double()
+        assert (end <= start * (1 + 1e-6) + 2 * rounding * start.sqrt()).all()
+        assert float(solution.stats.decrease) == pytest.approx(1 - float(end.sum() / start.sum()), abs=1e-4)
 
 
 @needs_kernels
@@ -70,10 +88,10 @@ def test_no_output_unit_rises_and_metrics_are_those_of_the_displacement(
 @problems
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_one_iteration_is_the_same_in_compiled_form(side, dtype, A, units, m, rounds, bias, name, seed):
+def test_one_iteration_is_the_same_in_compiled_form(side, dtype, A, units, m, iterations, bias, name, seed, near):
     """Later ones may part where a product of two directions is all rounding: what is promised of both is above."""
-    del rounds
-    features, Z, T, lam = made(dtype, A, units, m, bias, seed)
+    del iterations, near
+    features, Z, T, lam = made(dtype, A, units, m, bias, seed, 0)
     s, torch_s = ACTIVATIONS[name]
     compiled = solve_nonlinear(side(features), Z, T, lam, s, 1)
     with kernels.disabled():

@@ -1,4 +1,4 @@
-"""The rounds of `solve_nonlinear` against the same rounds written out neuron by neuron, and what every round keeps."""
+"""The iterations of `solve_nonlinear` against the same ones written out neuron by neuron, and what each keeps."""
 
 import itertools
 
@@ -27,34 +27,37 @@ def hard_problem(name: str, seed: int = 0, g: int = 1, N: int = 8, n: int = 5, m
     return A, Z, s(Z) - 3 * randn(g, N, m, seed=seed + 200)
 
 
-def reference(features: DenseFeatures, Z: Tensor, T: Tensor, name: str, rounds: int) -> tuple[np.ndarray, list[Trace]]:
+def reference(
+    features: DenseFeatures, Z: Tensor, T: Tensor, name: str, iterations: int
+) -> tuple[np.ndarray, list[Trace]]:
     """All neurons of all groups, one after the other."""
     P, z, t = features_matrix(features), Z.numpy(), T.numpy()
     groups, traces = [], []
     for i in range(len(P)):
         answers = [
-            reference_cg(P[i], z[i, :, j], t[i, :, j], LAM, ACTIVATIONS[name][1], rounds) for j in range(z.shape[-1])
+            reference_cg(P[i], z[i, :, j], t[i, :, j], LAM, ACTIVATIONS[name][1], iterations)
+            for j in range(z.shape[-1])
         ]
         groups.append(np.stack([x for x, _ in answers], 1))
         traces += [trace for _, trace in answers]
     return np.stack(groups), traces
 
 
-@pytest.mark.parametrize("rounds", [1, 2, 3, 5])
+@pytest.mark.parametrize("iterations", [1, 2, 3, 5])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_rounds_are_those_of_each_neuron_alone(name, seed, rounds):
+def test_iterations_are_those_of_each_neuron_alone(name, seed, iterations):
     A, Z, T = hard_problem(name, seed)
     features = DenseFeatures(A)
-    expected, traces = reference(features, Z, T, name, rounds)
+    expected, traces = reference(features, Z, T, name, iterations)
     start, end = sum(t.f[0] for t in traces), sum(t.f[-1] for t in traces)
     for side in SIDES:
         coordinates = side(features)
-        solution = solve_nonlinear(coordinates, Z, T, LAM, ACTIVATIONS[name][0], rounds)
+        solution = solve_nonlinear(coordinates, Z, T, LAM, ACTIVATIONS[name][0], iterations)
         np.testing.assert_allclose(moved(solution), expected, rtol=1e-10, atol=1e-10)
         stats = solution.stats
         assert stats.status == Status.SOLVED
-        assert stats.rounds == rounds
+        assert stats.iterations == iterations
         assert float(stats.decrease) == pytest.approx(1 - end / start, rel=1e-10)
         assert float(stats.squared_change) == pytest.approx(np.square(expected).sum(), rel=1e-10)
         assert float(stats.step_length) == pytest.approx(np.mean([t.steps for t in traces]), rel=1e-10)
@@ -84,16 +87,16 @@ def test_every_shape_and_parameter(shape, weight, bias):
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_no_round_lets_a_neuron_climb(name):
-    """The objective never rises with the number of rounds, neuron by neuron, and is what the figures say."""
+def test_no_iteration_lets_a_neuron_climb(name):
+    """The objective never rises with the number of iterations, neuron by neuron, and is what the figures say."""
     for seed in range(4):
         A, Z, T = hard_problem(name, 10 + seed)
         features = DenseFeatures(A)
         P, coordinates = features_matrix(features), SIDES[seed % 2](features)
         s, torch_s = ACTIVATIONS[name]
         before = start = objective(P, Z, T, LAM, torch_s, np.zeros((1, P.shape[-1], Z.shape[-1])))
-        for rounds in range(1, 13):
-            solution = solve_nonlinear(coordinates, Z, T, LAM, s, rounds)
+        for iterations in range(1, 13):
+            solution = solve_nonlinear(coordinates, Z, T, LAM, s, iterations)
             X = moved(solution)
             now = objective(P, Z, T, LAM, torch_s, X)
             assert (now <= before * (1 + 1e-12)).all()
@@ -106,12 +109,12 @@ def test_no_round_lets_a_neuron_climb(name):
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize(("weight", "bias"), MOVES)
 @pytest.mark.parametrize("shape", [(1, 4, 7), (1, 7, 3), (2, 5, 5)])
-def test_without_activation_it_is_the_closed_form_after_as_many_rounds_as_dimensions(shape, weight, bias, side):
+def test_without_activation_it_is_the_closed_form_after_as_many_iterations_as_dimensions(shape, weight, bias, side):
     features = DenseFeatures(randn(*shape), weight, bias)
     Z, T = randn(*shape[:2], 4, seed=1), randn(*shape[:2], 4, seed=2)
     coordinates = side(features)
-    rounds = min(shape[1], features.size)
-    solution = solve_nonlinear(coordinates, Z, T, 0.5, ACTIVATIONS["identity"][0], rounds)
+    iterations = min(shape[1], features.size)
+    solution = solve_nonlinear(coordinates, Z, T, 0.5, ACTIVATIONS["identity"][0], iterations)
     P = features_matrix(features)
     expected = np.stack([ridge(p, r, 0.5) for p, r in zip(P, (Z - T).numpy(), strict=True)])
     np.testing.assert_allclose(moved(solution), expected, rtol=1e-8, atol=1e-8)
@@ -219,15 +222,15 @@ REPEATS = {
 @pytest.mark.parametrize("name", ["identity", "relu", "tanh"])
 @pytest.mark.parametrize("kind", REPEATS)
 def test_rounding_is_not_taken_for_a_direction(kind, name, dtype):
-    """Dependent samples: many coefficients that move nothing, and rounds left over after the minimum is reached."""
+    """Dependent samples: many coefficients that move nothing, and iterations left over after the minimum is reached."""
     s, torch_s = ACTIVATIONS[name]
-    for lam, rounds, seed in itertools.product((1e-3, 0.1, 1.0), (3, 5, 9), (0, 1)):
+    for lam, iterations, seed in itertools.product((1e-3, 0.1, 1.0), (3, 5, 9), (0, 1)):
         A = REPEATS[kind](randn(3, 20, 40, seed=seed))
         Z = randn(3, 20, 10, seed=seed + 50)
         T = torch_s(Z) - randn(3, 20, 10, seed=seed + 99)
         features = DenseFeatures(A.to(dtype))
         coordinates = Span(features)
-        solution = solve_nonlinear(coordinates, Z.to(dtype), T.to(dtype), lam, s, rounds)
+        solution = solve_nonlinear(coordinates, Z.to(dtype), T.to(dtype), lam, s, iterations)
         X, P = moved(solution), features_matrix(features)
         start, end = (objective(P, Z, T, lam, torch_s, point) for point in (0 * X, X))
         assert (end <= start * (1 + 1e-5)).all()

@@ -1,4 +1,4 @@
-"""The compiled rounds do what the ordinary ones do, up to rounding; and nothing breaks where there are none."""
+"""The compiled iterations do what the ordinary ones do, up to rounding; and nothing breaks where there are none."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -30,20 +30,20 @@ def problem(groups: int, N: int, n: int, m: int, dtype: torch.dtype, seed: int =
     "shape",
     [(1, 5, 9, 3), (1, 37, 60, 34), (1, 60, 70, 5), (1, 12, 40, 32), (2, 7, 11, 33), (3, 1, 4, 70), (1, 20, 30, 1)],
 )
-@pytest.mark.parametrize("rounds", [1, 2, 5, 12])
+@pytest.mark.parametrize("iterations", [1, 2, 5, 12])
 @pytest.mark.parametrize("lam", [0.01, 1.0])
 @pytest.mark.parametrize("side", [Span, Direct])
-def test_equals_the_ordinary_rounds(side, s, shape, rounds: int, lam: float):
+def test_equals_the_ordinary_iterations(side, s, shape, iterations: int, lam: float):
     coordinates, Z, T = problem(*shape, dtype=torch.float64, side=side)
     before = Z.clone(), T.clone()
     assert fused.usable(coordinates, Z, s)
-    compiled = solve_nonlinear(coordinates, Z, T, lam, s, rounds)
+    compiled = solve_nonlinear(coordinates, Z, T, lam, s, iterations)
     with disabled():
         assert not fused.usable(coordinates, Z, s)
-        ordinary = solve_nonlinear(coordinates, Z, T, lam, s, rounds)
+        ordinary = solve_nonlinear(coordinates, Z, T, lam, s, iterations)
     torch.testing.assert_close(compiled.x, ordinary.x, rtol=1e-7, atol=1e-9)
     # Whether a neuron that has all but arrived takes one more step is up to rounding, which shows in the step lengths.
-    figures = ["status", "decrease", "squared_change"] + ["step_length"] * (rounds == 1)
+    figures = ["status", "decrease", "squared_change"] + ["step_length"] * (iterations == 1)
     for key in figures:
         a, b = getattr(compiled.stats, key), getattr(ordinary.stats, key)
         assert float(a) == pytest.approx(float(b), rel=1e-6, abs=1e-9), key
@@ -74,11 +74,11 @@ def test_non_finite_numbers_keep_the_weights(bad: float):
     assert float(solution.stats.status) == 4
 
 
-def both(coordinates, Z, T, rounds: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the compiled and the ordinary rounds find."""
-    compiled = solve_nonlinear(coordinates, Z, T, 1.0, RELU, rounds).x
+def both(coordinates, Z, T, iterations: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the compiled and the ordinary iterations find."""
+    compiled = solve_nonlinear(coordinates, Z, T, 1.0, RELU, iterations).x
     with disabled():
-        return compiled, solve_nonlinear(coordinates, Z, T, 1.0, RELU, rounds).x
+        return compiled, solve_nonlinear(coordinates, Z, T, 1.0, RELU, iterations).x
 
 
 @needs_kernels

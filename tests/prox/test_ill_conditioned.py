@@ -136,7 +136,7 @@ def test_numbers_that_are_none_or_overflow_move_nothing(where, bad, dtype, huge,
         assert all(math.isfinite(figure) for figure in figures)
 
 
-def test_a_stalled_round_is_said():
+def test_a_stalled_iteration_is_said():
     """GELU far left: the slope is all but 0, the Gauss-Newton step therefore far too long."""
     features = DenseFeatures(torch.ones(1, 1, 1, dtype=torch.float64), bias=False)
     Z, T = torch.full((1, 1, 1), -4.0, dtype=torch.float64), torch.full((1, 1, 1), -0.1, dtype=torch.float64)

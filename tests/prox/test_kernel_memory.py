@@ -9,9 +9,9 @@ from test_fused import needs_kernels
 
 from sibp.activations import IDENTITY, RELU, SIGMOID
 from sibp.prox import kernels
-from sibp.prox.images import CompiledImages, images_of
 from sibp.prox.operators import ConvolutionFeatures, DenseFeatures
 from sibp.prox.operators.window import Window
+from sibp.prox.outputs import CompiledOutputs, outputs_of
 from sibp.prox.solvers.nonlinear import solve_nonlinear
 
 pytestmark = needs_kernels
@@ -48,11 +48,11 @@ def test_convolutions_of_all_sizes(dtype):
     for B, m, side in itertools.product([0, 1, 3], [1, 5, 8], SIZES):
         features = ConvolutionFeatures(randn(B, 2, side, 3, dtype=dtype), Window((1, 3), (1, 1), (0, 1), (1, 1), 1))
         Z = features.in_rows(randn(B, m, *features.positions, seed=2, dtype=dtype))
-        images = images_of(features, Z, Z + 1, RELU)
-        assert isinstance(images, CompiledImages)
+        outputs = outputs_of(features, Z, Z + 1, RELU)
+        assert isinstance(outputs, CompiledOutputs)
         t, KG = torch.ones(1, m, dtype=dtype), torch.ones_like(Z)
-        for sums in (images.residual(), images.redirect(t, KG), images.attempt(t, last=False)):
+        for sums in (outputs.residual(), outputs.redirect(t, KG), outputs.attempt(t, last=False)):
             assert sums.isfinite().all()
-        images.move(t)
-        assert images.redirect(t, torch.ones_like(Z)).isfinite().all()
-        torch.testing.assert_close(images.Z, Z - 1)
+        outputs.move(t)
+        assert outputs.redirect(t, torch.ones_like(Z)).isfinite().all()
+        torch.testing.assert_close(outputs.Z, Z - 1)

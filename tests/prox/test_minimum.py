@@ -1,4 +1,4 @@
-"""Where many rounds end: a minimum of the subproblem, as scipy, enumeration and derivatives find it too."""
+"""Where many iterations end: a minimum of the subproblem, as scipy, enumeration and derivatives find it too."""
 
 import itertools
 from dataclasses import dataclass
@@ -43,10 +43,10 @@ class Neuron:
 
 @cache
 def solved_neurons(name: str, lam: float = 0.3, N: int = 6, n: int = 4) -> list[Neuron]:
-    """Twenty random neurons after many rounds, solved side by side as groups.
+    """Twenty random neurons after many iterations, solved side by side as groups.
 
-    ReLU's targets are not negative: a negative one can put the minimum on a kink, where the gradient jumps and rounds
-    of a gradient method may end nearby.
+    ReLU's targets are not negative: a negative one can put the minimum on a kink, where the gradient jumps and the
+    iterations of a gradient method may end nearby.
     """
     s, torch_s = ACTIVATIONS[name]
     features = DenseFeatures(randn(20, N, n, seed=1))

@@ -49,7 +49,7 @@ def test_closed_form_is_the_least_squares_solution(A, side, weight, bias, lam):
     expected = np.stack([ridge(p, r, lam) for p, r in zip(P, R.numpy(), strict=True)])
     np.testing.assert_allclose(moved(solution), expected, rtol=1e-10, atol=1e-10)
     assert solution.stats.status == Status.SOLVED
-    assert solution.stats.rounds == 0
+    assert solution.stats.iterations == 0
     assert solution.stats.step_length == 1
     end = np.square(R.numpy() + P @ expected).sum() + lam * np.square(expected).sum()
     decrease = 1 - end / np.square(R.numpy()).sum()

@@ -31,7 +31,7 @@ def test_exact_is_the_sweep_through_the_old_weights(net, eta, lam, activation):
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_cg_with_as_many_rounds_as_dimensions_is_exact(net):
+def test_cg_with_as_many_iterations_as_dimensions_is_exact(net):
     sizes, B, bias = NETS[net]
     exact, cg = mlp(*sizes, bias=bias), mlp(*sizes, bias=bias)
     x, y = batch(B, sizes[0], sizes[-1])
@@ -40,7 +40,7 @@ def test_cg_with_as_many_rounds_as_dimensions_is_exact(net):
     assert_layers_close(layers(cg), layers(exact), rtol=1e-7, atol=1e-8)
 
 
-def test_few_rounds_are_not_the_closed_form():
+def test_few_iterations_are_not_the_closed_form():
     exact, cg = mlp(12, 9, 8, 4), mlp(12, 9, 8, 4)
     x, y = batch(10, 12, 4)
     step(exact, ProxBP(exact, lr=0.5, prox_weight=0.1), x, y)

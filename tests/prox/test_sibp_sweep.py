@@ -64,16 +64,16 @@ def test_exact_is_the_linearised_sweep(net, eta, lam):
         (partial(nn.PReLU, dtype=torch.float64), lambda z: F.leaky_relu(z, 0.25)),
     ],
 )
-@pytest.mark.parametrize(("eta", "lam", "rounds"), [(0.3, 1.0, 1), (0.3, 1.0, 5), (4.0, 0.2, 3)])
+@pytest.mark.parametrize(("eta", "lam", "iterations"), [(0.3, 1.0, 1), (0.3, 1.0, 5), (4.0, 0.2, 3)])
 @pytest.mark.parametrize("net", NETS)
-def test_cg_is_the_sweep_with_the_activation_inside(net, eta, lam, rounds, activation, s):
+def test_cg_is_the_sweep_with_the_activation_inside(net, eta, lam, iterations, activation, s):
     sizes, B, bias = NETS[net]
     model = mlp(*sizes, bias=bias, activation=activation)
-    optimizer = SIBP(model, lr=eta, prox_weight=lam, solver=f"cg:{rounds}")
+    optimizer = SIBP(model, lr=eta, prox_weight=lam, solver=f"cg:{iterations}")
     expected = layers(model)
     x, y = batch(B, sizes[0], sizes[-1])
     step(model, optimizer, x, y)
-    expected = sweep(expected, x, y, cg_solve(eta, lam, s, rounds), linear_solve(eta, lam), s, through_new=True)
+    expected = sweep(expected, x, y, cg_solve(eta, lam, s, iterations), linear_solve(eta, lam), s, through_new=True)
     assert_layers_close(layers(model), expected, rtol=1e-9, atol=1e-9)
 
 

@@ -9,9 +9,9 @@ from test_fused import needs_kernels
 
 from sibp.activations import Activation, register_activation
 from sibp.prox import fused, kernels
-from sibp.prox.images import CompiledImages, _shape_type, images_of
 from sibp.prox.operators import ConvolutionFeatures, DenseFeatures
 from sibp.prox.operators.window import Window
+from sibp.prox.outputs import CompiledOutputs, _shape_type, outputs_of
 from sibp.prox.solvers.coordinates import Direct
 from sibp.prox.solvers.nonlinear import solve_nonlinear
 
@@ -63,7 +63,7 @@ def test_values_and_slopes_to_the_last_places(s, dtype):
     value, slope = points(s, z)
     true_value, true_slope = exact(s, z)
     eps = torch.finfo(dtype).eps
-    # Relative to the value itself, but for the tanh form, whose own argument z + 0.04 z^3 rounds in its far tail.
+    # Relative to the value itself, but for the tanh form, whose own argument z + 0.04 z^3 iterations in its far tail.
     scale = true_value.abs() if s.kernel != "gelu_tanh" else true_value.abs() * (1 + z.double().abs() ** 3 / 8)
     assert ((value.double() - true_value).abs() <= 4 * eps * scale + 20 * torch.finfo(dtype).tiny).all()
     assert ((slope.double() - true_slope).abs() <= 4 * eps).all()
@@ -107,17 +107,17 @@ def problem(groups: int, N: int, n: int, m: int, dtype: torch.dtype, side):
 
 @smooth
 @pytest.mark.parametrize("shape", [(1, 5, 9, 3), (1, 37, 60, 34), (1, 60, 70, 5), (2, 7, 11, 33), (3, 1, 4, 70)])
-@pytest.mark.parametrize("rounds", [1, 3, 8])
+@pytest.mark.parametrize("iterations", [1, 3, 8])
 @pytest.mark.parametrize("side", SIDES)
-def test_iterations_are_the_plain_ones(s, shape, rounds: int, side):
+def test_iterations_are_the_plain_ones(s, shape, iterations: int, side):
     coordinates, Z, T = problem(*shape, dtype=torch.float64, side=side)
     before = Z.clone(), T.clone()
     assert fused.usable(coordinates, Z, s)
-    compiled = solve_nonlinear(coordinates, Z, T, 0.3, s, rounds)
+    compiled = solve_nonlinear(coordinates, Z, T, 0.3, s, iterations)
     with kernels.disabled():
-        plain = solve_nonlinear(coordinates, Z, T, 0.3, s, rounds)
+        plain = solve_nonlinear(coordinates, Z, T, 0.3, s, iterations)
     torch.testing.assert_close(compiled.x, plain.x, rtol=1e-7, atol=1e-9)
-    for key in ["status", "decrease", "squared_change"] + ["step_length"] * (rounds == 1):
+    for key in ["status", "decrease", "squared_change"] + ["step_length"] * (iterations == 1):
         a, b = getattr(compiled.stats, key), getattr(plain.stats, key)
         assert float(a) == pytest.approx(float(b), rel=1e-6, abs=1e-9), key
     assert torch.equal(before[0], Z)
@@ -138,17 +138,17 @@ def test_iterations_in_single_precision(s, side):
 
 
 @smooth
-@pytest.mark.parametrize("rounds", [1, 4])
+@pytest.mark.parametrize("iterations", [1, 4])
 @pytest.mark.parametrize(("groups", "bias"), [(1, True), (3, False)])
-def test_convolutions(s, rounds: int, groups: int, bias: bool):
+def test_convolutions(s, iterations: int, groups: int, bias: bool):
     window = Window((3, 2), (2, 1), (1, 0), (1, 2), groups)
     features = ConvolutionFeatures(randn(4, 2 * groups, 7, 6), window, bias=bias)
     z = randn(4, 5 * groups, *features.positions, seed=2)
     Z, T = features.in_rows(z), features.in_rows(randn(*z.shape, seed=3))
-    assert type(images_of(features, Z, T, s)) is CompiledImages
-    compiled = solve_nonlinear(Direct(features), Z, T, 0.7, s, rounds)
+    assert type(outputs_of(features, Z, T, s)) is CompiledOutputs
+    compiled = solve_nonlinear(Direct(features), Z, T, 0.7, s, iterations)
     with kernels.disabled():
-        plain = solve_nonlinear(Direct(features), Z, T, 0.7, s, rounds)
+        plain = solve_nonlinear(Direct(features), Z, T, 0.7, s, iterations)
     torch.testing.assert_close(compiled.x, plain.x, rtol=1e-8, atol=1e-10)
     assert float(compiled.stats.decrease) == pytest.approx(float(plain.stats.decrease), rel=1e-9)
 

@@ -39,7 +39,7 @@ def rows(losses: Sequence[float | None], seconds_per_step: float = 0.01, layers:
         row: dict[str, Any] = {"step": 10 * i, "epoch": i / 10, "seconds": 10 * i * seconds_per_step}
         row |= {"train_loss": loss, "train_acc": accuracy, "val_loss": loss, "val_acc": accuracy}
         if layers and i:
-            row["solver"] = {layer: {"rounds": 5.0, "decrease": 1 / (i + 1)} for layer in layers}
+            row["solver"] = {layer: {"iterations": 5.0, "decrease": 1 / (i + 1)} for layer in layers}
         found.append(row)
     return found
 

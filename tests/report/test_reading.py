@@ -242,7 +242,7 @@ def test_solver_entries_of_any_shape_are_taken_where_they_are_numbers(tmp_path):
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(line(solver={"0": {"rounds": 3, "decrease": "much", "x": None}, "1": 7, "2": []}))
     run = read_run(folder)
-    assert run.solver["0"]["rounds"][1].tolist() == [5, 5, 3]
+    assert run.solver["0"]["iterations"][1].tolist() == [5, 5, 3]  # called rounds in older runs
     assert len(run.solver["0"]["decrease"][1]) == 2
     assert set(run.solver) == {"0"}
 

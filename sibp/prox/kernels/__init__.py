@@ -35,11 +35,11 @@ _buffers = threading.local()
 _ARGUMENTS = {"p": ctypes.c_void_p, "l": ctypes.c_long, "d": ctypes.c_double}
 _SIGNATURES = {
     "work_size": (ctypes.c_long, "llllll"),
-    "rounds": (None, "ppppp llllllll ddddd p"),
+    "iterate": (None, "ppppp llllllll dddddd p"),
     "outer_gram": (None, "ppp ll d l"),
     "solve_size": (ctypes.c_long, "ll"),
     "minus_solve": (ctypes.c_int, "pppp lll dd p"),
-    "images_size": (ctypes.c_long, "lll"),
+    "outputs_size": (ctypes.c_long, "lll"),
     "begin": (None, "pl pl pl l d ppp pp"),
     "direct": (None, "ppp pp"),
     "redirect": (None, "pppppp pp"),

@@ -20,8 +20,8 @@
 static inline REAL ratio(REAL p, REAL q) { return q > 0 ? p / q : (REAL)0; }
 
 typedef struct {
-    long N, r, m, direct, rounds, threads, kind;
-    REAL a, lam, rounding, residual_rounding, shrink_factor, error, tolerated; /* the last two squared */
+    long N, r, m, direct, iterations, threads, kind;
+    REAL a, lam, rounding, residual_rounding, shrink_factor, cancellation, error, tolerated; /* the last two squared */
     const REAL *Z, *T;   /* N x m */
     const REAL *matrix;  /* N x N, the Gram matrix K; in direct coordinates Phi, N x r */
     REAL *X;             /* m x r, the answer */
@@ -120,7 +120,8 @@ static inline __attribute__((always_inline)) void neuron(
     REAL gg_used = gg * (g2 > b->negligible[q] && gg > p->rounding * g2); /* a product: what is not finite stays so */
     REAL beta = ratio(gg_used - old, b->gg_old[q]);
     beta = beta > 0 ? beta : (REAL)0;
-    beta = beta * gd >= gg ? (REAL)0 : beta; /* descent only */
+    const REAL ahead = beta * beta * b->dd[q], left = ahead - 2 * beta * gd + gg;
+    beta = beta * gd >= gg || left <= p->cancellation * (gg + ahead) ? (REAL)0 : beta; /* see _useful() in nonlinear.py */
 
     /* The direction D <- beta D - G, and with it <D, D>, <X, D> and -<G, D>. */
     const REAL dd = b->dd[q] = beta * (beta * b->dd[q] - 2 * gd) + gg, xd = beta * b->xd[q] - xg, gd_new = gg - beta * gd;
@@ -204,17 +205,17 @@ long KERNEL(work_size)(long N, long r, long m, long direct, long threads, long k
 static void advance(const Problem *p, REAL *memory, const REAL *matrix, const REAL *turned, long first)
 {
     Block b = {.N = filled_up(p->N), .r = filled_up(p->direct ? p->r : p->N), .direct = p->direct};
-    const long count = least(BLOCK, p->m - first), images = BLOCK * b.N, coefficients = BLOCK * b.r;
+    const long count = least(BLOCK, p->m - first), outputs = BLOCK * b.N, coefficients = BLOCK * b.r;
     memset(memory, 0, block_size(p->N, p->r, p->direct, p->kind) * sizeof(REAL));
     REAL **arrays[] = {&b.Z, &b.T, &b.KD, &b.KG, &b.X, &b.D, &b.G, &b.G_old, &b.E};
     for (int k = 0; k < 8 + p->direct; k++) {
         *arrays[k] = memory;
-        memory += k >= 4 && k < 8 ? coefficients : images;
+        memory += k >= 4 && k < 8 ? coefficients : outputs;
     }
     if (p->kind != PIECES) {
         b.R = memory;
-        b.S = b.R + images;
-        b.R_try = b.S + images;
+        b.S = b.R + outputs;
+        b.R_try = b.S + outputs;
         b.S_try = b.R_try + b.N;
     } else {
         b.R = b.S = b.R_try = b.S_try = b.Z; /* never touched */
@@ -223,8 +224,8 @@ static void advance(const Problem *p, REAL *memory, const REAL *matrix, const RE
     turn(p->T + first, p->m, p->N, count, b.T, b.N);
     if (!p->direct) b.E = b.G;
     begin_all(p, &b, count, first);
-    for (long round = 0; round < p->rounds; round++) {
-        const int last = round == p->rounds - 1;
+    for (long k = 0; k < p->iterations; k++) {
+        const int last = k == p->iterations - 1;
         if (p->direct) {
             product(b.E, b.N, matrix, b.r, p->N, b.X, p->lam, b.G); /* lam x + Phi^T E */
             product(b.G, b.r, turned, b.N, p->r, b.KG, 0, b.KG);
@@ -258,17 +259,17 @@ static void set_rounding(Problem *p, double rounding_units)
 /* All iterations of a group's neurons; totals: METRICS sums over them. */
 static void solve(const Problem *p, double *totals)
 {
-    const long row = filled_up(p->direct ? p->r : p->N), image_row = filled_up(p->N);
+    const long row = filled_up(p->direct ? p->r : p->N), output_row = filled_up(p->N);
     REAL *matrix = p->work, *turned = matrix + p->N * row;
     for (long i = 0; i < p->N; i++) {
         memcpy(matrix + i * row, p->matrix + i * p->r, p->r * sizeof(REAL));
         memset(matrix + i * row + p->r, 0, (row - p->r) * sizeof(REAL));
     }
     if (p->direct) {
-        memset(turned, 0, p->r * image_row * sizeof(REAL));
-        turn(p->matrix, p->r, p->N, p->r, turned, image_row);
+        memset(turned, 0, p->r * output_row * sizeof(REAL));
+        turn(p->matrix, p->r, p->N, p->r, turned, output_row);
     }
-    REAL *memory = p->work + filled_up(p->direct ? p->N * row + p->r * image_row : p->N * row);
+    REAL *memory = p->work + filled_up(p->direct ? p->N * row + p->r * output_row : p->N * row);
     const long each = block_size(p->N, p->r, p->direct, p->kind);
     const long blocks = (p->m + BLOCK - 1) / BLOCK, share = (blocks + p->threads - 1) / p->threads;
     SHARED(p->threads)
@@ -280,19 +281,20 @@ static void solve(const Problem *p, double *totals)
 }
 
 /* Z, T: groups x N x m; matrix: groups x N x r; X: groups x m x r, the answer; totals: METRICS sums over all neurons. */
-void KERNEL(rounds)(
+void KERNEL(iterate)(
     const REAL *Z, const REAL *T, const REAL *matrix, REAL *X, REAL *work, long groups, long N, long r, long m,
-    long direct, long rounds, long threads, long kind, double a, double lam, double shrink_factor,
-    double rounding_units, double tolerance, double *totals)
+    long direct, long iterations, long threads, long kind, double a, double lam, double shrink_factor,
+    double cancellation, double rounding_units, double tolerance, double *totals)
 {
     for (long metric = 0; metric < METRICS; metric++) totals[metric] = 0;
     REAL *metrics = work + KERNEL(work_size)(N, r, m, direct, threads, kind) - METRICS * m;
     for (long g = 0; g < groups; g++) {
         Problem p = {
-            .N = N, .r = r, .m = m, .direct = direct, .rounds = rounds, .threads = threads, .kind = kind,
+            .N = N, .r = r, .m = m, .direct = direct, .iterations = iterations, .threads = threads, .kind = kind,
             .a = (REAL)a, .lam = (REAL)lam, .shrink_factor = (REAL)shrink_factor,
-            .tolerated = (REAL)(tolerance * tolerance), .Z = Z + g * N * m, .T = T + g * N * m,
-            .matrix = matrix + g * N * r, .X = X + g * m * r, .work = work, .start = metrics + START * m,
+            .cancellation = (REAL)cancellation, .tolerated = (REAL)(tolerance * tolerance),
+            .Z = Z + g * N * m, .T = T + g * N * m, .matrix = matrix + g * N * r, .X = X + g * m * r, .work = work,
+            .start = metrics + START * m,
             .f = metrics + END * m, .norm = metrics + NORM * m, .steps = metrics + STEPS * m,
             .descent = metrics + DESCENT * m, .doubtful = metrics + DOUBTFUL * m};
         set_rounding(&p, rounding_units);

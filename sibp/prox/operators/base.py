@@ -3,12 +3,15 @@
 import math
 from collections.abc import Callable, Hashable
 from functools import cached_property
-from typing import Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from sibp.prox.numbers import Flag
+from sibp.prox.scalars import Flag
+
+if TYPE_CHECKING:
+    from sibp.prox.solvers.coordinates import Coordinates
 
 Parts = tuple[Tensor | None, Tensor | None]
 """Of W (..., m, n) and of b (..., m); None for what does not move."""
@@ -36,8 +39,6 @@ class FeatureOperator:
 
     matrix_free: ClassVar[bool] = True
     """Whether products are cheaper than `materialize`; if not, that gives the same tensor whenever it is called."""
-    solves_all_units: ClassVar[bool] = True
-    """Whether every output unit of the layer is solved for here, so that a decision can hang on all of them."""
 
     def __init__(
         self,
@@ -188,9 +189,18 @@ class FeatureOperator:
         """A sum over all rows, where code of its own has summed over those that are here."""
         return part
 
-    def all_units(self, x: Tensor, finite: Flag) -> tuple[Tensor, Flag]:
-        """Coefficients of all output units, (..., r, m), from those that were solved for here; finite if all were."""
-        return x, finite
+    def all_units(self, coordinates: "Coordinates", x: Tensor, finite: Flag) -> tuple["Coordinates", Tensor, Flag]:
+        """Coefficients of all output units, (..., r, m), from those that were solved for here; finite if all were.
+
+        Args:
+            coordinates: of what was found here; of what was found elsewhere they may be others.
+            x: coefficients.
+            finite: whether they are.
+
+        Returns:
+            The same, in coordinates in which all are.
+        """
+        return coordinates, x, finite
 
     # -- cost -------------------------------------------------------------------------------------------------------
 

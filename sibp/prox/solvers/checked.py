@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from sibp.prox.blocked import factor_in_place
-from sibp.prox.numbers import Number
+from sibp.prox.scalars import Scalar
 from sibp.prox.solvers.coordinates import Coordinates, Direct
 from sibp.prox.status import Solution, Stats, Status
 
@@ -58,8 +58,6 @@ def checked(coordinates: Coordinates, R: Tensor, rhs: Tensor, lam: float, norm: 
     """
     features = coordinates.features
     start = float(features.total(torch.linalg.vector_norm(R).double().square()))
-    if not features.solves_all_units:
-        return None  # ranks that solve for some units each would not all find the same
     if not math.isfinite(norm + start) or lam < floor(torch.finfo(rhs.dtype).eps) * norm:
         return None
     task = _Task(coordinates, R, rhs, lam, norm, start)
@@ -169,7 +167,7 @@ class _Task:
         """The answer x; on the scale of G's rounding, which the metrics share."""
         G, rhs, start, coordinates, lam = self.coordinates.gram, self.rhs, self.start, self.coordinates, self.lam
 
-        def measure(squared_change: Number) -> Stats:
+        def measure(squared_change: Scalar) -> Stats:
             end = coordinates.residual(x, G @ x, rhs, start) + lam * squared_change
             return _solved(start, end, squared_change)
 
@@ -193,8 +191,8 @@ class _Task:
         return None
 
 
-def _solved(start: Number, end: Number, squared_change: Number) -> Stats:
-    return Stats.of(Status.SOLVED, True, start, end, rounds=0, step_length=1.0, squared_change=squared_change)
+def _solved(start: Scalar, end: Scalar, squared_change: Scalar) -> Stats:
+    return Stats.of(Status.SOLVED, True, start, end, iterations=0, step_length=1.0, squared_change=squared_change)
 
 
 @lru_cache(maxsize=32)

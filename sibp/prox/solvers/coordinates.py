@@ -22,8 +22,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from sibp.prox.numbers import Number, number
 from sibp.prox.operators import FeatureOperator
+from sibp.prox.scalars import Scalar, scalar
 
 
 class Coordinates(ABC):
@@ -85,7 +85,7 @@ class Coordinates(ABC):
         """Squared Frobenius norm of what maps x to its forward product, (..., 1)."""
 
     @abstractmethod
-    def when_asked(self, metric: Callable[[], Number]) -> Callable[[], Number]:
+    def when_asked(self, metric: Callable[[], Scalar]) -> Callable[[], Scalar]:
         """A metric of tensors (..., N, m), evaluated if asked for; at once where those are too large to keep."""
 
     @abstractmethod
@@ -105,7 +105,7 @@ class Coordinates(ABC):
         """<x, x>, one number an output unit, (..., m); 0 where it is nothing but rounding."""
 
     @abstractmethod
-    def residual(self, x: Tensor, gram_x: Tensor, rhs: Tensor, RR: Number) -> Number:
+    def residual(self, x: Tensor, gram_x: Tensor, rhs: Tensor, RR: Scalar) -> Scalar:
         """||R + forward(x)||^2 over all output units, from gram_x = gram x, rhs = adjoint(R) and RR = ||R||^2."""
 
     @abstractmethod
@@ -163,7 +163,7 @@ class Span(Coordinates):
         """N."""
         return self.features.rows
 
-    def when_asked(self, metric: Callable[[], Number]) -> Callable[[], Number]:
+    def when_asked(self, metric: Callable[[], Scalar]) -> Callable[[], Scalar]:
         """The metric itself: the tensors are small, and kept till then."""
         return metric
 
@@ -188,10 +188,10 @@ class Span(Coordinates):
         squared = (x * forward_x).sum(-2)
         return squared * (squared > self.rounding * x.square().sum(-2))  # a product: what is not finite stays so
 
-    def residual(self, x: Tensor, gram_x: Tensor, rhs: Tensor, RR: Number) -> Number:
+    def residual(self, x: Tensor, gram_x: Tensor, rhs: Tensor, RR: Scalar) -> Scalar:
         """||R + K U||^2; `rhs` is R itself. All three are (..., N, m)."""
         del x, RR
-        return number((rhs + gram_x).square().sum())
+        return scalar((rhs + gram_x).square().sum())
 
     def entries(self, x: Tensor) -> Tensor:
         """Phi^T U."""
@@ -249,7 +249,7 @@ class Direct(Coordinates):
         """None, as squared norms are sums of squares; (..., 1)."""
         return torch.zeros_like(self.amplification)
 
-    def when_asked(self, metric: Callable[[], Number]) -> Callable[[], Number]:
+    def when_asked(self, metric: Callable[[], Scalar]) -> Callable[[], Scalar]:
         """The metric, evaluated now, as the tensors are too large to keep."""
         now = metric()
         return lambda: now
@@ -272,9 +272,9 @@ class Direct(Coordinates):
         del forward_x
         return x.square().sum(-2)
 
-    def residual(self, x: Tensor, gram_x: Tensor, rhs: Tensor, RR: Number) -> Number:
+    def residual(self, x: Tensor, gram_x: Tensor, rhs: Tensor, RR: Scalar) -> Scalar:
         """||R||^2 + 2 <Phi^T R, V> + <V, Phi^T Phi V>: nothing of size N x m is formed. All three are (..., n, m)."""
-        return RR + number((x * (2 * rhs + gram_x)).sum())
+        return RR + scalar((x * (2 * rhs + gram_x)).sum())
 
     def entries(self, x: Tensor) -> Tensor:
         """V."""

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from sibp.prox import closed
-from sibp.prox.numbers import Flag, Number, at_least, choose, is_finite, number
+from sibp.prox.scalars import Flag, Scalar, at_least, choose, is_finite, scalar
 from sibp.prox.solvers.checked import FLOOR, SINGLE, checked, floor
 from sibp.prox.solvers.coordinates import Coordinates, Direct
 from sibp.prox.status import Solution, Stats, Status, squared_norm
@@ -51,7 +51,7 @@ def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
     Returns:
         x, with the coordinates that it is in (the given ones, or direct ones), status and metrics.
     """
-    G, rhs, features = coordinates.gram, coordinates.adjoint(R), coordinates.features
+    G, rhs = coordinates.gram, coordinates.adjoint(R)
     eps = torch.finfo(G.dtype).eps
     solved = closed.minus_solve(G, rhs, lam, _RESOLVED * eps)
     if solved is not None:
@@ -60,11 +60,10 @@ def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
             norm = float(torch.linalg.vector_norm(G))
             return checked(coordinates, R, rhs, lam, norm) or _in_double_precision(coordinates, R, lam)
         return _solution(coordinates, R, rhs, x, lam, is_finite(energy), lambda: Status.SOLVED)
-    norm = number(torch.linalg.vector_norm(G))
+    norm = scalar(torch.linalg.vector_norm(G))
     if isinstance(norm, Tensor):
         return _factorized(coordinates, R, rhs, lam, at_least(lam, FLOOR * eps * norm), norm)
-    small = coordinates.size < SINGLE or not features.solves_all_units
-    if small and lam >= _RESOLVED * eps * norm:
+    if coordinates.size < SINGLE and lam >= _RESOLVED * eps * norm:
         return _factorized(coordinates, R, rhs, lam, lam, norm)
     return checked(coordinates, R, rhs, lam, norm) or _in_double_precision(coordinates, R, lam)
 
@@ -82,12 +81,12 @@ class _Factor:
     definite: Flag
 
     @classmethod
-    def of(cls, G: Tensor, damping: Number) -> "_Factor":
+    def of(cls, G: Tensor, damping: Scalar) -> "_Factor":
         """Factors G (..., r, r), of any floating dtype, plus damping > 0."""
         system = G.to(torch.float64, copy=True)
         system.diagonal(dim1=-2, dim2=-1).add_(damping)
         L, info = torch.linalg.cholesky_ex(system)
-        return cls(L, number(info if info.dim() == 0 else info.amax()) == 0)
+        return cls(L, scalar(info if info.dim() == 0 else info.amax()) == 0)
 
     def minus_solve(self, rhs: Tensor) -> Tensor:
         """-(G + damping I)^-1 rhs, (..., r, m), in the dtype of rhs."""
@@ -99,7 +98,7 @@ class _Factor:
 
 
 def _factorized(
-    coordinates: Coordinates, R: Tensor, rhs: Tensor, lam: float, damping: Number, norm: Number
+    coordinates: Coordinates, R: Tensor, rhs: Tensor, lam: float, damping: Scalar, norm: Scalar
 ) -> Solution:
     """The solution from a Gram matrix in the precision of the layer, by a factor in float64; norm: of the matrix."""
     G, features = coordinates.gram, coordinates.features
@@ -107,7 +106,7 @@ def _factorized(
     x, definite = factor.minus_solve(rhs), factor.definite
     x = choose(definite, lambda: x, lambda: rhs / -(lam + norm))
 
-    def status() -> Number:
+    def status() -> Scalar:
         closed = choose(damping > lam, lambda: Status.DAMPED, lambda: Status.SOLVED)
         return choose(definite, lambda: closed, lambda: Status.GRADIENT)
 
@@ -121,16 +120,16 @@ def _solution(
     x: Tensor,
     lam: float,
     finite: Flag,
-    status: Callable[[], Number],
+    status: Callable[[], Scalar],
 ) -> Solution:
     """What was solved in the precision of the layer, with its metrics."""
     G, total = coordinates.gram, coordinates.features.total
-    squared_R = coordinates.when_asked(lambda: number(total(torch.linalg.vector_norm(R).square())))
+    squared_R = coordinates.when_asked(lambda: scalar(total(torch.linalg.vector_norm(R).square())))
 
-    def measure(squared_change: Number) -> Stats:
+    def measure(squared_change: Scalar) -> Stats:
         start = squared_R()
         end = coordinates.residual(x, G @ x, rhs, start) + lam * squared_change
-        return Stats.of(status(), finite, start, end, rounds=0, step_length=1.0, squared_change=squared_change)
+        return Stats.of(status(), finite, start, end, iterations=0, step_length=1.0, squared_change=squared_change)
 
     return Solution(coordinates, choose(finite, lambda: x, lambda: torch.zeros_like(x)), finite, measure)
 
@@ -157,9 +156,9 @@ def _in_double_precision(coordinates: Coordinates, R: Tensor, lam: float) -> Sol
     if not math.isfinite(change + float(squared_norm(V))):
         return _kept(coordinates, R.to(dtype))
 
-    def measure(squared_change: Number) -> Stats:
+    def measure(squared_change: Scalar) -> Stats:
         end = start + change
-        return Stats.of(status, True, start, end, rounds=0, step_length=1.0, squared_change=squared_change)
+        return Stats.of(status, True, start, end, iterations=0, step_length=1.0, squared_change=squared_change)
 
     return Solution(Direct(coordinates.features), V, True, measure)
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from sibp.activations import Activation
 from sibp.prox import fused
-from sibp.prox.images import images_of
-from sibp.prox.numbers import Flag, Number, choose, is_finite, number
+from sibp.prox.outputs import outputs_of
+from sibp.prox.scalars import Flag, Scalar, choose, is_finite, scalar
 from sibp.prox.solvers.coordinates import Coordinates, Direct
 from sibp.prox.status import Solution, Stats, Status
 
@@ -30,6 +30,9 @@ from sibp.prox.status import Solution, Stats, Status
 _SHRINK = 0.25
 # Relative error of a residual from which on a neuron's answer is doubtful.
 _TOLERANCE = 1e-3
+# Share of two directions' squared norms from which on what is left of them, one subtracted from the other, is a
+# direction; below, it is their rounding, which a long step would enlarge.
+_CANCELLATION = 1e-3
 # Parts of a displacement that are tried where the whole of it does not decrease the objective of the layer.
 _PARTS = (1.0, 0.25, 0.0625)
 # Units in the last place by which a residual's rounding is overestimated.
@@ -41,13 +44,16 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     return torch.where(denominator > 0, numerator / denominator, 0.0)
 
 
-def solve_nonlinear(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activation, rounds: int) -> Solution:
+def solve_nonlinear(
+    coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activation, iterations: int
+) -> Solution:
     """Decreases f(x) = ||s(Z + forward(x)) - T||^2 + lam <x, x>, starting from x = 0.
 
     Each iteration takes one Polak-Ribiere direction (never negative, and replaced by the negative gradient where it is
-    not a direction of descent) and one Gauss-Newton step length along it, and accepts it neuron by neuron only if it
-    decreases f. A refused neuron starts afresh with a shorter step. For s = identity this is the linear conjugate
-    gradient method. Few iterations are a choice, not only a saving: stopping early regularises.
+    not a direction of descent, or where gradient and last direction cancel) and one Gauss-Newton step length along it,
+    and accepts it neuron by neuron only if it decreases f. A refused neuron starts afresh with a shorter step. For
+    s = identity this is the linear conjugate gradient method. Few iterations are a choice, not only a saving: stopping
+    early regularises.
 
     Args:
         coordinates: of the layer's features.
@@ -55,18 +61,18 @@ def solve_nonlinear(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, 
         T: target of s(Z), of the same shape.
         lam: proximal weight, > 0.
         s: the layer's activation.
-        rounds: number of iterations, >= 1.
+        iterations: their number, >= 1.
 
     Returns:
-        x, with the coordinates that it is in (the given ones, or direct ones), status and metrics; f(x) <= f(0) neuron
-        by neuron, as evaluated at the displacement, wherever lam >= 16 eps ||Phi||^2; a smaller lam is lost in the
-        rounding of the gradient, and a neuron that fits almost exactly may end too high. On an accelerator, where a
-        decision would have to wait for the device, a neuron whose decrease rounding may feign is kept as it is.
+        x, with the coordinates that it is in (the given ones, or direct ones), status and metrics; for any lam,
+        f(x) <= f(0) neuron by neuron, as evaluated at the displacement, up to the rounding of the subproblem itself:
+        eps (||Z|| + ||T||) on the residual's norm. On an accelerator, where a decision would have to wait for the
+        device, a neuron whose decrease rounding may feign is kept as it is.
     """
-    taken = _taken(coordinates, Z, T, lam, s, rounds)
+    taken = _taken(coordinates, Z, T, lam, s, iterations)
     if _reads(Z) and taken.doubtful > 0 and _is_finite(taken):
-        coordinates, taken = _in_double_precision(coordinates, Z, T, lam, s, rounds)
-    return _solution(coordinates, taken, rounds)
+        coordinates, taken = _in_double_precision(coordinates, Z, T, lam, s, iterations)
+    return _solution(coordinates, taken, iterations)
 
 
 def _reads(Z: Tensor) -> bool:
@@ -74,46 +80,52 @@ def _reads(Z: Tensor) -> bool:
     return Z.device.type == "cpu"
 
 
-def _taken(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activation, rounds: int) -> fused.Rounds:
+def _taken(
+    coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activation, iterations: int
+) -> fused.Iterates:
     """The iterations, in compiled form where there is one."""
     if fused.usable(coordinates, Z, s):
-        constants = {"shrink_factor": _SHRINK, "rounding_units": _ROUNDING, "tolerance": _TOLERANCE}
-        return fused.rounds(coordinates, Z, T, lam, s, rounds, **constants)
-    return _rounds(coordinates, Z, T, lam, s, rounds)
+        constants = {"shrink_factor": _SHRINK, "cancellation": _CANCELLATION}
+        constants |= {"rounding_units": _ROUNDING, "tolerance": _TOLERANCE}
+        return fused.iterate(coordinates, Z, T, lam, s, iterations, **constants)
+    return _iterate(coordinates, Z, T, lam, s, iterations)
 
 
-def _rounds(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activation, rounds: int) -> fused.Rounds:
+def _iterate(
+    coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activation, iterations: int
+) -> fused.Iterates:
     """The iterations themselves, for any activation, coordinates and device."""
-    images = images_of(coordinates.features, Z, T, s)
-    coordinates = coordinates.on(images.features)
-    f = start = images.residual()
+    outputs = outputs_of(coordinates.features, Z, T, s)
+    coordinates = coordinates.on(outputs.features)
+    f = start = outputs.residual()
     x = Z.new_zeros(*f.shape[:-1], coordinates.size, f.shape[-1])
     D = G_old = x
-    norm, gg_old, shrink = torch.zeros_like(f), torch.zeros_like(f), torch.ones_like(f)
+    norm, gg_old, dd, shrink = torch.zeros_like(f), torch.zeros_like(f), torch.zeros_like(f), torch.ones_like(f)
     # s(Z) - T rounds by this much, squared: a gradient no larger says nothing, and the neuron is done.
     unit = (_ROUNDING * torch.finfo(Z.dtype).eps) ** 2
-    negligible = unit * coordinates.amplification * images.target_norm
+    negligible = unit * coordinates.amplification * outputs.target_norm
     step_sum, slope_sum = f.new_zeros(()), f.new_zeros(())
-    for iteration in range(rounds):
+    for iteration in range(iterations):
         # Half of f's gradient, as coefficients: adjoint((s(Z) - T) s'(Z)) + lam x.
-        G = coordinates.adjoint(images.take_E()) + lam * x
+        G = coordinates.adjoint(outputs.take_E()) + lam * x
         forward_G = coordinates.forward(G)
         moving = G.square().sum(-2) > negligible
         gg = coordinates.squared_norm(G, forward_G) * moving  # a product: what is not finite stays so
         beta = _ratio(gg - coordinates.inner(G_old, G, forward_G), gg_old).clamp_(min=0)
-        beta = _descent_only(coordinates, beta, G, forward_G, D, images.KD)
+        gd = coordinates.inner(G, D, outputs.KD)
+        beta = _useful(beta, coordinates.inner(G, G, forward_G), gd, dd)
         D = beta.unsqueeze(-2) * D - G
-        curvature = images.redirect(beta, forward_G)
+        curvature = outputs.redirect(beta, forward_G)
         del forward_G  # as large as all else
-        gd, dd, xd = (coordinates.inner(y, D, images.KD) for y in (-G, D, x))
-        t = shrink * _ratio(gd, curvature + lam * dd) * (gg > 0)
+        slope, dd, xd = (coordinates.inner(y, D, outputs.KD) for y in (-G, D, x))
+        t = shrink * _ratio(slope, curvature + lam * dd) * (gg > 0)
         norm_try = norm + t * (2 * xd + t * dd)
-        last = iteration == rounds - 1
-        f_try = images.attempt(t, last) + lam * norm_try
+        last = iteration == iterations - 1
+        f_try = outputs.attempt(t, last) + lam * norm_try
         accept = f_try < f
         taken = torch.where(accept, t, 0.0)
         if not last:
-            images.move(taken)
+            outputs.move(taken)
         x = torch.where(accept.unsqueeze(-2), x + t.unsqueeze(-2) * D, x)
         f, norm = torch.where(accept, f_try, f), torch.where(accept, norm_try, norm)
         shrink = torch.where(accept, 1.0, shrink * _SHRINK)
@@ -124,7 +136,7 @@ def _rounds(coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activ
     if not _reads(Z):
         risen = _doubtful(coordinates, x, start, f, math.inf)
         x, f = torch.where(risen.unsqueeze(-2), 0.0, x), torch.where(risen, start, f)
-    return fused.Rounds(x, norm.sum(), start.sum(), f.sum(), slope_sum, step_sum / rounds, doubtful.sum())
+    return fused.Iterates(x, norm.sum(), start.sum(), f.sum(), slope_sum, step_sum / iterations, doubtful.sum())
 
 
 def _doubtful(coordinates: Coordinates, x: Tensor, start: Tensor, end: Tensor, tolerance: float) -> Tensor:
@@ -142,11 +154,11 @@ def _doubtful(coordinates: Coordinates, x: Tensor, start: Tensor, end: Tensor, t
 
 
 def _in_double_precision(
-    coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activation, rounds: int
-) -> tuple[Coordinates, fused.Rounds]:
+    coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activation, iterations: int
+) -> tuple[Coordinates, fused.Iterates]:
     """The iterations in float64, from a displacement in direct coordinates; on the CPU only."""
     side, dtype, Z, T = coordinates.to(torch.float64), Z.dtype, Z.double(), T.double()
-    taken, features = _taken(side, Z, T, lam, s, rounds), side.features
+    taken, features = _taken(side, Z, T, lam, s, iterations), side.features
     V = side.entries(taken.x).to(dtype)
     change_of_Z, squared_norm = features.matmat(V.double()), V.double().square().sum(-2)
 
@@ -166,29 +178,35 @@ def _in_double_precision(
     return Direct(coordinates.features), ended
 
 
-def _is_finite(taken: fused.Rounds) -> Flag:
+def _is_finite(taken: fused.Iterates) -> Flag:
     """Whether all numbers are finite."""
-    return is_finite(number(taken.start + taken.end + taken.squared_change + taken.gradient))
+    return is_finite(scalar(taken.start + taken.end + taken.squared_change + taken.gradient))
 
 
-def _descent_only(
-    coordinates: Coordinates, beta: Tensor, G: Tensor, forward_G: Tensor, D: Tensor, forward_D: Tensor
-) -> Tensor:
-    """beta, but 0 for neurons where -G + beta D would not descend: <G, -G + beta D> >= 0."""
-    ascends = beta * coordinates.inner(G, D, forward_D) >= coordinates.inner(G, G, forward_G)
-    return torch.where(ascends, 0.0, beta)
+def _useful(beta: Tensor, gg: Tensor, gd: Tensor, dd: Tensor) -> Tensor:
+    """beta, but 0 for neurons where beta D - G would not descend, or would be the rounding of two equal vectors.
+
+    Args:
+        beta: (..., m) conjugacy coefficients.
+        gg: <G, G>.
+        gd: <G, D>, of the gradient and the last direction.
+        dd: <D, D>.
+    """
+    left = gg + beta * (beta * dd - 2 * gd)
+    useless = (beta * gd >= gg) | (left <= _CANCELLATION * (gg + beta * beta * dd))
+    return torch.where(useless, 0.0, beta)
 
 
-def _solution(coordinates: Coordinates, taken: fused.Rounds, rounds: int) -> Solution:
+def _solution(coordinates: Coordinates, taken: fused.Iterates, iterations: int) -> Solution:
     """Checks what came out and words it as a `Solution`."""
-    start, end, gradient, step_length = map(number, (taken.start, taken.end, taken.gradient, taken.step_length))
+    start, end, gradient, step_length = map(scalar, (taken.start, taken.end, taken.gradient, taken.step_length))
     x, finite = taken.x, _is_finite(taken)
 
-    def measure(squared_change: Number) -> Stats:
+    def measure(squared_change: Scalar) -> Stats:
         stalled = (end >= start) & (gradient > 0)
         status = choose(stalled, lambda: Status.STALLED, lambda: Status.SOLVED)
         return Stats.of(
-            status, finite, start, end, rounds=rounds, step_length=step_length, squared_change=squared_change
+            status, finite, start, end, iterations=iterations, step_length=step_length, squared_change=squared_change
         )
 
     return Solution(coordinates, choose(finite, lambda: x, lambda: torch.zeros_like(x)), finite, measure)

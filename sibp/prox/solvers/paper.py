@@ -6,8 +6,8 @@ layer and the identity at the output. Given a target ``T`` (T_l) for its output,
     a.  W' = argmin_W  ||s(A W^T + b) - T||_F^2 + lam ||W - W_old||_F^2      (with the old b)
     b.  b' = argmin_b  ||s(C + b)     - T||_F^2 + lam ||b - b_old||^2        (C = A W'^T, the new W)
 
-approximately: each by exactly five rounds of Fletcher-Reeves conjugate gradients with an Armijo line search.
-There is no restart, no descent check and no stopping tolerance. One round, from the point x with gradient g
+approximately: each by exactly five iterations of Fletcher-Reeves conjugate gradients with an Armijo line search.
+There is no restart, no descent check and no stopping tolerance. One iteration, from the point x with gradient g
 and direction d (first d = -g):
 
     1.  f0 = f(x), gd = <g, d>; step rho^m is accepted iff f(x + rho^m d) < f0 + sigma rho^m gd (strictly).
@@ -23,8 +23,8 @@ W call, C for the b call). A zero gradient makes beta = 0/0 = NaN; the direction
 accepted any more, and the weights stay as they are.
 
 The bias call is the weight call on an input of ones, so one routine serves both. It keeps the pre-activation
-P along with the point and computes the image Q = A d^T of the direction once per round: a trial of the line
-search then costs elementwise passes over (B, n_out) only, and none at the output layer, where f is quadratic
+P along with the point and computes the forward product Q = A d^T of the direction once per iteration: a trial of the
+line search then costs elementwise passes over (B, n_out) only, and none at the output layer, where f is quadratic
 along d. A trial yields the change f(x + rho^m d) - f(x) rather than the value, so its error is a rounding of
 the change, not of f: in float32 this is what keeps the decisions those of float64.
 """
@@ -41,22 +41,22 @@ RHO = 0.6
 """Ratio of successive trial steps (rho)."""
 SIGMA = 0.1
 """Share of the predicted decrease that a step must reach (sigma)."""
-ROUNDS = 5
-"""Conjugate-gradient rounds in each call."""
+ITERATIONS = 5
+"""Conjugate-gradient iterations in each call."""
 POWERS = 50
 """The line search tries rho^m for m in 0..POWERS-1 only."""
 
 
 @dataclass(frozen=True)
-class RoundTrace:
-    """What one round did.
+class IterationTrace:
+    """What one iteration did.
 
     Attributes:
         m: Power of the step, rho^m; -1 when no step was accepted, 0 when m was 0 (no update either).
         m0: Power that a hidden layer jumps to when m = 0 is accepted; -1 at the output layer.
-        f: Objective f0 at the start of the round.
-        gd: Slope <g, d> at the start of the round.
-        beta: Fletcher-Reeves factor at the end of the round; NaN for 0/0.
+        f: Objective f0 at the start of the iteration.
+        gd: Slope <g, d> at the start of the iteration.
+        beta: Fletcher-Reeves factor at the end of the iteration; NaN for 0/0.
     """
 
     m: int
@@ -71,13 +71,13 @@ class CallTrace:
     """What one call (for W or for b) did.
 
     Attributes:
-        rounds: One record for each round.
+        iterations: One record for each iteration.
         g1: The first gradient, in the shape of W or b.
-        f_end: Objective after the last round.
+        f_end: Objective after the last iteration.
         squared_change: ||W' - W_old||_F^2 or ||b' - b_old||^2.
     """
 
-    rounds: tuple[RoundTrace, ...]
+    iterations: tuple[IterationTrace, ...]
     g1: Tensor
     f_end: float
     squared_change: float
@@ -170,7 +170,7 @@ def _check_shapes(A: Tensor, Z: Tensor, T: Tensor, W: Tensor, b: Tensor | None) 
 def _minimise(
     A: Tensor, x_old: Tensor, P: Tensor, const: Tensor, T: Tensor, lam: float, *, relu: bool
 ) -> tuple[Tensor, Tensor, CallTrace]:
-    """Run the five rounds on f(x) = ||s(A x^T + const) - T||^2 + lam ||x - x_old||^2 from x_old.
+    """Run the five iterations on f(x) = ||s(A x^T + const) - T||^2 + lam ||x - x_old||^2 from x_old.
 
     Args:
         A: (B, k) input; a column of ones for a bias.
@@ -189,8 +189,8 @@ def _minimise(
     # x = x_old, hence no proximal term. The first g of the output layer leaves out the constant term.
     g1 = g = 2 * (RM if relu else P - const - T).T @ A
     gg, d = _dot(g, g), -g
-    rounds = []
-    for _ in range(ROUNDS):
+    iterations = []
+    for _ in range(ITERATIONS):
         Q = A @ d.T
         pairs = [(g, d), (R, R), (R, Q), (Q, Q), (E, E), (E, d), (d, d)]
         gd, rr, rq, qq, ee, ed, dd = torch.stack([_dot(*pair) for pair in pairs]).tolist()  # one transfer
@@ -208,9 +208,9 @@ def _minimise(
         gg_old, gg = gg, _dot(g, g)
         beta = gg / gg_old  # as tensors: 0/0 is NaN, not an exception
         d.mul_(beta).sub_(g)
-        rounds.append(RoundTrace(m, m0, f, gd, beta.item()))
+        iterations.append(IterationTrace(m, m0, f, gd, beta.item()))
     rr, ee = torch.stack([_dot(R, R), _dot(E, E)]).tolist()
-    return x_old + E, P, CallTrace(tuple(rounds), g1, rr + lam * ee, ee)
+    return x_old + E, P, CallTrace(tuple(iterations), g1, rr + lam * ee, ee)
 
 
 def _residual(P: Tensor, T: Tensor, relu: bool) -> tuple[Tensor, Tensor]:

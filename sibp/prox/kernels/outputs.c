@@ -1,5 +1,5 @@
-/* Passes over the images of a convolution's neurons; see images.py. Images are N x M: a row is a position of a sample, and
- * its M numbers, one a neuron, stand side by side, as convolutions are quickest with them. What is summed over rows or
+/* Passes over the outputs of a convolution; see outputs.py. Arrays are N x M: a row is a position of a sample, and its M
+ * numbers, one a neuron, stand side by side, as convolutions are quickest with them. What is summed over rows or
  * scaled has one number a neuron. */
 
 #include "activations.h"
@@ -25,7 +25,7 @@ static long rows_of_stripe(long M)
 static long chunks_of(long N, long M) { return (N + STRIPES * rows_of_stripe(M) - 1) / (STRIPES * rows_of_stripe(M)); }
 
 /* Numbers that a pass needs for itself: what is spread out, and the sums of every chunk, or of every sample. */
-long KERNEL(images_size)(long N, long M, long B)
+long KERNEL(outputs_size)(long N, long M, long B)
 {
     const long chunks = chunks_of(N, M);
     return rows_of_stripe(M) * M * (2 + 2 * (chunks > B ? chunks : B));
@@ -80,7 +80,7 @@ INLINE begin(
         }
 }
 
-/* from_Z and from_T, of B samples with P positions each, as images: as they are, or (`turned`) from B x M x P. With
+/* from_Z and from_T, of B samples with P positions each, as arrays here: as they are, or (`turned`) from B x M x P. With
  * `shifted`, from_T is D, and T = s(Z) - eta D. E = (s(Z) - T) s'(Z); found: ||s(Z) - T||^2 and ||T||^2, M each. */
 void KERNEL(begin)(
     const Shape *shape, long B, const REAL *from_Z, long turned_Z, const REAL *from_T, long turned_T, long shifted,

@@ -1,8 +1,8 @@
-"""What conjugate gradients do with images: pre-activations Z, and how they change along a direction.
+"""What conjugate gradients keep of a layer's outputs: pre-activations Z, and how they change along a direction.
 
-Images are the large arrays of a round (a number for each sample, or each sample's position, and neuron), so every pass
-over them counts. `Images` has the passes as torch operations, for any activation and device; `CompiledImages` has them
-in C (`kernels/images.c`), over the layout in which convolutions are quickest.
+These are the large arrays of an iteration (a number for each sample, or each sample's position, and neuron), so every
+pass over them counts. `Outputs` has the passes as torch operations, for any activation and device; `CompiledOutputs`
+has them in C (`kernels/outputs.c`), over the layout in which convolutions are quickest.
 """
 
 import ctypes
@@ -13,14 +13,14 @@ from torch import Tensor
 
 from sibp.activations import Activation
 from sibp.prox import kernels
-from sibp.prox.numbers import Number, number
 from sibp.prox.operators import FeatureOperator
+from sibp.prox.scalars import Scalar, scalar
 
-_PARALLEL = 100_000  # numbers in an image from which several threads are worth waking
+_PARALLEL = 100_000  # numbers in an array from which several threads are worth waking
 
 
-class Images:
-    """Z on its way to the target T, with E = (s(Z) - T) s'(Z), and the image KD of the direction.
+class Outputs:
+    """Z on its way to the target T, with E = (s(Z) - T) s'(Z), and the forward product KD of the direction.
 
     Sums are one number an output unit, (..., m), over all rows; so are step lengths. `features` make the products that
     go with it. `target_norm` is ||T||^2 once `residual` was called.
@@ -63,7 +63,7 @@ class Images:
         return self.Z + self.features.spread(t) * self.KD
 
 
-class CompiledImages(Images):
+class CompiledOutputs(Outputs):
     """The same for rows along two axes, in memory of its own, (B, P, g m): units last, as convolutions like it best.
 
     A pass does as much as it can while numbers are at hand: an attempt leaves E where it leads to, for the case that it
@@ -78,7 +78,7 @@ class CompiledImages(Images):
         self._shape = _shape_type(Z.dtype)(
             N=B * P, M=g * m, threads=threads, kind=kernels.kind_of(s), a=s.negative_slope or 0.0
         )
-        self._size = self._library.images_size(B * P, g * m, B)
+        self._size = self._library.outputs_size(B * P, g * m, B)
         self._sums = Z.new_empty(2, g, m, dtype=torch.float64)
         self.KD = Z.new_zeros(()).expand(Z.shape)
         self._begun, self._tried, self._taken = False, self._sums, self._sums
@@ -138,13 +138,13 @@ class CompiledImages(Images):
         return library
 
     def _empty(self) -> Tensor:
-        """Memory for an image, as (g, B, P, m)."""
+        """Memory for an array, as (g, B, P, m)."""
         g, B, P, m = self.Z.shape
         return self.Z.new_empty(B, P, g, m).permute(2, 0, 1, 3)
 
-    def _laid_out(self, image: Tensor) -> Tensor:
-        """The image (g, B, P, m) with its numbers in the order of (B, P, g, m)."""
-        return image.permute(1, 2, 0, 3).contiguous().permute(2, 0, 1, 3)
+    def _laid_out(self, array: Tensor) -> Tensor:
+        """The array (g, B, P, m) with its numbers in the order of (B, P, g, m)."""
+        return array.permute(1, 2, 0, 3).contiguous().permute(2, 0, 1, 3)
 
     def _found(self, place: int) -> Tensor:
         return self.features.total(self._sums[place].to(self.Z.dtype, copy=True))
@@ -155,15 +155,15 @@ class CompiledImages(Images):
         getattr(self._library, name)(ctypes.addressof(self._shape), *places, work.data_ptr(), self._sums.data_ptr())
 
 
-def _as_it_lies(image: Tensor) -> tuple[Tensor, bool]:
-    """An image (g, B, P, m) without gaps, and whether its numbers lie in the order of (B, g, m, P)."""
-    if image.permute(1, 2, 0, 3).is_contiguous():
-        return image, False
-    return image.permute(1, 0, 3, 2).contiguous().permute(1, 0, 3, 2), True
+def _as_it_lies(array: Tensor) -> tuple[Tensor, bool]:
+    """An array (g, B, P, m) without gaps, and whether its numbers lie in the order of (B, g, m, P)."""
+    if array.permute(1, 2, 0, 3).is_contiguous():
+        return array, False
+    return array.permute(1, 0, 3, 2).contiguous().permute(1, 0, 3, 2), True
 
 
-def images_of(features: FeatureOperator, Z: Tensor, T: Tensor, s: Activation) -> Images:
-    """The images of a layer's neurons, in the quickest form there is for them.
+def outputs_of(features: FeatureOperator, Z: Tensor, T: Tensor, s: Activation) -> Outputs:
+    """The outputs of a layer, in the quickest form there is for them.
 
     Args:
         features: of the layer.
@@ -171,11 +171,11 @@ def images_of(features: FeatureOperator, Z: Tensor, T: Tensor, s: Activation) ->
         T: the target of s(Z), of the same shape.
         s: the layer's activation.
     """
-    kind = CompiledImages if CompiledImages.usable(features, Z, s) else Images
+    kind = CompiledOutputs if CompiledOutputs.usable(features, Z, s) else Outputs
     return kind(features, Z, T, s)
 
 
-def share_of_nonzeros(t: Tensor) -> Number:
+def share_of_nonzeros(t: Tensor) -> Scalar:
     """The share of a tensor's numbers that are not 0.
 
     Args:
@@ -186,13 +186,13 @@ def share_of_nonzeros(t: Tensor) -> Number:
     packed = t.permute(sorted(range(t.dim()), key=t.stride, reverse=True))
     library = kernels.library(t) if packed.is_contiguous() else None
     if library is None:
-        return number(t.sign().abs_().sum()) / t.numel()  # three times faster than counting
+        return scalar(t.sign().abs_().sum()) / t.numel()  # three times faster than counting
     return library.nonzeros(t.data_ptr(), t.numel()) / t.numel()
 
 
 @cache
 def _shape_type(dtype: torch.dtype) -> type[ctypes.Structure]:
-    """`Shape` of images.c."""
+    """`Shape` of outputs.c."""
 
     class Shape(ctypes.Structure):
         _fields_ = (

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-Number = Tensor | float
+Scalar = Tensor | float
 """A 0-dimensional tensor on an accelerator, where reading it would synchronise; a float on the CPU, where tensor
 arithmetic on single numbers takes a hundred times as long."""
 Flag = Tensor | bool
@@ -15,24 +15,24 @@ Flag = Tensor | bool
 Chosen = TypeVar("Chosen")
 
 
-def number(tensor: Tensor | float) -> Number:
-    """A 0-dimensional tensor as a `Number`."""
+def scalar(tensor: Tensor | float) -> Scalar:
+    """A 0-dimensional tensor as a `Scalar`."""
     return tensor.item() if isinstance(tensor, Tensor) and tensor.is_cpu else tensor
 
 
-def is_finite(value: Number) -> Flag:
+def is_finite(value: Scalar) -> Flag:
     """Whether a value is neither infinite nor NaN."""
     return abs(value) < math.inf
 
 
-def at_least(bound: float, value: Number) -> Number:
+def at_least(bound: float, value: Scalar) -> Scalar:
     """The larger of the two; NaN stays NaN."""
     if isinstance(value, Tensor):
         return value.clamp(min=bound)
     return bound if value < bound else value
 
 
-def share(part: Number, whole: Number) -> Number:
+def share(part: Scalar, whole: Scalar) -> Scalar:
     """The ratio part / whole, within [0, 1] but for rounding; of no use where whole is not positive."""
     if not isinstance(part, Tensor) and not isinstance(whole, Tensor):
         return min(max(part / whole, 0.0), 1.0) if whole > 0 else 0.0
@@ -44,7 +44,7 @@ def choose(flag: Flag, yes: Callable[[], Chosen], no: Callable[[], Chosen]) -> C
 
     Args:
         flag: decides.
-        yes: gives a tensor, a `Number` or a pair of numbers.
+        yes: gives a tensor, a `Scalar` or a pair of numbers.
         no: gives the like.
     """
     if not isinstance(flag, Tensor):

@@ -1,14 +1,14 @@
-"""A convolution's passes over images, compiled and plain, against the rounds on patches written out."""
+"""A convolution's passes over outputs, compiled and plain, against the iterations on patches written out."""
 
 import pytest
 import torch
 from layer_problems import randn
 
 from sibp.activations import MISH, RELU, TANH, leaky_relu
-from sibp.prox.images import CompiledImages, Images, images_of, share_of_nonzeros
 from sibp.prox.kernels import disabled
 from sibp.prox.operators import ConvolutionFeatures
 from sibp.prox.operators.window import Window
+from sibp.prox.outputs import CompiledOutputs, Outputs, outputs_of, share_of_nonzeros
 from sibp.prox.solvers.coordinates import Direct
 from sibp.prox.solvers.nonlinear import solve_nonlinear
 
@@ -22,14 +22,14 @@ def convolution(groups: int = 1, bias: bool = True) -> tuple[ConvolutionFeatures
 
 
 @pytest.mark.parametrize("s", [RELU, leaky_relu(0.3), TANH], ids=lambda s: s.name)
-@pytest.mark.parametrize("rounds", [1, 2, 6])
+@pytest.mark.parametrize("iterations", [1, 2, 6])
 @pytest.mark.parametrize(("groups", "bias"), [(1, True), (1, False), (3, True)])
-def test_rounds_are_those_on_patches_written_out(both_ways, s, rounds: int, groups: int, bias: bool):
+def test_iterations_are_those_on_patches_written_out(both_ways, s, iterations: int, groups: int, bias: bool):
     features, Z, T = convolution(groups, bias)
     before = Z.clone(), T.clone()
-    here = solve_nonlinear(Direct(features), Z, T, 0.7, s, rounds)
+    here = solve_nonlinear(Direct(features), Z, T, 0.7, s, iterations)
     with disabled():
-        there = solve_nonlinear(Direct(features.dense()), Z.flatten(1, 2), T.flatten(1, 2), 0.7, s, rounds)
+        there = solve_nonlinear(Direct(features.dense()), Z.flatten(1, 2), T.flatten(1, 2), 0.7, s, iterations)
     torch.testing.assert_close(here.x, there.x, rtol=1e-9, atol=1e-11)
     for key in ("status", "decrease", "squared_change", "step_length"):
         assert float(getattr(here.stats, key)) == pytest.approx(float(getattr(there.stats, key)), rel=1e-9), key
@@ -37,57 +37,59 @@ def test_rounds_are_those_on_patches_written_out(both_ways, s, rounds: int, grou
     assert torch.equal(T, before[1])
 
 
-def test_images_in_another_order_in_memory(both_ways):
+def test_outputs_in_another_order_in_memory(both_ways):
     features, Z, T = convolution()
-    mixed = solve_nonlinear(Direct(features), Z.contiguous(), T.mT.contiguous().mT, 1.0, RELU, 3)
+    packed = Z.contiguous()
+    mixed = solve_nonlinear(Direct(features), packed, T.mT.contiguous().mT, 1.0, RELU, 3)
+    assert torch.equal(packed, Z)
     torch.testing.assert_close(mixed.x, solve_nonlinear(Direct(features), Z, T, 1.0, RELU, 3).x, rtol=1e-12, atol=1e-12)
 
 
 def test_a_neuron_that_does_not_move_never_meets_its_direction(both_ways):
     features, Z, T = convolution()
-    images = images_of(features, Z, T, RELU)
-    images.residual()
+    outputs = outputs_of(features, Z, T, RELU)
+    outputs.residual()
     none = Z.new_zeros(1, 5)
     KG = Z.new_zeros(Z.shape)
     KG[..., 1] = float("inf")
-    images.redirect(none, KG)
+    outputs.redirect(none, KG)
     t = torch.tensor([[0.5, 0.0, 0.5, 0.5, 0.5]], dtype=Z.dtype)
-    images.attempt(t, last=False)
-    images.move(t)
-    torch.testing.assert_close(images.E, (Z.relu() - T) * (Z > 0), rtol=1e-14, atol=1e-14)
-    images.redirect(none, Z.new_zeros(Z.shape))
-    torch.testing.assert_close(images.Z, Z, rtol=0, atol=0)  # all other directions are zero
+    outputs.attempt(t, last=False)
+    outputs.move(t)
+    torch.testing.assert_close(outputs.E, (Z.relu() - T) * (Z > 0), rtol=1e-14, atol=1e-14)
+    outputs.redirect(none, Z.new_zeros(Z.shape))
+    torch.testing.assert_close(outputs.Z, Z, rtol=0, atol=0)  # all other directions are zero
 
 
 def test_a_refused_neuron_stays_where_it_is(both_ways):
     """Its E is that of its place, not that of the attempt, and so is its Z."""
     features, Z, T = convolution(2)
-    images = images_of(features, Z, T, TANH)
-    images.residual()
+    outputs = outputs_of(features, Z, T, TANH)
+    outputs.residual()
     KG, KG2 = randn(*Z.shape, seed=5), randn(*Z.shape, seed=6)
-    images.redirect(Z.new_zeros(2, 5), KG.clone())
+    outputs.redirect(Z.new_zeros(2, 5), KG.clone())
     t = torch.linspace(0.1, 1, 10, dtype=Z.dtype).reshape(2, 5)
     tried = Z - t[:, None, None] * KG
-    torch.testing.assert_close(images.attempt(t, last=False), (tried.tanh() - T).square().sum((1, 2)))
+    torch.testing.assert_close(outputs.attempt(t, last=False), (tried.tanh() - T).square().sum((1, 2)))
     taken = t * torch.tensor([1, 0, 1, 1, 0], dtype=Z.dtype)
-    images.move(taken)
+    outputs.move(taken)
     here = Z - taken[:, None, None] * KG
     E = (here.tanh() - T) * (1 - here.tanh().square())
-    torch.testing.assert_close(images.take_E(), E)
+    torch.testing.assert_close(outputs.take_E(), E)
     beta = t.flip(1)
     KD = beta[:, None, None] * -KG - KG2
     curvature = ((1 - here.tanh().square()) * KD).square().sum((1, 2))
-    torch.testing.assert_close(images.redirect(beta, KG2.clone()), curvature)
-    torch.testing.assert_close(images.Z, here)
-    torch.testing.assert_close(images.KD, KD)
-    last = images.attempt(t, last=True)
+    torch.testing.assert_close(outputs.redirect(beta, KG2.clone()), curvature)
+    torch.testing.assert_close(outputs.Z, here)
+    torch.testing.assert_close(outputs.KD, KD)
+    last = outputs.attempt(t, last=True)
     torch.testing.assert_close(last, ((here + t[:, None, None] * KD).tanh() - T).square().sum((1, 2)))
 
 
 def test_several_threads_find_the_same_to_the_last_bit(monkeypatch: pytest.MonkeyPatch):
     features, Z, T = convolution(3)
     alone = solve_nonlinear(Direct(features), Z, T, 1.0, RELU, 4).x
-    monkeypatch.setattr("sibp.prox.images._PARALLEL", 0)
+    monkeypatch.setattr("sibp.prox.outputs._PARALLEL", 0)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
@@ -100,9 +102,9 @@ def test_several_threads_find_the_same_to_the_last_bit(monkeypatch: pytest.Monke
 def test_which_layers_have_passes_of_their_own(both_ways, request: pytest.FixtureRequest):
     features, Z, T = convolution()
     compiled = "compiled" in request.node.name
-    assert (type(images_of(features, Z, T, RELU)) is CompiledImages) == compiled
-    assert type(images_of(features, Z, T, MISH)) is Images
-    assert type(images_of(features.dense(), Z.flatten(1, 2), T.flatten(1, 2), RELU)) is Images
+    assert (type(outputs_of(features, Z, T, RELU)) is CompiledOutputs) == compiled
+    assert type(outputs_of(features, Z, T, MISH)) is Outputs
+    assert type(outputs_of(features.dense(), Z.flatten(1, 2), T.flatten(1, 2), RELU)) is Outputs
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -12,8 +12,8 @@ from layer_problems import moved, randn
 from sibp.activations import RELU
 from sibp.prox import status
 from sibp.prox.kernels import disabled
-from sibp.prox.numbers import at_least, is_finite
 from sibp.prox.operators import DenseFeatures
+from sibp.prox.scalars import at_least, is_finite
 from sibp.prox.solvers import coordinates, linear, nonlinear
 from sibp.prox.solvers.coordinates import Direct, Span, smaller_side
 from sibp.prox.solvers.linear import solve_linear
@@ -30,7 +30,7 @@ def solve(kind: str, side, A, R, lam):
 
 def read_nothing(monkeypatch):
     for module in (coordinates, linear, nonlinear, status):
-        monkeypatch.setattr(module, "number", lambda tensor: tensor)
+        monkeypatch.setattr(module, "scalar", lambda tensor: tensor)
 
 
 def case(name: str) -> tuple[torch.Tensor, float, Status]:

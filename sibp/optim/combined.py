@@ -8,7 +8,7 @@ import torch
 from sibp.optim.fallback import step_within
 
 
-class Together(torch.optim.Optimizer):
+class CombinedOptimizer(torch.optim.Optimizer):
     """Steps its parts one after the other; their param groups and their state are its own.
 
     Args:
@@ -16,7 +16,7 @@ class Together(torch.optim.Optimizer):
 
     Example:
         >>> a, b = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(1))
-        >>> both = Together([torch.optim.SGD([a], lr=0.1), torch.optim.Adam([b], lr=0.2)])
+        >>> both = CombinedOptimizer([torch.optim.SGD([a], lr=0.1), torch.optim.Adam([b], lr=0.2)])
         >>> [group["lr"] for group in both.param_groups]
         [0.1, 0.2]
     """
