@@ -87,7 +87,7 @@ def test_the_kernels_and_their_sources_are_in_it_for_every_python(wheel):
     held = zipfile.ZipFile(wheel).namelist()
     assert {
         f"sibp/prox/kernels/{name}"
-        for name in ("fused.c", "images.c", "closed.c", "common.h", "turn.h", "processor.c", "module.c")
+        for name in ("fused.c", "outputs.c", "closed.c", "common.h", "turn.h", "processor.c", "module.c")
     } <= set(held)
     assert [name for name in held if name.startswith("sibp/prox/kernels/_native")] == [
         "sibp/prox/kernels/_native.abi3.so"
