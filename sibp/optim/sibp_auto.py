@@ -111,7 +111,7 @@ class AutoSIBP(SIBP):
             size = self.parallel.whole_loss(size, 0, mean=False, device=problem.D_z.device)
         if problem.ends[1] == tap.name:
             self._signal_at_output = size
-            self._rows += problem.D_z.numel() * problem.W.shape[-1] // problem.W.numel()
+            self._output_rows += problem.D_z.numel() * problem.W.shape[-1] // problem.W.numel()
         ratio = self._signal_at_output / size if size > 0 else math.nan
         if not 0 < ratio < math.inf:
             return lr
@@ -130,7 +130,7 @@ class AutoSIBP(SIBP):
         if "search_trust" not in memory:
             rows = self._rows_of_all()
             memory["search_trust"] = min(1.0, rows / _ENOUGH) if rows else 1.0
-        self._rows = 0
+        self._output_rows = 0
         reach, due = min(memory.get("search_reach", lr), lr), self._is_due()
         if due:
             slope = self._slope(trials, lr)
@@ -189,9 +189,9 @@ class AutoSIBP(SIBP):
     def _rows_of_all(self) -> float:
         """Rows of the output that the gradient is of, on all ranks together; 0 if the output has no subproblem."""
         if self.parallel is None:
-            return float(self._rows)
+            return float(self._output_rows)
         device = next(iter(self._first_group()["params"])).device
-        return self.parallel.whole_loss(self._rows, 0, mean=False, device=device)
+        return self.parallel.whole_loss(self._output_rows, 0, mean=False, device=device)
 
     def _keep_for_trust(self, trials: Trials, alpha: float, lr: float) -> None:
         """Keeps the step that is taken if the next one looks back at it; drops the gradients of this one."""
@@ -250,7 +250,7 @@ class AutoSIBP(SIBP):
         super()._reset()
         self._gradients: dict[Tensor, Tensor] = {}
         self._signal_at_output = math.nan
-        self._rows = 0  # of the output in the backward passes since the last step
+        self._output_rows = 0  # of the output in the backward passes since the last step
 
 
 def build(model: nn.Module, *, lr: float, prox_weight: float, fallback_lr: float = FALLBACK_LR) -> AutoSIBP:

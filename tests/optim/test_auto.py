@@ -32,6 +32,11 @@ def mlp(*sizes: int, seed: int = 0, dtype: torch.dtype = F64) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
+@pytest.mark.parametrize("make", SEARCHING, ids=NAMES)
+def test_summary_names_every_layer(make):
+    assert [line.split()[0] for line in make(mlp(5, 4, 3), 0.1).summary().splitlines()[3:]] == ["0", "2"]
+
+
 def batch(seed: int = 1, rows: int = 20, inputs: int = 5) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, inputs, generator=generator, dtype=F64)
