@@ -33,7 +33,7 @@ def check_fits(weights: int, model: str, **settings: Any) -> None:
     if needed > there:
         raise UserError(
             f"model={model} with {_named(settings)} has {weights:.3g} weights: training takes {needed / 1e9:.3g} "
-            f"GB of memory or more, and this machine has {there / 1e9:.3g}: give a smaller model."
+            f"GB of memory or more, and this machine has {there / 1e9:.3g} GB: give a smaller model."
         )
 
 

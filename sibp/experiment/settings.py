@@ -215,9 +215,17 @@ def checked(key: str, value: Any, hint: Any) -> Any:
                 raise UserError(f"{key}={shown(value)} is not possible: it has a NUL byte in it.")
             return value
     hint_of_path = f" (a folder of that name: {key}=./{value})" if key.endswith("_root") and value is not None else ""
+    quoted = " without quotes" if isinstance(value, str) and _is_number(value) else ""
     raise UserError(
-        f"{key}={shown(value)} is not possible: give {' or '.join(map(_described, options))}{hint_of_path}."
+        f"{key}={shown(value)} is not possible: give {' or '.join(map(_described, options))}{quoted}{hint_of_path}."
     )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return isinstance(float(text), float)
+    except ValueError:
+        return False
 
 
 def _described(hint: Any) -> str:

@@ -64,7 +64,7 @@ def _main(words: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sibp report", description=__doc__, epilog=EPILOG)
     parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="folder with runs in it, at any depth")
-    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: %(default)s)")
+    parser.add_argument("--out", type=_file, default=Path("report.html"), help="the page (default: %(default)s)")
     parser.add_argument(
         "--format",
         type=_formats,
@@ -90,6 +90,12 @@ def _parser() -> argparse.ArgumentParser:
         help="all problems together: standings and performance profiles, with SGD's own results as targets",
     )
     return parser
+
+
+def _file(text: str) -> Path:
+    if not Path(text).name:
+        raise argparse.ArgumentTypeError(f"{text!r} is no file: give its name, such as report.html")
+    return Path(text)
 
 
 def _formats(text: str) -> tuple[str, ...]:

@@ -41,8 +41,8 @@ def collect(folders: Sequence[Path]) -> Collection:
         UsageError: a folder does not exist, or no folder holds a run.
     """
     for folder in folders:
-        if not folder.is_dir():
-            what = "is not a folder" if folder.exists() else "does not exist"
+        if not os.path.isdir(folder):  # unlike the methods of a path, it says so of a name that is too long, too
+            what = "is not a folder" if os.path.exists(folder) else "does not exist"
             raise UsageError(f"{shown(str(folder))} {what}: give folders that hold runs.")
     unreadable: list[Broken] = []
     found = {path.resolve(): path for folder in folders for path in _run_folders(folder, unreadable)}

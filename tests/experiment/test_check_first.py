@@ -81,6 +81,7 @@ SINGLE = {
     "max_steps=9223372036854775808": "the largest whole number is 9223372036854775807",
     "model.hidden=[999999999]": "model=mlp with model.hidden=[999999999] has 7.5e+10 weights: training takes 900 GB",
     "model.hidden=[9000000000000000000]": "has 6.75e+20 weights",
+    "optimizer.lr='0.1'": "optimizer.lr=0.1 is not possible: give a number without quotes.",
     "log_early=0": "log_early=0 is not possible",
     "role=other": "role=other is not known",
     "run_root=": "run_root= is empty",

@@ -139,7 +139,11 @@ def test_adding_test_metrics_that_fails_leaves_the_result(make_config, monkeypat
 def test_a_signal_writes_a_checkpoint_and_the_same_command_goes_on(number, make_config, monkeypatch):
     config = make_config()
     fail_at(monkeypatch, 13, lambda: os.kill(os.getpid(), number))
-    outcome = run(config)
+    before = signal.signal(number, signal.SIG_DFL)  # whoever started the tests may have had it ignored
+    try:
+        outcome = run(config)
+    finally:
+        signal.signal(number, before)
     assert (outcome.status, outcome.folder.summary()) == ("interrupted", None)
     assert torch.load(outcome.folder.checkpoint, weights_only=True)["step"] == 14
     assert run(config).status == "completed"

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._dynamo.utils import maybe_enable_compiled_autograd
+from torch._dynamo import compiled_autograd
 
 from sibp import SIBP, ProxBP
 
@@ -48,8 +48,10 @@ def trained(method, wrap: Callable, inside: str) -> list[Tensor]:
 
 
 def by_compiled_autograd(run: Callable) -> Callable:
+    """With the backend that takes the least time: what is compiled is torch's, how it is called is ours."""
+
     def step() -> None:
-        with maybe_enable_compiled_autograd(True, fullgraph=False, dynamic=False):
+        with compiled_autograd._enable(lambda graph: torch.compile(graph, backend="eager"), dynamic=False):
             run()
 
     return step
@@ -91,8 +93,16 @@ def test_a_model_compiled_afterwards_has_the_batch_of_the_whole(compiled: Callab
     torch.testing.assert_close(*found, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("method", [SIBP, ProxBP])
-@pytest.mark.parametrize("inside", ["backward", "zero backward", "backward step", "zero backward step"])
+@pytest.mark.parametrize(
+    ("method", "inside"),
+    [
+        (SIBP, "backward"),
+        (SIBP, "zero backward"),
+        (SIBP, "backward step"),
+        (SIBP, "zero backward step"),
+        (ProxBP, "zero backward step"),
+    ],
+)
 def test_a_compiled_step_is_the_plain_one(method, inside: str):
     torch._dynamo.reset()
     compiled = trained(method, lambda run: torch.compile(run, backend="eager"), inside)

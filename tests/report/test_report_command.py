@@ -289,6 +289,8 @@ def test_runs_without_result_make_a_report(tmp_path):
 
 
 WRONG = {
+    "no file for the page": (["{}", "--out", "/"], "'/' is no file: give its name, such as report.html"),
+    "a folder's name that is too long": (["x" * 5000], "does not exist"),
     "no such folder": (["{}/nowhere"], "nowhere does not exist: give folders that hold runs."),
     "no runs": (["{}"], "There are no runs in"),
     "unknown format": (["{}", "--format", "pdf"], "there is no format 'pdf'; choose from html, md, csv, png"),
