@@ -35,20 +35,24 @@ if [ "${1:-}" = --tiny ]; then
     device=cpu seconds=0
     step mlp 120 --net 12-8-3 --batch 6 --methods exact cg:2 proxbp --threads 1
     step peers 120 --net 12-9-8-3 --batch 6 --methods exact adam muon kfac --threads 1
+    step compile 240 --net 12-8-3 --batch 6 --methods sgd+compile exact exact+compile --threads 1
     run arena 240 "$python" -m sibp.train experiment=digits_quick max_steps=3 device="$device" run_root="$out/runs"
     exit "$failed"
 fi
 
 "$python" -c "import torch; assert torch.cuda.is_available(), 'torch finds no CUDA device'"
-run tests 120 "$python" -m pytest -q -n 0 -k "cuda or gpu or synchronisation" tests/optim/test_contract.py \
+run tests 90 "$python" -m pytest -q -n 0 -k "cuda or gpu or synchronisation" tests/optim/test_contract.py \
     tests/optim/test_synchronisation.py tests/bench/test_bench_command.py
-step table 90 --methods exact cg:3 proxbp adam
-step wide 45 --net 8192-8192-8192-10 --batch 512 --methods exact cg:3 proxbp muon
-step resnet18 60 --net resnet18 --methods exact cg:3 adam
-step transformer 60 --net transformer_6 --methods exact cg:3 muon
+step table 75 --methods exact cg:3 proxbp adam
+step wide 40 --net 8192-8192-8192-10 --batch 512 --methods exact cg:3 proxbp muon
+step resnet18 50 --net resnet18 --methods exact cg:3 adam
+step transformer 50 --net transformer_6 --methods exact cg:3 muon
+step graphs 45 --net 784-500-10 784-500-500-500-10 resnet8 transformer_block \
+    --methods sgd+graph exact exact+graph cg:3 cg:3+graph
+step compile 70 --net 784-500-500-500-10 transformer_block --methods sgd+compile exact exact+compile cg:3 cg:3+compile
 if [ -n "${SIBP_DATA_ROOT:-}" ]; then
     for method in sgd sibp proxbp; do
-        run "mnist-$method" 30 "$python" -m sibp.train optimizer="$method" dataset=mnist model=mlp max_steps=500 \
+        run "mnist-$method" 20 "$python" -m sibp.train optimizer="$method" dataset=mnist model=mlp max_steps=500 \
             device="$device" data_root="$SIBP_DATA_ROOT" run_root="$out/runs"
     done
 fi

@@ -64,7 +64,7 @@ class Machine:
         size = _numbers(layers) * self.dtype.itemsize
         roof = Roof(self.product_rate, bandwidth(size, self.device, self.dtype, self.clock), self.dtype.itemsize)
         alone, found = Alone(roof, self.device, self.dtype, self.clock), {}
-        for method in (name for name in methods if name not in (*PORTS, *PEERS)):
+        for method in (name for name in methods if name not in (*PORTS, *PEERS) and "+" not in name):
             work = step_work(method, layers)
             found[method] = {
                 "operations": operations(work),

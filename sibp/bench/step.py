@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from sibp.analysis.statistics import Estimate
-from sibp.bench import memory
+from sibp.bench import memory, modes
 from sibp.bench.bars import Bars
 from sibp.bench.floors import NOTE as FLOORS
 from sibp.bench.floors import Machine, below, best_samples, floor
@@ -32,7 +32,8 @@ NOTE = (
     "compute it; "
     "published is the step of paper with a matrix product for every value of the line search, as it was published; "
     "adam, muon, soap, kfac and foof are peers with the settings of configs/optimizer, whose dearer steps (a new "
-    "preconditioner) are spread over their period."
+    "preconditioner) are spread over their period. A name with +compile is a step that torch.compile has made, one "
+    "with +graph a CUDA graph that is replayed."
 )
 TARGETS_NOTE = " Targets are for ratios of processor time, in float32 on a CPU."
 
@@ -53,7 +54,7 @@ def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
     cases = choose_cases(args.net, args.batch, args.activation)
     methods = {case: args.methods or _methods(case) for case in cases}
     for case, names in methods.items():
-        check_methods(names, case)
+        check_methods(names, case, args.device)
     record = new_record("step", words, args.device)
     here = Machine.of(args.device, args.dtype)
     record |= {"dtype": args.dtype, "product_rate": here.product_rate, "cases": []}
@@ -78,16 +79,32 @@ def measure_case(
 
     Returns:
         ``net``, ``batch``, ``activation``, ``device``, ``dtype``, ``seconds_per_step`` and
-        ``processor_seconds_per_step`` (method -> one sample a round), ``memory`` (method -> see `memory.measure`).
+        ``processor_seconds_per_step`` (method -> one sample a round), ``memory`` (method -> see `memory.measure`) and
+        ``failed`` (method -> why its step could not be compiled, or recorded as a graph).
     """
     names = list(dict.fromkeys([SGD, *methods]))
     extra = [name for name in names if name not in PORTS] if with_memory else []
     taken = {name: memory.measure(case, name, device, dtype, torch.get_num_threads()) for name in extra}
-    workers = {name: Worker(case, name, device, dtype) for name in names}
+    workers, failed = _workers(case, names, device, dtype)
     samples = interleave(workers, seconds, device_clock(device))
     about = {"net": case.net, "batch": case.batch, "activation": case.activation, "device": device, "dtype": dtype}
     times = {"seconds_per_step": samples.seconds, "processor_seconds_per_step": samples.processor}
-    return {**about, **times, "memory": taken}
+    return {**about, **times, "memory": taken, "failed": failed}
+
+
+def _workers(case: Case, names: Sequence[str], device: str, dtype: str) -> tuple[dict[str, Worker], dict[str, str]]:
+    """Those whose first step succeeds, and why others failed, which only steps that are not plain ones may."""
+    workers, failed = {}, {}
+    for name in names:
+        try:
+            workers[name] = Worker(case, name, device, dtype)
+            workers[name].step()
+        except Exception as error:
+            if not modes.split(name)[1]:
+                raise
+            workers.pop(name, None)
+            failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+    return workers, failed
 
 
 def sections(record: dict[str, Any]) -> list[Section]:
@@ -102,7 +119,8 @@ def sections(record: dict[str, Any]) -> list[Section]:
     has_targets = any(map(targets_of, record["cases"]))
     found = [Section("Time of a step against SGD's", [Text(f"{NOTE} {FLOORS}{TARGETS_NOTE if has_targets else ''}")])]
     for case in record["cases"]:
-        found.append(Section(Case.of(case).title, [_table(case), *_pairs(case)]))
+        failed = [Text(f"{name} failed: {why}", warning=True) for name, why in case.get("failed", {}).items()]
+        found.append(Section(Case.of(case).title, [_table(case), *failed, *_pairs(case)]))
     return [*found, Section("All nets", [_figure(record["cases"])])]
 
 

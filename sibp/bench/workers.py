@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import yaml
 from torch import nn
 
-from sibp.bench import published
+from sibp.bench import modes, published
 from sibp.bench.nets import NAMED, Case
 from sibp.bench.proxprop import ProxPropNet
 from sibp.experiment.compose import CONFIGS
@@ -41,12 +41,13 @@ class Worker:
             case: net and batch size.
             method: "sgd"; "exact", "cg:K" or "paper", the solvers of `SIBP`; "proxbp", `ProxBP` with its closed form;
                 "proxprop", its authors' own step; "published", the step of "paper" with a product for each trial;
-                or one of `PEERS`.
+                or one of `PEERS`; with one of `modes.MODES` after a plus sign, such as "exact+graph".
             device: "cpu" or "cuda".
             dtype: "float32" or "float64".
             pool: number of batches; 0 for as many as memory allows within reason.
         """
         model = case.model().to(device, _DTYPES[dtype])
+        method, mode = modes.split(method)
         self.model, self.optimizer = _prepared(model, method)
         self.period = _period(method)
         self._weights = list(model.parameters())
@@ -59,11 +60,19 @@ class Worker:
             y = torch.randint(case.classes, (case.batch,), generator=generator).to(device)
             self._batches.append((x, y))
         self._next = 0
+        self._take = self._train
+        if mode:
+            self.restart()  # keeps the weights: recording a graph takes steps
+            make = modes.compiled if mode == "compile" else modes.graph
+            self._take = make(self._train, *self._batches[0])
 
     def step(self) -> None:
         """One step as in anyone's training loop."""
         x, y = self._batches[self._next]
         self._next = (self._next + 1) % len(self._batches)
+        self._take(x, y)
+
+    def _train(self, x: torch.Tensor, y: torch.Tensor) -> None:
         if self.optimizer is None:
             published.step([m for m in self.model.modules() if isinstance(m, nn.Linear)], x, y, ETA, LAM)
             return
@@ -80,17 +89,23 @@ class Worker:
         self._next = 0
 
 
-def check_methods(methods: Sequence[str], case: Case) -> None:
+def check_methods(methods: Sequence[str], case: Case, device: str = "cpu") -> None:
     """Refuses what is no method, or none for a net.
 
     Args:
         methods: names.
         case: the net.
+        device: "cpu" or "cuda".
 
     Raises:
         UserError: naming the method.
     """
-    for method in methods:
+    for name in methods:
+        method, mode = modes.split(name)
+        if (mode or "+" in name) and mode not in modes.MODES:
+            raise UserError(f"--methods {name} is no way to run a step: after + comes {' or '.join(modes.MODES)}.")
+        if mode == "graph" and device != "cuda":
+            raise UserError(f"--methods {name}: graphs are CUDA's; leave it out, or use --device cuda.")
         if method in PEERS:
             try:
                 _prepared(case.model(), method)

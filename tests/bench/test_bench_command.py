@@ -7,10 +7,12 @@ import pytest
 import torch
 import yaml
 
-from sibp.bench import memory
+from sibp.bench import memory, modes
 from sibp.bench.__main__ import main
+from sibp.bench.nets import Case
 from sibp.bench.record import Usage
 from sibp.bench.timing import MIN_ROUNDS
+from sibp.bench.workers import Worker
 
 HEAD = {"command", "made_by", "others", "date", "machine"}
 MACHINE = {"processor", "load", "system", "cpus", "threads", "device", "kernels", "versions", "git_commit", "git_dirty"}
@@ -84,6 +86,59 @@ def test_step_asks_for_the_memory_of_every_method_but_the_slow_ones(tmp_path, qu
     taken = record["cases"][0]["memory"]
     assert list(taken) == ["sgd", "exact"]
     assert taken["exact"]["given"] == ["4-3-2", "", "exact", "cpu", "float32", 1]
+
+
+def test_a_compiled_step_stands_beside_the_plain_one(tmp_path, quick, monkeypatch):
+    taken = []
+    monkeypatch.setattr(modes, "compiled", lambda step, x, y: lambda x, y: taken.append(1) or step(x, y))
+    words = ("--net", "8-6-3", "--batch", "5", "--methods", "exact", "exact+compile", "sgd+compile")
+    (case,) = run(tmp_path, "step", *words, *SMALL, "--no-memory")["cases"]
+    assert_samples(case["seconds_per_step"], "sgd", "exact", "exact+compile", "sgd+compile")
+    assert case["counted"].keys() == {"sgd", "exact"}
+    assert taken
+    assert case["failed"] == {}
+
+
+def test_a_step_that_cannot_be_compiled_leaves_the_others(tmp_path, quick, monkeypatch, capsys):
+    def fails(*_):
+        raise RuntimeError("no compiler here\nand a trace")
+
+    monkeypatch.setattr(modes, "compiled", fails)
+    words = ("--net", "8-6-3", "--batch", "5", "--methods", "exact", "exact+compile")
+    (case,) = run(tmp_path, "step", *words, *SMALL, "--no-memory")["cases"]
+    assert_samples(case["seconds_per_step"], "sgd", "exact")
+    assert case["failed"] == {"exact+compile": "RuntimeError: no compiler here"}
+    assert "exact+compile failed: RuntimeError: no compiler here" in capsys.readouterr().out
+
+
+def test_recording_a_graph_leaves_the_weights_as_they_were(monkeypatch):
+    """What is replayed starts from the weights that every method starts from."""
+
+    def recorded(step, x, y):
+        step(x, y)  # as warming up does
+        return step
+
+    monkeypatch.setattr(modes, "graph", recorded)
+    worker, plain = Worker(Case("8-6-3", 5), "exact+graph", pool=2), Worker(Case("8-6-3", 5), "exact", pool=2)
+    worker.restart()
+    for one in (worker, plain):
+        one.step()
+    for p, q in zip(worker.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("exact+graph", "graphs are CUDA's"),
+        ("exact+", "after + comes compile or graph"),
+        ("sgd+eager", "after + comes"),
+    ],
+)
+def test_ways_to_run_a_step_that_are_none(tmp_path, method, said, capsys):
+    assert main(["step", "--net", "4-3-2", "--methods", method, "--out", str(tmp_path)]) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_scaling(tmp_path, quick):

@@ -28,7 +28,7 @@ def test_every_measurement_is_one_that_the_command_takes(words):
     args = _parser().parse_args(["step", *words[2:]])
     for case in choose_cases(args.net, args.batch, args.activation):
         if "resnet18" not in case.net and "8192" not in case.net and case.net != "transformer_6":
-            check_methods(args.methods, case)  # which builds the net for some peers: not those of a GPU's size
+            check_methods(args.methods, case, "cuda")  # which builds the net for some peers: not those of a GPU's size
 
 
 def test_all_limits_together_are_at_most_eight_minutes():
@@ -37,7 +37,7 @@ def test_all_limits_together_are_at_most_eight_minutes():
     methods = len(re.search(r"for method in (.*); do", FULL).group(1).split())
     mnist = int(re.search(r'run "mnist-\$method" (\d+)', FULL).group(1))
     tests = int(re.search(r"run tests (\d+)", FULL).group(1))
-    assert len(limits) == 4
+    assert len(limits) == 6
     assert len(others) == 2  # the tests, and one for each method on MNIST
     assert sum(limits) + tests + methods * mnist <= 480
 
