@@ -134,6 +134,18 @@ def test_weak_points_are_warnings(written):
     expected = ("prox_weight = 1 is the smallest tried", "Unequal budgets", "Unfinished runs of sgd", "Unequal start")
     assert all(any(words in warning for warning in warnings) for words in expected)
     assert any("sgd-lr0.1-s100 and sgd-unfinished" in warning for warning in warnings)
+    assert sum("edge of the grid" in warning for warning in warnings) == 1  # all edges in one
+
+
+def test_the_page_names_its_problem_and_states_the_rules(written):
+    html, text = (written / "report.html").read_text(), (written / "report.md").read_text()
+    (title,) = re.findall(r"<h1>(.*?)</h1>", html)
+    assert title == "Who won? digits · mlp 64 · batch 50 · 1 epoch"
+    for rule in ("The chosen setting of a method", "A verdict", "The break-even ratio"):
+        assert f"<b>{rule}</b>" in html
+        assert rule not in text
+    assert "With fewer than 5 shared seeds" in html
+    assert "Performance profiles" not in html  # the arena's
 
 
 @pytest.mark.parametrize(
