@@ -314,7 +314,7 @@ def rounding(name: str) -> str:
     for row in record["rows"]:
         cells = [f"{value:.0e}" for value in row["values"]]
         rows.append([row["method"], row["change"], row["of"], *["–"] * (len(record["steps"]) - len(cells)), *cells])
-    steps = [f"after {step} steps" for step in record["steps"]]
+    steps = [f"step {step}" for step in record["steps"]]
     return lines_of_table(("method", "change", "relative difference of", *steps), rows)
 
 
