@@ -25,6 +25,7 @@ from sibp.runs.reading import Run
 
 AUTO, FOLDER, OF_SGD = "sibp_auto", "auto_untuned", "_sgd"
 TIMED_AS = {"fashion_mnist": "shallow", "label_noise": "shallow"}  # the same network and batches
+FAMILY = ("proxbp", "sibp exact", "sibp cg:3", "sibp cg:5")  # by themselves, in no other optimizer
 ELSEWHERE = {"label_noise": "label_noise/noise40"}  # where the tuned methods of a problem are kept, if not in the arena
 
 
@@ -33,12 +34,14 @@ class Untuned:
     """A problem with AutoSIBP entered.
 
     Attributes:
+        folder: its name in results/auto_untuned.
         contest: on the seeds of the tuned methods, with AutoSIBP at the pace of their day.
         own: all of AutoSIBP's runs.
         sgd: all runs of SGD as it was tuned.
         ratio: AutoSIBP's processor time of a step over SGD's, measured in turn.
     """
 
+    folder: str
     contest: Contest
     own: Method
     sgd: Method
@@ -91,7 +94,8 @@ def tuned_folder(results: Path, problem: str) -> Path:
 
 def _untuned(results: Path, folder: Path) -> Untuned:
     kept = tuned_folder(results, folder.name)
-    own, more = collect([folder]).runs, collect([folder.with_name(folder.name + OF_SGD)]).runs
+    own, further = collect([folder]).runs, folder.with_name(folder.name + OF_SGD)
+    more = collect([further]).runs if further.is_dir() else []
     tuned, names = collect([kept]).runs, own_names([results / ARENA, kept], [])
     (before,) = contests(compare(tuned, None, None), names)
     sgd = next(method for method in before.problem.methods if method.name == REFERENCE)
@@ -102,7 +106,7 @@ def _untuned(results: Path, folder: Path) -> Untuned:
     factor = ratio * pace(sgd) / _pace(own)
     same = [_slower(run, factor) for run in own if run.seed in before.seeds]
     (contest,) = contests(compare([*tuned, *same], None, None), names)
-    return Untuned(contest, _method(own), all_sgd, ratio)
+    return Untuned(folder.name, contest, _method(own), all_sgd, ratio)
 
 
 def _method(runs: Sequence[Run]) -> Method:
@@ -156,17 +160,19 @@ def total_costs(problem: Untuned, goal: str) -> list[tuple[Target, float, str, f
         goal: one of `GOALS`.
 
     Returns:
-        For each level (target, AutoSIBP's seconds, the cheapest other method, its seconds); medians over seeds,
-        infinite where a target is missed.
+        Empty if nothing was tuned there; else for each level (target, AutoSIBP's seconds, the cheapest other method,
+        its seconds); medians over seeds, infinite where a target is missed.
     """
     found = []
     for target in targets(problem.contest, goal):
         of = {
             method.name: median(costs_by_seed(problem.contest, method, target)["seconds"]) + tuning_seconds(method)
             for method in problem.contest.problem.methods
-            if method.runs
+            if method.runs and (method.name == AUTO or tuning_seconds(method))
         }
         mine = of.pop(AUTO)
+        if not of:
+            return []
         cheapest = min(of, key=lambda name: of[name])
         found.append((target, mine, cheapest, of[cheapest]))
     return found
