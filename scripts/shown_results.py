@@ -35,6 +35,7 @@ from sibp.study.claims import read_claims
 from sibp.study.claims_page import judged, verdict_table
 from sibp.study.criteria import FINAL_TRAIN_ACC, Evidence, OpenError
 from sibp.study.experiments import Experiment, read_experiments
+from sibp.study.untuned_page import tables as tables_of_untuned
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "images" / "mnist_mlp.svg"
@@ -354,6 +355,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     **{f"{goal} targets": partial(hardness, goal=goal) for goal in GOALS},
     **{f"{goal} levels": partial(at_levels, goal=goal) for goal in GOALS},
     "failures": failed,
+    **tables_of_untuned(RESULTS),
     "outcome": outcome,
     "sibp cg:3 against proxbp": partial(duel, mine="sibp cg:3", rival="proxbp"),
     "sibp muon cg:3 against muon": partial(duel, mine="sibp muon cg:3", rival="muon"),

@@ -87,12 +87,17 @@ def cost_ratios(method: Method, other: Method, clock: Clock | None) -> list[floa
 def read_clock(path: Path, problem: Problem) -> Clock | None:
     """Seconds per step that ``sibp bench step`` recorded for this network and batch size; None if it has no such case.
 
+    With one CPU thread they are those of the processor, to which other work on the machine adds little.
+
     Raises:
         UsageError: the file is no such record.
     """
     try:
-        cases = json.loads(path.read_text())["cases"]
-        known = {(case["net"], case["batch"]): case["seconds_per_step"] for case in cases}
+        record = json.loads(path.read_text())
+        machine = record.get("machine", {})
+        alone = machine.get("device") == "cpu" and machine.get("threads") == 1
+        kind = "processor_seconds_per_step" if alone else "seconds_per_step"
+        known = {(case["net"], case["batch"]): case.get(kind, case["seconds_per_step"]) for case in record["cases"]}
         found = known.get((_net(problem), problem.config.get("batch_size")), {})
         return {_name(method): [float(value) for value in samples] for method, samples in found.items()} or None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

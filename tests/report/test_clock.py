@@ -62,6 +62,22 @@ def clock_file(root, **changes):
     return root / "clock.json"
 
 
+def test_a_clock_of_one_thread_is_the_processor_s(tmp_path):
+    """Other work on the machine makes a step wait; with more threads, or a GPU, processor time is no time of a step."""
+    found, path = problem(tmp_path / "runs", pace=0.031), clock_file(tmp_path)
+    record = json.loads(path.read_text())
+    record["cases"][0]["processor_seconds_per_step"] = {"sgd": [0.5], "cg:5": [0.6]}
+    for machine, expected in (
+        ({"device": "cpu", "threads": 1}, [0.5]),
+        ({"device": "cpu", "threads": 2}, [0.001, 0.0011, 0.0009, 0.001]),
+        ({"device": "cuda", "threads": 1}, [0.001, 0.0011, 0.0009, 0.001]),
+    ):
+        path.write_text(json.dumps({**record, "machine": machine}))
+        clock = read_clock(path, found)
+        assert clock is not None
+        assert clock["sgd"] == expected
+
+
 def test_a_separately_measured_clock_decides_by_its_interleaved_rounds(tmp_path, capsys):
     found = problem(tmp_path / "runs", pace=0.031)
     clock = read_clock(clock_file(tmp_path), found)

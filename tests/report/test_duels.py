@@ -74,7 +74,9 @@ def test_a_winner_over_many_methods_names_the_nearest_alone(tmp_path):
             write_run(tmp_path / f"{name}-{seed}", optimizer, seed, (2.0, 1.0, 0.3 + 0.1 * i + 0.01 * seed))
     write(tmp_path, SGD, {seed: 0.2 + 0.01 * seed for seed in range(5)})
     said = outcome(problem_of(tmp_path))[0]
-    assert said.startswith("Final train loss: sgd won (0.22 [0.2, 0.24]), better than all others; the nearest, sibp cg:1, ")
+    assert said.startswith(
+        "Final train loss: sgd won (0.22 [0.2, 0.24]), better than all others; the nearest, sibp cg:1, "
+    )
 
 
 def test_a_weak_verdict_says_how_to_make_it_stronger(tmp_path):

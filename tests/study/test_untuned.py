@@ -1,0 +1,70 @@
+"""AutoSIBP beside tuned methods: the tables say what the raw rows of results/ say."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sibp.study.untuned import at_the_end, total_costs, untuned
+
+RESULTS = Path(__file__).parents[2] / "results"
+
+
+@pytest.fixture(scope="module")
+def problems():
+    return {each.folder: each for each in untuned(RESULTS)}
+
+
+def rows(path: str) -> list[dict[str, Any]]:
+    """The runs of a file, each with what it shares with the others only where these tests look."""
+    shared, *lines = map(json.loads, (RESULTS / path).read_text().splitlines())
+    for line in lines:
+        line["config"]["optimizer"] = shared["config"]["optimizer"] | line["config"].get("optimizer", {})
+        line["rows"] = shared["rows"] | line["rows"]
+        assert (line["summary"].get("status") or shared["summary"]["status"]) == "completed"
+    return lines
+
+
+def test_ends_are_medians_of_last_rows(problems):
+    found = at_the_end(problems["shallow"], "training")
+    own = {run["config"]["seed"]: run["rows"]["train_loss"][-1] for run in rows("auto_untuned/shallow/runs.jsonl")}
+    assert len(own) == 10
+    assert found.own.median == pytest.approx(np.median(list(own.values())))
+    tuned = [run for run in rows("arena/shallow/final/runs.jsonl") if run["config"]["optimizer"]["name"] == "sgd"]
+    more = rows("auto_untuned/shallow_sgd/runs.jsonl")
+    sgd = {run["config"]["seed"]: run["rows"]["train_loss"][-1] for run in (*tuned, *more)}
+    assert sorted(sgd) == sorted(own)
+    assert found.sgd.median == pytest.approx(np.median(list(sgd.values())))
+    assert found.against_sgd.wins == sum(own[seed] < sgd[seed] for seed in own)
+
+
+def test_within_is_the_worse_end_of_the_best_ones_interval(problems):
+    for problem in problems.values():
+        for goal, sign in (("training", 1), ("validation", 1 if problem.folder == "autoencoder" else -1)):
+            found = at_the_end(problem, goal)
+            worse_end = max(sign * end for end in found.least.ends)
+            assert found.within == (sign * found.own.median <= worse_end)
+
+
+def test_seconds_are_those_of_sgd_times_the_measured_ratio(problems):
+    """And tuning is paid for by those who were tuned: all their trials' steps at their own pace."""
+    clock = json.loads((RESULTS / "auto_untuned/clock/clock.json").read_text())["seconds_per_step"]["shallow"]
+    ratio = np.median(np.array(clock["sibp_auto"]) / np.array(clock["sgd"]))
+    assert problems["shallow"].ratio == pytest.approx(ratio)
+    tuned = [run for run in rows("arena/shallow/final/runs.jsonl") if run["config"]["optimizer"]["name"] == "sgd"]
+    pace = np.median([run["summary"]["seconds"]["train"] / run["rows"]["step"][-1] for run in tuned])
+    target, mine, cheapest, theirs = total_costs(problems["shallow"], "training")[0]
+    firsts = []
+    for run in rows("auto_untuned/shallow/runs.jsonl"):
+        reached = [s for s, x in zip(run["rows"]["step"], run["rows"]["train_loss"], strict=True) if x <= target.value]
+        firsts += [min(reached, default=math.inf)] if run["config"]["seed"] < 5 else []
+    assert mine == pytest.approx(np.median(firsts) * pace * ratio)
+    assert cheapest == "sgd"
+    assert theirs > 12 * 200 * pace  # twelve trials of 200 steps before the run itself
+
+
+def test_problems_without_trials_have_no_total_cost(problems):
+    assert not total_costs(problems["digits"], "training")
