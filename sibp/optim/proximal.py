@@ -130,8 +130,8 @@ class ProximalOptimizer(TappedOptimizer):
         if closure is None and evaluate is None and not self.direction_only:
             raise RuntimeError(
                 f"{type(self).__name__}: a line search has to see the loss at trial weights; call "
-                "optimizer.step(evaluate=lambda: loss_function(model(x), y)) with the batch of the backward pass. Where a "
-                "framework calls step(), optimizer.register_step_pre_hook adds it."
+                "optimizer.step(evaluate=lambda: loss_function(model(x), y)) with the batch of the backward "
+                "pass. Where a framework calls step(), optimizer.register_step_pre_hook adds it."
             )
         found = None
         if closure is not None:
