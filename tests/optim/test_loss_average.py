@@ -73,6 +73,12 @@ ROWS = [
         4 * B,
     ),
     Row(
+        "mean over some of the samples",
+        lambda z: F.cross_entropy(z[::2], labels[::2]),
+        lambda z: F.cross_entropy(z[::2], labels[::2], reduction="sum"),
+        len(labels[::2]),
+    ),
+    Row(
         "mean over all elements",
         lambda z: F.mse_loss(z, target),
         lambda z: F.mse_loss(z, target, reduction="sum"),
@@ -180,7 +186,8 @@ def test_every_row_of_the_page_is_checked_here():
     page = (Path(__file__).parents[2] / "docs" / "howto" / "losses.md").read_text()
     table = page.partition("| --- | --- |\n")[2].partition("\n\n")[0].splitlines()
     said = [row.rpartition(" | ")[2].strip(" |`").split("`")[0] for row in table]
-    assert said == ["True", "True", "False", "B * n", "B * T", "the number of tokens that count", "k * B"]
+    counted = ["the number of tokens that count", "the number of these samples", "k * B"]
+    assert said == ["True", "True", "False", "B * n", "B * T", *counted]
     assert len(ROWS) == len(said) + 1  # two losses are means over all elements
 
 
