@@ -88,6 +88,7 @@ SINGLE = {
     "data_root=": "data_root= is empty",
     f"run_root={'a' * 300}": "cannot be made (/: File name too long)",
     f"run_root={'a/' * 3000}": "cannot be made (/: File name too long)",
+    f"run_root=/tmp/{'a/' * 2035}": "cannot be made (/: File name too long)",  # with the run's name in it, not before
     "run_root=choice(a,b)": "run_root=choice(a,b) gives several values: add -m",
     "optimizer=null": "optimizer=null is not possible: give a name, or leave it out.",
     "seed=${nope}": "seed=${nope} makes no config: Interpolation key 'nope' not found",
