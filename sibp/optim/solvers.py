@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sibp.capture.problem import LayerProblem, LayerUpdate
+from sibp.prox.outputs import Shifted
 from sibp.prox.scalars import Flag, choose, is_finite
 from sibp.prox.solvers.coordinates import smaller_side
 from sibp.prox.solvers.linear import solve_linear
@@ -121,8 +122,7 @@ def cg_update(problem: LayerProblem, eta: float, prox_weight: float, iterations:
     if s is None or Z is None or D is None:
         return linear_update(problem, eta, prox_weight)
     coordinates = smaller_side(problem.features)
-    T = torch.sub(s.value(Z), D, alpha=eta)
-    return as_update(solve_nonlinear(coordinates, Z, T, prox_weight, s, iterations))
+    return as_update(solve_nonlinear(coordinates, Z, Shifted(D, eta), prox_weight, s, iterations))
 
 
 def paper_update(problem: LayerProblem, eta: float, prox_weight: float) -> tuple[LayerUpdate, Measure]:

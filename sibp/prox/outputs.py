@@ -6,6 +6,7 @@ has them in C (`kernels/outputs.c`), over the layout in which convolutions are q
 """
 
 import ctypes
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -19,6 +20,26 @@ from sibp.prox.scalars import Scalar, scalar
 _PARALLEL = 100_000  # numbers in an array from which several threads are worth waking
 
 
+@dataclass(frozen=True)
+class Shifted:
+    """The target s(Z) - eta D of a step on the neurons, not yet formed: a convolution's is one more large array.
+
+    Attributes:
+        D: error signal on s(Z), of Z's shape.
+        eta: the step.
+    """
+
+    D: Tensor
+    eta: float
+
+    def formed(self, Z: Tensor, s: Activation) -> Tensor:
+        """The target for pre-activations Z."""
+        return torch.sub(s.value(Z), self.D, alpha=self.eta)
+
+
+Target = Tensor | Shifted
+
+
 class Outputs:
     """Z on its way to the target T, with E = (s(Z) - T) s'(Z), and the forward product KD of the direction.
 
@@ -28,9 +49,10 @@ class Outputs:
 
     target_norm: Tensor
 
-    def __init__(self, features: FeatureOperator, Z: Tensor, T: Tensor, s: Activation) -> None:
+    def __init__(self, features: FeatureOperator, Z: Tensor, T: Target, s: Activation) -> None:
         """Begins with KD = 0; Z and T are left as they are."""
-        self.features, self.Z, self.T, self.s = features, Z, T, s
+        self.features, self.Z, self.s = features, Z, s
+        self.T = T.formed(Z, s) if isinstance(T, Shifted) else T
         self.E = self.KD = torch.zeros_like(Z)
 
     def residual(self) -> Tensor:
@@ -70,9 +92,9 @@ class CompiledOutputs(Outputs):
     is taken, and Z follows when the next direction is formed.
     """
 
-    def __init__(self, features: FeatureOperator, Z: Tensor, T: Tensor, s: Activation) -> None:
+    def __init__(self, features: FeatureOperator, Z: Tensor, T: Target, s: Activation) -> None:
         """Takes a copy of Z and T when `residual` is called; see `usable`."""
-        self.features, self.s, self.Z, self.T = features.units_last(), s, Z, T
+        self.features, self.s, self.Z, self._target = features.units_last(), s, Z, T
         g, B, P, m = Z.shape
         threads = torch.get_num_threads() if Z.numel() >= _PARALLEL else 1
         self._shape = _shape_type(Z.dtype)(
@@ -91,9 +113,11 @@ class CompiledOutputs(Outputs):
 
     def residual(self) -> Tensor:
         """||s(Z) - T||^2; sets E."""
-        (Z, turned_Z), (T, turned_T) = _as_it_lies(self.Z), _as_it_lies(self.T)
+        to = self._target
+        shift, given = (to.eta, to.D) if isinstance(to, Shifted) else (None, to)
+        (Z, turned_Z), (T, turned_T) = _as_it_lies(self.Z), _as_it_lies(given)
         self.Z, self.T, self.E = (self._empty() for _ in range(3))
-        places = (Z.data_ptr(), turned_Z, T.data_ptr(), turned_T, False, 0.0)
+        places = (Z.data_ptr(), turned_Z, T.data_ptr(), turned_T, shift is not None, shift or 0.0)
         self._run("begin", Z.shape[1], *places, self.Z, self.T, self.E)
         self.target_norm = self._found(1)
         return self._found(0)
@@ -162,7 +186,7 @@ def _as_it_lies(array: Tensor) -> tuple[Tensor, bool]:
     return array.permute(1, 0, 3, 2).contiguous().permute(1, 0, 3, 2), True
 
 
-def outputs_of(features: FeatureOperator, Z: Tensor, T: Tensor, s: Activation) -> Outputs:
+def outputs_of(features: FeatureOperator, Z: Tensor, T: Target, s: Activation) -> Outputs:
     """The outputs of a layer, in the quickest form there is for them.
 
     Args:

@@ -8,7 +8,7 @@ from sibp.activations import MISH, RELU, TANH, leaky_relu
 from sibp.prox.kernels import disabled
 from sibp.prox.operators import ConvolutionFeatures
 from sibp.prox.operators.window import Window
-from sibp.prox.outputs import CompiledOutputs, Outputs, outputs_of, share_of_nonzeros
+from sibp.prox.outputs import CompiledOutputs, Outputs, Shifted, outputs_of, share_of_nonzeros
 from sibp.prox.solvers.coordinates import Direct
 from sibp.prox.solvers.nonlinear import solve_nonlinear
 
@@ -84,6 +84,24 @@ def test_a_refused_neuron_stays_where_it_is(both_ways):
     torch.testing.assert_close(outputs.KD, KD)
     last = outputs.attempt(t, last=True)
     torch.testing.assert_close(last, ((here + t[:, None, None] * KD).tanh() - T).square().sum((1, 2)))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("s", [RELU, TANH, MISH], ids=lambda s: s.name)
+def test_a_target_that_is_not_formed_is_the_same_one(both_ways, s, layout):
+    """s(Z) - eta D, on convolutions and on rows, from pre-activations in either order in memory."""
+    features, Z, D = convolution(2)
+    Z, D = (features.in_rows(t.permute(1, 0, 3, 2).reshape(4, 10, *features.positions).contiguous(memory_format=layout))
+            for t in (Z, D))  # fmt: skip
+    before = Z.clone(), D.clone()
+    images = Z, D, s.value(Z) - 0.3 * D
+    for given, (z, d, t) in ((features, images), (features.dense(), [image.flatten(1, 2) for image in images])):
+        formed = solve_nonlinear(Direct(given), z, t, 0.7, s, 3)
+        shifted = solve_nonlinear(Direct(given), z, Shifted(d, 0.3), 0.7, s, 3)
+        torch.testing.assert_close(shifted.x, formed.x, rtol=1e-9, atol=1e-11)
+        assert float(shifted.stats.decrease) == pytest.approx(float(formed.stats.decrease), rel=1e-9)
+    assert torch.equal(Z, before[0])
+    assert torch.equal(D, before[1])
 
 
 def test_several_threads_find_the_same_to_the_last_bit(monkeypatch: pytest.MonkeyPatch):

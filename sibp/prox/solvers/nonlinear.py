@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sibp.activations import Activation
 from sibp.prox import fused
-from sibp.prox.outputs import outputs_of
+from sibp.prox.outputs import Shifted, Target, outputs_of
 from sibp.prox.scalars import Flag, Scalar, choose, is_finite, scalar
 from sibp.prox.solvers.coordinates import Coordinates, Direct
 from sibp.prox.status import Solution, Stats, Status
@@ -45,7 +45,7 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 def solve_nonlinear(
-    coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activation, iterations: int
+    coordinates: Coordinates, Z: Tensor, T: Target, lam: float, s: Activation, iterations: int
 ) -> Solution:
     """Decreases f(x) = ||s(Z + forward(x)) - T||^2 + lam <x, x>, starting from x = 0.
 
@@ -58,7 +58,7 @@ def solve_nonlinear(
     Args:
         coordinates: of the layer's features.
         Z: (..., N, m), or (g, B, P, m) for patches: pre-activations at the layer's present weights.
-        T: target of s(Z), of the same shape.
+        T: target of s(Z), of the same shape; or `Shifted`.
         lam: proximal weight, > 0.
         s: the layer's activation.
         iterations: their number, >= 1.
@@ -71,8 +71,12 @@ def solve_nonlinear(
     """
     taken = _taken(coordinates, Z, T, lam, s, iterations)
     if _reads(Z) and taken.doubtful > 0 and _is_finite(taken):
-        coordinates, taken = _in_double_precision(coordinates, Z, T, lam, s, iterations)
+        coordinates, taken = _in_double_precision(coordinates, Z, _formed(T, Z, s), lam, s, iterations)
     return _solution(coordinates, taken, iterations)
+
+
+def _formed(T: Target, Z: Tensor, s: Activation) -> Tensor:
+    return T.formed(Z, s) if isinstance(T, Shifted) else T
 
 
 def _reads(Z: Tensor) -> bool:
@@ -81,18 +85,18 @@ def _reads(Z: Tensor) -> bool:
 
 
 def _taken(
-    coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activation, iterations: int
+    coordinates: Coordinates, Z: Tensor, T: Target, lam: float, s: Activation, iterations: int
 ) -> fused.Iterates:
     """The iterations, in compiled form where there is one."""
     if fused.usable(coordinates, Z, s):
         constants = {"shrink_factor": _SHRINK, "cancellation": _CANCELLATION}
         constants |= {"rounding_units": _ROUNDING, "tolerance": _TOLERANCE}
-        return fused.iterate(coordinates, Z, T, lam, s, iterations, **constants)
+        return fused.iterate(coordinates, Z, _formed(T, Z, s), lam, s, iterations, **constants)
     return _iterate(coordinates, Z, T, lam, s, iterations)
 
 
 def _iterate(
-    coordinates: Coordinates, Z: Tensor, T: Tensor, lam: float, s: Activation, iterations: int
+    coordinates: Coordinates, Z: Tensor, T: Target, lam: float, s: Activation, iterations: int
 ) -> fused.Iterates:
     """The iterations themselves, for any activation, coordinates and device."""
     outputs = outputs_of(coordinates.features, Z, T, s)
