@@ -103,8 +103,9 @@ def _untuned(results: Path, folder: Path) -> Untuned:
     clock = json.loads((folder.parent / "clock" / "clock.json").read_text())["seconds_per_step"]
     steps = clock[TIMED_AS.get(folder.name, folder.name)]
     ratio = median([mine / theirs for mine, theirs in zip(steps[AUTO], steps[REFERENCE], strict=True)])
-    factor = ratio * pace(sgd) / _pace(own)
-    same = [_slower(run, factor) for run in own if run.seed in before.seeds]
+    same = [run for run in own if run.seed in before.seeds]
+    factor = ratio * pace(sgd) / _pace(same)
+    same = [_slower(run, factor) for run in same]
     (contest,) = contests(compare([*tuned, *same], None, None), names)
     return Untuned(folder.name, contest, _method(own), all_sgd, ratio)
 
