@@ -44,15 +44,10 @@ def choose(flag: Flag, yes: Callable[[], Chosen], no: Callable[[], Chosen]) -> C
 
     Args:
         flag: decides.
-        yes: gives a tensor, a `Scalar` or a pair of numbers.
+        yes: gives a tensor or a `Scalar`.
         no: gives the like.
     """
     if not isinstance(flag, Tensor):
         return yes() if flag else no()
-    here, there = yes(), no()
-    chosen: Any  # what torch.where makes of numbers and tensors
-    if isinstance(here, tuple) and isinstance(there, tuple):
-        chosen = tuple(torch.where(flag, *pair) for pair in zip(here, there, strict=True))
-    else:
-        chosen = torch.where(flag, here, there)  # pyright: ignore[reportCallIssue, reportArgumentType]
-    return chosen
+    chosen: Any = torch.where(flag, yes(), no())  # pyright: ignore[reportCallIssue, reportArgumentType]
+    return chosen  # what torch.where makes of numbers and tensors
