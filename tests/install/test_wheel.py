@@ -16,6 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("sibp", "configs", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+SETUPTOOLS = "77"  # the first that reads the licence as it is written in pyproject.toml
 IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so")
 
 
@@ -41,7 +42,7 @@ def build(kind: str, source: Path, out: Path) -> None:
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The source distribution."""
-    pytest.importorskip("setuptools", minversion="77")  # the first that reads the licence as it is written
+    pytest.importorskip("setuptools", minversion=SETUPTOOLS)
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("sdist")
     for name in SOURCES:
         if (ROOT / name).is_dir():
@@ -95,6 +96,7 @@ def test_the_kernels_and_their_sources_are_in_it_for_every_python(wheel):
 
 
 def test_without_a_compiler_it_is_built_without_kernels(tmp_path):
+    pytest.importorskip("setuptools", minversion=SETUPTOOLS)
     for name in SOURCES:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name, **({"ignore": IGNORED} if (ROOT / name).is_dir() else {}))
