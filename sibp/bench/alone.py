@@ -48,16 +48,21 @@ def convolution(features: ConvolutionFeatures, neurons: int, adjoint: bool, oper
         operations: of it.
     """
 
-    def way(dtype: torch.dtype, device: str) -> Callable[[], object]:
+    def way(dtype: torch.dtype, device: str, units_last: bool = False) -> Callable[[], object]:
         here = ConvolutionFeatures(_numbers(features.x.shape, dtype, device), features.window)
-        # The output as convolutions lay it out, (B, g m, P).
         samples, positions = features.row_shape
-        E = _numbers((samples, features.groups * neurons, positions), dtype, device)
-        E = E.unflatten(1, (features.groups, neurons)).permute(1, 0, 3, 2)
         V = _numbers((*features.leading, here.size, neurons), dtype, device)
+        if units_last:  # the output as (B, P, g m)
+            here, E = here.units_last(), _numbers((samples, positions, features.groups, neurons), dtype, device)
+            E = E.permute(2, 0, 1, 3)
+        else:  # as (B, g m, P)
+            E = _numbers((samples, features.groups, neurons, positions), dtype, device).permute(1, 0, 3, 2)
         return (lambda: here.rmatmat(E)) if adjoint else (lambda: here.matmat(V))
 
-    return Piece(("convolution", id(features), neurons, adjoint), operations, (way,))
+    def last(dtype: torch.dtype, device: str) -> Callable[[], object]:
+        return way(dtype, device, units_last=True)
+
+    return Piece(("convolution", id(features), neurons, adjoint), operations, (way, last))
 
 
 def solution(r: int, m: int) -> Piece:
