@@ -60,7 +60,7 @@ def play(paused: bool, seed: int, steps: int) -> tuple[list[float], Tensor]:
         d_optimizer.step()
         g_optimizer.zero_grad()
         with d_optimizer.paused() if paused else contextlib.nullcontext():
-            game["fooled"](discriminator, generator(torch.randn(BATCH, 4)), real=True).backward()
+            game["fool"](discriminator, generator(torch.randn(BATCH, 4))).backward()
         g_optimizer.step()
     return distances, points
 

@@ -1,7 +1,7 @@
 """A training step reads no number off an accelerator: each reading would have the CPU wait for the device.
 
 No accelerator is needed. Solvers decide by reading on the CPU alone, so the tests first have them take the way of an
-accelerator (`numbers.number` leaves tensors be, no kernels), and then forbid every operation by which a number is read.
+accelerator (`scalars.scalar` leaves tensors be, no kernels), and then forbid every operation by which a number is read.
 """
 
 import sys
@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sibp import SIBP, ProxBP
-from sibp.prox import numbers
+from sibp.prox import scalars
 from sibp.prox.kernels import disabled
 from sibp.prox.solvers import nonlinear
 
@@ -41,10 +41,10 @@ class NothingRead(TorchDispatchMode):
 
 @pytest.fixture
 def as_on_an_accelerator(monkeypatch: pytest.MonkeyPatch):
-    reading = numbers.number
+    reading = scalars.scalar
     for name, module in list(sys.modules.items()):
-        if name.startswith("sibp.") and getattr(module, "number", None) is reading:
-            monkeypatch.setattr(module, "number", lambda tensor: tensor)
+        if name.startswith("sibp.") and getattr(module, "scalar", None) is reading:
+            monkeypatch.setattr(module, "scalar", lambda tensor: tensor)
     monkeypatch.setattr(nonlinear, "_reads", lambda Z: False)
     with disabled():
         yield
