@@ -6,6 +6,7 @@ import pytest
 import torch
 from layer_problems import SIDES, features_matrix, moved, randn, ridge
 
+from sibp.prox import closed
 from sibp.prox.kernels import disabled
 from sibp.prox.operators import DenseFeatures
 from sibp.prox.solvers import checked, linear
@@ -174,3 +175,31 @@ def test_the_bound_by_the_inverse_is_above_the_inverse_of_the_least_eigenvalue(s
 def linear_solution(coordinates, R):
     """The x with (G + I) x = -rhs."""
     return -torch.linalg.solve(coordinates.gram + torch.eye(coordinates.size), coordinates.adjoint(R))
+
+
+@pytest.mark.usefixtures("never_wide")
+@pytest.mark.parametrize("units", [3, 90])
+def test_span_coordinates_are_first_solved_in_single_precision(units, monkeypatch):
+    """The residual says whether that serves: here it does, with a lam of 300 times the rounding of G."""
+    if closed.minus_solve(torch.eye(2), torch.ones(2, 1), 1.0, 0.0) is None:
+        pytest.skip("there are no kernels")
+    monkeypatch.setattr(checked._System, "of", lambda *given: pytest.fail("factored again"))
+    features = DenseFeatures(randn(60, 300, dtype=torch.float32))
+    R = randn(60, units, seed=1, dtype=torch.float32)
+    lam = 300 * EPS * float(features.outer_gram().double().norm())
+    solution = solve_linear(Span(features), R, lam)
+    end, best = ends(features, R, lam, moved(solution))
+    start = float(R.double().square().sum())
+    assert end - best <= 1e-4 * (start - best)
+    assert float(solution.stats.decrease) == pytest.approx(1 - end / start, abs=1e-5)
+
+
+@pytest.mark.parametrize("units", [3, 90])
+def test_what_single_precision_spoils_is_not_taken_at_once(units, monkeypatch):
+    features = DenseFeatures(randn(60, 300, dtype=torch.float32))
+    coordinates, R = Span(features), randn(60, units, seed=1, dtype=torch.float32)
+    lam = 300 * EPS * float(features.outer_gram().double().norm())
+    solve = closed.minus_solve
+    monkeypatch.setattr(closed, "minus_solve", lambda *given: (solve(*given)[0] * 1.01, 0.0) if solve(*given) else None)
+    task = checked._Task(coordinates, R, coordinates.adjoint(R), lam, 1.0, float(R.double().square().sum()))
+    assert task.at_once() is None

@@ -24,6 +24,7 @@ from functools import cached_property, lru_cache, partial
 import torch
 from torch import Tensor
 
+from sibp.prox import closed
 from sibp.prox.blocked import factor_in_place
 from sibp.prox.scalars import Scalar
 from sibp.prox.solvers.coordinates import Coordinates, Direct
@@ -61,6 +62,8 @@ def checked(coordinates: Coordinates, R: Tensor, rhs: Tensor, lam: float, norm: 
     if not math.isfinite(norm + start) or lam < floor(torch.finfo(rhs.dtype).eps) * norm:
         return None
     task = _Task(coordinates, R, rhs, lam, norm, start)
+    if (x := task.at_once()) is not None:
+        return task.solution(x)
     large = rhs.dtype is torch.float32 and coordinates.size >= SINGLE
     for dtype in (torch.float32, torch.float64) if large else (torch.float64,):
         system = features.once((_System, lam, dtype), partial(_System.of, coordinates, lam, dtype))
@@ -128,6 +131,19 @@ class _Task:
     @property
     def _eps(self) -> float:
         return torch.finfo(self.rhs.dtype).eps
+
+    def at_once(self) -> Tensor | None:
+        """The x of the compiled closed form in single precision, if it serves as it is; in span coordinates only.
+
+        There a look at x needs no eigenvalue, and with it this takes less than half of the time of a factor in float64.
+        """
+        if self.coordinates.direct or self.rhs.dtype is not torch.float32:
+            return None
+        x, _ = closed.minus_solve(self.coordinates.gram, self.rhs, self.lam, 0.0) or (None, 0.0)
+        if x is None:
+            return None
+        error = self._squared_error(x) + (self._eps * self.norm) ** 2 * _squared(x)
+        return x if error <= _TOLERANCE * self._decrease(x) else None
 
     def solved(self, system: _System) -> Tensor | None:
         """x, as good as a factor in float64 makes it; None if a factor in the layer's own precision does not."""
