@@ -18,4 +18,5 @@ def test_the_table_is_the_benchmarks() -> None:
             peak = memory[method]["peak_bytes"] / memory["sgd"]["peak_bytes"]
             cells.append(f"{ratio:.1f} / {peak:.1f}")
         name = case["net"] if "-" in case["net"] else f"`{case['net']}`"
+        name = f"{name} {case['activation']}".rstrip()
         assert f"| {name} | {case['batch']} | {' | '.join(cells)} |" in page
