@@ -46,13 +46,14 @@ def test_a_step_that_got_faster_meets_the_bound():
 def test_both_revisions_are_timed_and_nothing_is_left_behind(monkeypatch):
     monkeypatch.setattr(revisions, "_build", lambda tree: None)  # half a minute; without kernels the steps are the same
     given = {"net": ["6-5-3"], "batch": [4], "activation": ["tanh"], "methods": ["exact"], "rounds": 1, "seconds": 0.0}
+    before = revisions._git("worktree", "list")
     record = revisions.measure(argparse.Namespace(old="HEAD", **given), ["revisions"])
     (case,) = record["cases"]
     assert (case["net"], case["batch"], case["activation"]) == ("6-5-3", 4, "tanh")
     for side in ("then", "now"):
         assert list(case[side]) == ["sgd", "exact"]
         assert all(len(times) == 1 and times[0] > 0 for times in case[side].values())
-    assert "sibp-revisions" not in revisions._git("worktree", "list")
+    assert revisions._git("worktree", "list") == before
 
 
 def test_the_net_that_travels_computes_what_the_case_computes(tmp_path):
