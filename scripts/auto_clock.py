@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 
+from sibp.experiment.compose import CONFIGS
 from sibp.experiment.data import load_data
 from sibp.experiment.models import build_model, is_flat, objective_of
 from sibp.experiment.optimizers import build_optimizer
@@ -25,7 +27,7 @@ from sibp.study.untuned import tuned_folder
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 PROBLEMS = ("digits", "deep", "shallow", "cifar10_mlp", "autoencoder", "cifar10_convnet")
-AUTO: dict[str, Any] = {"name": "sibp_auto", "lr": 10.0, "prox_weight": 1.0, "fallback_lr": 0.001}
+AUTO: dict[str, Any] = yaml.safe_load((CONFIGS / "optimizer" / "sibp_auto.yaml").read_text())
 STEPS, WARM_UP = 6, 2
 
 

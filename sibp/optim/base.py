@@ -17,7 +17,7 @@ from sibp.capture.passes import ForwardPass, Passes
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
 from sibp.optim.checks import check_loaded, check_model, checked_loss_average, chosen_modules, refuse_scaling
-from sibp.optim.fallback import MakeFallback
+from sibp.optim.fallback import MakeFallback, evaluated
 from sibp.optim.groups import NewParameters, ParamGroups
 from sibp.optim.layers import containers, new_taps, parameter_owners, summary_table
 from sibp.optim.parallel import DataParallel, ProcessGroup, refuse_averaging
@@ -193,10 +193,7 @@ class TappedOptimizer(torch.optim.Optimizer):
                 "call step() of the optimizer that uses it."
             )
         refuse_scaling(self, type(self).__name__)
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         self._apply()
         return loss
 

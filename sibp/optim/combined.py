@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from sibp.optim.fallback import step_within
+from sibp.optim.fallback import evaluated, step_within
 
 
 class CombinedOptimizer(torch.optim.Optimizer):
@@ -53,10 +53,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
         Returns:
             The closure's loss, or None.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         for part in self.parts:
             step_within(part)
         return loss

@@ -86,6 +86,11 @@ class Fallback:
         return {"given": self.given, "make": make, "optimizer": self.optimizer}
 
 
+def evaluated(closure: Callable[[], Any] | None) -> Any:
+    """The closure's loss, with gradients, from inside a `step` that has none; None if there is no closure."""
+    return None if closure is None else torch.enable_grad()(closure)()
+
+
 def step_within(optimizer: torch.optim.Optimizer, closure: Callable[[], Any] | None = None) -> Any:
     """Steps an optimizer as a part of another one, for whose step the hooks on all optimizers have been called.
 

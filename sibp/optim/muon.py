@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sibp.optim.checks import check_settings
 from sibp.optim.combined import CombinedOptimizer
+from sibp.optim.fallback import evaluated
 
 POLYNOMIAL = 3.4445, -4.7750, 2.0315  # of x, x^3 and x^5: steepest at 0, and near 1 for all other x up to 1
 ITERATIONS = 5
@@ -63,10 +64,7 @@ class Muon(torch.optim.Optimizer):
         Returns:
             The closure's loss, or None.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]
             for W in group["params"]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sibp.optim.checks import check_settings, refuse_float16, whole
 from sibp.optim.combined import CombinedOptimizer
+from sibp.optim.fallback import evaluated
 
 LARGEST = 32_768
 """Of `largest`: the preconditioner of one such side takes 4 GiB, and its eigenbasis as much."""
@@ -69,10 +70,7 @@ class WholeSteps(CombinedOptimizer):
         Returns:
             The closure's loss, or None.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         too_large = _too_large(self.param_groups)
         if too_large is None:
             super().step()

@@ -142,7 +142,7 @@ class _Task:
         x, _ = closed.minus_solve(self.coordinates.gram, self.rhs, self.lam, 0.0) or (None, 0.0)
         if x is None:
             return None
-        error = self._squared_error(x) + (self._eps * self.norm) ** 2 * _squared(x)
+        error = self._squared_error(x) + self._from_rounding(x)
         return x if error <= _TOLERANCE * self._decrease(x) else None
 
     def solved(self, system: _System) -> Tensor | None:
@@ -169,10 +169,14 @@ class _Task:
 
     def serves(self, system: _System, x: Tensor, uncertain: Tensor | None = None) -> bool:
         """Whether rounding leaves x as good as the best; `uncertain` is what comes from G, if not all of x."""
-        error = (self._eps * self.norm) ** 2 * _squared(x if uncertain is None else uncertain)
+        error = self._from_rounding(x if uncertain is None else uncertain)
         if self.coordinates.direct:
             error += self._eps**2 * self.norm * self.start
         return system.tolerates(error, self._decrease(x))
+
+    def _from_rounding(self, x: Tensor) -> float:
+        """What the rounding of G, eps ||G||, adds to ||e||^2."""
+        return (self._eps * self.norm) ** 2 * _squared(x)
 
     def _decrease(self, x: Tensor) -> float:
         """Of the objective, by an x that solves the system."""
