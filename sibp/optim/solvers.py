@@ -14,7 +14,7 @@ from sibp.prox.solvers.coordinates import smaller_side
 from sibp.prox.solvers.linear import solve_linear
 from sibp.prox.solvers.nonlinear import solve_nonlinear
 from sibp.prox.solvers.paper import ITERATIONS, RHO, PaperSolution, solve_layer
-from sibp.prox.status import Measure, Solution, Stats, Status, squared_norm
+from sibp.prox.status import Measure, Solution, Stats, Status
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def as_update(solution: Solution) -> tuple[LayerUpdate, Measure]:
     """The displacement of a solution; exactly zero where the solver met non-finite numbers."""
     features = solution.coordinates.features
     coordinates, x, finite = features.all_units(solution.coordinates, solution.x, solution.finite)
-    W_decrease, b_decrease = coordinates.displacement(-x)  # negated while it is small
-    squared_change = squared_norm(W_decrease, b_decrease)  # now: whoever clips the step later changes these tensors
+    W_decrease, b_decrease = parts = coordinates.displacement(-x)  # negated while it is small
+    squared_change = coordinates.squared_change(x, parts)  # now: whoever clips the step later changes these tensors
     finite = finite & is_finite(squared_change)
     by_low_rank = None
     if coordinates.low_rank_is_cheaper(x.shape[-1]):

@@ -105,7 +105,7 @@ class Solution:
     @cached_property
     def stats(self) -> Stats:
         """What happened."""
-        return self.measure(squared_norm(*self.coordinates.displacement(self.x)))
+        return self.measure(self.coordinates.squared_change(self.x, self.coordinates.displacement(self.x)))
 
     def scaled(self, factor: float) -> "Solution":
         """The answer of a linear subproblem for a residual that is so many times as large; factor is not 0."""

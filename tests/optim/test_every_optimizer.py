@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import cache
+from statistics import median
 from typing import Any
 
 import pytest
@@ -209,7 +210,7 @@ def test_trains_a_convolutional_network_or_says_what_it_is_for(row: Row):
             row.make(model)
         return
     losses = train(model, row.make(model), range(row.steps // 2), row.batch)
-    assert sum(losses[-5:]) / 5 < 0.8 * losses[0]
+    assert median(losses[-9:]) < 0.8 * losses[0]  # single batches may be far off in a step as long as momentum's
 
 
 def test_a_bad_rate_is_refused_in_one_sentence(row: Row):
