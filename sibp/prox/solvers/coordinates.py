@@ -212,8 +212,8 @@ class Span(Coordinates):
     def squared_change(self, x: Tensor, displacement: tuple[Tensor | None, Tensor | None]) -> Scalar:
         """tr(U^T K U) where that is the cheaper, and is not spoilt by the rounding of K.
 
-        It costs N multiply-adds for each of N m numbers, the other a pass over the m n numbers of the displacement, each
-        of which takes the time of about 10.
+        It costs N multiply-adds for each of N m numbers, the other a pass over the m n numbers of the displacement,
+        each of which takes the time of about 10.
         """
         if x.is_cpu and x.dim() == 2 and self.features.rows**2 < 10 * self.features.inputs:
             flat = x.reshape(-1)
