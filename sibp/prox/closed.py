@@ -7,6 +7,7 @@ rounding.
 """
 
 import ctypes
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ _LARGEST = 1024  # rows of a system up to which the kernel is the faster way
 _LARGEST_GRAM = 767  # likewise of A; above, the products of a numerical library are faster than those of the kernel
 _PARALLEL = 2_000_000  # multiply-adds from which several threads are worth waking
 _LINE = 64  # bytes of a line of the cache
-_Found = ctypes.c_double * 2
+_Found = ctypes.c_double * 6
 
 
 def outer_gram(A: Tensor, plus: float) -> Tensor | None:
@@ -44,18 +45,43 @@ def outer_gram(A: Tensor, plus: float) -> Tensor | None:
     return K
 
 
-def minus_solve(G: Tensor, R: Tensor, lam: float, resolved: float) -> tuple[Tensor | None, float] | None:
-    """-(G + lam I)^-1 R by a Cholesky factor in the precision of G, if lam >= resolved ||G||.
+class Look(NamedTuple):
+    """Sums over a solution X of (G + lam I) X = -R: ||R||^2, <R, X>, ||X||^2, and ||(R + (G + lam I) X) S||^2."""
+
+    RR: float
+    RX: float
+    XX: float
+    error: float
+
+
+class Answer(NamedTuple):
+    """What `minus_solve` found.
+
+    Attributes:
+        x: the solution; None if a pivot is not positive, or for a lam that is too small without probes.
+        norm: ||G||_F.
+        energy: <x, (G + lam I) x>; without meaning if there is no x.
+        look: where lam is too small, and there are probes.
+    """
+
+    x: Tensor | None
+    norm: float
+    energy: float
+    look: Look | None
+
+
+def minus_solve(G: Tensor, R: Tensor, lam: float, resolved: float, probes: Tensor | None = None) -> Answer | None:
+    """-(G + lam I)^-1 R by a Cholesky factor in the precision of G.
 
     Args:
         G: (r, r) symmetric, positive semidefinite but for rounding; or (1, r, r).
         R: (r, m), or (1, r, m).
         lam: damping.
-        resolved: the smallest lam / ||G|| that is wanted.
+        resolved: the smallest lam / ||G|| for which the solution need not be looked at.
+        probes: (m, 16) S of a look.
 
     Returns:
-        (solution, <x, (G + lam I) x>), both without meaning if lam is smaller or if a pivot is not positive: then the
-        first is None. None where there is no kernel for it.
+        None where there is no kernel for it.
     """
     *leading, r, m = R.shape
     if not 0 < r <= _LARGEST or (leading and leading != [1]) or not G.is_contiguous():
@@ -66,8 +92,9 @@ def minus_solve(G: Tensor, R: Tensor, lam: float, resolved: float) -> tuple[Tens
     threads = torch.get_num_threads() if r * r * m >= _PARALLEL else 1
     work = kernels.workspace(G.dtype, library.solve_size(r, threads))
     R = R.contiguous()
-    X, found = torch.empty_like(R), _Found()
-    solved = library.minus_solve(
-        G.data_ptr(), R.data_ptr(), X.data_ptr(), work.data_ptr(), r, m, threads, lam, resolved, found
+    X, found, S = torch.empty_like(R), _Found(), None if probes is None else probes.data_ptr()
+    done = library.minus_solve(
+        G.data_ptr(), R.data_ptr(), X.data_ptr(), S, work.data_ptr(), r, m, threads, lam, resolved, found
     )
-    return X if solved else None, found[1]
+    norm, energy, *looked_at = found
+    return Answer(X if done else None, norm, energy, Look(*looked_at) if done == 2 else None)

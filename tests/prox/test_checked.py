@@ -194,12 +194,26 @@ def test_span_coordinates_are_first_solved_in_single_precision(units, monkeypatc
     assert float(solution.stats.decrease) == pytest.approx(1 - end / start, abs=1e-5)
 
 
-@pytest.mark.parametrize("units", [3, 90])
-def test_what_single_precision_spoils_is_not_taken_at_once(units, monkeypatch):
-    features = DenseFeatures(randn(60, 300, dtype=torch.float32))
-    coordinates, R = Span(features), randn(60, units, seed=1, dtype=torch.float32)
-    lam = 300 * EPS * float(features.outer_gram().double().norm())
-    solve = closed.minus_solve
-    monkeypatch.setattr(closed, "minus_solve", lambda *given: (solve(*given)[0] * 1.01, 0.0) if solve(*given) else None)
-    task = checked._Task(coordinates, R, coordinates.adjoint(R), lam, 1.0, float(R.double().square().sum()))
-    assert task.at_once() is None
+def answer(error, *, norm=1.0, RR=3.0, RX=-1.0, XX=0.0):
+    """With lam = 2, the decrease is RR + 2 RX = 1, of which an error of 1e-5 is tolerated."""
+    return closed.Answer(torch.zeros(1, 1), norm, 1.0, closed.Look(RR, RX, XX, error))
+
+
+@pytest.mark.parametrize(
+    ("looked_at", "units", "right"),
+    [
+        (answer(0.9e-5), 16, True),
+        (answer(1.1e-5), 16, False),
+        (answer(0.9e-5 * 16 / 4), 17, True),  # a mean of 16 samples, and a safety of 4
+        (answer(1.1e-5 * 16 / 4), 17, False),
+        (answer(0.0, norm=30.0, XX=1e6), 16, True),  # rounding of G: (1e-7 30)^2 1e6 = 0.9e-5
+        (answer(0.0, norm=33.5, XX=1e6), 16, False),
+        (answer(0.0, RX=-1.6), 16, False),  # no decrease
+        (answer(0.0, norm=1e13), 16, False),  # lam is below the floor
+        (answer(math.inf, RR=math.inf), 16, False),
+        (answer(math.nan), 16, False),
+        (closed.Answer(torch.zeros(1, 1), 1e13, 1.0, None), 16, True),  # lam was large enough
+    ],
+)
+def test_a_look_says_whether_single_precision_spoilt_the_answer(looked_at, units, right):
+    assert checked.looks_right(looked_at, 2.0, 1e-7, units) == right

@@ -69,8 +69,10 @@ def test_solutions_are_those_of_double_precision(r: int, gap: float, dtype: torc
         R = torch.randn(r, m, dtype=dtype, generator=torch.Generator().manual_seed(m))
         found = closed.minus_solve(G, R, lam, 0.0)
         assert found is not None
-        x, energy = found
+        x, energy = found.x, found.energy
         assert x is not None
+        assert found.norm == pytest.approx(float(G.double().norm()), rel=10 * eps)
+        assert found.look is None  # lam was large enough
         system = G.double() + lam * torch.eye(r, dtype=torch.float64)
         residual = system @ x.double() + R.double()
         assert residual.norm() <= 8 * eps * float(torch.linalg.matrix_norm(system, 2)) * x.double().norm()
@@ -87,13 +89,13 @@ def test_right_hand_sides_are_solved_by_any_number_of_threads(monkeypatch: pytes
             found.append(closed.minus_solve(G, R, 0.1, 0.0))
     finally:
         torch.set_num_threads(before)
-    assert all(torch.equal(found[0][0], other[0]) for other in found[1:])
-    assert found[1][1] == pytest.approx(found[0][1], rel=1e-6)
+    assert all(torch.equal(found[0].x, other.x) for other in found[1:])
+    assert found[1].energy == pytest.approx(found[0].energy, rel=1e-6)
 
 
 def test_matrices_of_a_batch_of_one_and_right_hand_sides_of_any_stride():
     G, R = spectrum(6, 10.0, torch.float32), torch.randn(5, 6).T
-    (x, _), (same, _) = closed.minus_solve(G, R, 0.1, 0.0), closed.minus_solve(G[None], R[None], 0.1, 0.0)
+    x, same = closed.minus_solve(G, R, 0.1, 0.0).x, closed.minus_solve(G[None], R[None], 0.1, 0.0).x
     assert torch.equal(x, same[0])
     torch.testing.assert_close(x, -torch.linalg.solve(G + 0.1 * torch.eye(6), R))
 
@@ -102,24 +104,46 @@ def test_there_is_no_solution_where_the_matrix_is_not_positive_definite():
     for place in range(6):
         G = torch.eye(6)
         G[place, place] = -2.0
-        solution, _ = closed.minus_solve(G, torch.ones(6, 1), 1.0, 0.0)
-        assert solution is None
+        assert closed.minus_solve(G, torch.ones(6, 1), 1.0, 0.0).x is None
 
 
 def test_there_is_no_solution_below_the_resolution_that_is_asked_for():
     G, R = torch.eye(4), torch.ones(4, 2)  # of norm 2
-    assert closed.minus_solve(G, R, 1.0, 0.51)[0] is None
-    x, energy = closed.minus_solve(G, R, 1.0, 0.49)
-    torch.testing.assert_close(x, -R / 2)
-    assert energy == pytest.approx(8 * 0.5)
+    assert closed.minus_solve(G, R, 1.0, 0.51).x is None
+    found = closed.minus_solve(G, R, 1.0, 0.49)
+    torch.testing.assert_close(found.x, -R / 2)
+    assert found.energy == pytest.approx(8 * 0.5)
+    assert closed.minus_solve(G, R, 1.0, 0.49, torch.eye(2, 16)).look is None
+    assert closed.minus_solve(G, R, 1.0, 0.51, torch.eye(2, 16)).look is not None
+
+
+@pytest.mark.usefixtures("width")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("r", [2, 3, 4, 30, 65])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_look_sums_over_what_was_computed(r: int, dtype: torch.dtype, threads: int, monkeypatch: pytest.MonkeyPatch):
+    """The factor reads one triangle and the residual all of G: one that is not symmetric has an error to be seen."""
+    monkeypatch.setattr(closed, "_PARALLEL", 0)
+    G, lam, before = spectrum(r, 10.0, dtype), 0.1, torch.get_num_threads()
+    G = G + torch.ones(r, r, dtype=dtype).triu(1)
+    for m in (1, 16, 65, 300):
+        R, S = (torch.randn(rows, m, dtype=dtype, generator=torch.Generator().manual_seed(m)) for rows in (r, 16))
+        try:
+            torch.set_num_threads(threads)
+            found = closed.minus_solve(G, R, lam, math.inf, S.T.contiguous())
+        finally:
+            torch.set_num_threads(before)
+        R, X, S = R.double(), found.x.double(), S.T.double()
+        e = (R + G.double() @ X + lam * X) @ S
+        expected = [float(sums) for sums in (R.square().sum(), (R * X).sum(), X.square().sum(), e.square().sum())]
+        assert list(found.look) == pytest.approx(expected, rel=2e4 * torch.finfo(dtype).eps, abs=1e-6)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_not_finite_has_no_solution(bad: float):
     G = torch.eye(5)
     G[3, 1] = G[1, 3] = bad
-    solution, _ = closed.minus_solve(G, torch.ones(5, 1), 1.0, 0.0)
-    assert solution is None
+    assert closed.minus_solve(G, torch.ones(5, 1), 1.0, 0.0).x is None
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (1025, 1), (2, 3, 4)])

@@ -38,7 +38,7 @@ _SIGNATURES = {
     "iterate": (None, "ppppp llllllll dddddd p"),
     "outer_gram": (None, "ppp ll d l"),
     "solve_size": (ctypes.c_long, "ll"),
-    "minus_solve": (ctypes.c_int, "pppp lll dd p"),
+    "minus_solve": (ctypes.c_int, "ppppp lll dd p"),
     "outputs_size": (ctypes.c_long, "lll"),
     "begin": (None, "pl pl pl l d ppp pp"),
     "direct": (None, "ppp pp"),

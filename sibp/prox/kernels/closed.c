@@ -261,36 +261,81 @@ static double substitute(const REAL *L, long N, long row, REAL *Y, long vectors)
 static long rows_of(long r) { return (r + SIDE - 1) / SIDE * SIDE; }
 static long row_of(long r) { return filled_up(rows_of(r)) + PANEL; }
 
-long KERNEL(solve_size)(long r, long threads) { return rows_of(r) * (row_of(r) + threads * PANEL); }
+#define PROBES ((long)16)
 
-/* Some panels of X = -(L L^T)^-1 R, r x m; the sum of squares of L^-1 R. */
-static double solve_panels(const REAL *L, const REAL *R, REAL *X, REAL *Y, long r, long m, long begin, long end)
+/* What a look at a solution sums up. P and Q, rows_of(r) x PROBES, become X S and -R S for the columns S of m numbers. */
+struct look {
+    const REAL *S;
+    REAL *P, *Q;
+    double RR, RX, XX;
+};
+
+/* out (rows x PROBES) += Y S, for rows of Y PANEL apart. */
+static void add_probes(const REAL *Y, const REAL *S, long rows, long columns, REAL *out)
+{
+    for (long i = 0; i < rows; i += SIDE)
+        for (long v = 0; v < PROBES / LANES; v += WIDE) {
+            REAL *to = out + i * PROBES + v * LANES;
+            tile(Y + i * PANEL, PANEL, S + v * LANES, PROBES, columns, to, 1, to, least(WIDE, PROBES / LANES - v));
+        }
+}
+
+/* ||(R + (G + lam I) X) S||^2 from P and Q. */
+static double squared_error(const REAL *G, const REAL *P, const REAL *Q, long r, REAL lam)
+{
+    double sum = 0;
+    for (long i = 0; i < r; i++) {
+        REAL e[PROBES];
+        for (long q = 0; q < PROBES; q++) e[q] = lam * P[i * PROBES + q] - Q[i * PROBES + q];
+        for (long k = 0; k < r; k++) EACH(q, PROBES) e[q] += G[i * r + k] * P[k * PROBES + q];
+        for (long q = 0; q < PROBES; q++) sum += (double)e[q] * e[q];
+    }
+    return sum;
+}
+
+long KERNEL(solve_size)(long r, long threads) { return rows_of(r) * (row_of(r) + threads * (PANEL + 2 * PROBES)); }
+
+/* Some panels of X = -(L L^T)^-1 R, r x m; the sum of squares of L^-1 R. look->S is NULL where nobody looks. */
+static double solve_panels(
+    const REAL *L, const REAL *R, REAL *X, REAL *Y, long r, long m, long begin, long end, struct look *look)
 {
     double energy = 0;
     memset(Y, 0, rows_of(r) * PANEL * sizeof(REAL));
     for (long first = begin * PANEL; first < least(end * PANEL, m); first += PANEL) {
         const long columns = least(PANEL, m - first), vectors = (columns + LANES - 1) / LANES;
+        const REAL *S = look->S ? look->S + first * PROBES : NULL;
         for (long i = 0; i < r; i++) {
             for (long j = 0; j < columns; j++) Y[i * PANEL + j] = -R[i * m + first + j];
             for (long j = columns; j < vectors * LANES; j++) Y[i * PANEL + j] = 0;
         }
+        if (S) add_probes(Y, S, rows_of(r), columns, look->Q);
         energy += substitute(L, rows_of(r), row_of(r), Y, vectors);
         for (long i = 0; i < r; i++) memcpy(X + i * m + first, Y + i * PANEL, columns * sizeof(REAL));
+        if (!S) continue;
+        add_probes(Y, S, rows_of(r), columns, look->P);
+        for (long i = 0; i < r; i++) {
+            const REAL *x = Y + i * PANEL, *given = R + i * m + first;
+            REAL RR = 0, RX = 0, XX = 0;
+            SUMS(j, columns, RR, RX, XX) { RR += given[j] * given[j]; RX += given[j] * x[j]; XX += x[j] * x[j]; }
+            look->RR += RR, look->RX += RX, look->XX += XX;
+        }
     }
     return energy;
 }
 
-/* X = -(G + lam I)^-1 R by a Cholesky factor, if lam >= resolved ||G||_F; whether that went well. G: r x r, R and X: r x m.
- * found: ||G||_F and <X, (G + lam I) X>. work: solve_size() numbers. */
+/* X = -(G + lam I)^-1 R by a Cholesky factor; 0 if there is none. G: r x r, R and X: r x m. For lam < resolved ||G||_F, S
+ * (m x PROBES) is needed to look at X, else the result is 0; after a look, it is 2. work: solve_size() numbers.
+ * found: ||G||_F and <X, (G + lam I) X>; then of a look ||R||^2, <R, X>, ||X||^2 and ||(R + (G + lam I) X) S||^2. */
 int KERNEL(minus_solve)(
-    const REAL *G, const REAL *R, REAL *X, REAL *work, long r, long m, long threads, double lam, double resolved,
-    double *found)
+    const REAL *G, const REAL *R, REAL *X, const REAL *S, REAL *work, long r, long m, long threads, double lam,
+    double resolved, double *found)
 {
-    double squares = 0, energy = 0;
+    double squares = 0, energy = 0, RR = 0, RX = 0, XX = 0;
     SUMS(i, r * r, squares) squares += (double)G[i] * G[i];
     found[0] = sqrt(squares);
-    if (!(lam >= resolved * found[0])) return 0;
-    REAL *L = work, *panels = L + rows_of(r) * row_of(r);
+    if (lam >= resolved * found[0]) S = NULL;
+    else if (!S && m) return 0; /* an empty tensor has no address */
+    REAL *L = work, *panels = L + rows_of(r) * row_of(r), *probed = panels + threads * rows_of(r) * PANEL;
     memset(L, 0, rows_of(r) * row_of(r) * sizeof(REAL));
     for (long i = 0; i < rows_of(r); i++) {
         if (i < r) memcpy(L + i * row_of(r), G + i * r, (i + 1) * sizeof(REAL));
@@ -298,13 +343,22 @@ int KERNEL(minus_solve)(
     }
     if (!factorize(L, rows_of(r), row_of(r), panels)) return 0;
     const long number = (m + PANEL - 1) / PANEL, share = (number + threads - 1) / threads;
+    const long probes = S ? rows_of(r) * PROBES : 0;
+    memset(probed, 0, threads * 2 * probes * sizeof(REAL));
 #ifdef _OPENMP
-#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static) reduction(+ : energy)
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static) reduction(+ : energy, RR, RX, XX)
 #endif
     for (long thread = 0; thread < threads; thread++) {
-        REAL *Y = panels + thread * rows_of(r) * PANEL;
-        energy += solve_panels(L, R, X, Y, r, m, thread * share, (thread + 1) * share);
+        REAL *Y = panels + thread * rows_of(r) * PANEL, *P = probed + thread * 2 * probes;
+        struct look look = {S, P, P + probes, 0, 0, 0};
+        energy += solve_panels(L, R, X, Y, r, m, thread * share, (thread + 1) * share, &look);
+        RR += look.RR, RX += look.RX, XX += look.XX;
     }
     found[1] = energy;
-    return 1;
+    if (!S) return 1;
+    for (long i = 0; i < 2 * probes; i++)
+        for (long thread = 1; thread < threads; thread++) probed[i] += probed[thread * 2 * probes + i];
+    found[2] = RR, found[3] = RX, found[4] = XX;
+    found[5] = squared_error(G, probed, probed + probes, r, (REAL)lam);
+    return 2;
 }

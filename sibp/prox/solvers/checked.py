@@ -62,8 +62,6 @@ def checked(coordinates: Coordinates, R: Tensor, rhs: Tensor, lam: float, norm: 
     if not math.isfinite(norm + start) or lam < floor(torch.finfo(rhs.dtype).eps) * norm:
         return None
     task = _Task(coordinates, R, rhs, lam, norm, start)
-    if (x := task.at_once()) is not None:
-        return task.solution(x)
     large = rhs.dtype is torch.float32 and coordinates.size >= SINGLE
     for dtype in (torch.float32, torch.float64) if large else (torch.float64,):
         system = features.once((_System, lam, dtype), partial(_System.of, coordinates, lam, dtype))
@@ -106,7 +104,7 @@ class _System:
         size = self.L.shape[-1]
         if size <= 2 * _PROBES:
             return float(torch.linalg.vector_norm(torch.cholesky_inverse(self.L)))
-        probes = torch.cholesky_solve(_signs(size, self.L.dtype).expand(*self.L.shape[:-1], -1), self.L)
+        probes = torch.cholesky_solve(signs(size, self.L.dtype).expand(*self.L.shape[:-1], -1), self.L)
         return math.sqrt(_SAFETY / _PROBES) * float(torch.linalg.vector_norm(probes))
 
     def tolerates(self, squared_error: float, decrease: float) -> bool:
@@ -132,19 +130,6 @@ class _Task:
     def _eps(self) -> float:
         return torch.finfo(self.rhs.dtype).eps
 
-    def at_once(self) -> Tensor | None:
-        """The x of the compiled closed form in single precision, if it serves as it is; in span coordinates only.
-
-        There a look at x needs no eigenvalue, and with it this takes less than half of the time of a factor in float64.
-        """
-        if self.coordinates.direct or self.rhs.dtype is not torch.float32:
-            return None
-        x, _ = closed.minus_solve(self.coordinates.gram, self.rhs, self.lam, 0.0) or (None, 0.0)
-        if x is None:
-            return None
-        error = self._squared_error(x) + self._from_rounding(x)
-        return x if error <= _TOLERANCE * self._decrease(x) else None
-
     def solved(self, system: _System) -> Tensor | None:
         """x, as good as a factor in float64 makes it; None if a factor in the layer's own precision does not."""
         x = system.minus_solve(self.rhs)
@@ -162,10 +147,11 @@ class _Task:
 
     def _squared_error(self, x: Tensor) -> float:
         """||e||^2, or an estimate that is hardly ever too small."""
-        if x.shape[-1] <= 2 * _PROBES:
+        units = x.shape[-1]
+        if units <= _PROBES:
             return _squared(self._left_over(x, self.rhs))
-        signs = _signs(x.shape[-1], x.dtype)
-        return _SAFETY * _squared(self._left_over(x @ signs, self.rhs @ signs)) / _PROBES
+        S = signs(units, x.dtype)
+        return _estimate(_squared(self._left_over(x @ S, self.rhs @ S)), units)
 
     def serves(self, system: _System, x: Tensor, uncertain: Tensor | None = None) -> bool:
         """Whether rounding leaves x as good as the best; `uncertain` is what comes from G, if not all of x."""
@@ -215,9 +201,36 @@ def _solved(start: Scalar, end: Scalar, squared_change: Scalar) -> Stats:
     return Stats.of(Status.SOLVED, True, start, end, iterations=0, step_length=1.0, squared_change=squared_change)
 
 
+def looks_right(answer: closed.Answer, lam: float, eps: float, units: int) -> bool:
+    """Whether an answer in span coordinates is as good as the best: lam vouches for it, or the look at it does.
+
+    Args:
+        answer: with an x.
+        lam: proximal weight.
+        eps: of its dtype.
+        units: the number of columns of x.
+    """
+    look = answer.look
+    if look is None:
+        return True
+    decrease = look.RR + lam * look.RX
+    error = _estimate(look.error, units) + (eps * answer.norm) ** 2 * look.XX
+    return lam >= floor(eps) * answer.norm and error <= _TOLERANCE * decrease < math.inf
+
+
+def _estimate(squared_error: float, units: int) -> float:
+    """||e||^2 from ||e S||^2, with S of `signs`; hardly ever too small."""
+    return squared_error if units <= _PROBES else _SAFETY * squared_error / _PROBES
+
+
 @lru_cache(maxsize=32)
-def _signs(units: int, dtype: torch.dtype) -> Tensor:
-    """(units, _PROBES) of 1 and -1 at random, the same in every process: a resumed run repeats its steps."""
+def signs(units: int, dtype: torch.dtype) -> Tensor:
+    """S (units, _PROBES) of 1 and -1 at random, the same in every process: a resumed run repeats its steps.
+
+    For at most `_PROBES` units it is a part of the identity, so that ||e S|| is ||e||.
+    """
+    if units <= _PROBES:
+        return torch.eye(units, _PROBES, dtype=dtype)
     drawn = torch.randint(2, (units, _PROBES), generator=torch.Generator().manual_seed(units))
     return drawn.to(dtype).mul_(2).sub_(1)
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from sibp.prox import closed
 from sibp.prox.scalars import Flag, Scalar, at_least, choose, is_finite, scalar
-from sibp.prox.solvers.checked import FLOOR, SINGLE, checked, floor
+from sibp.prox.solvers.checked import FLOOR, SINGLE, checked, floor, looks_right, signs
 from sibp.prox.solvers.coordinates import Coordinates, Direct
 from sibp.prox.status import Solution, Stats, Status, squared_norm
 
@@ -53,13 +53,13 @@ def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
     """
     G, rhs = coordinates.gram, coordinates.adjoint(R)
     eps = torch.finfo(G.dtype).eps
-    solved = closed.minus_solve(G, rhs, lam, _RESOLVED * eps)
-    if solved is not None:
-        x, energy = solved
-        if x is None:
-            norm = float(torch.linalg.vector_norm(G))
+    probes = None if coordinates.direct else signs(rhs.shape[-1], rhs.dtype)
+    answer = closed.minus_solve(G, rhs, lam, _RESOLVED * eps, probes)
+    if answer is not None:
+        x, norm = answer.x, answer.norm
+        if x is None or not looks_right(answer, lam, eps, rhs.shape[-1]):
             return checked(coordinates, R, rhs, lam, norm) or _in_double_precision(coordinates, R, lam)
-        return _solution(coordinates, R, rhs, x, lam, is_finite(energy), lambda: Status.SOLVED)
+        return _solution(coordinates, R, rhs, x, lam, is_finite(answer.energy), lambda: Status.SOLVED)
     norm = scalar(torch.linalg.vector_norm(G))
     if isinstance(norm, Tensor):
         return _factorized(coordinates, R, rhs, lam, at_least(lam, FLOOR * eps * norm), norm)
