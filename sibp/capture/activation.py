@@ -21,7 +21,7 @@ from sibp.internals import as_plain_tensors, tree_leaves, tree_map_only
 
 @dataclass(slots=True)
 class Consumption:
-    """What became of one output of a tapped layer.
+    """How one output of a tapped layer was used.
 
     Attributes:
         activation: the known activation it went into, if that was the first consumer.
@@ -41,11 +41,11 @@ class Consumption:
 
     @property
     def known(self) -> bool:
-        """Whether the activation alone consumed the output and its backward pass has been here."""
+        """Whether only the activation used the output, and its backward call has run."""
         return self.activation is not None and self.consumers == 1 and self.D is not None
 
     def clear(self) -> None:
-        """Lets go of the tensors."""
+        """Releases the tensors."""
         self.Z = self.D = None
 
 
@@ -70,9 +70,9 @@ class PreActivation(Tensor):
         marked._plain = z
         marked._consumption = consumption
 
-        # C++ code (a user's autograd Function, say) takes the tensor itself, past __torch_function__: its gradient
-        # comes through here and through nowhere else. The hook lives in the graph: were it to know of a tensor of the
-        # graph, neither would ever be freed.
+        # C++ code (such as a user's autograd Function) takes the tensor itself, past __torch_function__: its gradient
+        # arrives only here. The hook lives in the graph: a reference to a tensor of the graph would keep both alive
+        # forever.
         def used_directly(_: Tensor) -> None:
             if consumption.overwritten:
                 raise RuntimeError(
@@ -101,7 +101,7 @@ class PreActivation(Tensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Computes `func` on plain tensors and notes what it was."""
+        """Computes `func` on plain tensors and records it."""
         kwargs = kwargs or {}
         activation = recognise(func, args, kwargs)
         if activation is not None:
@@ -130,14 +130,14 @@ def _leaves(values: tuple[Any, ...]) -> Sequence[Any]:
 
 
 def _map_marked(value: Any) -> Any:
-    """The value with plain tensors in the place of marked ones."""
+    """The value with plain tensors in place of marked ones."""
     if isinstance(value, PreActivation):
         return _unmark(value)
     return tree_map_only(PreActivation, _unmark, value) if isinstance(value, _CONTAINERS) else value
 
 
 def _is_marked(value: Any) -> bool:
-    # Module backward hooks and the like may re-wrap a marked tensor and lose its mark: it is an ordinary tensor then.
+    # Module backward hooks may re-wrap a marked tensor, which is an ordinary tensor afterwards.
     return isinstance(value, PreActivation) and "_plain" in vars(value)
 
 
@@ -149,7 +149,7 @@ def _unmark(z: PreActivation) -> Tensor:
 
 
 class _Activate(torch.autograd.Function):
-    """a = s(z), telling the layer below what reaches a."""
+    """a = s(z), passing the gradient at a to the layer that computed z."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, consumption: Consumption, s: Activation, *learned: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ def _activate(marked: PreActivation, s: Activation, *, in_place: bool) -> Tensor
     consumption.names.append(s.name)
     a: Tensor = _Activate.apply(marked._plain, consumption, s, *learned)  # pyright: ignore[reportAssignmentType]
     if in_place:
-        # Whoever holds the layer's output sees the activation's from now on, and may use it as often as it likes.
+        # In place: references to the layer's output now hold the activation's, which may be used any number of times.
         consumption.overwritten = True
         marked._plain = a
         marked._consumption = Consumption()
@@ -184,7 +184,7 @@ def recognise(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
 
     Args:
         func: the function as `__torch_function__` gets it.
-        args: its positional arguments; the first (or `kwargs["input"]`) has to be a marked tensor.
+        args: its positional arguments; the first (or `kwargs["input"]`) must be a marked tensor.
         kwargs: its keyword arguments.
     """
     row = row_of(func)

@@ -105,19 +105,19 @@ def _update(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 def _is_asked_for(ctx: Any, place: int) -> bool:
     """Whether this backward pass computes the gradient of the layer's parameter, the input at `place`.
 
-    `needs_input_grad` says only that it could: in `torch.autograd.grad(loss, x)` nobody asks for it.
+    `needs_input_grad` only says that it could: `torch.autograd.grad(loss, x)` does not ask for it.
     """
     node = ctx.next_functions[place][0]
     if node is None:
         return False
     try:
         return will_be_executed(node)
-    except RuntimeError:  # what it says of a leaf that is among the `inputs` of torch.autograd.grad
+    except RuntimeError:  # raised for a leaf among the `inputs` of torch.autograd.grad
         return True
 
 
 def _in_rows(s: Activation | None, z: Tensor, geometry: Geometry, features: FeatureOperator) -> Activation | None:
-    """The activation for Z as the subproblem has it; z has the shape of the layer's output."""
+    """The activation on Z in the subproblem's layout; z has the shape of the layer's output."""
     return s if s is None or s.learned is None else s.rearranged(z.shape, lambda t: geometry.outputs(t, features))
 
 
@@ -165,5 +165,5 @@ def _bias_gradient(tap: "Tap", b: Any, problem: LayerProblem, update: LayerUpdat
 
 
 def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in a dtype: `Tensor.to`, which takes a microsecond to see that there is nothing to do."""
+    """`Tensor.to`, which itself takes a microsecond where there is nothing to do."""
     return tensor if tensor.dtype is dtype else tensor.to(dtype)

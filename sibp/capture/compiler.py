@@ -1,4 +1,4 @@
-"""What torch.compile is to leave alone."""
+"""Functions that torch.compile must not trace."""
 
 import functools
 from collections.abc import Callable
@@ -13,10 +13,10 @@ R = TypeVar("R")
 
 
 def left_alone(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, called as it is where a compiled step calls it.
+    """The function, run eagerly when a compiled step calls it.
 
-    `torch.compiler.disable` alone would import the compiler at once, which takes seconds, and would cost every call of
-    an ordinary step several microseconds.
+    `torch.compiler.disable` alone would import the compiler immediately, which takes seconds, and add several
+    microseconds to every eager call.
 
     Args:
         function: to be hidden from the compiler.

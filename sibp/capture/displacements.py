@@ -1,4 +1,4 @@
-"""What lies in `.grad` of the parameters of a tapped layer: only the optimizer's own displacements may be applied."""
+"""Tracks `.grad` of tapped parameters: only the optimizer's own displacements may be applied."""
 
 from dataclasses import dataclass
 
@@ -16,9 +16,9 @@ class _Held:
     """One parameter's `.grad`, as the last accumulation left it.
 
     Attributes:
-        fault: what is in it beside displacements, as the end of a sentence; None if nothing is.
-        memory: address of its numbers.
-        version: torch's count of changes to it. Clipping and scaling change it, which is allowed.
+        fault: anything in it besides displacements, as the end of a sentence; None if there is nothing.
+        memory: its address.
+        version: torch's version counter; clipping and scaling increase it, which is allowed.
         applied: whether a step has applied it.
     """
 
@@ -35,8 +35,8 @@ class _Held:
 class Displacements:
     """The record of one tapped layer, by the parameter's key ("weight" or "bias").
 
-    Autograd calls `before` and `after` around every accumulation, wherever its gradient comes from. Changes in place by
-    the user (clipping, scaling, averaging) pass by unseen, and are the user's to make.
+    Autograd calls `before` and `after` around every accumulation, whatever its source. In-place changes by the user
+    (clipping, scaling, averaging) are not tracked, and allowed.
     """
 
     def __init__(self) -> None:
@@ -48,8 +48,8 @@ class Displacements:
 
         Args:
             key: of the parameter.
-            parameter: with the `.grad` of before.
-            fault: what is wrong with the gradient; None for a displacement.
+            parameter: with its `.grad` before the accumulation.
+            fault: why the gradient is not a displacement; None if it is one.
         """
         grad, held = parameter.grad, self._held.get(key)
         if grad is None:
@@ -59,15 +59,15 @@ class Displacements:
         else:
             there = APPLIED if held.applied else held.fault
         if there is not None and grad is not None and not grad.any():
-            there = None  # it was set to zero
+            there = None  # zeroed in place
         self._fault[key] = there or fault
 
     def after(self, key: str, grad: Tensor) -> None:
-        """It was accumulated, and `grad` is the sum."""
+        """The gradient was accumulated; `grad` is the sum."""
         self._held[key] = _Held(self._fault.pop(key, None), grad.data_ptr(), version(grad))
 
     def only(self, key: str, grad: Tensor) -> bool:
-        """Whether `grad` holds displacements and nothing else, none of them applied; if not, `fault` says why."""
+        """Whether `grad` holds only displacements, none of them applied; if not, `fault` says why."""
         held = self._held.get(key)
         return held is not None and held.fault is None and not held.applied and held.memory == grad.data_ptr()
 
@@ -83,7 +83,7 @@ class Displacements:
         return found if found is not None and grad.any() else None
 
     def again(self, key: str, grad: Tensor) -> bool:
-        """Whether `grad` was applied as it is."""
+        """Whether exactly this `grad` was applied."""
         held = self._held.get(key)
         return held is not None and held.applied and held.is_in(grad) and held.version == version(grad)
 

@@ -21,21 +21,21 @@ from sibp.prox.operators import ConvolutionFeatures, DenseFeatures, FeatureOpera
 class Geometry(ABC):
     """One kind of layer, with a parameter `weight` and, if it has one, `bias`.
 
-    `forward` and `features` have to be written. The rest serves for a layer without groups whose output has the units
-    along its last axis, and whose weight is (m, ...).
+    Subclasses implement `forward` and `features`. The other defaults fit a layer without groups whose output units are
+    the last axis, and whose weight is (m, ...).
 
     Args:
         module: a layer of the kind, whose settings stay as they are.
     """
 
     rows_are_inputs: ClassVar[bool] = False
-    """Whether A is the layer's input itself, but for its shape."""
+    """Whether A is the layer's input, reshaped."""
 
     features_key: ClassVar[Hashable | None] = None
-    """Layers with one input and equal keys have the same features, and build their Gram matrix once; None: alone."""
+    """Layers with the same input and equal keys share their features and Gram matrix; None: never shared."""
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """A kind with features of its own does not take over what those of another kind depend on."""
+        """Resets `features_key` in subclasses that override `features`."""
         super().__init_subclass__(**options)
         if "features" in vars(cls) and "features_key" not in vars(cls):
             cls.features_key = None
@@ -49,10 +49,10 @@ class Geometry(ABC):
 
     @abstractmethod
     def features(self, x: Tensor, *, weight: bool, bias: bool) -> FeatureOperator:
-        """Phi from the layer's input, with what moves."""
+        """Phi from the layer's input, for the parameters that are trained."""
 
     def prepare(self, x: Tensor) -> Tensor:
-        """What has to happen to the input inside ordinary autograd, before the layer: nothing."""
+        """Preprocesses the input inside ordinary autograd: nothing by default."""
         return x
 
     def batch(self, x: Tensor) -> int:
@@ -68,7 +68,7 @@ class Geometry(ABC):
         return W.flatten(1)
 
     def weight(self, matrix: Tensor, shape: torch.Size) -> Tensor:
-        """The other way round: what has the weight's shape, from a matrix (..., m, n)."""
+        """The inverse of `matrix`: from (..., m, n) to the weight's shape."""
         return matrix.reshape(shape)
 
     def vector(self, b: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class Geometry(ABC):
         return b
 
     def arranged(self, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """The input and the output's gradient in the order in memory in which the layer's products are quickest."""
+        """The input and the output's gradient in the memory layout in which the layer's products are fastest."""
         return x, gradient
 
     def input_gradient(self, x: Tensor, gradient: Tensor, W: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ _kinds: dict[type[nn.Module] | str, type[Geometry] | None] = {}
 
 
 def register_layer(*layers: type[nn.Module] | str) -> Callable[[Kind], Kind]:
-    """Has layers of a class updated proximally; a decorator of the `Geometry` that says how.
+    """Registers a `Geometry` for layers of a class, which are then updated proximally; a decorator.
 
     Args:
         layers: classes of modules, or their full names, such as "transformers.pytorch_utils.Conv1D", for packages that
@@ -107,7 +107,7 @@ def register_layer(*layers: type[nn.Module] | str) -> Callable[[Kind], Kind]:
 
     def register(kind: Kind) -> Kind:
         if not (isinstance(kind, type) and issubclass(kind, Geometry)):
-            raise TypeError(f"register_layer: {kind!r} is no subclass of Geometry.")
+            raise TypeError(f"register_layer: {kind!r} is not a subclass of Geometry.")
         _kinds.update(dict.fromkeys(layers, kind))
         return kind
 
@@ -115,14 +115,14 @@ def register_layer(*layers: type[nn.Module] | str) -> Callable[[Kind], Kind]:
 
 
 def own_class(module: nn.Module) -> type[nn.Module]:
-    """The module's class, without the one that an optimizer has put in front of it (`sibp.capture.tap`)."""
+    """The module's own class, without the subclass that an optimizer has put in its place (`sibp.capture.tap`)."""
     return vars(type(module)).get("_untapped", type(module))
 
 
 def geometry_of(module: nn.Module) -> Geometry | None:
     """The geometry of a layer that can be updated proximally, or None.
 
-    Only the layers' own `forward` is understood: a subclass with another one, or a module whose weight is not a plain
+    Only the classes' own `forward` is supported: a subclass with another one, or a module whose weight is not a plain
     parameter (weight normalisation, pruning), may compute something else.
     """
     if "weight" not in dict(module.named_parameters(recurse=False)):
@@ -151,7 +151,7 @@ class LinearGeometry(Geometry):
         return F.linear(x, self.matrix(W), b)
 
     def features(self, x: Tensor, *, weight: bool, bias: bool) -> DenseFeatures:
-        """A (N, n) from the layer's input, with what moves."""
+        """A (N, n) from the layer's input, for the parameters that are trained."""
         return DenseFeatures(_rows(x), weight, bias)
 
     def outputs(self, z: Tensor, features: FeatureOperator) -> Tensor:
@@ -212,7 +212,7 @@ class ConvGeometry(Geometry):
         self.padding: tuple[int, ...] = tuple(padding)
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Pads x, ([B,] channels, *positions), where the convolution itself will not."""
+        """Pads x, ([B,] channels, *positions), where the convolution itself does not."""
         return F.pad(x, self.pad_ahead, mode=self.pad_mode) if any(self.pad_ahead) else x
 
     def batch(self, x: Tensor) -> int:
@@ -225,7 +225,7 @@ class ConvGeometry(Geometry):
         return convolve(x, W, b, self.stride, self.padding, self.dilation, self.groups)
 
     def features(self, x: Tensor, *, weight: bool, bias: bool) -> FeatureOperator:
-        """The patches of the layer's input; as a matrix A (g, N, n) where there are so few that N x N is small."""
+        """The patches of the layer's input; as a matrix A (g, N, n) if they are few, so that N x N is small."""
         x = self._batched(x)
         patches = ConvolutionFeatures(x if self._is_2d else x.unsqueeze(-1), self._window, weight, bias)
         return patches.dense() if patches.rows <= patches.size else patches
@@ -269,7 +269,7 @@ class ConvGeometry(Geometry):
 
     @property
     def _window(self) -> Window:
-        """The settings of two dimensions; a sequence is an image of one column."""
+        """The settings in two dimensions; a sequence is an image with one column."""
         kernel, stride, padding, dilation = (
             given if self._is_2d else (*given, one)
             for given, one in zip((self.kernel, self.stride, self.padding, self.dilation), (1, 1, 0, 1), strict=True)
@@ -284,7 +284,7 @@ def _ahead(conv: Any) -> tuple[int, ...]:
     """A convolution's padding as `F.pad` takes it: (before, after) of the last axis, then of the one before, ..."""
     if conv.padding == "valid":
         return (0, 0) * len(conv.kernel_size)
-    if conv.padding == "same":  # an odd total has the longer part behind
+    if conv.padding == "same":  # of an odd total, the longer part comes last
         totals = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
         pairs = [(total // 2, total - total // 2) for total in totals]
     else:

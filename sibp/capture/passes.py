@@ -17,8 +17,8 @@ _REACH = 64  # nodes of the graph above an input in which the pass that it came 
 class ForwardPass:
     """One call of the model, or of a part of it, from outside.
 
-    The layers of the pass carry it to their backward call in autograd's own context, so it lives as long as somebody
-    can still differentiate what was computed.
+    The layers of the pass carry it to their backward call in autograd's context, so it lives as long as its outputs can
+    be differentiated.
 
     Attributes:
         batch: samples, the leading dimension at the first tapped layer that ran; None before. A layer that ran without
@@ -39,7 +39,7 @@ class ForwardPass:
         self._inputs: list[SharedInput] = []
 
     def input(self, x: Tensor) -> SharedInput:
-        """What the layers of this pass that are called with this very tensor have in common."""
+        """The record shared by the layers of this pass that are called with this very tensor."""
         for known in self._inputs:
             if known.of(x):
                 break
@@ -50,13 +50,13 @@ class ForwardPass:
         return known
 
     def enter(self, layer: str, batch: int, *, recorded: bool, from_data: bool) -> None:
-        """Notes that a layer runs.
+        """Records that a layer runs.
 
         Args:
             layer: name.
             batch: leading dimension of its input.
             recorded: whether with gradients on. Without, it may be the first run of an activation checkpoint, or
-                something that nobody differentiates (a teacher's view of other samples).
+                something that is never differentiated (a teacher's view of other samples).
             from_data: whether its input needs no gradient, so that it does not follow a checkpoint.
         """
         if self.batch is None or (self._preliminary and recorded and from_data):
@@ -73,8 +73,8 @@ class ForwardPass:
 class Passes:
     """Opens a pass when a module that contains tapped layers is called from outside, and closes it with that call.
 
-    A call whose input comes straight from an earlier pass (the head after the body, a model whose `forward` was called
-    by name) goes on with that pass. Each thread has passes of its own.
+    A call whose input comes directly from an earlier pass (the head after the body, a model whose `forward` was called
+    by name) continues that pass. Each thread has its own passes.
     """
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class Passes:
         self._key = object()  # of a graph node's metadata
 
     def watch(self, modules: Iterable[nn.Module]) -> None:
-        """Puts hooks on modules, once each.
+        """Registers hooks on modules, once each.
 
         Args:
             modules: those that contain tapped layers.
@@ -97,19 +97,19 @@ class Passes:
                 self._hooks.append(module.register_forward_hook(gate.leave, always_call=True))
 
     def remove(self) -> None:
-        """Takes the hooks away."""
+        """Removes the hooks."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
         self._watched.clear()
 
     def of_layer(self, x: Tensor) -> ForwardPass:
-        """The pass in which a tapped layer is called with the input x; one of its own if the layer is called alone."""
+        """The pass in which a tapped layer is called with the input x; a new one if the layer is called alone."""
         calls = self._calls
         return calls[-1][1] if calls else self._came_from((x,)) or ForwardPass()
 
     def enter(self, module: nn.Module, inputs: Any) -> None:
-        """A module was called: opens a pass if that is the outermost call."""
+        """A module is called: opens a pass if this is the outermost call."""
         calls, this = self._calls, id(module)
         outermost = not calls or calls[0][0] == this  # which is running already only if its last call was interrupted
         one = (self._came_from(tree_leaves(inputs)) or ForwardPass()) if outermost else calls[-1][1]
@@ -127,26 +127,26 @@ class Passes:
             self.attach(one, tree_leaves(outputs))
 
     def forget(self) -> None:
-        """No call is running in this thread: torch does not tell of the end of one that Ctrl-C interrupted."""
+        """Forgets the calls running in this thread: torch reports no end of one that Ctrl-C interrupted."""
         self._calls.clear()
 
     @property
     def _calls(self) -> list[tuple[int, ForwardPass]]:
-        """The calls that are running in this thread, from the outermost on: modules by identity, with their passes."""
+        """The calls running in this thread, outermost first: modules by identity, with their passes."""
         calls = getattr(self._local, "calls", None)
         if calls is None:
             calls = self._local.calls = []
         return calls
 
     def attach(self, one: ForwardPass, outputs: Iterable[Any]) -> None:
-        """Ties a pass to the graph of what it computed, which keeps it alive where all its layers are checkpointed."""
+        """Ties a pass to the graph of its outputs, which keeps it alive where all its layers are checkpointed."""
         if one.layers and one.differentiable:
             for leaf in outputs:
                 if isinstance(leaf, Tensor) and leaf.grad_fn is not None:
                     _metadata(leaf.grad_fn)[self._key] = one
 
     def _came_from(self, inputs: Iterable[Any]) -> ForwardPass | None:
-        """The pass that computed one of the inputs, if it is near in the graph."""
+        """The pass that computed one of the inputs, if it is found nearby in the graph."""
         nodes = [leaf.grad_fn for leaf in inputs if isinstance(leaf, Tensor) and leaf.grad_fn is not None]
         for place in range(_REACH):
             if place >= len(nodes):
@@ -159,12 +159,12 @@ class Passes:
 
 
 def _metadata(node: Any) -> dict[Any, Any]:
-    """What users may attach to a node of the graph (a property, which torch's stubs have as a method)."""
+    """The metadata dict of a graph node (a property, which torch's stubs declare as a method)."""
     return node.metadata
 
 
 def _refuse_compiler(module: nn.Module) -> None:
-    """Raises in what torch.compile traces, which then runs as it is, or says that it cannot be compiled as a whole."""
+    """Raises inside torch.compile's tracing, which then falls back to eager or, with fullgraph=True, reports it."""
     if torch.compiler.is_compiling():
         raise RuntimeError(
             f"{type(module).__name__} has layers tapped by a sibp optimizer and cannot be compiled: "
@@ -173,9 +173,9 @@ def _refuse_compiler(module: nn.Module) -> None:
 
 
 class Unrecorded:
-    """Passes in which a layer ran without gradients although the model was called with them, the latest last.
+    """Passes in which a layer ran without gradients although the model was called with them, latest last.
 
-    A reentrant activation checkpoint does that, and runs the layer again in the backward pass.
+    Reentrant activation checkpoints do this, and run the layer again in the backward pass.
     """
 
     def __init__(self) -> None:
@@ -187,7 +187,7 @@ class Unrecorded:
         self._passes.append(weakref.ref(one))
 
     def take(self) -> ForwardPass | None:
-        """The latest pass that was not taken yet."""
+        """Pops the latest pass."""
         while self._passes:
             latest = self._passes.pop()()
             if latest is not None:

@@ -1,4 +1,4 @@
-"""What layers with one input share: query, key and value of an attention build one Gram matrix between them."""
+"""Features shared by layers with the same input: an attention's query, key and value build one Gram matrix."""
 
 import weakref
 from collections.abc import Callable, Hashable
@@ -10,7 +10,7 @@ from sibp.prox.operators import FeatureOperator
 
 
 class SharedInput:
-    """A tensor that one or more layers of a pass were called with, as it was then.
+    """The input of one or more layers of a pass, as it was when they were called.
 
     The layers' backward calls find here the features that an earlier one has made, with the Gram matrix and its factors
     (`FeatureOperator.kept`), until the last of them has been here. A backward pass that leaves some out keeps them
@@ -27,11 +27,11 @@ class SharedInput:
         self._known: tuple[Tensor, dict[Hashable, FeatureOperator]] | None = None
 
     def of(self, x: Tensor) -> bool:
-        """Whether it is this tensor, unchanged."""
+        """Whether `x` is this tensor, unchanged since."""
         return self._x() is x and self._version == version(x)
 
     def features(self, x: Tensor, key: Hashable, make: Callable[[], FeatureOperator]) -> FeatureOperator:
-        """The features that a layer makes of its input, or those that another one has made of it in the same way.
+        """A layer's features, made now or by an earlier layer with the same key.
 
         Args:
             x: the input as the backward call has it, which a hook may have replaced.
@@ -48,7 +48,7 @@ class SharedInput:
         return known[1][key]
 
     def leave(self) -> None:
-        """A layer's backward call is over: with the last one, nothing is kept."""
+        """A layer's backward call has ended; the last one frees the features."""
         self._visits += 1
         if self._visits >= self.layers:
             self._visits, known, self._known = 0, self._known, None
@@ -57,7 +57,7 @@ class SharedInput:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors that are both alive are one, or views of the same numbers."""
+    """Whether two live tensors are the same, or identical views of the same memory."""
     return a is b or (
         (a.data_ptr(), a.shape, a.stride(), a.dtype, a.device) == (b.data_ptr(), b.shape, b.stride(), b.dtype, b.device)
         and version(a) == version(b)

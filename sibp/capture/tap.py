@@ -33,11 +33,11 @@ class Owner(Protocol):
         ...
 
     def before_forward(self, layer: str) -> None:
-        """Refuses a forward pass whose displacements somebody else would change."""
+        """Refuses a forward pass whose displacements a wrapper would alter."""
         ...
 
     def wants_activation(self, tap: "Tap") -> bool:
-        """Whether the solver of this layer makes use of the activation that follows it."""
+        """Whether this layer's solver uses the activation that follows it."""
         ...
 
     def solve(self, tap: "Tap", problem: LayerProblem) -> LayerUpdate:
@@ -56,8 +56,8 @@ class Owner(Protocol):
 class Tap:
     """Computes a layer's forward pass while an optimizer owns the layer.
 
-    The layer gets a class of its own, whose `forward` is the tap; copies and pickles of the layer have the layer's own
-    class, and belong to nobody.
+    The layer gets a subclass of its class, whose `forward` is the tap; copies and pickles of it have the original
+    class, and no optimizer.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Tap:
         self._hooks: dict[str, list[torch.utils.hooks.RemovableHandle]] = {}
 
     def install(self) -> None:
-        """Takes the layer over, from an earlier optimizer if need be."""
+        """Taps the layer; an earlier optimizer loses it."""
         earlier = tap_of(self.module)
         if earlier is not None:
             earlier.remove()
@@ -99,17 +99,17 @@ class Tap:
     @property
     def installed(self) -> bool:
         """Whether the layer still belongs to this tap's optimizer."""
-        return type(self.module).__dict__.get("_tap") is self  # as `tap_of` says, in one step
+        return type(self.module).__dict__.get("_tap") is self  # `tap_of`, inlined
 
     @property
     def replaced(self) -> str | None:
-        """What was put in the place of the layer's own since it was tapped; None if nothing was."""
+        """The parameter or method of the layer that was replaced since it was tapped; None if none was."""
         held = own_parameters(self.module)
         missing = [key for key, p in self.parameters.items() if held.get(key) is not p]
         return missing[0] if missing else "forward" if "forward" in vars(self.module) else None
 
     def refuse_replaced(self, method: str) -> None:
-        """Raises RuntimeError if the layer is no longer what it was.
+        """Raises RuntimeError if a part of the layer was replaced.
 
         Args:
             method: the optimizer's name.
@@ -122,7 +122,7 @@ class Tap:
             )
 
     def remove(self) -> None:
-        """Gives the layer its own class back."""
+        """Restores the layer's class."""
         if self.installed:
             self.module.__class__ = self._kind
         self.keeps = None
@@ -132,7 +132,7 @@ class Tap:
         self._hooks.clear()
 
     def forward(self, module: nn.Module, input: Tensor) -> Tensor:
-        """The layer's output, marked if the solver has to know what follows.
+        """The layer's output, marked if the solver uses the activation that follows.
 
         Args:
             module: the layer, or a copy that has its class.
@@ -145,7 +145,7 @@ class Tap:
         if owner is None:
             self.remove()
         if owner is None or not owner.active() or not isinstance(input, Tensor):
-            return plain(module, input)  # which says what is wrong with an input that is no tensor
+            return plain(module, input)  # which reports an input that is not a tensor
         if not torch.is_grad_enabled():
             self._run_unrecorded(owner, input)
             return plain(module, input)
@@ -154,7 +154,7 @@ class Tap:
 
     @left_alone
     def _run(self, owner: Owner, module: nn.Module, input: Tensor) -> Tensor:
-        """The output as the autograd Function computes it."""
+        """The output, computed by the autograd Function."""
         owner.before_forward(self.name)
         self._guard()
         if isinstance(input, PreActivation):
@@ -171,7 +171,7 @@ class Tap:
         return PreActivation.mark(z, consumption) if owner.wants_activation(self) else z
 
     def _enter(self, owner: Owner, input: Tensor) -> ForwardPass:
-        """The pass that the layer's backward call belongs to: for a recomputation the one that is recomputed."""
+        """The pass of the layer's backward call: for a recomputation, the original one."""
         one = owner.passes.of_layer(input)
         if one.recomputes:
             one.original = self._unrecorded.take() or one.original
@@ -181,14 +181,14 @@ class Tap:
         return one
 
     def _run_unrecorded(self, owner: Owner, input: Tensor) -> None:
-        """Notes that the layer ran without gradients, which may be an activation checkpoint's first run."""
+        """Records a run without gradients, which may be an activation checkpoint's first run."""
         one = owner.passes.of_layer(input)
         if one.differentiable:
             one.enter(self.name, self.geometry.batch(input), recorded=False, from_data=not input.requires_grad)
             self._unrecorded.add(one)
 
     def _moves(self) -> bool:
-        """Whether a parameter is to be updated, and all are still the ones that were tapped."""
+        """Whether a parameter is trained, and all are still the ones that were tapped."""
         held, moves = own_parameters(self.module), False
         for key, p in self.parameters.items():
             if held.get(key) is not p:
@@ -197,7 +197,7 @@ class Tap:
         return moves
 
     def _refuse(self, module: nn.Module, input: Tensor, method: str) -> None:
-        """Raises where the layer's backward call would not be this layer's proximal update."""
+        """Raises where the backward call could not be this layer's proximal update."""
         here = f"layer '{self.name}'"
         if torch.compiler.is_compiling():
             raise RuntimeError(
@@ -237,7 +237,7 @@ class Tap:
         self.remove()
 
     def begin_backward(self) -> None:
-        """Notes a backward pass through the layer.
+        """Records a backward pass through the layer.
 
         Raises:
             RuntimeError: under `create_graph=True`, or if the same backward pass has been here already.
@@ -271,7 +271,7 @@ class Tap:
         return gradient
 
     def _guard(self) -> None:
-        """Puts hooks on the parameters that can get a gradient; one that was frozen may have been thawed since."""
+        """Registers hooks on the parameters that require gradients, which may have changed since the last call."""
         this: weakref.ref[Tap] = weakref.ref(self)
         for key, parameter in self.parameters.items():
             if parameter.requires_grad and key not in self._hooks:
@@ -297,7 +297,7 @@ class Tap:
             return
         expected = self._returned.get(backward_pass(), {}).get(key)
         ours = expected is not None
-        # Only hooks could have changed it, and torch has no public list of them.
+        # Only user hooks could have changed it; torch has no public list of them.
         if ours and len(parameter._backward_hooks or ()) == 1:
             ours = expected == (gradient.data_ptr(), version(gradient))
         if not ours and owner.active():

@@ -50,12 +50,12 @@ class Options(TypedDict, total=False):
 
 
 class TappedOptimizer(torch.optim.Optimizer):
-    """Base of the methods that solve layer by layer in the backward pass; see `SIBP` for what users meet.
+    """Base of the methods that solve layer by layer in the backward pass; see `SIBP` for the user's side.
 
     A backward pass leaves W_old - W_new in `.grad` of every parameter of a tapped layer (`sibp.capture.tap`), so
-    `step` only subtracts it. Parameters without a proximal subproblem (norms, embeddings, layers with a `forward` of
-    their own) sit in param groups of their own, marked `update="explicit"`, and are stepped by a torch optimizer of
-    their own, whose state and groups are part of this one's. With `direction_only` they are in no group, but left to
+    `step` only subtracts it. Parameters without a proximal subproblem (norms, embeddings, layers with a custom
+    `forward`) are in separate param groups, marked `update="explicit"`, and are stepped by a torch optimizer, the
+    fallback, whose state and groups are part of this one's. With `direction_only` they are in no group, but left to
     the optimizer that takes the steps.
 
     Attributes:
@@ -108,7 +108,7 @@ class TappedOptimizer(torch.optim.Optimizer):
                 stacklevel=3,
             )
 
-    # -- what a method defines --------------------------------------------------------------------------------------
+    # -- defined by each method --------------------------------------------------------------------------------------
 
     @abstractmethod
     def check(self, group: dict[str, Any]) -> None:
@@ -123,7 +123,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         del tap
         return False
 
-    # -- what taps ask (sibp.capture.tap.Owner) ---------------------------------------------------------------------
+    # -- called by taps (sibp.capture.tap.Owner) --------------------------------------------------------------------
 
     def active(self) -> bool:
         """Whether forward passes are tapped now: not inside `paused()`."""
@@ -152,7 +152,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         return self._batch if self.loss_average is True else int(self.loss_average)
 
     def solve(self, tap: Tap, problem: LayerProblem) -> LayerUpdate:
-        """Updates a layer with its group's present settings."""
+        """Updates a layer with its group's current settings."""
         if not (problem.features.weight or problem.features.bias):
             return LayerUpdate(None, None)
         group = self.group_of(tap)
@@ -160,12 +160,12 @@ class TappedOptimizer(torch.optim.Optimizer):
         return self.layer_update(tap, problem, group)
 
     def _check_changed(self, group: dict[str, Any]) -> None:
-        """Checks a group's settings where one is another object than when they were last found right."""
+        """Checks a group's settings unless they are the objects that passed the last check."""
         settings, known = tuple(group.values()), self._checked.get(id(group), ())
         if len(settings) == len(known) and all(map(operator.is_, settings, known)):
             return
         self.check(group)
-        if not any(isinstance(value, torch.Tensor) for value in settings):  # which may change without a trace
+        if not any(isinstance(value, torch.Tensor) for value in settings):  # which may change in place
             self._checked[id(group)] = settings
 
     # -- the torch.optim contract -----------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         self.groups.fallback.step()
 
     def before_step(self) -> None:
-        """Refuses what `step` must not apply; for an optimizer that steps in this one's place, too.
+        """Refuses a `.grad` that `step` must not apply; also called by an optimizer that steps in place of this one.
 
         Raises:
             RuntimeError: see `step`.
@@ -225,7 +225,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         self.layers.refuse_what_is_not_ours(type(self).__name__)
 
     def after_step(self) -> None:
-        """Notes that what lies in `.grad` has been applied, so that no step applies it again."""
+        """Records that `.grad` has been applied, so that no step applies it again."""
         self.layers.applied()
 
     def become_direction(self) -> dict[nn.Parameter, str | None]:
@@ -275,7 +275,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         self.passes.watch(containers(self.model, self.layers))
 
     def add_explicit(self, params: list[nn.Parameter], new: NewParameters, settings: dict[str, Any]) -> None:
-        """Leaves parameters without a proximal subproblem to the fallback, or to whoever takes the steps.
+        """Leaves parameters without a proximal subproblem to the fallback, or to the optimizer that takes the steps.
 
         Args:
             params: of `new`.
@@ -289,11 +289,11 @@ class TappedOptimizer(torch.optim.Optimizer):
             self.groups.add_explicit(self, params, new, settings)
 
     def own(self, tap: Tap, group: int) -> None:
-        """Takes a layer over, with the settings of the group at that place."""
+        """Taps a layer, with the settings of the group at that index."""
         self.layers.add(tap, group, keeper=self if self.direction_only else None)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads what `state_dict` gave; settings that an older one lacks keep their defaults.
+        """Loads a `state_dict`; settings missing from an older one keep their defaults.
 
         Args:
             state_dict: of an optimizer of the same method, for a model of the same layers.
@@ -310,7 +310,7 @@ class TappedOptimizer(torch.optim.Optimizer):
             self._hooks += self.parallel.average_gradients(params, self)
 
     def _reset(self) -> None:
-        """What is never saved: it belongs to this model, and to what runs on it."""
+        """Resets what is never saved: it belongs to this model and its running passes."""
         self.layers = LayerRegistry()
         self._checked: dict[int, tuple[Any, ...]] = {}  # settings of groups, by identity
         self.passes = Passes()
@@ -319,12 +319,12 @@ class TappedOptimizer(torch.optim.Optimizer):
         self._paused = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the taps, which belong to this model and are put onto the copied model anew."""
+        """Everything but the taps, which belong to this model; a copied model is tapped again."""
         keep = ("model", "loss_average", "explicit", "direction_only", "parallel", "groups")
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in keep}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Called by unpickling and deepcopy with everything, by `load_state_dict` with groups and state only."""
+        """Called by unpickling and deepcopy with all attributes, by `load_state_dict` with groups and state only."""
         super().__setstate__(state)
         self.groups.fill_in(self)
         if "model" in state:
@@ -340,7 +340,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         self.groups.share(self)
 
     def memory(self, tap: Tap) -> dict[str, Any]:
-        """What a method keeps of a layer from step to step; part of the state, so only tensors and numbers."""
+        """A method's memory of a layer between steps; part of the state, so only tensors and numbers."""
         return self.state[next(iter(tap.parameters.values()))]
 
     def group_of(self, tap: Tap) -> dict[str, Any]:
@@ -349,17 +349,17 @@ class TappedOptimizer(torch.optim.Optimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """True for a GradScaler alone: it then hands over its scale, instead of dividing what lies in `.grad`.
+        """True only when a GradScaler asks: it then passes its scale instead of dividing `.grad`.
 
         Frameworks read it as well, and refuse to clip where it is True, in bfloat16 too, where nothing is scaled.
         """
         return sys._getframe(1).f_globals.get("__name__") == "torch.amp.grad_scaler"
 
-    # -- for people -------------------------------------------------------------------------------------------------
+    # -- for users --------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Inside, the model is an ordinary one: gradients are the loss's own (forward and backward both inside)."""
+        """Inside, the model is untapped: gradients are those of the loss (if forward and backward are both inside)."""
         before, self._paused = self._paused, True
         try:
             yield
@@ -367,7 +367,7 @@ class TappedOptimizer(torch.optim.Optimizer):
             self._paused = before
 
     def remove(self) -> None:
-        """Leaves the model as it was before the optimizer; the optimizer cannot step any more."""
+        """Restores the model; the optimizer cannot step any more."""
         self.layers.remove()
         self.passes.remove()
         for hook in self._hooks:

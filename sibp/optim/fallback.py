@@ -14,7 +14,7 @@ FALLBACK_LR = 1e-3
 
 
 def adam(lr: float) -> MakeFallback:
-    """Adam, which needs no setting but this one to be good for norms and embeddings.
+    """Adam, which suits norms and embeddings with no other setting.
 
     Args:
         lr: its learning rate, >= 0.
@@ -67,32 +67,32 @@ class Fallback:
 
     @property
     def state(self) -> Any:
-        """What the optimizer keeps of its parameters; nothing before it is made."""
+        """The optimizer's state; empty before it is made."""
         return {} if self.optimizer is None else self.optimizer.state
 
     def share(self, groups: list[dict[str, Any]], state: Any) -> None:
-        """Works on these groups and this state from now on, which are the other optimizer's."""
+        """Binds to these groups and this state, which belong to the other optimizer."""
         if self.optimizer is not None:
             self.optimizer.param_groups, self.optimizer.state = groups, state
 
     def step(self) -> None:
-        """Steps, as a part of the other optimizer's step: hooks on all optimizers have been called for that one."""
+        """Steps as a part of the other optimizer's step, for which global hooks have been called already."""
         if self.optimizer is not None:
             step_within(self.optimizer)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A fallback that is made serves; what made it is often a lambda, which cannot be pickled."""
+        """Without the factory, often a lambda, which cannot be pickled."""
         make = DEFAULT if self.optimizer is not None else self.make
         return {"given": self.given, "make": make, "optimizer": self.optimizer}
 
 
 def evaluated(closure: Callable[[], Any] | None) -> Any:
-    """The closure's loss, with gradients, from inside a `step` that has none; None if there is no closure."""
+    """The closure's loss, computed with gradients enabled; None if there is no closure."""
     return None if closure is None else torch.enable_grad()(closure)()
 
 
 def step_within(optimizer: torch.optim.Optimizer, closure: Callable[[], Any] | None = None) -> Any:
-    """Steps an optimizer as a part of another one, for whose step the hooks on all optimizers have been called.
+    """Steps an optimizer as a part of another one, for which global hooks have been called already.
 
     Args:
         optimizer: the part.

@@ -11,7 +11,7 @@ from sibp.optim.fallback import Fallback, FollowingGroup, MakeFallback
 
 
 class NewParameters(NamedTuple):
-    """What is to become a group, or two.
+    """Parameters that are to become one group, or two.
 
     Attributes:
         params: all of them.
@@ -24,15 +24,15 @@ class NewParameters(NamedTuple):
     settings: dict[str, Any]
 
     def named(self, params: list[nn.Parameter]) -> list[Any]:
-        """Some of the parameters as torch takes them: with their names, if they have any."""
+        """A selection of the parameters in torch's form: with names, if they have any."""
         return [(self.names[p], p) for p in params] if self.names else params
 
 
 class ParamGroups:
-    """Keeps the groups that are solved apart from those that the fallback steps.
+    """Separates the groups that are solved from those that the fallback steps.
 
-    The groups themselves are where torch and its schedulers look for them, in `optimizer.param_groups`. The optimizer
-    is handed over with each call: an attribute would be a cycle, which keeps a model in memory.
+    The groups themselves are in `optimizer.param_groups`, where torch and its schedulers expect them. The optimizer is
+    an argument of each call: an attribute would be a reference cycle, which keeps a model in memory.
 
     Args:
         make: makes the fallback; None for the default.
@@ -93,7 +93,7 @@ class ParamGroups:
         self.share(optimizer)
 
     def share(self, optimizer: torch.optim.Optimizer) -> None:
-        """Has the fallback work on the optimizer's explicit groups and state, at rates that follow the first group."""
+        """Binds the fallback to the optimizer's explicit groups and state, at rates that follow the first group."""
         groups = optimizer.param_groups
         leader = next((group for group in groups if group["update"] == "proximal"), None)
         optimizer.param_groups = [

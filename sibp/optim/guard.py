@@ -1,4 +1,4 @@
-"""What the peers share: steps and running statistics that stay finite, and statistics that keep their dtype."""
+"""Common base of the peers: steps and running statistics stay finite, and statistics keep their dtype."""
 
 import typing
 import warnings
@@ -47,7 +47,7 @@ class PeerOptions(TargetOptions, total=False):
 class GuardedOptimizer(TappedOptimizer):
     """Base of the peers, which have no guard of their own: a layer whose step is not finite keeps its weights.
 
-    On a CPU the layer is named in a warning, once; an accelerator would have to be waited for.
+    On a CPU a warning names the layer, once; on an accelerator that would synchronise.
 
     Args:
         model: any module.
@@ -89,7 +89,7 @@ class GuardedOptimizer(TappedOptimizer):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads what `state_dict` gave; a layer's statistics stay in the dtype in which its steps are computed.
+        """Loads a `state_dict`; a layer's statistics stay in the dtype in which its steps are computed.
 
         Torch casts all state to the dtype of the weights, which for half precision throws digits away.
 
@@ -144,5 +144,5 @@ def finite_or(value: Tensor, otherwise: Callable[[], Tensor]) -> Tensor:
 
 
 def nan_unless(finite: Flag, step: Tensor) -> Tensor:
-    """The step, or NaN in its place, for `GuardedOptimizer` to leave out."""
+    """The step, or NaN in its place, which `GuardedOptimizer` then skips."""
     return choose(finite, lambda: step, lambda: torch.full_like(step, torch.nan))

@@ -29,7 +29,7 @@ def new_taps(owner: Owner, params: Iterable[nn.Parameter], owners: Owners, expli
     """Taps (not yet installed) for the layers whose weight or bias is among `params`.
 
     A layer has none if its kind is not known (`geometry_of`), if one of its parameters is shared with another module,
-    if somebody has already replaced its `forward`, or if the user said so.
+    if its `forward` was already replaced, or if the user excluded it.
 
     Args:
         owner: the optimizer.
@@ -65,7 +65,7 @@ def new_taps(owner: Owner, params: Iterable[nn.Parameter], owners: Owners, expli
 
 
 def _forward_is_its_own(module: nn.Module) -> bool:
-    """Whether `module.forward` is the class's: nobody has replaced it on the instance."""
+    """Whether `module.forward` is the class's, not replaced on the instance."""
     forward = vars(module).get("forward")
     return forward is None or getattr(forward, "__func__", None) is own_class(module).forward
 
@@ -94,7 +94,7 @@ def summary_table(
         model: the optimizer's.
         tapped: (followed by, solver) of every layer that is updated proximally.
         mine: identities of the parameters in the optimizer's groups.
-        replaced: names of tapped layers that somebody has replaced or taken over since.
+        replaced: names of tapped layers that were replaced, or tapped by another optimizer, since.
         method: the optimizer's name.
 
     Returns:

@@ -22,7 +22,7 @@ class Preconditioned(torch.optim.Optimizer):
     r"""A torch optimizer that takes the displacements of a proximal method for its gradients.
 
     The direction's subproblems are the preconditioner: `backward` leaves $W_{\text{old}} - W_{\text{new}}$ in `.grad`,
-    and the outer optimizer does with it what it does with a gradient (momentum, Adam's scaling, Muon's rotation, weight
+    and the outer optimizer treats it like a gradient (momentum, Adam's scaling, Muon's rotation, weight
     decay):
 
         direction = SIBP(model, lr=0.3, prox_weight=1.0)
@@ -33,7 +33,7 @@ class Preconditioned(torch.optim.Optimizer):
 
     `torch.optim.SGD` with lr = 1 gives the direction's own steps. The param groups are the outer optimizer's, so
     schedulers drive its learning rate; the direction's settings (`lr`, the step on the neurons; `prox_weight`) are in
-    `direction.param_groups`. What lies in `.grad` may be clipped before `step`. An outer optimizer that compares the
+    `direction.param_groups`. `.grad` may be clipped before `step`. An outer optimizer that compares the
     slope with the loss (L-BFGS with a line search) takes the displacement for a gradient that it is not.
 
     Parameters without a proximal subproblem (norms, embeddings, what `explicit=` names) are stepped by the outer
@@ -55,7 +55,7 @@ class Preconditioned(torch.optim.Optimizer):
             does not step all of its parameters.
     """
 
-    # torch.amp.GradScaler asks for this, and then hands over its scale instead of dividing what lies in `.grad`.
+    # torch.amp.GradScaler asks for this, and then hands over its scale instead of dividing `.grad`.
     _step_supports_amp_scaling = TappedOptimizer._step_supports_amp_scaling
 
     def __init__(self, direction: TappedOptimizer, outer: MakeOuter) -> None:
@@ -94,7 +94,7 @@ class Preconditioned(torch.optim.Optimizer):
 
     @left_alone
     def _step(self, closure: Callable[[], Any] | None) -> Any:
-        """Steps the outer optimizer on what the direction left in `.grad`, and on nothing else."""
+        """Steps the outer optimizer on the displacements in `.grad` only."""
         if closure is None:
             self.direction.before_step()
             found = step_within(self.outer)
@@ -104,7 +104,7 @@ class Preconditioned(torch.optim.Optimizer):
         return found
 
     def _checked(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """The closure, which refuses gradients that are no displacements, however often it is called."""
+        """The closure, refusing gradients that are not displacements at every call."""
 
         def checked() -> Any:
             loss = closure()
@@ -175,7 +175,7 @@ class Preconditioned(torch.optim.Optimizer):
         super().load_state_dict(copy.deepcopy(state_dict))  # torch's shares tensors with what it was given
 
     def _share(self) -> None:
-        """Has the outer optimizer's groups and state for its own, the groups marked."""
+        """Shares the outer optimizer's groups and state, with marked groups."""
         for group in self.outer.param_groups:
             group["method"] = self._name()
         self.param_groups, self.state = self.outer.param_groups, self.outer.state
@@ -193,14 +193,14 @@ class Preconditioned(torch.optim.Optimizer):
             self.outer.__setstate__(state)
         self._share()
 
-    # -- for people -------------------------------------------------------------------------------------------------
+    # -- for users --------------------------------------------------------------------------------------------------
 
     def paused(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, the model is an ordinary one; see `TappedOptimizer.paused`."""
+        """Inside, the model is untapped; see `TappedOptimizer.paused`."""
         return self.direction.paused()
 
     def remove(self) -> None:
-        """Leaves the model as it was before the direction; the optimizer cannot step any more."""
+        """Restores the model; the optimizer cannot step any more."""
         self.direction.remove()
 
     def summary(self) -> str:
@@ -208,7 +208,7 @@ class Preconditioned(torch.optim.Optimizer):
         return f"{type(self.outer).__name__} on the direction of {self.direction.summary()}"
 
     def solver_stats(self) -> dict[str, dict[str, float]]:
-        """What the direction's solver did in the last backward pass; empty if it has none to speak of."""
+        """Metrics of the direction's solver in the last backward pass; empty if it reports none."""
         return self.direction.solver_stats() if isinstance(self.direction, ProximalOptimizer) else {}
 
     def _name(self) -> str:

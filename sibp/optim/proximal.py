@@ -1,4 +1,4 @@
-"""What SIBP and ProxBP share: a proximal subproblem for every layer, its solver by name, and the solver's metrics."""
+"""Common base of SIBP and ProxBP: a proximal subproblem for every layer, its solver by name, and its metrics."""
 
 import math
 import warnings
@@ -23,7 +23,7 @@ from sibp.prox.outputs import share_of_nonzeros
 from sibp.prox.scalars import Scalar
 from sibp.prox.status import Measure
 
-# A step beyond reason: this many times the layer's norm, and of more than this size a number on average.
+# An absurd step: this many times the layer's norm, and above this root mean square per entry.
 _ABSURD_CHANGE, _ABSURD_SIZE = 100.0, 1.0
 
 
@@ -31,13 +31,13 @@ _AFTER_REFUSAL = 0.1  # of the first trial: where the next search begins after o
 
 
 class ProximalOptimizer(TappedOptimizer):
-    """Base of the proximal methods; see `SIBP` for the arguments and for what users meet."""
+    """Base of the proximal methods; see `SIBP` for the arguments and the user's side."""
 
     solvers: ClassVar[tuple[str, ...]] = ()
     activation_inside: ClassVar[bool] = False
-    """Whether "cg:K" is about the subproblem with its activation, and the linear one is solved in closed form."""
+    """Whether "cg:K" solves the subproblem with its activation; the linear one is then solved in closed form."""
     line_search: bool = False
-    """Whether `step` looks at the loss and shortens what would raise it."""
+    """Whether `step` evaluates the loss and shortens a step that would raise it."""
 
     def __init__(self, *args: Any, line_search: bool = False, **options: Any) -> None:
         """See `SIBP`.
@@ -57,7 +57,7 @@ class ProximalOptimizer(TappedOptimizer):
     def update(
         self, problem: LayerProblem, solver: Solver, eta: float, prox_weight: float
     ) -> tuple[LayerUpdate, Measure]:
-        """One layer's update by the method, eta for error signals as they are in the problem; pure."""
+        """One layer's update by the method, eta in units of the problem's error signals; a pure function."""
 
     def check(self, group: dict[str, Any]) -> None:
         """Raises ValueError if a setting of the group is out of its range, or names no solver."""
@@ -99,7 +99,7 @@ class ProximalOptimizer(TappedOptimizer):
         evaluate: Evaluate | None = None,
         loss: Tensor | float | None = None,
     ) -> Any:
-        """Applies what the backward pass found; with a line search, as far as the loss does not rise.
+        """Applies the displacements; with a line search, as far as the loss does not rise.
 
         A search covers the whole step, with weight decay and with what the fallback does to its parameters. If no
         length is found, all weights stay exactly what they were. Trials leave buffers and random numbers alone.
@@ -150,7 +150,7 @@ class ProximalOptimizer(TappedOptimizer):
     def _step_along(
         self, evaluate: Evaluate | None, closure: Callable[[], Any] | None, loss: Tensor | float | None
     ) -> None:
-        """One step, as long as the search says."""
+        """One step, of the length that the search chooses."""
         proximal, explicit = self._moving("proximal"), self._moving("explicit")
         if evaluate is None:
             if closure is None:
@@ -169,7 +169,7 @@ class ProximalOptimizer(TappedOptimizer):
         self._outcome = (outcome, before)
 
     def _leave_out(self, loss: float) -> None:
-        """Takes no step from a loss that says nothing: no weight, no memory and no outer state sees its numbers."""
+        """Skips the step of a loss that is not finite: it changes no weight, memory or outer state."""
         self._outcome = (Outcome(0.0, loss, 0, 0.0, math.nan, SearchStatus.REFUSED), loss)
         if "" not in self._warned:
             self._warned.add("")
@@ -181,7 +181,7 @@ class ProximalOptimizer(TappedOptimizer):
             )
 
     def search(self, trials: Trials, before: float) -> Outcome:
-        """How far to go: the whole way, or what is left of it after halving it while the loss rises.
+        """The length of the step: all of it, or what is left after halving it while the loss rises.
 
         The first trial is at most twice as long as the last step.
 
@@ -220,16 +220,16 @@ class ProximalOptimizer(TappedOptimizer):
         return [p for group in groups for p in group["params"] if p.grad is not None]
 
     def _search_memory(self) -> dict[str, Any]:
-        """What a search keeps from step to step; part of the state of the first parameter."""
+        """A search's memory between steps; part of the state of the first parameter."""
         first = next((g["params"][0] for g in self.param_groups if g["update"] == "proximal"), None)
         return {} if first is None else self.state[first]
 
     def __getstate__(self) -> dict[str, Any]:
-        """With what the constructor was told."""
+        """With the constructor's setting."""
         return {**super().__getstate__(), "line_search": self.line_search}
 
     def _of_all_ranks(self, value: float) -> float:
-        """A loss, or a slope of it, of all ranks' batches together: ranks that see the same decide the same."""
+        """A loss, or its slope, over all ranks' batches, so that all ranks decide alike."""
         if self.parallel is None:
             return value
         device = self.param_groups[0]["params"][0].device
@@ -238,7 +238,7 @@ class ProximalOptimizer(TappedOptimizer):
     # -- metrics ----------------------------------------------------------------------------------------------------
 
     def _warn_of_absurd_steps(self, tap: Tap, update: LayerUpdate) -> None:
-        """Says once for every layer that its solve failed, or that its step is beyond reason."""
+        """Warns once for each layer whose solve failed, or whose step is absurdly long."""
         change = update.squared_change
         if change is None or isinstance(change, Tensor) or change <= _ABSURD_SIZE**2:
             return  # on an accelerator, looking would make it wait
@@ -266,7 +266,7 @@ class ProximalOptimizer(TappedOptimizer):
             )
 
     def solver_stats(self) -> dict[str, dict[str, float]]:
-        """What the solver did in the last backward pass; reading it synchronises the device.
+        """Metrics of the last backward pass; reading them synchronises the device.
 
         Returns:
             For each layer by name: `decrease` (1 - f_end/f_start of the subproblem), `iterations`, `step_length`
@@ -296,7 +296,7 @@ class ProximalOptimizer(TappedOptimizer):
         self._outcome: tuple[Outcome, float] | None = None  # of the last search, and the loss before it
 
     def own(self, tap: Tap, group: int) -> None:
-        """Takes a layer over, unless its solver does not know it."""
+        """Taps a layer, unless its solver does not support it."""
         if self._solver(self.param_groups[group]).kind == "paper":
             check_paper(tap.name, tap.module.get_parameter("weight"))
         super().own(tap, group)
@@ -309,7 +309,7 @@ class ProximalOptimizer(TappedOptimizer):
 
 
 def builder(method: Callable[..., ProximalOptimizer], backward_weights: str) -> Callable[..., ProximalOptimizer]:
-    """What configs call to make a method; its keyword arguments are the config's keys.
+    """The factory that configs call; its keyword arguments are the config's keys.
 
     Args:
         method: the optimizer's class.
@@ -347,9 +347,9 @@ def _norm(tap: Tap) -> float:
 
 
 def mean_squared_row(features: FeatureOperator) -> float:
-    """The mean of ||phi||^2 over the rows phi of all groups; 1 where that is 0, as nothing moves then.
+    """The mean of ||phi||^2 over the rows phi of all groups; 1 if that is 0, as no parameter changes then.
 
-    It is what a relative proximal weight is measured in: the Gram matrix of N rows has this times N for its trace.
+    The unit of a relative proximal weight: the Gram matrix of N rows has N times this as its trace.
 
     Args:
         features: of the layer.
@@ -359,7 +359,7 @@ def mean_squared_row(features: FeatureOperator) -> float:
 
 
 def _reached(problem: LayerProblem) -> Callable[[], Scalar]:
-    """The share of pre-activations that an error signal reaches: when asked for, or now if D_z is too large to keep."""
+    """The share of pre-activations that an error signal reaches: lazily, or immediately if D_z is too large to keep."""
     D_z = problem.D_z
 
     if problem.features.spanned:

@@ -1,4 +1,4 @@
-"""The layers that an optimizer solves for: what it is told of them, and what it may apply to them."""
+"""The layers that an optimizer solves for, and which `.grad` it may apply to them."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,7 +8,7 @@ from sibp.capture.tap import Owner, Tap
 
 
 class LayerRegistry:
-    """The tapped layers of one optimizer, by name, each with the place of its param group."""
+    """The tapped layers of one optimizer, by name, each with the index of its param group."""
 
     def __init__(self) -> None:
         self.taps: dict[str, Tap] = {}
@@ -21,33 +21,33 @@ class LayerRegistry:
         return iter(self.taps.values())
 
     def add(self, tap: Tap, place: int, keeper: Owner | None) -> None:
-        """Takes a layer over.
+        """Taps a layer.
 
         Args:
             tap: for the layer, not yet installed.
             place: of its group in `param_groups`.
-            keeper: the optimizer, where nobody else may hold on to it as it is never stepped.
+            keeper: the optimizer, if nothing else may hold a reference to it because it is never stepped.
         """
         self.taps[tap.name], self.places[tap.name] = tap, place
         tap.keeps = keeper
         tap.install()
 
     def regroup(self, kept: Sequence[int]) -> None:
-        """Groups were left out: those at the places `kept` are the only ones from now on."""
+        """Keeps only the groups at the indices `kept`."""
         self.places = {name: kept.index(place) for name, place in self.places.items()}
 
     def release(self) -> None:
-        """Lets the optimizer go when whoever holds it does."""
+        """Drops the references that keep the optimizer alive."""
         for tap in self:
             tap.keeps = None
 
     def remove(self) -> None:
-        """Gives all layers their own `forward` back."""
+        """Restores all layers' own `forward`."""
         for tap in self:
             tap.remove()
 
     def replaced(self, model: nn.Module) -> set[str]:
-        """Names of layers that somebody has replaced or taken over since.
+        """Names of layers that were replaced, or tapped by another optimizer, since.
 
         Args:
             model: the optimizer's.
@@ -60,7 +60,7 @@ class LayerRegistry:
         }
 
     def refuse_what_is_not_ours(self, method: str) -> None:
-        """Refuses layers that were taken over or replaced, and a `.grad` that holds anything but displacements.
+        """Refuses layers of another optimizer, replaced ones, and a `.grad` that holds anything but displacements.
 
         Args:
             method: the optimizer's name.
@@ -77,7 +77,7 @@ class LayerRegistry:
         return [(p, grad) for tap, key, p, grad in held if grad is not None and tap.displacements.only(key, grad)]
 
     def applied(self) -> None:
-        """Notes that what lies in `.grad` has been applied, so that no step applies it again."""
+        """Records that `.grad` has been applied, so that no step applies it again."""
         for tap in self:
             for key, p in tap.parameters.items():
                 if p.grad is not None:

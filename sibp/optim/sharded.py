@@ -26,7 +26,7 @@ class Exchange:
         self.received = 0.0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """A process group is not to be copied."""
+        """A process group cannot be copied: it is shared."""
         return self
 
     @property
@@ -66,7 +66,7 @@ def _bytes(tensor: Tensor) -> int:
 
 
 class GatheredFeatures(DenseFeatures):
-    """All rows are here, for a subproblem with this rank's share of the output units only.
+    """All rows on this rank, for a subproblem with its share of the output units only.
 
     Args:
         A: (..., N, n) of all ranks.
@@ -105,7 +105,7 @@ class GatheredFeatures(DenseFeatures):
 
 
 class SummedFeatures(FeatureOperator):
-    """This rank's rows are here, for the subproblem of all rows: what is summed over rows is summed over ranks.
+    """This rank's rows, for the subproblem of all rows: sums over rows are completed over ranks.
 
     Args:
         own: of this rank.
@@ -118,11 +118,11 @@ class SummedFeatures(FeatureOperator):
 
     @property
     def spanned(self) -> bool:
-        """Never: the other rows are elsewhere."""
+        """Never: the other rows are on other ranks."""
         return False
 
     def moving(self, *, weight: bool, bias: bool) -> Self:
-        """The same layer with other parts that move."""
+        """The same layer with other trained parts."""
         return type(self)(self.own.moving(weight=weight, bias=bias), self.exchange)
 
     def to(self, dtype: torch.dtype) -> Self:
@@ -130,19 +130,19 @@ class SummedFeatures(FeatureOperator):
         return type(self)(self.own.to(dtype), self.exchange)
 
     def units_last(self) -> Self:
-        """The same, best for arrays whose output units lie side by side."""
+        """The same, in the fastest form for arrays whose output units are contiguous."""
         return type(self)(self.own.units_last(), self.exchange)
 
     def matmat(self, V: Tensor) -> Tensor:
-        """Phi V for the rows that are here."""
+        """Phi V for this rank's rows."""
         return self.own.matmat(V)
 
     def rmatmat(self, E: Tensor) -> Tensor:
-        """Phi^T E, from E of the rows that are here."""
+        """Phi^T E, from E of this rank's rows."""
         return self.total(self.own.rmatmat(E))
 
     def gram(self) -> Tensor:
-        """Phi^T Phi; one half of it travels."""
+        """Phi^T Phi; only one triangle is sent."""
         part = self.own.gram()
         i, j = torch.tril_indices(*part.shape[-2:], device=part.device)
         whole = torch.empty_like(part)
@@ -154,7 +154,7 @@ class SummedFeatures(FeatureOperator):
         return self.total(self.own.squared_norm())
 
     def over_rows(self, E: Tensor) -> Tensor:
-        """The sum over all rows of E, given here for the rows that are here."""
+        """The sum over all ranks' rows of E, from this rank's."""
         return self.total(self.own.over_rows(E))
 
     def total(self, part: Tensor) -> Tensor:

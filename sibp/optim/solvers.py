@@ -1,4 +1,4 @@
-"""The names of the solvers, and what each does with a layer's problem."""
+"""Solvers by name, each a function of a layer's problem."""
 
 import math
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Solver:
 
 
 MOST_ITERATIONS = 1000
-"""That a setting may ask for in one step: far beyond convergence in any precision, and still an end."""
+"""The largest K of "cg:K": far beyond convergence in any precision."""
 
 
 def parse_solver(name: str, allowed: tuple[str, ...]) -> Solver:
@@ -46,7 +46,7 @@ def parse_solver(name: str, allowed: tuple[str, ...]) -> Solver:
     """
     try:
         return _parsed(name, allowed)
-    except TypeError:  # it cannot be hashed, so it is no string
+    except TypeError:  # not hashable, so not a string
         raise _no_such_solver(name, allowed) from None
 
 
@@ -87,7 +87,7 @@ def as_update(solution: Solution) -> tuple[LayerUpdate, Measure]:
     features = solution.coordinates.features
     coordinates, x, finite = features.all_units(solution.coordinates, solution.x, solution.finite)
     W_decrease, b_decrease = parts = coordinates.displacement(-x)  # negated while it is small
-    squared_change = coordinates.squared_change(x, parts)  # now: whoever clips the step later changes these tensors
+    squared_change = coordinates.squared_change(x, parts)  # before clipping, which changes these tensors
     finite = finite & is_finite(squared_change)
     by_low_rank = None
     if coordinates.low_rank_is_cheaper(x.shape[-1]):
@@ -156,7 +156,7 @@ def paper_update(problem: LayerProblem, eta: float, prox_weight: float) -> tuple
     )  # fmt: skip
     W_decrease = W - solution.W if features.weight else None
     b_decrease = b - solution.b if features.bias and solution.b is not None and b is not None else None
-    stats = _paper_stats(solution)  # at once: a solution holds tensors of the layer's size
+    stats = _paper_stats(solution)  # not lazily: a solution holds tensors of the layer's size
     return LayerUpdate(W_decrease, b_decrease), lambda: stats
 
 
@@ -181,7 +181,7 @@ def _paper_stats(solution: PaperSolution) -> Stats:
     """The metrics of both calls together: the b call starts from the W call's end."""
     calls = [call for call in (solution.trace_W, solution.trace_b) if call is not None]
     start = calls[0].iterations[0].f if calls else 0.0
-    # The objective of the b call lacks the W call's proximal term; what one call gained, the next starts from.
+    # The objective of the b call lacks the W call's proximal term; the next call starts where the first one ended.
     gained = sum(call.iterations[0].f - call.f_end for call in calls)
     steps = [RHO**r.m if r.m > 0 else 0.0 for call in calls for r in call.iterations]
     if not math.isfinite(start + gained):

@@ -1,4 +1,4 @@
-"""What methods share that pass targets from layer to layer by a rule of their own: networks of linear layers."""
+"""Common base of methods that pass targets between layers by their own rules, for networks of linear layers."""
 
 from typing import Any, Unpack
 
@@ -15,8 +15,8 @@ from sibp.optim.layers import parameter_owners
 class TargetOptimizer(GuardedOptimizer):
     """Base of methods whose error signals are displacements: h - h_target on a layer's output, not gradients.
 
-    So every parameter has to be a linear layer's, and nothing may stand between layers but activations that the taps
-    know, and changes of shape.
+    So every parameter must be a linear layer's, with nothing between layers but activations that the taps know and
+    changes of shape.
     """
 
     shared = TargetOptions
@@ -29,7 +29,7 @@ class TargetOptimizer(GuardedOptimizer):
         super().__init__(model, defaults, **options)
 
     def add_explicit(self, params: list[nn.Parameter], new: NewParameters, settings: dict[str, Any]) -> None:
-        """Never: what is not tapped would take a displacement for its gradient."""
+        """Never: an untapped parameter would take a displacement for its gradient."""
         del new, settings
         name, module = parameter_owners(self.model)[params[0]][0]
         raise ValueError(self._only_linear(name, module))

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-_SMALLEST = 384  # rows from which on saved products outweigh smaller ones
+_SMALLEST = 384  # rows above which the saved products outweigh the smaller blocks
 _PRODUCT, _FACTOR = 128, 256  # rows of a block
 
 
 def symmetric_product(A: Tensor) -> Tensor:
-    """A A^T, (..., N, N), from A (..., N, n); where it pays, each block beside the diagonal is computed once."""
+    """A A^T, (..., N, N), from A (..., N, n); for large N, each off-diagonal block is computed once."""
     N = A.shape[-2]
     if A.dim() != 2 or N < _SMALLEST or not A.is_cpu or torch.compiler.is_compiling():
         return A @ A.mT
@@ -22,9 +22,9 @@ def symmetric_product(A: Tensor) -> Tensor:
 
 
 def factor_in_place(M: Tensor) -> bool:
-    """The Cholesky factor in the place of the lower triangle of M (r, r); False if M is not positive definite.
+    """Overwrites the lower triangle of M (r, r) by its Cholesky factor; False if M is not positive definite.
 
-    What stands above the diagonal is of no use then.
+    The entries above the diagonal are undefined afterwards.
     """
     for first, end in _spans(len(M), _FACTOR):
         L, info = torch.linalg.cholesky_ex(M[first:end, first:end])
@@ -40,6 +40,6 @@ def factor_in_place(M: Tensor) -> bool:
 
 
 def _spans(N: int, block: int) -> Iterator[tuple[int, int]]:
-    """N rows as stretches of equal length, as near as can be, and no longer than a block."""
+    """N rows as stretches of nearly equal length, none longer than a block."""
     number = -(-N // block)
     return ((N * k // number, N * (k + 1) // number) for k in range(number))

@@ -16,8 +16,8 @@ from sibp.prox import kernels
 
 _LARGEST = 1024  # rows of a system up to which the kernel is the faster way
 _LARGEST_GRAM = 767  # likewise of A; above, the products of a numerical library are faster than those of the kernel
-_PARALLEL = 2_000_000  # multiply-adds from which several threads are worth waking
-_LINE = 64  # bytes of a line of the cache
+_PARALLEL = 2_000_000  # multiply-adds above which several threads pay off
+_LINE = 64  # bytes of a cache line
 _Found = ctypes.c_double * 6
 
 
@@ -29,7 +29,7 @@ def outer_gram(A: Tensor, plus: float) -> Tensor | None:
         plus: added to every entry.
 
     Returns:
-        None where there is no kernel for it.
+        None where no kernel supports the inputs.
     """
     if A.dim() != 2 or not 0 < A.shape[0] <= _LARGEST_GRAM or not A.is_contiguous():
         return None
@@ -60,7 +60,7 @@ class Answer(NamedTuple):
     Attributes:
         x: the solution; None if a pivot is not positive, or for a lam that is too small without probes.
         norm: ||G||_F.
-        energy: <x, (G + lam I) x>; without meaning if there is no x.
+        energy: <x, (G + lam I) x>; meaningless without x.
         look: where lam is too small, and there are probes.
     """
 
@@ -81,7 +81,7 @@ def minus_solve(G: Tensor, R: Tensor, lam: float, resolved: float, probes: Tenso
         probes: (m, 16) S of a look.
 
     Returns:
-        None where there is no kernel for it.
+        None where no kernel supports the inputs.
     """
     *leading, r, m = R.shape
     if not 0 < r <= _LARGEST or (leading and leading != [1]) or not G.is_contiguous():

@@ -2,8 +2,8 @@
 
 Between two products with the Gram matrix, an iteration is a long chain of cheap operations on (N, m) tensors, each of
 which costs a trip through memory. `kernels/fused.c` takes a few neurons through all their iterations at once, in the
-nearer caches. Where it is missing (`sibp.prox.kernels`), or the case is none of its own, `solve_nonlinear` goes its
-ordinary way, with the same results up to rounding.
+nearer caches. Where it is missing (`sibp.prox.kernels`) or the inputs are unsupported, `solve_nonlinear` uses torch
+operations, with the same results up to rounding.
 """
 
 import ctypes
@@ -18,11 +18,11 @@ from sibp.prox import kernels
 from sibp.prox.scalars import Scalar
 from sibp.prox.solvers.coordinates import Coordinates
 
-_PARALLEL = 1_000_000  # multiply-adds of all products from which several threads are worth waking
+_PARALLEL = 1_000_000  # multiply-adds of all products above which several threads pay off
 
 
 class Iterates(NamedTuple):
-    """Where a number of iterations ended.
+    """The result of some iterations.
 
     Attributes:
         x: (..., r, m) coefficients.
@@ -31,7 +31,7 @@ class Iterates(NamedTuple):
         end: f(x) summed over neurons.
         gradient: squared gradient norms summed over neurons and iterations.
         step_length: mean accepted step length over neurons and iterations.
-        doubtful: the number of neurons whose answer rounding may have spoiled.
+        doubtful: number of neurons whose answer may be dominated by rounding.
     """
 
     x: Tensor
@@ -44,10 +44,10 @@ class Iterates(NamedTuple):
 
 
 def usable(coordinates: Coordinates, Z: Tensor, s: Activation) -> bool:
-    """Whether `iterate` can take this case.
+    """Whether `iterate` supports these inputs.
 
     Args:
-        coordinates: of the layer's features, whose matrix has to be at hand.
+        coordinates: of the layer's features; their matrix must be available.
         Z: pre-activations, on a CPU with kernels.
         s: the layer's activation, one of `kernels.KINDS`.
     """
@@ -68,7 +68,7 @@ def iterate(
     rounding_units: float,
     tolerance: float,
 ) -> Iterates:
-    """Takes `number` iterations from x = 0; see `solve_nonlinear` for the arguments and for what an iteration does.
+    """Runs `number` iterations from x = 0; see `solve_nonlinear` for the arguments and for one iteration.
 
     Args:
         coordinates: of the layer's features.
@@ -77,10 +77,10 @@ def iterate(
         lam: proximal weight.
         s: an activation that has a kernel.
         number: of iterations.
-        shrink_factor: by which a refused neuron's next step is shortened.
-        cancellation: share of two directions' squared norms that their difference has to exceed.
+        shrink_factor: by which a rejected neuron's next step is shortened.
+        cancellation: share of two directions' squared norms that their difference must exceed.
         rounding_units: units in the last place by which a residual may be rounded.
-        tolerance: relative error of a residual from which on a neuron's answer is doubtful.
+        tolerance: relative error of a residual above which a neuron's answer is doubtful.
     """
     (*leading, N, m), r = Z.shape, coordinates.size
     matrix, library = coordinates.matrix, kernels.library(Z)

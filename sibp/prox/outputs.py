@@ -17,7 +17,7 @@ from sibp.prox import kernels
 from sibp.prox.operators import FeatureOperator
 from sibp.prox.scalars import Scalar, scalar
 
-_PARALLEL = 100_000  # numbers in an array from which several threads are worth waking
+_PARALLEL = 100_000  # numbers in an array above which several threads pay off
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Outputs:
     target_norm: Tensor
 
     def __init__(self, features: FeatureOperator, Z: Tensor, T: Target, s: Activation) -> None:
-        """Begins with KD = 0; Z and T are left as they are."""
+        """Starts with KD = 0; Z and T are not modified."""
         self.features, self.Z, self.s = features, Z, s
         self.T = T.formed(Z, s) if isinstance(T, Shifted) else T
         self.E = self.KD = torch.zeros_like(Z)
@@ -63,7 +63,7 @@ class Outputs:
         return self.features.over_rows(difference.square())
 
     def take_E(self) -> Tensor:  # noqa: N802 (the name above)
-        """E, which may be forgotten."""
+        """E, which may be freed afterwards."""
         return self.E
 
     def redirect(self, beta: Tensor, KG: Tensor) -> Tensor:
@@ -72,12 +72,12 @@ class Outputs:
         return self.features.over_rows((self.s.slope(self.Z) * self.KD).square())
 
     def attempt(self, t: Tensor, last: bool) -> Tensor:
-        """||s(Z + t KD) - T||^2; after the last one, nobody moves."""
+        """||s(Z + t KD) - T||^2; `last`: no `move` will follow."""
         del last
         return self.features.over_rows((self.s.value(self._at(t)) - self.T).square())
 
     def move(self, t: Tensor) -> None:
-        """Z <- Z + t KD where t is not 0; sets E. It is what was attempted, or 0 where that was refused."""
+        """Z <- Z + t KD where t is not 0; sets E. t is what was attempted, or 0 where that was rejected."""
         self.Z = torch.where(self.features.spread(t != 0), self._at(t), self.Z)
         self.E = (self.s.value(self.Z) - self.T) * self.s.slope(self.Z)
 
@@ -86,10 +86,10 @@ class Outputs:
 
 
 class CompiledOutputs(Outputs):
-    """The same for rows along two axes, in memory of its own, (B, P, g m): units last, as convolutions like it best.
+    """The same for rows along two axes, in its own memory (B, P, g m): units last is fastest for convolutions.
 
-    A pass does as much as it can while numbers are at hand: an attempt leaves E where it leads to, for the case that it
-    is taken, and Z follows when the next direction is formed.
+    Each pass does as much as it can while numbers are in cache: an attempt already computes E at its end point, in case
+    it is accepted, and Z is updated when the next direction is formed.
     """
 
     def __init__(self, features: FeatureOperator, Z: Tensor, T: Target, s: Activation) -> None:
@@ -123,14 +123,14 @@ class CompiledOutputs(Outputs):
         return self._found(0)
 
     def take_E(self) -> Tensor:  # noqa: N802 (the name above)
-        """E, whose memory is let go when there will be other memory for the next one."""
+        """E, whose memory is released once the next E has memory of its own."""
         E = self.E
         if self._begun:
             del self.E
         return E
 
     def redirect(self, beta: Tensor, KG: Tensor) -> Tensor:
-        """KD <- beta KD - KG; the curvature ||s'(Z) KD||^2. KG becomes KD, or E is to come in its place."""
+        """KD <- beta KD - KG; the curvature ||s'(Z) KD||^2. KG's memory is reused for KD or for E."""
         KG = self._laid_out(KG)
         if self._begun:
             self._run("redirect", self.Z, KG, self._taken.contiguous(), beta.contiguous(), self.KD)
@@ -141,7 +141,7 @@ class CompiledOutputs(Outputs):
         return self._found(0)
 
     def attempt(self, t: Tensor, last: bool) -> Tensor:
-        """||s(Z + t KD) - T||^2; after the last one, nobody moves."""
+        """||s(Z + t KD) - T||^2; `last`: no `move` will follow."""
         self._tried = t
         self._try(t, None if last else self.E)
         return self._found(0)
@@ -187,7 +187,7 @@ def _as_it_lies(array: Tensor) -> tuple[Tensor, bool]:
 
 
 def outputs_of(features: FeatureOperator, Z: Tensor, T: Target, s: Activation) -> Outputs:
-    """The outputs of a layer, in the quickest form there is for them.
+    """A layer's outputs, in the fastest form that supports them.
 
     Args:
         features: of the layer.
@@ -200,10 +200,10 @@ def outputs_of(features: FeatureOperator, Z: Tensor, T: Target, s: Activation) -
 
 
 def share_of_nonzeros(t: Tensor) -> Scalar:
-    """The share of a tensor's numbers that are not 0.
+    """The fraction of nonzero entries.
 
     Args:
-        t: of any shape; 0 for one without numbers.
+        t: of any shape; an empty tensor gives 0.
     """
     if t.numel() == 0:
         return 0.0

@@ -1,4 +1,4 @@
-"""Values that decide what a solver does next, without ever making an accelerator wait for the CPU."""
+"""Scalars that steer a solver, without ever synchronising an accelerator with the CPU."""
 
 import math
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def at_least(bound: float, value: Scalar) -> Scalar:
 
 
 def share(part: Scalar, whole: Scalar) -> Scalar:
-    """The ratio part / whole, within [0, 1] but for rounding; of no use where whole is not positive."""
+    """The ratio part / whole, clamped to [0, 1]; meaningless where whole is not positive."""
     if not isinstance(part, Tensor) and not isinstance(whole, Tensor):
         return min(max(part / whole, 0.0), 1.0) if whole > 0 else 0.0
     return torch.as_tensor(part / whole).clamp(0, 1)
@@ -45,9 +45,9 @@ def choose(flag: Flag, yes: Callable[[], Chosen], no: Callable[[], Chosen]) -> C
     Args:
         flag: decides.
         yes: gives a tensor or a `Scalar`.
-        no: gives the like.
+        no: gives the same kind.
     """
     if not isinstance(flag, Tensor):
         return yes() if flag else no()
     chosen: Any = torch.where(flag, yes(), no())  # pyright: ignore[reportCallIssue, reportArgumentType]
-    return chosen  # what torch.where makes of numbers and tensors
+    return chosen  # torch.where takes numbers and tensors

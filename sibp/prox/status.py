@@ -1,4 +1,4 @@
-"""What a solver says about its own work: a status, and the metrics that users, TensorBoard and tests read."""
+"""A solver's report on its own result: a status, and the metrics that users, TensorBoard and tests read."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Status(IntEnum):
-    """How a proximal subproblem ended; the larger, the worse. `sentence` says it in words."""
+    """How a proximal subproblem ended; larger is worse. `sentence` puts it into words."""
 
     SOLVED = 0
     DAMPED = 1
@@ -69,7 +69,7 @@ class Stats:
         step_length: Scalar,
         squared_change: Scalar,
     ) -> Self:
-        """The metrics of a solve from f(start), f(end) and the rest; nothing but its status if it was not finite."""
+        """The metrics of a solve; if it was not finite, all but the status are 0."""
         finite = finite & is_finite(squared_change)
         known = finite & is_finite(start) & is_finite(end) & (start > 0)  # sums of squares may overflow
         return cls(
@@ -82,7 +82,7 @@ class Stats:
 
 
 Measure = Callable[[], Stats]
-"""Evaluates the metrics of a solve lazily, as training must not wait for what nobody reads. Until the layer's next
+"""Evaluates the metrics of a solve lazily, so that training does not wait for unread values. Until the layer's next
 solve it retains numbers, and tensors no larger than the layer's weights."""
 
 
@@ -94,7 +94,7 @@ class Solution:
         coordinates: in which x is the displacement.
         x: (..., r, m) coefficients; 0 if not `finite`.
         finite: whether all numbers were finite.
-        measure: gives `stats`, from the displacement's squared norm.
+        measure: computes `stats` from the displacement's squared norm.
     """
 
     coordinates: "Coordinates"
@@ -104,11 +104,11 @@ class Solution:
 
     @cached_property
     def stats(self) -> Stats:
-        """What happened."""
+        """The metrics, computed on first access."""
         return self.measure(self.coordinates.squared_change(self.x, self.coordinates.displacement(self.x)))
 
     def scaled(self, factor: float) -> "Solution":
-        """The answer of a linear subproblem for a residual that is so many times as large; factor is not 0."""
+        """The solution of a linear subproblem whose residual is `factor` (not 0) times as large."""
         measure, square = self.measure, factor * factor
 
         def measured(squared_change: Scalar) -> Stats:
@@ -119,7 +119,7 @@ class Solution:
 
 
 def squared_norm(*parts: Tensor | None) -> Scalar:
-    """||.||_F^2 of a displacement's parts, each contiguous or a transpose of what is; None stands for 0."""
+    """||.||_F^2 of a displacement's parts, contiguous or transposes of contiguous tensors; None counts as 0."""
     total: Scalar = 0.0
     for part in parts:
         if part is not None:

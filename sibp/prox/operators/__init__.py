@@ -1,7 +1,7 @@
 """A layer's features as its subproblem sees them: one interface, whatever form the layer has.
 
-`FeatureOperator` says what a solver may ask of Phi = [A, 1]. Only `materialize`, or the products `matmat` and
-`rmatmat`, have to be written for a new form; all else follows from them.
+`FeatureOperator` defines what a solver may ask of Phi = [A, 1]. A new form implements `materialize`, or the products
+`matmat` and `rmatmat`; everything else has fallbacks.
 """
 
 from sibp.prox.operators.base import FeatureOperator

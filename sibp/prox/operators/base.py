@@ -1,4 +1,4 @@
-"""What solvers ask of a layer's features, with fallbacks that form the matrix."""
+"""The interface between solvers and a layer's features, with fallbacks that form the matrix."""
 
 import math
 from collections.abc import Callable, Hashable
@@ -14,31 +14,31 @@ if TYPE_CHECKING:
     from sibp.prox.solvers.coordinates import Coordinates
 
 Parts = tuple[Tensor | None, Tensor | None]
-"""Of W (..., m, n) and of b (..., m); None for what does not move."""
+"""Of W (..., m, n) and of b (..., m); None for a fixed part."""
 Made = TypeVar("Made")
 
 
 class FeatureOperator:
     """Phi = [A, 1] (..., N, size): A (..., N, n) is a layer's input as a matrix, the ones stand for its bias.
 
-    A layer is the map Z = A W^T + b; what its subproblem varies is [W, b] as far as they move, so Phi has the columns
-    of A if the weight moves, and a column of ones if the bias does. Arrays with a number for each row and output unit,
-    (..., N, m), may have their rows along several axes, as the layer's output has them: (..., *row_shape, m). Matrices
-    that belong to the groups of a layer stand in front, in `leading`.
+    A layer is the map Z = A W^T + b; its subproblem varies those of W and b that are trained, so Phi has the columns
+    of A if the weight is, and a column of ones if the bias is. Arrays with a number for each row and output unit,
+    (..., N, m), may have their rows along several axes, as the layer's output has them: (..., *row_shape, m). The
+    groups of a layer are leading axes, `leading`.
 
-    A subclass implements `materialize`, or both `matmat` and `rmatmat`, and may do better than the fallbacks here.
+    A subclass implements `materialize`, or both `matmat` and `rmatmat`, and may override the fallbacks by faster code.
 
     Args:
         x: the tensor that A is made of.
         inputs: n.
         row_shape: axes of rows; their product is N.
         leading: axes of groups.
-        weight: whether W moves.
-        bias: whether b moves.
+        weight: whether W is trained.
+        bias: whether b is trained.
     """
 
     matrix_free: ClassVar[bool] = True
-    """Whether products are cheaper than `materialize`; if not, that gives the same tensor whenever it is called."""
+    """Whether products are cheaper than `materialize`; if not, `materialize` returns one and the same tensor."""
 
     def __init__(
         self,
@@ -58,12 +58,12 @@ class FeatureOperator:
         self.kept: dict[Hashable, Any] | None = None
 
     def keeping(self) -> Self:
-        """Itself, keeping from now on what `once` makes, for other layers with these features; till `kept` is None."""
+        """Itself, caching the results of `once` for other layers with the same features, until `kept` is None."""
         self.kept = {}
         return self
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """What `make` gives; where features are kept for several layers, it is called for the first of them alone."""
+        """The result of `make`; for features shared by several layers, `make` is called once."""
         kept = self.kept
         if kept is None:
             return make()
@@ -72,7 +72,7 @@ class FeatureOperator:
         return kept[key]
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Refuses a form that defines no product."""
+        """Rejects a subclass that defines no product."""
         super().__init_subclass__(**options)
         own = {name for name in ("materialize", "matmat", "rmatmat") if getattr(cls, name) is not _FALLBACKS[name]}
         if "materialize" not in own and own != {"matmat", "rmatmat"}:
@@ -82,12 +82,12 @@ class FeatureOperator:
 
     @property
     def size(self) -> int:
-        """Columns of Phi: n with a moving weight, one more with a moving bias."""
+        """Columns of Phi: n with a trained weight, one more with a trained bias."""
         return self.weight * self.inputs + self.bias
 
     @property
     def groups(self) -> int:
-        """Matrices of this size that the layer has, each with its own output units."""
+        """The number of matrices of this size in the layer, each with its own output units."""
         return math.prod(self.leading)
 
     @property
@@ -96,7 +96,7 @@ class FeatureOperator:
         return len(self.row_shape) == 1 and self.rows <= self.size
 
     def moving(self, *, weight: bool, bias: bool) -> Self:
-        """The same layer with other parts that move."""
+        """The same layer with other trained parts."""
         return self._changed(weight=weight, bias=bias)
 
     def to(self, dtype: torch.dtype) -> Self:
@@ -104,11 +104,11 @@ class FeatureOperator:
         return self if self.x.dtype is dtype else self._changed(x=self.x.to(dtype))
 
     def units_last(self) -> Self:
-        """The same, best for products of arrays whose output units lie side by side in memory."""
+        """The same, in the fastest form for arrays whose output units are contiguous in memory."""
         return self
 
     def _changed(self, **attributes: Any) -> Self:
-        """A copy with other attributes, and nothing cached."""
+        """A copy with other attributes and an empty cache."""
         copy = object.__new__(type(self))
         kept = {key: value for key, value in vars(self).items() if not _is_cache(type(self), key)}
         vars(copy).update(kept, kept=None, **attributes)
@@ -159,7 +159,7 @@ class FeatureOperator:
         )
 
     def forward(self, W: Tensor, b: Tensor | None) -> Tensor:
-        """The layer's map A W^T + b, whatever moves: (..., *row_shape, m) from W (..., m, n) and b (..., m)."""
+        """The layer's map A W^T + b, whatever is trained: (..., *row_shape, m) from W (..., m, n) and b (..., m)."""
         Z = self.moving(weight=True, bias=False).matmat(W.mT)
         return Z if b is None else Z + self.spread(b)
 
@@ -178,34 +178,34 @@ class FeatureOperator:
         return E.sum(-2) if len(self.row_shape) == 1 else E.sum(tuple(range(-1 - len(self.row_shape), -1)))
 
     def spread(self, t: Tensor) -> Tensor:
-        """One number an output unit, (..., m), to be broadcast over rows."""
+        """One number per output unit, (..., m), reshaped to broadcast over rows."""
         for _ in self.row_shape:
             t = t.unsqueeze(-2)
         return t
 
-    # -- parts that are elsewhere -----------------------------------------------------------------------------------
+    # -- parts on other ranks ----------------------------------------------------------------------------------------
 
     def total(self, part: Tensor) -> Tensor:
-        """A sum over all rows, where code of its own has summed over those that are here."""
+        """A sum over the rows of all ranks, from the sum over those of this rank."""
         return part
 
     def all_units(self, coordinates: "Coordinates", x: Tensor, finite: Flag) -> tuple["Coordinates", Tensor, Flag]:
-        """Coefficients of all output units, (..., r, m), from those that were solved for here; finite if all were.
+        """Coefficients of all output units, (..., r, m), from those that this rank solved for; finite if all are.
 
         Args:
-            coordinates: of what was found here; of what was found elsewhere they may be others.
+            coordinates: of this rank's coefficients; other ranks may have chosen others.
             x: coefficients.
-            finite: whether they are.
+            finite: whether they are finite.
 
         Returns:
-            The same, in coordinates in which all are.
+            The same, in coordinates common to all ranks.
         """
         return coordinates, x, finite
 
     # -- cost -------------------------------------------------------------------------------------------------------
 
     def gram_products(self) -> list[tuple[int, int, int]]:
-        """The products (a, b) by (b, c) that `gram` consists of, in each group."""
+        """The products (a, b) by (b, c) that make up `gram`, in each group."""
         return [(self.size, self.rows, self.size)]
 
     def numbers_copied(self) -> float:

@@ -1,4 +1,4 @@
-"""Features of a convolution: Phi's rows are the patches under the kernel, and are never written out.
+"""Features of a convolution: Phi's rows are the patches under the kernel, and are never materialized.
 
 Phi V is a convolution, Phi^T E the convolution's weight gradient, and Phi^T Phi follows from products of the input's
 rows. Arrays of output units keep the layout of the layer's output, as (g, B, P, m): N = B P rows, P positions of each
@@ -25,8 +25,8 @@ class ConvolutionFeatures(FeatureOperator):
     Args:
         x: (B, g c, rows, columns) the layer's input.
         window: of the convolution.
-        weight: whether W moves.
-        bias: whether b moves.
+        weight: whether W is trained.
+        bias: whether b is trained.
     """
 
     def __init__(self, x: Tensor, window: Window, weight: bool = True, bias: bool = True) -> None:
@@ -42,7 +42,7 @@ class ConvolutionFeatures(FeatureOperator):
         return self.window.positions(*self.x.shape[2:])
 
     def units_last(self) -> Self:
-        """The same with channels side by side in the input, and so in the output."""
+        """The same with the input, and so the output, in channels-last order."""
         return self._changed(x=self.x.contiguous(memory_format=torch.channels_last))
 
     def gram(self) -> Tensor:
@@ -93,7 +93,7 @@ class ConvolutionFeatures(FeatureOperator):
         return self.dense().materialize()
 
     def dense(self) -> DenseFeatures:
-        """The same with the patches written out."""
+        """The same with materialized patches."""
         window = self.window
         patches = F.unfold(self.x, window.kernel, window.dilation, window.padding, window.stride)
         A = patches.unflatten(1, (self.groups, self.inputs)).permute(1, 0, 3, 2).flatten(1, 2)
@@ -117,6 +117,6 @@ class ConvolutionFeatures(FeatureOperator):
         return B, channels, rows, columns
 
     def _sums(self, x: Tensor) -> Tensor:
-        """The sum over all positions of what lies under each of the kernel's entries, (g, n)."""
+        """For each entry of the kernel, the sum of the inputs under it over all positions, (g, n)."""
         ones = ConvolutionFeatures(x.sum(0, keepdim=True), self.window, bias=False)
         return ones.rmatmat(x.new_ones(self.groups, 1, self.row_shape[1], 1)).squeeze(-1)

@@ -1,14 +1,14 @@
 """The Gram matrix of all patches of an image.
 
 An entry of the Gram matrix A'A of all patches is a sum, over the kernel's positions, of products of two numbers of the
-image. Patches overlap, so the same products come again and again. Where that is the cheaper way, each is formed once:
-rows of the image meet in pairs, one for each distance that two rows of the kernel can have; of two such rows, columns
-meet that are no further apart than those of the kernel: a band, which is cut into blocks. Its diagonals hold the
-products of all patches. Wide images are cut into strips, which a number of patches side by side share.
+image. Patches overlap, so the same products recur. Where that is cheaper, each is formed once:
+rows of the image are multiplied in pairs, one for each distance between two rows of the kernel; of two such rows, only
+columns no further apart than those of the kernel are multiplied: a band, which is cut into blocks. Its diagonals hold
+the products of all patches. Wide images are cut into strips of several adjacent patches.
 
 For a kernel k x k with stride 1 and blocks of t columns, that is about c^2 k (t + 2k - 2) multiply-adds a position, in
-place of c^2 k^4 / 2 with patches written out. Those of a convolution with a stride overlap less; then they are written
-out, a few rows of the image at a time.
+place of c^2 k^4 / 2 with materialized patches. Strided patches overlap less; they are materialized, a few rows of the
+image at a time.
 """
 
 import itertools
@@ -23,7 +23,7 @@ from sibp.prox.operators.window import Block, Strips, Window, blocks, meetings, 
 
 Shape = tuple[int, int, int, int]
 """Of an image, (B, g c, rows, columns)."""
-_COLUMNS = 96  # of a block, where patches are written out
+_COLUMNS = 96  # of a block of materialized patches
 
 
 def patch_gram(x: Tensor, window: Window) -> Tensor:
@@ -44,7 +44,7 @@ def patch_gram(x: Tensor, window: Window) -> Tensor:
 
 
 def gram_products(window: Window, shape: Shape) -> list[tuple[int, int, int]]:
-    """The products (a, b) by (b, c) that `patch_gram` consists of, in each group.
+    """The products (a, b) by (b, c) that make up `patch_gram`, in each group.
 
     Args:
         window: of the convolution.
@@ -64,7 +64,7 @@ def gram_products(window: Window, shape: Shape) -> list[tuple[int, int, int]]:
 
 
 def numbers_copied(window: Window, shape: Shape) -> float:
-    """Numbers that are read and written to have what is multiplied in one piece.
+    """Numbers that are read and written to make the factors contiguous.
 
     Args:
         window: of the convolution.
@@ -79,7 +79,7 @@ def numbers_copied(window: Window, shape: Shape) -> float:
 
 
 def pixels_of(x: Tensor, rows: int, columns: int) -> Tensor:
-    """(g, height + 2 rows, B, width + 2 columns, c) with the channels of a pixel side by side, and zeros around.
+    """(g, height + 2 rows, B, width + 2 columns, c) channels last, padded with zeros.
 
     Args:
         x: (B, g, c, height, width), in any order in memory.
@@ -98,7 +98,7 @@ def pixels_of(x: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def _is_dense(window: Window, shape: Shape) -> bool:
-    """Whether patches written out take fewer products."""
+    """Whether materialized patches take fewer products."""
     return _is_cheaper_dense(window, *shape[1:])
 
 
@@ -135,7 +135,7 @@ def _written_out(x: Tensor, window: Window) -> Tensor:
             (to_g, to_sample, right, window.dilation[0] * to_row, window.dilation[1] * to_pixel, 1),
             pixels.storage_offset() + row * down,
         ).reshape(g, B * Q, n)
-        for (first, end), group in itertools.product(_halves(n), range(g)):  # a batch of one is slower
+        for (first, end), group in itertools.product(_halves(n), range(g)):  # torch.bmm with a batch of one is slower
             gram[group, first:end, :end] += patches[group, :, first:end].T @ patches[group, :, :end]
     for first, end in _halves(n):
         gram[:, :first, first:end] = gram[:, first:end, :first].mT
@@ -164,13 +164,13 @@ def _by_meetings(x: Tensor, window: Window) -> Tensor:
 
 
 def _mirror(gram: Tensor) -> None:
-    """Fills in what stands below the diagonal of blocks, gram (g, blocks, c, blocks, c) being symmetric."""
+    """Copies the blocks above the diagonal below it, gram (g, blocks, c, blocks, c) being symmetric."""
     for tap, later in itertools.combinations(range(gram.shape[1]), 2):
         gram[:, later, :, tap] = gram[:, tap, :, later].mT
 
 
 def _multiply(here: Tensor, there: Tensor, band: Sequence[Block], products: Tensor) -> None:
-    """The columns that meet, products (g, width, c, width, c), from two times (g, K, width * c)."""
+    """Products of the columns of a band, (g, width, c, width, c), from two tensors (g, K, width * c)."""
     g, width, c, *_ = products.shape
     to_g, to_row, _, _, _ = products.stride()
     matrix = products.as_strided((g, width * c, width * c), (to_g, to_row // c, 1), products.storage_offset())

@@ -1,4 +1,4 @@
-"""What a convolution sees of its input: patches, and how the rows and columns of an image meet in them."""
+"""A convolution's patches, and which rows and columns of an image share one."""
 
 import itertools
 from collections import defaultdict
@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 Pair = tuple[int, ...]  # of two
-_BLOCK = 64  # numbers of a block of columns, as many as make a quick product
+_BLOCK = 64  # numbers in a block of columns: enough for an efficient product
 _WIDEST = 2048  # numbers of a strip: the square is the size of a product
 
 
@@ -32,12 +32,12 @@ class Window:
 
 @dataclass(frozen=True)
 class Strips:
-    """How an image's columns are cut; neighbours overlap.
+    """How an image's columns are cut into overlapping strips.
 
     Attributes:
         number: of strips.
         width: columns of each.
-        patches: side by side in each.
+        patches: adjacent ones in each.
         padding: columns of zeros left of the first.
     """
 
@@ -49,7 +49,7 @@ class Strips:
 
 @lru_cache
 def strips(window: Window, columns: int, channels: int) -> Strips:
-    """The image as it is, if that is narrow, or else the strips that take the fewest products.
+    """A narrow image whole, others in the strips that take the fewest products.
 
     Args:
         window: of the convolution.
@@ -73,7 +73,7 @@ def strips(window: Window, columns: int, channels: int) -> Strips:
 
 
 class Block(NamedTuple):
-    """Columns from `first` to `end` of a row, and those from `low` to `high` of another row that they meet."""
+    """Columns `first` to `end` of a row, and columns `low` to `high` of another row that share a patch with them."""
 
     first: int
     end: int
@@ -82,13 +82,13 @@ class Block(NamedTuple):
 
 
 def blocks(window: Window, width: int, channels: int, same: bool = False) -> list[Block]:
-    """The band of columns of two rows that meet, in blocks.
+    """The band of column pairs of two rows that share a patch, in blocks.
 
     Args:
         window: of the convolution.
         width: columns of a row.
         channels: numbers in a column.
-        same: whether a row meets itself: then a column meets itself and later ones only.
+        same: whether both rows are the same: then a column is paired with itself and later ones only.
     """
     reach = (window.kernel[1] - 1) * window.dilation[1]
     number = -(-width // max(1, _BLOCK // channels))
@@ -101,11 +101,11 @@ def blocks(window: Window, width: int, channels: int, same: bool = False) -> lis
 
 @dataclass(frozen=True)
 class Meeting:
-    """Image rows that meet others, the same ones for all patches of some rows of the kernel.
+    """Pairs of image rows, common to all patches that see them under the same rows of the kernel.
 
     Attributes:
         taps: rows of the kernel; `rows` are all that lie under each of them.
-        lag: rows of the kernel further down, where `others` lie.
+        lag: distance of `others` from `rows`, in rows of the kernel.
         rows: of the image.
         others: of the image, one for each of `rows`.
     """

@@ -1,4 +1,4 @@
-"""The closed form in the layer's precision where lam alone does not vouch for it: the answer does, or there is none.
+"""The closed form in the layer's precision for a lam too small to guarantee its accuracy: the answer is checked.
 
 Notation of `sibp.prox.solvers.linear`. A computed x leaves a residual e = rhs + (Phi^T Phi + lam I) x of the exact
 normal equations, and its objective exceeds the minimum by
@@ -6,15 +6,16 @@ normal equations, and its objective exceeds the minimum by
     direct   e^T (G + lam I)^-1 e  <=  ||e||^2 / mu,   mu the smallest eigenvalue of G + lam I
     span     ||e||^2 at most, as the displacement sees Phi^T e only.
 
-Of e, the factor's part can be looked at: rhs + (G + lam I) x. The rounding of G, about eps ||G||, adds eps ||G|| ||x||,
-and that of rhs in direct coordinates eps ||Phi|| ||R||. In single precision e itself is not formed, which would cost as
-much as solving: e times a vector of random signs has its norm on average (Freivalds 1977), and a few vectors do. So
-does 1 / mu, by the norm of the inverse. The answer serves if all this costs less than a
-hundred-thousandth of what it gains. Where features are rich, as those of a convolution over thousands of patches, mu is
-far above lam, and x far below the bound ||R|| / sqrt(lam) that a rule by lam alone has to assume.
+The factor's part of e can be computed: rhs + (G + lam I) x. The rounding of G, about eps ||G||, adds eps ||G|| ||x||,
+and that of rhs in direct coordinates eps ||Phi|| ||R||. In single precision e itself is not formed, as that would cost
+as much as solving: e times a vector of random signs has the norm of e on average (Freivalds 1977), and a few vectors
+suffice. 1 / mu is estimated likewise, by the norm of the inverse. The answer is accepted if all errors together raise
+the objective by less than a hundred-thousandth of its decrease. For rich features, such as those of a convolution over
+thousands of patches, mu is far above lam, and x far below ||R|| / sqrt(lam), the bound that a rule by lam alone must
+assume.
 
-Where it does not serve, the displacement V = Phi^T x is refined: e is worked out anew, with Phi itself in the place of
-G, and solved for. What G's rounding then spoils is the correction alone.
+An answer that is not accepted is refined as the displacement V = Phi^T x: e is recomputed with Phi in place of G, and
+solved for. The rounding of G then affects the correction only.
 """
 
 import math
@@ -30,12 +31,12 @@ from sibp.prox.scalars import Scalar
 from sibp.prox.solvers.coordinates import Coordinates, Direct
 from sibp.prox.status import Solution, Stats, Status
 
-SINGLE = 256  # rows of a system from which on factoring it in single precision saves more than looking at it costs
-_PROBES = 16  # random vectors that a residual is judged by
-_SAFETY = 4.0  # above their estimate; one 100 times too small would be a chance of 1e-13
+SINGLE = 256  # rows above which factoring in single precision saves more than the check costs
+_PROBES = 16  # random vectors that estimate a residual
+_SAFETY = 4.0  # times the estimate; that it is 100 times too small has a chance of 1e-13
 _TOLERANCE = 1e-5  # excess of the objective over its minimum, as a share of the decrease
 _REFINEMENTS = 2
-FLOOR = 16.0  # lam / (eps ||G||) below which G + lam I cannot be told from G + (lam + rounding) I
+FLOOR = 16.0  # lam / (eps ||G||) below which lam is lost in the rounding of G
 
 
 def floor(eps: float) -> float:
@@ -48,7 +49,7 @@ def floor(eps: float) -> float:
 
 
 def checked(coordinates: Coordinates, R: Tensor, rhs: Tensor, lam: float, norm: float) -> Solution | None:
-    """The solution from a Gram matrix in the layer's precision; None if it would not serve. On the CPU only.
+    """The solution from a Gram matrix in the layer's precision; None if it is not accurate enough. On the CPU only.
 
     Args:
         coordinates: of the layer's features.
@@ -77,7 +78,7 @@ class _System:
     Attributes:
         direct: whether the coordinates are.
         lam: damping.
-        L: (..., r, r), whose lower triangle it is; nobody reads what stands above.
+        L: (..., r, r); only its lower triangle is read.
     """
 
     direct: bool
@@ -108,7 +109,7 @@ class _System:
         return math.sqrt(_SAFETY / _PROBES) * float(torch.linalg.vector_norm(probes))
 
     def tolerates(self, squared_error: float, decrease: float) -> bool:
-        """Whether ||e||^2 raises the objective by next to nothing, measured by its decrease."""
+        """Whether ||e||^2 raises the objective by a negligible share of its decrease."""
         most = _TOLERANCE * decrease
         if not self.direct:
             return squared_error <= most
@@ -117,7 +118,7 @@ class _System:
 
 @dataclass(frozen=True)
 class _Task:
-    """What is to be solved; see `checked`. start: ||R||^2."""
+    """A system to solve; see `checked`. start: ||R||^2."""
 
     coordinates: Coordinates
     R: Tensor
@@ -131,7 +132,7 @@ class _Task:
         return torch.finfo(self.rhs.dtype).eps
 
     def solved(self, system: _System) -> Tensor | None:
-        """x, as good as a factor in float64 makes it; None if a factor in the layer's own precision does not."""
+        """x, as accurate as by a factor in float64; None if a factor in the layer's precision does not suffice."""
         x = system.minus_solve(self.rhs)
         if system.L.dtype is not self.rhs.dtype:
             return x
@@ -146,7 +147,7 @@ class _Task:
         return (self.coordinates.gram @ x).add_(rhs).add_(x, alpha=self.lam)
 
     def _squared_error(self, x: Tensor) -> float:
-        """||e||^2, or an estimate that is hardly ever too small."""
+        """||e||^2, or an estimate that is very rarely too small."""
         units = x.shape[-1]
         if units <= _PROBES:
             return _squared(self._left_over(x, self.rhs))
@@ -154,14 +155,14 @@ class _Task:
         return _estimate(_squared(self._left_over(x @ S, self.rhs @ S)), units)
 
     def serves(self, system: _System, x: Tensor, uncertain: Tensor | None = None) -> bool:
-        """Whether rounding leaves x as good as the best; `uncertain` is what comes from G, if not all of x."""
+        """Whether x is accurate despite rounding; `uncertain` is the part computed from G, if not all of x."""
         error = self._from_rounding(x if uncertain is None else uncertain)
         if self.coordinates.direct:
             error += self._eps**2 * self.norm * self.start
         return system.tolerates(error, self._decrease(x))
 
     def _from_rounding(self, x: Tensor) -> float:
-        """What the rounding of G, eps ||G||, adds to ||e||^2."""
+        """The share of ||e||^2 that the rounding of G, eps ||G||, causes."""
         return (self._eps * self.norm) ** 2 * _squared(x)
 
     def _decrease(self, x: Tensor) -> float:
@@ -170,7 +171,7 @@ class _Task:
         return -product if self.coordinates.direct else self.start + self.lam * product
 
     def solution(self, x: Tensor) -> Solution:
-        """The answer x; on the scale of G's rounding, which the metrics share."""
+        """The answer x; its metrics are as accurate as G."""
         G, rhs, start, coordinates, lam = self.coordinates.gram, self.rhs, self.start, self.coordinates, self.lam
 
         def measure(squared_change: Scalar) -> Stats:
@@ -180,7 +181,7 @@ class _Task:
         return Solution(coordinates, x, True, measure)
 
     def refined(self, system: _System, x: Tensor) -> Solution | None:
-        """The displacement of x, corrected with Phi itself; None if that does not serve either."""
+        """The displacement of x, corrected with Phi itself; None if that is not accurate enough either."""
         coordinates, features = self.coordinates, self.coordinates.features
         V = coordinates.entries(x)
         for _ in range(_REFINEMENTS):
@@ -202,7 +203,7 @@ def _solved(start: Scalar, end: Scalar, squared_change: Scalar) -> Stats:
 
 
 def looks_right(answer: closed.Answer, lam: float, eps: float, units: int) -> bool:
-    """Whether an answer in span coordinates is as good as the best: lam vouches for it, or the look at it does.
+    """Whether an answer in span coordinates is accurate: guaranteed by lam, or by the sums over it.
 
     Args:
         answer: with an x.
@@ -219,7 +220,7 @@ def looks_right(answer: closed.Answer, lam: float, eps: float, units: int) -> bo
 
 
 def _estimate(squared_error: float, units: int) -> float:
-    """||e||^2 from ||e S||^2, with S of `signs`; hardly ever too small."""
+    """||e||^2 from ||e S||^2, with S of `signs`; very rarely too small."""
     return squared_error if units <= _PROBES else _SAFETY * squared_error / _PROBES
 
 

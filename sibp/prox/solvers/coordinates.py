@@ -26,7 +26,7 @@ from sibp.prox.operators import FeatureOperator
 from sibp.prox.scalars import Scalar, scalar
 from sibp.prox.status import squared_norm
 
-_WELL_ABOVE = 1e4  # times its rounding: a squared norm this large is right to four digits
+_WELL_ABOVE = 1e4  # times its rounding: from here on a squared norm is accurate to four digits
 
 
 class Coordinates(ABC):
@@ -65,17 +65,17 @@ class Coordinates(ABC):
 
     @abstractmethod
     def find_gram(self) -> Tensor:
-        """Works out `gram`, which keeps it."""
+        """Computes `gram`."""
 
     @property
     @abstractmethod
     def matrix(self) -> Tensor | None:
-        """What maps x to its forward product, if it is here as a matrix, with all its rows."""
+        """The matrix of the forward product, if it is available with all its rows."""
 
     @cached_property
     @abstractmethod
     def rounding(self) -> Tensor:
-        """What rounds in <x, x>, in units of x's sum of squares; (..., 1)."""
+        """Rounding error of <x, x>, in units of x's sum of squares; (..., 1)."""
 
     @cached_property
     @abstractmethod
@@ -85,11 +85,11 @@ class Coordinates(ABC):
     @cached_property
     @abstractmethod
     def squared_norm_of_forward(self) -> Tensor:
-        """Squared Frobenius norm of what maps x to its forward product, (..., 1)."""
+        """Squared Frobenius norm of the forward product's matrix, (..., 1)."""
 
     @abstractmethod
     def when_asked(self, metric: Callable[[], Scalar]) -> Callable[[], Scalar]:
-        """A metric of tensors (..., N, m), evaluated if asked for; at once where those are too large to keep."""
+        """A metric of tensors (..., N, m), evaluated lazily, or immediately where those are too large to keep."""
 
     @abstractmethod
     def adjoint(self, E: Tensor) -> Tensor:
@@ -101,11 +101,11 @@ class Coordinates(ABC):
 
     @abstractmethod
     def inner(self, x: Tensor, y: Tensor, forward_y: Tensor) -> Tensor:
-        """<x, y> of two displacements, one number an output unit, (..., m); `forward_y` is the change of Z by y."""
+        """<x, y> of two displacements by output unit, (..., m); `forward_y` is the change of Z by y."""
 
     @abstractmethod
     def squared_norm(self, x: Tensor, forward_x: Tensor) -> Tensor:
-        """<x, x>, one number an output unit, (..., m); 0 where it is nothing but rounding."""
+        """<x, x> by output unit, (..., m); 0 where it is mere rounding."""
 
     @abstractmethod
     def residual(self, x: Tensor, gram_x: Tensor, rhs: Tensor, RR: Scalar) -> Scalar:
@@ -117,7 +117,7 @@ class Coordinates(ABC):
 
     @abstractmethod
     def displacement(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """W_new - W (..., m, n) and b_new - b (..., m); None for what does not move."""
+        """W_new - W (..., m, n) and b_new - b (..., m); None for a fixed part."""
 
     def squared_change(self, x: Tensor, displacement: tuple[Tensor | None, Tensor | None]) -> Scalar:
         """||W_new - W||^2 + ||b_new - b||^2 of the displacement of x (or of -x), which is given as well."""
@@ -158,7 +158,7 @@ class Span(Coordinates):
 
     @cached_property
     def amplification(self) -> Tensor:
-        """None, (..., 1)."""
+        """1, (..., 1)."""
         return torch.ones_like(self.rounding)
 
     @cached_property
@@ -172,7 +172,7 @@ class Span(Coordinates):
         return self.features.rows
 
     def when_asked(self, metric: Callable[[], Scalar]) -> Callable[[], Scalar]:
-        """The metric itself: the tensors are small, and kept till then."""
+        """The metric itself, evaluated lazily; retains its small tensors."""
         return metric
 
     def adjoint(self, E: Tensor) -> Tensor:
@@ -191,10 +191,10 @@ class Span(Coordinates):
     def squared_norm(self, x: Tensor, forward_x: Tensor) -> Tensor:
         """Column sums of x * (K x), (..., m).
 
-        Where rows of Phi depend on each other, a large x can be next to no displacement.
+        Where rows of Phi are linearly dependent, a large x can be a negligible displacement.
         """
         squared = (x * forward_x).sum(-2)
-        return squared * (squared > self.rounding * x.square().sum(-2))  # a product: what is not finite stays so
+        return squared * (squared > self.rounding * x.square().sum(-2))  # a product preserves NaN and Inf
 
     def residual(self, x: Tensor, gram_x: Tensor, rhs: Tensor, RR: Scalar) -> Scalar:
         """||R + K U||^2; `rhs` is R itself. All three are (..., N, m)."""
@@ -210,7 +210,7 @@ class Span(Coordinates):
         return self.features.displacement(x)
 
     def squared_change(self, x: Tensor, displacement: tuple[Tensor | None, Tensor | None]) -> Scalar:
-        """tr(U^T K U) where that is the cheaper, and is not spoilt by the rounding of K.
+        """tr(U^T K U) where that is cheaper and not dominated by the rounding of K.
 
         It costs N multiply-adds for each of N m numbers, the other a pass over the m n numbers of the displacement,
         each of which takes the time of about 10.
@@ -267,11 +267,11 @@ class Direct(Coordinates):
 
     @cached_property
     def rounding(self) -> Tensor:
-        """None, as squared norms are sums of squares; (..., 1)."""
+        """0: squared norms are sums of squares; (..., 1)."""
         return torch.zeros_like(self.amplification)
 
     def when_asked(self, metric: Callable[[], Scalar]) -> Callable[[], Scalar]:
-        """The metric, evaluated now, as the tensors are too large to keep."""
+        """The metric, evaluated immediately: its tensors are too large to keep."""
         now = metric()
         return lambda: now
 

@@ -10,7 +10,7 @@ def damped_inverse(S: Tensor, lam: float | Tensor) -> Tensor:
     """The inverse of S + lam I.
 
     Factored and inverted in float64: an inverse that rounds like S can be wrong by S's condition number. Never raises
-    on numbers: a lam below the rounding of S is raised to that, and what is not finite gives NaN.
+    on numbers: a lam below the rounding of S is raised to it, and non-finite input gives NaN.
 
     Args:
         S: (..., n, n) symmetric, positive semi-definite.

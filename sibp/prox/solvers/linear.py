@@ -12,10 +12,10 @@ objective by at most ||E U||^2 <= (||E|| / lam)^2 ||R||^2, the worst case being 
 there are three ways:
 
     lam >= 1000 eps ||G||   The bound is of the order of 1e-6: G and its factor in the precision of the layer.
-    below that              The same, if a look at the answer shows that it is far better than this bound
-                            (`sibp.prox.solvers.checked`); large systems of any lam go this way.
-    else                    Everything in float64, with the objective evaluated at the displacement as the layer will
-                            get it, and the displacement shortened where it does not decrease.
+    below that              The same, if a check of the answer shows that it is far better than this bound
+                            (`sibp.prox.solvers.checked`); large systems of any lam are checked, too.
+    otherwise               Everything in float64, with the objective evaluated at the displacement in the layer's
+                            precision, and the displacement shortened where the objective does not decrease.
 """
 
 import math
@@ -32,7 +32,7 @@ from sibp.prox.solvers.coordinates import Coordinates, Direct
 from sibp.prox.status import Solution, Stats, Status, squared_norm
 
 _RESOLVED = 1000.0  # lam / (eps ||G||) from which rounding raises the objective by a few parts in a million
-_ATTEMPTS = 4  # at a factorisation, each with eight times the damping of the one before
+_ATTEMPTS = 4  # at a factorisation, each with eight times the damping of the previous one
 
 
 def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
@@ -41,7 +41,7 @@ def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
     Never raises on numbers. A lam below the rounding of G is raised to it (`Status.DAMPED`); if no factorisation
     succeeds, x is one gradient step of length 1/(lam + ||G||), shortened for every output unit whose objective it would
     raise (`Status.GRADIENT`); non-finite input gives x = 0 (`Status.NONFINITE`). On an accelerator, where a decision
-    would have to wait for the device, lam is raised to 16 eps ||G|| in the layer's precision instead.
+    would wait for the device, lam is raised to 16 eps ||G|| in the layer's precision instead.
 
     Args:
         coordinates: of the layer's features.
@@ -74,7 +74,7 @@ class _Factor:
 
     Attributes:
         L: (..., r, r) lower triangle.
-        definite: whether the factorisation succeeded; if not, L is of no use.
+        definite: whether the factorisation succeeded; if not, L is undefined.
     """
 
     L: Tensor
@@ -122,7 +122,7 @@ def _solution(
     finite: Flag,
     status: Callable[[], Scalar],
 ) -> Solution:
-    """What was solved in the precision of the layer, with its metrics."""
+    """A solution in the precision of the layer, with its metrics."""
     G, total = coordinates.gram, coordinates.features.total
     squared_R = coordinates.when_asked(lambda: scalar(total(torch.linalg.vector_norm(R).square())))
 
@@ -167,7 +167,7 @@ Solve = Callable[[Tensor], Tensor]
 
 
 def _factored(side: Coordinates, lam: float, norm: float, eps: float) -> tuple[float, Solve | None]:
-    """The least damping, lam or more, with which G + damping I can be solved, and what solves; None if there is none.
+    """The least damping >= lam with which G + damping I can be factored, and its solver; None if there is none.
 
     Args:
         side: coordinates in float64.
@@ -188,6 +188,6 @@ def _factored(side: Coordinates, lam: float, norm: float, eps: float) -> tuple[f
 
 
 def _kept(coordinates: Coordinates, R: Tensor) -> Solution:
-    """No displacement, as something is not finite."""
+    """No displacement: some input or result is not finite."""
     direct, stats = Direct(coordinates.features), Stats(Status.NONFINITE, 0.0, 0, 0.0, 0.0)
     return Solution(direct, torch.zeros_like(direct.adjoint(R)), False, lambda _: stats)

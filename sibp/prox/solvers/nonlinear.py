@@ -7,11 +7,11 @@ length and its own conjugacy coefficient, while the products with the Gram matri
 
 How far the objective that the iterations see can be from that of the displacement. They add up the change of Z, K U in
 span coordinates, while the layer gets U^T Phi, whose change of Z differs from it by up to e = eps ||K|| ||U||. Where
-rows of Phi depend on each other, U can be huge and its displacement next to nothing: then e may exceed the residual
+rows of Phi are linearly dependent, U can be huge and its displacement negligible: then e may exceed the residual
 R = s(Z) - T. The objective has an error of 2 e ||R|| + lam e ||U||, at most 4 e ||R|| while lam ||U|| <= 2 ||R||. The
 same holds in direct coordinates with Phi and V. So a neuron's answer is doubtful if e exceeds a thousandth of ||R||, or
-if its decrease is less than 4 e ||R||; then the iterations are taken again in float64, with the objective evaluated at
-the displacement as the layer will get it, and the displacement shortened where it does not decrease.
+if its decrease is less than 4 e ||R||; then the iterations are repeated in float64, with the objective evaluated at
+the displacement in the layer's precision, and the displacement shortened where the objective does not decrease.
 """
 
 import math
@@ -26,14 +26,14 @@ from sibp.prox.scalars import Flag, Scalar, choose, is_finite, scalar
 from sibp.prox.solvers.coordinates import Coordinates, Direct
 from sibp.prox.status import Solution, Stats, Status
 
-# A neuron whose step was refused tries this fraction of the model's step length in its next iteration.
+# A neuron whose step was rejected tries this fraction of the model's step length in its next iteration.
 _SHRINK = 0.25
-# Relative error of a residual from which on a neuron's answer is doubtful.
+# Relative error of a residual above which a neuron's answer is doubtful.
 _TOLERANCE = 1e-3
-# Share of two directions' squared norms from which on what is left of them, one subtracted from the other, is a
-# direction; below, it is their rounding, which a long step would enlarge.
+# Share of two directions' squared norms that their difference must exceed: a smaller one is rounding, which a long step
+# would amplify.
 _CANCELLATION = 1e-3
-# Parts of a displacement that are tried where the whole of it does not decrease the objective of the layer.
+# Fractions of a displacement tried in turn until one decreases the layer's objective.
 _PARTS = (1.0, 0.25, 0.0625)
 # Units in the last place by which a residual's rounding is overestimated.
 _ROUNDING = 4.0
@@ -51,7 +51,7 @@ def solve_nonlinear(
 
     Each iteration takes one Polak-Ribiere direction (never negative, and replaced by the negative gradient where it is
     not a direction of descent, or where gradient and last direction cancel) and one Gauss-Newton step length along it,
-    and accepts it neuron by neuron only if it decreases f. A refused neuron starts afresh with a shorter step. For
+    and accepts it neuron by neuron only if it decreases f. A rejected neuron restarts with a shorter step. For
     s = identity this is the linear conjugate gradient method. Few iterations are a choice, not only a saving: stopping
     early regularises.
 
@@ -66,8 +66,8 @@ def solve_nonlinear(
     Returns:
         x, with the coordinates that it is in (the given ones, or direct ones), status and metrics; for any lam,
         f(x) <= f(0) neuron by neuron, as evaluated at the displacement, up to the rounding of the subproblem itself:
-        eps (||Z|| + ||T||) on the residual's norm. On an accelerator, where a decision would have to wait for the
-        device, a neuron whose decrease rounding may feign is kept as it is.
+        eps (||Z|| + ||T||) on the residual's norm. On an accelerator, where a decision would wait for the device, a
+        neuron whose decrease may be mere rounding keeps its weights.
     """
     taken = _taken(coordinates, Z, T, lam, s, iterations)
     if _reads(Z) and taken.doubtful > 0 and _is_finite(taken):
@@ -80,14 +80,14 @@ def _formed(T: Target, Z: Tensor, s: Activation) -> Tensor:
 
 
 def _reads(Z: Tensor) -> bool:
-    """Whether numbers may be read to decide: on the CPU alone, as an accelerator would have to be waited for."""
+    """Whether values may be read to decide: on the CPU only, as reading synchronises an accelerator."""
     return Z.device.type == "cpu"
 
 
 def _taken(
     coordinates: Coordinates, Z: Tensor, T: Target, lam: float, s: Activation, iterations: int
 ) -> fused.Iterates:
-    """The iterations, in compiled form where there is one."""
+    """The iterations, compiled where supported."""
     if fused.usable(coordinates, Z, s):
         constants = {"shrink_factor": _SHRINK, "cancellation": _CANCELLATION}
         constants |= {"rounding_units": _ROUNDING, "tolerance": _TOLERANCE}
@@ -105,7 +105,7 @@ def _iterate(
     x = Z.new_zeros(*f.shape[:-1], coordinates.size, f.shape[-1])
     D = G_old = x
     norm, gg_old, dd, shrink = torch.zeros_like(f), torch.zeros_like(f), torch.zeros_like(f), torch.ones_like(f)
-    # s(Z) - T rounds by this much, squared: a gradient no larger says nothing, and the neuron is done.
+    # Rounding of s(Z) - T, squared: a gradient no larger carries no information, and the neuron is done.
     unit = (_ROUNDING * torch.finfo(Z.dtype).eps) ** 2
     negligible = unit * coordinates.amplification * outputs.target_norm
     step_sum, slope_sum = f.new_zeros(()), f.new_zeros(())
@@ -114,7 +114,7 @@ def _iterate(
         G = coordinates.adjoint(outputs.take_E()) + lam * x
         forward_G = coordinates.forward(G)
         moving = G.square().sum(-2) > negligible
-        gg = coordinates.squared_norm(G, forward_G) * moving  # a product: what is not finite stays so
+        gg = coordinates.squared_norm(G, forward_G) * moving  # a product preserves NaN and Inf
         beta = _ratio(gg - coordinates.inner(G_old, G, forward_G), gg_old).clamp_(min=0)
         gd = coordinates.inner(G, D, outputs.KD)
         beta = _useful(beta, coordinates.inner(G, G, forward_G), gd, dd)
@@ -144,13 +144,13 @@ def _iterate(
 
 
 def _doubtful(coordinates: Coordinates, x: Tensor, start: Tensor, end: Tensor, tolerance: float) -> Tensor:
-    """Whether rounding may have spoiled an answer x (..., r, m), (..., m): see the head of this file.
+    """Whether an answer x (..., r, m) may be dominated by rounding, (..., m): see the module docstring.
 
     Args:
         coordinates: of x.
         x: coefficients.
         start: (..., m) f(0), which is ||R||^2.
-        end: (..., m) f(x), as the iterations have it.
+        end: (..., m) f(x), as accumulated by the iterations.
         tolerance: of e / ||R||.
     """
     error = coordinates.squared_norm_of_forward * torch.finfo(x.dtype).eps ** 2 * x.square().sum(-2) / start
@@ -188,7 +188,7 @@ def _is_finite(taken: fused.Iterates) -> Flag:
 
 
 def _useful(beta: Tensor, gg: Tensor, gd: Tensor, dd: Tensor) -> Tensor:
-    """beta, but 0 for neurons where beta D - G would not descend, or would be the rounding of two equal vectors.
+    """beta, but 0 for neurons where beta D - G is no descent direction, or the rounding of two equal vectors.
 
     Args:
         beta: (..., m) conjugacy coefficients.
@@ -202,7 +202,7 @@ def _useful(beta: Tensor, gg: Tensor, gd: Tensor, dd: Tensor) -> Tensor:
 
 
 def _solution(coordinates: Coordinates, taken: fused.Iterates, iterations: int) -> Solution:
-    """Checks what came out and words it as a `Solution`."""
+    """The iterations' result as a `Solution`, 0 if it is not finite."""
     start, end, gradient, step_length = map(scalar, (taken.start, taken.end, taken.gradient, taken.step_length))
     x, finite = taken.x, _is_finite(taken)
 
