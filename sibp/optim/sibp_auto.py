@@ -185,7 +185,6 @@ class AutoSIBP(SIBP):
         memory = self._search_memory()
         trust, usual, expected = memory["search_trust"], memory["search_usual"], slope * memory["search_last"]
         last = [self.state[p].get("search_step") if memory["search_looks_back"] else None for p in trials.params]
-        memory["search_looks_back"] = False
         pairs = [(self._gradients.get(p), d) for p, d in zip(trials.params, last, strict=True)]
         products = [float(torch.sum(g * d)) for g, d in pairs if g is not None and d is not None]
         fresh = self._of_all_ranks(sum(products))
