@@ -7,7 +7,10 @@ from torch import Tensor, nn
 from sibp.internals import version
 
 PAUSED = "comes from a backward pass inside paused()"
-OLDER = "was there before the first backward pass of this optimizer, or was put there by hand"
+OLDER = (
+    "was there before the first backward pass of this optimizer, or was assigned by hand (only changes in place, as "
+    "clipping makes them, keep a displacement)"
+)
 APPLIED = "still holds the displacement of the last step: call zero_grad() before backward()"
 
 

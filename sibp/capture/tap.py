@@ -115,6 +115,12 @@ class Tap:
             method: the optimizer's name.
         """
         if self.replaced is not None:
+            if hasattr(own_parameters(self.module).get(self.replaced), "device_mesh"):
+                raise RuntimeError(
+                    f"layer '{self.name}': its {self.replaced} was sharded after the optimizer was made (fully_shard, "
+                    f"DTensor), and no rank has all of it; give every rank the whole model, with {method}(model, "
+                    "data_parallel=True)."
+                )
             raise RuntimeError(
                 f"layer '{self.name}': its {self.replaced} was replaced after the optimizer was made "
                 "(load_state_dict(assign=True), a parametrization, pruning, a wrapper), so that training would not "
@@ -218,6 +224,11 @@ class Tap:
             raise RuntimeError(
                 f"{here} is tapped by {method}, whose backward pass torch.func cannot transform; "
                 "call the transform inside `with optimizer.paused():`."
+            )
+        if input.is_inference():
+            raise RuntimeError(
+                f"{here}: its input was made under torch.inference_mode(), so that autograd cannot keep it; make it "
+                "under torch.no_grad(), or clone it."
             )
         if input.is_nested or input.layout is not torch.strided:
             kind = "nested" if input.is_nested else str(input.layout).removeprefix("torch.")

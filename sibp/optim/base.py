@@ -16,12 +16,13 @@ from sibp.capture.compiler import left_alone
 from sibp.capture.passes import ForwardPass, Passes
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
-from sibp.optim.checks import check_loaded, check_model, checked_loss_average, chosen_modules, refuse_scaling
+from sibp.optim.checks import check_loaded, check_model, checked_loss_average, chosen_modules
 from sibp.optim.fallback import MakeFallback, evaluated
 from sibp.optim.groups import NewParameters, ParamGroups
 from sibp.optim.layers import containers, new_taps, parameter_owners, summary_table
 from sibp.optim.parallel import DataParallel, ProcessGroup, refuse_averaging
 from sibp.optim.registry import LayerRegistry
+from sibp.optim.scaling import refuse_scaled_outer, refuse_scaling
 
 Explicit = Iterable[str | type[nn.Module]]
 """Modules that are left to the fallback: names, patterns of names ("blocks.*.norm"), or classes."""
@@ -315,7 +316,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         self._checked: dict[int, tuple[Any, ...]] = {}  # settings of groups, by identity
         self.passes = Passes()
         self._batch: int | None = None
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._hooks = [refuse_scaled_outer(self)] if self.direction_only else []
         self._paused = False
 
     def __getstate__(self) -> dict[str, Any]:

@@ -230,23 +230,6 @@ def check_loaded(state_dict: dict[str, Any], groups: list[dict[str, Any]], metho
             )
 
 
-def refuse_scaling(optimizer: torch.optim.Optimizer, method: str) -> None:
-    """Refuses to step inside `GradScaler.step`: a scaled loss was solved for targets that are as many times too far.
-
-    Args:
-        optimizer: with `_step_supports_amp_scaling`, so that the scaler hands over its scale.
-        method: its name.
-
-    Raises:
-        RuntimeError: if a scaler is calling.
-    """
-    if hasattr(optimizer, "found_inf"):  # the scaler sets it around its call of `step`
-        raise RuntimeError(
-            f"{method} cannot undo the scale of a GradScaler, as displacements are not linear in the loss. Train "
-            "without a scaler, in bfloat16 (torch.autocast(dtype=torch.bfloat16)) or in float32."
-        )
-
-
 def check_real(name: str, params: Iterable[nn.Parameter], method: str) -> None:
     """Refuses a layer with complex parameters.
 

@@ -1,5 +1,6 @@
 """The optimizer of the parameters that have no proximal subproblem, as a part of a proximal one."""
 
+import inspect
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -51,7 +52,7 @@ class Fallback:
             The group.
         """
         if self.optimizer is None:
-            self.optimizer = self.make(params)
+            self.optimizer = _stepped_alone(self.make(params))
             self.optimizer.param_groups[-1].update(options)
         else:
             given = [(names[p], p) for p in params] if names else params
@@ -84,6 +85,22 @@ class Fallback:
         """Without the factory, often a lambda, which cannot be pickled."""
         make = DEFAULT if self.optimizer is not None else self.make
         return {"given": self.given, "make": make, "optimizer": self.optimizer}
+
+
+def _stepped_alone(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer, if it steps without a closure: as a part of another one's step it gets none.
+
+    Raises:
+        TypeError: if it needs one, as LBFGS does.
+    """
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        name = type(optimizer).__name__
+        raise TypeError(
+            f"fallback: {name} evaluates the loss in its step, which a fallback cannot; leave its parameters out of "
+            f"params, and step a {name} of your own for them."
+        )
+    return optimizer
 
 
 def evaluated(closure: Callable[[], Any] | None) -> Any:

@@ -10,9 +10,9 @@ from torch import nn
 
 from sibp.capture.compiler import left_alone
 from sibp.optim.base import TappedOptimizer
-from sibp.optim.checks import refuse_scaling
 from sibp.optim.fallback import step_within
 from sibp.optim.proximal import ProximalOptimizer
+from sibp.optim.scaling import refuse_scaling
 
 MakeOuter = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 """Makes the optimizer that takes the steps, from all parameters of the direction."""

@@ -36,6 +36,8 @@ class ProximalOptimizer(TappedOptimizer):
     solvers: ClassVar[tuple[str, ...]] = ()
     activation_inside: ClassVar[bool] = False
     """Whether "cg:K" solves the subproblem with its activation; the linear one is then solved in closed form."""
+    search_start: ClassVar[dict[str, Any]] = {"search_length": 1.0}
+    """A search's memory before the first step."""
     line_search: bool = False
     """Whether `step` evaluates the loss and shortens a step that would raise it."""
 
@@ -128,6 +130,9 @@ class ProximalOptimizer(TappedOptimizer):
                 )
             return super().step(closure)
         if closure is None and evaluate is None and not self.direction_only:
+            if self._nothing_to_apply():  # torch.distributed.checkpoint makes an optimizer's state by such a step
+                self.begin_search()
+                return super().step()
             raise RuntimeError(
                 f"{type(self).__name__}: a line search has to see the loss at trial weights; call "
                 "optimizer.step(evaluate=lambda: loss_function(model(x), y)) with the batch of the backward "
@@ -190,7 +195,7 @@ class ProximalOptimizer(TappedOptimizer):
             before: the loss where it starts.
         """
         memory = self._search_memory()
-        trials.expected = first = min(1.0, 2 * memory.get("search_length", 1.0))
+        trials.expected = first = min(1.0, 2 * memory["search_length"])
         outcome = backtrack(trials.loss_at, before, first)
         memory["search_length"] = outcome.alpha or first * _AFTER_REFUSAL
         return outcome
@@ -222,7 +227,19 @@ class ProximalOptimizer(TappedOptimizer):
     def _search_memory(self) -> dict[str, Any]:
         """A search's memory between steps; part of the state of the first parameter."""
         first = next((g["params"][0] for g in self.param_groups if g["update"] == "proximal"), None)
-        return {} if first is None else self.state[first]
+        memory = {} if first is None else self.state[first]
+        for key, value in self.search_start.items():
+            memory.setdefault(key, value)
+        return memory
+
+    def begin_search(self) -> None:
+        """Makes what a search keeps from step to step."""
+        self._search_memory()
+
+    def _nothing_to_apply(self) -> bool:
+        """Whether no parameter has a gradient other than 0."""
+        params = [p for group in self.param_groups for p in group["params"]]
+        return not any(p.grad is not None and p.grad.any() for p in params)
 
     def __getstate__(self) -> dict[str, Any]:
         """With the constructor's setting."""

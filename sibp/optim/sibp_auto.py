@@ -1,7 +1,7 @@
 """AutoSIBP: proximal steps whose length nobody has to choose."""
 
 import math
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ _UNEQUAL = 30.0  # in mean square: by so much, error signals of well-behaved net
 _ENOUGH = 16  # rows of the output; a smaller batch is trusted in proportion, until the next ones have been seen
 _USUAL = 0.1  # weight of the latest look in the mean that slopes are compared with
 LOOK_EVERY = 3  # steps from one measurement of the gradient to the next
+_UNKNOWN = math.nan  # until it has been measured
 
 
 class AutoSIBP(SIBP):
@@ -66,6 +67,15 @@ class AutoSIBP(SIBP):
         ValueError: for hyper-parameters out of range, parameters that are not the model's.
         TypeError: for a model that cannot be tapped.
     """
+
+    search_start: ClassVar[dict[str, Any]] = {
+        "search_reach": _UNKNOWN,
+        "search_trust": _UNKNOWN,
+        "search_usual": _UNKNOWN,
+        "search_wait": 0,
+        "search_last": 0.0,
+        "search_looks_back": False,  # whether `search_step` of the parameters is the last step
+    }
 
     def __init__(
         self,
@@ -127,11 +137,11 @@ class AutoSIBP(SIBP):
         memory, lr, factor = self._search_memory(), self._longest(), self._factor()
         if factor == 0:
             return Outcome(1.0, before, 0, 1.0, 0.0, SearchStatus.TAKEN)  # only the fallback's parameters move
-        if "search_trust" not in memory:
+        if math.isnan(memory["search_trust"]):
             rows = self._rows_of_all()
             memory["search_trust"] = min(1.0, rows / _ENOUGH) if rows else 1.0
         self._output_rows = 0
-        reach, due = min(memory.get("search_reach", lr), lr), self._is_due()
+        reach, due = min(lr, memory["search_reach"]), self._is_due()  # lr as long as that is NaN
         if due:
             slope = self._slope(trials, lr)
             share = factor * self._trust(trials, slope / lr)
@@ -159,8 +169,8 @@ class AutoSIBP(SIBP):
         """
         stats, memory = super().search_stats(), self._search_memory()
         if stats:
-            stats["reach"] = float(memory.get("search_reach", math.nan))
-            stats["trust"] = float(memory.get("search_trust", 1.0))
+            stats["reach"] = float(memory["search_reach"])
+            stats["trust"] = min(1.0, float(memory["search_trust"]))  # 1 as long as that is NaN
         return stats
 
     def _slope(self, trials: Trials, lr: float) -> float:
@@ -173,17 +183,16 @@ class AutoSIBP(SIBP):
     def _trust(self, trials: Trials, slope: float) -> float:
         """The share of a batch's own optimum that is taken from now on; `slope` is for a length of 1."""
         memory = self._search_memory()
-        trust, length = memory["search_trust"], memory.get("search_last", 0.0)
-        last = [self.state[p].pop("search_step", None) for p in trials.params]
+        trust, usual, expected = memory["search_trust"], memory["search_usual"], slope * memory["search_last"]
+        last = [self.state[p].get("search_step") if memory["search_looks_back"] else None for p in trials.params]
         pairs = [(self._gradients.get(p), d) for p, d in zip(trials.params, last, strict=True)]
         products = [float(torch.sum(g * d)) for g, d in pairs if g is not None and d is not None]
         fresh = self._of_all_ranks(sum(products))
         if products and self._factor() == 1:  # a schedule that lowers lr does the work of trust
-            expected = slope * length
             if expected < 0:
-                usual = memory.get("search_usual", -expected)
-                memory["search_usual"] = usual + _USUAL * (-expected - usual)
-            trust = memory["search_trust"] = trust_after(trust, fresh, expected, memory.get("search_usual", 0.0))
+                usual = -expected if math.isnan(usual) else usual + _USUAL * (-expected - usual)
+                memory["search_usual"] = usual
+            trust = memory["search_trust"] = trust_after(trust, fresh, expected, 0.0 if math.isnan(usual) else usual)
         return trust
 
     def _rows_of_all(self) -> float:
@@ -198,11 +207,20 @@ class AutoSIBP(SIBP):
         self._gradients.clear()
         memory = self._search_memory()
         memory["search_last"] = alpha * lr
-        if memory["search_wait"] > 0 or alpha == 0:
+        memory["search_looks_back"] = memory["search_wait"] <= 0 and alpha != 0
+        if not memory["search_looks_back"]:
             return
         trials.move(alpha)
+        self.begin_search()
         for p, step in zip(trials.params, trials.taken(), strict=True):
             self.state[p]["search_step"] = step
+
+    def begin_search(self) -> None:
+        """Makes what a search keeps, of parameters as well: their last step, 0 where they were not moved."""
+        super().begin_search()
+        for group in self.param_groups:
+            for p in group["params"] if group["update"] == "proximal" else ():
+                self.state[p]["search_step"] = torch.zeros_like(p)
 
     def _add_gradient(self, tap: Tap, problem: LayerProblem) -> None:
         """Adds a layer's gradient to what the backward passes since the last `zero_grad` have left."""
@@ -223,7 +241,7 @@ class AutoSIBP(SIBP):
 
     def _wait(self) -> int:
         """Steps until the gradient is measured again."""
-        return int(self._search_memory().get("search_wait", 0))
+        return int(self._search_memory()["search_wait"])
 
     def _longest(self) -> float:
         """The longest step: the first proximal group's lr, or what that was at first if it is lower now."""

@@ -268,6 +268,30 @@ def test_goes_on_bit_for_bit_from_a_state(make):
     assert_equal(weights(model), weights(other))
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized:UserWarning")
+@pytest.mark.parametrize("make", SEARCHING, ids=NAMES)
+def test_goes_on_bit_for_bit_from_a_distributed_checkpoint(make, tmp_path):
+    """What is read is what the state of an optimizer that has not trained has places for."""
+    import torch.distributed.checkpoint as files
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+    for steps in (3, 4):  # AutoSIBP has kept the last step for its next look, or has none to look back at
+        model, other = mlp(5, 6, 3), mlp(5, 6, 3, seed=1)
+        optimizer, again = make(model, 3.0), make(other, 3.0)
+        for seed in range(steps):
+            step(model, optimizer, *batch(seed))
+        files.save(dict(zip("ab", get_state_dict(model, optimizer), strict=True)), checkpoint_id=tmp_path / str(steps))
+        before = weights(other)
+        found = dict(zip("ab", get_state_dict(other, again), strict=True))
+        assert_equal(weights(other), before)
+        files.load(found, checkpoint_id=tmp_path / str(steps))
+        set_state_dict(other, again, model_state_dict=found["a"], optim_state_dict=found["b"])
+        for seed in range(steps, steps + 5):
+            step(model, optimizer, *batch(seed))
+            step(other, again, *batch(seed))
+        assert_equal(weights(other), weights(model))
+
+
 @pytest.mark.parametrize("share", [0.5, 0.25])
 def test_a_lower_lr_shortens_every_step_in_proportion(share: float):
     """The minimum along the step is below the lower lr: as a mere bound, that would change nothing."""

@@ -250,6 +250,32 @@ def test_models_that_cannot_work_are_refused(method, wrong, error, message):
         method(wrong())
 
 
+def test_a_fallback_that_evaluates_the_loss_is_refused(method):
+    with pytest.raises(TypeError, match="LBFGS evaluates the loss in its step"):
+        method(net(), fallback=torch.optim.LBFGS)
+
+
+def test_an_input_of_inference_mode_is_refused_with_the_way_out(method):
+    model, (x, y) = net(), batch()
+    optimizer = method(model)
+    with torch.inference_mode():
+        x = x + 0
+    with pytest.raises(RuntimeError, match=r"layer '0': its input was made under torch.inference_mode\(\)"):
+        model(x)
+    F.cross_entropy(model(x.clone()), y).backward()
+    optimizer.step()
+
+
+def test_a_layer_that_was_sharded_afterwards_is_refused_as_that(method):
+    model, (x, y) = net(), batch()
+    optimizer = method(model)
+    model[0].weight = nn.Parameter(model[0].weight.detach())
+    model[0].weight.device_mesh = None  # what fully_shard's parameters have
+    for train in (F.cross_entropy(model(x), y).backward, optimizer.step):
+        with pytest.raises(RuntimeError, match=r"layer '0': its weight was sharded .*data_parallel=True"):
+            train()
+
+
 def test_in_place_compiled_module_is_refused(method):
     model = net()
     model[0].compile()

@@ -57,12 +57,12 @@ def replaced(model, optimizer):
 
 
 FOREIGN = {
-    by_hand: "put there by hand",
+    by_hand: "assigned by hand",
     in_a_pause: "comes from a backward pass inside paused",
     after_a_pause: "comes from a backward pass inside paused",
     before_a_pause: "comes from a backward pass inside paused",
     without_zero_grad: "still holds the displacement of the last step",
-    replaced: "put there by hand",
+    replaced: "assigned by hand",
 }
 
 
@@ -150,6 +150,29 @@ def test_a_scaled_loss_is_refused(unscale: bool):
         scaler.unscale_(optimizer)
     with pytest.raises(RuntimeError, match="SIBP cannot undo the scale of a GradScaler"):
         scaler.step(optimizer)
+    optimizer.zero_grad()
+    loss_of(model).backward()
+    optimizer.step()  # without the scaler nothing is left of it
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_scaler_around_the_optimizer_that_steps_along_displacements_is_refused_unless_it_is_off(enabled: bool):
+    model, other = net(), net()
+    direction, outer = SIBP(model, direction_only=True), torch.optim.SGD(model.parameters(), 1.0)
+    torch.optim.lr_scheduler.StepLR(outer, 1)  # wraps the step
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, enabled=enabled)
+    scaler.scale(loss_of(model)).backward()
+    if not enabled:
+        before, found = model[0].weight.detach().clone(), model[0].weight.grad
+        scaler.step(outer)
+        assert torch.equal(model[0].weight, before - found)  # pyright: ignore[reportOperatorIssue]
+        return
+    with pytest.raises(RuntimeError, match="SGD steps along displacements of SIBP, from which a GradScaler"):
+        scaler.step(outer)
+    del direction  # which the model's layers keep
+    elsewhere = torch.optim.SGD(other.parameters(), 1.0)
+    scaler.scale(loss_of(other)).backward()
+    scaler.step(elsewhere)  # of no concern to it
 
 
 def test_frameworks_that_ask_are_told_that_they_may_clip():

@@ -234,7 +234,7 @@ def test_only_a_layer_s_own_forward_is_understood():
 def test_what_is_no_kind_is_refused():
     with pytest.raises(TypeError, match="7 is neither a class of modules nor the full name of one"):
         register_layer(7)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(TypeError, match="is no subclass of Geometry"):
+    with pytest.raises(TypeError, match="is not a subclass of Geometry"):
         register_layer(Conv1D)(nn.Linear)  # pyright: ignore[reportArgumentType]
 
 

@@ -1,0 +1,71 @@
+"""Refusing a GradScaler: a scaled loss was solved for targets that are as many times too far."""
+
+import sys
+import weakref
+from typing import Any
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+_WITHOUT = "Train without a scaler, in bfloat16 (torch.autocast(dtype=torch.bfloat16)) or in float32."
+_CALLERS = 8  # of a step, among which a scaler is looked for
+
+
+def refuse_scaling(optimizer: torch.optim.Optimizer, method: str) -> None:
+    """Refuses to step inside `GradScaler.step`.
+
+    Args:
+        optimizer: with `_step_supports_amp_scaling`, so that the scaler hands over its scale.
+        method: its name.
+
+    Raises:
+        RuntimeError: if a scaler is calling.
+    """
+    if hasattr(optimizer, "found_inf"):
+        for name in ("found_inf", "grad_scale"):  # which the scaler has set for its call of `step`, and leaves if that
+            delattr(optimizer, name)  # raises: the next step without a scaler would be taken for one with it
+        raise RuntimeError(
+            f"{method} cannot undo the scale of a GradScaler, as displacements are not linear in the loss. {_WITHOUT}"
+        )
+
+
+def refuse_scaled_outer(direction: Any) -> torch.utils.hooks.RemovableHandle:
+    """From now on, refuses a GradScaler's step of another optimizer that applies what a `direction_only` one has found.
+
+    Nothing else could tell: the scaler would divide displacements, which are not linear in the loss, by its scale.
+
+    Args:
+        direction: the optimizer with `direction_only`; only a weak reference is kept.
+
+    Returns:
+        What takes the hook on all optimizers away, which goes with the direction, too.
+    """
+    this = weakref.ref(direction)
+
+    def before_step(outer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        del args, kwargs
+        one = this()
+        if one is None or not _called_by_scaler():
+            return
+        solved = {id(p) for tap in one.layers for p in tap.parameters.values()}
+        if any(id(p) in solved for group in outer.param_groups for p in group["params"]):
+            raise RuntimeError(
+                f"{type(outer).__name__} steps along displacements of {type(one).__name__}, from which a GradScaler "
+                f"cannot take its scale again. {_WITHOUT}"
+            )
+
+    handle = register_optimizer_step_pre_hook(before_step)
+    weakref.finalize(direction, handle.remove)
+    return handle
+
+
+def _called_by_scaler() -> bool:
+    """Whether an enabled GradScaler is among the callers of the step; schedulers and wrappers may stand between."""
+    frame: Any = sys._getframe(2)
+    for _ in range(_CALLERS):
+        if frame is None:
+            return False
+        if frame.f_globals.get("__name__") == torch.amp.GradScaler.__module__:
+            return frame.f_locals["self"].is_enabled()
+        frame = frame.f_back
+    return False
