@@ -217,8 +217,8 @@ class Span(Coordinates):
         """
         if x.is_cpu and x.dim() == 2 and self.features.rows**2 < 10 * self.features.inputs:
             flat = x.reshape(-1)
-            squared = float(torch.dot(flat, (self.gram @ x).reshape(-1)))
-            if squared > _WELL_ABOVE * float(self.rounding) * float(torch.dot(flat, flat)):
+            squared = scalar(torch.dot(flat, (self.gram @ x).reshape(-1)))
+            if isinstance(squared, float) and squared > _WELL_ABOVE * float(self.rounding) * float(torch.dot(flat, flat)):
                 return squared
         return squared_norm(*displacement)
 
