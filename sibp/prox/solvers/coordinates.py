@@ -218,8 +218,10 @@ class Span(Coordinates):
         if x.is_cpu and x.dim() == 2 and self.features.rows**2 < 10 * self.features.inputs:
             flat = x.reshape(-1)
             squared = scalar(torch.dot(flat, (self.gram @ x).reshape(-1)))
-            if isinstance(squared, float) and squared > _WELL_ABOVE * float(self.rounding) * float(torch.dot(flat, flat)):
-                return squared
+            if isinstance(squared, float):
+                error = float(self.rounding) * float(torch.dot(flat, flat))
+                if squared > _WELL_ABOVE * error:
+                    return squared
         return squared_norm(*displacement)
 
     def low_rank_is_cheaper(self, m: int) -> bool:
