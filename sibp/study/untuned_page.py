@@ -50,7 +50,7 @@ def cost_table(problems: Sequence[Untuned], goal: str) -> str:
     for problem in problems:
         if not (costs := total_costs(problem, goal)):
             continue
-        cells = [f"{target.value:.4g}: {_against(*seconds)}" for target, *seconds in costs]
+        cells = [f"{target.value:.4g}: {_against(mine, best, theirs)}" for target, mine, best, theirs in costs]
         rows.append([_name(problem), f"{problem.ratio:.2f}", *cells])
     return lines_of_table(["problem", "a step costs, of SGD's", *LEVELS], rows)
 
