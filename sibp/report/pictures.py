@@ -71,12 +71,18 @@ def picture(
 
 
 def _panel(axes: Any, figure: Figure, axis: str, drawn: Mapping[str, Style], seeds: bool) -> None:
+    from matplotlib.ticker import LogLocator
+
     for line in figure.lines:
         if line.kind != "seed" or seeds:
             _draw(axes, line, line.x if axis == figure.x_title else line.also.get(axis), drawn[line.group])
     axes.set(title=_literal(figure.title, LONGEST_TITLE), xlabel=_literal(axis), ylabel=_literal(figure.y_title))
     if figure.x_log and any((line.x > 0).any() for line in figure.lines):
         axes.set_xscale("log")
+        if figure.rows:  # short: powers of ten alone would be one label, and those between them overlap
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("")
     if figure.y_log and any((line.y > 0).any() for line in figure.lines):
         axes.set_yscale("log")
     if figure.rows:
