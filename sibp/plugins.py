@@ -1,7 +1,7 @@
-"""What a module of your own imports to be found by ``plugins=[my_module]``.
+"""What your module imports in order to be used by ``plugins=[my_module]``.
 
-Its functions put an optimizer, a model, a data set or an activation into the same tables that hold the project's own;
-configs then name it like those.
+These functions add an optimizer, a model, a data set or an activation to the same tables as the project's own; configs
+then refer to it by name.
 """
 
 from collections.abc import Callable
@@ -31,10 +31,10 @@ __all__ = [
 
 
 def register_optimizer(name: str, build: Callable[..., torch.optim.Optimizer]) -> None:
-    """Make an optimizer known as ``optimizer.name``.
+    """Register an optimizer as ``optimizer.name``.
 
     Args:
-        name: as configs will say it.
+        name: as used in configs.
         build: ``build(model, *, lr, ...)``; its keyword arguments are the settings, checked by their annotations.
 
     Raises:
@@ -46,13 +46,13 @@ def register_optimizer(name: str, build: Callable[..., torch.optim.Optimizer]) -
 def register_model(
     name: str, build: Callable[..., nn.Module], *, flat: bool, objective: Objective = CLASSIFICATION
 ) -> None:
-    """Make a model known as ``model.name``.
+    """Register a model as ``model.name``.
 
     Args:
-        name: as configs will say it.
+        name: as used in configs.
         build: ``build(shape, classes, **settings)``; shape is one image's, (channels, height, width).
-        flat: the model takes images as vectors, (B, pixels).
-        objective: what it is trained for: ``CLASSIFICATION`` or ``RECONSTRUCTION``.
+        flat: whether the model takes flattened images, (B, pixels).
+        objective: ``CLASSIFICATION`` or ``RECONSTRUCTION``.
 
     Raises:
         ValueError: the name is taken.
@@ -61,11 +61,11 @@ def register_model(
 
 
 def register_dataset(name: str, build: Callable[[Path, bool], Data]) -> None:
-    """Make a data set known as ``dataset.name``.
+    """Register a data set as ``dataset.name``.
 
     Args:
-        name: as configs will say it.
-        build: ``build(data_root, download)``; answers all three parts, which no run's seed may move.
+        name: as used in configs.
+        build: ``build(data_root, download)``; returns all three splits, independent of any run's seed.
 
     Raises:
         ValueError: the name is taken.
@@ -74,13 +74,13 @@ def register_dataset(name: str, build: Callable[[Path, bool], Data]) -> None:
 
 
 def name_activation(name: str, kind: type[nn.Module]) -> None:
-    """Make an activation known as ``model.activation``.
+    """Register an activation as ``model.activation``.
 
-    Whether a layer's subproblem can contain it is another matter: `sibp.register_activation` sees to that.
+    To make it part of a layer's subproblem as well, use `sibp.register_activation`.
 
     Args:
-        name: as configs will say it.
-        kind: a class of modules, made without arguments.
+        name: as used in configs.
+        kind: a module class, constructed without arguments.
 
     Raises:
         ValueError: the name is taken.

@@ -1,4 +1,4 @@
-"""Many methods on several problems: who reaches SGD's own result, and how soon; report/rules.html states the rules."""
+"""Many methods on several problems: which reach SGD's result, and how fast; report/rules.html states the rules."""
 
 import json
 import math
@@ -30,10 +30,10 @@ class Contest:
     """One problem of several.
 
     Attributes:
-        problem: its methods called as their sweep calls them.
-        quantities: final figure on validation and on training data.
-        targets: in the same two.
-        seeds: those of SGD's runs, on which all are compared.
+        problem: with its methods named as in their sweep.
+        quantities: final validation metric and final training loss.
+        targets: one for each of the two.
+        seeds: those of SGD's runs, on which all methods are compared.
     """
 
     problem: Problem
@@ -42,21 +42,21 @@ class Contest:
     seeds: list[int]
 
     def entry(self, name: str) -> Method | None:
-        """A method with results; None if it was not entered."""
+        """A method with results, or None."""
         return next((method for method in self.problem.methods if method.name == name and method.runs), None)
 
 
 @dataclass(frozen=True, eq=False)
 class Standing:
-    """How a method did over all instances.
+    """A method's results over all instances.
 
     Attributes:
-        name: the method's.
-        entered: for how many problems.
-        places: goal -> its place among all methods by what it ends with, the median over instances.
-        ratios: (goal, unit) -> its cost over the least one, an entry for each instance.
+        name: of the method.
+        entered: number of problems.
+        places: goal -> its rank by final result, the median over instances.
+        ratios: (goal, unit) -> its cost over the least cost, one entry per instance.
         scores: (goal, unit) -> its score, with an interval.
-        firsts: (goal, unit) -> in which share of the resamples its score is the highest.
+        firsts: (goal, unit) -> share of resamples in which its score is the highest.
     """
 
     name: str
@@ -68,30 +68,26 @@ class Standing:
 
 
 def kept(results: Path, place: str = ARENA) -> list[Contest]:
-    """The kept problems below a folder of results/, such as ``arena`` or ``arena/PROBLEM``; empty if none is kept.
-
-    Raises:
-        UsageError: as :func:`contests`.
-    """
+    """The kept problems below a folder of results/, such as ``arena`` or ``arena/PROBLEM``; empty if none is kept."""
     if not any((results / place).rglob(PACKED)):
         return []
     return contests(compare(collect([results / place]).runs, None, None), own_names([results / ARENA], []))
 
 
 def own_names(folders: Sequence[Path], broken: list[Broken]) -> dict[str, str]:
-    """``{identity: name}`` by the sweeps' ``tuning.json``; unreadable records are added to ``broken``."""
+    """``{identity: name}`` from the sweeps' ``tuning.json``; unreadable records are added to ``broken``."""
     found: dict[str, str] = {}
     for path in sorted(path for folder in folders for path in folder.rglob("tuning.json")):
         try:
             for method in plain(json.loads(read_text(path, MAX_SUMMARY) or ""))["methods"]:
                 found.setdefault(identity(method["optimizer"]), shown(method["name"]))
-        except Exception as error:  # whatever stands there must not take the report of all others down
+        except Exception as error:  # a broken record must not prevent the report of all others
             broken.append(Broken(path, f"it is no record of a sweep ({type(error).__name__}: {first_line(error)})"))
     return found
 
 
 def identity(optimizer: Mapping[str, Any]) -> str:
-    """The settings of an optimizer that are words: which method it is."""
+    """The settings of an optimizer that are strings, which identify the method."""
     return canonical({key: value for key, value in essential(optimizer).items() if isinstance(value, str)})
 
 
@@ -99,7 +95,7 @@ def contests(problems: Sequence[Problem], names: Mapping[str, str]) -> list[Cont
     """Problems with their targets; a method without a name in ``names`` keeps its own.
 
     Raises:
-        UsageError: on a problem, no run of SGD completed.
+        UsageError: a problem has no completed run of SGD.
     """
     return [_contest(problem, names) for problem in problems]
 
@@ -111,7 +107,7 @@ def _contest(problem: Problem, names: Mapping[str, str]) -> Contest:
     ]
     sgd = next((method for method in methods if method.name == REFERENCE), None)
     if sgd is None or not any(run.status == "completed" for run in sgd.runs):
-        raise UsageError(f"{problem.title}: no run of {REFERENCE} completed, and its result is the target in an arena.")
+        raise UsageError(f"{problem.title}: no run of {REFERENCE} completed, but its result is the arena's target.")
     quantities = (problem.quantities[0], FINAL_LOSS)
     first, second = (
         Target(quantity.key.removeprefix("final_"), median(list(by_seed(sgd, quantity).values())))
@@ -121,13 +117,13 @@ def _contest(problem: Problem, names: Mapping[str, str]) -> Contest:
 
 
 def pace(method: Method) -> float:
-    """Median over runs of training seconds / steps, occasional work included; 0 if no run took a step."""
+    """Median over runs of training seconds per step, including occasional work; 0 if no run took a step."""
     last = [(run, run.columns["step"][-1]) for run in method.runs if len(run.columns["step"])]
     return median([training_seconds(run) / steps for run, steps in last if steps > 0] or [0.0])
 
 
 def costs(method: Method, target: Target) -> dict[int, dict[str, float]]:
-    """``{seed: {unit: cost}}`` of reaching a target, over finished runs."""
+    """``{seed: {unit: cost}}`` to reach a target, over finished runs."""
     each, found = pace(method), {}
     for run in method.runs:
         reached = to_target(run, target)
@@ -170,7 +166,7 @@ def standings(contests: Sequence[Contest]) -> list[Standing]:
 
 
 def _results(contest: Contest, method: Method | None, quantity: Quantity) -> list[float]:
-    """What a method ends with on every seed, the smaller the better; infinite where it has no finished run."""
+    """A method's final results on every seed, smaller is better; infinite without a finished run."""
     own = by_seed(method, quantity) if method else {}
     sign = -1 if quantity.larger_is_better else 1
     return [sign * own[seed] if seed in own else math.inf for seed in contest.seeds]

@@ -1,4 +1,4 @@
-"""Verdicts by the clock: how much a step may cost, and how much it does; report/rules.html states the rules."""
+"""Verdicts by wall-clock time: break-even and measured cost ratio of a step; report/rules.html states the rules."""
 
 import json
 import math
@@ -16,22 +16,22 @@ from sibp.runs.values import UsageError
 
 NOISE = "within the noise"
 INPUTS = {"digits": 64, "mnist": 784, "fashion_mnist": 784, "cifar10": 3072}  # pixels and channels of an image
-Clock = Mapping[str, Sequence[float]]  # method -> seconds of a step, a sample for each interleaved round
+Clock = Mapping[str, Sequence[float]]  # method -> seconds per step, one sample per interleaved measurement
 
 
 @dataclass(frozen=True)
 class Timed:
-    """A method against another by the clock."""
+    """A method against another by wall-clock time."""
 
-    method: Method  # judged
-    other: Method  # its rival
-    break_even: Estimate  # how many times as much its step may cost, over seeds
-    measured: Estimate  # how many times as much it does cost, over interleaved rounds, or over seeds
+    method: Method
+    other: Method
+    break_even: Estimate  # largest affordable cost of its step in units of the other's, over seeds
+    measured: Estimate  # actual cost ratio, over interleaved measurements or over seeds
     word: str  # ``better``, ``worse``, ``within the noise`` or ``too few seeds``
 
 
 def by_the_clock(problem: Problem) -> list[Timed]:
-    """All ordered pairs with known seconds and shared seeds, by the problem's clock or else the runs' own."""
+    """All ordered pairs with known seconds and shared seeds, by the problem's clock or else the runs' seconds."""
     found = []
     for other, method in permutations([method for method in problem.methods if method.runs], 2):
         even = estimate(break_evens(method, other))
@@ -50,7 +50,7 @@ def verdict(break_even: Estimate, measured: Estimate) -> str:
 
 
 def break_evens(method: Method, other: Method) -> list[float]:
-    """The break-even ratio at each shared seed; 0 where the method diverged, infinite where only its rival did."""
+    """The break-even ratio on each shared seed; 0 where the method diverged, infinite where only its rival did."""
     rivals = {run.seed: run for run in other.runs}
     pairs = [(run, rivals[run.seed]) for run in method.runs if run.seed in rivals]
     return [ratio for mine, rival in pairs if (ratio := _break_even(mine, rival)) is not None]
@@ -75,7 +75,7 @@ def _steps_to(run: Run, loss: float) -> float:
 
 
 def cost_ratios(method: Method, other: Method, clock: Clock | None) -> list[float]:
-    """Cost of a step over the other's: one ratio per interleaved round of ``clock``, or per shared seed without one."""
+    """Ratios of seconds per step: one per interleaved measurement of ``clock``, or per shared seed without one."""
     if clock is not None:
         pairs = zip(clock.get(method.name, ()), clock.get(other.name, ()), strict=False)
         return [mine / theirs for mine, theirs in pairs if mine > 0 and theirs > 0]
@@ -85,12 +85,12 @@ def cost_ratios(method: Method, other: Method, clock: Clock | None) -> list[floa
 
 
 def read_clock(path: Path, problem: Problem) -> Clock | None:
-    """Seconds per step that ``sibp bench step`` recorded for this network and batch size; None if it has no such case.
+    """Seconds per step recorded by ``sibp bench step`` for this network and batch size; None without such a case.
 
-    With one CPU thread they are those of the processor, to which other work on the machine adds little.
+    With one CPU thread, processor time is used, which other load affects little.
 
     Raises:
-        UsageError: the file is no such record.
+        UsageError: the file is not such a record.
     """
     try:
         record = json.loads(path.read_text())
@@ -101,18 +101,18 @@ def read_clock(path: Path, problem: Problem) -> Clock | None:
         found = known.get((_net(problem), problem.config.get("batch_size")), {})
         return {_name(method): [float(value) for value in samples] for method, samples in found.items()} or None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"--clock {path} is no record of `sibp bench step` ({type(error).__name__}).") from error
+        raise UsageError(f"--clock {path} is not a record of `sibp bench step` ({type(error).__name__}).") from error
 
 
 def _name(method: str) -> str:
-    """A method of the benchmark as runs call it: there, SIBP goes by its solver alone."""
+    """The benchmark's method by its name in runs; the benchmark names SIBP by its solver alone."""
     if method == "proxbp":
         return "proxbp exact"
     return f"sibp {method}" if method in ("exact", "paper") or method.startswith("cg:") else method
 
 
 def _net(problem: Problem) -> str:
-    """The network as the benchmark calls it: widths from the pictures' pixels to the classes, or a name."""
+    """The network by its name in the benchmark: widths from input to classes, or the model's name."""
     dataset, model = problem.config.get("dataset"), problem.config.get("model")
     hidden = model.get("hidden") if isinstance(model, dict) else None
     if not isinstance(dataset, dict) or not isinstance(hidden, list):

@@ -1,5 +1,6 @@
-"""From runs to problems, methods and settings, and to the setting that stands for each method."""
+"""Group runs into problems, methods and settings, and choose each method's setting."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,14 +31,14 @@ RANK = {"completed": 0, "diverged": 1, "failed": 2, UNFINISHED: 3}
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """A method with its hyper-parameters, and its runs: one for each seed."""
+    """A method with its hyper-parameters, and one run per seed."""
 
     optimizer: dict[str, Any]
     runs: list[Run]
 
     @property
     def label(self) -> str:
-        """The hyper-parameters that are in use, such as ``lr=0.1 momentum=0.9``."""
+        """The hyper-parameters in use, such as ``lr=0.1 momentum=0.9``."""
         return setting_name(self.optimizer)
 
     @property
@@ -53,14 +54,14 @@ class Setting:
 
 @dataclass(frozen=True, eq=False)
 class Method:
-    """All settings tried of an optimizer (with its solver), and the one that stands for it.
+    """All settings tried of an optimizer (with its solver), and the chosen one.
 
     Attributes:
         name: such as ``sibp cg:5``.
         settings: in a fixed order.
-        choice: how the setting was chosen; None if no run of the method has ended.
+        choice: how the setting was chosen; None without a finished run.
         chosen: the setting; None likewise.
-        runs: the chosen setting's runs that the report shows, in the order of seeds.
+        runs: the chosen setting's runs shown in the report, ordered by seed.
     """
 
     name: str
@@ -71,7 +72,7 @@ class Method:
 
     @property
     def label(self) -> str | None:
-        """That of the chosen setting; None if there is none."""
+        """The chosen setting's label, or None."""
         return self.chosen.label if self.chosen else None
 
     @property
@@ -80,7 +81,7 @@ class Method:
         return [run for setting in self.settings for run in setting.runs]
 
     def grid(self, key: str) -> list[float]:
-        """The values tried of a hyper-parameter, sorted."""
+        """The tried values of a hyper-parameter, sorted."""
         return sorted({s.numbers[key] for s in self.settings if key in s.numbers})
 
     def edges(self) -> list[str]:
@@ -100,15 +101,15 @@ class Method:
 
 @dataclass(eq=False)
 class Problem:
-    """What several methods were asked to do: data set, model, batch size, length.
+    """A training task: data set, model, batch size and length.
 
     Attributes:
-        config: the settings that all its runs share.
+        config: the settings shared by all runs.
         title: short and unique within a report.
-        methods: in the order of their names, SGD first.
-        targets: what time and steps are measured to.
-        repeated: (left out, kept in its place) where a setting was run twice with a seed.
-        clock: method -> seconds of a step, measured apart from the runs; None if only the runs' own are known.
+        methods: sorted by name, SGD first.
+        targets: to which steps and seconds are reported.
+        repeated: (omitted run, kept run) of the same setting and seed.
+        clock: method -> seconds per step, measured separately; None to use the runs' own.
     """
 
     config: dict[str, Any]
@@ -119,20 +120,25 @@ class Problem:
     clock: Mapping[str, Sequence[float]] | None = None
 
     @property
+    def dataset(self) -> str:
+        """The name of the data set."""
+        return _name(self.config.get("dataset"))
+
+    @property
     def runs(self) -> list[Run]:
-        """Every run that counts for something here."""
+        """All runs of all methods."""
         return [run for method in self.methods for run in method.all_runs]
 
     @property
     def quantities(self) -> tuple[Quantity, Quantity, Quantity]:
-        """Final and best figure on validation data, and that on test data: accuracies, or losses if no run has one."""
+        """Final and best validation metric, and test metric: accuracies, or losses if no run has an accuracy."""
         if all(np.isnan(run.columns["val_acc"]).all() for run in self.runs):
             return FINAL_VAL_LOSS, BEST_VAL_LOSS, TEST_LOSS
         return FINAL_VAL, BEST_VAL, TEST_ACC
 
     @property
     def sgd_step_seconds(self) -> float | None:
-        """Seconds of a step of SGD, None if it was not run."""
+        """SGD's seconds per step, None if it was not run."""
         return next((m.step_seconds() for m in self.methods if m.name == "sgd"), None)
 
 
@@ -141,8 +147,8 @@ def compare(runs: Sequence[Run], target_acc: float | None, target_loss: float | 
 
     Args:
         runs: all runs.
-        target_acc: validation accuracy to reach; None for ``target_val_acc`` of the runs, if they agree.
-        target_loss: training loss to reach; None for none.
+        target_acc: validation accuracy to reach; None for the runs' ``target_val_acc``, if they agree.
+        target_loss: training loss to reach, or None.
     """
     by_problem: defaultdict[str, list[Run]] = defaultdict(list)
     for run in runs:
@@ -157,7 +163,7 @@ def compare(runs: Sequence[Run], target_acc: float | None, target_loss: float | 
 
 
 def _one_per_seed(runs: Iterable[Run]) -> tuple[list[Run], list[tuple[Run, Run]]]:
-    """Of runs with the same setting and seed, keep the one that got furthest, then the latest."""
+    """Of runs with the same setting and seed, keep a completed one if there is one, then the latest."""
     same: defaultdict[str, list[Run]] = defaultdict(list)
     for run in runs:
         same[canonical([run.optimizer, run.seed])].append(run)
@@ -196,13 +202,12 @@ def _grid_position(setting: Setting) -> tuple[float, ...]:
 
 
 def _validation(setting: Setting) -> dict[int, tuple[float, float]]:
-    figures = {run.seed: (final(run, "val_acc"), final(run, "val_loss")) for run in setting.runs}
-    unknown = float("-inf"), float("inf")
-    return {
-        seed: (unknown[0] if accuracy is None else accuracy, unknown[1] if loss is None else loss)
-        for seed, (accuracy, loss) in figures.items()
-        if accuracy is not None or loss is not None
-    }
+    found = {}
+    for run in setting.runs:
+        accuracy, loss = final(run, "val_acc"), final(run, "val_loss")
+        if accuracy is not None or loss is not None:
+            found[run.seed] = (-math.inf if accuracy is None else accuracy, math.inf if loss is None else loss)
+    return found
 
 
 def _targets(runs: Sequence[Run], accuracy: float | None, loss: float | None) -> list[Target]:
@@ -214,7 +219,7 @@ def _targets(runs: Sequence[Run], accuracy: float | None, loss: float | None) ->
 
 
 def _titles(configs: Sequence[dict[str, Any]]) -> list[str]:
-    """Data set, model, batch size and length; where that is not unique, also what differs."""
+    """Data set, model, batch size and length; where these are not unique, also the settings that differ."""
     names = [_title(config) for config in configs]
     flat = [_flat(config) for config in configs]
     titles = []

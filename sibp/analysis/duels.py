@@ -1,4 +1,4 @@
-"""Every two methods of a problem against each other, and who won."""
+"""Pairwise verdicts between the methods of a problem, and who won."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ OPPOSITE = {BETTER: WORSE, WORSE: BETTER}
 
 @dataclass(frozen=True)
 class Duel:
-    """Two methods judged in one quantity; the verdict is on the first."""
+    """Two methods compared by one metric; the verdict is on the first."""
 
     quantity: str
     method: Method
@@ -24,7 +24,7 @@ class Duel:
     verdict: Verdict
 
     def turned(self) -> "Duel":
-        """The same duel seen by the other method."""
+        """The same duel from the other method's side."""
         found = self.verdict
         split = {"wins": found.losses, "losses": found.wins, "word": OPPOSITE.get(found.word, found.word)}
         return Duel(
@@ -40,12 +40,12 @@ def _negative(of: Estimate | None) -> Estimate | None:
 
 @dataclass(frozen=True)
 class Answer:
-    """Who won in one quantity.
+    """Who won by one metric.
 
     Attributes:
         quantity: such as ``final train loss``.
         medians: of every method with results, the best first.
-        leader: the method with the best median; None if several share it.
+        leader: the method with the best median; None for a tie.
         duels: the leader's against every other, in the order of the medians.
     """
 
@@ -67,7 +67,7 @@ class Answer:
 
 @lru_cache(maxsize=4)
 def duels(problem: Problem) -> tuple[Duel, ...]:
-    """Every two methods, by final training loss, final validation metric, and training loss after equal seconds."""
+    """All pairs of methods, by final training loss, final validation metric, and training loss after equal seconds."""
     methods = [method for method in problem.methods if method.runs]
     found = []
     for quantity in judged_quantities(problem):
@@ -87,7 +87,7 @@ def judged_quantities(problem: Problem) -> tuple[Quantity, Quantity]:
 
 
 def by_seed(method: Method, quantity: Quantity) -> dict[int, float]:
-    """``{seed: value}`` over the shown runs of a method, where there is a value."""
+    """``{seed: value}`` over a method's shown runs that have a value."""
     values = {run.seed: quantity.of(run) for run in method.runs}
     return {seed: value for seed, value in values.items() if value is not None}
 
@@ -95,7 +95,7 @@ def by_seed(method: Method, quantity: Quantity) -> dict[int, float]:
 def after_equal_seconds(
     method: Method, other: Method, column: str = "train_loss"
 ) -> tuple[dict[int, float], dict[int, float]]:
-    """``{seed: value}`` after equal training seconds for both methods, at the seeds that both have."""
+    """``{seed: value}`` of both methods after equal training seconds, on shared seeds."""
     theirs = {run.seed: run for run in other.runs}
     pairs = {run.seed: at_equal_seconds(run, theirs[run.seed], column) for run in method.runs if run.seed in theirs}
     known = {seed: pair for seed, pair in pairs.items() if pair is not None}
@@ -103,7 +103,7 @@ def after_equal_seconds(
 
 
 def answer(problem: Problem, quantity: Quantity) -> Answer | None:
-    """Who won in a quantity; None if no method has a value."""
+    """Who won by a metric; None if no method has a value."""
     values = {method: by_seed(method, quantity) for method in problem.methods}
     medians = [(method, found) for method, own in values.items() if (found := estimate(list(own.values())))]
     if not medians:
@@ -118,7 +118,7 @@ def answer(problem: Problem, quantity: Quantity) -> Answer | None:
 
 
 def missing_seeds(problem: Problem, found: Sequence[Duel]) -> Mapping[Method, list[int]]:
-    """``{method: seeds}`` to run before every two methods share `MIN_SEEDS`; empty if none is missing."""
+    """``{method: seeds}`` still to be run so that all methods share `MIN_SEEDS`; empty if none is missing."""
     short = {each for duel in found if duel.verdict.word == TOO_FEW for each in (duel.method, duel.other)}
     if not short:
         return {}

@@ -1,13 +1,13 @@
-"""Targets at three levels, and what a method costs when its tuning is paid for, too.
+"""Targets at three levels, and the cost of reaching them with tuning included.
 
-**The levels** of a problem are what SGD, tuned like all others, ends with; the median over all methods of what each
-ends with; and the best decile of these. A method ends with its median over seeds.
+**Levels** of a problem: the final result of SGD, tuned like all others; the median of all methods' final results; and
+their best decile. A method's result is its median over seeds.
 
-**The total cost** of a run is the time of all its method's trials on that problem, at the pace of its final runs, plus
-the time to the target. Every method has as many trials, so in steps tuning would add the same to all.
+**Total cost** of a run: the time of all of its method's trials on that problem, at the seconds per step of its final
+runs, plus the time to the target. All methods have the same number of trials, so tuning steps add equally to all.
 
-A target is met **at the first look** if the fastest method meets it at the first row logged after the start in at least
-half of its seeds: such a problem only tells how often metrics were logged.
+A target is met **at the first look** if the fastest method meets it at the first row logged after the start on at least
+half of its seeds: such a problem only measures how often metrics were logged.
 """
 
 import math
@@ -32,10 +32,10 @@ class Level:
     """A target of one problem."""
 
     title: str  # of the problem
-    target: Target  # what is to be reached
-    reached: int  # by how many methods, in the median over their seeds
-    entered: int  # how many methods there are
-    at_first_look: bool  # whether the fastest is there at its first row
+    target: Target
+    reached: int  # number of methods that reach it, in the median over their seeds
+    entered: int  # number of methods
+    at_first_look: bool  # whether the fastest method meets it at its first row
 
 
 def targets(contest: Contest, goal: str) -> list[Target]:
@@ -50,7 +50,7 @@ def targets(contest: Contest, goal: str) -> list[Target]:
 
 
 def levels(contests: Sequence[Contest], goal: str) -> list[list[Level]]:
-    """How hard the targets are: for each level, one entry per problem."""
+    """The difficulty of the targets: for each level, one entry per problem."""
     aims = zip(*(targets(contest, goal) for contest in contests), strict=True)
     return [[_level(contest, target) for contest, target in zip(contests, aim, strict=True)] for aim in aims]
 
@@ -85,20 +85,20 @@ def scores(contests: Sequence[Contest], goal: str) -> dict[str, dict[tuple[str, 
 
 
 def _costs(contest: Contest, method: Method | None, target: Target) -> Mapping[str, list[float]]:
-    """What a method needs on every seed, infinite where it fails."""
+    """A method's costs on every seed, infinite where it fails."""
     found = costs_by_seed(contest, method, target)
     tuning = tuning_seconds(method) if method else 0.0
     return found | {"seconds with tuning": [seconds + tuning for seconds in found["seconds"]]}
 
 
 def tuning_seconds(method: Method) -> float:
-    """Seconds of all tuning trials of a method, at the pace of its final runs."""
+    """Seconds of all tuning trials of a method, at the seconds per step of its final runs."""
     steps = [run.columns["step"][-1] for run in method.all_runs if run.role == TRIAL and len(run.columns["step"])]
     return pace(method) * float(sum(steps))
 
 
 def failures(contests: Sequence[Contest]) -> list[tuple[str, str, int, int]]:
-    """(method, problem, how many, of how many) final runs that did not complete, those with the most first."""
+    """(method, problem, count, total) of final runs that did not complete, the most first."""
     found = [
         (method.name, contest.problem.title, sum(run.status != "completed" for run in method.runs), len(method.runs))
         for contest in contests

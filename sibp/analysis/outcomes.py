@@ -14,7 +14,7 @@ from sibp.runs.values import number_or_nan
 
 @dataclass(frozen=True)
 class Quantity:
-    """A figure of a run that is compared over methods."""
+    """A metric of a run by which methods are compared."""
 
     key: str
     title: str
@@ -24,7 +24,7 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Target:
-    """A value of a logged column to be reached."""
+    """A value of a logged metric to be reached."""
 
     column: str
     value: float
@@ -46,9 +46,9 @@ def worst(larger_is_better: bool) -> float:
 
 
 def final(run: Run, column: str) -> float | None:
-    """The last logged value of a metric.
+    """The last logged value of a metric; None if the run is unfinished or never logged it.
 
-    An infinity if the run diverged, failed or ended in no finite number; None if it is unfinished or never logged it.
+    The worst infinity if the run diverged, failed or ended with a non-finite value.
     """
     if run.status == UNFINISHED:
         return None
@@ -61,7 +61,7 @@ def final(run: Run, column: str) -> float | None:
 
 
 def best(run: Run, column: str) -> float | None:
-    """The best finite value logged, also before a divergence; None if the run is unfinished or there is none."""
+    """The best finite value logged, even before a divergence; None if the run is unfinished or has none."""
     values = run.columns[column][~np.isnan(run.columns[column])]
     if run.status == UNFINISHED:
         return None
@@ -70,8 +70,8 @@ def best(run: Run, column: str) -> float | None:
     return float(values.max() if column.endswith("acc") else values.min())
 
 
-def test_figure(run: Run, key: str) -> float | None:
-    """``test_loss`` or ``test_acc``; an infinity if the run diverged or failed; None if there is none."""
+def test_metric(run: Run, key: str) -> float | None:
+    """``test_loss`` or ``test_acc``; the worst infinity if the run diverged or failed; None if not evaluated."""
     if run.status == "completed":
         value = number_or_nan(run.summary.get(key))
         return None if math.isnan(value) else value
@@ -79,7 +79,7 @@ def test_figure(run: Run, key: str) -> float | None:
 
 
 def training_seconds(run: Run) -> float:
-    """Training seconds, whatever the run's status; 0 if there is no reading."""
+    """Training seconds, whatever the run's status; 0 if not recorded."""
     clock = run.summary.get("seconds")
     total = number_or_nan(clock.get("train")) if isinstance(clock, dict) else math.nan
     logged = float(run.columns["seconds"][-1]) if len(run.columns["seconds"]) else 0.0
@@ -87,9 +87,9 @@ def training_seconds(run: Run) -> float:
 
 
 def seconds_per_step(run: Run) -> float | None:
-    """Median training seconds per step over the intervals between logged rows, so that a slow start does not count.
+    """Median training seconds per step over the intervals between logged rows, so a slow start does not count.
 
-    None with fewer than two rows, and for an unfinished run.
+    None with fewer than two rows or for an unfinished run.
     """
     if run.status == UNFINISHED or len(run.columns["step"]) < 2:
         return None
@@ -97,7 +97,7 @@ def seconds_per_step(run: Run) -> float | None:
 
 
 def to_target(run: Run, target: Target) -> tuple[float, float] | None:
-    """Steps and seconds to the first logged row that meets a target; infinite if it never does; None if unfinished."""
+    """Steps and seconds to the first logged row that meets a target; infinite if none does; None if unfinished."""
     if run.status == UNFINISHED:
         return None
     at = first_reach(run.columns[target.column].tolist(), target.value, target.larger_is_better)
@@ -107,11 +107,10 @@ def to_target(run: Run, target: Target) -> tuple[float, float] | None:
 
 
 def at_equal_seconds(first: Run, second: Run, column: str) -> tuple[float, float] | None:
-    """What two runs had after the same training seconds.
+    """A metric of two runs after equal training seconds.
 
-    That is the last moment within the shorter run at which the longer one logged a row; the other counts with its
-    last row by then. A run that diverged or failed counts with an infinity. None if a run is unfinished, or if there
-    is no such moment after the start.
+    The moment is the last one within the shorter run at which the longer one logged a row; the other counts with its
+    last row by then. Infinite for a diverged or failed run; None if a run is unfinished, or without such a moment.
     """
     ends = final(first, column), final(second, column)
     if ends[0] is None or ends[1] is None:
@@ -121,8 +120,8 @@ def at_equal_seconds(first: Run, second: Run, column: str) -> tuple[float, float
     longer, shorter = sorted((first, second), key=lambda run: run.columns["seconds"][-1], reverse=True)
     moments = longer.columns["seconds"]
     moment = moments[moments <= shorter.columns["seconds"][-1]].max(initial=0.0)
-    figures = [_last_by(run, column, moment) for run in (first, second)]
-    return (figures[0], figures[1]) if moment > 0 and not any(map(math.isnan, figures)) else None
+    mine, other = (_last_by(run, column, moment) for run in (first, second))
+    return (mine, other) if moment > 0 and not math.isnan(mine + other) else None
 
 
 def _last_by(run: Run, column: str, moment: float) -> float:
@@ -133,18 +132,18 @@ def _last_by(run: Run, column: str, moment: float) -> float:
 
 def over_runs(runs: Sequence[Run], of: Callable[[Run], float | None]) -> Estimate | None:
     """The median of a metric over runs; None if there are completed runs and none has the metric."""
-    figures = [(run.status, of(run)) for run in runs]
-    done = [value for status, value in figures if status == "completed"]
+    values = [(run.status, of(run)) for run in runs]
+    done = [value for status, value in values if status == "completed"]
     if done and all(value is None for value in done):
         return None
-    return estimate([value for _, value in figures if value is not None])
+    return estimate([value for _, value in values if value is not None])
 
 
 FINAL_LOSS = Quantity("final_train_loss", "final train loss", False, lambda run: final(run, "train_loss"))
 BEST_LOSS = Quantity("best_train_loss", "best train loss", False, lambda run: best(run, "train_loss"))
 FINAL_VAL = Quantity("final_val_acc", "final val acc", True, lambda run: final(run, "val_acc"))
 BEST_VAL = Quantity("best_val_acc", "best val acc", True, lambda run: best(run, "val_acc"))
-TEST_ACC = Quantity("test_acc", "test acc", True, lambda run: test_figure(run, "test_acc"))
+TEST_ACC = Quantity("test_acc", "test acc", True, lambda run: test_metric(run, "test_acc"))
 FINAL_VAL_LOSS = Quantity("final_val_loss", "final val loss", False, lambda run: final(run, "val_loss"))
 BEST_VAL_LOSS = Quantity("best_val_loss", "best val loss", False, lambda run: best(run, "val_loss"))
-TEST_LOSS = Quantity("test_loss", "test loss", False, lambda run: test_figure(run, "test_loss"))
+TEST_LOSS = Quantity("test_loss", "test loss", False, lambda run: test_metric(run, "test_loss"))

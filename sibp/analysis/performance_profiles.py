@@ -13,9 +13,6 @@ LIMIT = 4.0  # AlgoPerf's
 def ratios(costs: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
     """Every cost over the least cost on its instance; infinite for a missed target.
 
-    Raises:
-        ValueError: the methods differ in the number of instances.
-
     Example:
         >>> ratios({"a": [10, 30, math.inf], "b": [20, 30, math.inf]})
         {'a': [1.0, 1.0, inf], 'b': [2.0, 1.0, inf]}
@@ -27,7 +24,7 @@ def ratios(costs: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
 def _ratio(cost: float, least: float) -> float:
     if math.isinf(cost):
         return math.inf
-    if cost == least:  # also where both are 0, the target being met from the start
+    if cost == least:  # even if both are 0: the target was met from the start
         return 1.0
     return cost / least if least > 0 else math.inf
 
@@ -56,8 +53,8 @@ def resampled_scores(ratios: Mapping[str, Sequence[float]], sizes: Sequence[int]
     """(methods, RESAMPLES): the scores of all methods on the same resamples.
 
     Args:
-        ratios: method -> ratios, the instances of one problem after those of another.
-        sizes: how many instances each problem has.
+        ratios: method -> ratios, ordered by problem.
+        sizes: number of instances of each problem.
     """
     gains = np.array([[score([ratio]) for ratio in own] for own in ratios.values()])
     count, starts = np.array(sizes), np.cumsum([0, *sizes[:-1]])
@@ -73,7 +70,7 @@ def resampled_scores(ratios: Mapping[str, Sequence[float]], sizes: Sequence[int]
 
 
 def shares_of_firsts(scores: np.ndarray) -> list[float]:
-    """How often each method has the highest of its resampled scores; equal methods share one.
+    """The share of resamples in which each method's score is the highest; equal methods share one.
 
     Example:
         >>> shares_of_firsts(np.array([[0.9, 0.5], [0.9, 0.4], [0.1, 0.3]]))
@@ -100,18 +97,10 @@ def steps_of(ratios: Sequence[float], limit: float) -> tuple[np.ndarray, np.ndar
 def ranks(costs: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
     """The rank of every method on every instance, 1 for the smallest value; equal methods share their mean rank.
 
-    Raises:
-        ValueError: the methods differ in the number of instances.
-
     Example:
         >>> ranks({"a": [3, 1], "b": [2, 1], "c": [math.inf, 4]})
         {'a': [2.0, 1.5], 'b': [1.0, 1.5], 'c': [3.0, 3.0]}
     """
-    instances = list(zip(*costs.values(), strict=True))
-    return {
-        name: [_place(cost, all_) for cost, all_ in zip(own, instances, strict=True)] for name, own in costs.items()
-    }
+    from scipy.stats import rankdata  # half a second to import
 
-
-def _place(cost: float, costs: Sequence[float]) -> float:
-    return 1 + sum(other < cost for other in costs) + (sum(other == cost for other in costs) - 1) / 2
+    return dict(zip(costs, rankdata(list(costs.values()), axis=0).tolist(), strict=True))

@@ -13,7 +13,7 @@ BETTER, WORSE, SAME, TOO_FEW = "better", "worse", "no difference", "too few seed
 
 @dataclass(frozen=True)
 class Verdict:
-    """How one method did against another on the seeds they share; a win is a seed at which it was better."""
+    """One method against another on shared seeds; a win is a seed on which it was better."""
 
     word: str
     difference: Estimate | None
@@ -25,7 +25,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Choice:
-    """The setting chosen for a method (its position), the seeds it was chosen on and those it is shown on."""
+    """The position of a method's chosen setting, the seeds it was chosen on, and those it is shown on."""
 
     setting: int
     tuning_seeds: frozenset[int]
@@ -33,7 +33,7 @@ class Choice:
 
     @property
     def fresh(self) -> bool:
-        """Whether no seed that it is shown on took part in the choice."""
+        """Whether none of the shown seeds was used for the choice."""
         return not self.tuning_seeds & self.shown_seeds
 
 
@@ -74,7 +74,7 @@ def choose(
 
     Args:
         settings: for each, ``{seed: (final validation accuracy, final validation loss)}``; may be infinite, not NaN.
-        trials: seeds of tuning runs; if empty, the seeds that most settings share are taken for them.
+        trials: seeds of tuning runs; if empty, the seeds that most settings share.
 
     Example:
         >>> choice = choose([{0: (0.9, 0.3)}, {0: (0.8, 0.1), 1: (0.99, 0.1)}])
@@ -97,7 +97,7 @@ def choose(
 
     best = max(eligible, key=merit)
     own = frozenset(settings[best])
-    used = tuning & own or own  # on which this setting was judged
+    used = tuning & own or own  # by which this setting was chosen
     fresh = own - used
     enough = fresh and (len(fresh) >= MIN_SEEDS or len(fresh) >= len(used))
     return Choice(best, used, fresh if enough else own)
@@ -115,7 +115,7 @@ def first_reach(values: Sequence[float], target: float, larger_is_better: bool) 
 
 
 def edge(grid: Sequence[float], best: float) -> str | None:
-    """The edge of the values tried at which the best one is, ``largest`` or ``smallest``, or None; 0 is no edge.
+    """Which edge of the tried values the best one is at, ``largest`` or ``smallest``, or None; 0 is not an edge.
 
     Example:
         >>> edge([0.1, 1, 10], 10), edge([0.1, 1, 10], 1), edge([0.0, 0.9], 0.0), edge([1], 1)

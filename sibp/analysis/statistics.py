@@ -1,4 +1,4 @@
-"""Medians over seeds and how sure they are; infinite values (a run that diverged, a missed target) take part."""
+"""Medians over seeds with intervals; infinite values (a diverged run, a missed target) are included."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ INTERVAL_RULE = (
 
 @dataclass(frozen=True)
 class Estimate:
-    """A median over seeds, if nothing else is said, with its bootstrap interval; no bounds for fewer than two seeds."""
+    """A median, over seeds unless stated otherwise, with its bootstrap interval; no bounds for a single value."""
 
     median: float
     low: float | None
@@ -25,7 +25,7 @@ class Estimate:
 
     @property
     def ends(self) -> tuple[float, float]:
-        """Of the interval; the median twice where there is none."""
+        """The interval's ends; the median twice without one."""
         return (self.median if self.low is None else self.low), (self.median if self.high is None else self.high)
 
 
@@ -40,7 +40,7 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 
 
 def median(values: Sequence[float]) -> float:
-    """The median of one or more values; between two infinite values of opposite sign it is 0.
+    """The median of one or more values; 0 between infinities of opposite sign.
 
     Example:
         >>> median([1.0, math.inf, 2.0]), median([1.0, math.inf]), median([-math.inf, math.inf])
@@ -57,7 +57,7 @@ def median(values: Sequence[float]) -> float:
 def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
     """Percentile bootstrap interval of the median of two or more values.
 
-    The bounds are medians that were drawn (no interpolation between them), so infinite ones stay infinite.
+    The bounds are resampled medians, without interpolation, so infinities are preserved.
 
     Example:
         >>> bootstrap_interval([3.0, 3.0, 3.0])
@@ -79,7 +79,7 @@ def bounds(drawn: np.ndarray) -> tuple[float, float]:
 
 @lru_cache(maxsize=256)
 def _middle_positions(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which of ``count`` ordered values are in the middle of each resample; the same for all data of that size."""
+    """Positions of the middle values of each resample among ``count`` ordered values; the same for all such data."""
     random = np.random.default_rng(BOOTSTRAP_SEED)
     below, above = [], []
     for _ in range(10):  # in parts, to bound memory

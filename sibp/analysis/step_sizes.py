@@ -1,7 +1,7 @@
-"""How large a step size may be, and how little it matters: metrics of a method at one seed, over all its settings.
+"""Sensitivity to the step size: metrics of a method at one seed, over all its settings.
 
-At every step size, the best of the other hyper-parameters counts, by the final training loss at that seed. All but the
-largest step size are in powers of ten, and end with the grid at the latest; minus infinity if every run diverged.
+Each step size is represented by the best setting of the other hyper-parameters, by final training loss. Except for the
+largest step size, metrics are in decades and limited by the grid; minus infinity if every run diverged.
 """
 
 import itertools
@@ -33,7 +33,7 @@ def losses(method: Method, at: Mapping[str, float]) -> dict[int, dict[float, tup
 
 
 def largest(by_lr: Mapping[float, tuple[float, float]]) -> float:
-    """The largest step size at which the loss ends below half of what it was at the start.
+    """The largest step size at which the final loss is below half the initial loss.
 
     Example:
         >>> largest({0.1: (2.3, 0.5), 1.0: (2.3, 1.1), 10.0: (2.3, 2.2)})
@@ -43,7 +43,7 @@ def largest(by_lr: Mapping[float, tuple[float, float]]) -> float:
 
 
 def width(by_lr: Mapping[float, tuple[float, float]]) -> float:
-    """The interval around the best step size in which every one tried ends within `WITHIN` of the least loss.
+    """The width of the interval around the best step size in which every final loss is within `WITHIN` of the least.
 
     Example:
         >>> width({0.01: (2.3, 0.5), 0.1: (2.3, 0.1), 1.0: (2.3, 0.11), 10.0: (2.3, 0.4), 100.0: (2.3, 0.1)})
@@ -55,7 +55,7 @@ def width(by_lr: Mapping[float, tuple[float, float]]) -> float:
     if math.isinf(least):
         return -math.inf
     low = high = ends.index(least)
-    bound = least * (1 + WITHIN) * (1 + 1e-12)  # a loss of exactly 10 % more is within, whatever the rounding
+    bound = least * (1 + WITHIN) * (1 + 1e-12)  # includes a loss of exactly 10 % more despite rounding
     while low > 0 and ends[low - 1] <= bound:
         low -= 1
     while high + 1 < len(ends) and ends[high + 1] <= bound:
@@ -64,7 +64,7 @@ def width(by_lr: Mapping[float, tuple[float, float]]) -> float:
 
 
 def room(by_lr: Mapping[float, tuple[float, float]]) -> float:
-    """How far above the best lies the first step size tried whose loss ends no lower than it began.
+    """The distance from the best step size up to the first whose loss does not decrease.
 
     Example:
         >>> room({0.1: (2.3, 0.1), 1.0: (2.3, 1.9), 10.0: (2.3, 2.4), 100.0: (2.3, 5.0)})
@@ -78,7 +78,7 @@ def room(by_lr: Mapping[float, tuple[float, float]]) -> float:
 
 
 def reach(by_lr: Mapping[float, tuple[float, float]]) -> float:
-    """How far above the best step size the loss stays within `FACTOR` of the least.
+    """The distance above the best step size over which the loss stays within `FACTOR` of the least.
 
     Example:
         >>> reach({0.1: (2.3, 0.4), 1.0: (2.3, 0.1), 10.0: (2.3, 0.4)})
@@ -89,7 +89,7 @@ def reach(by_lr: Mapping[float, tuple[float, float]]) -> float:
 
 
 def spread(by_lr: Mapping[float, tuple[float, float]]) -> float:
-    """The range of step sizes around the best in which the loss stays within `FACTOR` of the least.
+    """The range of step sizes around the best over which the loss stays within `FACTOR` of the least.
 
     Example:
         >>> spread({0.1: (2.3, 0.4), 1.0: (2.3, 0.1), 10.0: (2.3, math.inf)})
@@ -102,13 +102,13 @@ def spread(by_lr: Mapping[float, tuple[float, float]]) -> float:
 
 
 def _best(by_lr: Mapping[float, tuple[float, float]]) -> float | None:
-    """The step size with the least loss, the smallest of several; None if every run diverged."""
+    """The (smallest) step size with the least loss; None if every run diverged."""
     least = min((end for _, end in by_lr.values()), default=math.inf)
     return None if math.isinf(least) else min(lr for lr, (_, end) in by_lr.items() if end == least)
 
 
 def _way(by_lr: Mapping[float, tuple[float, float]], steps: Sequence[float]) -> float:
-    """From the first of some step sizes, the best, on to where the loss passes its bound, in powers of ten."""
+    """Decades from the first of some step sizes, the best, to where the interpolated loss exceeds its bound."""
     bound = FACTOR * by_lr[steps[0]][1]
     for near, far in itertools.pairwise(steps):
         low, high = by_lr[near][1], by_lr[far][1]

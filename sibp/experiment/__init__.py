@@ -1,4 +1,4 @@
-"""The experiment side: data, models, the training loop, its clock, run folders and logs.
+"""Experiments: data, models, the training loop, its clock, run folders and logs.
 
-Nothing here knows of Hydra but :mod:`sibp.experiment.compose`, which only commands import.
+Only :mod:`sibp.experiment.compose`, imported by commands alone, depends on Hydra.
 """

@@ -1,11 +1,10 @@
-"""TensorBoard's copy of a run; metrics.jsonl stays the source of truth.
+"""TensorBoard's copy of a run; metrics.jsonl remains the source of truth.
 
-Everything of a run goes into one event file in one folder, so TensorBoard shows it as one run, named after its
-folder. The file is rewritten from metrics.jsonl whenever a run goes on, so a curve never turns back on itself;
-the files of before are left empty.
+A run has one event file in one folder, so TensorBoard shows it as one run, named after its folder. When a run is
+resumed, the file is rewritten from metrics.jsonl, so a curve never jumps back; older files are emptied.
 
-An event's time is the start of the run plus its training seconds: TensorBoard's horizontal axis "relative" shows
-curves against training time, without evaluation and without the nights between two parts of a run.
+An event's timestamp is the run's start plus its training seconds: TensorBoard's axis "relative" shows curves against
+training time, without evaluation and interruptions.
 """
 
 # pyright: reportAttributeAccessIssue=false

@@ -1,4 +1,4 @@
-"""What TensorBoard is shown of a run: names of curves, the layout of charts, the table of hyper-parameters."""
+"""What TensorBoard shows of a run: names of curves, the layout of charts, the table of hyper-parameters."""
 
 # pyright: reportAttributeAccessIssue=false
 # The classes of protocol buffers are made at import, where pyright does not see them.
@@ -93,12 +93,13 @@ def session_end(status: str) -> Summary:
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Value]:
-    """A run's line in the table: every setting that has a part in its result and is not null.
+    """A run's row in the table: every non-null setting that affects its result.
 
-    Settings that an optimizer has at their default do not stand between those that people compare (`essential`).
+    An optimizer's settings at their defaults are omitted from those that people compare (`essential`).
 
-    No run says which columns there are (an "experiment" summary): TensorBoard would take one run's for all. Without,
-    it shows the settings of all runs, those first in which they differ, and filters by the values that occur.
+    No run declares the columns (an "experiment" summary), since TensorBoard would use one run's for all. Without it,
+    the
+    table shows the settings of all runs, those that differ first, and filters by the values that occur.
     """
     flat: dict[str, Any] = {}
     for key, value in config.items():

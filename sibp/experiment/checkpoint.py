@@ -1,4 +1,4 @@
-"""Checkpoints: all that the next process needs to go on, and the place in metrics.jsonl that they belong to."""
+"""Checkpoints: everything needed to resume, and the corresponding position in metrics.jsonl."""
 
 import hashlib
 import io
@@ -30,13 +30,13 @@ def save_checkpoint(folder: RunFolder, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(folder: RunFolder) -> dict[str, Any] | None:
-    """Read checkpoint.pt and cut metrics.jsonl back to the moment it was written.
+    """Read checkpoint.pt and truncate metrics.jsonl to the time it was written.
 
     Args:
         folder: of the run.
 
     Returns:
-        The saved state, tensors on the CPU, or None where there is no checkpoint.
+        The saved state, tensors on the CPU, or None without a checkpoint.
 
     Raises:
         UserError: the checkpoint or the metrics are damaged.

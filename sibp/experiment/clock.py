@@ -1,4 +1,4 @@
-"""A clock with named buckets, so that training seconds hold training and nothing else."""
+"""A clock with named buckets, so that training seconds measure training alone."""
 
 import time
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ BUCKETS = ("train", "eval", "log")
 
 
 class Clock:
-    """Adds up seconds by bucket.
+    """Adds up seconds per bucket.
 
-    The device is synchronised at both ends of a measurement: work still queued there would otherwise be
-    charged to whoever waits for it.
+    The device is synchronised at both ends of a measurement; otherwise its queued work would be charged to the next
+    block.
     """
 
     def __init__(self, device: torch.device):

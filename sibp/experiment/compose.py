@@ -1,6 +1,6 @@
-"""From a command line's overrides to resolved configs, or to one sentence that says what is wrong with them.
+"""From command-line overrides to resolved configs, or to a one-sentence error.
 
-Only commands (:mod:`sibp.train`, :mod:`sibp.tune` and scripts) use this: it knows of Hydra, the rest does not.
+Only commands (:mod:`sibp.train`, :mod:`sibp.tune` and scripts) use this module, which alone depends on Hydra.
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,25 +41,25 @@ def compose(overrides: Sequence[str], config_name: str = "config") -> dict[str, 
         The resolved settings as plain mappings.
 
     Raises:
-        UserError: the overrides do not make a config.
+        UserError: an invalid override or config.
     """
     (config,) = plan(overrides, sweep=False, config_name=config_name)
     return config
 
 
 def plan(overrides: Sequence[str], sweep: bool, config_name: str = "config") -> list[dict[str, Any]]:
-    """Compose the config of every run that a command asks for, in the order in which they will run.
+    """Compose the config of every run of a command, in order.
 
     Args:
-        overrides: ``key=value``; in a sweep a value may be a list separated by commas.
+        overrides: ``key=value``; in a sweep a value may be a comma-separated list.
         sweep: whether commas mean several runs.
         config_name: the primary config in ``configs/``.
 
     Returns:
-        One resolved config a run.
+        One resolved config per run.
 
     Raises:
-        UserError: a override or a config is wrong; names the key, what exists, the fix, and in a sweep the job.
+        UserError: an invalid override or config; names the key, the valid ones, the fix, and in a sweep the job.
     """
     refuse(overrides, trusted=True)
     overrides = readable(overrides)
@@ -81,34 +81,34 @@ def plan(overrides: Sequence[str], sweep: bool, config_name: str = "config") -> 
 
 
 def hydra_config(overrides: Sequence[str], config_name: str = "config") -> DictConfig:
-    """Compose the node that says how Hydra is to launch a sweep's jobs.
+    """Compose Hydra's own node, which says how to launch a sweep's jobs.
 
     Args:
-        overrides: the sweep's overrides; those that are not about Hydra are left out.
+        overrides: the sweep's overrides; those not about Hydra are ignored.
         config_name: the primary config in ``configs/``.
 
     Returns:
         A config with ``hydra``.
 
     Raises:
-        UserError: the overrides do not make a config.
+        UserError: an invalid override or config.
     """
     with _configs(config_name):
         return _base(overrides, config_name)
 
 
 def with_folder(overrides: Sequence[str], folder: str | None) -> list[str]:
-    """The overrides of a command, with one more that has Hydra look for configs in a user's folder, too.
+    """A command's overrides, plus one that adds the user's config folder to Hydra's search path.
 
     Args:
         overrides: as typed.
-        folder: whose sub-folders are groups, such as ``optimizer``; None: there is none.
+        folder: with groups, such as ``optimizer``, as sub-folders; or None.
 
     Returns:
         The overrides for :func:`plan`, :func:`compose` and :func:`hydra_config`.
 
     Raises:
-        UserError: there is no such folder, or a file in it would be hidden by one of ours.
+        UserError: no such folder, or one of its files would be hidden by a file of the project.
     """
     for override in overrides:
         if override.lstrip("+").startswith(SEARCH_PATH):
@@ -127,7 +127,7 @@ def with_folder(overrides: Sequence[str], folder: str | None) -> list[str]:
 
 
 def folders(overrides: Sequence[str]) -> list[Path]:
-    """The folders in which configs are looked for.
+    """The config folders, the project's first.
 
     Args:
         overrides: those of the command.
@@ -188,7 +188,7 @@ def _compose(overrides: Sequence[str], config_name: str) -> dict[str, Any]:
 
 
 def _sentence(error: Exception, overrides: Sequence[str], config_name: str) -> str:
-    """What Hydra found wrong, in terms of the overrides that were typed."""
+    """Hydra's error, in terms of the overrides as typed."""
     if isinstance(error, MissingConfigException) and "hydra/launcher/" in str(error):
         return 'This launcher is not installed: pip install -e ".[sweep]", or choose hydra/launcher=basic.'
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
@@ -218,7 +218,7 @@ def _sentence(error: Exception, overrides: Sequence[str], config_name: str) -> s
 
 
 def _culprit(overrides: Sequence[str], config_name: str) -> str:
-    """The first override that cannot be read by itself, or without which the others make a config; else all of them."""
+    """The first override that is unreadable, or without which the config composes; otherwise all of them."""
     for override in overrides:
         try:
             OverridesParser.create().parse_override(override)

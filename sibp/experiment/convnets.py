@@ -1,4 +1,4 @@
-"""Convolutional networks that a config can name: plain torch modules, which know nothing of any optimizer."""
+"""Built-in convolutional networks: plain torch modules."""
 
 from torch import Tensor, nn
 

@@ -1,10 +1,10 @@
-"""The data sets a config can name, whole in memory, with splits that no run's seed can move.
+"""The built-in data sets, held in memory, with splits that do not depend on a run's seed.
 
 digits         scikit-learn's 1,797 embedded 8 x 8 images, pixel / 16; 1,297 train, 250 validation, 250 test
 mnist          pixel / 255; 55,000 train, the last 5,000 training images for validation, 10,000 test
 fashion_mnist  as mnist
-cifar10        pixel / 255, then each channel less its mean over its standard deviation, both taken from the
-               training part; 45,000 train, the last 5,000 training images for validation, 10,000 test
+cifar10        pixel / 255, then each channel standardised by its mean and standard deviation over the training
+               part; 45,000 train, the last 5,000 training images for validation, 10,000 test
 python_docs    the text of `sibp.experiment.characters`, windows of 64 characters; 7,173 train, 398 validation, 398 test
 """
 
@@ -52,8 +52,9 @@ FASHION_MNIST_MD5 = {
 class Split:
     """Images (N, channels, height, width) or (N, pixels), float32, and their labels (N,), int64.
 
-    Of a text, windows (N, characters), int64, stand in place of images, and their labels are the characters that follow
-    each, of the same shape.
+    For a text, windows (N, characters), int64, replace images, and labels of the same shape are the characters that
+    follow
+    each.
     """
 
     images: torch.Tensor
@@ -65,9 +66,9 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """A data set in memory: its three parts, one image's shape, the classes and a digest of the raw bytes.
+    """A data set in memory: its three splits, one image's shape, the number of classes and a digest of the raw bytes.
 
-    Of a text, `letters` is the alphabet, `classes` its size and `shape` that of a window.
+    For a text, `letters` is the alphabet, `classes` its size and `shape` that of a window.
     """
 
     train: Split
@@ -79,14 +80,14 @@ class Data:
     letters: str = ""
 
     def prepared(self, flat: bool, device: torch.device) -> "Data":
-        """The same data in the form and the place that a model wants.
+        """The same data in the form and on the device that a model needs.
 
         Args:
-            flat: images as vectors of shape (pixels,).
+            flat: whether to flatten images to (pixels,).
             device: where to put them.
 
         Returns:
-            A new data set; one image's ``shape`` stays that of the image itself.
+            A new data set; ``shape`` remains that of an unflattened image.
         """
 
         def move(split: Split) -> Split:
@@ -96,7 +97,7 @@ class Data:
         return replace(self, train=move(self.train), val=move(self.val), test=move(self.test))
 
     def first(self, count: int | None) -> "Data":
-        """The same with the first training samples alone.
+        """The same with only the first training samples.
 
         Args:
             count: how many; None for all.
@@ -114,14 +115,14 @@ class Data:
         return replace(self, train=Split(self.train.images[:count], self.train.labels[:count]))
 
     def with_label_noise(self, fraction: float, seed: int) -> "Data":
-        """The same data with some training labels made wrong; which ones, and what they become, depends on the seed.
+        """The same data with some wrong training labels, selected and drawn by the seed.
 
         Args:
-            fraction: of the training images, rounded to a whole number of them.
+            fraction: of the training images, rounded to a whole number.
             seed: the run's.
 
         Returns:
-            A new data set; validation and test labels are those of this one.
+            A new data set; validation and test labels are unchanged.
 
         Raises:
             UserError: the data are a text.
@@ -141,12 +142,12 @@ Builder = Callable[[Path, bool], Data]
 
 
 def load_data(config: dict[str, Any], data_root: str, download: bool) -> Data:
-    """Load the data set that a config names.
+    """Load the data set named in a config.
 
     Args:
         config: the ``dataset`` group: ``name``.
-        data_root: the folder that holds torchvision's layout (``MNIST/raw``, ``cifar-10-batches-py``, ...).
-        download: fetch what is missing; never done unasked.
+        data_root: a folder in torchvision's layout (``MNIST/raw``, ``cifar-10-batches-py``, ...).
+        download: fetch missing files.
 
     Returns:
         The data, on the CPU, images of shape (channels, height, width).
@@ -162,12 +163,12 @@ def load_data(config: dict[str, Any], data_root: str, download: bool) -> Data:
 
 @lru_cache(maxsize=1)
 def _load(builder: Builder, data_root: Path, download: bool, files: tuple[object, ...]) -> Data:
-    """What the builder makes; kept, so that the runs of a sweep read their files once, unless those change."""
+    """The builder's result, cached so that a sweep's runs read their files once unless these change."""
     return builder(data_root, download)
 
 
 def _digits(data_root: Path, download: bool) -> Data:
-    """The embedded digits; needs neither folder nor network."""
+    """The embedded digits; need neither folder nor network."""
     rows = np.loadtxt(_digits_file(), delimiter=",")
     images, labels = torch.from_numpy(rows[:, :-1].reshape(-1, 8, 8).copy()), torch.from_numpy(rows[:, -1]).long()
     generator = torch.Generator().manual_seed(DIGITS_SPLIT_SEED)
@@ -178,7 +179,7 @@ def _digits(data_root: Path, download: bool) -> Data:
 
 
 def _digits_file() -> Path:
-    """Scikit-learn's own file, found without its import, which takes as long as all the rest of a short run."""
+    """Scikit-learn's file, located without importing scikit-learn, which would dominate the time of a short run."""
     spec = importlib.util.find_spec("sklearn")
     folders = spec.submodule_search_locations if spec else None
     path = Path(next(iter(folders or ["sklearn"]))) / "datasets" / "data" / "digits.csv.gz"
@@ -214,7 +215,7 @@ def _idx(name: str, data_root: Path, download: bool, md5: dict[str, str]) -> Dat
 
 
 def _cifar10(data_root: Path, download: bool) -> Data:
-    """CIFAR-10; torchvision checks the published MD5 sums before it opens the files."""
+    """CIFAR-10; torchvision checks the published MD5 sums before reading."""
     folder = data_root / "cifar-10-batches-py"
 
     def read(train: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -233,7 +234,7 @@ def _cifar10(data_root: Path, download: bool) -> Data:
 
 
 def _python_docs(data_root: Path, download: bool) -> Data:
-    """The text that comes with the package."""
+    """The text included in the package."""
     text = characters.read_text()
     letters = "".join(sorted(set(text)))
     codes = characters.encode(text, letters)
@@ -263,7 +264,7 @@ def _read_parts(
     counts: tuple[int, int],
     shape: tuple[int, ...],
 ) -> tuple[Part, Part]:
-    """Read the training and the test part, or say in one sentence which file stands in the way."""
+    """Read the training and test parts, or say in one sentence which file is at fault."""
     if not download:
         for file in files:
             if not (folder / file).is_file():
@@ -291,7 +292,7 @@ def _read_parts(
 
 
 def _problem(images: torch.Tensor, labels: torch.Tensor, count: int, shape: tuple[int, ...]) -> str | None:
-    """What is wrong with a part of an image set; None if nothing is."""
+    """What is wrong with a part of an image set, or None."""
     if len(images) != count or len(labels) != count:
         return f"it does not hold {count} images with a label each"
     if tuple(images.shape[1:]) != shape:
@@ -304,7 +305,7 @@ def _problem(images: torch.Tensor, labels: torch.Tensor, count: int, shape: tupl
 
 
 def _torchvision() -> Any:
-    """Torchvision's data sets: imported when one is read, as all the rest does without, and some have a misfit.
+    """Torchvision's data sets, imported lazily, since the installed torchvision may not match torch.
 
     Raises:
         UserError: it cannot be imported.
@@ -332,10 +333,10 @@ def _split(x: torch.Tensor, y: torch.Tensor, x_test: torch.Tensor, y_test: torch
 
 
 def digest(*tensors: torch.Tensor) -> str:
-    """A digest of raw data, by which the report knows that two runs had the same.
+    """A digest of raw data, from which the report knows whether two runs used the same.
 
     Args:
-        *tensors: images and labels as they were read, on the CPU.
+        *tensors: images and labels as read, on the CPU.
 
     Returns:
         SHA-256 in hexadecimal.

@@ -1,4 +1,4 @@
-"""Where a run took place, for whoever must judge or repeat it."""
+"""The environment of a run, needed to judge or repeat it."""
 
 import functools
 import os
@@ -18,13 +18,13 @@ from sibp.prox import kernels
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Everything about the surroundings that can move a number or a second.
+    """Everything in the environment that can affect a number or a time.
 
     Args:
-        device: the one trained on.
+        device: the training device.
 
     Returns:
-        Versions, git state, machine, processor, load, device, threads, the kernels that run on it, and command line.
+        Versions, git state, machine, processor, load, device, threads, kernels, and command line.
     """
     return {
         "git_commit": _git("rev-parse", "HEAD"),
@@ -47,7 +47,7 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The name of the processor, with what tells it from others that are called the same."""
+    """The processor's name, with details that distinguish processors of the same name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

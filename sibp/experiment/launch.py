@@ -1,4 +1,4 @@
-"""A sweep's runs in other processes: of this machine, or by a launcher of Hydra's (submitit) on others."""
+"""A sweep's runs in other processes: on this machine, or on others by a Hydra launcher (submitit)."""
 
 import copy
 import json
@@ -47,13 +47,10 @@ class SnapshotLoader(ConfigLoaderImpl):
 
 
 def is_elsewhere(config: DictConfig) -> bool:
-    """Whether a sweep's runs may be on other machines.
+    """Whether a sweep's runs may be on other machines: True for Slurm.
 
     Args:
         config: as composed by Hydra, with its node ``hydra``.
-
-    Returns:
-        True for Slurm.
     """
     return _target(config) == SLURM
 
@@ -64,16 +61,16 @@ def launch(
     tell: Callable[[Outcome], None],
     look: Callable[[Sequence[Mapping[str, Any]]], None] = lambda running: None,
 ) -> None:
-    """Train every job in a process of the launcher's, and wait for them.
+    """Train every job in a process of the launcher, and wait for all.
 
     Args:
         config: as composed by Hydra, with its node ``hydra``, which holds the launcher.
-        jobs: one resolved config a run.
-        tell: called with each run's outcome soon after it has ended; a job of submitit whose process died has none.
-        look: called every now and then with the jobs under way, as far as they are known.
+        jobs: one resolved config per run.
+        tell: called with each run's outcome soon after it ends; a submitit job whose process died has none.
+        look: called at intervals with the running jobs, as far as known.
 
     Raises:
-        UserError: the config names a launcher that is not known.
+        UserError: unknown launcher.
         OSError: the folder of the sweep cannot be written.
     """
     if _target(config) in HERE:
@@ -102,13 +99,13 @@ def launch(
 
 
 def check_launcher(config: DictConfig) -> None:
-    """Refuse a launcher that is not known, and settings of it that cannot be.
+    """Refuse an unknown launcher and invalid settings of it.
 
     Args:
         config: as composed by Hydra, with its node ``hydra``.
 
     Raises:
-        UserError: says which there are.
+        UserError: lists the launchers.
     """
     if list(_targets(OmegaConf.to_container(config.hydra.launcher))) not in [[name] for name in (*HERE, *SUBMITIT)]:
         raise UserError("hydra/launcher must be one of: basic, sibp_joblib, sibp_slurm, sibp_submitit_local.")

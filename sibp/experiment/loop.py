@@ -1,4 +1,4 @@
-"""The training loop: the same for every optimizer, resumable at every checkpoint to the last bit."""
+"""The training loop: the same for every optimizer, resumable bit for bit at every checkpoint."""
 
 import hashlib
 import math
@@ -34,7 +34,7 @@ SAMPLE = 300  # characters that a language model writes at every row
 
 
 class DivergedError(Exception):
-    """The training loss stopped being a finite number, or no finite step is left to take."""
+    """The training loss is not finite, or no finite step exists."""
 
     def __init__(self, step: int, loss: float, reason: str | None = None):
         super().__init__(reason or f"the training loss became {loss} at step {step}")
@@ -42,13 +42,13 @@ class DivergedError(Exception):
 
 
 def is_stuck(solver_stats: Mapping[str, Mapping[str, float]]) -> bool:
-    """Whether a solver has no step left to take, because what it works with is not finite.
+    """Whether no solver can take a step because its inputs are not finite.
 
     Args:
-        solver_stats: of a step, as `solver_stats()` of an optimizer gives them; empty for one without a solver.
+        solver_stats: of a step, as from an optimizer's `solver_stats()`; empty without a solver.
 
     Returns:
-        True where no weight moved, for that reason in one layer at least.
+        True if no weight moved, and at least one layer reports this reason.
     """
     layers = list(solver_stats.values())
     unmoved = all(layer.get("status") == Status.NONFINITE or layer.get("relative_change") == 0 for layer in layers)
@@ -56,7 +56,7 @@ def is_stuck(solver_stats: Mapping[str, Mapping[str, float]]) -> bool:
 
 
 class StoppedError(Exception):
-    """Somebody asked the run to stop; its checkpoint is written."""
+    """The run was asked to stop; its checkpoint is written."""
 
 
 class Trainer:
@@ -64,8 +64,8 @@ class Trainer:
 
     Args:
         settings: the run's settings.
-        folder: where it keeps its files; locked by this process.
-        data: in the form and on the device of the model.
+        folder: of the run; locked by this process.
+        data: in the model's form and on its device.
         model: with its initial weights.
         optimizer: over the model's parameters.
     """
@@ -104,11 +104,11 @@ class Trainer:
         """Train to the last step, from the last checkpoint if there is one.
 
         Args:
-            another: makes an equal trainer. Its first step comes first and is not kept, so that what is compiled or
-                loaded on the way is there before the clock starts.
+            another: makes an identical trainer. Its first step is taken before the clock starts and discarded, so that
+                compiling and loading are not timed.
 
         Raises:
-            DivergedError: the loss is not finite any more; rows up to there are kept.
+            DivergedError: the loss is not finite; earlier rows are kept.
             StoppedError: a signal came; a checkpoint was written.
         """
         self.restore()
@@ -146,14 +146,14 @@ class Trainer:
                 board.finish(finite(summary))
 
     def evaluate(self, split: Split, limit: int | None = None) -> tuple[float, float | None]:
-        """Mean loss and accuracy, with the model in evaluation mode and no graph.
+        """Mean loss and accuracy, in evaluation mode and without a graph.
 
         Args:
             split: the images.
-            limit: only the first so many.
+            limit: use only the first so many.
 
         Returns:
-            Mean loss (nats) and the fraction classified right, None where the model does not classify.
+            Mean loss (nats) and accuracy, None if the model does not classify.
         """
         count = len(split) if limit is None else min(limit, len(split))
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -171,13 +171,13 @@ class Trainer:
         return loss.item() / count, right.item() / count if self.objective.right is not None else None
 
     def _first_step(self) -> float:
-        """Take it outside the run, and return its seconds."""
+        """Take one step outside the run, and return its seconds."""
         with self.clock.measure("train"):
             self._optimize(self.order.batch(0).to(self.device))
         return self.clock.seconds["train"]
 
     def _advance(self) -> None:
-        """Take steps up to the next moment at which something must look at them."""
+        """Take steps until the next log, checkpoint or end."""
         limit = 1 if self.device.type == "cpu" else STEPS_BETWEEN_CHECKS
         settings = self.settings
         early = settings.log_early if self._is_early(self.step + 1) else settings.log_every
@@ -216,7 +216,7 @@ class Trainer:
         return self.optimizer.step(closure).detach()  # pyright: ignore[reportCallIssue, reportArgumentType]
 
     def _search(self, closure: Callable[[], torch.Tensor], images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """A step by an optimizer that looks at the loss at trial weights: that of the same batch and dropout masks."""
+        """A step with a line search; trial losses use the same batch and dropout masks."""
         cpu = torch.get_rng_state()
         cuda = torch.cuda.get_rng_state(self.device) if self._on_cuda() else None
         loss = closure().detach()
@@ -231,7 +231,7 @@ class Trainer:
         return loss
 
     def _is_logged(self, step: int) -> bool:
-        """Whether there is a row for a step: more often at the beginning, where the settings say so."""
+        """Whether a step is logged; more often at the beginning if so configured."""
         early = self.settings.log_early
         return step % self.settings.log_every == 0 or (early is not None and self._is_early(step) and step % early == 0)
 
@@ -240,7 +240,7 @@ class Trainer:
         return early is not None and step <= EARLY_ROWS * early
 
     def _log(self, board: Board | None, bar: tqdm) -> None:
-        """Evaluate and write one row; the training clock stands still."""
+        """Evaluate and write one row, with the training clock stopped."""
         with self.clock.measure("eval"):
             train_loss, train_acc = self.evaluate(self.data.train, self.settings.eval_train_limit)
             val_loss, val_acc = self.evaluate(self.data.val, self.settings.eval_val_limit)
@@ -297,7 +297,7 @@ class Trainer:
             )
 
     def restore(self) -> None:
-        """Go back to the last checkpoint, or to the start where there is none."""
+        """Restore the last checkpoint, or the initial state without one."""
         state = load_checkpoint(self.folder)
         if state is None:
             self.folder.clear()  # rows without a checkpoint cannot be continued

@@ -1,4 +1,4 @@
-"""Says in a sentence what does not fit into memory, before the system ends the process or torch names its allocator."""
+"""Clear errors for models that do not fit into memory."""
 
 import os
 from collections.abc import Mapping
@@ -19,12 +19,12 @@ OF_ALLOCATORS = (
 
 
 def check_fits(weights: int, model: str, **settings: Any) -> None:
-    """Refuse a model whose training takes more memory than this machine has.
+    """Refuse a model whose training needs more memory than this machine has.
 
     Args:
-        weights: all of its parameters.
+        weights: number of parameters.
         model: its name.
-        **settings: those that decide its size.
+        **settings: those that determine its size.
 
     Raises:
         UserError: it does not fit; names the settings.
@@ -50,13 +50,13 @@ def sizes_of(model: Mapping[str, Any]) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is not enough.
+    """Whether an error, of torch or of Python, is about memory.
 
     Args:
-        error: of torch or of Python.
+        error: any.
 
     Returns:
-        True for what allocators of main memory and of accelerators raise, and for sizes beyond all memory.
+        True for errors of CPU and accelerator allocators, and for sizes beyond any memory.
     """
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(t in str(error) for t in OF_ALLOCATORS)
 

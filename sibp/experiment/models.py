@@ -1,4 +1,4 @@
-"""The models a config can name, built with initial weights that depend on the seed and the config alone."""
+"""The built-in models, with initial weights that depend only on the seed and the config."""
 
 import itertools
 from collections.abc import Callable
@@ -19,9 +19,9 @@ from sibp.runs.errors import UserError
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model's builder, the form of the images it takes and what it is for.
+    """A model's builder, its input form and its objective.
 
-    ``build(shape, classes, **settings)`` gets one image's shape; ``flat`` says that images come as vectors.
+    ``build(shape, classes, **settings)`` takes one image's shape; ``flat``: images are flattened.
     """
 
     build: Callable[..., nn.Module]
@@ -45,7 +45,7 @@ ACTIVATIONS = {
 
 
 def mlp(shape: tuple[int, ...], classes: int, *, hidden: list[int], activation: str = "relu") -> nn.Sequential:
-    """A multi-layer perceptron: Linear and an activation in turn, a Linear last.
+    """A multi-layer perceptron: Linear layers with an activation between them.
 
     Args:
         shape: one image's shape.
@@ -57,7 +57,7 @@ def mlp(shape: tuple[int, ...], classes: int, *, hidden: list[int], activation: 
         The model, for inputs of shape (B, pixels).
 
     Raises:
-        UserError: a width is below 1, they do not fit into memory, or the activation is not known.
+        UserError: a width is below 1, the weights do not fit into memory, or the activation is unknown.
     """
     _check_widths(hidden)
     _check_activation(activation)
@@ -70,19 +70,19 @@ def mlp(shape: tuple[int, ...], classes: int, *, hidden: list[int], activation: 
 
 
 def autoencoder(shape: tuple[int, ...], classes: int, *, hidden: list[int], activation: str) -> nn.Sequential:
-    """A deep autoencoder (Hinton & Salakhutdinov 2006): the layers down to the code, and the same ones back.
+    """A deep autoencoder (Hinton & Salakhutdinov 2006): the encoder's layers, and their mirror image.
 
     Args:
         shape: one image's shape.
-        classes: not used: labels have no part in it.
-        hidden: widths of the layers down to the code, that of the code itself last.
+        classes: unused.
+        hidden: widths of the encoder's layers, the code last.
         activation: after every layer but the code and the output, one of `ACTIVATIONS`.
 
     Returns:
         The model, from (B, pixels) to the logits of as many pixels.
 
     Raises:
-        UserError: a width is below 1, there is none, they do not fit into memory, or the activation is not known.
+        UserError: no width or one below 1, weights that do not fit into memory, or an unknown activation.
     """
     del classes
     _check_widths(hidden)
@@ -126,19 +126,19 @@ MODELS = {
 
 
 def is_flat(config: dict[str, Any]) -> bool:
-    """Whether the model that a config names takes images as vectors.
+    """Whether a config's model takes flattened images.
 
     Args:
         config: the ``model`` group.
 
     Returns:
-        True for vectors, False for (channels, height, width).
+        True for (pixels,), False for (channels, height, width).
     """
     return known_builder("model", MODELS, config).flat
 
 
 def objective_of(config: dict[str, Any]) -> Objective:
-    """What the model that a config names is trained for.
+    """The training objective of a config's model.
 
     Args:
         config: the ``model`` group.
@@ -150,10 +150,10 @@ def objective_of(config: dict[str, Any]) -> Objective:
 
 
 def build_model(config: dict[str, Any], shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
-    """Build the model that a config names, on the CPU.
+    """Build a config's model on the CPU.
 
     Args:
-        config: the ``model`` group: ``name``, ``init``, ``init_std`` and the builder's own settings.
+        config: the ``model`` group: ``name``, ``init``, ``init_std`` and the builder's settings.
         shape: one image's shape.
         classes: number of outputs.
         seed: the run's seed; the global random state is neither read nor changed.
@@ -162,7 +162,7 @@ def build_model(config: dict[str, Any], shape: tuple[int, ...], classes: int, se
         The model.
 
     Raises:
-        UserError: unknown model or setting, or a value that makes no model.
+        UserError: unknown model or setting, or an invalid value.
     """
     own = dict(config)
     init = own.pop("init", "default")
@@ -187,7 +187,7 @@ def build_model(config: dict[str, Any], shape: tuple[int, ...], classes: int, se
 
 
 def _he(model: nn.Module) -> None:
-    """Weights N(0, 2 / inputs), biases 0: ReLU then neither shrinks nor grows what passes (He et al. 2015)."""
+    """Weights N(0, 2 / inputs), biases 0, which preserve the variance through ReLU layers (He et al. 2015)."""
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

@@ -1,4 +1,4 @@
-"""What a model is trained for: its loss on a batch, what counts as right if anything does, and the data it is for."""
+"""Training objectives: the loss on a batch, the accuracy if there is one, and the data required."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss on outputs, and an accuracy or none.
+    """A loss on outputs, with or without an accuracy.
 
     Attributes:
         loss: maps outputs (B, n), images, labels (B,) and a reduction, ``mean`` over the batch or ``sum``, to a number.
-        right: counts the outputs that fit their labels; None: there is no such thing as right.
-        misfit: says in a few words what data are needed, where images and labels are not such; None: nothing is wrong.
+        right: counts correct outputs; None without an accuracy.
+        misfit: the kind of data needed, if images and labels are of another kind, else None.
     """
 
     loss: Callable[[Tensor, Tensor, Tensor, str], Tensor]
@@ -32,7 +32,7 @@ def _no_images(images: Tensor, labels: Tensor) -> str | None:
 
 
 def _reconstruction(outputs: Tensor, images: Tensor, labels: Tensor, reduction: str) -> Tensor:
-    """Every pixel is the chance of a coin, whose logit is the output; summed over the pixels of an image."""
+    """Binary cross-entropy of every pixel, summed over the pixels of an image."""
     del labels
     total = F.binary_cross_entropy_with_logits(outputs, images.flatten(1), reduction="sum")
     return total / len(images) if reduction == "mean" else total

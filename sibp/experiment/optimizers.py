@@ -1,7 +1,7 @@
-"""The optimizers a config can name: an allow-list, so that a config never names code of its own.
+"""The built-in optimizers: an allow-list, so that a config cannot name arbitrary code.
 
-Torch's own, and those fed with a proximal direction, are here. Any other is one file in `sibp.optim` with a function
-``build(model, *, lr, ...)``, which configs name by the file's name.
+This file has torch's optimizers, and those that use a proximal direction. Any other is a file in `sibp.optim` with a
+function ``build(model, *, lr, ...)``; configs refer to it by the file's name.
 """
 
 import importlib
@@ -34,9 +34,9 @@ def adam(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Opt
 
 
 def nesterov(model: nn.Module, *, lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Torch's stochastic gradient descent with Nesterov momentum: a method with a name of its own in comparisons.
+    """Torch's SGD with Nesterov momentum, as a separate method in comparisons.
 
-    Without momentum, which a sweep may come to, it is plain SGD; torch would refuse the two together.
+    With momentum 0, which a sweep may reach, it is plain SGD; torch would refuse the combination.
     """
     return sgd(model, lr=lr, momentum=momentum, nesterov=momentum > 0, weight_decay=weight_decay)
 
@@ -50,7 +50,7 @@ def adamw(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Op
 def rmsprop(
     model: nn.Module, *, lr: float, decay: float, momentum: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """Torch's RMSprop; `decay` is that of the mean square, which torch calls alpha."""
+    """Torch's RMSprop; `decay` is torch's alpha."""
     check_settings(lr=lr, decay=decay, momentum=momentum, weight_decay=weight_decay)
     return torch.optim.RMSprop(model.parameters(), lr=lr, alpha=decay, momentum=momentum, weight_decay=weight_decay)
 
@@ -64,10 +64,10 @@ def adagrad(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.
 def lbfgs(model: nn.Module, *, lr: float, max_iter: int, history: int, line_search: bool) -> torch.optim.Optimizer:
     """Torch's L-BFGS, for full batches: a step is up to `max_iter` iterations, each with a pass over the batch or more.
 
-    With `line_search` they satisfy the strong Wolfe conditions; without, each is as long as `lr` says.
+    With `line_search` they satisfy the strong Wolfe conditions; without, `lr` is the step length.
 
     Raises:
-        ValueError: `max_iter` or `history` is below 1, or so large that a step does not end or memory is exhausted.
+        ValueError: `max_iter` or `history` is below 1, or too large to be practical.
     """
     check_settings(lr=lr)
     refuse_float16(model, "in which the curvature of L-BFGS overflows")
@@ -88,10 +88,10 @@ OUTERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 def fed(direction: Callable[[nn.Module, float, float, str], TappedOptimizer]) -> Callable[..., torch.optim.Optimizer]:
-    """A builder of `Preconditioned`: one direction, in the outer optimizer that the config names.
+    """A builder of `Preconditioned`: one direction, inside the outer optimizer named in the config.
 
     Args:
-        direction: makes it from the model, the step on the neurons, the proximal weight and the solver.
+        direction: builds it from the model, the step on the neurons, the proximal weight and the solver.
     """
 
     def build(
@@ -124,13 +124,14 @@ def fed(direction: Callable[[nn.Module, float, float, str], TappedOptimizer]) ->
 
 
 def proxprop(model: nn.Module, neuron_step: float, prox_weight: float, solver: str) -> ProxBP:
-    """ProxBP's direction as its authors have it.
+    """ProxBP's direction as its authors use it.
 
-    The step on the neurons is `neuron_step` times the gradient of the mean loss (not of the sum), and the last layer,
-    a plain linear one in their networks, gets its ordinary gradient.
+    The step on the neurons is `neuron_step` times the gradient of the mean loss (not of the sum), and the last layer
+    gets
+    its ordinary gradient.
 
     Raises:
-        ValueError: if the model has one layer only.
+        ValueError: the model has only one layer.
     """
     layers = [name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))]
     if len(layers) < 2:
@@ -139,7 +140,7 @@ def proxprop(model: nn.Module, neuron_step: float, prox_weight: float, solver: s
 
 
 def _found() -> dict[str, Callable[..., torch.optim.Optimizer]]:
-    """`build` of every file of `sibp.optim` that has one, by the file's name."""
+    """The `build` function of every file of `sibp.optim` that has one, by file name."""
     names = [module.name for module in pkgutil.iter_modules(sibp.optim.__path__)]
     modules = {name: importlib.import_module(f"sibp.optim.{name}") for name in names}
     return {name: module.build for name, module in modules.items() if hasattr(module, "build")}
@@ -164,18 +165,18 @@ OF_SCHEDULE = ("schedule", "warmup")
 
 
 def build_optimizer(config: dict[str, Any], model: nn.Module) -> torch.optim.Optimizer:
-    """Build the optimizer that a config names.
+    """Build a config's optimizer.
 
     Args:
-        config: the ``optimizer`` group: ``name`` and the builder's settings; ``schedule`` and ``warmup``, a schedule of
-            its own, are for the training loop.
+        config: the ``optimizer`` group: ``name`` and the builder's settings; an own ``schedule`` and ``warmup`` are for
+            the training loop.
         model: whose parameters to train, already on its device.
 
     Returns:
         The optimizer.
 
     Raises:
-        UserError: unknown optimizer or setting, or a value that it refuses.
+        UserError: unknown optimizer or setting, or an invalid value.
     """
     check_own_schedule(config)
     return call_builder("optimizer", OPTIMIZERS, {k: v for k, v in config.items() if k not in OF_SCHEDULE}, model)

@@ -1,4 +1,4 @@
-"""The ``key=value`` overrides of a command line: written as Hydra reads them, refused, or corrected by a guess."""
+"""Command-line overrides, ``key=value``: quoted for Hydra, refused, or explained with a suggestion."""
 
 import difflib
 import os
@@ -36,13 +36,13 @@ FUNCTION = re.compile(r"(choice|range|glob|sort|shuffle|tag|str)\(.*\)")
 
 
 def readable(overrides: Sequence[str]) -> list[str]:
-    """Write overrides as Hydra wants them.
+    """Quote overrides for Hydra.
 
     Args:
         overrides: as typed; a folder may have any name, and a group may come with Hydra's ``+``.
 
     Returns:
-        As many overrides: names of folders quoted where they need it, ``~/`` being the home folder.
+        As many overrides: folder names quoted where necessary, and ``~/`` expanded.
 
     Example:
         >>> readable(["run_root=a#b", "+experiment=x", "seed=1"])
@@ -69,11 +69,11 @@ def _quoted(folder: str) -> str:
 
 
 def refuse(overrides: Sequence[str], trusted: bool = False) -> None:
-    """Refuse what would take a setting away, and what would have Hydra load code or files of its own accord.
+    """Refuse overrides that delete settings, or that make Hydra load code or files.
 
     Args:
         overrides: of the command line.
-        trusted: whether the place of more configs may be among them, as --config-dir puts it there.
+        trusted: whether a config search path, as set by --config-dir, is allowed.
 
     Raises:
         UserError: names the override.
@@ -111,12 +111,12 @@ def refuse_idle(overrides: Sequence[str]) -> None:
 
 
 def unknown_option(group: str, option: str, options: Sequence[str]) -> str:
-    """Say that a group has no such option.
+    """The error for an unknown option of a group.
 
     Args:
         group: such as optimizer.
-        option: what was typed.
-        options: those that there are.
+        option: as typed.
+        options: the existing ones.
 
     Returns:
         A sentence.
@@ -127,11 +127,11 @@ def unknown_option(group: str, option: str, options: Sequence[str]) -> str:
 
 
 def unknown_key(key: str, config: Mapping[Any, Any]) -> str:
-    """Say that there is no such setting.
+    """The error for an unknown setting.
 
     Args:
-        key: what was typed, dotted.
-        config: the settings that there are, nested.
+        key: as typed, dotted.
+        config: the existing settings, nested.
 
     Returns:
         A sentence with the most likely one.

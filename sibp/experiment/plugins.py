@@ -1,8 +1,8 @@
-"""Modules of other people's, which register optimizers, models, data sets and activations beside ours.
+"""User modules that register optimizers, models, data sets and activations.
 
-A command names them, ``plugins=[my_module]``, or an installed package does, by an entry point of the group
-``sibp.plugins``. Importing a module runs its code, so only settings that were composed from a command's overrides and
-config folders get here; what reads run folders (reports, tables) never does.
+They are named by a command, ``plugins=[my_module]``, or by an installed package's entry point of the group
+``sibp.plugins``. Importing a module runs its code, so only settings composed from a command's overrides and config
+folders may name one; reading run folders (reports, tables) imports nothing.
 """
 
 import importlib
@@ -18,13 +18,13 @@ GROUP = "sibp.plugins"  # of entry points
 
 
 def load_plugins(names: Any) -> None:
-    """Import the modules that the setting ``plugins`` names.
+    """Import the modules named by the setting ``plugins``.
 
     Args:
         names: of modules, installed or in the current folder.
 
     Raises:
-        UserError: one is not there, or fails while it is imported.
+        UserError: a module is missing, or fails on import.
     """
     for name in checked("plugins", names, list[str]):
         if not all(part.isidentifier() for part in name.split(".")):
@@ -44,13 +44,12 @@ def load_plugins(names: Any) -> None:
 
 
 def load_installed() -> None:
-    """Import what installed packages offer by entry points of the group ``sibp.plugins``.
+    """Import the modules that installed packages declare as entry points of the group ``sibp.plugins``.
 
-    Done when a config names something that is not in a table, so that a package which is not used costs no time and
-    can break nothing.
+    Done only when a config names an unknown entry, so that unused packages cost no time and cannot break anything.
 
     Raises:
-        UserError: a module of theirs cannot be imported; names the package.
+        UserError: a module cannot be imported; names the package.
     """
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         try:

@@ -1,4 +1,4 @@
-"""What a person sees of a sweep that is under way: how far it is, how long it will take, and what its runs do."""
+"""The progress of a sweep as shown on a terminal: runs done, time left, and the state of running ones."""
 
 import shutil
 import sys
@@ -19,11 +19,11 @@ MOST_LINES = 12  # of the table of jobs
 
 
 class Progress:
-    """Counts the runs of a sweep and says how far it is: on a terminal all the time, else in a line now and then.
+    """Counts a sweep's runs and shows its progress: continuously on a terminal, otherwise in occasional lines.
 
     Args:
-        total: how many runs there are; None where that is not known.
-        shown: whether anything is to be shown of a sweep that goes on.
+        total: number of runs; None if unknown.
+        shown: whether to show anything while the sweep is running.
     """
 
     def __init__(self, total: int | None, shown: bool = True):

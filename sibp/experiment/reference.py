@@ -1,7 +1,7 @@
-"""What every setting means, for ``sibp train --help`` and docs/settings.md.
+"""The meaning of every setting, for ``sibp train --help`` and docs/settings.md.
 
-The comments of configs/ are the one source: ``key: default  # [unit or choices] meaning``. A group's option inherits
-the comments of the options that it names under ``defaults``, as it inherits their values.
+The comments in configs/ are the single source: ``key: default  # [unit or choices] meaning``. An option inherits the
+comments of the options in its ``defaults``, as it inherits their values.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""One run from its config to its summary, whatever happens on the way."""
+"""One run, from its config to its summary."""
 
 import hashlib
 import sys
@@ -30,15 +30,15 @@ from sibp.runs.values import canonical
 
 
 def run(config: Mapping[str, Any]) -> Outcome:
-    """Train what a config describes, or go on with it, or leave it be if it is finished.
+    """Train a config's run, resume it, or skip it if it is finished.
 
-    A run that cannot start for something that only the user can fix leaves no folder.
+    A run that cannot start for a reason that only the user can fix leaves no folder.
 
     Args:
         config: resolved settings, as plain mappings.
 
     Returns:
-        How it ended. Errors end up in summary.json and in the message, not in an exception.
+        How it ended. Errors are recorded in summary.json and in the message, not raised.
     """
     folder, started = RunFolder(config), datetime.now(UTC).isoformat(timespec="seconds")
     prepared: _Prepared | Exception
@@ -76,14 +76,14 @@ def run(config: Mapping[str, Any]) -> Outcome:
 
 
 def is_done(settings: Settings, folder: RunFolder) -> bool:
-    """Whether a run has ended in a result, so that its command passes over it.
+    """Whether a run has a result, so that its command skips it.
 
     Args:
         settings: the run's.
         folder: its folder.
 
     Returns:
-        False where it is to be trained again, or test metrics are to be added.
+        False if it is to be trained again, or test metrics are to be added.
     """
     summary = folder.summary() or {}
     if settings.force or summary.get("status") not in FINISHED:
@@ -92,14 +92,14 @@ def is_done(settings: Settings, folder: RunFolder) -> bool:
 
 
 def check(configs: Sequence[Mapping[str, Any]], elsewhere: bool = False) -> None:
-    """Try every run's settings, data, model and optimizer out before the first is trained.
+    """Construct every run's settings, data, model and optimizer before the first run is trained.
 
     Args:
-        configs: of the runs that a command asks for.
+        configs: of all runs of a command.
         elsewhere: whether they will run on other machines, which may have other devices and data.
 
     Raises:
-        UserError: a run could not start; says why, and which one where others could.
+        UserError: a run could not start; says why, and which one if there are several.
     """
     tried: dict[str, UserError | None] = {}
     data_sets: dict[str, Data] = {}
@@ -151,7 +151,7 @@ def _kept(folder: RunFolder) -> Outcome:
 
 
 def _add_test(prepared: "_Prepared") -> Outcome:
-    """Add test metrics to a run that was completed without; it needs no training for that."""
+    """Evaluate a completed run on test data, without training."""
     folder, trainer = prepared.folder, prepared.trainer
     if not folder.checkpoint.exists():
         raise UserError(f"{folder.path} has no checkpoint to compute test metrics from: {AGAIN}")
@@ -191,7 +191,7 @@ def _run_locked(prepared: "_Prepared", started: str) -> Outcome:
 
 
 def _failed(folder: RunFolder, started: str, error: Exception) -> Outcome:
-    """Keep the reason in the folder, unless it holds a result that is worth more."""
+    """Record the failure in the folder, unless it holds a result."""
     trace = None if isinstance(error, UserError) else "".join(traceback.format_exception(error))
     reason = f"{type(error).__name__}: {error}"
     if isinstance(error, UserError | OSError):
@@ -216,7 +216,7 @@ def _unwritten(error: OSError, folder: RunFolder) -> str:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """All that a run needs to start: its trainer, what makes one just like it, and facts for its summary."""
+    """All that a run needs to start: its trainer, a factory of identical ones, and facts for its summary."""
 
     folder: RunFolder
     trainer: Trainer
@@ -249,7 +249,7 @@ def _trainer(settings: Settings, folder: RunFolder, data: Data, device: torch.de
 
 
 def device_of(name: str) -> torch.device:
-    """The device that a setting names.
+    """The device named in a setting.
 
     Args:
         name: auto, cpu or cuda.
@@ -258,7 +258,7 @@ def device_of(name: str) -> torch.device:
         The device.
 
     Raises:
-        UserError: it is not there.
+        UserError: it is not available.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -277,7 +277,7 @@ def _digest(model: nn.Module) -> str:
 
 
 def _results(trainer: Trainer) -> dict[str, Any]:
-    """The metrics of the rows logged: first, last, best, and when the target was met (null: never)."""
+    """Metrics of the logged rows: first, last, best, and when the target was met (null: never)."""
     rows, target = trainer.rows, trainer.settings.target_val_acc
     if not rows:
         return {"steps": trainer.step}
@@ -299,7 +299,7 @@ def _results(trainer: Trainer) -> dict[str, Any]:
 
 
 def _badness(row: Mapping[str, Any]) -> tuple[float, float]:
-    """The smaller, the better: by accuracy, and by loss alone where there is none."""
+    """A score, smaller is better: by accuracy, or by loss without an accuracy."""
     accuracy = row["val_acc"]
     return (-accuracy, 0.0) if accuracy is not None else (0.0, row["val_loss"])
 

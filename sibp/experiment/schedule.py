@@ -1,6 +1,6 @@
-"""The learning rate over a run: the same rule for every optimizer, and a pure function of the step.
+"""The learning rate over a run: the same rule for every optimizer, as a pure function of the step.
 
-So a run that goes on needs no state of it, and whatever the optimizer's own checkpoint says is set right again.
+So a resumed run needs no scheduler state, and overrides what the optimizer's checkpoint says.
 """
 
 import math
@@ -13,13 +13,13 @@ from sibp.runs.errors import UserError
 
 
 def factor(shape: str, step: int, total: int, warmup: int) -> float:
-    """What a step's size is multiplied by.
+    """The factor of the step size.
 
     Args:
         shape: constant, linear (down to 0) or cosine (half a wave, down to 0).
         step: counted from 0 over the whole run.
         total: steps of the whole run.
-        warmup: steps at the beginning over which the factor rises in a straight line; the shape begins after them.
+        warmup: initial steps over which the factor increases linearly; the shape follows them.
 
     Returns:
         A number above 0, at most 1.
@@ -40,18 +40,20 @@ class Schedule:
     """Sets an optimizer's learning rate before every step.
 
     ``decays="lr"`` multiplies the learning rate by the factor. ``decays="prox_weight"`` divides the proximal weight by
-    it and leaves the learning rate: where steps are small, a weight moves by about lr / prox_weight times its
-    gradient, so both slow the weights alike, but the targets of the neurons stay as far away as they were.
+    it
+    instead: small steps are about lr / prox_weight times the gradient, so both shorten them equally, but the targets of
+    the
+    neurons keep their distance.
 
     Args:
         optimizer: with its initial learning rate and proximal weight, a number for each group.
         shape: one of ``settings.SHAPES``.
         decays: one of ``settings.DECAYS``.
         total: steps of the whole run.
-        warmup: steps of rise at the beginning.
+        warmup: number of warm-up steps.
 
     Raises:
-        UserError: the optimizer has no proximal weight to let grow.
+        UserError: the optimizer has no proximal weight.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, shape: str, decays: str, total: int, warmup: int):

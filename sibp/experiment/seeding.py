@@ -1,4 +1,4 @@
-"""Randomness that is a pure function of the seed: initial weights and the order of batches."""
+"""Randomness as a pure function of the seed: initial weights and the order of batches."""
 
 import hashlib
 
@@ -6,7 +6,7 @@ import torch
 
 
 def derived_seed(seed: int, *purpose: str | int) -> int:
-    """A seed of its own for each purpose, so that no two streams of random numbers are the same.
+    """A separate seed for each purpose, so that random streams are independent.
 
     Args:
         seed: the run's seed.
@@ -20,18 +20,19 @@ def derived_seed(seed: int, *purpose: str | int) -> int:
 
 
 class BatchOrder:
-    """Which training images make up each step's batch.
+    """The training images of each step's batch.
 
-    The order within an epoch depends on (seed, epoch) alone, so any step's batch can be found without those
-    before it. Every batch is full: the proximal weight is measured against a sum over the batch, so a smaller
-    last batch would be another problem. The images left over in one epoch have their turn in the next.
+    The order within an epoch depends only on (seed, epoch), so any step's batch can be computed directly. Every batch
+    is
+    full, since a smaller last batch would change the balance between the summed loss and the proximal weight; the
+    images
+    left over in one epoch come first in the next.
 
     Args:
         count: training images.
         batch_size: images in a batch.
         seed: the run's seed.
-        replacement: draw every batch from all training images, an image possibly twice; an epoch is then as
-            many steps as otherwise.
+        replacement: draw every batch from all training images, with replacement; an epoch has the same number of steps.
     """
 
     def __init__(self, count: int, batch_size: int, seed: int, replacement: bool = False):

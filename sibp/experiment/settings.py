@@ -1,4 +1,4 @@
-"""The settings of one run: typed, checked, and turned into calls of allow-listed builders."""
+"""The settings of one run: typed, checked, and passed to allow-listed builders."""
 
 import inspect
 import sys
@@ -20,10 +20,11 @@ LARGEST_INTEGER, LARGEST_FLOAT = 2**63 - 1, sys.float_info.max
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything that decides a run.
+    """Everything that determines a run.
 
-    ``dataset``, ``model`` and ``optimizer`` are mappings whose ``name`` picks a builder from a table; their
-    other keys are that builder's arguments. A run ends at ``epochs`` or ``max_steps``, whichever comes first.
+    ``dataset``, ``model`` and ``optimizer`` are mappings whose ``name`` selects a builder from a table; their other
+    keys
+    are the builder's arguments. A run ends at ``epochs`` or ``max_steps``, whichever comes first.
     """
 
     dataset: dict[str, Any]
@@ -143,13 +144,13 @@ class Settings:
 
 
 def check_own_schedule(optimizer: Mapping[str, Any]) -> None:
-    """Check the schedule of an optimizer's own: its shape, and the share of the run over which the learning rate rises.
+    """Check an optimizer's own schedule: its shape, and the fraction of the run used for warm-up.
 
     Args:
         optimizer: the group, with ``schedule`` and ``warmup`` or without.
 
     Raises:
-        UserError: one of them makes no sense.
+        UserError: an invalid value.
     """
     shape = checked("optimizer.schedule", optimizer.get("schedule"), str | None)
     warmup = checked("optimizer.warmup", optimizer.get("warmup"), float | None)
@@ -166,11 +167,11 @@ def refuse_unknown(prefix: str, given: Mapping[str, Any], known: list[str]) -> N
 
     Args:
         prefix: dotted path of the mapping, ending in a dot, or empty.
-        given: the mapping to look at.
-        known: the keys that exist.
+        given: the mapping to check.
+        known: the valid keys.
 
     Raises:
-        UserError: names the first unknown key and the ones that exist.
+        UserError: names the first unknown key and the valid ones.
     """
     for key in given:
         if key not in known:
@@ -181,15 +182,15 @@ def refuse_unknown(prefix: str, given: Mapping[str, Any], known: list[str]) -> N
 
 
 def checked(key: str, value: Any, hint: Any) -> Any:
-    """Check one value against a type hint; a whole number is accepted where a float is asked for.
+    """Check one value against a type hint; integers are accepted as floats.
 
     Args:
         key: dotted name of the setting, for the error.
-        value: what was given.
+        value: as given.
         hint: int, float, bool, str, dict, list[int], list[str], or one of these or None.
 
     Returns:
-        The value, whole numbers turned into floats where a float is asked for.
+        The value, with integers converted to floats where the hint is float.
 
     Raises:
         UserError: the value is of another type.
@@ -242,19 +243,19 @@ def _described(hint: Any) -> str:
 
 
 def call_builder(kind: str, table: Mapping[str, Callable[..., Any]], choice: Mapping[str, Any], *args: Any) -> Any:
-    """Call the builder that a config names, from an allow-list; a config can never name code of its own.
+    """Call the builder named in a config, from an allow-list, so that a config cannot name arbitrary code.
 
     Args:
         kind: the group's name (``optimizer``, ``model``), for errors.
         table: the allow-list, name -> builder with keyword-only settings.
         choice: ``name`` and the builder's settings.
-        *args: what the builder gets beside its settings.
+        *args: the builder's positional arguments.
 
     Returns:
         What the builder returns.
 
     Raises:
-        UserError: unknown name, unknown, missing or mistyped setting, or a value the builder refuses.
+        UserError: unknown name; unknown, missing or mistyped setting; or a value that the builder refuses.
     """
     builder = known_builder(kind, table, choice)
     hints = typing.get_type_hints(builder)
@@ -273,12 +274,12 @@ def call_builder(kind: str, table: Mapping[str, Callable[..., Any]], choice: Map
 
 
 def known_builder(kind: str, table: Mapping[str, Any], choice: Mapping[str, Any]) -> Any:
-    """Look up the entry that a config names.
+    """Look up the entry named in a config.
 
     Args:
         kind: the group's name, for the error.
         table: the allow-list.
-        choice: holds ``name``.
+        choice: with ``name``.
 
     Returns:
         The table's entry.
@@ -293,7 +294,7 @@ def known_builder(kind: str, table: Mapping[str, Any], choice: Mapping[str, Any]
 
 
 def is_known(table: Mapping[str, Any], name: str) -> bool:
-    """Whether a name is in an allow-list, once installed packages have had their chance to add it.
+    """Whether a name is in an allow-list, after importing the plugins of installed packages if necessary.
 
     Args:
         table: the allow-list.
@@ -303,7 +304,7 @@ def is_known(table: Mapping[str, Any], name: str) -> bool:
         True if so.
 
     Raises:
-        UserError: the name is not in it, and an installed package that might have it cannot be imported.
+        UserError: the name is unknown, and an installed plugin that might register it cannot be imported.
     """
     if name not in table:
         from sibp.experiment.plugins import load_installed
@@ -313,13 +314,13 @@ def is_known(table: Mapping[str, Any], name: str) -> bool:
 
 
 def register(kind: str, table: dict[str, Any], name: str, entry: Any) -> None:
-    """Add an entry of a plugin's to an allow-list.
+    """Add a plugin's entry to an allow-list.
 
     Args:
         kind: the group's name, for the error.
         table: the allow-list.
-        name: by which configs will name the entry.
-        entry: what the table holds; the same one may be registered again.
+        name: by which configs refer to the entry.
+        entry: the table's entry; the same one may be registered again.
 
     Raises:
         ValueError: the name is taken.

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a terminal that hangs up as a polite request to stop after the step under way."""
+"""Ctrl-C, SIGTERM and SIGHUP as requests to stop after the current step."""
 
 import os
 import signal
@@ -45,12 +45,12 @@ def ends_quietly() -> Iterator[None]:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn the first SIGINT, SIGTERM or SIGHUP into a request; a second one stops at once.
+    """Turn the first SIGINT, SIGTERM or SIGHUP into a request; a second one stops immediately.
 
-    Where SIGHUP is ignored, as nohup has it, it stays so.
+    SIGHUP stays ignored where it is, as under nohup.
 
     Yields:
-        The request, to be looked at after every step.
+        The request, to be checked after every step.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():

@@ -1,8 +1,8 @@
-"""A shorter start of the training command: torch's compiler is imported when somebody compiles, not before.
+"""Faster start of the training command: torch's compiler is imported only when something is compiled.
 
-Some methods of torch's optimizers are hidden from the compiler by a decorator that imports all of it when such a
-method is first called, which takes longer than a short run. Nothing can be compiled before it is imported, so until
-then the method itself does the same; from then on, the decorator does what it always did.
+Some methods of torch's optimizers are wrapped by a decorator that imports the compiler on their first call, which takes
+longer than a short run. Nothing can be compiled before that import, so until then the plain method is equivalent;
+afterwards the decorator works as usual.
 """
 
 import functools

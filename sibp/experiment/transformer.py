@@ -34,10 +34,10 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A decoder: embeddings of characters and of places, blocks, a norm and a linear output.
+    """A decoder: character and position embeddings, blocks, a norm and a linear output.
 
     Args:
-        window: the most characters that it sees at once.
+        window: maximum number of input characters.
         letters: size of the alphabet.
         layers: number of blocks.
         width: of the residual stream; each block's hidden layer is four times as wide.

@@ -1,4 +1,4 @@
-"""A sweep's runs in processes of this machine, several at once; one that dies costs its own run alone."""
+"""A sweep's runs in several processes of this machine; a crash affects only its own run."""
 
 import multiprocessing
 import os
@@ -21,16 +21,16 @@ PRELOADED = ["sibp.experiment.runner"]  # so that a process starts in a fraction
 
 
 def count_of(n_jobs: Any) -> int:
-    """How many runs at once a number means.
+    """The number of concurrent runs that ``n_jobs`` means.
 
     Args:
-        n_jobs: 1 or more; -1: one a core, -2: one less, and so on.
+        n_jobs: 1 or more; -1: one per core, -2: one less, and so on.
 
     Returns:
         1 or more.
 
     Raises:
-        UserError: it is no such number.
+        UserError: it is not such a number.
     """
     if type(n_jobs) is not int or n_jobs == 0:
         raise UserError(f"hydra.launcher.n_jobs={n_jobs} is not possible: give 1 or more, or -1 for one a core.")
@@ -43,15 +43,15 @@ def train_in_processes(
     tell: Callable[[Outcome], None],
     look: Callable[[Sequence[Job]], None],
 ) -> None:
-    """Train every job in a process of its own.
+    """Train every job in a separate process.
 
-    Processes end with a checkpoint when this one is asked to stop, and when it dies, however it dies.
+    Processes end with a checkpoint when this one is asked to stop, and when it dies.
 
     Args:
-        jobs: one resolved config a run.
-        at_once: how many of them.
-        tell: called with each run's outcome as it ends, also of one whose process died.
-        look: called every now and then with the jobs under way.
+        jobs: one resolved config per run.
+        at_once: number of concurrent runs.
+        tell: called with each run's outcome as it ends, even if its process died.
+        look: called at intervals with the running jobs.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)

@@ -24,9 +24,9 @@ from sibp.runs.values import UsageError
 
 FORMATS = ("html", "md", "csv", "png", "svg", "tensorboard")
 EPILOG = """
-Every folder below DIR that holds config.yaml, metrics.jsonl or summary.json is a run; nothing is trained, nothing in
-them is changed. Runs that cannot be read are listed with the reason. The rules by which methods are compared are
-written at the end of the report. Exit code: 0 written, 2 wrong input.
+Every folder below DIR with a config.yaml, metrics.jsonl or summary.json is a run. Nothing is trained or changed;
+unreadable runs are listed with the reason. The end of the report states the rules of comparison. Exit code: 0 written,
+2 wrong input.
 """
 
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(words: list[str]) -> int:
     args = _parser().parse_args(words)
     if args.arena and (args.target_acc or args.target_loss):
-        print("--arena sets the targets itself, by SGD: leave --target-acc and --target-loss out.", file=sys.stderr)
+        print("--arena uses SGD's results as targets: omit --target-acc and --target-loss.", file=sys.stderr)
         return 2
     command = shlex.join(["python", "-m", "sibp.report", *words])
     try:
@@ -63,38 +63,38 @@ def _main(words: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sibp report", description=__doc__, epilog=EPILOG)
-    parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="folder with runs in it, at any depth")
+    parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="folder with runs, at any depth")
     parser.add_argument("--out", type=_file, default=Path("report.html"), help="the page (default: %(default)s)")
     parser.add_argument(
         "--format",
         type=_formats,
         default=("html",),
         metavar="html,md,csv,png,svg,tensorboard",
-        help="what to write next to --out, with commas (default: html); tensorboard: medians over seeds, as runs",
+        help="comma-separated outputs, next to --out (default: html); tensorboard: medians over seeds, as runs",
     )
     parser.add_argument(
         "--target-acc",
         type=_accuracy,
-        help="count steps and seconds to this validation accuracy (default: target_val_acc of the runs, if they agree)",
+        help="report steps and seconds to this validation accuracy (default: target_val_acc of the runs, if equal)",
     )
-    parser.add_argument("--target-loss", type=_loss, help="count steps and seconds to this training loss")
+    parser.add_argument("--target-loss", type=_loss, help="report steps and seconds to this training loss")
     parser.add_argument(
         "--clock",
         metavar="FILE",
         type=Path,
-        help="verdicts by the clock use the seconds per step in this record of `sibp bench step`, measured interleaved",
+        help="record of `sibp bench step`: judge wall-clock time by its interleaved seconds per step",
     )
     parser.add_argument(
         "--arena",
         action="store_true",
-        help="all problems together: standings and performance profiles, with SGD's own results as targets",
+        help="combine all problems: standings and performance profiles, with SGD's results as targets",
     )
     return parser
 
 
 def _file(text: str) -> Path:
     if not Path(text).name:
-        raise argparse.ArgumentTypeError(f"{text!r} is no file: give its name, such as report.html")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a file name: give one such as report.html")
     return Path(text)
 
 
@@ -109,14 +109,14 @@ def _formats(text: str) -> tuple[str, ...]:
 def _accuracy(text: str) -> float:
     value = float(text)
     if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is no accuracy: give a number between 0 and 1")
+        raise argparse.ArgumentTypeError(f"{text} is not an accuracy: give a number between 0 and 1")
     return value
 
 
 def _loss(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no loss to reach: give a number above 0")
+        raise argparse.ArgumentTypeError(f"{text} is not a target loss: give a number above 0")
     return value
 
 

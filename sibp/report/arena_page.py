@@ -23,8 +23,8 @@ from sibp.runs.collect import Collection
 FARTHEST = 10.0  # times the fastest: where the drawn profiles end
 BEST = 6  # methods whose profiles are coloured; those of the others are grey
 CAPTION = (
-    "The share of all instances that a method solves within a multiple of the fastest method's cost. At the left edge: "
-    "how often it is the fastest; at the right edge: how often it reaches the target at all."
+    "The share of instances that a method solves within a multiple of the fastest method's cost. Left edge: how often "
+    "it is the fastest; right edge: how often it reaches the target at all."
 )
 
 
@@ -38,7 +38,7 @@ def build_arena(collection: Collection, contests: Sequence[Contest], command: st
     for contest in contests:
         problem, targets = contest.problem, " and ".join(target.title for target in contest.targets)
         answers = [who_won(each) for quantity in contest.quantities if (each := answer(problem, quantity))]
-        texts = [f"Targets, the medians that {arena.REFERENCE} ends with: {targets}.", *answers]
+        texts = [f"Targets, {arena.REFERENCE}'s final medians: {targets}.", *answers]
         sections += [
             Section(problem.title, comparability(problem), level=2),
             Section("Outcome", [*map(Text, texts), outcome_table(contest)]),
@@ -50,7 +50,7 @@ def build_arena(collection: Collection, contests: Sequence[Contest], command: st
 
 
 def standing_table(table: Sequence[Standing], goal: str) -> Table:
-    """One row per method over all instances, sorted by the score in steps to the target of ``goal``."""
+    """One row per method over all instances, sorted by its score in steps to the target of ``goal``."""
     rows: list[list[Cell]] = []
     for each in _by_score(table, goal, UNITS[0]):
         reached = share_within(each.ratios[goal, UNITS[0]], math.inf)
@@ -63,8 +63,8 @@ def standing_table(table: Sequence[Standing], goal: str) -> Table:
         columns += [f"score in {unit}", f"first in {unit}"]
     count = len(table[0].ratios[goal, UNITS[0]])
     note = (
-        f"The {goal} target over {count} instances: median place and score with 95 % bootstrap intervals; first: the "
-        "share of resamples in which the method's score is the highest"
+        f"The {goal} target over {count} instances: median place and score with 95 % bootstrap intervals; first: share "
+        "of resamples in which the method's score is the highest"
     )
     return Table(f"standings-{goal}", columns, rows, note)
 
@@ -82,7 +82,7 @@ def scores(table: Sequence[Standing]) -> list[Figure]:
 
 
 def _rankings(table: Sequence[Standing]) -> Iterator[tuple[str, str, list[Standing]]]:
-    """Every target and unit of cost, with the methods sorted by their score in it."""
+    """Every target and unit of cost, with the methods sorted by their score."""
     for goal, unit in product(GOALS, UNITS):
         yield goal, unit, _by_score(table, goal, unit)
 
@@ -99,7 +99,7 @@ def profiles(table: Sequence[Standing]) -> list[Figure]:
         for place, each in enumerate(ranked):
             tau, height = steps_of(each.ratios[goal, unit], FARTHEST)
             lines.append(Line(each.name, each.name, tau, height, named=True, muted=place >= BEST))
-        lines.sort(key=lambda line: not line.muted)  # the grey ones behind
+        lines.sort(key=lambda line: not line.muted)  # grey ones behind
         title = f"{unit} to the {goal} target"
         axis = f"{unit} / {unit} of the fastest"
         found.append(Figure(f"profile-{goal}-{unit}", title, axis, "share of instances", lines, x_log=True))
@@ -129,7 +129,7 @@ def outcome_table(contest: Contest) -> Table:
 
 
 def against_table(contest: Contest, name: str) -> Table:
-    """Verdicts on one method, one row per rival, paired by seed; empty if the method was not entered."""
+    """Verdicts on one method, one row per rival, paired by seed; empty if the method has no runs."""
     mine = contest.entry(name)
     rows: list[list[Cell]] = []
     for rival in contest.problem.methods if mine else ():

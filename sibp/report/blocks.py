@@ -35,7 +35,7 @@ class Table:
     columns: Sequence[str]  # headings
     rows: Sequence[Sequence[Cell]]  # cells, as many as columns
     title: str  # what it shows
-    folded: bool = False  # whether a reader has to ask for it
+    folded: bool = False  # whether it is collapsed at first
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Matrix:
     """Every two methods against each other."""
 
     name: str  # unique in a report
-    title: str  # in what they are compared
+    title: str  # the metric
     methods: Sequence[str]  # names of rows and columns
     words: Mapping[tuple[str, str], str]  # (row, column) -> the verdict on the row's method against the column's
     # (row, column) -> the median difference, or ratio, with its interval
@@ -64,9 +64,9 @@ class Line:
     # ``median`` (thick), ``seed`` (thin), ``points`` (dots), ``cross`` (crosses) or ``interval`` (a dot with a
     # horizontal bar)
     kind: str = "median"
-    texts: Sequence[str] = ()  # what is said of each point
+    texts: Sequence[str] = ()  # a tooltip per point
     named: bool = False  # whether the legend has it
-    detail: str = ""  # the setting or seed that it is of
+    detail: str = ""  # its setting or seed
     # title of another horizontal axis -> where on that axis
     also: Mapping[str, np.ndarray] = field(default_factory=dict)
     muted: bool = False  # whether it is drawn in grey, behind the others, and left out of the legend
@@ -84,7 +84,7 @@ class Figure:
     x_log: bool = False  # whether the horizontal axis is logarithmic
     y_log: bool = False  # whether the vertical axis is
     rows: Sequence[str] = ()  # names along the vertical axis, from the top; none if it has numbers
-    curves: bool = False  # whether it is a curve of training, which all switches of a problem act on
+    curves: bool = False  # whether it is a training curve, which the problem's switches control
 
     @property
     def groups(self) -> list[str]:
@@ -101,8 +101,8 @@ class Section:
 
     title: str  # the heading
     blocks: Sequence[Block] = field(default_factory=list)  # in order
-    folded: bool = False  # whether a reader has to ask for it
-    level: int = 3  # 2 for a part of its own, 3 for a part of the one before
+    folded: bool = False  # whether it is collapsed at first
+    level: int = 3  # of the heading
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Document:
     title: str  # the heading
     sections: Sequence[Section]  # in order
     summary: str = ""  # one line below the title
-    rules: Sequence[str] = ()  # which rules the page explains at its end: ``verdicts``, ``clock``, ``arena``
+    rules: Sequence[str] = ()  # the rules explained at its end: ``verdicts``, ``clock``, ``arena``
 
     def blocks(self) -> list[tuple[Section, Block]]:
         """Every block with the level-2 section that it belongs to, in the order of the report."""

@@ -1,7 +1,7 @@
-"""Medians over seeds for TensorBoard: a run for every method at its chosen setting, beside the runs of the seeds."""
+"""Medians over seeds for TensorBoard, as one run per method at its chosen setting."""
 
 # pyright: reportAttributeAccessIssue=false
-# The classes of protocol buffers are made at import, where pyright does not see them.
+# Protocol buffer classes are created at import, invisible to pyright.
 
 import math
 import re
@@ -21,7 +21,7 @@ TAGS = {"train loss": "loss/train", "val loss": "loss/val", "val acc": "accuracy
 
 
 def write_medians(document: Document, folder: Path) -> Path:
-    """Write an event file for every method and problem, replacing earlier ones; returns the folder."""
+    """Write an event file per method and problem, replacing earlier ones; returns the folder."""
     found: dict[str, list[tuple[str, Line]]] = {}
     for part, block in document.blocks():
         if isinstance(block, Figure) and block.curves and block.title in TAGS:
@@ -49,7 +49,7 @@ def _write(place: Path, lines: list[tuple[str, Line]]) -> None:
 
 
 def _points(tag: str, line: Line) -> Iterator[tuple[str, int, float, float]]:
-    """Tag, step, training seconds and value, over steps and over training milliseconds."""
+    """(tag, step, training seconds, value), against steps and against training milliseconds."""
     assert STEPS not in line.also
     for step, seconds, value in zip(line.x, line.also[SECONDS], line.y, strict=True):
         if math.isfinite(value) and math.isfinite(seconds):

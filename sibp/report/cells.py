@@ -10,8 +10,8 @@ from sibp.runs.packed import PACKED
 from sibp.runs.values import shown
 
 
-def four_digits(value: float) -> str:
-    """A number with four significant digits.
+def four_digits(value: float, digits: int = 4) -> str:
+    """A number with four, or ``digits``, significant digits.
 
     Example:
         >>> four_digits(0.97449), four_digits(5500.0), four_digits(float("inf")), four_digits(float("-inf"))
@@ -19,16 +19,16 @@ def four_digits(value: float) -> str:
     """
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    return f"{value:.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.4g}"
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.{digits}g}"
 
 
-def cell_text(cell: Cell) -> str:
+def cell_text(cell: Cell, digits: int = 4) -> str:
     """A cell as text; an interval follows its median in brackets."""
     if cell is None:
         return "–"
     if isinstance(cell, Estimate):
-        interval = f" [{four_digits(cell.ends[0])}, {four_digits(cell.ends[1])}]" if cell.low is not None else ""
-        return four_digits(cell.median) + interval
+        median, low, high = (four_digits(value, digits) for value in (cell.median, *cell.ends))
+        return median if cell.low is None else f"{median} [{low}, {high}]"
     if isinstance(cell, Link):
         return shown(cell.path.name or str(cell.path))
     return four_digits(cell) if isinstance(cell, float) else str(cell) if isinstance(cell, int) else cell

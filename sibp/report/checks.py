@@ -13,7 +13,7 @@ UNEQUAL_LOAD = 1.0  # processes more than in another run: one that trains takes 
 
 
 def comparability(problem: Problem) -> list[Text]:
-    """Check that all methods started equal and had equal budgets: one paragraph, and a warning for each weakness."""
+    """Whether all methods started equally and had equal budgets: a paragraph, and a warning for each weakness."""
     warnings = [*_edges(problem), *_budgets(problem), *_machines(problem), *_unreliable(problem)]
     return [*_starts(problem), *(Text(text, warning=True) for text in warnings)]
 
@@ -30,15 +30,15 @@ def _starts(problem: Problem) -> list[Text]:
         if unequal:
             seed, names = next(iter(unequal.items()))
             where = f"seed {seed} ({shown(names[0])} and {shown(names[1])})"
-            warnings.append(f"Unequal start: {what} not the same for a seed ({len(unequal)} such seeds): {where}.")
+            warnings.append(f"Unequal start: {what} differ within a seed (on {len(unequal)} seeds): {where}.")
         elif known:
             partly = what != BATCHES and len(known) < len(problem.runs)
             equal.append(what + (f" (recorded by {len(known)} of {len(problem.runs)} runs)" if partly else ""))
         else:
             unknown.append(what)
-    texts = [Text(f"Equal start: at each seed, all runs had the same {', '.join(equal)}.")] if equal else []
+    texts = [Text(f"Equal start: for each seed, all runs had the same {', '.join(equal)}.")] if equal else []
     if unknown:
-        texts.append(Text(f"Not recorded, so not checked: {', '.join(unknown)}."))
+        texts.append(Text(f"Not recorded and not checked: {', '.join(unknown)}."))
     return [*texts, *(Text(warning, warning=True) for warning in warnings)]
 
 
@@ -73,14 +73,14 @@ STARTS: dict[str, Callable[[Run], Any]] = {
 def _edges(problem: Problem) -> Iterable[str]:
     found = [f"{method.name}'s {edge}" for method in problem.methods for edge in method.edges()]
     if found:
-        yield f"Chosen at the edge of the grid, so better values may lie beyond: {'; '.join(found)}."
+        yield f"Chosen at the edge of the grid; better values may lie beyond: {'; '.join(found)}."
 
 
 def _budgets(problem: Problem) -> Iterable[str]:
     tried = {method.name: len(method.settings) for method in problem.methods}
     if len(set(tried.values())) > 1:
         listed = ", ".join(f"{name} {count}" for name, count in tried.items())
-        yield f"Unequal budgets: settings tried were {listed}."
+        yield f"Unequal budgets; settings tried: {listed}."
 
 
 def _machines(problem: Problem) -> Iterable[str]:
@@ -89,7 +89,7 @@ def _machines(problem: Problem) -> Iterable[str]:
     keys = ("host", "processor", "device", "threads")
     places = {tuple(shown(about.get(key)) for key in keys) for about in abouts if isinstance(about, dict)}
     if len(places) > 1:
-        yield f"Seconds come from {len(places)} different combinations of host, processor, device and threads."
+        yield f"Seconds were measured on {len(places)} combinations of host, processor, device and threads."
     kernels = sorted({shown(about.get("kernels") or "unknown") for about in abouts if isinstance(about, dict)})
     if len(kernels) > 1:
         yield f"Runs differ in their compiled kernels ({', '.join(kernels)}): compare steps, not seconds."
@@ -97,8 +97,8 @@ def _machines(problem: Problem) -> Iterable[str]:
     known = [load for load in loads if load == load]
     if known and max(known) - min(known) > UNEQUAL_LOAD:
         yield (
-            f"The load of the machine was {min(known):g} to {max(known):g} processes from run to run: compare steps, "
-            "not seconds, or measure the clock alone (sibp bench step)."
+            f"Machine load varied from {min(known):g} to {max(known):g} processes between runs: compare steps, "
+            "not seconds, or measure the cost of a step separately (sibp bench step)."
         )
 
 
@@ -106,8 +106,7 @@ def _unreliable(problem: Problem) -> Iterable[str]:
     for method in problem.methods:
         failed = sum(run.status == "failed" for run in method.runs)
         if failed:
-            reasons = "the table of runs gives the reasons"
-            yield f"{method.name}: {failed} of the shown runs failed and count as the worst; {reasons}."
+            yield f"{method.name}: {failed} of the shown runs failed and count as worst; see the table of runs."
         waiting = sum(run.status == "unfinished" for run in method.all_runs)
         if waiting:
-            yield f"Unfinished runs of {method.name}: {waiting}, not counted yet."
+            yield f"{method.name}: {waiting} unfinished run{'' if waiting == 1 else 's'}, not counted yet."

@@ -19,9 +19,9 @@ METRICS = ("train_loss", "val_loss", "val_acc")
 STEPS, SECONDS, EPOCHS = "training steps", "training seconds", "epochs"
 AXES = (STEPS, SECONDS, EPOCHS)
 CAPTION = (
-    "Thick lines are medians over seeds at equal steps; bands reach from the smallest to the largest value of a seed. "
-    "Over seconds, each step is drawn at its median time. A cross marks where a run diverged or failed; median and "
-    "band leave it out from there on."
+    "Thick lines are medians over seeds at equal steps; bands span the smallest to the largest value. Against seconds, "
+    "each step is drawn at its median time. A cross marks where a run diverged or failed; median and band omit the run "
+    "from there on."
 )
 
 
@@ -36,7 +36,7 @@ def curves(problem: Problem, number: str) -> list[Block]:
             log = metric.endswith("loss")
             figures.append(Figure(name, title, STEPS, title, lines, y_log=log, curves=True))
     if not figures:
-        return [Text("No run logged anything to draw.")]
+        return [Text("No run logged a metric.")]
     return [*figures, Text(CAPTION)]
 
 

@@ -11,7 +11,7 @@ from sibp.report.cells import relative
 
 
 def csv_files(document: Document, folder: Path) -> dict[str, str]:
-    """Name -> CSV with full precision; tables of one name are merged, each row with the section it comes from."""
+    """Name -> CSV with full precision; tables of the same name are merged, with a column for the section."""
     merged: dict[str, list[dict[str, str]]] = {}
     for part, block in document.blocks():
         if isinstance(block, Table):
@@ -49,5 +49,5 @@ def _number(value: float | None) -> str:
 
 
 def _guarded(text: str) -> str:
-    """A spreadsheet would take a text that begins so for a formula."""
+    """Prevents a spreadsheet from reading text as a formula."""
     return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -1,4 +1,4 @@
-"""The report as Markdown: what it answers, without what a reader of the page has to ask for."""
+"""The report as Markdown, without the collapsed parts of the page."""
 
 import os
 import re
@@ -9,18 +9,18 @@ from urllib.parse import quote
 from sibp.report.blocks import Block, Cell, Document, Figure, Link, Matrix, Table, Text
 from sibp.report.cells import cell_text, relative
 
-NUMBER = re.compile(r"(\*\*)?[−-]?[\d.∞][^a-z]*$|–?$")  # also with an interval, or nothing at all
+NUMBER = re.compile(r"(\*\*)?[−-]?[\d.∞][^a-z]*$|–?$")  # with or without an interval, or empty
 NUMBERED = re.compile(r"[\d∞]")
 SPECIAL = str.maketrans({c: "\\" + c for c in "\\`*_[]|#"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
 
 def markdown(document: Document, folder: Path, stem: str, drawn: str | None) -> str:
-    """The report as Markdown; pictures are called STEM-NAME.DRAWN, and left out if ``drawn`` is None."""
+    """The report as Markdown; pictures are named STEM-NAME.DRAWN, and omitted if ``drawn`` is None."""
     parts = [f"# {_safe(document.title)}", *([_safe(document.summary)] if document.summary else [])]
     for section in document.sections:
         texts = [] if section.folded else [_block(block, folder, stem, drawn) for block in section.blocks]
         if drawn is None and section.level > 2 and any(isinstance(block, Figure) for block in section.blocks):
-            continue  # it is all about its figures
+            continue  # its text is about the figures
         if found := [text for text in texts if text]:
             parts += [f"{'#' * section.level} {_safe(section.title)}", *found]
     return "\n\n".join(parts) + "\n"

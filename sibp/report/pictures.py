@@ -1,4 +1,4 @@
-"""Figures as PNG and SVG, by matplotlib: always the same bytes for the same runs."""
+"""Figures as PNG and SVG by matplotlib; the same runs give the same bytes."""
 
 import io
 import warnings
@@ -15,7 +15,7 @@ from sibp.runs.folder import write_atomic
 
 LONGEST_TITLE, LONGEST_LABEL, LONGEST_ROW = 60, 48, 24  # characters in a picture
 PANEL_CHARACTERS = 60  # of the legend, below a panel
-WIDEST = 11.5  # inches: three panels stay legible on a page
+WIDEST = 11.5  # inches; three panels are still legible on a page
 METADATA = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 SETTINGS: dict[Any, Any] = {"svg.hashsalt": "sibp", "font.size": 9, "text.usetex": False, "axes.axisbelow": True}
 Panel = tuple[Figure, str]  # and which of its horizontal axes
@@ -48,7 +48,7 @@ def picture(
     across = min(columns, len(panels))
     down = -(-len(panels) // across)
     with rc_context(SETTINGS), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # a sign that the font lacks is drawn as a box
+        warnings.filterwarnings("ignore", "Glyph")  # a missing glyph is drawn as a box
         tallest = max(len(figure.rows) for figure, _ in panels)
         height = max(3.4, 0.2 * tallest + 0.8)
         canvas = Canvas(figsize=(min(4.8 * across + 0.4, WIDEST), height * down + 0.6), layout="constrained")
@@ -71,12 +71,18 @@ def picture(
 
 
 def _panel(axes: Any, figure: Figure, axis: str, drawn: Mapping[str, Style], seeds: bool) -> None:
+    from matplotlib.ticker import LogLocator
+
     for line in figure.lines:
         if line.kind != "seed" or seeds:
             _draw(axes, line, line.x if axis == figure.x_title else line.also.get(axis), drawn[line.group])
     axes.set(title=_literal(figure.title, LONGEST_TITLE), xlabel=_literal(axis), ylabel=_literal(figure.y_title))
     if figure.x_log and any((line.x > 0).any() for line in figure.lines):
         axes.set_xscale("log")
+        if figure.rows:  # short: powers of ten alone would be one label, and those between them overlap
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("")
     if figure.y_log and any((line.y > 0).any() for line in figure.lines):
         axes.set_yscale("log")
     if figure.rows:
@@ -89,9 +95,8 @@ def _draw(axes: Any, line: Line, x: np.ndarray | None, style: Style) -> None:
     if x is None or np.isnan(x).all():
         return
     name = f"{line.label} ({line.detail})" if line.detail else line.label
-    label = (
-        f"\u2009{_literal(name, LONGEST_LABEL)}" if line.named and not line.muted else "_nolegend_"
-    )  # so does a leading _
+    # A thin space, since matplotlib omits labels with a leading underscore.
+    label = f"\u2009{_literal(name, LONGEST_LABEL)}" if line.named and not line.muted else "_nolegend_"
     if line.muted:
         style = Style(MUTED, "solid", style.mark)
     if line.kind in ("points", "cross"):
@@ -103,13 +108,8 @@ def _draw(axes: Any, line: Line, x: np.ndarray | None, style: Style) -> None:
         spread = np.array([x - line.low, line.high - x])
         axes.errorbar(x, line.y, xerr=spread, fmt=MARKS[style.mark], color=style.colour, capsize=3, lw=2)
     else:
-        wide = (
-            {"lw": 0.7, "alpha": 0.4}
-            if line.kind == "seed"
-            else {"lw": 1.0, "zorder": 1}
-            if line.muted
-            else {"lw": 1.8}
-        )
+        wide = {"lw": 1.0, "zorder": 1} if line.muted else {"lw": 1.8}
+        wide = {"lw": 0.7, "alpha": 0.4} if line.kind == "seed" else wide
         mark = {"marker": MARKS[style.mark], "markersize": 4} if line.kind != "seed" and len(x) < 15 else {}
         axes.plot(x, line.y, color=style.colour, ls=DASHES[style.dash], label=label, **wide, **mark)
         if line.low is not None and line.high is not None:
@@ -117,6 +117,6 @@ def _draw(axes: Any, line: Line, x: np.ndarray | None, style: Style) -> None:
 
 
 def _literal(text: str, longest: int = LONGEST_TITLE) -> str:
-    """Text without formulas in it, short enough for a picture."""
+    """Text without formulas, short enough for a picture."""
     text = text if len(text) <= longest else text[: longest - 1] + "…"
     return text.replace("$", r"\$")

@@ -9,19 +9,19 @@ from sibp.analysis.outcomes import FINAL_LOSS, over_runs
 from sibp.report.blocks import Block, Figure, Line, Text
 
 CAPTION = (
-    "Every dot is a setting: the median over its seeds of the final training loss. The line follows the best setting "
-    "at each learning rate, over all other hyper-parameters. A cross marks a setting with a run that diverged or "
-    "failed; at the top edge, at least half of its runs did."
+    "One dot per setting: the median final training loss over its seeds. The line connects the best setting at each "
+    "learning rate. A cross marks a setting with a diverged or failed run; at the top edge, at least half of its runs "
+    "diverged or failed."
 )
 
 
 def robustness(problem: Problem, number: str) -> list[Block]:
-    """Final training loss over the learning rate for every method, with a caption."""
+    """Final training loss over the learning rate, with a caption; nothing if no method tried several."""
     tried = {method.name: [s for s in method.settings if s.numbers.get("lr", 0) > 0] for method in problem.methods}
     losses = {setting: _loss(setting) for settings in tried.values() for setting in settings}
     finite = [loss for loss in losses.values() if loss is not None and loss < math.inf]
     if not any(len({setting.numbers["lr"] for setting in settings}) > 1 for settings in tried.values()):
-        return [Text("Only one learning rate was tried of each method.")]
+        return []
     ceiling = 2 * max(finite, default=1.0) or 1.0
     lines = []
     for method in problem.methods:

@@ -25,29 +25,36 @@ from sibp.runs.values import shown
 
 
 def build(collection: Collection, problems: Sequence[Problem], command: str) -> Document:
-    """The report: the answer, curves, tables and checks of every problem, then all runs and how the report was made."""
+    """The report: answer, curves, tables and checks of every problem; then all runs and how the report was made."""
     sections = [each for i, problem in enumerate(problems, start=1) for each in _problem_sections(problem, f"{i:02d}")]
     sections += [
         Section("All runs", [runs_table(problems)], level=2),
         broken_and_notes(collection, problems),
         how_made(collection.runs, command),
     ]
-    about = problems[0].title if len(problems) == 1 else "Training methods compared"
-    return Document(f"Who won? {about}", sections, tally(collection), ("verdicts", "clock"))
+    return Document(f"Who won? {_about(problems)}", sections, tally(collection), ("verdicts", "clock"))
+
+
+def _about(problems: Sequence[Problem]) -> str:
+    """The problem, or the data sets of several."""
+    if len(problems) == 1:
+        return problems[0].title
+    return f"{', '.join(sorted({problem.dataset for problem in problems}))}: {len(problems)} problems"
 
 
 def _problem_sections(problem: Problem, number: str) -> list[Section]:
-    """The answer first: sentences, matrices, dots with intervals; then curves, tables, and what the solvers said."""
+    """The answer first (sentences, matrices, intervals), then curves, tables, checks and solver statistics."""
     checks = comparability(problem)
     warnings, notes = ([text for text in checks if text.warning is wanted] for wanted in (True, False))
     solver = solver_plots(problem, number)
-    tables = [summary_table(problem), verdict_table(problem), *clock_table(problem)]
+    tables = [summary_table(problem), *verdict_table(problem), *clock_table(problem)]
+    robust = robustness(problem, number)
     first = [*map(Text, outcome(problem)), *warnings, *verdicts(problem), *intervals(problem, number)]
     return [
         Section(problem.title, first, level=2),
         Section("Loss and accuracy", curves(problem, number)),
         Section("The chosen setting of every method", tables),
-        Section("Learning-rate robustness", robustness(problem, number)),
+        *([Section("Learning-rate robustness", robust)] if robust else []),
         Section(
             "Is the comparison fair?",
             [*notes, Text(choice_text(problem)), budget_table(problem), settings_table(problem)],
@@ -62,9 +69,9 @@ def choice_text(problem: Problem) -> str:
     for method in problem.methods:
         choice = method.choice
         if choice is None:
-            parts.append(f"{method.name}: no run has ended")
+            parts.append(f"{method.name}: no finished run")
         elif len(method.settings) == 1:
-            parts.append(f"{method.name}: the only setting tried, seeds {_seeds(choice.shown_seeds)}")
+            parts.append(f"{method.name}: one setting tried, seeds {_seeds(choice.shown_seeds)}")
         else:
             shown_on = f"shown on {'fresh ' if choice.fresh else 'the same '}seeds {_seeds(choice.shown_seeds)}"
             parts.append(
@@ -72,8 +79,8 @@ def choice_text(problem: Problem) -> str:
                 f"{_seeds(choice.tuning_seeds)}, {shown_on}"
             )
     return (
-        "Settings were chosen on validation data only (final validation accuracy, then validation loss; never test "
-        f"data). {'; '.join(parts)}."
+        "Settings were chosen on validation data only, by final accuracy, then by loss; test data play no part. "
+        f"{'; '.join(parts)}."
     )
 
 
@@ -97,7 +104,7 @@ def tally(collection: Collection) -> str:
 
 
 def broken_and_notes(collection: Collection, problems: Sequence[Problem]) -> Section:
-    """The folders that could not be used, and what was corrected or left out."""
+    """Unusable folders, and corrections and omissions."""
     broken = broken_table(collection) or [Text("No run is broken.")]
     return Section("Broken runs and notes", [*broken, *notes_table(collection, problems)], level=2)
 

@@ -1,4 +1,4 @@
-"""What the solvers reported, layer by layer."""
+"""Solver statistics, layer by layer."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from sibp.report.blocks import Block, Figure, Line, Text
 from sibp.report.curves import thinned
 from sibp.runs.values import shown
 
-MAX_STATISTICS, MAX_LAYERS = 20, 40  # more cannot be looked at, and a damaged file may have any number
+MAX_STATISTICS, MAX_LAYERS = 20, 40  # more are illegible, and a damaged file may have any number
 
 
 def solver_plots(problem: Problem, number: str) -> list[Block]:
@@ -22,7 +22,7 @@ def solver_plots(problem: Problem, number: str) -> list[Block]:
         figures.append(Figure(f"{number}-solver-{i:02d}", f"{title} of the solver", "steps", title, found))
     if not figures:
         return []
-    return [Text("Medians over seeds of what each layer's solver reported at the logged steps."), *figures]
+    return [Text("Each layer's solver statistics at the logged steps: medians over seeds."), *figures]
 
 
 def _layers(method: Method) -> list[str]:

@@ -1,6 +1,6 @@
-"""One colour, dash and mark for each method, the same in every picture of the project.
+"""One colour, dash and marker per method, the same in every picture of the project.
 
-The colours are Okabe and Ito's, which the colour-blind tell apart; dashes and marks tell methods apart in grey.
+The colours are Okabe and Ito's, safe for the colour-blind; dashes and markers distinguish methods in grey.
 """
 
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ GRID, MUTED = "#e3e6ea", "#b9c0c8"
 
 @dataclass(frozen=True)
 class Style:
-    """How a method is drawn; dash and mark are plotly's names."""
+    """A method's style; dash and mark are plotly's names."""
 
     colour: str
     dash: str
@@ -55,7 +55,7 @@ KNOWN = {
 
 
 def styles(names: Iterable[str]) -> dict[str, Style]:
-    """A style for each method: its own, or for a method without one, a style that no other method here has.
+    """A style for each method: its fixed one, or one that no other method here has.
 
     Example:
         >>> styles(["mine", "sgd"])["sgd"] == KNOWN["sgd"]

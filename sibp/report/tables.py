@@ -75,7 +75,7 @@ def _count(status: str, runs: Sequence[Run]) -> int:
 
 
 def budget_table(problem: Problem) -> Table:
-    """What each method was given: settings, runs, seconds, grids."""
+    """Each method's budget: settings, runs, seconds, grids."""
     rows: list[list[Cell]] = []
     for method in problem.methods:
         runs = method.all_runs
@@ -85,10 +85,10 @@ def budget_table(problem: Problem) -> Table:
         ]
         counts = [_count(status, runs) for status in STATUSES]
         seconds = float(sum(map(training_seconds, runs)))
-        values = "; ".join(grids) or "nothing varied"
+        values = "; ".join(grids) or "one setting"
         rows.append([method.name, len(method.settings), len(runs), *counts, seconds, values])
     columns = ("method", "settings tried", "runs", *STATUSES, "total training seconds", "values tried")
-    return Table("budget", columns, rows, "What each method was given")
+    return Table("budget", columns, rows, "Each method's budget")
 
 
 RUN: dict[str, Callable[[Problem, Method, Setting, Run], Cell]] = {  # p, m, s, r: problem, method, setting, run
@@ -122,16 +122,16 @@ def runs_table(problems: Sequence[Problem]) -> Table:
 def broken_table(collection: Collection) -> list[Table]:
     """The folders that could not be used, with reasons, if any."""
     rows = [[Link(broken.path), broken.reason] for broken in collection.broken]
-    return [Table("broken", ("folder", "reason"), rows, "Broken runs: not part of anything above")] if rows else []
+    return [Table("broken", ("folder", "reason"), rows, "Broken runs, excluded above")] if rows else []
 
 
 def notes_table(collection: Collection, problems: Sequence[Problem]) -> list[Table]:
-    """Corrections made while reading, and runs left out as repetitions, if any."""
+    """Corrections made while reading, and repeated runs that were omitted, if any."""
     rows: list[list[Cell]] = [[Link(run.path), note] for run in collection.runs for note in run.notes]
     for problem in problems:
         for run, kept in problem.repeated:
             method = method_name(run.optimizer)
-            rows.append([Link(run.path), f"left out: same setting and seed as {shown(kept.path.name)} ({method})"])
+            rows.append([Link(run.path), f"omitted: same setting and seed as {shown(kept.path.name)} ({method})"])
     return [Table("notes", ("folder", "note"), rows, "Notes")] if rows else []
 
 
@@ -149,4 +149,4 @@ def versions_table(runs: Sequence[Run]) -> Table:
         count[tuple(shown("not recorded" if part in (None, "") else part) for part in parts)] += 1
     rows = [[*about, number] for about, number in sorted(count.items())]
     columns = ("git commit", "versions", "device", "threads", "host", "runs")
-    return Table("versions", columns, rows, "Code, versions and machines as recorded by the runs")
+    return Table("versions", columns, rows, "Code, versions and machines recorded by the runs")

@@ -1,4 +1,4 @@
-"""Where text that people read stands: jinja2 templates."""
+"""The jinja2 templates that hold the text of pages."""
 
 from functools import cache
 from pathlib import Path

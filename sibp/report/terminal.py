@@ -13,7 +13,7 @@ MOST_PROBLEMS, WIDTH = 3, 100
 
 
 def in_short(problems: Sequence[Problem]) -> str:
-    """Medians and verdicts of the first problems, and how many more there are."""
+    """Medians and verdicts of the first problems, and the number of others."""
     parts = [f"{problem.title}\n{table(problem)}\n\n{_sentences(problem)}" for problem in problems[:MOST_PROBLEMS]]
     more = len(problems) - MOST_PROBLEMS
     return "\n\n".join([*parts, *([f"… and {more} more in the report"] if more > 0 else [])])
@@ -35,7 +35,7 @@ def table(problem: Problem) -> str:
 
 
 def _sentences(problem: Problem) -> str:
-    """Wrapped, but for commands, which are to be copied."""
+    """Wrapped, except for commands, which are to be copied."""
     return "\n".join(
         line if "sibp train" in line else textwrap.fill(line, WIDTH, break_on_hyphens=False)
         for line in outcome(problem)

@@ -7,7 +7,7 @@ from sibp.analysis.comparison import Problem
 from sibp.analysis.duels import SAME_SECONDS, Answer, Duel, answer, duels, judged_quantities, missing_seeds
 from sibp.analysis.scoring import BETTER, MIN_SEEDS, SAME, TOO_FEW, WORSE
 from sibp.analysis.statistics import Estimate, holm
-from sibp.report.blocks import Block, Cell, Matrix, Table, Text
+from sibp.report.blocks import Block, Cell, Matrix, Table
 from sibp.report.cells import cell_text, four_digits
 from sibp.runs.repeat import command
 
@@ -33,7 +33,7 @@ def who_won(found: Answer) -> str:
     title = found.quantity.capitalize()
     best = found.medians[0][1]
     if found.leader is None:
-        names = ", ".join(method.name for method, of in found.medians if of.median == best.median)
+        names = _listed([method.name for method, of in found.medians if of.median == best.median])
         return f"{title}: {names} share the best median ({four_digits(best.median)})."
     if not found.duels:
         return f"{title}: only {found.leader.name} has a result ({cell_text(best)})."
@@ -83,36 +83,35 @@ def _meaning(problem: Problem, found: Answer) -> str:
     """The price of the best training loss: seconds."""
     timed = [each for each in by_the_clock(problem) if each.method is found.leader and each.word != TOO_FEW]
     if not timed:
-        return "By the clock, nothing is decided: the methods share too few seeds, or no recorded seconds."
+        return "There is no verdict by the clock: too few shared seeds, or no recorded seconds."
     words = {word: [each.other.name for each in timed if each.word == word] for word in CLOCK_WORDS}
-    judged = "; ".join(f"{CLOCK_WORDS[word]} {_listed(names)}" for word, names in words.items() if names)
+    judged = ", ".join(f"{CLOCK_WORDS[word]} {_listed(names)}" for word, names in words.items() if names)
     against = next((each for each in timed if each.other.name == "sgd"), timed[0])
+    may, does = (cell_text(of, 3) for of in (against.break_even, against.measured))
     return (
-        f"This means: a step of {against.method.name} may cost {cell_text(against.break_even)} times as much as one of "
-        f"{against.other.name} before it loses, and costs {cell_text(against.measured)} times as much. By "
-        f"{clock_of(problem)}, it is {judged}."
+        f"This means: a step of {against.method.name} may cost up to {may} times as much as one of "
+        f"{against.other.name}, and costs {does} times as much. By {clock_of(problem)}, it is {judged}."
     )
 
 
 def clock_of(problem: Problem) -> str:
     """Whose seconds decide, in words."""
-    return "the clock of these runs" if problem.clock is None else "the clock measured separately, interleaved"
+    return "the seconds of these runs" if problem.clock is None else "seconds per step measured separately, interleaved"
 
 
-def clock_table(problem: Problem) -> list[Block]:
+def clock_table(problem: Problem) -> list[Table]:
     """Every verdict by the clock with its ratios; nothing without seconds."""
-    found = by_the_clock(problem)
-    columns = ("method", "verdict", "against", "step may cost (ratio)", "step costs (ratio)", "seeds", "samples")
+    columns = ("method", "verdict", "against", "break-even ratio", "measured ratio", "seeds", "samples")
     rows: list[list[Cell]] = [
         [*(each.method.name, each.word, each.other.name, each.break_even, each.measured),
-         each.break_even.count, each.measured.count] for each in found
+         each.break_even.count, each.measured.count] for each in by_the_clock(problem)
     ]  # fmt: skip
-    title = f"Verdicts by {clock_of(problem)}: break-even and measured ratio of the cost of a step"
+    title = f"Verdicts by {clock_of(problem)}: break-even and measured cost ratio of a step"
     return [Table("clock", columns, rows, title, folded=True)] if rows else []
 
 
 def _missing(problem: Problem, found: Sequence[Duel]) -> list[str]:
-    """The command that adds what a verdict lacks, a line for each method."""
+    """One line per method with too few seeds: the command that adds them."""
     lines = []
     for method, seeds in missing_seeds(problem, found).items():
         words = command(method.runs[0].config, seeds)
@@ -140,11 +139,9 @@ def _matrix(quantity: str, names: Sequence[str], found: Sequence[Duel]) -> Matri
     return Matrix(f"matrix-{quantity.replace(' ', '-')}", quantity, names, words, numbers)
 
 
-def verdict_table(problem: Problem) -> Table | Text:
-    """Every pairwise verdict with its numbers."""
+def verdict_table(problem: Problem) -> list[Table]:
+    """Every pairwise verdict with its numbers; nothing if there is nothing to compare."""
     found = duels(problem)
-    if not found:
-        return Text("Fewer than two methods have results: there is nothing to compare.")
     corrected: dict[Duel, float] = {}
     for quantity in dict.fromkeys(duel.quantity for duel in found):
         family = [duel for duel in found if duel.quantity == quantity and duel.verdict.difference]
@@ -152,7 +149,8 @@ def verdict_table(problem: Problem) -> Table | Text:
     columns = ("in", "method", "verdict", "against", "median difference", "seeds", "won / tied / lost")
     columns += ("sign test p", "p by Holm")
     title = f"Pairwise verdicts, paired by seed; difference: method minus the other ({len(found)} comparisons)"
-    return Table("verdicts", columns, [_row(duel, corrected.get(duel)) for duel in found], title, folded=True)
+    rows = [_row(duel, corrected.get(duel)) for duel in found]
+    return [Table("verdicts", columns, rows, title, folded=True)] if rows else []
 
 
 def _row(duel: Duel, corrected: float | None) -> list[Cell]:

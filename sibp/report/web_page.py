@@ -1,4 +1,4 @@
-"""The report as one web page that needs nothing else: no network, no other file."""
+"""The report as one self-contained, offline web page."""
 
 import json
 import math
@@ -22,15 +22,15 @@ from sibp.report.templates import templates
 
 HERE = Path(__file__).parent
 LONG = 48  # characters; longer texts are broken into lines
-# Whatever a run folder holds, the page loads nothing from anywhere.
+# Whatever a run folder contains, the page loads no external resource.
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
 
 def page(document: Document, folder: Path) -> str:
-    """The report as HTML; ``folder`` is where the page will be stored, so that links to run folders are relative."""
+    """The report as HTML; links to run folders are relative to ``folder``, where the page will be stored."""
     figures = document.figures()
     drawn = styles(group for figure in figures for group in figure.groups)
-    # The drawing library runs before the page's own script, and only where there is something to draw.
+    # The plotting library precedes the page's script, and is omitted without figures.
     scripts = [*([HERE / "plotly" / "plotly-basic.min.js"] if figures else []), HERE / "page.js"]
     return (
         _environment()
@@ -58,13 +58,13 @@ def _environment() -> Environment:
 
 
 def _json(value: Any) -> Markup:
-    """JSON in which nothing can end the element that it stands in."""
+    """JSON that cannot close its HTML element."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
 def _parts(document: Document) -> list[list[Section]]:
-    """The sections, each part (level 2) with what belongs to it."""
+    """The sections, grouped into parts that begin with level 2."""
     parts: list[list[Section]] = []
     for section in document.sections:
         if section.level == 2 or not parts:
@@ -74,7 +74,7 @@ def _parts(document: Document) -> list[list[Section]]:
 
 
 def _groups(sections: list[Section]) -> list[str]:
-    """The methods in a part's curves, which its switches show and hide."""
+    """The methods in a part's curves, for its switches."""
     figures = [block for section in sections for block in section.blocks if isinstance(block, Figure)]
     found = [group for figure in figures if figure.curves for group in figure.groups]
     return list(dict.fromkeys(found))
@@ -90,7 +90,7 @@ def _runs_of(blocks: list[Block]) -> list[tuple[str, list[Block]]]:
 
 
 def _cell(cell: Cell, folder: Path) -> dict[str, str | None]:
-    """Text, class, link and the value to sort and export by."""
+    """Text, class, link, and the value for sorting and export."""
     kind = "number" if is_number(cell) else "long" if len(cell_text(cell)) > LONG else ""
     value = cell.median if isinstance(cell, Estimate) else cell if isinstance(cell, int | float) else None
     return {
@@ -139,7 +139,7 @@ def _line(line: Line, figure: Figure) -> dict[str, Any]:
 
 
 def _numbers(values: np.ndarray) -> list[float | int | None]:
-    """Six significant digits; None (a gap) where there is nothing to draw."""
+    """Six significant digits; None (a gap) for non-finite values."""
     return [_short(value) if math.isfinite(value) else None for value in values.tolist()]
 
 

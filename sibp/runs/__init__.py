@@ -1,4 +1,4 @@
-"""Run folders: what names them, what stands in them, and how they are read; used by training, tuning and reports.
+"""Run folders: their names, their files, and how they are read; used by training, tuning and reports.
 
-Nothing here needs torch, so a report or a table of a sweep's state starts at once.
+Nothing here imports torch, so a report or a status table starts fast.
 """

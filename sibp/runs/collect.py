@@ -14,7 +14,7 @@ FILES = ("config.yaml", "metrics.jsonl", "summary.json")
 
 @dataclass(frozen=True)
 class Broken:
-    """A folder that looks like a run's and cannot be used, with the reason."""
+    """A folder that looks like a run's but cannot be used, with the reason."""
 
     path: Path
     reason: str
@@ -22,7 +22,7 @@ class Broken:
 
 @dataclass(frozen=True)
 class Collection:
-    """All that was found: usable runs in the order of their paths, and the broken ones."""
+    """The usable runs, ordered by path, and the broken ones."""
 
     runs: list[Run]
     broken: list[Broken]
@@ -32,13 +32,13 @@ def collect(folders: Sequence[Path]) -> Collection:
     """Read all runs below some folders.
 
     Args:
-        folders: searched with everything below them, but for hidden folders and links to folders.
+        folders: searched recursively, except for hidden folders and links to folders.
 
     Returns:
         The runs.
 
     Raises:
-        UsageError: a folder does not exist, or no folder holds a run.
+        UsageError: a folder does not exist, or none contains a run.
     """
     for folder in folders:
         if not os.path.isdir(folder):  # unlike the methods of a path, it says so of a name that is too long, too
@@ -79,7 +79,7 @@ def _run_folders(folder: Path, unreadable: list[Broken]) -> Iterator[Path]:
 
 
 def _is_resolved(folder: Path) -> bool:
-    """Whether a lone config.yaml is that of a run killed at its start, not a source of settings."""
+    """Whether a lone config.yaml belongs to a run killed at its start, and is not a source of settings."""
     try:
         text = read_text(folder / "config.yaml", MAX_CONFIG) or ""
     except BrokenError:

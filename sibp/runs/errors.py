@@ -1,5 +1,5 @@
-"""The one exception that speaks to the person at the keyboard."""
+"""The exception for errors that the user can fix."""
 
 
 class UserError(Exception):
-    """Something only the user can fix; its message is one sentence that says how."""
+    """An error that only the user can fix; the message is one sentence that says how."""

@@ -1,4 +1,4 @@
-"""A run's folder: named by its settings, locked by its owner, written so that a crash loses nothing kept."""
+"""A run's folder: named after its settings, locked by its owner, and safe against crashes."""
 
 import fcntl
 import json
@@ -24,16 +24,16 @@ AGAIN = "force=true trains the run again, and deletes what is there."
 
 
 class BusyError(Exception):
-    """Another process is training this very run."""
+    """Another process is training this run."""
 
 
 class RunFolder:
     """The files of one run.
 
     config.yaml    the resolved settings
-    metrics.jsonl  one object a logged step; the source of truth
-    summary.json   how the run ended; absent while it goes on
-    checkpoint.pt  all that the next process needs to go on from here
+    metrics.jsonl  one object per logged step; the source of truth
+    summary.json   how the run ended; absent while it is running
+    checkpoint.pt  everything needed to resume
     tb/            TensorBoard's copy of the metrics
     """
 
@@ -45,7 +45,7 @@ class RunFolder:
         self.board = self.path / "tb"
 
     def check_place(self) -> None:
-        """See whether the folder can be made, without making it.
+        """Check that the folder can be created, without creating it.
 
         Raises:
             UserError: it cannot.
@@ -69,16 +69,16 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for this process; made if absent.
+        """Lock the folder for this process, creating it if necessary.
 
-        The kernel drops the lock when its owner dies, however it dies, so no lock is ever stale.
+        The kernel releases the lock when its owner dies, so no lock is ever stale.
 
         Yields:
             Nothing.
 
         Raises:
             BusyError: another process holds it; names the process.
-            UserError: the folder cannot be made, or something in it is no file that should be one.
+            UserError: the folder cannot be created, or something in it is not a regular file.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -99,17 +99,13 @@ class RunFolder:
             yield
 
     def _check_files(self) -> None:
-        """Refuse what would be waited for, or read, without end: a pipe, a link to a device."""
+        """Refuse pipes and links to devices, which would block or never end when read."""
         for path in (self.path / ".lock", self.metrics, self.checkpoint):
             if path.exists() and not path.is_file():
                 raise UserError(f"{path} is not a file, and a run needs one there: delete it.")
 
     def summary(self) -> dict[str, Any] | None:
-        """What summary.json says.
-
-        Returns:
-            Its content, or None where the run has not ended or the file is no summary.
-        """
+        """The content of summary.json; None if the run has not ended or the file is not a summary."""
         try:
             summary = checked_summary(json.loads(read_text(self.path / "summary.json", MAX_SUMMARY) or ""))
         except (ValueError, RecursionError, BrokenError):
@@ -118,7 +114,7 @@ class RunFolder:
         return summary if whole or summary["status"] != "completed" else None
 
     def is_finished(self) -> bool:
-        """Whether the run ended in a result, be it a divergence."""
+        """Whether the run ended with a result, which includes divergence."""
         return (self.summary() or {}).get("status") in FINISHED
 
     def write_config(self) -> None:
@@ -126,20 +122,20 @@ class RunFolder:
         write_atomic(self.path / "config.yaml", yaml_text(self.config).encode("utf-8", "backslashreplace"))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write summary.json, all of it or nothing.
+        """Write summary.json atomically.
 
         Args:
-            summary: numbers, strings, lists and mappings; numbers that are not finite become null.
+            summary: numbers, strings, lists and mappings; non-finite numbers become null.
         """
         text = json.dumps(finite(summary), indent=2, allow_nan=False) + "\n"
         write_atomic(self.path / "summary.json", text.encode())
 
     def forget_end(self) -> None:
-        """Delete summary.json: the run goes on."""
+        """Delete summary.json, since the run continues."""
         (self.path / "summary.json").unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Delete what an earlier attempt left, but for config and lock."""
+        """Delete the files of an earlier attempt, except config and lock."""
         # In this order whoever is killed on the way leaves the old run, or one that starts again; never a damaged one.
         self.forget_end()
         for path in (self.checkpoint, self.metrics):
@@ -169,14 +165,14 @@ class RunFolder:
         """Append one object to metrics.jsonl.
 
         Args:
-            row: numbers that are not finite become null.
+            row: non-finite numbers become null.
         """
         with self.metrics.open("a") as file:
             file.write(json.dumps(finite(row), allow_nan=False) + "\n")
 
 
 def _take(lock: IO[str]) -> bool:
-    """Lock a file; tries again for a moment, as somebody may just be looking whether it is locked."""
+    """Lock a file; retries briefly, since another process may be checking the lock."""
     for pause in (0.005, 0.02, 0.05, None):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -189,7 +185,7 @@ def _take(lock: IO[str]) -> bool:
 
 
 def _place(config: Mapping[str, Any]) -> Path:
-    """The run's folder; one that an earlier version named otherwise before the digest is kept."""
+    """The run's folder; one that an earlier version named differently before the digest is kept."""
     root, name = Path(str(config["run_root"])), run_name(config)
     with suppress(OSError, ValueError):  # a folder that cannot be: check_place says so
         if not (root / name).exists():
@@ -198,14 +194,14 @@ def _place(config: Mapping[str, Any]) -> Path:
 
 
 def write_atomic(path: Path, content: bytes | memoryview) -> None:
-    """Write a file so that whoever reads it finds the old content or the new, never a part.
+    """Write a file atomically: readers see the old content or the new, never a part.
 
     Args:
         path: the file.
         content: its new content.
 
     Raises:
-        OSError: it cannot be written; the old content is still there.
+        OSError: it cannot be written; the old content is kept.
     """
     new = path.with_name(path.name + ".tmp")
     try:
@@ -221,13 +217,10 @@ def write_atomic(path: Path, content: bytes | memoryview) -> None:
 
 
 def finite(value: Any) -> Any:
-    """The same value in strict JSON's terms: numbers that are not finite become None.
+    """A copy of a value for strict JSON: non-finite numbers become None.
 
     Args:
         value: numbers, strings, None, and lists and mappings of these.
-
-    Returns:
-        A copy.
     """
     if isinstance(value, Mapping):
         return {key: finite(item) for key, item in value.items()}

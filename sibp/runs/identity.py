@@ -1,7 +1,7 @@
-"""What makes a run the run it is: its name, its method, its problem and its role, all read from its settings.
+"""A run's identity: its name, method, problem and role, all derived from its settings.
 
-The name's last part is a digest of every setting that decides a result. It alone identifies a run; what stands before
-it is for people.
+The name ends with a digest of every setting that affects the result. The digest alone identifies a run; the rest of the
+name is for people.
 """
 
 import hashlib
@@ -56,7 +56,7 @@ LONGEST_NAME = 120  # bytes of the readable part; a file's name may have 255
 
 
 def digest(config: Mapping[str, Any]) -> str:
-    """What tells a run's settings from all others; equal for equal settings, 1 and 1.0 being equal.
+    """A digest of the settings; equal settings have equal digests, and 1 equals 1.0.
 
     Args:
         config: the resolved settings.
@@ -74,32 +74,25 @@ def digest(config: Mapping[str, Any]) -> str:
 
 
 def essential(optimizer: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of an optimizer without those that came after the first kept runs, where they change nothing.
+    """An optimizer's settings without those added after the first kept runs, where these are at their neutral default.
 
     Args:
         optimizer: the settings of its group.
 
     Returns:
-        The same for a run from before a setting existed and for one that has it at its default.
+        The same for a run from before a setting existed as for one with its default.
     """
     later = LATER_OF_OPTIMIZER.get(str(optimizer.get("name")), {})
     return {key: value for key, value in optimizer.items() if not (key in later and value == later[key])}
 
 
 def digest_in(name: str) -> str:
-    """The digest in the name of a run's folder, whatever stands before it.
-
-    Args:
-        name: as :func:`run_name` makes it now or made it earlier.
-
-    Returns:
-        Its last part.
-    """
+    """The digest at the end of a run folder's name."""
     return name.rpartition("-")[2]
 
 
 def run_name(config: Mapping[str, Any]) -> str:
-    """The folder's name: what a person wants to read, then the digest.
+    """The folder's name: a readable part, then the digest.
 
     Args:
         config: the resolved settings.
@@ -126,7 +119,7 @@ def run_name(config: Mapping[str, Any]) -> str:
 
 
 def known_as(optimizer: Mapping[str, Any]) -> str:
-    """What people call an optimizer: the name of its config, where several share a builder.
+    """An optimizer's display name: that of its config, if several configs share a builder.
 
     Args:
         optimizer: the settings of its group.
@@ -140,13 +133,13 @@ def known_as(optimizer: Mapping[str, Any]) -> str:
 
 
 def method_name(optimizer: Mapping[str, Any]) -> str:
-    """The method: what an optimizer does, without the numbers that tune it.
+    """The method, without its numeric hyper-parameters.
 
     Args:
         optimizer: the settings of its group.
 
     Returns:
-        What it is called, and its options that are strings, the solver first: ``sibp cg:5``.
+        The optimizer's name and its string options, the solver first: ``sibp cg:5``.
     """
     options = {key: value for key, value in essential(optimizer).items() if isinstance(value, str) and key != "name"}
     name = known_as(optimizer)
@@ -157,7 +150,7 @@ def method_name(optimizer: Mapping[str, Any]) -> str:
 
 
 def setting_name(optimizer: Mapping[str, Any]) -> str:
-    """The numbers that tune a method, those that are in use.
+    """The numeric hyper-parameters in use.
 
     Args:
         optimizer: the settings of its group.
@@ -172,13 +165,13 @@ def setting_name(optimizer: Mapping[str, Any]) -> str:
 
 
 def problem_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run was asked to do: the settings that all methods of a comparison share.
+    """A run's task: the settings that all methods of a comparison share.
 
     Args:
         config: the resolved settings.
 
     Returns:
-        Those settings; the ones that came later have their value in any case.
+        These settings; settings added later have their default if absent.
     """
     config = {**LATER, **config}
     if model := _group(config, "model"):
@@ -187,13 +180,13 @@ def problem_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def role_of(config: Mapping[str, Any]) -> str | None:
-    """What a run is for.
+    """A run's role.
 
     Args:
         config: the resolved settings.
 
     Returns:
-        ``trial``: to choose a setting; ``final``: to show what was chosen; None: not said.
+        ``trial``: to choose a setting; ``final``: to evaluate the chosen one; None: not given.
     """
     role = config.get("role")
     if role in ROLES:

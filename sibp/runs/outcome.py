@@ -1,4 +1,4 @@
-"""How a run ended, for whoever asked for it."""
+"""How a run ended."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,11 @@ from sibp.runs.folder import RunFolder
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: completed, diverged, failed, skipped, busy or interrupted, and a sentence about it.
+    """How a run ended: completed, diverged, failed, skipped, busy or interrupted, with a message.
 
-    ``wrong_input`` says that a run failed for something that only the user can fix; ``kept`` that it had ended
-    before, and nothing was done.
+    ``wrong_input``: the run failed for a reason that only the user can fix; ``kept``: it had ended before, and nothing
+    was
+    done.
     """
 
     status: str

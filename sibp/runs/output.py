@@ -1,4 +1,4 @@
-"""Standard output and error that cannot be written must never end training."""
+"""Standard streams whose failures do not stop training."""
 
 import os
 import sys
@@ -8,27 +8,21 @@ from typing import Any
 
 
 class Forgiving:
-    """A stream in place of another: what that one cannot take is written with escapes, or not at all.
+    """A stream wrapper that escapes or drops what the wrapped stream cannot write.
 
-    Once writing has failed, because the reader went away, the disk is full or the terminal hung up, nothing more is
-    written, and what Python still holds for the stream goes to the null device, as it would complain at its exit.
+    After a failed write (a closed reader, a full disk, a hung-up terminal) nothing more is written, and Python's
+    buffered
+    output goes to the null device, since flushing it at exit would raise.
 
     Args:
-        stream: the one to write to.
+        stream: the wrapped stream.
     """
 
     def __init__(self, stream: Any):
         self._stream, self._gone = stream, False
 
     def write(self, text: str) -> int:
-        """Write a text, as far as that is possible.
-
-        Args:
-            text: any.
-
-        Returns:
-            Its length.
-        """
+        """Write text if possible; returns its length."""
         try:
             if not self._gone:
                 self._stream.write(text)
@@ -40,7 +34,7 @@ class Forgiving:
         return len(text)
 
     def flush(self) -> None:
-        """Have everything written, as far as that is possible."""
+        """Flush if possible."""
         try:
             if not self._gone:
                 self._stream.flush()
@@ -60,7 +54,7 @@ class Forgiving:
 
 @contextmanager
 def forgiving_output() -> Iterator[None]:
-    """Put :class:`Forgiving` streams in place of the standard ones.
+    """Replace the standard streams by :class:`Forgiving` ones.
 
     Yields:
         Nothing.

@@ -1,9 +1,10 @@
-"""Many runs in one file, ``runs.jsonl``, small enough to be kept with the project.
+"""Many runs in one file, ``runs.jsonl``, small enough to be kept in the repository.
 
-Its first line holds what all runs share, and every other line a run: ``{"run": the folder's name, "config": ...,
-"summary": ..., "rows": column -> list, "solver": layer -> statistic -> list}``, less what is shared. So every setting
-and the whole summary are kept, and at most `ROWS` of the logged rows, evenly spread, the first and the last among them;
-what the solvers did, to `DIGITS` digits. Left out are checkpoints, and where the run was made: host, command and paths.
+The first line has what all runs share; every other line is a run, ``{"run": folder name, "config": ..., "summary": ...,
+"rows": column -> list, "solver": layer -> statistic -> list}``, without the shared part. It keeps all settings, the
+whole
+summary, and at most `ROWS` evenly spaced logged rows including the first and the last; solver statistics are rounded to
+`DIGITS` digits. Checkpoints and the place of the run (host, command, paths) are omitted.
 """
 
 import json
@@ -63,7 +64,7 @@ def _line(run: Run) -> dict[str, Any]:
 
 
 def _solver(run: Run, steps: Sequence[float | int | None]) -> dict[str, dict[str, list[float | int | None]]]:
-    """What the solvers did at some steps, null where that was not logged."""
+    """Solver statistics at some steps, null where not logged."""
 
     def at_steps(logged: np.ndarray, values: np.ndarray) -> list[float | int | None]:
         known = dict(zip(logged.tolist(), values.tolist(), strict=True))
@@ -77,14 +78,7 @@ def _number(value: float) -> float | int | None:
 
 
 def common(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    """What two mappings share, and the mappings in them.
-
-    Args:
-        a: nested mappings.
-        b: another.
-
-    Returns:
-        The keys that have the same value in both.
+    """The entries that two nested mappings share.
 
     Example:
         >>> common({"x": {"y": 1, "z": 2}, "u": 3}, {"x": {"y": 1, "z": 0}, "v": 3})
@@ -97,14 +91,7 @@ def common(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 
 
 def less(a: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
-    """A mapping without what it shares with others; :func:`joined` is the way back.
-
-    Args:
-        a: nested mappings.
-        shared: as :func:`common` gives it.
-
-    Returns:
-        The rest.
+    """A nested mapping without its shared entries; the inverse of :func:`joined`.
 
     Example:
         >>> less({"x": {"y": 1, "z": 2}, "u": 3}, {"x": {"y": 1}})
@@ -118,14 +105,7 @@ def less(a: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
 
 
 def joined(shared: dict[str, Any], rest: dict[str, Any]) -> dict[str, Any]:
-    """What :func:`less` was made of.
-
-    Args:
-        shared: nested mappings.
-        rest: likewise; it wins.
-
-    Returns:
-        Both in one.
+    """Two nested mappings merged; ``rest`` takes precedence.
 
     Example:
         >>> joined({"x": {"y": 1}}, {"x": {"z": 2}, "u": 3})
@@ -139,13 +119,13 @@ def read_packed(path: Path) -> list[Run]:
     """Read a file of packed runs.
 
     Args:
-        path: a ``runs.jsonl``; a run's path is that of a folder beside it, which need not exist.
+        path: a ``runs.jsonl``; a run's path is that of a sibling folder, which need not exist.
 
     Returns:
         The runs.
 
     Raises:
-        BrokenError: a line is no usable run; says which and why.
+        BrokenError: a line is not a usable run; says which and why.
     """
     try:
         lines = (read_text(path, MAX_METRICS) or "").splitlines()
@@ -195,13 +175,13 @@ def _at_row(solver: Any, i: int) -> dict[str, dict[str, Any]]:
 
 
 def rows_of(run: Run) -> list[dict[str, Any]]:
-    """A run's rows as it logged them, but for what packing leaves out.
+    """A run's rows as it logged them, except for what packing omits.
 
     Args:
-        run: such as :func:`read_packed` gives.
+        run: as returned by :func:`read_packed`.
 
     Returns:
-        One mapping a logged step: `COLUMNS`, and ``solver`` where the solver's values are known.
+        One mapping per logged step: `COLUMNS`, and ``solver`` where known.
     """
     values = [run.columns[name].tolist() for name in COLUMNS]
     rows: list[dict[str, Any]] = [dict(zip(COLUMNS, row, strict=True)) for row in zip(*values, strict=True)]

@@ -1,4 +1,4 @@
-"""One run folder, read with suspicion: a run killed at any instant, or a file that is no run's at all."""
+"""Read a run folder defensively: the run may have been killed at any moment, or the files may not be a run's at all."""
 
 import json
 import math
@@ -27,16 +27,16 @@ _OLD_NAMES = {"rounds": "iterations"}  # of statistics, in runs before November 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What one run folder holds.
+    """The content of one run folder.
 
     Attributes:
         path: the folder.
         config: the resolved settings.
-        summary: summary.json, empty where there is none.
+        summary: summary.json, or empty.
         status: completed, diverged, failed or unfinished.
-        columns: ``step``, ``seconds`` and ``METRICS``, one entry a logged row; NaN where not finite.
+        columns: ``step``, ``seconds`` and ``METRICS``, one entry per logged row; NaN where not finite.
         solver: layer -> statistic -> (steps, values).
-        notes: what was repaired on reading.
+        notes: repairs made while reading.
     """
 
     path: Path
@@ -49,17 +49,17 @@ class Run:
 
     @property
     def seed(self) -> int:
-        """The seed of its weights and batches."""
+        """The seed of initial weights and batches."""
         return self.config["seed"]
 
     @property
     def role(self) -> str | None:
-        """``trial`` or ``final`` where it is a sweep's, None where nobody said."""
+        """``trial`` or ``final`` for a sweep's run, otherwise None."""
         return role_of(self.config)
 
     @property
     def label(self) -> str:
-        """The method and the numbers that tune it, such as ``sibp cg:5 lr=0.3 prox_weight=1``."""
+        """The method and its hyper-parameters, such as ``sibp cg:5 lr=0.3 prox_weight=1``."""
         return f"{method_name(self.optimizer)} {setting_name(self.optimizer)}"
 
     @property
@@ -72,13 +72,13 @@ def read_run(folder: Path) -> Run:
     """Read a run's folder.
 
     Args:
-        folder: should hold config.yaml, metrics.jsonl and, once the run has ended, summary.json.
+        folder: with config.yaml, metrics.jsonl and, once the run has ended, summary.json.
 
     Returns:
         The run.
 
     Raises:
-        BrokenError: the folder's files are no usable run; says which file and why.
+        BrokenError: the files are not a usable run; says which file and why.
     """
     config = _read_config(folder / "config.yaml")
     summary = _read_summary(folder / "summary.json")
@@ -89,20 +89,20 @@ def read_run(folder: Path) -> Run:
 def run_of(
     folder: Path, config: dict[str, Any], summary: dict[str, Any], rows: list[dict[str, Any]], notes: list[str]
 ) -> Run:
-    """Put together what was read of a run.
+    """Assemble a run from its checked parts.
 
     Args:
         folder: of the run.
         config: checked by :func:`checked_config`.
         summary: checked by :func:`checked_summary`, or empty.
         rows: each checked by :func:`checked_row`.
-        notes: what was repaired on reading.
+        notes: repairs made while reading.
 
     Returns:
         The run.
 
     Raises:
-        BrokenError: it says that it is completed, and has no rows.
+        BrokenError: its status is completed, but it has no rows.
     """
     status = summary.get("status", UNFINISHED)
     if status == "completed":
@@ -114,17 +114,17 @@ def run_of(
 
 
 def read_text(path: Path, limit: int) -> str | None:
-    """Read a file that may be anything: a pipe that never ends, a device, a disk's worth of bytes.
+    """Read a file that may be anything: a pipe, a device, a huge file.
 
     Args:
         path: of the file.
-        limit: the most bytes that it may have.
+        limit: maximum size in bytes.
 
     Returns:
-        Its text, None if it is not there.
+        Its text, or None if it does not exist.
 
     Raises:
-        BrokenError: it is no file, too large, cannot be read or is not text.
+        BrokenError: it is not a regular file, too large, unreadable or not text.
     """
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a named pipe must not hang us
@@ -168,7 +168,7 @@ def checked_config(config: Any) -> dict[str, Any]:
         The same.
 
     Raises:
-        BrokenError: no optimizer or no seed is named.
+        BrokenError: optimizer or seed is missing.
     """
     if not isinstance(config, dict):
         raise BrokenError("config.yaml holds no settings")
@@ -194,7 +194,7 @@ def _read_summary(path: Path) -> dict[str, Any]:
 
 
 def checked_summary(summary: Any) -> dict[str, Any]:
-    """Check how a run ended.
+    """Check a run's summary.
 
     Args:
         summary: as returned by :func:`~sibp.runs.values.plain`.
@@ -203,7 +203,7 @@ def checked_summary(summary: Any) -> dict[str, Any]:
         The same.
 
     Raises:
-        BrokenError: it says no status.
+        BrokenError: it has no status.
     """
     if not isinstance(summary, dict):
         raise BrokenError("summary.json holds no summary")
@@ -213,7 +213,7 @@ def checked_summary(summary: Any) -> dict[str, Any]:
 
 
 def _read_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The checked rows; a last line that a killed process left half-written is dropped."""
+    """The checked rows; an incomplete last line from a killed process is dropped."""
     text = read_text(path, MAX_METRICS)
     rows: list[dict[str, Any]] = []
     if text is None:
@@ -272,7 +272,7 @@ def checked_row(row: Any, before: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _complete(rows: list[dict[str, Any]], summary: Mapping[str, Any], notes: list[str]) -> str:
-    """A completed run must have its last row; the summary has a copy, in case a damaged disk lost it."""
+    """Restore a completed run's last row from its copy in the summary, if a damaged disk lost it."""
     final, steps = summary.get("final"), number_or_nan(summary.get("steps"))
     if not rows:
         raise BrokenError("summary.json says completed, but metrics.jsonl is missing or empty")
@@ -291,7 +291,7 @@ def _complete(rows: list[dict[str, Any]], summary: Mapping[str, Any], notes: lis
 
 
 def _beyond_reason(rows: list[dict[str, Any]]) -> bool:
-    """Whether a run ended with a finite training loss that no training leaves: far above the one it began with."""
+    """Whether the final training loss is finite but far above the initial one, which counts as divergence."""
     losses = [row["train_loss"] for row in rows if not math.isnan(row["train_loss"])]
     return len(losses) > 1 and losses[-1] > BEYOND_REASON * max(1.0, losses[0])
 
@@ -301,7 +301,7 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
 
 
 def _solver(rows: list[dict[str, Any]]) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """Layer -> statistic -> (steps, values); anything that is no number is left out."""
+    """Layer -> statistic -> (steps, values); non-numbers are omitted."""
     found: defaultdict[str, defaultdict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         for layer, stats in row["solver"].items():
@@ -318,12 +318,5 @@ def _arrays(points: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def first_line(error: Exception) -> str:
-    """An error in short.
-
-    Args:
-        error: of a parser.
-
-    Returns:
-        The first line of its message, or its name.
-    """
+    """The first line of an error's message, or the error's name."""
     return shown(next(iter(str(error).splitlines()), "") or type(error).__name__)

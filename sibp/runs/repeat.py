@@ -1,4 +1,4 @@
-"""The command that trains a run's settings again, with other seeds."""
+"""The command that trains a run's settings with other seeds."""
 
 import re
 import shlex
@@ -18,14 +18,14 @@ PLAIN = re.compile(r"[\w.:/+-]+", re.ASCII)
 
 
 def command(config: Mapping[str, Any], seeds: Sequence[int]) -> str | None:
-    """What to type to train the same settings with some seeds.
+    """The command that trains the same settings with some seeds.
 
     Args:
         config: the resolved settings of a run.
         seeds: one or more.
 
     Returns:
-        One line for a shell; None if the settings are not among those that ``sibp train`` knows by itself.
+        One shell line; None if ``sibp train`` does not know the settings without plugins.
     """
     overrides = overrides_of(config)
     if overrides is None:
@@ -35,13 +35,13 @@ def command(config: Mapping[str, Any], seeds: Sequence[int]) -> str | None:
 
 
 def overrides_of(config: Mapping[str, Any]) -> list[str] | None:
-    """The overrides by which ``sibp train`` makes a config, without seed.
+    """The overrides with which ``sibp train`` composes a config, without the seed.
 
     Args:
         config: the resolved settings of a run.
 
     Returns:
-        ``group=option`` and ``key=value``, no more than needed; None as in :func:`command`.
+        The necessary ``group=option`` and ``key=value`` overrides; None as for :func:`command`.
     """
     if CONFIGS is None:
         return None
@@ -68,7 +68,7 @@ def overrides_of(config: Mapping[str, Any]) -> list[str] | None:
 
 
 def _option(group: str, settings: Mapping[str, Any]) -> str | None:
-    """The file of a group that is nearest to some settings, of those with the same keys and name."""
+    """A group's option closest to some settings, among those with the same keys and name."""
     assert CONFIGS is not None
     near: dict[str, int] = {}
     for path in sorted((CONFIGS / group).glob("*.yaml")):
@@ -80,7 +80,7 @@ def _option(group: str, settings: Mapping[str, Any]) -> str | None:
 
 @cache
 def _file(name: str) -> dict[str, Any]:
-    """A file of configs/; one of a group may build on others of that group."""
+    """A file of configs/, merged with the options of its group that it builds on."""
     assert CONFIGS is not None
     own = parse_yaml((CONFIGS / f"{name}.yaml").read_text()) or {}
     group, _, _ = name.rpartition("/")
@@ -98,7 +98,7 @@ def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _text(value: Any) -> str | None:
-    """A value as the command line takes it; None if it is nothing that one would type."""
+    """A value in command-line syntax; None if it cannot be typed."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int | float):

@@ -1,4 +1,4 @@
-"""Where the runs of a command stand, read from their folders; nothing is written there."""
+"""The state of a command's runs, read from their folders without writing."""
 
 import fcntl
 import json
@@ -20,14 +20,14 @@ ORDER = ("completed", "diverged", "failed", "running", "stopped", "not started")
 
 @dataclass(frozen=True)
 class State:
-    """Where a run stands.
+    """The state of a run.
 
     Attributes:
-        label: what a reader calls it.
-        status: one of ``ORDER``; stopped: begun, and nobody is at it.
+        label: its display name.
+        status: one of ``ORDER``; stopped: begun, but no process is training it.
         step: of the last logged row.
-        total: steps of the whole run; None where that is not known yet.
-        row: the last one logged; empty where there is none.
+        total: steps of the whole run; None if not known yet.
+        row: the last logged row, or empty.
     """
 
     label: str
@@ -38,13 +38,13 @@ class State:
 
 
 def state_of(config: Mapping[str, Any]) -> State:
-    """Look at a run.
+    """Read the state of a run.
 
     Args:
         config: its resolved settings.
 
     Returns:
-        Where it stands.
+        Its state.
     """
     folder = RunFolder(config)
     summary = folder.summary() or {}
@@ -63,13 +63,13 @@ def _unended(folder: RunFolder) -> str:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds a run's folder.
+    """Whether a process holds a run's lock.
 
     Args:
-        path: of its lock.
+        path: of the lock.
 
     Returns:
-        True if so; whoever wants the lock at this very moment tries again.
+        True if so; a process that requests the lock at this moment retries.
     """
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK)) as lock:  # a named pipe must not hang us
@@ -93,7 +93,7 @@ def _last_row(path: Path) -> dict[str, Any]:
 
 
 def _total(config: Mapping[str, Any], row: Mapping[str, Any]) -> int | None:
-    """Steps of the run: how many an epoch has is in its rows."""
+    """Steps of the whole run; the rows give the steps per epoch."""
     limits = [config["max_steps"]] if config.get("max_steps") is not None else []
     step, epoch = number_or_nan(row.get("step")), number_or_nan(row.get("epoch"))
     if config.get("epochs") is not None:
@@ -104,7 +104,7 @@ def _total(config: Mapping[str, Any], row: Mapping[str, Any]) -> int | None:
 
 
 def status_table(states: Sequence[State]) -> list[str]:
-    """Runs for a reader: how many there are of each kind, then a line each.
+    """The runs as text: a count per status, then one line per run.
 
     Args:
         states: of the runs.
@@ -122,7 +122,7 @@ def status_table(states: Sequence[State]) -> list[str]:
 
 
 def progress_of(state: State) -> str:
-    """How far a run has come, as text.
+    """A run's progress as text.
 
     Args:
         state: of the run.
@@ -142,14 +142,7 @@ def progress_of(state: State) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for a reader.
-
-    Args:
-        seconds: 0 or more.
-
-    Returns:
-        Such as ``0.53 s``, ``42 s``, ``12 min`` or ``3.2 h``.
-    """
+    """Seconds as text, such as ``0.53 s``, ``42 s``, ``12 min`` or ``3.2 h``."""
     if seconds >= 2 * 3600:
         return f"{seconds / 3600:.1f} h"
     if seconds >= 120:

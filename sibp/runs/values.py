@@ -1,4 +1,4 @@
-"""Values that come from files: checked when read, cut to a decent length when shown."""
+"""Values from files: checked when read, shortened when shown."""
 
 import json
 import math
@@ -10,7 +10,7 @@ LARGEST_INTEGER = 2**64  # Python can hold longer ones, and refuses to write out
 
 
 class BrokenError(Exception):
-    """Something in a run folder cannot be used; the message is the reason that the report lists."""
+    """A run folder's content cannot be used; the message is the reason shown in the report."""
 
 
 class UsageError(Exception):
@@ -18,16 +18,16 @@ class UsageError(Exception):
 
 
 def plain(value: Any) -> Any:
-    """Copy what a YAML or JSON file holds into mappings with string keys, lists, numbers, strings, booleans and None.
+    """Copy parsed YAML or JSON into mappings with string keys, lists, numbers, strings, booleans and None.
 
     Args:
-        value: what the parser made of the file; may refer to itself, or blow up when written out.
+        value: the parser's result; may be recursive, or expand exponentially.
 
     Returns:
-        The copy; anything else than the above (dates, bytes, sets) becomes its string.
+        The copy; other types (dates, bytes, sets) become strings.
 
     Raises:
-        BrokenError: it is too large or too deep to be settings or results, or a number in it is.
+        BrokenError: it is too large or too deep for settings or results, or contains an invalid number.
     """
     left = MAX_NODES
 
@@ -54,10 +54,10 @@ def number(value: Any) -> float:
         value: anything.
 
     Returns:
-        The value as a float; NaN for None and for what is not finite.
+        The value as a float; NaN for None and non-finite values.
 
     Raises:
-        BrokenError: it is no number.
+        BrokenError: it is not a number.
     """
     if value is None:
         return math.nan
@@ -71,14 +71,7 @@ def number(value: Any) -> float:
 
 
 def number_or_nan(value: Any) -> float:
-    """A number that the report can do without.
-
-    Args:
-        value: anything.
-
-    Returns:
-        The value as a float; NaN for anything that is no finite number.
-    """
+    """The value as a float; NaN for anything but a finite number."""
     try:
         return number(value)
     except BrokenError:
@@ -86,13 +79,13 @@ def number_or_nan(value: Any) -> float:
 
 
 def canonical(value: Any) -> str:
-    """A string that is equal for equal settings: order of keys and 1 against 1.0 make no difference.
+    """A string that is equal for equal settings, whatever the order of keys; 1 equals 1.0.
 
     Args:
         value: as returned by :func:`plain`.
 
     Returns:
-        JSON, keys sorted.
+        JSON with sorted keys.
     """
 
     def same(node: Any) -> Any:
@@ -106,13 +99,13 @@ def canonical(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value from a file as a short line of printable text.
+    """A value from a file as one short line of printable text.
 
     Args:
         value: anything.
 
     Returns:
-        Its text; what cannot be printed becomes a replacement mark, long texts are cut.
+        Its text; unprintable characters are replaced, long texts cut.
     """
     try:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

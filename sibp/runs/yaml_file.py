@@ -1,6 +1,6 @@
-"""The one way YAML is read and written here: as Hydra's OmegaConf does it, so that all files mean the same.
+"""Read and write YAML as Hydra's OmegaConf does, so that all files mean the same.
 
-A key given twice is refused, ``1e-3`` is a number, and a date is a string.
+Duplicate keys are refused, ``1e-3`` is a number, and dates are strings.
 """
 
 import re
@@ -12,7 +12,7 @@ MOST_MERGES = 10_000  # of `<<`; a file that doubles itself with each would fill
 
 
 class YamlError(Exception):
-    """A text is no YAML; the message is the reason in one line."""
+    """Invalid YAML; the message is the reason in one line."""
 
 
 def parse_yaml(text: str) -> Any:
@@ -25,7 +25,7 @@ def parse_yaml(text: str) -> Any:
         Mappings, lists, numbers, strings, booleans and None.
 
     Raises:
-        YamlError: it is no YAML, gives a key twice, or blows itself up.
+        YamlError: it is invalid, has a duplicate key, or expands exponentially.
     """
     try:
         return yaml.load(text, Loader=_Loader)
@@ -39,7 +39,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def yaml_text(value: Any) -> str:
-    """Write a value as YAML, so that :func:`parse_yaml` reads the same.
+    """Write a value as YAML that :func:`parse_yaml` reads back unchanged.
 
     Args:
         value: mappings, lists, numbers, strings, booleans and None.
@@ -51,7 +51,7 @@ def yaml_text(value: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe one, with OmegaConf's rules, and with an end to merging."""
+    """PyYAML's safe loader with OmegaConf's rules and limited merging."""
 
     merges = 0
 
@@ -75,7 +75,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes a string that the loader would take for something else."""
+    """Quotes strings that the loader would read as another type."""
 
 
 TIMESTAMP, FLOAT = "tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:float"

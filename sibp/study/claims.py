@@ -1,4 +1,4 @@
-"""What the paper claims, as data, and the verdict on a claim; page.md says the rules in words."""
+"""The paper's claims as data, and the verdict on a claim; page.md states the rules."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,15 +31,15 @@ BESIDE_BETTER: Kinds = {"relative_to": TEXT, "at": MAPPING}
 
 @dataclass(frozen=True)
 class Better:
-    """That a method is better than another one.
+    """One method is better than another.
 
     Attributes:
-        method: of which it is said.
-        other: the one it is compared with.
+        method: the better one.
+        other: its rival.
         quantity: one of `QUANTITIES`.
         place: EXPERIMENT or EXPERIMENT/FOLDER.
-        relative_to: likewise; the quantity is divided by the same seed's there.
-        at: hyper-parameter -> value; settings with others do not count.
+        relative_to: likewise; the quantity is divided by the same seed's value there.
+        at: hyper-parameter -> value; other settings are excluded.
     """
 
     method: str
@@ -51,18 +51,18 @@ class Better:
 
     @property
     def places(self) -> list[str]:
-        """Where its runs are kept."""
+        """Where its runs are."""
         return [self.place, *([self.relative_to] if self.relative_to else [])]
 
     @property
     def timed(self) -> bool:
-        """Whether it can be judged after equal seconds, too."""
+        """Whether it can also be judged after equal seconds."""
         return self.quantity in TIMED and self.relative_to is None
 
 
 @dataclass(frozen=True)
 class Every:
-    """That a number lies below, or above, a bound in all rows of a list; ``key`` is LIST.FIELD."""
+    """A number is below, or above, a bound in all rows of a list; ``key`` is LIST.FIELD."""
 
     key: str
     place: str
@@ -72,7 +72,7 @@ class Every:
 
     @property
     def places(self) -> list[str]:
-        """Where its record is kept."""
+        """Where its record is."""
         return [self.place]
 
 
@@ -81,13 +81,13 @@ Criterion = Better | Every
 
 @dataclass(frozen=True)
 class FirstWording:
-    """Criteria that were given up for others, with what they come to: they count no more, and are not forgotten.
+    """Criteria that were replaced; they are still evaluated and shown, but do not count.
 
     Attributes:
-        written: the day on which they were.
-        changed: the day on which others took their place.
-        why: and what was known by then.
-        criteria: as they were.
+        written: the date.
+        changed: the date of their replacement.
+        why: the reason, and which outcomes were known.
+        criteria: as first written.
     """
 
     written: str
@@ -98,7 +98,7 @@ class FirstWording:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim: in our words, in the paper's, and what would show it."""
+    """A claim, in our words and in the paper's, with its criteria."""
 
     name: str
     claim: str
@@ -109,7 +109,7 @@ class Claim:
     first: FirstWording | None = None
 
     def experiments(self) -> list[str]:
-        """Names of the experiments that it is tried by, those that count first."""
+        """Names of its experiments, those that count first."""
         before = self.first.criteria if self.first else ()
         tried = [place for criterion in (*self.criteria, *self.beside, *before) for place in criterion.places]
         return list(dict.fromkeys(place.partition("/")[0] for place in tried))
@@ -133,7 +133,7 @@ def read_claims(path: Path, experiments: Mapping[str, Experiment]) -> list[Claim
     """The claims in a file, in its order.
 
     Raises:
-        UsageError: an entry is wrong; the message names its key.
+        UsageError: an invalid entry; names its key.
     """
     try:
         nodes = parse_yaml(path.read_text())
@@ -165,7 +165,7 @@ def _criteria(entries: Sequence[Any], where: str, experiments: Mapping[str, Expe
 
 
 def _criterion(node: Any, where: str) -> Sequence[Criterion]:
-    """One criterion for each method named by ``than``."""
+    """One criterion per method in ``than``."""
     if isinstance(node, dict) and "every" in node:
         _check(node, where, OF_EVERY, BESIDE_EVERY)
         if ("below" in node) == ("above" in node):
@@ -187,7 +187,7 @@ def _criterion(node: Any, where: str) -> Sequence[Criterion]:
 
 
 def _check(node: Any, where: str, needed: Kinds, allowed: Kinds) -> None:
-    """That a mapping has the needed keys, none that is not allowed, and values of the right kinds."""
+    """Check a mapping's keys and the types of its values."""
     if not isinstance(node, dict):
         raise UsageError(f"{where} is no mapping.")
     known = {**needed, **allowed}

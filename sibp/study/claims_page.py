@@ -1,4 +1,4 @@
-"""results/README.md and claims.csv: every claim with its verdict; the text stands in page.md."""
+"""results/README.md and claims.csv: every claim with its verdict; page.md has the text."""
 
 import csv
 import io
@@ -22,7 +22,7 @@ SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim with what the kept runs say about it."""
+    """A claim with its findings."""
 
     claim: Claim
     findings: Sequence[Finding]
@@ -36,17 +36,17 @@ class Judged:
 
     @property
     def timed(self) -> list[Finding]:
-        """Those whose criterion can be judged after equal seconds, too."""
+        """Findings whose criterion can also be judged after equal seconds."""
         return [finding for finding in self.findings if finding.criterion.timed]
 
     @property
     def per_second(self) -> str | None:
-        """By its criteria after equal seconds; None if none of them can be judged so."""
+        """By its criteria after equal seconds; None if not applicable."""
         asked = self.timed
         return judge([finding.holds_per_second for finding in asked]) if asked else None
 
     def tally(self, per_second: bool = False) -> str:
-        """The verdict and how many criteria hold, such as ``**partly**: 3 of 6 hold, 2 open``."""
+        """The verdict and a count, such as ``**partly**: 3 of 6 hold, 2 open``."""
         if per_second:
             return _tally([finding.holds_per_second for finding in self.timed]) if self.timed else "–"
         return _tally([finding.holds for finding in self.findings])
@@ -73,7 +73,7 @@ def verdict_table(found: Sequence[Judged]) -> str:
 
 
 def page(found: Sequence[Judged], experiments: Mapping[str, Experiment], results: Path, pictures: Sequence[str]) -> str:
-    """results/README.md; ``pictures`` names the experiments that have one."""
+    """results/README.md; ``pictures``: names of the experiments that have one."""
     text = templates(Path(__file__).parent, escape=False).get_template("page.md")
     return text.render(
         found=found,
@@ -91,7 +91,7 @@ def page(found: Sequence[Judged], experiments: Mapping[str, Experiment], results
 
 
 def _significance(each: Judged) -> str:
-    """How many of the criteria that hold are significant after a correction for their number."""
+    """How many criteria hold significantly after Holm's correction."""
     compared = [finding for finding in each.findings if finding.verdict]
     if not compared:
         return ""
@@ -105,7 +105,7 @@ def _linked(name: str, results: Path) -> str:
 
 
 def _tables(findings: Sequence[Finding]) -> str:
-    """A table of comparisons, a table of bounds, and a list of what is open."""
+    """A table of comparisons, a table of bounds, and a list of open criteria."""
     known = [finding for finding in findings if finding.mine is not None]
     compared = [(finding, finding.criterion) for finding in known if isinstance(finding.criterion, Better)]
     chances = corrected([finding for finding, _ in compared])
@@ -123,7 +123,7 @@ def _tables(findings: Sequence[Finding]) -> str:
 
 
 def corrected(findings: Sequence[Finding]) -> list[float]:
-    """The p-values of one family of comparisons by steps, corrected by Holm."""
+    """Holm-corrected p-values of one family of comparisons by steps."""
     return holm([finding.verdict.sign_p if finding.verdict else 1.0 for finding in findings])
 
 

@@ -37,21 +37,21 @@ OVER_SETTINGS: dict[str, Callable[[Mapping[float, tuple[float, float]]], float]]
 
 
 class OpenError(Exception):
-    """The kept runs say nothing about a criterion; the message says why."""
+    """A criterion cannot be judged from the kept runs; the message says why."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What the kept runs say about a criterion.
+    """The outcome of a criterion.
 
     Attributes:
         criterion: the criterion.
         holds: None if it is open.
         why: a verdict's word, or why it is open.
-        mine: the method's value (of `Every`: that of the worst row).
+        mine: the method's value (for `Every`, that of the worst row).
         other: the other method's value.
         verdict: paired by seed.
-        after_seconds: the same after equal training seconds; None where seconds do not apply.
+        after_seconds: the same after equal training seconds, where applicable.
     """
 
     criterion: Criterion
@@ -69,11 +69,7 @@ class Finding:
 
 
 class Evidence:
-    """What is kept, read when it is asked for, once.
-
-    Args:
-        results: where evidence is kept.
-    """
+    """The kept runs and records below ``results``, read lazily and cached."""
 
     def __init__(self, results: Path) -> None:
         self.results = results
@@ -83,22 +79,22 @@ class Evidence:
         """The kept runs of EXPERIMENT or EXPERIMENT/FOLDER, compared.
 
         Raises:
-            OpenError: there are none yet.
-            UsageError: they are of several problems, which cannot be compared.
+            OpenError: there are none.
+            UsageError: they belong to several problems.
         """
         folder = self.results / place
         if not any(folder.rglob(PACKED)):
             raise OpenError(f"not run yet (`{REPRODUCE} {place.partition('/')[0]}`)")
         problems = compare(collect([folder]).runs, None, None)
         if len(problems) != 1:
-            raise UsageError(f"results/{place} holds {len(problems)} problems: name one of its folders.")
+            raise UsageError(f"results/{place} has {len(problems)} problems: name one of its folders.")
         return problems[0]
 
     def method(self, place: str, name: str) -> Method:
         """A method of EXPERIMENT or EXPERIMENT/FOLDER.
 
         Raises:
-            OpenError: nothing is kept there, or not of this method.
+            OpenError: it has no kept runs there.
         """
         methods = {method.name: method for method in self.problem(place).methods}
         if name not in methods:
@@ -109,7 +105,7 @@ class Evidence:
         """The list ``name`` in the record EXPERIMENT/FILE.json, or several lists joined by ``+``.
 
         Raises:
-            OpenError: the file is not kept yet.
+            OpenError: there is no such file.
             UsageError: it has no such list of rows.
         """
         path = self.results / place
@@ -128,7 +124,7 @@ def find(criterion: Criterion, evidence: Evidence) -> Finding:
     """Whether a criterion holds.
 
     Raises:
-        UsageError: it asks for what the kept files do not have.
+        UsageError: the kept files lack what it refers to.
     """
     try:
         return _better(criterion, evidence) if isinstance(criterion, Better) else _every(criterion, evidence)
@@ -157,7 +153,7 @@ def _larger_is_better(quantity: str) -> bool:
 
 
 def _values(criterion: Better, name: str, evidence: Evidence) -> dict[int, float]:
-    """``{seed: value}`` of a method, divided by that of the same seed at ``relative_to`` if there is one."""
+    """``{seed: value}`` of a method, divided by the same seed's value at ``relative_to`` if given."""
     values = _at(criterion, criterion.place, name, evidence)
     if criterion.relative_to is None:
         return values

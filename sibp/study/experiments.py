@@ -1,4 +1,4 @@
-"""The list of experiments, results/experiments.yaml, and whether each is kept."""
+"""The experiments of results/experiments.yaml, and whether each is kept."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ REPRODUCE = "python scripts/reproduce.py"
 
 @dataclass(frozen=True)
 class Experiment:
-    """What to run for a question, and how long that takes; ``commands`` is folder -> command."""
+    """A question, the commands that answer it (folder -> command), and their duration."""
 
     name: str
     asks: str
@@ -22,12 +22,12 @@ class Experiment:
 
     @property
     def is_full(self) -> bool:
-        """Whether it is only run when it is asked for by name."""
+        """Whether it is run only when named explicitly."""
         return self.name.endswith("_full")
 
     @property
     def command(self) -> str:
-        """What runs or resumes it."""
+        """The command that runs or resumes it."""
         return f"{REPRODUCE} {self.name}"
 
 
@@ -35,7 +35,7 @@ def read_experiments(path: Path) -> dict[str, Experiment]:
     """``{name: experiment}``, in the file's order.
 
     Raises:
-        UsageError: an entry is wrong; names it.
+        UsageError: an invalid entry; names it.
     """
     found = {}
     for name, node in parse_yaml(path.read_text()).items():

@@ -1,4 +1,4 @@
-"""Pictures of experiments and of the arena, as SVG: always the same bytes for the same kept files."""
+"""Pictures of experiments and of the arena, as reproducible SVG."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ FIXED = {"prox_weight": 1.0, "momentum": 0.0}
 
 
 def pictures(evidence: Evidence, experiments: Mapping[str, Experiment]) -> dict[str, bytes]:
-    """``{experiment: SVG}``, for those that are kept."""
+    """``{experiment: SVG}`` for the kept ones."""
     found = {}
     for name in experiments:
         if name in DRAWN:
@@ -40,11 +40,11 @@ def arena_picture(table: Sequence[Standing]) -> bytes:
 
 
 def step_sizes(evidence: Evidence, experiment: Experiment) -> list[Figure]:
-    """Final loss over the step size, with the other hyper-parameters fixed and tuned along."""
+    """Final loss over the step size, with the other hyper-parameters fixed, and tuned."""
     problem = evidence.problem(experiment.name)
     return [
         _over_steps(problem, "proximal weight 1, no momentum", FIXED),
-        _over_steps(problem, "proximal weight or momentum tuned along", {}),
+        _over_steps(problem, "proximal weight or momentum tuned", {}),
     ]
 
 
@@ -62,7 +62,7 @@ def _parts(evidence: Evidence, experiment: Experiment) -> list[Problem]:
 
 
 def _over_steps(problem: Problem, title: str, at: Mapping[str, float]) -> Figure:
-    """The best setting at each step size; a cross above where at least half of its runs diverged or got worse."""
+    """The best setting at each step size; a cross above if the median run diverged or ended above `CEILING`."""
     lines = []
     for i, method in enumerate(problem.methods):
         best: dict[float, Estimate] = {}
@@ -74,7 +74,7 @@ def _over_steps(problem: Problem, title: str, at: Mapping[str, float]) -> Figure
             best[lr] = min(best.get(lr, found), found, key=lambda each: each.median)
         steps = sorted(best)
         dead = np.array([lr for lr in steps if best[lr].median > CEILING])
-        row = np.full(len(dead), CEILING * 1.15 ** (1 + i))  # one above the other, so that all are seen
+        row = np.full(len(dead), CEILING * 1.15 ** (1 + i))  # stacked, so that all are visible
         lines += [_line(method.name, steps, [best[lr] for lr in steps])]
         lines += [Line(method.name, method.name, dead, row, kind="cross")]
     return Figure(title, title, "step size", LOSS, lines, x_log=True, y_log=True)
@@ -83,7 +83,7 @@ def _over_steps(problem: Problem, title: str, at: Mapping[str, float]) -> Figure
 def _line(
     name: str, x: Sequence[float], found: Sequence[Estimate | None], label: str = "", ceiling: float = CEILING
 ) -> Line:
-    """Medians with a band of their 95 % intervals; gaps where there is none, or one above the ceiling."""
+    """Medians with a band of their 95 % intervals; gaps where the median is missing or above the ceiling."""
     rows = np.full((len(x), 3), math.nan)
     for row, each in zip(rows, found, strict=True):
         if each and -math.inf < each.median <= ceiling:
@@ -110,7 +110,7 @@ def _of(problem: Problem, name: str, quantity: Quantity) -> Estimate | None:
 
 
 def iterations(evidence: Evidence, experiment: Experiment) -> list[Figure]:
-    """Loss, accuracy and cost of a step over the iterations of conjugate gradients; other solvers as level lines."""
+    """Loss, accuracy and step cost over CG iterations; other solvers as horizontal lines."""
     problem = evidence.problem(experiment.name)
     solved = {method.name: method for method in problem.methods}
     counts = sorted(int(name.partition(":")[2]) for name in solved if name.startswith("sibp cg:"))
@@ -137,7 +137,7 @@ def _milliseconds(method: Method) -> Estimate | None:
 
 
 def stationary(evidence: Evidence, experiment: Experiment) -> list[Figure]:
-    """The gradient over the length of a step, on the way to rest."""
+    """The gradient over the step length, while converging."""
     found = []
     for activation in ("tanh", "relu"):
         lines = []

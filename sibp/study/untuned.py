@@ -1,10 +1,9 @@
-"""AutoSIBP with its one default beside every tuned method: at the end, by the clock, and with tuning paid for.
+"""AutoSIBP with its default settings against every tuned method: final metrics, time, and time including tuning.
 
-The tuned methods are the kept runs of the arena (and of another experiment, where a problem is not the arena's), on
-their own seeds; AutoSIBP's runs, and further seeds of SGD, are of another day. So **AutoSIBP's seconds are SGD's kept
-seconds a step times the ratio of the two**, of processor time measured in turn by scripts/auto_clock.py.
-
-Where AutoSIBP is ranked by seconds it counts with the seeds of the tuned methods, and with all of its own at the end.
+The tuned methods are the kept runs of the arena (or of the experiment in `ELSEWHERE`). AutoSIBP's runs and further
+seeds of SGD were made later, so **AutoSIBP's seconds are SGD's kept seconds per step times the ratio of the two
+methods' processor times**, measured in turn by scripts/auto_clock.py. Rankings by time use the tuned methods' seeds;
+final metrics use all seeds of AutoSIBP.
 """
 
 import json
@@ -25,70 +24,41 @@ from sibp.runs.reading import Run
 
 AUTO, FOLDER, OF_SGD = "sibp_auto", "auto_untuned", "_sgd"
 TIMED_AS = {"fashion_mnist": "shallow", "label_noise": "shallow"}  # the same network and batches
-FAMILY = ("proxbp", "sibp exact", "sibp cg:3", "sibp cg:5")  # by themselves, in no other optimizer
-ELSEWHERE = {"label_noise": "label_noise/noise40"}  # where the tuned methods of a problem are kept, if not in the arena
+FAMILY = ("proxbp", "sibp exact", "sibp cg:3", "sibp cg:5")  # without an outer optimizer
+ELSEWHERE = {"label_noise": "label_noise/noise40"}  # problem -> its tuned methods, if not in the arena
 
 
 @dataclass(frozen=True, eq=False)
 class Untuned:
-    """A problem with AutoSIBP entered.
+    """A problem with AutoSIBP entered."""
 
-    Attributes:
-        folder: its name in results/auto_untuned.
-        contest: on the seeds of the tuned methods, with AutoSIBP at the pace of their day.
-        own: all of AutoSIBP's runs.
-        sgd: all runs of SGD as it was tuned.
-        ratio: AutoSIBP's processor time of a step over SGD's, measured in turn.
-    """
-
-    folder: str
-    contest: Contest
-    own: Method
-    sgd: Method
-    ratio: float
+    folder: str  # in results/auto_untuned
+    contest: Contest  # on the seeds of the tuned methods, with AutoSIBP's seconds rescaled
+    own: Method  # all runs of AutoSIBP
+    sgd: Method  # all runs of tuned SGD
+    ratio: float  # AutoSIBP's processor time per step over SGD's
 
 
 @dataclass(frozen=True)
 class Beside:
-    """AutoSIBP at the end of a problem, beside the best of some tuned methods and beside SGD.
-
-    Attributes:
-        own: AutoSIBP's metric, over all its seeds.
-        best: name of the tuned method with the best median.
-        least: that method's metric, over its seeds.
-        within: whether AutoSIBP's median lies within that interval, or on its better side.
-        sgd: tuned SGD's, over all its seeds.
-        against_sgd: AutoSIBP against it, paired by seed.
-    """
+    """AutoSIBP's final metric against the best of some tuned methods and against tuned SGD."""
 
     own: Estimate
-    best: str
-    least: Estimate
-    within: bool
+    best: str  # the tuned method with the best median
+    least: Estimate  # its metric
+    within: bool  # whether AutoSIBP's median is within that interval, or better
     sgd: Estimate
-    against_sgd: Verdict
+    against_sgd: Verdict  # paired by seed
 
 
 def untuned(results: Path) -> list[Untuned]:
-    """Every problem that AutoSIBP was run on with its one default.
-
-    Args:
-        results: where evidence is kept.
-
-    Returns:
-        In the order of their folders; empty if nothing is kept.
-    """
+    """Every kept problem of results/auto_untuned, in the order of the folders."""
     folders = sorted(path.parent for path in (results / FOLDER).glob("*/" + PACKED))
     return [_untuned(results, folder) for folder in folders if not folder.name.endswith(OF_SGD)]
 
 
 def tuned_folder(results: Path, problem: str) -> Path:
-    """Where the tuned methods of a problem are kept.
-
-    Args:
-        results: where evidence is kept.
-        problem: its name in results/auto_untuned.
-    """
+    """Where the tuned methods of a problem of results/auto_untuned are kept."""
     return results / ELSEWHERE.get(problem, f"{ARENA}/{problem}")
 
 
@@ -104,7 +74,7 @@ def _untuned(results: Path, folder: Path) -> Untuned:
     steps = clock[TIMED_AS.get(folder.name, folder.name)]
     ratio = median([mine / theirs for mine, theirs in zip(steps[AUTO], steps[REFERENCE], strict=True)])
     same = [run for run in own if run.seed in before.seeds]
-    factor = ratio * pace(sgd) / _pace(same)
+    factor = ratio * pace(sgd) / pace(_method(same))
     same = [_slower(run, factor) for run in same]
     (contest,) = contests(compare([*tuned, *same], None, None), names)
     return Untuned(folder.name, contest, _method(own), all_sgd, ratio)
@@ -114,10 +84,6 @@ def _method(runs: Sequence[Run]) -> Method:
     return Method(AUTO, [], None, None, list(runs))
 
 
-def _pace(runs: Sequence[Run]) -> float:
-    return pace(_method(runs))
-
-
 def _slower(run: Run, factor: float) -> Run:
     seconds = run.columns["seconds"] * factor
     clock = {"train": factor * training_seconds(run)}
@@ -125,13 +91,7 @@ def _slower(run: Run, factor: float) -> Run:
 
 
 def at_the_end(problem: Untuned, goal: str, among: Collection[str] | None = None) -> Beside:
-    """What AutoSIBP ends with.
-
-    Args:
-        problem: the problem.
-        goal: one of `GOALS`.
-        among: names of the tuned methods it is to be beside; None for all.
-    """
+    """AutoSIBP's final metric for one of `GOALS`, against the tuned methods in ``among``, or all."""
     quantity = problem.contest.quantities[GOALS.index(goal)]
     sign = -1 if quantity.larger_is_better else 1
     rivals = {
@@ -154,15 +114,11 @@ def _known(values: list[float]) -> Estimate:
 
 
 def total_costs(problem: Untuned, goal: str) -> list[tuple[Target, float, str, float]]:
-    """Seconds to each target with the trials paid for: AutoSIBP, which has none, and the cheapest tuned method.
-
-    Args:
-        problem: one on which the methods were tuned.
-        goal: one of `GOALS`.
+    """Seconds to each target including tuning trials, of which AutoSIBP has none.
 
     Returns:
-        Empty if nothing was tuned there; else for each level (target, AutoSIBP's seconds, the cheapest other method,
-        its seconds); medians over seeds, infinite where a target is missed.
+        For each level (target, AutoSIBP's seconds, the cheapest tuned method, its seconds): medians over seeds,
+        infinite for a missed target; empty if no method was tuned on the problem.
     """
     found = []
     for target in targets(problem.contest, goal):

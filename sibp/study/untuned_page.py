@@ -1,4 +1,4 @@
-"""What AutoSIBP's one default comes to beside tuned methods, as tables."""
+"""Tables of AutoSIBP with its default settings against tuned methods."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,11 +14,7 @@ from sibp.study.untuned import AUTO, ELSEWHERE, FAMILY, Untuned, at_the_end, tot
 
 
 def tables(results: Path) -> dict[str, Callable[[str], str]]:
-    """All of them by their titles.
-
-    Args:
-        results: where evidence is kept.
-    """
+    """Title -> table."""
     by_goal = {"end": end_table, "total cost": cost_table}
     found = {
         f"{goal} {title}": lambda _, make=make, goal=goal: make(_problems(results), goal)
@@ -28,7 +24,7 @@ def tables(results: Path) -> dict[str, Callable[[str], str]]:
     return found | {"by the clock": lambda _: clock_table(_problems(results))}
 
 
-@cache  # several tables are about the same runs
+@cache  # several tables use the same runs
 def _problems(results: Path) -> list[Untuned]:
     if not (found := untuned(results)):
         raise OpenError
@@ -36,12 +32,7 @@ def _problems(results: Path) -> list[Untuned]:
 
 
 def end_table(problems: Sequence[Untuned], goal: str) -> str:
-    """What AutoSIBP ends with, beside the best tuned method of all, the best of its family, and SGD.
-
-    Args:
-        problems: that AutoSIBP was run on.
-        goal: one of `GOALS`.
-    """
+    """Final metrics of AutoSIBP, the best tuned method, the best of its family, and SGD."""
     rows = []
     for problem in problems:
         every, family = at_the_end(problem, goal), at_the_end(problem, goal, FAMILY)
@@ -54,29 +45,18 @@ def end_table(problems: Sequence[Untuned], goal: str) -> str:
 
 
 def cost_table(problems: Sequence[Untuned], goal: str) -> str:
-    """Seconds to each target with the tuning paid for, beside the cheapest tuned method.
-
-    Args:
-        problems: that AutoSIBP was run on.
-        goal: one of `GOALS`.
-    """
+    """Seconds to each target including tuning, of AutoSIBP and of the cheapest tuned method."""
     rows = []
     for problem in problems:
         if not (costs := total_costs(problem, goal)):
             continue
-        cells = []
-        for target, mine, cheapest, theirs in costs:
-            cells.append(f"{target.value:.4g}: {_against(mine, cheapest, theirs)}")
+        cells = [f"{target.value:.4g}: {_against(mine, best, theirs)}" for target, mine, best, theirs in costs]
         rows.append([_name(problem), f"{problem.ratio:.2f}", *cells])
     return lines_of_table(["problem", "a step costs, of SGD's", *LEVELS], rows)
 
 
 def clock_table(problems: Sequence[Untuned]) -> str:
-    """AutoSIBP's score in the arena, and the first's, by every cost.
-
-    Args:
-        problems: that AutoSIBP was run on.
-    """
+    """AutoSIBP's score in the arena, and the highest one, by every cost."""
     contests = [each.contest for each in problems if each.folder not in ELSEWHERE]
     rows = []
     for goal in GOALS:

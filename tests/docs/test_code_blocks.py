@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from code_blocks import PAGES, ROOT, Block, blocks
-from running import run_page
+from running import COPY, OWN, run_page
 
 from sibp.runs.errors import UserError
 
@@ -129,3 +129,17 @@ def test_a_page_without_mistakes_passes(tmp_path: Path) -> None:
     (tmp_path / "page.md").write_text(RIGHT)
     look_at(tmp_path / "page.md")
     assert [block.reason for block in blocks(tmp_path / "page.md") if block.reason] == ["it needs data"]
+
+
+def test_pages_followed_in_one_folder_do_not_find_each_others_runs() -> None:
+    """Otherwise a run that one page trains would be skipped on the next, or counted in its report."""
+    roots: dict[str, set[Path]] = {}
+    for block in ALL:
+        outside = COPY in block.page.read_text() or OWN in block.page.read_text()
+        for words in commands.words_of(block.code) if block.marker == "run" and not outside else ():
+            if words[:2] == ["sibp", "train"]:
+                root = next((word for word in words if word.startswith("run_root=")), "no run_root")
+                roots.setdefault(root, set()).add(block.page)
+    assert len(roots) > 3
+    assert "no run_root" not in roots
+    assert {root: pages for root, pages in roots.items() if len(pages) > 1} == {}

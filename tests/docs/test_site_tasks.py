@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get i
 SCREEN = 900  # pixels of a desk's window
 TASKS = {
     "does it help on a ConvNet": ([], "Do not when the net is mostly convolutional"),
-    "which variant for a ConvNet": (["howto/which-method.html"], "convolutions, and wall-clock time counts"),
+    "which variant for a ConvNet": (["howto/which-method.html"], "convolutions, wall-clock time matters"),
     "install": ([], 'pip install "sibp @ git+URL"'),
     "reproduce one figure": (["howto/reproduce-a-figure.html"], "scripts/reproduce.py"),
     "add a method": (["howto/add-an-optimizer.html"], "registers"),

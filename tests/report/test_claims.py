@@ -197,7 +197,7 @@ def test_a_folder_of_several_problems_is_refused(results):
         made = write_run(results.parent / "made" / folder / "run", SGD, 0, batch_size=batch)
         (results / "deep" / folder).mkdir(parents=True)
         (results / "deep" / folder / PACKED).write_text(pack(collect([made]).runs))
-    with pytest.raises(UsageError, match="results/deep holds 2 problems: name one of its folders"):
+    with pytest.raises(UsageError, match="results/deep has 2 problems: name one of its folders"):
         find(better(place="deep"), Evidence(results))
 
 

@@ -87,7 +87,7 @@ def test_a_separately_measured_clock_decides_by_its_interleaved_rounds(tmp_path,
     assert main(words) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert (
-        "and costs 1.1 [1.1, 1.1] times as much. By the clock measured separately, interleaved, it is better than sgd"
+        "and costs 1.1 [1.1, 1.1] times as much. By seconds per step measured separately, interleaved, it is better"
         in said
     )
 
@@ -102,10 +102,10 @@ def test_a_clock_of_another_network_is_none(tmp_path):
 def test_an_invalid_clock_file_is_refused_in_one_sentence(tmp_path, text, capsys):
     found = problem(tmp_path / "runs")
     (tmp_path / "clock.json").write_text(text)
-    with pytest.raises(UsageError, match="is no record of `sibp bench step`"):
+    with pytest.raises(UsageError, match="is not a record of `sibp bench step`"):
         read_clock(tmp_path / "clock.json", found)
     assert main([str(tmp_path / "runs"), "--clock", str(tmp_path / "nowhere.json")]) == 2
-    assert "nowhere.json is no record" in capsys.readouterr().err
+    assert "nowhere.json is not a record" in capsys.readouterr().err
 
 
 def test_holm_multiplies_the_smallest_most_and_never_turns_the_order():

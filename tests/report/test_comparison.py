@@ -148,7 +148,7 @@ def test_diverged_and_failed_runs_have_infinite_metrics_and_unfinished_ones_none
     for run in (diverged, failed):  # although both were past the target once
         assert outcomes.final(run, "train_loss") == INF
         assert outcomes.final(run, "val_acc") == -INF
-        assert outcomes.test_figure(run, "test_acc") == -INF
+        assert outcomes.test_metric(run, "test_acc") == -INF
         assert outcomes.best(run, "train_loss") == 0.01
         assert to_target(run, target) == (INF, INF)
     assert outcomes.final(waiting, "train_loss") is None

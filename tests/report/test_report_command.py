@@ -86,7 +86,7 @@ def test_verdicts_say_who_is_better(written):
     assert won + "the nearest, proxbp exact, is behind by 0.0051 " in text
     assert "on 5 of 5 seeds (sign test p = 0.0625)" in text
     assert "Final val acc: sibp cg:5 won" in text
-    assert "a step of sibp cg:5 may cost 1 \\[1, 1\\] times as much as one of sgd before it loses, and costs 4 " in text
+    assert "a step of sibp cg:5 may cost up to 1 \\[1, 1\\] times as much as one of sgd, and costs 4 " in text
     # Of three comparisons with p = 1/16 each, all are multiplied by 3.
     family = [row for row in rows.values() if row["in"] == "final val acc"]
     assert {(row["sign test p"], row["p by Holm"]) for row in family} == {("0.0625", "0.1875")}
@@ -131,7 +131,7 @@ def test_test_metrics_are_shown_for_chosen_settings_only(written):
 def test_weak_points_are_warnings(written):
     html = (written / "report.html").read_text()
     warnings = re.findall(r'<p class="warning">(.*?)</p>', html)
-    expected = ("prox_weight = 1 is the smallest tried", "Unequal budgets", "Unfinished runs of sgd", "Unequal start")
+    expected = ("prox_weight = 1 is the smallest tried", "Unequal budgets", "sgd: 1 unfinished run", "Unequal start")
     assert all(any(words in warning for warning in warnings) for words in expected)
     assert any("sgd-lr0.1-s100 and sgd-unfinished" in warning for warning in warnings)
     assert sum("edge of the grid" in warning for warning in warnings) == 1  # all edges in one
@@ -174,7 +174,7 @@ def test_unequal_load_is_a_warning(tmp_path, loads, told):
         write_run(tmp_path / name, optimizer, summary={"environment": about})
     report(tmp_path, "--out", tmp_path / "report.html", "--format", "html")
     page = (tmp_path / "report.html").read_text()
-    assert ("The load of the machine was 1 to 2.5 processes from run to run" in page) == told
+    assert ("Machine load varied from 1 to 2.5 processes between runs" in page) == told
 
 
 def test_divergences_are_crosses_on_the_robustness_plot(written):
@@ -212,10 +212,10 @@ def test_equal_start_is_stated_or_said_to_be_unknown(tmp_path):
         (folder / "summary.json").write_text((folder / "summary.json").read_text().replace("initial_train_loss", "x"))
     for name in ("equal", "unknown"):
         report(tmp_path / name, "--out", tmp_path / f"{name}.html", "--format", "md")
-    equal = "at each seed, all runs had the same initial training loss, initial weights, data, batches"
+    equal = "for each seed, all runs had the same initial training loss, initial weights, data, batches"
     assert equal in (tmp_path / "equal.md").read_text()
     assert (
-        "Not recorded, so not checked: initial training loss, initial weights, data, batches"
+        "Not recorded and not checked: initial training loss, initial weights, data, batches"
         in (tmp_path / "unknown.md").read_text()
     )
 
@@ -301,15 +301,15 @@ def test_runs_without_result_make_a_report(tmp_path):
 
 
 WRONG = {
-    "no file for the page": (["{}", "--out", "/"], "'/' is no file: give its name, such as report.html"),
+    "no file for the page": (["{}", "--out", "/"], "'/' is not a file name: give one such as report.html"),
     "a folder's name that is too long": (["x" * 5000], "does not exist"),
     "no such folder": (["{}/nowhere"], "nowhere does not exist: give folders that hold runs."),
     "no runs": (["{}"], "There are no runs in"),
     "unknown format": (["{}", "--format", "pdf"], "there is no format 'pdf'; choose from html, md, csv, png"),
     "no folder": ([], "the following arguments are required: DIR"),
-    "accuracy in percent": (["{}", "--target-acc", "95"], "95 is no accuracy"),
+    "accuracy in percent": (["{}", "--target-acc", "95"], "95 is not an accuracy"),
     "accuracy is a word": (["{}", "--target-acc", "high"], "invalid"),
-    "loss below zero": (["{}", "--target-loss", "-1"], "-1 is no loss to reach"),
+    "loss below zero": (["{}", "--target-loss", "-1"], "-1 is not a target loss"),
 }
 
 
