@@ -13,6 +13,8 @@ import platform
 import sys
 import tempfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -41,11 +43,14 @@ class BuildKernels(build_ext):
         openmp = self._openmp()
         sources, others = ext.sources[:3], ext.sources[3:]
         objects = self._compiled(others, "common", ["-O2", f'-DSOURCES="{self._sources()}"'])
-        for width, flags in WIDTHS.items():
-            for real in ("float", "double"):
-                suffix = f"{real}_{width}"
-                names = [f"-DREAL={real}", f"-DSUFFIX={suffix}"]
-                objects += self._compiled(sources, suffix, [*FLAGS, *openmp, *flags, *names])
+
+        def variant(width: str, real: str) -> list[str]:
+            names = [f"-DREAL={real}", f"-DSUFFIX={real}_{width}"]
+            return self._compiled(sources, f"{real}_{width}", [*FLAGS, *openmp, *WIDTHS[width], *names])
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # most of the time that pip takes for sibp
+            for found in pool.map(variant, *zip(*product(WIDTHS, ("float", "double")), strict=True)):
+                objects += found
         ext.sources, ext.extra_objects, ext.extra_link_args = [], objects, openmp
         self.force = True  # what was compiled is linked: setuptools would compare with the sources that it does not see
         super().build_extension(ext)

@@ -79,3 +79,15 @@ def test_example_prints_what_it_says_and_trains(path: Path) -> None:
 def test_example_is_short_and_says_what_it_prints(path: Path) -> None:
     assert 30 <= len(path.read_text().splitlines()) <= 80
     assert expected(path)
+
+
+def test_the_module_on_the_page_trains() -> None:
+    if importlib.util.find_spec("lightning") is None:
+        pytest.skip("lightning is not installed")
+    page = (ROOT / "docs" / "howto" / "in-your-stack.md").read_text()
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "LightningModule" in block]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()) as printed:
+        warnings.simplefilter("ignore")  # Lightning's, of workers and logging
+        exec(code, {"__name__": "__main__"})
+    last = printed.getvalue().strip().splitlines()[-1]
+    assert 0 < float(last.removeprefix("loss of the last batch: ")) < 0.5

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo import compiled_autograd
 
-from sibp import SIBP, ProxBP
+from sibp import SIBP, AutoSIBP, ProxBP
 
 F64 = torch.float64
 # Raised by the compiler itself, when it looks at tensors that a plain step has left behind.
@@ -99,7 +99,6 @@ def test_a_model_compiled_afterwards_has_the_batch_of_the_whole(compiled: Callab
         (SIBP, "backward"),
         (SIBP, "zero backward"),
         (SIBP, "backward step"),
-        (SIBP, "zero backward step"),
         (ProxBP, "zero backward step"),
     ],
 )
@@ -108,6 +107,29 @@ def test_a_compiled_step_is_the_plain_one(method, inside: str):
     compiled = trained(method, lambda run: torch.compile(run, backend="eager"), inside)
     for p, q in zip(compiled, trained(method, lambda run: run, inside), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("make", [lambda m: SIBP(m, 0.5, solver="cg:3"), AutoSIBP], ids=["cg:3", "auto"])
+def test_a_whole_compiled_step_takes_batches_of_any_size(make: Callable):
+    torch._dynamo.reset()
+    found = []
+    for wrap in (lambda step: step, lambda step: torch.compile(step, backend="eager")):
+        model = net().float()
+        optimizer = make(model)
+
+        def step(x: Tensor, y: Tensor, model=model, optimizer=optimizer) -> Tensor:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            given = {"evaluate": lambda: F.cross_entropy(model(x), y), "loss": loss} if optimizer.line_search else {}
+            optimizer.step(**given)
+            return loss.detach()
+
+        step = wrap(step)
+        sizes = [torch.linspace(-1, 1, 5 * rows).reshape(rows, 5).sin() for rows in (8, 8, 5, 8)]
+        losses = [float(step(x, torch.arange(len(x)) % 3)) for x in sizes]
+        found.append([torch.tensor(losses), *(p.detach() for p in model.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.filterwarnings("ignore:Skipping serialization of:UserWarning")  # torch 2.6, of its own configuration
