@@ -34,6 +34,11 @@ def cell_text(cell: Cell, digits: int = 4) -> str:
     return four_digits(cell) if isinstance(cell, float) else str(cell) if isinstance(cell, int) else cell
 
 
+def is_number(cell: Cell) -> bool:
+    """Whether a cell is right-aligned: a number or an estimate."""
+    return isinstance(cell, int | float | Estimate)
+
+
 def relative(path: Path, folder: Path) -> str:
     """The relative path from the report's folder to a run, or to the packed file that holds it."""
     if not os.path.exists(path) and (path.parent / PACKED).exists():

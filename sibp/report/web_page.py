@@ -16,7 +16,7 @@ from sibp.analysis.performance_profiles import LIMIT
 from sibp.analysis.scoring import MIN_SEEDS
 from sibp.analysis.statistics import INTERVAL_RULE, Estimate
 from sibp.report.blocks import Block, Cell, Document, Figure, Line, Link, Section
-from sibp.report.cells import cell_text, relative
+from sibp.report.cells import cell_text, is_number, relative
 from sibp.report.styles import styles
 from sibp.report.templates import templates
 
@@ -91,8 +91,7 @@ def _runs_of(blocks: list[Block]) -> list[tuple[str, list[Block]]]:
 
 def _cell(cell: Cell, folder: Path) -> dict[str, str | None]:
     """Text, class, link, and the value for sorting and export."""
-    number = isinstance(cell, int | float | Estimate)
-    kind = "number" if number else "long" if len(cell_text(cell)) > LONG else ""
+    kind = "number" if is_number(cell) else "long" if len(cell_text(cell)) > LONG else ""
     value = cell.median if isinstance(cell, Estimate) else cell if isinstance(cell, int | float) else None
     return {
         "text": cell_text(cell),
