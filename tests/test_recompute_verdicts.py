@@ -77,7 +77,7 @@ def test_two_ways_to_the_same_verdicts(tmp_path, script, capsys):
 
 
 @pytest.mark.parametrize(("old", "new"), [(",better,", ",worse,"), ("made-up,yes,no,", "made-up,yes,yes,")])
-def test_a_changed_verdict_is_noticed(tmp_path, script, capsys, old, new):
+def test_a_changed_verdict_is_detected(tmp_path, script, capsys, old, new):
     keep(tmp_path)
     text = publish(tmp_path)
     assert old in text
@@ -86,7 +86,7 @@ def test_a_changed_verdict_is_noticed(tmp_path, script, capsys, old, new):
     assert "DIFFERS  made-up: " in capsys.readouterr().out
 
 
-def test_a_changed_row_is_noticed(tmp_path, script):
+def test_a_changed_row_is_detected(tmp_path, script):
     keep(tmp_path)
     publish(tmp_path)
     kept = tmp_path / "results" / "one" / PACKED

@@ -25,7 +25,7 @@ def test_reports_are_made_from_the_runs_kept_beside_them(same_pictures):
     assert "8. How each subproblem is solved matters" in printed  # all claims, with verdicts
 
 
-def test_what_is_shown_elsewhere_is_made_from_the_kept_runs(same_pictures):
+def test_tables_on_other_pages_match_the_kept_runs(same_pictures):
     """The tables in README.md and docs/, and the picture."""
     checked("scripts/shown_results.py", same_pictures)
     assert "<!-- results/mnist_mlp: comparison -->" in (PROJECT / "README.md").read_text()

@@ -83,7 +83,7 @@ def test_labels_are_probabilities(stationary):
         torch.testing.assert_close(y.sum(1), torch.ones(len(y)))
 
 
-def test_what_is_kept_is_what_the_script_writes(stationary):
+def test_kept_files_match_the_script(stationary):
     kept = json.loads((PROJECT / "results" / "stationary" / "limits.json").read_text())
     count = sum(len(kept[key]) for key in ("tanh", "relu", "wandering"))
     methods = len(stationary.METHODS)

@@ -55,14 +55,9 @@ class Answer:
     duels: Sequence[Duel]
 
     @property
-    def beaten(self) -> list[Duel]:
-        """The duels that the leader won."""
-        return [duel for duel in self.duels if duel.verdict.word == BETTER]
-
-    @property
     def clear(self) -> bool:
         """Whether the leader is better than every other method."""
-        return bool(self.duels) and len(self.beaten) == len(self.duels)
+        return bool(self.duels) and all(duel.verdict.word == BETTER for duel in self.duels)
 
 
 @lru_cache(maxsize=4)

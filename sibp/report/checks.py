@@ -1,7 +1,7 @@
 """Whether the methods of a problem may be compared at all, and where the comparison is weak."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from sibp.analysis.comparison import Problem
@@ -9,6 +9,14 @@ from sibp.report.blocks import Text
 from sibp.runs.reading import Run
 from sibp.runs.values import number_or_nan, shown
 
+LOSS = "initial training loss"
+BATCHES = "batches (completed runs)"  # a digest over all steps, comparable between completed runs only
+STARTS = {  # -> where a summary has it
+    LOSS: "initial_train_loss",
+    "initial weights": "initial_weights_sha256",
+    "data": "data_sha256",
+    BATCHES: "batches_sha256",
+}
 UNEQUAL_LOAD = 1.0  # processes more than in another run: one that trains takes a processor for itself
 
 
@@ -21,9 +29,9 @@ def comparability(problem: Problem) -> list[Text]:
 def _starts(problem: Problem) -> list[Text]:
     """Equal seeds must mean equal first loss, weights, data and batches."""
     equal, unknown, warnings = [], [], []
-    for what, of in STARTS.items():
+    for what in STARTS:
         by_seed: defaultdict[int, dict[Any, str]] = defaultdict(dict)
-        known = [(run, value) for run in problem.runs if (value := of(run)) is not None]
+        known = [(run, value) for run in problem.runs if (value := _start(run, what)) is not None]
         for run, value in known:
             by_seed[run.seed].setdefault(value, run.path.name)
         unequal = {seed: list(names.values()) for seed, names in sorted(by_seed.items()) if len(names) > 1}
@@ -42,32 +50,14 @@ def _starts(problem: Problem) -> list[Text]:
     return [*texts, *(Text(warning, warning=True) for warning in warnings)]
 
 
-def _initial_loss(run: Run) -> float | None:
+def _start(run: Run, what: str) -> float | str | None:
+    """One of `STARTS` of a run; None if it is not known."""
+    value = run.summary.get(STARTS[what])
+    if what != LOSS:
+        return shown(value) if value and (what != BATCHES or run.status == "completed") else None
     steps, losses = run.columns["step"], run.columns["train_loss"]
-    loss = losses[0] if len(steps) and steps[0] == 0 else number_or_nan(run.summary.get("initial_train_loss"))
+    loss = losses[0] if len(steps) and steps[0] == 0 else number_or_nan(value)
     return float(loss) if loss == loss else None
-
-
-def _recorded(key: str) -> Callable[[Run], str | None]:
-    def of(run: Run) -> str | None:
-        value = run.summary.get(key)
-        return shown(value) if value else None
-
-    return of
-
-
-def _batches(run: Run) -> str | None:
-    value = run.summary.get("batches_sha256")  # a chain over all steps: comparable between completed runs only
-    return shown(value) if value and run.status == "completed" else None
-
-
-BATCHES = "batches (completed runs)"
-STARTS: dict[str, Callable[[Run], Any]] = {
-    "initial training loss": _initial_loss,
-    "initial weights": _recorded("initial_weights_sha256"),
-    "data": _recorded("data_sha256"),
-    BATCHES: _batches,
-}
 
 
 def _edges(problem: Problem) -> Iterable[str]:

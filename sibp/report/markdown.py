@@ -2,8 +2,9 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from sibp.report.blocks import Block, Cell, Document, Figure, Link, Matrix, Table, Text
@@ -65,3 +66,8 @@ def lines_of_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     right = [all(map(NUMBER.match, column)) and any(map(NUMBERED.search, column)) for column in cells]
     rule = ["---:" if flush else "---" for flush in right]
     return "".join("| " + " | ".join(line) + " |\n" for line in (columns, rule, *rows))
+
+
+def table_of(columns: Mapping[str, Callable[..., str]], rows: Sequence[Sequence[Any]]) -> str:
+    """A table with one row for the arguments in each of ``rows``; ``columns`` maps a heading to the cell's function."""
+    return lines_of_table(tuple(columns), [[of(*row) for of in columns.values()] for row in rows]) if rows else ""

@@ -10,7 +10,7 @@ from pathlib import Path
 from sibp.analysis.scoring import Verdict
 from sibp.analysis.statistics import INTERVAL_RULE, Estimate, holm
 from sibp.report.cells import cell_text
-from sibp.report.markdown import lines_of_table
+from sibp.report.markdown import lines_of_table, table_of
 from sibp.report.templates import templates
 from sibp.study.claims import Better, Claim, Criterion, Every, judge
 from sibp.study.criteria import Evidence, Finding, find
@@ -30,23 +30,12 @@ class Judged:
     first: Sequence[Finding] = ()
 
     @property
-    def verdict(self) -> str:
-        """By its criteria."""
-        return judge([finding.holds for finding in self.findings])
-
-    @property
     def timed(self) -> list[Finding]:
         """Findings whose criterion can also be judged after equal seconds."""
         return [finding for finding in self.findings if finding.criterion.timed]
 
-    @property
-    def per_second(self) -> str | None:
-        """By its criteria after equal seconds; None if not applicable."""
-        asked = self.timed
-        return judge([finding.holds_per_second for finding in asked]) if asked else None
-
     def tally(self, per_second: bool = False) -> str:
-        """The verdict and a count, such as ``**partly**: 3 of 6 hold, 2 open``."""
+        """The verdict after equal steps or seconds, such as ``**partly**: 3 of 6 hold, 2 open``, or ``–``."""
         if per_second:
             return _tally([finding.holds_per_second for finding in self.timed]) if self.timed else "–"
         return _tally([finding.holds for finding in self.findings])
@@ -107,19 +96,15 @@ def _linked(name: str, results: Path) -> str:
 def _tables(findings: Sequence[Finding]) -> str:
     """A table of comparisons, a table of bounds, and a list of open criteria."""
     known = [finding for finding in findings if finding.mine is not None]
-    compared = [(finding, finding.criterion) for finding in known if isinstance(finding.criterion, Better)]
-    chances = corrected([finding for finding, _ in compared])
-    duels = [[*(of(*pair) for of in DUEL.values()), f"{p:.3g}"] for pair, p in zip(compared, chances, strict=True)]
-    bounded = [(finding, finding.criterion) for finding in known if isinstance(finding.criterion, Every)]
-    bounds = [[of(*pair) for of in BOUND.values()] for pair in bounded]
+    compared, bounded = ([f for f in known if isinstance(f.criterion, kind)] for kind in (Better, Every))
+    duels = [(each, each.criterion, p) for each, p in zip(compared, corrected(compared), strict=True)]
+    tables = [table_of(DUEL, duels), table_of(BOUND, [(each, each.criterion) for each in bounded])]
     waiting: dict[str, list[str]] = {}
     for finding in findings:
         if finding.mine is None:
             waiting.setdefault(finding.why, []).append(f"{_said(finding.criterion)} of {finding.criterion.place}")
     lists = "".join(f"- open, {why}: {'; '.join(said)}.\n" for why, said in waiting.items())
-    columns = (*DUEL, "p by Holm"), tuple(BOUND)
-    tables = [lines_of_table(names, rows) for names, rows in zip(columns, (duels, bounds), strict=True) if rows]
-    return "\n".join([*tables, *([lists] if lists else [])])
+    return "\n".join(part for part in (*tables, lists) if part)
 
 
 def corrected(findings: Sequence[Finding]) -> list[float]:
@@ -147,17 +132,18 @@ def _said(criterion: Criterion) -> str:
     return f"{criterion.method} better than {criterion.other} in {_quantity(criterion)}"
 
 
-DUEL: dict[str, Callable[[Finding, Better], str]] = {  # column -> cell
-    "holds": lambda finding, _: HOLDS[finding.holds],
-    "method": lambda _, criterion: criterion.method,
-    "against": lambda _, criterion: criterion.other,
-    "in": lambda _, criterion: _quantity(criterion),
-    "of": lambda _, criterion: criterion.place,
-    "method has": lambda finding, _: cell_text(finding.mine),
-    "other has": lambda finding, _: cell_text(finding.other),
-    "difference": lambda finding, _: cell_text(finding.verdict and finding.verdict.difference),
-    "same steps": lambda finding, _: _word(finding.verdict),
-    "same seconds": lambda finding, _: _word(finding.after_seconds),
+DUEL: dict[str, Callable[[Finding, Better, float], str]] = {  # column -> cell
+    "holds": lambda finding, criterion, p: HOLDS[finding.holds],
+    "method": lambda finding, criterion, p: criterion.method,
+    "against": lambda finding, criterion, p: criterion.other,
+    "in": lambda finding, criterion, p: _quantity(criterion),
+    "of": lambda finding, criterion, p: criterion.place,
+    "method has": lambda finding, criterion, p: cell_text(finding.mine),
+    "other has": lambda finding, criterion, p: cell_text(finding.other),
+    "difference": lambda finding, criterion, p: cell_text(finding.verdict and finding.verdict.difference),
+    "same steps": lambda finding, criterion, p: _word(finding.verdict),
+    "same seconds": lambda finding, criterion, p: _word(finding.after_seconds),
+    "p by Holm": lambda finding, criterion, p: f"{p:.3g}",
 }
 BOUND: dict[str, Callable[[Finding, Every], str]] = {
     "holds": lambda finding, _: HOLDS[finding.holds],

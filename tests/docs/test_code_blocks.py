@@ -55,7 +55,7 @@ def test_block_left_out(block: Block) -> None:
     """Never runs: pytest -rs lists these blocks with their reasons."""
 
 
-def test_every_block_has_a_language_that_is_looked_at() -> None:
+def test_every_block_has_a_checked_language() -> None:
     known = {"python", "bash", "text", "yaml", "json", "toml", "diff", "markdown"}
     assert [str(block) for block in ALL if block.language not in known] == []
 
@@ -118,7 +118,7 @@ def look_at(page: Path) -> None:
 
 @pytest.mark.usefixtures("_elsewhere")
 @pytest.mark.parametrize("mistake", WRONG)
-def test_mistakes_are_noticed(mistake: str, tmp_path: Path) -> None:
+def test_mistakes_are_detected(mistake: str, tmp_path: Path) -> None:
     (tmp_path / "page.md").write_text(WRONG[mistake])
     with pytest.raises((ArithmeticError, AssertionError, UserError)):
         look_at(tmp_path / "page.md")

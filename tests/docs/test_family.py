@@ -71,7 +71,7 @@ def test_the_family_is_all_that_is_in_the_arena():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_costs_are_as_the_table_says(name, of_sgd):
+def test_costs_match_the_table(name, of_sgd):
     products, state = [], []
     for hidden, base in zip(NETS.values(), of_sgd, strict=True):
         found = counted(METHODS[name], hidden)
@@ -81,7 +81,7 @@ def test_costs_are_as_the_table_says(name, of_sgd):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_which_weights_the_difference_travels_through(name):
+def test_which_weights_carry_the_error_signal(name):
     """Whether the last layer moves is felt by the first one, in the same backward pass, through new weights alone."""
     trained, frozen = (first_layers_gradient(METHODS[name], moves) for moves in (True, False))
     said = rows()[name][3]

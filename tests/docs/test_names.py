@@ -92,5 +92,5 @@ def test_every_symbol_of_the_table_is_in_the_code() -> None:
     "code",
     ["sibp.optim.nonsense", "sibp.SIBP.nonsense", "Span.nonsense", "DenseFeatures.nonsense()", "sibp/prox/nonsense.py"],
 )
-def test_what_is_gone_is_noticed(code: str) -> None:
+def test_a_missing_file_is_detected(code: str) -> None:
     assert not exists(code)

@@ -134,7 +134,7 @@ def test_what_makes_no_sense_is_one_sentence(case: str, make_config):
     assert sentence in outcome.message
 
 
-def test_pixels_that_are_no_chances_are_refused(make_config, monkeypatch):
+def test_pixels_that_are_not_probabilities_are_refused(make_config, monkeypatch):
     digits = load_data({"name": "digits"}, "", False)
     bright = replace(digits, train=Split(2 * digits.train.images, digits.train.labels))
     monkeypatch.setattr(runner, "load_data", lambda *_: bright)

@@ -81,7 +81,7 @@ def test_curves_are_the_metrics_in_one_folder_a_run(make_config):
     assert event_folders(folder.path) == {folder.board}
 
 
-def test_time_is_training_time_on_the_relative_axis_and_in_curves_of_their_own(make_config):
+def test_time_is_training_time_on_the_relative_axis_and_in_separate_curves(make_config):
     folder = run(make_config(tensorboard=True)).folder
     events, rows = read(folder.board), folder.rows()
     by_step, by_time = events.Scalars("loss/val"), events.Scalars("over_training_ms/loss/val")
@@ -134,7 +134,7 @@ def test_the_table_has_the_settings_that_decide_a_result(make_config):
     }
 
 
-def test_config_and_final_figures_are_those_of_the_folder(make_config):
+def test_config_and_final_metrics_are_those_of_the_folder(make_config):
     folder = run(make_config(tensorboard=True, target_val_acc=0.2)).folder
     text = content(read(folder.board), "config/text_summary").decode()
     assert all(line.startswith("    ") for line in text.splitlines())  # a block of code in Markdown
@@ -147,7 +147,7 @@ def test_config_and_final_figures_are_those_of_the_folder(make_config):
     }
 
 
-def test_test_figures_asked_for_later_are_added(make_config):
+def test_test_metrics_requested_later_are_added(make_config):
     config = make_config(tensorboard=True, evaluate_test=False)
     assert "final/test_acc" not in curves(run(config).folder.board)
     folder = run({**config, "evaluate_test": True}).folder
@@ -165,7 +165,7 @@ def test_a_diverged_run_ends_as_a_failure_with_its_reason(make_config):
     assert content(read(outcome.folder.board), "ending/text_summary").decode() == f"diverged: {outcome.message}"
 
 
-def test_figures_that_are_no_numbers_are_left_out(tmp_path):
+def test_non_numeric_metrics_are_omitted(tmp_path):
     broken = {
         **ROW,
         "step": 2,
@@ -207,7 +207,7 @@ def test_a_resumed_run_has_every_point_once_even_in_a_tensorboard_left_open(make
 
 
 @pytest.mark.usefixtures("lights_out_at_13")
-def test_an_event_file_cut_short_costs_no_more_than_histograms_of_its_end(make_config):
+def test_a_truncated_event_file_loses_only_its_last_histograms(make_config):
     config = make_config(tensorboard=True, histograms=True)
     board = run(config).folder.board
     (file,) = (path for path in board.iterdir() if path.stat().st_size)
@@ -217,7 +217,7 @@ def test_an_event_file_cut_short_costs_no_more_than_histograms_of_its_end(make_c
     assert steps(read(board).Histograms("weights/0/weight")) == STEPS  # step 12 was trained again
 
 
-def test_what_was_logged_after_the_checkpoint_is_forgotten(tmp_path):
+def test_rows_logged_after_the_checkpoint_are_dropped(tmp_path):
     board = Board(tmp_path, {"seed": 0}, [])
     for row in (ROW, {**ROW, "step": 2, "seconds": 1.0}):
         board.add(row)
@@ -232,7 +232,7 @@ def test_no_histograms_unless_asked(make_config):
     assert read(run(make_config(tensorboard=True)).folder.board).Tags()["histograms"] == []
 
 
-def test_a_forced_run_starts_its_curves_anew(make_config):
+def test_a_forced_run_restarts_its_curves(make_config):
     config = make_config(tensorboard=True)
     run(config)
     folder = run({**config, "force": True}).folder

@@ -123,7 +123,7 @@ def test_the_table_shows_first_what_differs(address, runs):
     assert [column["differs"] for column in columns] == sorted((c["differs"] for c in columns), reverse=True)
 
 
-def test_the_table_has_every_runs_settings_and_final_figures(address, runs):
+def test_the_table_has_every_runs_settings_and_final_metrics(address, runs):
     lines = {line["optimizer"]: (line, session) for line, session in sessions(address)}
     assert lines.keys() == SETTINGS.keys()
     for method, settings in SETTINGS.items():

@@ -168,7 +168,7 @@ def test_what_makes_no_sense_is_one_sentence(case, tmp_path):
 
 
 @pytest.mark.parametrize("optimizer", ["sibp", "proxbp", "sibp_auto"])
-def test_embeddings_and_norms_have_a_learning_rate_of_their_own(optimizer, tmp_path, text_data):
+def test_embeddings_and_norms_have_a_separate_learning_rate(optimizer, tmp_path, text_data):
     config = config_of(tmp_path, f"optimizer={optimizer}", "optimizer.fallback_lr=0.02")
     model = build_model(config["model"], text_data.shape, text_data.classes, 0)
     groups = build_optimizer(config["optimizer"], model).param_groups

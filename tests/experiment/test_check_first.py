@@ -98,13 +98,13 @@ SINGLE = {
 
 
 @pytest.mark.parametrize("word", SINGLE, ids=lambda word: word[:20].replace("\0", "0"))
-def test_one_run_that_cannot_be_leaves_no_folder(word, capsys):
+def test_an_impossible_run_leaves_no_folder(word, capsys):
     error = refused([*SMALL, word], capsys)
     assert SINGLE[word] in error
     assert len(error) < 900
 
 
-def test_a_model_of_somebodys_own_that_does_not_fit_into_memory_is_one_sentence(make_config, monkeypatch):
+def test_a_user_model_that_does_not_fit_into_memory_is_one_sentence(make_config, monkeypatch):
     """How many weights it has is not known before torch is asked for them."""
 
     def wide(shape: tuple[int, ...], classes: int, *, channels: int) -> torch.nn.Module:
@@ -133,7 +133,7 @@ def test_every_optimizer_wants_a_finite_step(capsys):
         assert "optimizer.lr=" in refused([*SMALL, f"optimizer={name}", f"optimizer.lr={value}"], capsys)
 
 
-def test_a_gpu_that_is_not_there_is_said_to_be_missing(monkeypatch, capsys):
+def test_a_missing_gpu_is_reported(monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert "torch finds no NVIDIA GPU" in refused([*SMALL, "device=cuda"], capsys)
 
@@ -145,7 +145,7 @@ def test_a_fixed_key_that_every_swept_group_has_is_right(capsys):
     assert capsys.readouterr().out.splitlines()[-1].startswith("2 runs: 2 completed")
 
 
-def test_a_mistake_is_found_before_the_first_run_and_costs_no_finished_one(monkeypatch, capsys):
+def test_a_mistake_is_found_before_the_first_run_and_loses_no_finished_one(monkeypatch, capsys):
     assert main([*SMALL, "-m", "seed=0,1"]) == 0
     before = sorted(Path().rglob("*"))
     monkeypatch.setattr(Trainer, "_train_step", lambda *_: pytest.fail("nothing is to be trained"))
@@ -184,7 +184,7 @@ def test_a_run_root_may_have_any_name(name, capsys):
     assert len(list(Path(name).glob("digits-*/summary.json"))) == 2
 
 
-def test_what_users_of_hydra_know_works_here(capsys):
+def test_common_hydra_syntax_works(capsys):
     assert main([*SMALL, "-m", "optimizer=glob(sg*)", "seed=range(0,2)"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("2 runs: 2 completed")
     assert main(["--cfg", "job", "+experiment=digits_quick"]) == 0
@@ -192,7 +192,7 @@ def test_what_users_of_hydra_know_works_here(capsys):
     assert main([*SMALL, "+experiment=digits_quick", "max_steps=1"]) == 0
 
 
-def test_configs_of_ones_own_stand_beside_the_projects(tmp_path, capsys):
+def test_user_configs_are_used_beside_the_projects(tmp_path, capsys):
     own = tmp_path / "own" / "optimizer" / "mine.yaml"
     own.parent.mkdir(parents=True)
     own.write_text("name: sgd\nlr: 0.3\nmomentum: 0.1\nnesterov: false\nweight_decay: 0.0\n")

@@ -59,7 +59,7 @@ def test_a_checkpoint_cut_off_anywhere_is_refused(half):
         refused(half, half.checkpoint)
 
 
-def test_a_wrong_byte_in_a_checkpoint_is_noticed_or_harmless(half):
+def test_a_wrong_byte_in_a_checkpoint_is_detected_or_harmless(half):
     content, good, noticed = half.checkpoint.read_bytes(), load_checkpoint(half), 0
     assert good is not None
     for place in random.Random(0).sample(range(len(content)), 300):
@@ -108,7 +108,7 @@ def test_force_that_cannot_start_leaves_the_run_complete(make_config):
     assert run(config).status == "skipped"
 
 
-def test_a_run_that_goes_on_is_not_called_failed(half, monkeypatch):
+def test_a_continuing_run_is_not_called_failed(half, monkeypatch):
     assert (half.summary() or {})["status"] == "failed"
     fail_at(monkeypatch, 15, lambda: os.kill(os.getpid(), 15))
     assert run(half.config).status == "interrupted"
@@ -144,7 +144,7 @@ def test_a_sweep_records_one_job_that_diverges_and_one_that_raises_and_retries_o
 
 
 @pytest.mark.parametrize("name", ["", "config.yaml", "metrics.jsonl", "checkpoint.pt", "summary.json", "tb", ".lock"])
-def test_what_stands_in_the_way_of_one_run_is_named_and_the_others_are_trained(grid, tmp_path, capfd, name):
+def test_an_obstacle_to_one_run_is_named_and_the_others_are_trained(grid, tmp_path, capfd, name):
     assert main([*grid, "seed=0"]) == 0
     (folder,) = (tmp_path / "runs").iterdir()
     shutil.rmtree(folder)
@@ -166,7 +166,7 @@ def test_what_stands_in_the_way_of_one_run_is_named_and_the_others_are_trained(g
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("obstacle", ["a pipe", "a device"])
 @pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoint.pt", ".lock"])
-def test_what_has_no_end_is_not_waited_for(half, name, obstacle):
+def test_reading_an_endless_file_ends(half, name, obstacle):
     path = half.path / name
     path.unlink()
     if obstacle == "a pipe":
@@ -182,7 +182,7 @@ def test_what_has_no_end_is_not_waited_for(half, name, obstacle):
 
 
 @pytest.mark.timeout(60)
-def test_a_summary_that_has_no_end_is_no_summary(half):
+def test_an_endless_file_is_not_a_summary(half):
     (half.path / "summary.json").unlink()
     os.mkfifo(half.path / "summary.json")
     assert half.summary() is None

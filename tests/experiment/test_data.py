@@ -114,7 +114,7 @@ def test_damaged_files_are_named_with_the_way_out(tmp_path, name, folder, files)
     assert "delete it" in str(error.value)
 
 
-def test_a_single_wrong_byte_of_mnist_is_noticed(tmp_path, data_root):
+def test_a_single_wrong_byte_of_mnist_is_detected(tmp_path, data_root):
     folder = tmp_path / "MNIST" / "raw"
     folder.mkdir(parents=True)
     for file in IDX_FILES:

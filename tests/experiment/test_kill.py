@@ -79,7 +79,7 @@ def half(make_config, tmp_path, monkeypatch):
 SIZES = (0, 10, 300, 500, 800, 2000, 4000, 6000, 8000, 10000, 12000, 10**6)
 
 
-def test_a_full_disk_is_one_sentence_and_costs_nothing(half, tmp_path):
+def test_a_full_disk_is_one_sentence_and_loses_nothing(half, tmp_path):
     config, whole = half
     ended = []
     for size in SIZES:

@@ -51,7 +51,7 @@ def test_files_edited_during_a_sweep_change_none_of_its_jobs(launcher, own_confi
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS[1:])
-def test_processes_of_a_launcher_are_told_of_as_if_they_were_one(launcher, capfd):
+def test_processes_of_a_launcher_are_reported_like_one(launcher, capfd):
     assert main([*SMALL, "-m", "optimizer.lr=0.1,1e30", f"hydra/launcher={launcher}"]) == 3
     out, err = capfd.readouterr()
     assert [line.split()[0] for line in out.splitlines()] == ["completed", "2"]
@@ -62,7 +62,7 @@ def test_processes_of_a_launcher_are_told_of_as_if_they_were_one(launcher, capfd
     assert [path.name for path in Path().iterdir()] == ["runs"]
 
 
-def test_a_process_that_dies_costs_its_own_run_alone(monkeypatch, capsys):
+def test_a_process_that_dies_loses_only_its_run(monkeypatch, capsys):
     """The kernel kills for want of memory; here the test does, as soon as the first of four has a checkpoint."""
     original, killed = workers._start, []
 
@@ -95,7 +95,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("word", WRONG)
-def test_no_word_has_hydra_load_code_of_its_choice(word, capsys):
+def test_no_override_makes_hydra_load_code(word, capsys):
     assert main([*SMALL, "-m", "seed=0,1", "hydra/launcher=sibp_joblib", word]) == 2
     error = capsys.readouterr().err
     assert WRONG[word] in error

@@ -88,7 +88,7 @@ def test_progress_says_how_many_and_how_long(monkeypatch, capsys):
     assert counted(["completed", "failed"], 2, 1.0, monkeypatch).line() == "2/2 runs, 1 failed"
 
 
-def test_without_a_terminal_there_is_a_line_now_and_then(monkeypatch, capsys):
+def test_without_a_terminal_progress_is_an_occasional_line(monkeypatch, capsys):
     counted(["completed"] * 10, 10, 8.0, monkeypatch)
     out, err = capsys.readouterr()
     assert out.splitlines() == ["a line"] * 10

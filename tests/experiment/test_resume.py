@@ -61,7 +61,7 @@ def test_a_signal_leaves_a_run_that_goes_on(make_config, tmp_path, monkeypatch, 
     assert_same_end(run(config).folder, run({**config, "run_root": str(tmp_path / "whole")}).folder)
 
 
-def test_lines_written_after_the_checkpoint_are_written_anew(make_config, tmp_path, monkeypatch):
+def test_lines_written_after_the_checkpoint_are_rewritten(make_config, tmp_path, monkeypatch):
     fail_at(monkeypatch, 13, crash)
     config = make_config()
     folder = run(config).folder

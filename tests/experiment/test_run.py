@@ -91,7 +91,7 @@ def test_a_target_never_met_is_null(make_config):
     assert summary["seconds_to_target"] is None
 
 
-def test_a_completed_run_is_skipped_and_force_trains_it_anew(make_config):
+def test_a_completed_run_is_skipped_and_force_retrains_it(make_config):
     config = make_config()
     first = run(config)
     rows = first.folder.metrics.read_bytes()
@@ -192,7 +192,7 @@ def test_nested_settings_change_the_name(make_config):
     "change",
     [{"run_root": "elsewhere"}, {"data_root": "x"}, {"force": True}, {"progress": True}, {"device": "cuda"}],
 )
-def test_where_and_how_a_run_is_done_has_no_part_in_its_name(make_config, change):
+def test_where_and_how_a_run_is_executed_is_not_part_of_its_name(make_config, change):
     assert run_name(make_config()) == run_name(make_config(**change))
 
 
@@ -233,7 +233,7 @@ def test_a_name_is_readable_and_harmless(make_config):
     assert "/" not in odd
 
 
-def test_what_the_first_step_compiles_is_in_no_training_second(make_config, monkeypatch):
+def test_compilation_in_the_first_step_is_not_training_time(make_config, monkeypatch):
     usual = summary_of(run(make_config("sibp")).folder)
     now, taken = [0.0], []
     original = Trainer._optimize
@@ -362,7 +362,7 @@ def test_normal_initialisation_covers_weights_and_biases():
         assert abs(parameter.mean().item()) < 0.005
 
 
-def test_test_data_stay_untouched_until_asked_for(make_config, monkeypatch):
+def test_test_data_stay_untouched_until_requested(make_config, monkeypatch):
     seen = []
     original = Trainer.evaluate
 
@@ -388,7 +388,7 @@ def test_test_data_stay_untouched_until_asked_for(make_config, monkeypatch):
     assert (later["test_loss"], later["test_acc"]) == (at_once["test_loss"], at_once["test_acc"])
 
 
-def test_the_first_rows_come_more_often_where_asked_for(make_config):
+def test_the_first_rows_are_logged_more_often_if_configured(make_config):
     """Five of them every `log_early` steps; the others as ever, so a curve is nowhere coarser."""
     rows = run(make_config(log_early=2, log_every=8, max_steps=20, checkpoint_every=5)).folder.rows()
     assert [row["step"] for row in rows] == [0, 2, 4, 6, 8, 10, 16, 20]
@@ -396,7 +396,7 @@ def test_the_first_rows_come_more_often_where_asked_for(make_config):
     assert run_name(make_config(log_early=2)) != run_name(make_config())
 
 
-def test_rows_are_of_a_fixed_part_of_the_validation_images_where_asked_for(make_config, monkeypatch):
+def test_rows_use_a_fixed_part_of_the_validation_images_if_limited(make_config, monkeypatch):
     """The first so many; who asks for all of them has the run that knew no such setting."""
     looked_at, original = [], Trainer.evaluate
 
@@ -411,7 +411,7 @@ def test_rows_are_of_a_fixed_part_of_the_validation_images_where_asked_for(make_
     assert run_name(make_config(eval_val_limit=None)) == run_name(make_config())
 
 
-def test_looking_more_often_changes_no_result(make_config):
+def test_evaluating_more_often_changes_no_result(make_config):
     often = run(make_config(log_early=1)).folder.rows()
     assert {row["step"]: row["val_loss"] for row in run(make_config()).folder.rows()}.items() <= {
         row["step"]: row["val_loss"] for row in often

@@ -77,7 +77,7 @@ def test_a_schedule_of_the_optimizers_own_needs_no_warm_up(make_config, settings
     assert settings_seen[10]["lr"] == pytest.approx(0.01 / 2)
 
 
-def test_adam_with_warm_up_and_cosine_is_a_method_of_its_own_on_the_same_problem():
+def test_adam_with_warm_up_and_cosine_is_a_separate_method_on_the_same_problem():
     plain, own = (compose(["schedule=linear", f"optimizer={name}"]) for name in ("adam", "adam_cosine"))
     assert (method_name(plain["optimizer"]), method_name(own["optimizer"])) == ("adam", "adam cosine")
     assert problem_of(plain) == problem_of(own)
@@ -93,7 +93,7 @@ def test_adam_with_warm_up_and_cosine_is_a_method_of_its_own_on_the_same_problem
         ({"schedule": 3}, "optimizer.schedule=3 is not possible"),
     ],
 )
-def test_a_schedule_of_its_own_that_makes_no_sense_is_one_sentence(make_config, own, sentence):
+def test_an_invalid_own_schedule_is_one_sentence(make_config, own, sentence):
     config = make_config("adam")
     config["optimizer"] |= own
     outcome = run(config)

@@ -45,7 +45,7 @@ ERRORS = [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space left on devi
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__ + str(error.errno))
 @pytest.mark.parametrize("name", ["stdout", "stderr"])
-def test_a_stream_that_cannot_be_written_ends_nothing(name, error, tmp_path, monkeypatch):
+def test_an_unwritable_stream_stops_nothing(name, error, tmp_path, monkeypatch):
     stream = Broken(1, error)
     monkeypatch.setattr(sys, name, stream)
     words = [*SMALL, "-m", "seed=0,1,2", "optimizer.lr=0.1,1e30", f"run_root={tmp_path / 'runs'}"]
@@ -54,7 +54,7 @@ def test_a_stream_that_cannot_be_written_ends_nothing(name, error, tmp_path, mon
     assert len(stream.texts) == 1
 
 
-def test_a_stream_of_another_alphabet_gets_escapes(tmp_path, monkeypatch):
+def test_a_stream_of_another_encoding_gets_escapes(tmp_path, monkeypatch):
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stream)
     assert main([*SMALL, f"run_root={tmp_path / 'läufe'}"]) == 0
@@ -68,7 +68,7 @@ def test_without_streams_there_is_nothing_to_say(tmp_path, monkeypatch):
     assert main([*SMALL, f"run_root={tmp_path / 'runs'}", "progress=true"]) == 0
 
 
-def test_what_python_still_holds_for_a_lost_stream_is_not_written_at_its_end(tmp_path):
+def test_output_buffered_for_a_lost_stream_is_not_written_at_exit(tmp_path):
     """The interpreter flushes at its exit, and would make exit code 120 of what it cannot write."""
     code = "import sys\nfrom sibp.runs.output import forgiving_output\nwith forgiving_output():\n    print('x' * 9)\n"
     with open("/dev/full", "w") as full:
@@ -149,7 +149,7 @@ def test_a_signal_writes_a_checkpoint_and_the_same_command_goes_on(number, make_
     assert run(config).status == "completed"
 
 
-def test_a_second_signal_stops_at_once():
+def test_a_second_signal_stops_immediately():
     with stop_on_signals() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.made
@@ -157,7 +157,7 @@ def test_a_second_signal_stops_at_once():
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_what_nohup_ignores_stays_ignored():
+def test_signals_ignored_by_nohup_stay_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with stop_on_signals() as stop:
@@ -249,7 +249,7 @@ SUMMARIES = {
 
 
 @pytest.mark.parametrize("content", SUMMARIES)
-def test_what_is_no_summary_is_written_again(content, make_config):
+def test_an_invalid_summary_is_rewritten(content, make_config):
     config = make_config()
     folder = run(config).folder
     before = folder.summary()

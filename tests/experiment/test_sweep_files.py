@@ -48,7 +48,7 @@ def test_the_old_name_of_overrides_means_the_same_and_says_the_new_one():
     assert old.methods[0].config["optimizer"]["weight_decay"] == 1
 
 
-def test_final_runs_are_looked_at_more_often_and_are_the_same_otherwise():
+def test_final_runs_are_evaluated_more_often_and_are_otherwise_the_same():
     sweep = read({"like": "digits_quick", "final_looks": 5}, "log_every=20")
     trial, final = (sweep.job(sweep.methods[0], (0.0, 0.0), 0, final) for final in (False, True))
     assert (trial["log_every"], final["log_every"]) == (20, 4)

@@ -20,7 +20,7 @@ WORDS = [
 ]
 
 
-def test_bars_while_runs_go_on_one_line_for_each_and_a_way_on_after_ctrl_c(tmp_path):
+def test_progress_bars_one_line_per_run_and_resuming_after_ctrl_c(tmp_path):
     outer, inner = os.openpty()  # 0 columns wide, as some terminals have it
     terminal = os.ttyname(inner)
     program = [sys.executable, "-m", "sibp.train", "-m", *WORDS, "max_steps=6,1000000"]

@@ -79,7 +79,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("word", MISTAKES)
-def test_a_config_that_cannot_be_is_one_sentence_and_no_run(word, capsys):
+def test_an_invalid_config_is_one_sentence_and_no_run(word, capsys):
     assert main([*SMALL, word]) == 2
     error = capsys.readouterr().err
     assert MISTAKES[word] in error
@@ -118,7 +118,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("word", FAILURES)
-def test_a_run_that_cannot_be_is_one_sentence_and_no_folder(word, capsys):
+def test_an_impossible_run_is_one_sentence_and_no_folder(word, capsys):
     assert main([*SMALL, word]) == 2
     error = capsys.readouterr().err
     assert FAILURES[word] in error
@@ -138,7 +138,7 @@ def test_neither_epochs_nor_steps_would_never_end(capsys):
 
 @pytest.mark.parametrize("optimizer", ["sibp", "proxbp"])
 @pytest.mark.parametrize("word", ["lr=-1", "prox_weight=0", "solver=magic"])
-def test_what_a_proximal_optimizer_refuses_is_one_sentence(optimizer, word, capsys):
+def test_invalid_values_of_a_proximal_optimizer_are_one_sentence(optimizer, word, capsys):
     assert main([*SMALL, f"optimizer={optimizer}", f"optimizer.{word}"]) == 2
     error = capsys.readouterr().err
     assert f"optimizer={optimizer} cannot be built" in error
@@ -250,7 +250,7 @@ def test_mnist_mlp_is_the_papers_first_comparison():
     assert next(model.parameters()).std().item() == pytest.approx(0.05, rel=0.01)
 
 
-def test_a_sweep_is_planned_in_the_order_of_its_words():
+def test_a_sweep_is_planned_in_the_order_of_its_overrides():
     configs = plan(["optimizer=sgd,adam", "seed=0,1", "epochs=2"], sweep=True)
     assert [(c["optimizer"]["name"], c["seed"], c["epochs"]) for c in configs] == [
         ("sgd", 0, 2),

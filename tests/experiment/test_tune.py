@@ -219,7 +219,7 @@ def test_a_method_that_only_diverges_has_no_choice(capsys):
     assert not record()["finished"]
 
 
-def test_an_edge_that_outlives_the_budget_is_said_loudly(capsys):
+def test_an_edge_left_when_the_budget_is_spent_is_reported(capsys):
     write(changed(trials=4))
     assert tune() == 0
     (edge,) = {edge for edge in record()["methods"][0]["edges"] if edge.startswith("lr")}
@@ -230,7 +230,7 @@ def test_an_edge_that_outlives_the_budget_is_said_loudly(capsys):
     assert f"**{expected}**" in (ROOT / "tuning.md").read_text()
 
 
-def test_runs_that_the_sweep_did_not_ask_for_are_told_of(done, capsys):
+def test_runs_that_do_not_belong_to_the_sweep_are_reported(done, capsys):
     assert not any("did not ask for" in warning for warning in done["warnings"])
     write(with_sgd(lr=[0.02, 0.2], momentum=[0.0, 0.9]))
     assert tune() == 0
@@ -239,7 +239,7 @@ def test_runs_that_the_sweep_did_not_ask_for_are_told_of(done, capsys):
     assert "final/ holds 2 runs of other settings: test data were looked at before" in error
 
 
-def test_a_failing_trial_is_recorded_and_tried_again(monkeypatch, capsys):
+def test_a_failed_trial_is_recorded_and_retried(monkeypatch, capsys):
     original = Trainer.fit
 
     def fit(self, another):
@@ -300,7 +300,7 @@ def gets_signal_at_step(configs: Path, step: int, number: int) -> None:
         (signal.SIGINT, 130, 4 * 9),  # the last step of a run
     ],
 )
-def test_whatever_ends_it_the_same_command_goes_on_to_the_same_end(number, code, step, configs, whole):
+def test_the_same_command_resumes_any_run_to_the_same_end(number, code, step, configs, whole):
     child = SERVER.Process(target=gets_signal_at_step, args=(configs, step, number))
     child.start()
     child.join()
@@ -366,7 +366,7 @@ FILES: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_sweep_file_that_cannot_be_is_one_sentence_and_no_run(name, capsys):
+def test_an_invalid_sweep_file_is_one_sentence_and_no_run(name, capsys):
     content, message = FILES[name]
     write(content)
     assert tune() == 2
@@ -389,7 +389,7 @@ WORDS = {
 
 
 @pytest.mark.parametrize("words", WORDS)
-def test_overrides_that_cannot_be_are_one_sentence(words, capsys):
+def test_invalid_overrides_are_one_sentence(words, capsys):
     assert main(words.split()) == 2
     error = capsys.readouterr().err
     assert WORDS[words] in error
@@ -403,7 +403,7 @@ def test_training_says_which_command_tunes(word, capsys):
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry"]])
-def test_what_every_run_would_fail_for_is_said_once(dry, capsys):
+def test_a_failure_common_to_all_runs_is_reported_once(dry, capsys):
     assert tune("dataset=mnist", *dry) == 2
     error = capsys.readouterr().err
     assert "MNIST is not there" in error

@@ -113,7 +113,7 @@ def test_refinement_halves_the_step_until_the_best_is_left():
     assert [[lr.at(trial.point[0]) for trial in batch] for batch in rounds[1:]] == [[0.0316, 0.316], [0.0562, 0.178]]
 
 
-def test_no_momentum_is_no_edge_and_the_other_end_nears_one():
+def test_momentum_0_is_not_an_edge_and_the_other_end_approaches_1():
     done, rounds = play([MOMENTUM], 5, lambda values: (values[0], 0.0))
     assert edges(done, [MOMENTUM]) == []
     assert all(0 < MOMENTUM.at(trial.point[0]) < 0.7 for batch in rounds[1:] for trial in batch)
@@ -143,7 +143,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("name", "values", "message"), WRONG)
-def test_an_axis_that_cannot_be_says_why(name, values, message):
+def test_an_invalid_axis_says_why(name, values, message):
     with pytest.raises(ValueError, match=message):
         Axis(name, values)
 

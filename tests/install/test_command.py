@@ -15,7 +15,7 @@ from sibp.__main__ import COMMANDS, main
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_without_words_it_says_what_there_is_to_do(capsys):
+def test_without_arguments_it_lists_the_commands(capsys):
     assert main([]) == 0
     shown = capsys.readouterr().out
     assert all(f"sibp {command}" in shown for command in COMMANDS)

@@ -146,7 +146,7 @@ def test_their_settings_mean_what_their_builders_say(capsys):
     assert losses[0] == losses[1] < 0.69
 
 
-def test_they_are_tuned_by_a_sweep_of_their_own(capsys):
+def test_they_are_tuned_by_a_separate_sweep(capsys):
     assert tune(["--config-dir", "my configs", "sweep=own", *QUICK]) == 0
     assert len(folders("runs/tuning/own/final")) == 2
     assert tune(["--config-dir", "my configs", "sweep=onw"]) == 2

@@ -26,14 +26,14 @@ def problem(root, sgd=SLOW, sibp=FAST, pace: float = 0.02) -> Problem:
     return found
 
 
-def test_break_even_is_the_rivals_steps_over_ones_own(tmp_path):
+def test_break_even_is_the_rivals_steps_over_the_methods_own(tmp_path):
     sgd, sibp = problem(tmp_path).methods
     # SIBP has SGD's 0.4 of step 30 at step 10 (20 at one seed); SGD has SIBP's 0.1 never, so its 30 steps are worth 10.
     assert break_evens(sibp, sgd) == [3.0, 3.0, 3.0, 1.5, 3.0]
     assert break_evens(sgd, sibp) == pytest.approx([1 / 3, 1 / 3, 1 / 3, 2 / 3, 1 / 3])
 
 
-def test_a_run_that_diverged_may_cost_nothing(tmp_path):
+def test_a_diverged_run_may_cost_nothing(tmp_path):
     sgd, sibp = problem(
         tmp_path, sgd=[(2.0, 1.0, 0.5, None), SLOW[0]], sibp=[(2.0, 1.0, 0.5, 0.4), (2.0, None)]
     ).methods
@@ -78,7 +78,7 @@ def test_a_clock_of_one_thread_is_the_processor_s(tmp_path):
         assert clock["sgd"] == expected
 
 
-def test_a_separately_measured_clock_decides_by_its_interleaved_rounds(tmp_path, capsys):
+def test_a_separately_measured_clock_decides_by_interleaved_samples(tmp_path, capsys):
     found = problem(tmp_path / "runs", pace=0.031)
     clock = read_clock(clock_file(tmp_path), found)
     assert clock is not None

@@ -78,7 +78,7 @@ def test_an_mlp_from_before_its_activation_was_a_setting_is_one_of_relu(tmp_path
     assert "model.activation=tanh" in other.title
 
 
-def test_what_is_trained_makes_problems_with_titles_that_tell_them_apart(tmp_path):
+def test_problems_have_distinct_titles(tmp_path):
     write_run(tmp_path / "a")
     write_run(tmp_path / "b", batch_size=100)
     write_run(tmp_path / "c", model={"name": "mlp", "hidden": [64], "init": "normal", "init_std": 0.05})
@@ -199,7 +199,7 @@ def test_seconds_per_step_ignore_a_slow_start(tmp_path):
     assert outcomes.seconds_per_step(read_run(folder)) == pytest.approx(0.01)
 
 
-def test_equal_seconds_compare_rows_that_were_logged_by_then(tmp_path):
+def test_equal_seconds_compare_rows_logged_by_that_time(tmp_path):
     fast = read_run(write_run(tmp_path / "a", losses=(2.0, 1.0, 0.9, 0.8, 0.7), seconds_per_step=0.01))  # ends at 0.4
     slow = read_run(write_run(tmp_path / "b", losses=(2.0, 0.5, 0.4), seconds_per_step=0.025))  # 0.25, 0.5
     assert at_equal_seconds(fast, slow, "train_loss") == (0.9, 0.5)

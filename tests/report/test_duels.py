@@ -77,7 +77,7 @@ def test_a_winner_over_many_methods_names_the_nearest_alone(tmp_path):
     )
 
 
-def test_a_weak_verdict_says_how_to_make_it_stronger(tmp_path):
+def test_a_weak_verdict_prints_the_command_that_adds_seeds(tmp_path):
     write(tmp_path, SGD, {0: 0.5, 1: 0.5})
     write(tmp_path, SIBP, {1: 0.2, 2: 0.2, 7: 0.2})
     problem = problem_of(tmp_path)
@@ -92,7 +92,7 @@ def test_a_weak_verdict_says_how_to_make_it_stronger(tmp_path):
     assert seeds == [0, 3]
 
 
-def test_enough_seeds_are_not_asked_for_more(tmp_path):
+def test_enough_seeds_need_no_more(tmp_path):
     write(tmp_path, SGD, dict.fromkeys(range(5), 0.5))
     write(tmp_path, SIBP, dict.fromkeys(range(5), 0.5))
     problem = problem_of(tmp_path)
@@ -137,7 +137,7 @@ def test_kept_runs_can_be_written_as_a_command(kept):
         {"no_such_key": 1},
     ],
 )
-def test_what_sibp_train_does_not_know_has_no_command(change):
+def test_settings_unknown_to_sibp_train_have_no_command(change):
     assert command({**compose(["optimizer=sgd"]), **change}, [0, 1]) is None
 
 

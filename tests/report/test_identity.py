@@ -41,7 +41,7 @@ def test_a_name_says_what_tells_methods_apart():
         assert run_name(config).startswith(expected), run_name(config)
 
 
-def test_every_config_of_an_optimizer_has_a_method_name_of_its_own():
+def test_every_optimizer_config_has_a_unique_method_name():
     configs = [compose([f"optimizer={path.stem}"])["optimizer"] for path in (CONFIGS / "optimizer").glob("*.yaml")]
     names = [method_name(config) for config in configs]
     assert len(set(names)) == len(names)
@@ -57,7 +57,7 @@ def test_a_folder_of_an_earlier_version_is_found_by_its_digest(tmp_path):
     assert RunFolder({**config, "seed": 1}).path.name == run_name({**config, "seed": 1})
 
 
-def test_where_and_how_a_run_is_done_makes_no_other_problem_and_no_other_run():
+def test_where_and_how_a_run_is_executed_changes_neither_problem_nor_run():
     config = compose([])
     for change in ({"role": "trial"}, {"threads": 3}, {"evaluate_test": False}, {"run_root": "elsewhere"}):
         assert digest({**config, **change}) == digest(config)
@@ -142,7 +142,7 @@ def test_strings_that_look_like_something_else_come_back_as_strings():
         ("a: !!python/object/apply:os.getcwd []", "constructor for the tag"),
     ],
 )
-def test_what_is_no_yaml_is_one_line_with_its_place(text, reason):
+def test_invalid_yaml_is_one_line_with_its_position(text, reason):
     with pytest.raises(YamlError, match=reason) as error:
         parse_yaml(text)
     assert len(str(error.value).splitlines()) == 1

@@ -64,7 +64,7 @@ def test_long_runs_are_thinned_and_keep_their_ends(tmp_path):
         ({"x": {"y": {}}}, {"x": {"y": {"z": 1}}}),
     ],
 )
-def test_what_is_shared_and_the_rest_make_the_whole(a, b):
+def test_shared_and_remaining_entries_make_the_whole(a, b):
     shared = common(a, b)
     for whole in (a, b):
         assert json.dumps(joined(shared, less(whole, shared)), sort_keys=True) == json.dumps(whole, sort_keys=True)

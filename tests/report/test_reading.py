@@ -97,7 +97,7 @@ def test_damaged_files_are_broken_with_the_reason(tmp_path, case):
     assert reason in found.broken[0].reason
 
 
-def test_ten_aliases_of_ten_aliases_do_not_blow_up(tmp_path):
+def test_ten_aliases_of_ten_aliases_do_not_expand_exponentially(tmp_path):
     folder = write_run(tmp_path / "run")
     bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
     bomb += "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12))
@@ -116,7 +116,7 @@ def test_something_else_in_the_place_of_a_file_is_broken_and_does_not_hang(tmp_p
     assert broken.reason.startswith(name)
 
 
-def test_merges_of_merges_do_not_blow_up(tmp_path):
+def test_merges_of_merges_do_not_expand_exponentially(tmp_path):
     folder = write_run(tmp_path / "run")
     bomb = "a0: &a0 {x: 1}\n"
     bomb += "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in range(1, 40))
@@ -130,7 +130,7 @@ ENDLESS = ("/dev/zero", "/dev/urandom", "/proc/kmsg")
 
 @pytest.mark.parametrize("device", ENDLESS)
 @pytest.mark.parametrize("name", ["config.yaml", "summary.json", "metrics.jsonl", "runs.jsonl"])
-def test_a_device_in_the_place_of_a_file_is_broken_and_has_an_end(tmp_path, name, device):
+def test_a_device_in_place_of_a_file_is_broken_and_reading_it_ends(tmp_path, name, device):
     folder = write_run(tmp_path / "run")
     good = write_run(tmp_path / "good")
     (folder / name).unlink(missing_ok=True)
@@ -141,7 +141,7 @@ def test_a_device_in_the_place_of_a_file_is_broken_and_has_an_end(tmp_path, name
     assert name in f"{broken.path.name} {broken.reason}"
 
 
-def test_a_pipe_that_nobody_writes_into_is_broken_and_does_not_hang(tmp_path):
+def test_an_empty_pipe_is_broken_and_does_not_hang(tmp_path):
     os.mkfifo(tmp_path / "runs.jsonl")
     (broken,) = collect([tmp_path]).broken
     assert "is not a file" in broken.reason
@@ -228,7 +228,7 @@ def test_completed_run_whose_last_row_is_nowhere_is_unfinished(tmp_path):
     assert "ends at step 10 of 20" in run.notes[0]
 
 
-def test_numbers_that_are_not_finite_are_gaps(tmp_path):
+def test_non_finite_numbers_are_gaps(tmp_path):
     folder = write_run(tmp_path / "run", losses=(2.0, None, 1e308))
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 30, "seconds": 1, "train_loss": NaN, "val_loss": 1e999}\n')

@@ -81,7 +81,7 @@ def folder(study, tmp_path_factory):
     return out
 
 
-def test_page_draws_everything_without_a_word_on_the_console(folder):
+def test_page_draws_everything_without_console_messages(folder):
     markup, console = look(folder / "report.html", "--window-size=1280,20000")
     assert console == ""
     assert markup.count('data-drawn="yes"') == 7  # the solver's two are folded away
@@ -140,7 +140,7 @@ def test_one_switch_acts_on_every_curve(folder):
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_a_method_switched_off_leaves_every_figure_of_the_problem(folder, width):
+def test_a_method_switched_off_disappears_from_every_chart_of_the_problem(folder, width):
     script = """
       const names = (plot) => [...new Set(plot.data.map((trace) => trace.name).filter(Boolean))];
       const shown = () => all("#part-0 > .figures .plot").map(names);
@@ -257,7 +257,7 @@ def test_words_stand_beside_colours(folder):
     assert cells[1][2] == "sgd minus proxbp exact: 0.0204 [0.02, 0.0208]"
 
 
-def test_names_are_text_in_figures_too(tmp_path):
+def test_names_are_text_in_charts_too(tmp_path):
     name = "<b>bold</b><script>alert(1)</script>&amp;"
     for seed in (0, 1):
         write_run(tmp_path / "runs" / str(seed), {**SIBP, "name": name}, seed)

@@ -106,7 +106,7 @@ def test_summary_has_medians_intervals_cost_and_infinite_targets(written):
     assert "| ∞ \\[∞, ∞\\] |" in (written / "report.md").read_text()
 
 
-def test_runs_that_went_wrong_are_rows(written):
+def test_failed_runs_are_rows(written):
     status = {row["folder"].rpartition("/")[2]: row for row in table(written, "runs")}
     assert status["sgd-lr3.0-s100"]["status"] == "diverged"
     assert status["sgd-lr3.0-s100"]["reason"] == "the training loss became nan at step 21"
@@ -203,7 +203,7 @@ def test_curves_have_a_median_a_band_and_every_seed(written):
     assert median["detail"] == "lr=0.3"
 
 
-def test_equal_start_is_stated_or_said_to_be_unknown(tmp_path):
+def test_equal_start_is_stated_or_unknown(tmp_path):
     for i, optimizer in enumerate((SGD, PROXBP)):
         write_run(tmp_path / "equal" / str(i), optimizer, losses=(2.0, 1.0))
         without = {"initial_weights_sha256": None, "data_sha256": None, "batches_sha256": None}
@@ -230,7 +230,7 @@ def test_unequal_weights_are_a_warning(tmp_path):
 EVIL = "<script>alert(1)</script>"
 
 
-def test_whatever_stands_in_a_run_folder_is_shown_as_text(tmp_path):
+def test_any_content_of_a_run_folder_is_shown_as_text(tmp_path):
     evil = {**SIBP, "name": EVIL, "solver": "</script><img src=x onerror=alert(2)>", "lr": [EVIL]}
     odd = {"dataset": {"name": EVIL}, "model": {"name": '"><b>', "hidden": [EVIL]}, "batch_size": "`|`"}
     about = {"versions": {EVIL: EVIL}, "git_commit": EVIL, "host": "%{x}", "device": EVIL}
@@ -327,7 +327,7 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(tmp_path, capsys, case):
     assert not said.out
 
 
-def test_page_that_cannot_be_written_is_one_sentence(study, tmp_path, capsys):
+def test_an_unwritable_page_is_one_sentence(study, tmp_path, capsys):
     (tmp_path / "file").touch()
     assert main([str(study), "--out", str(tmp_path / "file" / "report.html")]) == 2
     assert "cannot be written" in capsys.readouterr().err

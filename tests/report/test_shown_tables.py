@@ -38,7 +38,7 @@ def keep(results: Path, part: str, losses: dict[str, float]) -> None:
     (results / "noise" / part / PACKED).write_text(pack(collect([results / "made" / part]).runs))
 
 
-def test_a_page_says_what_is_not_run_and_is_filled_once_it_is(shown, tmp_path):
+def test_a_page_names_missing_runs_and_is_filled_once_they_exist(shown, tmp_path):
     waiting = shown.filled(PAGE)
     assert "old" not in waiting
     assert "*Not run yet:* `python scripts/reproduce.py noise`\n<!-- end of table -->\n\nAfter." in waiting
@@ -63,7 +63,7 @@ def test_the_best_median_is_bold_and_numbers_are_right_aligned(shown, tmp_path):
     assert "| 80.20 [80.00, 80.40] |" in sgd
 
 
-def test_a_picture_that_is_not_drawn_yet_is_no_dead_link(shown, tmp_path):
+def test_a_missing_picture_leaves_no_dead_link(shown, tmp_path):
     page = "<!-- results/noise: picture -->\n<!-- end of table -->\n"
     assert "*Not run yet:* `python scripts/reproduce.py noise`" in shown.filled(page)
     (tmp_path / "noise").mkdir()
