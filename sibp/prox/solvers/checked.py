@@ -149,7 +149,7 @@ class _Task:
     def _squared_error(self, x: Tensor) -> float:
         """||e||^2, or an estimate that is very rarely too small."""
         units = x.shape[-1]
-        if units <= _PROBES:
+        if units <= 2 * _PROBES:
             return _squared(self._left_over(x, self.rhs))
         S = signs(units, x.dtype)
         return _estimate(_squared(self._left_over(x @ S, self.rhs @ S)), units)
