@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sibp.activations import Activation
 from sibp.activations.registry import row_of
-from sibp.internals import as_plain_tensors, tree_leaves, tree_map_only
+from sibp.internals import as_plain_tensors, tree_leaves, tree_map_only, version
 
 
 @dataclass(slots=True)
@@ -28,6 +28,8 @@ class Consumption:
         consumers: operations that used it and required a gradient.
         names: of the consumers, for people to read.
         overwritten: whether an in-place activation has put its result in the output's place.
+        watched: whether a module's backward hooks stand between the layer and what used its output.
+        sent: where watched, the address and the version of the gradient that the activation has sent on.
         Z: pre-activation, there from the activation's backward pass to the layer's.
         D: error signal on the activation's output, likewise.
     """
@@ -36,6 +38,8 @@ class Consumption:
     consumers: int = 0
     names: list[str] = field(default_factory=list)
     overwritten: bool = False
+    watched: bool = False
+    sent: tuple[int, int] | None = None
     Z: Tensor | None = None
     D: Tensor | None = None
 
@@ -46,7 +50,7 @@ class Consumption:
 
     def clear(self) -> None:
         """Releases the tensors."""
-        self.Z = self.D = None
+        self.Z = self.D = self.sent = None
 
 
 class PreActivation(Tensor):
@@ -73,7 +77,9 @@ class PreActivation(Tensor):
         # C++ code (such as a user's autograd Function) takes the tensor itself, past __torch_function__: its gradient
         # arrives only here. The hook lives in the graph: a reference to a tensor of the graph would keep both alive
         # forever.
-        def used_directly(_: Tensor) -> None:
+        def used_directly(gradient: Tensor) -> None:
+            if consumption.sent is not None and consumption.sent == (gradient.data_ptr(), version(gradient)):
+                return  # hooks have watched it, and changed nothing
             if consumption.overwritten:
                 raise RuntimeError(
                     "A layer's output was overwritten by an in-place activation and then used by a custom autograd "
@@ -84,6 +90,14 @@ class PreActivation(Tensor):
         with as_plain_tensors():
             marked.register_hook(used_directly)
         return marked
+
+    def watched(self) -> "PreActivation":
+        """The same again, for backward hooks of a module: torch makes a view of it and puts itself between the two."""
+        self._consumption.watched = True
+        with as_plain_tensors():
+            seen = self.view_as(self).as_subclass(PreActivation)
+        seen._consumption = self._consumption
+        return seen
 
     def consumed_by(self, name: str) -> Tensor:
         """The plain tensor, of the same shape, noting that something other than an activation used it."""
@@ -108,6 +122,12 @@ class PreActivation(Tensor):
             z = args[0] if args else kwargs["input"]
             if z._consumption.consumers == 0:
                 return _activate(z, activation, in_place=_writes_in_place(func, kwargs))
+        first: Any = args[0] if args else None
+        if func is Tensor.view_as and args[-1] is first and not torch.is_grad_enabled() and _is_marked(first):
+            return first.watched()
+        if func == _GRAD_FN and isinstance(first, cls) and "_plain" not in vars(first):
+            with as_plain_tensors():  # of one that torch has just put itself behind, for whom it looks for itself here
+                return func(*args)
         marked = [leaf for leaf in _leaves((*args, *kwargs.values())) if _is_marked(leaf)]
         plain_args = [_map_marked(value) for value in args]
         plain_kwargs = {key: _map_marked(value) for key, value in kwargs.items()}
@@ -121,6 +141,7 @@ class PreActivation(Tensor):
         return result
 
 
+_GRAD_FN: Any = Tensor.grad_fn.__get__  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
 _BACKWARD = (Tensor.backward, torch.autograd.backward, torch.autograd.grad)
 _CONTAINERS = (list, tuple, dict)  # a call's arguments hardly ever are: only then a walk through what they hold
 
@@ -137,8 +158,13 @@ def _map_marked(value: Any) -> Any:
 
 
 def _is_marked(value: Any) -> bool:
-    # Module backward hooks may re-wrap a marked tensor, which is an ordinary tensor afterwards.
-    return isinstance(value, PreActivation) and "_plain" in vars(value)
+    if not isinstance(value, PreActivation):
+        return False
+    held = vars(value)  # without both, it was re-wrapped by somebody, and is an ordinary tensor
+    if "_plain" not in held and "_consumption" in held:  # watched: torch has given it its place in the graph by now
+        with as_plain_tensors():
+            value._plain = value.as_subclass(Tensor)
+    return "_consumption" in held
 
 
 def _unmark(z: PreActivation) -> Tensor:
@@ -162,7 +188,10 @@ class _Activate(torch.autograd.Function):
         z, *_ = ctx.saved_tensors
         ctx.consumption.Z, ctx.consumption.D = z.detach(), D[0]
         learned = ctx.activation.learned_gradients(D[0], z, ctx.needs_input_grad[3:])
-        return ctx.activation.backward(D[0], z), None, None, *learned
+        D_z = ctx.activation.backward(D[0], z)
+        if ctx.consumption.watched:
+            ctx.consumption.sent = (D_z.data_ptr(), version(D_z))
+        return D_z, None, None, *learned
 
 
 def _activate(marked: PreActivation, s: Activation, *, in_place: bool) -> Tensor:

@@ -423,6 +423,23 @@ def test_module_backward_hooks_work_on_tapped_layers():
     found = changes(model)
     assert seen == ["Linear", "ReLU"]
     assert found.keys() == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert_same(found, changes(mlp(nn.ReLU())))
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_where_a_backward_hook_changes_the_error_signal_the_layer_is_solved_with_what_comes_out(place: int):
+    """The activation's own error signal would leave it out."""
+    found = []
+    for solver in ("cg:4", "exact"):
+        model = mlp(nn.ReLU())
+        if place == 0:
+            model[0].register_full_backward_pre_hook(lambda m, go: (go[0] / 2,))
+        else:
+            model[1].register_full_backward_hook(lambda m, gi, go: (gi[0] / 2,))
+        found.append(changes(model, solver))
+    assert_same(*found)
+    plain = changes(mlp(nn.ReLU()), "exact")
+    assert (found[0]["0.weight"] - plain["0.weight"] / 2).norm() < 1e-9 * plain["0.weight"].norm()
 
 
 @pytest.mark.parametrize("solver", ["cg:3", "exact"])
