@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from sibp.capture.compiler import left_alone
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
 from sibp.optim.base import TappedOptimizer
@@ -152,6 +153,7 @@ class ProximalOptimizer(TappedOptimizer):
         self._step_along(evaluate, closure, found if loss is None else loss)
         return found
 
+    @left_alone
     def _step_along(
         self, evaluate: Evaluate | None, closure: Callable[[], Any] | None, loss: Tensor | float | None
     ) -> None:

@@ -268,7 +268,7 @@ def test_goes_on_bit_for_bit_from_a_state(make):
     assert_equal(weights(model), weights(other))
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized:UserWarning")
+@pytest.mark.filterwarnings("ignore:torch.distributed is:UserWarning", "ignore:TypedStorage is:UserWarning")
 @pytest.mark.parametrize("make", SEARCHING, ids=NAMES)
 def test_goes_on_bit_for_bit_from_a_distributed_checkpoint(make, tmp_path):
     """What is read is what the state of an optimizer that has not trained has places for."""
