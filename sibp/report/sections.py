@@ -20,6 +20,7 @@ from sibp.report.tables import (
 )
 from sibp.report.verdicts import clock_table, outcome, verdict_table, verdicts
 from sibp.runs.collect import Collection
+from sibp.runs.identity import FINAL
 from sibp.runs.reading import Run
 from sibp.runs.values import shown
 
@@ -78,10 +79,13 @@ def choice_text(problem: Problem) -> str:
                 f"{method.name}: best of {len(method.settings)} settings over seeds "
                 f"{_seeds(choice.tuning_seeds)}, {shown_on}"
             )
-    return (
-        "Settings were chosen on validation data only, by final accuracy, then by loss; test data play no part. "
-        f"{'; '.join(parts)}."
+    by_a_sweep = any(run.role == FINAL for method in problem.methods for run in method.all_runs)
+    how = (
+        "by the sweep; its criterion is in tuning.json, beside its runs."
+        if by_a_sweep
+        else "on validation data only, by final accuracy, then by loss."
     )
+    return f"Settings were chosen {how} Test data play no part. {'; '.join(parts)}."
 
 
 def _seeds(seeds: frozenset[int]) -> str:

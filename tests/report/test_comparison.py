@@ -14,6 +14,7 @@ from sibp.experiment.compose import compose
 from sibp.report.blocks import Figure
 from sibp.report.curves import MAX_POINTS, common_steps, thinned
 from sibp.report.robustness import robustness
+from sibp.report.sections import choice_text
 from sibp.runs import identity
 from sibp.runs.collect import collect
 from sibp.runs.reading import read_run
@@ -170,9 +171,18 @@ def test_the_choice_of_a_sweep_stands_whatever_it_was_made_by(tmp_path):
             write_run(tmp_path / f"trial{lr}-{seed}", {**SGD, "lr": lr}, seed, (2.0, end), role="trial")
     for seed in range(5):
         write_run(tmp_path / f"final-{seed}", {**SGD, "lr": 1.0}, seed, (2.0, 0.4), role="final")
-    (method,) = only(tmp_path).methods
+    problem = only(tmp_path)
+    (method,) = problem.methods
     assert method.chosen.numbers["lr"] == 1.0
     assert [run.seed for run in method.runs] == [0, 1, 2, 3, 4]
+    assert "chosen by the sweep" in choice_text(problem)
+    assert "by final accuracy" not in choice_text(problem)
+
+
+def test_without_a_sweep_settings_are_chosen_on_validation_data(tmp_path):
+    for lr in (0.1, 1.0):
+        write_run(tmp_path / f"{lr}", {**SGD, "lr": lr})
+    assert "chosen on validation data only, by final accuracy" in choice_text(only(tmp_path))
 
 
 def test_targets_come_from_the_runs_if_they_agree(tmp_path):
