@@ -51,12 +51,25 @@ def merged(shared: Any, own: Any) -> Any:
 def runs_below(place: str) -> list[Run]:
     """The runs kept below results/PLACE, one for each setting and seed: the one that got furthest, then the latest."""
     found: defaultdict[str, list[Run]] = defaultdict(list)
+    pace = paces(RESULTS / place / "step-cpu-1thread.json")
     for path in sorted((RESULTS / place).rglob("runs.jsonl")):
         shared, *lines = map(json.loads, path.read_text().splitlines())
         for line in lines:
             run = as_run(merged(shared, line))
+            if run["method"] in pace:
+                run["rows"]["seconds"] = pace[run["method"]] * run["rows"]["step"]
             found[json.dumps([run["optimizer"], run["seed"]], sort_keys=True)].append(run)
     return [min(same, key=lambda run: (RANK.index(run["status"]), -run["started"])) for same in found.values()]
+
+
+def paces(record: Path) -> dict[str, float]:
+    """Seconds per step by method, where a record of them, of one net, lies beside the runs."""
+    if not record.exists():
+        return {}
+    (case,) = json.loads(record.read_text())["cases"]
+    names = {"proxbp": "proxbp exact", "exact": "sibp exact"}
+    measured = case["processor_seconds_per_step"]
+    return {names.get(k, f"sibp {k}" if k.startswith("cg:") else k): middle(v) for k, v in measured.items()}
 
 
 def as_run(line: dict[str, Any]) -> Run:

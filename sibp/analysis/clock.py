@@ -3,12 +3,13 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from pathlib import Path
+from statistics import median
 
 from sibp.analysis.comparison import Method, Problem
-from sibp.analysis.outcomes import FINAL_LOSS, seconds_per_step
+from sibp.analysis.outcomes import FINAL_LOSS, seconds_per_step, training_seconds
 from sibp.analysis.scoring import BETTER, MIN_SEEDS, TOO_FEW, WORSE, first_reach
 from sibp.analysis.statistics import Estimate, estimate
 from sibp.runs.reading import Run
@@ -102,6 +103,25 @@ def read_clock(path: Path, problem: Problem) -> Clock | None:
         return {_name(method): [float(value) for value in samples] for method, samples in found.items()} or None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"--clock {path} is not a record of `sibp bench step` ({type(error).__name__}).") from error
+
+
+def time_by(problem: Problem, clock: Clock) -> None:
+    """Sets a problem's clock: each step of the shown runs then takes the median seconds per step of ``clock``."""
+    problem.clock = clock
+    problem.methods = [
+        replace(method, runs=[_at_pace(run, median(clock[method.name])) for run in method.runs])
+        if method.name in clock
+        else method
+        for method in problem.methods
+    ]
+
+
+def _at_pace(run: Run, pace: float) -> Run:
+    steps = run.columns["step"]
+    whole = pace * float(steps[-1]) if len(steps) else training_seconds(run)
+    return replace(
+        run, columns=run.columns | {"seconds": pace * steps}, summary=run.summary | {"seconds": {"train": whole}}
+    )
 
 
 def _name(method: str) -> str:

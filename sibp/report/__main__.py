@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sibp.analysis.arena import contests, own_names
-from sibp.analysis.clock import read_clock
+from sibp.analysis.clock import read_clock, time_by
 from sibp.analysis.comparison import compare
 from sibp.report.arena_page import build_arena
 from sibp.report.blocks import Document
@@ -46,7 +46,8 @@ def _main(words: list[str]) -> int:
         collection = collect(args.folders)
         problems = compare(collection.runs, args.target_acc, args.target_loss)
         for problem in problems if args.clock else ():
-            problem.clock = read_clock(args.clock, problem)
+            if clock := read_clock(args.clock, problem):
+                time_by(problem, clock)
         if args.arena:
             document = build_arena(collection, contests(problems, own_names(args.folders, collection.broken)), command)
         else:
@@ -82,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         "--clock",
         metavar="FILE",
         type=Path,
-        help="record of `sibp bench step`: judge wall-clock time by its interleaved seconds per step",
+        help="record of `sibp bench step`: time all runs by its interleaved seconds per step",
     )
     parser.add_argument(
         "--arena",

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from sibp.analysis.clock import read_clock, time_by
 from sibp.analysis.comparison import Method, Problem, compare
 from sibp.analysis.duels import after_equal_seconds, by_seed
 from sibp.analysis.outcomes import FINAL_LOSS, FINAL_VAL, TEST_ACC, Quantity, final
@@ -68,6 +69,10 @@ class Finding:
         return _holds(self.after_seconds) if self.after_seconds else None
 
 
+CLOCK = "step-cpu-1thread.json"
+"""A record of `sibp bench step` beside kept runs, which times them in place of their own seconds."""
+
+
 class Evidence:
     """The kept runs and records below ``results``, read lazily and cached."""
 
@@ -88,7 +93,10 @@ class Evidence:
         problems = compare(collect([folder]).runs, None, None)
         if len(problems) != 1:
             raise UsageError(f"results/{place} has {len(problems)} problems: name one of its folders.")
-        return problems[0]
+        (problem,), record = problems, folder / CLOCK
+        if record.exists() and (clock := read_clock(record, problem)):
+            time_by(problem, clock)
+        return problem
 
     def method(self, place: str, name: str) -> Method:
         """A method of EXPERIMENT or EXPERIMENT/FOLDER.
