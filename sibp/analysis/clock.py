@@ -106,14 +106,23 @@ def read_clock(path: Path, problem: Problem) -> Clock | None:
 
 
 def time_by(problem: Problem, clock: Clock) -> None:
-    """Sets a problem's clock: each step of the shown runs then takes the median seconds per step of ``clock``."""
+    """Sets a problem's clock: each step of its runs then takes the median seconds per step of ``clock``."""
     problem.clock = clock
     problem.methods = [
-        replace(method, runs=[_at_pace(run, median(clock[method.name])) for run in method.runs])
-        if method.name in clock
-        else method
-        for method in problem.methods
+        _timed(method, median(clock[method.name])) if method.name in clock else method for method in problem.methods
     ]
+
+
+def _timed(method: Method, pace: float) -> Method:
+    """The method with its runs at this pace, the same objects in its settings and among those shown."""
+    timed = {id(run): _at_pace(run, pace) for run in [*method.all_runs, *method.runs]}
+    settings = {id(s): replace(s, runs=[timed[id(run)] for run in s.runs]) for s in method.settings}
+    return replace(
+        method,
+        settings=[settings[id(s)] for s in method.settings],
+        chosen=method.chosen and settings[id(method.chosen)],
+        runs=[timed[id(run)] for run in method.runs],
+    )
 
 
 def _at_pace(run: Run, pace: float) -> Run:

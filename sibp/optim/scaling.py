@@ -44,6 +44,8 @@ def refuse_scaled_outer(direction: Any) -> torch.utils.hooks.RemovableHandle:
 
     def before_step(outer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
+        if torch.compiler.is_compiling():  # inside `GradScaler.step` no step is, and frames cannot be traced
+            return
         one = this()
         if one is None or not _called_by_scaler():
             return

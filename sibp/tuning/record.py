@@ -109,7 +109,7 @@ def _warnings(study: Study) -> Iterable[str]:
         if strangers := _strangers(
             study.sweep.root / "final", [run for record in study.methods for run in record.finals]
         ):
-            yield f"final/ holds {strangers} runs of other settings: test data were looked at before this choice."
+            yield f"final/ holds {strangers} runs of other settings: test data were evaluated before this choice."
 
 
 def _strangers(folder: Path, runs: Sequence[RunRecord]) -> int:
@@ -124,7 +124,7 @@ def _markdown(record: dict[str, Any]) -> str:
         "",
         f"{'Finished.' if record['finished'] else 'Not finished: the same command goes on.'} Every method has "
         f"{record['trials_per_method']} trials, with seed {seeds}; the {record['at']} {record['criterion']} decides. "
-        "Test data were looked at by the final runs alone.",
+        "Only the final runs evaluated test data.",
         "",
         *(f"- **{warning}**" for warning in record["warnings"]),
         *([""] if record["warnings"] else []),

@@ -236,7 +236,7 @@ def test_runs_that_do_not_belong_to_the_sweep_are_reported(done, capsys):
     assert tune() == 0
     error = capsys.readouterr().err
     assert "trials/ holds 6 runs that this sweep did not ask for" in error
-    assert "final/ holds 2 runs of other settings: test data were looked at before" in error
+    assert "final/ holds 2 runs of other settings: test data were evaluated before" in error
 
 
 def test_a_failed_trial_is_recorded_and_retried(monkeypatch, capsys):

@@ -162,3 +162,17 @@ def test_a_whole_graph_is_refused_in_a_process_that_has_traced_the_model_too():
     optimizer.step()
     optimizer.remove()
     assert torch.compile(model, backend="eager", fullgraph=True)(x).shape == (8, 3)
+
+
+def test_another_optimizer_s_compiled_step_passes_the_guard_of_a_direction():
+    """The guard looks at frames, which the compiler cannot trace, and would warn of."""
+    direction = SIBP(net(), direction_only=True)
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    expected = [p - 0.1 for p in model.parameters()]
+    torch.compile(optimizer.step, backend="eager")()
+    assert direction.direction_only
+    for p, q in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(p, q)

@@ -104,6 +104,8 @@ def test_runs_take_the_clock_s_time_for_each_step(tmp_path):
     assert sgd.runs[0].columns["seconds"].tolist() == pytest.approx([0.001 * step for step in (0, 10, 20, 30)])
     assert training_seconds(sibp.runs[0]) == pytest.approx(30 * 0.0011)
     assert sibp.step_seconds() == pytest.approx(0.0011)
+    assert any(setting is sibp.chosen for setting in sibp.settings)
+    assert all(run in sibp.all_runs for run in sibp.runs)  # one and the same, wherever it is
 
 
 def test_a_method_that_the_clock_lacks_keeps_its_seconds(tmp_path):
