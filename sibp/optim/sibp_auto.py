@@ -1,6 +1,7 @@
 """AutoSIBP: proximal steps whose length nobody has to choose."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -211,16 +212,19 @@ class AutoSIBP(SIBP):
         if not memory["search_looks_back"]:
             return
         trials.move(alpha)
-        self.begin_search()
-        for p, step in zip(trials.params, trials.taken(), strict=True):
-            self.state[p]["search_step"] = step
+        self._keep_steps(dict(zip(trials.params, trials.taken(), strict=True)))
 
     def begin_search(self) -> None:
-        """Makes what a search keeps, of parameters as well: their last step, 0 where they were not moved."""
+        """Creates the memory of a search, which includes the last step of every parameter."""
         super().begin_search()
+        self._keep_steps({})
+
+    def _keep_steps(self, steps: Mapping[Tensor, Tensor]) -> None:
+        """Keeps the last step of every proximal parameter, 0 where it was not moved."""
         for group in self.param_groups:
             for p in group["params"] if group["update"] == "proximal" else ():
-                self.state[p]["search_step"] = torch.zeros_like(p)
+                step = steps.get(p)
+                self.state[p]["search_step"] = torch.zeros_like(p) if step is None else step
 
     def _add_gradient(self, tap: Tap, problem: LayerProblem) -> None:
         """Adds a layer's gradient to what the backward passes since the last `zero_grad` have left."""
