@@ -1,6 +1,6 @@
 """The backward call of a tapped layer: from error signals to displacements, inside ordinary autograd."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,24 +19,31 @@ if TYPE_CHECKING:
     from sibp.capture.tap import Tap
 
 
+class Call(NamedTuple):
+    """One call of a layer, as its backward call needs it.
+
+    Attributes:
+        tap: the layer's.
+        consumption: what became of the output.
+        one: the pass that it belongs to.
+        shared: the input, which other layers may have, too.
+    """
+
+    tap: "Tap"
+    consumption: Consumption
+    one: ForwardPass
+    shared: SharedInput
+
+
 class TappedLayer(torch.autograd.Function):
     """z = layer(x); its backward pass is the layer's proximal update."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        W: Tensor,
-        b: Tensor | None,
-        tap: "Tap",
-        consumption: Consumption,
-        one: ForwardPass,
-        shared: SharedInput,
-    ) -> Tensor:
-        """The layer's output, for its input x and parameters; the rest is for the backward call."""
+    def forward(ctx: Any, x: Tensor, W: Tensor, b: Tensor | None, call: Call) -> Tensor:
+        """The layer's output, for its input x and parameters."""
         ctx.save_for_backward(x, W, b)
-        ctx.tap, ctx.consumption, ctx.one, ctx.shared = tap, consumption, one, shared
-        return tap.geometry.forward(x, W, b)
+        ctx.call, ctx.forward_pass = call, call.one  # the latter for `Passes`
+        return call.tap.geometry.forward(x, W, b)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -48,7 +55,7 @@ class TappedLayer(torch.autograd.Function):
         """Refuses forward-mode differentiation."""
         del tangents
         raise RuntimeError(
-            f"layer '{ctx.tap.name}' is tapped, and has no forward-mode derivative; differentiate inside "
+            f"layer '{ctx.call.tap.name}' is tapped, and has no forward-mode derivative; differentiate inside "
             "`with optimizer.paused():`."
         )
 
@@ -57,8 +64,9 @@ class TappedLayer(torch.autograd.Function):
 def _update(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients for x, W and b: the error signal that goes on, and the layer's displacements."""
     x, W, b = ctx.saved_tensors
-    tap: Tap = ctx.tap
-    owner, geometry, consumption = tap.owner(), tap.geometry, ctx.consumption
+    call: Call = ctx.call
+    tap, consumption, one, shared = call
+    owner, geometry = tap.owner(), tap.geometry
     if owner is None or not tap.installed:
         raise RuntimeError(
             f"layer '{tap.name}': the optimizer that this forward pass was made for is gone; run it again."
@@ -66,7 +74,7 @@ def _update(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     needs_x, needs_W, needs_b = ctx.needs_input_grad[:3]
     if not (needs_W and _is_asked_for(ctx, 1)) and not (needs_b and _is_asked_for(ctx, 2)):
         consumption.clear()  # gradients of inputs alone are the loss's own
-        return geometry.input_gradient(x, gradient, W) if needs_x else None, *[None] * 6
+        return geometry.input_gradient(x, gradient, W) if needs_x else None, None, None, None
     tap.begin_backward()
     dtype = torch.promote_types(W.dtype, torch.float32)  # solves are never done in half precision
     given = x
@@ -74,7 +82,6 @@ def _update(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, gradient = geometry.arranged(x, gradient)
     wide = _as(gradient, dtype)
     moves = {"weight": needs_W and tap.weight, "bias": needs_b and tap.bias}
-    shared: SharedInput = ctx.shared
     key = None if geometry.features_key is None else (geometry.features_key, dtype, *moves.values())
     features = shared.features(x, key, lambda: geometry.features(_as(x, dtype), **moves))
     known = consumption.known
@@ -82,8 +89,8 @@ def _update(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         name=tap.name,
         features=features,
         D_z=geometry.outputs(wide, features),
-        terms=owner.loss_terms(ctx.one),
-        ends=ctx.one.ends,
+        terms=owner.loss_terms(one),
+        ends=one.ends,
         activation=_in_rows(consumption.activation, gradient, geometry, features) if known else None,
         Z=geometry.outputs(_as(consumption.Z, dtype), features) if known else None,
         D=geometry.outputs(_as(consumption.D, dtype), features) if known else None,
@@ -99,7 +106,7 @@ def _update(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     grad_W = _weight_gradient(tap, W, problem, update) if needs_W else None
     grad_b = _bias_gradient(tap, b, problem, update) if needs_b else None
     shared.leave()
-    return grad_x, grad_W, grad_b, *[None] * 4
+    return grad_x, grad_W, grad_b, None
 
 
 def _is_asked_for(ctx: Any, place: int) -> bool:

@@ -2,7 +2,7 @@
 
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -27,25 +27,24 @@ class ForwardPass:
         differentiable: whether the call was made with gradients on.
         recomputes: whether it runs inside a backward pass, as activation checkpoints do.
         original: the pass that it runs again, once that is known.
+        opener: what opened it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, opener: "Passes | None" = None) -> None:
+        self.opener = opener
         self.batch: int | None = None
         self._preliminary = True  # whether `batch` is that of a layer that ran without gradients
         self.layers: list[str] = []
         self.differentiable = torch.is_grad_enabled()
         self.recomputes = backward_pass() != -1
         self.original: ForwardPass | None = None
-        self._inputs: list[SharedInput] = []
+        self._inputs: dict[int, SharedInput] = {}  # by identity
 
     def input(self, x: Tensor) -> SharedInput:
         """The record shared by the layers of this pass that are called with this very tensor."""
-        for known in self._inputs:
-            if known.of(x):
-                break
-        else:
-            known = SharedInput(x)
-            self._inputs.append(known)
+        known = self._inputs.get(id(x))
+        if known is None or not known.of(x):  # another tensor may have come to its place in memory
+            known = self._inputs[id(x)] = SharedInput(x)
         known.layers += 1
         return known
 
@@ -81,7 +80,6 @@ class Passes:
         self._local = threading.local()
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._watched: set[int] = set()
-        self._key = object()  # of a graph node's metadata
 
     def watch(self, modules: Iterable[nn.Module]) -> None:
         """Registers hooks on modules, once each.
@@ -106,13 +104,13 @@ class Passes:
     def of_layer(self, x: Tensor) -> ForwardPass:
         """The pass in which a tapped layer is called with the input x; a new one if the layer is called alone."""
         calls = self._calls
-        return calls[-1][1] if calls else self._came_from((x,)) or ForwardPass()
+        return calls[-1][1] if calls else self._came_from((x,)) or ForwardPass(self)
 
     def enter(self, module: nn.Module, inputs: Any) -> None:
         """A module is called: opens a pass if this is the outermost call."""
         calls, this = self._calls, id(module)
         outermost = not calls or calls[0][0] == this  # which is running already only if its last call was interrupted
-        one = (self._came_from(tree_leaves(inputs)) or ForwardPass()) if outermost else calls[-1][1]
+        one = (self._came_from(_leaves(inputs)) or ForwardPass(self)) if outermost else calls[-1][1]
         calls.append((this, one))
 
     def leave(self, module: nn.Module, outputs: Any) -> None:
@@ -124,7 +122,7 @@ class Passes:
         while running != this:
             running, one = calls.pop()
         if not calls:
-            self.attach(one, tree_leaves(outputs))
+            self._attach(one, _leaves(outputs))
 
     def forget(self) -> None:
         """Forgets the calls running in this thread: torch reports no end of one that Ctrl-C interrupted."""
@@ -138,12 +136,12 @@ class Passes:
             calls = self._local.calls = []
         return calls
 
-    def attach(self, one: ForwardPass, outputs: Iterable[Any]) -> None:
+    def _attach(self, one: ForwardPass, outputs: Iterable[Any]) -> None:
         """Ties a pass to the graph of its outputs, which keeps it alive where all its layers are checkpointed."""
         if one.layers and one.differentiable:
             for leaf in outputs:
                 if isinstance(leaf, Tensor) and leaf.grad_fn is not None:
-                    _metadata(leaf.grad_fn)[self._key] = one
+                    _metadata(leaf.grad_fn)[self] = one
 
     def _came_from(self, inputs: Iterable[Any]) -> ForwardPass | None:
         """The pass that computed one of the inputs, if it is found nearby in the graph."""
@@ -151,11 +149,23 @@ class Passes:
         for place in range(_REACH):
             if place >= len(nodes):
                 return None
-            known = _metadata(nodes[place]).get(self._key)
+            known = self._of_node(nodes[place])
             if known is not None:
                 return known
             nodes += [node for node, _ in nodes[place].next_functions if node is not None]
         return None
+
+    def _of_node(self, node: Any) -> ForwardPass | None:
+        """The pass of a tapped layer's node, or of an output's."""
+        own = getattr(node, "forward_pass", None)
+        if isinstance(own, ForwardPass) and own.opener is self:
+            return own
+        return _metadata(node).get(self)
+
+
+def _leaves(tree: Any) -> Sequence[Any]:
+    """The leaves of a tree, which hardly ever is more than one tensor."""
+    return (tree,) if isinstance(tree, Tensor) else tree_leaves(tree)
 
 
 def _metadata(node: Any) -> dict[Any, Any]:
@@ -207,7 +217,7 @@ class _Gate:
         passes = self.passes()
         if passes is not None and module is self.module():
             _refuse_compiler(module)
-            passes.enter(module, (inputs, keywords))
+            passes.enter(module, inputs[0] if len(inputs) == 1 and not keywords else (inputs, keywords))
 
     def leave(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
         """After it, whether it returned or raised."""

@@ -51,12 +51,12 @@ class LayerUpdate:
         b_decrease: (g, m) b_old - b_new, or None if b is fixed.
         backward_change: maps D (g, N, m) to D (W_new - W_old) (g, N, n), where that is cheaper than with W_new itself.
         input_difference: (N, n) the error signal for the layer below, for methods on linear layers with their own rule.
-        squared_change: ||W_new - W_old||^2 + ||b_new - b_old||^2, infinite where the solve was not finite; None if
-            unknown.
+        most_change: at least ||W_new - W_old||^2 + ||b_new - b_old||^2, and exactly that where it exceeds 1 for each
+            number; infinite where the solve was not finite, None if unknown.
     """
 
     W_decrease: Tensor | None
     b_decrease: Tensor | None
     backward_change: Callable[[Tensor], Tensor | None] | None = None
     input_difference: Tensor | None = None
-    squared_change: Scalar | None = None
+    most_change: Scalar | None = None

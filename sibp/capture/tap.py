@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sibp.capture.activation import Consumption, PreActivation
-from sibp.capture.backward import TappedLayer
+from sibp.capture.backward import Call, TappedLayer
 from sibp.capture.compiler import left_alone
 from sibp.capture.displacements import PAUSED, Displacements
 from sibp.capture.geometry import Geometry, own_class
@@ -171,9 +171,8 @@ class Tap:
         self.consumption = consumption = Consumption()  # another thread may replace the tap's at any time
         x = self.geometry.prepare(input)
         z: Tensor = TappedLayer.apply(  # pyright: ignore[reportAssignmentType]
-            x, weight, bias, self, consumption, one, one.input(x)
+            x, weight, bias, Call(self, consumption, one, one.input(x))
         )
-        owner.passes.attach(one, (z,))
         return PreActivation.mark(z, consumption) if owner.wants_activation(self) else z
 
     def _enter(self, owner: Owner, input: Tensor) -> ForwardPass:

@@ -110,4 +110,4 @@ def _gradient_update(problem: LayerProblem, eta: float, prox_weight: float) -> t
         Status.GRADIENT, finite, 0.0, 0.0, iterations=1, step_length=1 / prox_weight, squared_change=squared
     )
     change = choose(finite, lambda: squared, lambda: math.inf)
-    return LayerUpdate(W_decrease, b_decrease, squared_change=change), lambda: stats
+    return LayerUpdate(W_decrease, b_decrease, most_change=change), lambda: stats

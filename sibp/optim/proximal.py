@@ -258,7 +258,7 @@ class ProximalOptimizer(TappedOptimizer):
 
     def _warn_of_absurd_steps(self, tap: Tap, update: LayerUpdate) -> None:
         """Warns once for each layer whose solve failed, or whose step is absurdly long."""
-        change = update.squared_change
+        change = update.most_change
         if change is None or isinstance(change, Tensor) or change <= _ABSURD_SIZE**2:
             return  # on an accelerator, looking would make it wait
         numbers = sum(p.numel() for p in tap.parameters.values())

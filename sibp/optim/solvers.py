@@ -1,6 +1,7 @@
 """Solvers by name, each a function of a layer's problem."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -8,13 +9,15 @@ import torch
 from torch import Tensor
 
 from sibp.capture.problem import LayerProblem, LayerUpdate
+from sibp.internals import version
+from sibp.prox.operators.base import Parts
 from sibp.prox.outputs import Shifted
-from sibp.prox.scalars import Flag, choose, is_finite
-from sibp.prox.solvers.coordinates import smaller_side
+from sibp.prox.scalars import Flag, Scalar, choose, is_finite, scalar
+from sibp.prox.solvers.coordinates import Coordinates, smaller_side
 from sibp.prox.solvers.linear import solve_linear
 from sibp.prox.solvers.nonlinear import solve_nonlinear
 from sibp.prox.solvers.paper import ITERATIONS, RHO, PaperSolution, solve_layer
-from sibp.prox.status import Measure, Solution, Stats, Status
+from sibp.prox.status import Measure, Solution, Stats, Status, squared_norm
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,8 @@ def as_update(solution: Solution) -> tuple[LayerUpdate, Measure]:
     features = solution.coordinates.features
     coordinates, x, finite = features.all_units(solution.coordinates, solution.x, solution.finite)
     W_decrease, b_decrease = parts = coordinates.displacement(-x)  # negated while it is small
-    squared_change = coordinates.squared_change(x, parts)  # before clipping, which changes these tensors
-    finite = finite & is_finite(squared_change)
+    squared_change, bound = _change(solution, coordinates, x, parts)
+    finite = finite & is_finite(bound)
     by_low_rank = None
     if coordinates.low_rank_is_cheaper(x.shape[-1]):
         by_low_rank = partial(coordinates.backward_change, x=x)
@@ -96,10 +99,40 @@ def as_update(solution: Solution) -> tuple[LayerUpdate, Measure]:
         guarded(finite, W_decrease),
         guarded(finite, b_decrease),
         by_low_rank,
-        squared_change=choose(finite, lambda: squared_change, lambda: math.inf),
+        most_change=choose(finite, lambda: bound, lambda: math.inf),
     )
     measure = solution.measure
-    return update, lambda: measure(squared_change)
+    return update, lambda: measure(squared_change())
+
+
+def _change(
+    solution: Solution, coordinates: Coordinates, x: Tensor, parts: Parts
+) -> tuple[Callable[[], Scalar], Scalar]:
+    """||W_new - W||^2 + ||b_new - b||^2, and an upper bound that is exact where it is above 1 for each number.
+
+    A pass over the displacement of a wide layer takes a twentieth of a training step: it is put off where the bound
+    alone says that all is finite and no step absurdly long.
+
+    Args:
+        solution: the solver's.
+        coordinates: of x.
+        x: (..., r, m) coefficients of all output units.
+        parts: the displacement of -x, which clipping may change later.
+    """
+    features, most, known = coordinates.features, solution.most_change, solution.squared_change
+    if x is solution.x and most <= features.groups * features.size * x.shape[-1]:
+        if known is not None:
+            return lambda: known, most
+        return partial(_measured_later, coordinates, x, version(features.x)), most
+    now = squared_norm(*parts)
+    return lambda: now, now
+
+
+def _measured_later(coordinates: Coordinates, x: Tensor, version_of_input: int) -> Scalar:
+    """||W_new - W||^2 + ||b_new - b||^2 of the displacement of x; by the Gram matrix if the input was overwritten."""
+    if version(coordinates.features.x) == version_of_input:
+        return coordinates.squared_change(x)
+    return max(scalar((x * coordinates.forward(x)).sum()), 0.0)
 
 
 def guarded(finite: Flag, change: Tensor | None) -> Tensor | None:

@@ -18,7 +18,7 @@ _LARGEST = 1024  # rows of a system up to which the kernel is the faster way
 _LARGEST_GRAM = 767  # likewise of A; above, the products of a numerical library are faster than those of the kernel
 _PARALLEL = 2_000_000  # multiply-adds above which several threads pay off
 _LINE = 64  # bytes of a cache line
-_Found = ctypes.c_double * 6
+_Found = ctypes.c_double * 7
 
 
 def outer_gram(A: Tensor, plus: float) -> Tensor | None:
@@ -46,11 +46,10 @@ def outer_gram(A: Tensor, plus: float) -> Tensor | None:
 
 
 class Look(NamedTuple):
-    """Sums over a solution X of (G + lam I) X = -R: ||R||^2, <R, X>, ||X||^2, and ||(R + (G + lam I) X) S||^2."""
+    """Sums over a solution X of (G + lam I) X = -R: ||R||^2, <R, X>, and ||(R + (G + lam I) X) S||^2."""
 
     RR: float
     RX: float
-    XX: float
     error: float
 
 
@@ -60,13 +59,17 @@ class Answer(NamedTuple):
     Attributes:
         x: the solution; None if a pivot is not positive, or for a lam that is too small without probes.
         norm: ||G||_F.
-        energy: <x, (G + lam I) x>; meaningless without x.
+        largest: the largest entry of G, which is on its diagonal.
+        energy: <x, (G + lam I) x>; meaningless without x, like what follows.
+        XX: ||x||^2.
         look: where lam is too small, and there are probes.
     """
 
     x: Tensor | None
     norm: float
+    largest: float
     energy: float
+    XX: float
     look: Look | None
 
 
@@ -96,5 +99,5 @@ def minus_solve(G: Tensor, R: Tensor, lam: float, resolved: float, probes: Tenso
     done = library.minus_solve(
         G.data_ptr(), R.data_ptr(), X.data_ptr(), S, work.data_ptr(), r, m, threads, lam, resolved, found
     )
-    norm, energy, *looked_at = found
-    return Answer(X if done else None, norm, energy, Look(*looked_at) if done == 2 else None)
+    *all_ways, RR, RX, error = found
+    return Answer(X if done else None, *all_ways, Look(RR, RX, error) if done == 2 else None)

@@ -32,6 +32,7 @@ class Iterates(NamedTuple):
         gradient: squared gradient norms summed over neurons and iterations.
         step_length: mean accepted step length over neurons and iterations.
         doubtful: number of neurons whose answer may be dominated by rounding.
+        most_change: an upper bound of <x, x>; infinite where nobody has found one.
     """
 
     x: Tensor
@@ -41,6 +42,7 @@ class Iterates(NamedTuple):
     gradient: Scalar
     step_length: Scalar
     doubtful: Scalar
+    most_change: float = math.inf
 
 
 def usable(coordinates: Coordinates, Z: Tensor, s: Activation) -> bool:
@@ -97,8 +99,8 @@ def iterate(
         threads, kind, s.negative_slope or 0.0, lam, shrink_factor, cancellation, rounding_units,
         tolerance, totals,
     )  # fmt: skip
-    start, f, norm, steps, descent, doubtful = totals
-    return Iterates(x.mT, norm, start, f, descent, steps / (number * groups * m), doubtful)
+    start, f, norm, steps, descent, doubtful, most = totals
+    return Iterates(x.mT, norm, start, f, descent, steps / (number * groups * m), doubtful, most)
 
 
-_Totals = ctypes.c_double * 6  # METRICS of fused.c
+_Totals = ctypes.c_double * 7  # METRICS of fused.c

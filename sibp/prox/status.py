@@ -1,5 +1,6 @@
 """A solver's report on its own result: a status, and the metrics that users, TensorBoard and tests read."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -95,17 +96,22 @@ class Solution:
         x: (..., r, m) coefficients; 0 if not `finite`.
         finite: whether all numbers were finite.
         measure: computes `stats` from the displacement's squared norm.
+        most_change: an upper bound of the displacement's squared norm; infinite where none is known.
+        squared_change: that norm, where the solver has it; None where only the displacement tells.
     """
 
     coordinates: "Coordinates"
     x: Tensor
     finite: Flag
     measure: Callable[[Scalar], Stats]
+    most_change: Scalar = math.inf
+    squared_change: Scalar | None = None
 
     @cached_property
     def stats(self) -> Stats:
         """The metrics, computed on first access."""
-        return self.measure(self.coordinates.squared_change(self.x, self.coordinates.displacement(self.x)))
+        known = self.squared_change
+        return self.measure(self.coordinates.squared_change(self.x) if known is None else known)
 
     def scaled(self, factor: float) -> "Solution":
         """The solution of a linear subproblem whose residual is `factor` (not 0) times as large."""
@@ -115,7 +121,9 @@ class Solution:
             stats = measure(squared_change / square)
             return replace(stats, squared_change=stats.squared_change * square)
 
-        return Solution(self.coordinates, self.x * factor, self.finite, measured)
+        most, change = self.most_change * square, self.squared_change
+        scaled = None if change is None else change * square
+        return Solution(self.coordinates, self.x * factor, self.finite, measured, most, scaled)
 
 
 def squared_norm(*parts: Tensor | None) -> Scalar:

@@ -6,6 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from sibp import SIBP, ProxBP
+from sibp.optim.solvers import as_update
+from sibp.prox.operators import DenseFeatures
+from sibp.prox.solvers.coordinates import Direct, Span
+from sibp.prox.solvers.linear import solve_linear
 
 
 @pytest.mark.parametrize("method", [SIBP, ProxBP])
@@ -22,3 +26,35 @@ def test_the_relative_change_is_that_of_the_solve_whatever_becomes_of_the_step(m
     nn.utils.clip_grad_norm_(model.parameters(), 1e-6)
     for name, stats in optimizer.solver_stats().items():
         assert stats["relative_change"] == pytest.approx(float(expected[name]), rel=1e-9)
+
+
+@pytest.mark.parametrize("method", [SIBP, ProxBP])
+def test_the_relative_change_outlives_the_batch(method):
+    """A loop that copies each batch into one buffer reads the metrics of a batch that is no longer there."""
+    changes = []
+    for overwritten in (False, True):
+        torch.manual_seed(0)
+        model, x = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), torch.randn(4, 6)
+        optimizer = method(model, lr=0.5, prox_weight=0.3)
+        F.cross_entropy(model(x), torch.arange(4) % 3).backward()
+        if overwritten:
+            x.fill_(1e3)
+        changes.append([stats["relative_change"] for stats in optimizer.solver_stats().values()])
+    assert changes[1] == pytest.approx(changes[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("side", [Span, Direct])
+def test_a_long_step_has_its_own_length_and_a_short_one_a_bound(side):
+    features = DenseFeatures(torch.randn(4, 6, generator=torch.Generator().manual_seed(0)))
+    R = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+    for scale in (1e-3, 1.0, 1e3, 1e25):
+        update, _ = as_update(solve_linear(side(features), scale * R, 1e-3))
+        weight, bias = update.W_decrease.double(), update.b_decrease.double()
+        length, numbers = float(weight.square().sum() + bias.square().sum()), weight.numel() + bias.numel()
+        if scale == 1e25:  # its square is more than single precision holds
+            assert update.most_change == float("inf")
+            assert length == 0
+        elif length > numbers:
+            assert update.most_change == pytest.approx(length, rel=1e-4)
+        else:
+            assert length * (1 - 1e-4) <= update.most_change

@@ -65,6 +65,7 @@ def test_no_output_unit_rises_and_metrics_are_those_of_the_displacement(
         1 - float(end.sum()) / total if total else 0.0, abs=2e-3 + 2 * uncertain
     )
     assert float(stats.squared_change) == pytest.approx(float(squared_change), rel=1e-4)
+    assert float(solution.most_change) >= (1 - 1e-4) * float(squared_change)
 
 
 @pytest.mark.usefixtures("both_ways")

@@ -196,7 +196,7 @@ def test_span_coordinates_are_first_solved_in_single_precision(units, monkeypatc
 
 def answer(error, *, norm=1.0, RR=3.0, RX=-1.0, XX=0.0):
     """With lam = 2, the decrease is RR + 2 RX = 1, of which an error of 1e-5 is tolerated."""
-    return closed.Answer(torch.zeros(1, 1), norm, 1.0, closed.Look(RR, RX, XX, error))
+    return closed.Answer(torch.zeros(1, 1), norm, norm, 1.0, XX, closed.Look(RR, RX, error))
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def answer(error, *, norm=1.0, RR=3.0, RX=-1.0, XX=0.0):
         (answer(0.0, norm=1e13), 16, False),  # lam is below the floor
         (answer(math.inf, RR=math.inf), 16, False),
         (answer(math.nan), 16, False),
-        (closed.Answer(torch.zeros(1, 1), 1e13, 1.0, None), 16, True),  # lam was large enough
+        (closed.Answer(torch.zeros(1, 1), 1e13, 1e13, 1.0, 0.0, None), 16, True),  # lam was large enough
     ],
 )
 def test_a_look_says_whether_single_precision_spoilt_the_answer(looked_at, units, right):

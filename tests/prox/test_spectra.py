@@ -68,6 +68,7 @@ def test_the_answer_never_rises_is_the_best_one_and_says_what_it_did(side, dtype
     assert 0 <= float(solution.stats.decrease) <= 1
     assert float(solution.stats.decrease) == pytest.approx(1 - end / start if start else 0.0, abs=2e-3)
     assert float(solution.stats.squared_change) == pytest.approx(float(X.square().sum()), rel=1e-4)
+    assert float(solution.most_change) >= (1 - 1e-4) * float(X.square().sum())
 
 
 @pytest.mark.parametrize("side", SIDES)

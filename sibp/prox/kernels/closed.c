@@ -263,7 +263,8 @@ static long row_of(long r) { return filled_up(rows_of(r)) + PANEL; }
 
 #define PROBES ((long)16)
 
-/* What a look at a solution sums up. P and Q, rows_of(r) x PROBES, become X S and -R S for the columns S of m numbers. */
+/* What is summed up over a solution X; but for ||X||^2 of a look only. P and Q, rows_of(r) x PROBES, become X S and -R S
+ * for the columns S of m numbers. */
 struct look {
     const REAL *S;
     REAL *P, *Q;
@@ -310,14 +311,20 @@ static double solve_panels(
         }
         if (S) add_probes(Y, S, rows_of(r), columns, look->Q);
         energy += substitute(L, rows_of(r), row_of(r), Y, vectors);
-        for (long i = 0; i < r; i++) memcpy(X + i * m + first, Y + i * PANEL, columns * sizeof(REAL));
+        for (long i = 0; i < r; i++) {
+            const REAL *x = Y + i * PANEL;
+            REAL XX = 0;
+            SUMS(j, columns, XX) XX += x[j] * x[j];
+            look->XX += XX;
+            memcpy(X + i * m + first, x, columns * sizeof(REAL));
+        }
         if (!S) continue;
         add_probes(Y, S, rows_of(r), columns, look->P);
         for (long i = 0; i < r; i++) {
             const REAL *x = Y + i * PANEL, *given = R + i * m + first;
-            REAL RR = 0, RX = 0, XX = 0;
-            SUMS(j, columns, RR, RX, XX) { RR += given[j] * given[j]; RX += given[j] * x[j]; XX += x[j] * x[j]; }
-            look->RR += RR, look->RX += RX, look->XX += XX;
+            REAL RR = 0, RX = 0;
+            SUMS(j, columns, RR, RX) { RR += given[j] * given[j]; RX += given[j] * x[j]; }
+            look->RR += RR, look->RX += RX;
         }
     }
     return energy;
@@ -325,14 +332,16 @@ static double solve_panels(
 
 /* X = -(G + lam I)^-1 R by a Cholesky factor; 0 if there is none. G: r x r, R and X: r x m. For lam < resolved ||G||_F, S
  * (m x PROBES) is needed to look at X, else the result is 0; after a look, it is 2. work: solve_size() numbers.
- * found: ||G||_F and <X, (G + lam I) X>; then of a look ||R||^2, <R, X>, ||X||^2 and ||(R + (G + lam I) X) S||^2. */
+ * found: ||G||_F, G's largest entry, <X, (G + lam I) X> and ||X||^2; then of a look ||R||^2, <R, X> and
+ * ||(R + (G + lam I) X) S||^2. */
 int KERNEL(minus_solve)(
     const REAL *G, const REAL *R, REAL *X, const REAL *S, REAL *work, long r, long m, long threads, double lam,
     double resolved, double *found)
 {
-    double squares = 0, energy = 0, RR = 0, RX = 0, XX = 0;
+    double squares = 0, largest = 0, energy = 0, RR = 0, RX = 0, XX = 0;
     SUMS(i, r * r, squares) squares += (double)G[i] * G[i];
-    found[0] = sqrt(squares);
+    for (long i = 0; i < r; i++) largest = fmax(largest, G[i * r + i]);
+    found[0] = sqrt(squares), found[1] = largest;
     if (lam >= resolved * found[0]) S = NULL;
     else if (!S && m) return 0; /* an empty tensor has no address */
     REAL *L = work, *panels = L + rows_of(r) * row_of(r), *probed = panels + threads * rows_of(r) * PANEL;
@@ -354,11 +363,11 @@ int KERNEL(minus_solve)(
         energy += solve_panels(L, R, X, Y, r, m, thread * share, (thread + 1) * share, &look);
         RR += look.RR, RX += look.RX, XX += look.XX;
     }
-    found[1] = energy;
+    found[2] = energy, found[3] = XX;
     if (!S) return 1;
     for (long i = 0; i < 2 * probes; i++)
         for (long thread = 1; thread < threads; thread++) probed[i] += probed[thread * 2 * probes + i];
-    found[2] = RR, found[3] = RX, found[4] = XX;
-    found[5] = squared_error(G, probed, probed + probes, r, (REAL)lam);
+    found[4] = RR, found[5] = RX;
+    found[6] = squared_error(G, probed, probed + probes, r, (REAL)lam);
     return 2;
 }

@@ -21,14 +21,16 @@ static inline REAL ratio(REAL p, REAL q) { return q > 0 ? p / q : (REAL)0; }
 
 typedef struct {
     long N, r, m, direct, iterations, threads, kind;
-    REAL a, lam, rounding, residual_rounding, shrink_factor, cancellation, error, tolerated; /* the last two squared */
+    REAL a, lam, rounding, residual_rounding, shrink_factor, cancellation;
+    REAL error, tolerated; /* squared */
+    REAL bound;            /* at least ||change||^2 / ||x||^2 */
     const REAL *Z, *T;   /* N x m */
     const REAL *matrix;  /* N x N, the Gram matrix K; in direct coordinates Phi, N x r */
     REAL *X;             /* m x r, the answer */
     REAL *work;          /* work_size() numbers */
-    REAL *start, *f, *norm, *steps, *descent, *doubtful; /* one number a neuron */
+    REAL *start, *f, *norm, *steps, *descent, *doubtful, *most; /* one number a neuron */
 } Problem;
-enum { START, END, NORM, STEPS, DESCENT, DOUBTFUL, METRICS };
+enum { START, END, NORM, STEPS, DESCENT, DOUBTFUL, MOST, METRICS };
 
 typedef struct {
     long N, r, direct; /* N and r filled up */
@@ -180,13 +182,14 @@ static void neurons(const Problem *p, Block *b, long count, long first, int last
 #undef CALL
 }
 
-/* Whether rounding may have spoiled a neuron's answer: see _doubtful() in nonlinear.py. */
-static int doubtful(const Problem *p, const REAL *X, long size, long j)
+/* Whether rounding may have spoiled a neuron's answer, see _doubtful() in nonlinear.py; and the most it can change. */
+static void look_at_answer(const Problem *p, const REAL *X, long size, long j)
 {
     REAL xx = 0;
     SUMS(i, size, xx) xx += X[i] * X[i];
     const REAL error = p->error * xx / p->start[j], decrease = (p->start[j] - p->f[j]) / p->start[j];
-    return error > p->tolerated || decrease * decrease < 16 * error;
+    p->doubtful[j] = error > p->tolerated || decrease * decrease < 16 * error;
+    p->most[j] = p->bound * xx;
 }
 
 static long block_size(long N, long r, long direct, long kind)
@@ -239,7 +242,7 @@ static void advance(const Problem *p, REAL *memory, const REAL *matrix, const RE
         b.G = b.G_old;
         b.G_old = G;
     }
-    for (long q = 0; q < count; q++) p->doubtful[first + q] = doubtful(p, b.X + q * b.r, b.r, first + q);
+    for (long q = 0; q < count; q++) look_at_answer(p, b.X + q * b.r, b.r, first + q);
     for (long q = 0; q < count; q++) memcpy(p->X + (first + q) * p->r, b.X + q * b.r, p->r * sizeof(REAL));
 }
 
@@ -252,6 +255,7 @@ static void set_rounding(Problem *p, double rounding_units)
     if (!p->direct)
         for (long i = 0; i < p->N; i++) largest = fmax(largest, p->matrix[i * p->N + i]);
     p->rounding = (REAL)(largest * eps * sqrt(p->N));
+    p->bound = p->direct ? 1 : (REAL)(largest * p->N); /* tr(K) at least */
     p->residual_rounding = (REAL)((p->direct ? squares : 1) * rounding_units * eps * rounding_units * eps);
     p->error = (REAL)squares * (REAL)(eps * eps); /* infinite for what single precision cannot hold: doubtful, then */
 }
@@ -296,7 +300,7 @@ void KERNEL(iterate)(
             .Z = Z + g * N * m, .T = T + g * N * m, .matrix = matrix + g * N * r, .X = X + g * m * r, .work = work,
             .start = metrics + START * m,
             .f = metrics + END * m, .norm = metrics + NORM * m, .steps = metrics + STEPS * m,
-            .descent = metrics + DESCENT * m, .doubtful = metrics + DOUBTFUL * m};
+            .descent = metrics + DESCENT * m, .doubtful = metrics + DOUBTFUL * m, .most = metrics + MOST * m};
         set_rounding(&p, rounding_units);
         solve(&p, totals);
     }

@@ -215,7 +215,7 @@ def looks_right(answer: closed.Answer, lam: float, eps: float, units: int) -> bo
     if look is None:
         return True
     decrease = look.RR + lam * look.RX
-    error = _estimate(look.error, units) + (eps * answer.norm) ** 2 * look.XX
+    error = _estimate(look.error, units) + (eps * answer.norm) ** 2 * answer.XX
     return lam >= floor(eps) * answer.norm and error <= _TOLERANCE * decrease < math.inf
 
 

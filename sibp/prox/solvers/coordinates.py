@@ -26,8 +26,6 @@ from sibp.prox.operators import FeatureOperator
 from sibp.prox.scalars import Scalar, scalar
 from sibp.prox.status import squared_norm
 
-_WELL_ABOVE = 1e4  # times its rounding: from here on a squared norm is accurate to four digits
-
 
 class Coordinates(ABC):
     """Coefficients x (..., size, m) of a displacement.
@@ -119,10 +117,9 @@ class Coordinates(ABC):
     def displacement(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """W_new - W (..., m, n) and b_new - b (..., m); None for a fixed part."""
 
-    def squared_change(self, x: Tensor, displacement: tuple[Tensor | None, Tensor | None]) -> Scalar:
-        """||W_new - W||^2 + ||b_new - b||^2 of the displacement of x (or of -x), which is given as well."""
-        del x
-        return squared_norm(*displacement)
+    def squared_change(self, x: Tensor) -> Scalar:
+        """||W_new - W||^2 + ||b_new - b||^2 of the displacement of x."""
+        return squared_norm(*self.displacement(x))
 
     def low_rank_is_cheaper(self, m: int) -> bool:
         """Whether `backward_change` takes less time than forming W_new (m x n) and using that."""
@@ -208,21 +205,6 @@ class Span(Coordinates):
     def displacement(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """U^T Phi by its parts."""
         return self.features.displacement(x)
-
-    def squared_change(self, x: Tensor, displacement: tuple[Tensor | None, Tensor | None]) -> Scalar:
-        """tr(U^T K U) where that is cheaper and not dominated by the rounding of K.
-
-        It costs N multiply-adds for each of N m numbers, the other a pass over the m n numbers of the displacement,
-        each of which takes the time of about 10.
-        """
-        if x.is_cpu and x.dim() == 2 and self.features.rows**2 < 10 * self.features.inputs:
-            flat = x.reshape(-1)
-            squared = scalar(torch.dot(flat, (self.gram @ x).reshape(-1)))
-            if isinstance(squared, float):
-                error = float(self.rounding) * float(torch.dot(flat, flat))
-                if squared > _WELL_ABOVE * error:
-                    return squared
-        return squared_norm(*displacement)
 
     def low_rank_is_cheaper(self, m: int) -> bool:
         """As `Coordinates` says.

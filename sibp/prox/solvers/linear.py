@@ -59,7 +59,12 @@ def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
         x, norm = answer.x, answer.norm
         if x is None or not looks_right(answer, lam, eps, rhs.shape[-1]):
             return checked(coordinates, R, rhs, lam, norm) or _in_double_precision(coordinates, R, lam)
-        return _solution(coordinates, R, rhs, x, lam, is_finite(answer.energy), lambda: Status.SOLVED)
+        solution = _solution(coordinates, R, rhs, x, lam, is_finite(answer.energy), lambda: Status.SOLVED)
+        if coordinates.direct:
+            solution.most_change = solution.squared_change = answer.XX
+        else:  # tr(U^T K U), with N times K's largest entry in K's place
+            solution.most_change = coordinates.size * answer.largest * answer.XX
+        return solution
     norm = scalar(torch.linalg.vector_norm(G))
     if isinstance(norm, Tensor):
         return _factorized(coordinates, R, rhs, lam, at_least(lam, FLOOR * eps * norm), norm)
