@@ -84,16 +84,16 @@ def _update(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     moves = {"weight": needs_W and tap.weight, "bias": needs_b and tap.bias}
     key = None if geometry.features_key is None else (geometry.features_key, dtype, *moves.values())
     features = shared.features(x, key, lambda: geometry.features(_as(x, dtype), **moves))
-    known = consumption.known
+    Z, D = (consumption.Z, consumption.D) if consumption.known else (None, None)
     problem = LayerProblem(
         name=tap.name,
         features=features,
         D_z=geometry.outputs(wide, features),
         terms=owner.loss_terms(one),
         ends=one.ends,
-        activation=_in_rows(consumption.activation, gradient, geometry, features) if known else None,
-        Z=geometry.outputs(_as(consumption.Z, dtype), features) if known else None,
-        D=geometry.outputs(_as(consumption.D, dtype), features) if known else None,
+        activation=_in_rows(consumption.activation, gradient, geometry, features) if Z is not None else None,
+        Z=None if Z is None else geometry.outputs(_as(Z, dtype), features),
+        D=None if D is None else geometry.outputs(_as(D, dtype), features),
         W=geometry.matrix(_as(W, dtype)),
         b=None if b is None else geometry.vector(_as(b, dtype)),
     )

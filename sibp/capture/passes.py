@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sibp.capture.shared import SharedInput
-from sibp.internals import backward_pass, tree_leaves
+from sibp.internals import as_plain_tensors, backward_pass, tree_leaves
 
 _REACH = 64  # nodes of the graph above an input in which the pass that it came from is looked for
 
@@ -139,13 +139,12 @@ class Passes:
     def _attach(self, one: ForwardPass, outputs: Iterable[Any]) -> None:
         """Ties a pass to the graph of its outputs, which keeps it alive where all its layers are checkpointed."""
         if one.layers and one.differentiable:
-            for leaf in outputs:
-                if isinstance(leaf, Tensor) and leaf.grad_fn is not None:
-                    _metadata(leaf.grad_fn)[self] = one
+            for node in _nodes(outputs):
+                _metadata(node)[self] = one
 
     def _came_from(self, inputs: Iterable[Any]) -> ForwardPass | None:
         """The pass that computed one of the inputs, if it is found nearby in the graph."""
-        nodes = [leaf.grad_fn for leaf in inputs if isinstance(leaf, Tensor) and leaf.grad_fn is not None]
+        nodes = _nodes(inputs)
         for place in range(_REACH):
             if place >= len(nodes):
                 return None
@@ -161,6 +160,12 @@ class Passes:
         if isinstance(own, ForwardPass) and own.opener is self:
             return own
         return _metadata(node).get(self)
+
+
+def _nodes(values: Iterable[Any]) -> list[Any]:
+    """The graph nodes of those values that have one."""
+    with as_plain_tensors():  # a marked output (`PreActivation`) stays what it is
+        return [node for node in (value.grad_fn for value in values if isinstance(value, Tensor)) if node is not None]
 
 
 def _leaves(tree: Any) -> Sequence[Any]:

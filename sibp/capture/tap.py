@@ -105,8 +105,10 @@ class Tap:
     def replaced(self) -> str | None:
         """The parameter or method of the layer that was replaced since it was tapped; None if none was."""
         held = own_parameters(self.module)
-        missing = [key for key, p in self.parameters.items() if held.get(key) is not p]
-        return missing[0] if missing else "forward" if "forward" in vars(self.module) else None
+        for key, p in self.parameters.items():
+            if held.get(key) is not p:
+                return key
+        return "forward" if "forward" in vars(self.module) else None
 
     def refuse_replaced(self, method: str) -> None:
         """Raises RuntimeError if a part of the layer was replaced.

@@ -99,5 +99,5 @@ def minus_solve(G: Tensor, R: Tensor, lam: float, resolved: float, probes: Tenso
     done = library.minus_solve(
         G.data_ptr(), R.data_ptr(), X.data_ptr(), S, work.data_ptr(), r, m, threads, lam, resolved, found
     )
-    *all_ways, RR, RX, error = found
-    return Answer(X if done else None, *all_ways, Look(RR, RX, error) if done == 2 else None)
+    norm, largest, energy, XX, RR, RX, error = found
+    return Answer(X if done else None, norm, largest, energy, XX, Look(RR, RX, error) if done == 2 else None)
