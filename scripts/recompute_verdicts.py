@@ -395,6 +395,38 @@ def check_tables(check: Check, page: Path) -> None:
             check.same(f"{about}, same seconds", row["same seconds"], timed(check, place, said, larger=False))
 
 
+PART = re.compile(r"<!-- results/(\w+): (2 x 2|directions) by ([a-z ]+) -->\n(.*?)<!-- end of table -->", re.DOTALL)
+WON = re.compile(r"(better|worse|no difference), (\d+) of (\d+) seeds")
+HALVES = ("proxbp exact", "sibp exact", "sibp cg:3 old", "sibp cg:3")
+PAIRS = {  # row of a table -> the pairs of methods whose verdicts stand in it, one after the other
+    "2 x 2": [((1, 0),), ((3, 2),), ((2, 0), (3, 1))],
+    "directions": [((1, 0), (2, 0), (2, 1))] * 4,
+}
+DIRECTED = {
+    "none; SGD with momentum": ("sgd", "proxbp exact", "sibp cg:3"),
+    "Nesterov momentum": ("nesterov", "proxbp_momentum exact", "sibp_momentum cg:3"),
+    "Adam": ("adam", "proxbp_adam exact", "sibp_adam cg:3"),
+    "Muon": ("muon", "proxbp_muon exact", "sibp_muon cg:3"),
+}
+
+
+def check_parts(check: Check, page: Path) -> None:
+    """The verdicts and seeds in the tables of a page that say which part earns what."""
+    for place, kind, quantity, text in PART.findall(page.read_text()):
+        rows = [] if text.startswith("*Not run yet:*") else text.strip().splitlines()[2:]
+        for row, pairs in zip(rows, PAIRS[kind] if rows else [], strict=True):
+            names = DIRECTED[row.split("|")[1].strip()] if kind == "directions" else HALVES
+            if "not run" in row:
+                continue
+            for said, (mine, other) in zip(WON.findall(row), pairs, strict=True):
+                own = place + "_muon" * ("muon" in names[0])
+                a, b = (of_method(check, own, names[i], quantity, {}) for i in (mine, other))
+                word, differences, _ = verdict(a, b, larger := "loss" not in quantity)
+                wins = sum(d > 0 if larger else d < 0 for d in differences)
+                about = f"{page.name}, {place}, {names[mine]} against {names[other]} in {quantity}"
+                check.same(about, tuple(said), (word, str(wins), str(len(differences))))
+
+
 def main() -> int:
     """Run the command line.
 
@@ -406,6 +438,7 @@ def main() -> int:
     check = Check(parser.parse_args().verbose)
     check_claims(check)
     check_tables(check, ROOT / "docs" / "findings.md")
+    check_parts(check, ROOT / "docs" / "findings.md")
     print(
         f"{check.count} published verdicts and numbers recomputed from {sum(map(len, check.cache.values()))} runs: ",
         end="",

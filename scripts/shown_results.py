@@ -33,8 +33,10 @@ from sibp.report.pictures import picture
 from sibp.runs.reading import Run
 from sibp.study.claims import read_claims
 from sibp.study.claims_page import judged, verdict_table
+from sibp.study.credit import tables as tables_of_credit
 from sibp.study.criteria import FINAL_TRAIN_ACC, Evidence, OpenError
 from sibp.study.experiments import Experiment, read_experiments
+from sibp.study.provenance import provenance
 from sibp.study.untuned_page import tables as tables_of_untuned
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -322,7 +324,7 @@ def rounding(name: str) -> str:
 def table(name: str, title: str) -> str:
     """The table of a title, of results/NAME or, without a name, of all; or that it was not run yet."""
     if not name:
-        return {"all": all_results, "claims": claims}[title]()
+        return {"all": all_results, "claims": claims, "provenance": partial(provenance, RESULTS)}[title]()
     try:
         return TABLES[title](name)
     except OpenError:
@@ -356,6 +358,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     **{f"{goal} levels": partial(at_levels, goal=goal) for goal in GOALS},
     "failures": failed,
     **tables_of_untuned(RESULTS),
+    **tables_of_credit(EVIDENCE),
     "outcome": outcome,
     "sibp cg:3 against proxbp": partial(duel, mine="sibp cg:3", rival="proxbp"),
     "sibp muon cg:3 against muon": partial(duel, mine="sibp muon cg:3", rival="muon"),
