@@ -57,19 +57,19 @@ def runs_below(place: str) -> list[Run]:
         for line in lines:
             run = as_run(merged(shared, line))
             if run["method"] in pace:
-                run["rows"]["seconds"] = pace[run["method"]] * run["rows"]["step"]
+                run["rows"]["seconds"] = middle(pace[run["method"]]) * run["rows"]["step"]
             found[json.dumps([run["optimizer"], run["seed"]], sort_keys=True)].append(run)
     return [min(same, key=lambda run: (RANK.index(run["status"]), -run["started"])) for same in found.values()]
 
 
-def paces(record: Path) -> dict[str, float]:
-    """Seconds per step by method, where a record of them, of one net, lies beside the runs."""
+def paces(record: Path) -> dict[str, list[float]]:
+    """Seconds per step by method, all that were measured, where a record, of one net, lies beside the runs."""
     if not record.exists():
         return {}
     (case,) = json.loads(record.read_text())["cases"]
     names = {"proxbp": "proxbp exact", "exact": "sibp exact"}
     measured = case["processor_seconds_per_step"]
-    return {names.get(k, f"sibp {k}" if k.startswith("cg:") else k): middle(v) for k, v in measured.items()}
+    return {names.get(k, f"sibp {k}" if k.startswith("cg:") else k): v for k, v in measured.items()}
 
 
 def as_run(line: dict[str, Any]) -> Run:
@@ -354,6 +354,12 @@ def check_better(check: Check, about: str, row: dict[str, str], said: re.Match[s
         check.numbers(about, row, whose, values)
     if row["same seconds"]:
         check.same(f"{about}, same seconds", row["same seconds"], timed(check, row["of"], said, larger))
+    if row["by the clock"]:
+        word, even, cost = by_the_clock(check, row["of"], said)
+        check.same(f"{about}, by the clock", row["by the clock"], word)
+        for whose, found in (("break-even", even), ("measured", cost)):
+            for part, value in zip(("", " low", " high"), found, strict=True):
+                check.same(f"{about}, {whose}{part}", float(row[whose + part] or "nan"), value)
 
 
 def of_method(check: Check, place: str, method: str, quantity: str, at: dict[str, float]) -> dict[int, float]:
@@ -378,6 +384,42 @@ def timed(check: Check, place: str, said: Any, larger: bool) -> str:
     return verdict({s: p[0] for s, p in known.items()}, {s: p[1] for s, p in known.items()}, larger)[0]
 
 
+def by_the_clock(check: Check, place: str, said: Any) -> tuple[str, tuple[float, ...], tuple[float, ...]]:
+    """The word, how much a step may cost in steps of the other before it loses, and how much it costs."""
+    runs = check.runs(place)
+    mine, other = ({run["seed"]: run for run in chosen(runs, said[who])} for who in ("method", "other"))
+    pairs = [(mine[seed], other[seed]) for seed in sorted(mine.keys() & other.keys())]
+    even = interval([ratio for pair in pairs if (ratio := break_even(*pair)) is not None])
+    pace = paces(RESULTS / place / "step-cpu-1thread.json")
+    if said["method"] in pace and said["other"] in pace:
+        costs = [a / b for a, b in zip(pace[said["method"]], pace[said["other"]], strict=True)]
+    else:
+        costs = [own_pace(a) / own_pace(b) for a, b in pairs]
+    cost = interval(costs)
+    if len(pairs) < FEWEST_SEEDS:
+        return "too few seeds", even, cost
+    return "better" if cost[2] < even[1] else "worse" if cost[1] > even[2] else "within the noise", even, cost
+
+
+def own_pace(run: Run) -> float:
+    """Seconds per step by the run's own rows."""
+    return middle(list(np.diff(run["rows"]["seconds"]) / np.diff(run["rows"]["step"])))
+
+
+def break_even(mine: Run, other: Run) -> float | None:
+    """The other's steps to the higher of both final losses, per step of mine to the same."""
+    a, b = last(mine, "train_loss"), last(other, "train_loss")
+    if a is None or b is None:
+        return None
+    if math.isinf(a) or math.isinf(b):
+        return 1.0 if a == b else 0.0 if math.isinf(a) else math.inf
+    level = max(a, b)
+    steps = [run["rows"]["step"][np.flatnonzero(run["rows"]["train_loss"] <= level)[0]] for run in (mine, other)]
+    ends = [run["rows"]["step"][-1] for run in (mine, other)]
+    need = (steps[0], ends[1]) if a <= b else (ends[0], steps[1])
+    return float(need[1] / need[0]) if need[0] else None
+
+
 TABLE = re.compile(r"<!-- results/([\w/]+): comparison -->\n(.*?)<!-- end of table -->", re.DOTALL)
 
 
@@ -393,6 +435,40 @@ def check_tables(check: Check, page: Path) -> None:
             check.same(f"{about}, same steps", row["same steps"], verdict(mine, sgd, larger=False)[0])
             said = {"method": row["method"], "other": "sgd", "quantity": "training loss"}
             check.same(f"{about}, same seconds", row["same seconds"], timed(check, place, said, larger=False))
+            clock = row["by the clock: break-even, measured"].partition(":")[0]
+            check.same(f"{about}, by the clock", clock, by_the_clock(check, place, said)[0])
+
+
+PART = re.compile(r"<!-- results/(\w+): (2 x 2|directions) by ([a-z ]+) -->\n(.*?)<!-- end of table -->", re.DOTALL)
+WON = re.compile(r"(better|worse|no difference), (\d+) of (\d+) seeds")
+HALVES = ("proxbp exact", "sibp exact", "sibp cg:3 old", "sibp cg:3")
+PAIRS = {  # row of a table -> the pairs of methods whose verdicts stand in it, one after the other
+    "2 x 2": [((1, 0),), ((3, 2),), ((2, 0), (3, 1))],
+    "directions": [((1, 0), (2, 0), (2, 1))] * 4,
+}
+DIRECTED = {
+    "none; SGD with momentum": ("sgd", "proxbp exact", "sibp cg:3"),
+    "Nesterov momentum": ("nesterov", "proxbp_momentum exact", "sibp_momentum cg:3"),
+    "Adam": ("adam", "proxbp_adam exact", "sibp_adam cg:3"),
+    "Muon": ("muon", "proxbp_muon exact", "sibp_muon cg:3"),
+}
+
+
+def check_parts(check: Check, page: Path) -> None:
+    """The verdicts and seeds in the tables of a page that say which part earns what."""
+    for place, kind, quantity, text in PART.findall(page.read_text()):
+        rows = [] if text.startswith("*Not run yet:*") else text.strip().splitlines()[2:]
+        for row, pairs in zip(rows, PAIRS[kind] if rows else [], strict=True):
+            names = DIRECTED[row.split("|")[1].strip()] if kind == "directions" else HALVES
+            if "not run" in row:
+                continue
+            for said, (mine, other) in zip(WON.findall(row), pairs, strict=True):
+                own = place + "_muon" * ("muon" in names[0])
+                a, b = (of_method(check, own, names[i], quantity, {}) for i in (mine, other))
+                word, differences, _ = verdict(a, b, larger := "loss" not in quantity)
+                wins = sum(d > 0 if larger else d < 0 for d in differences)
+                about = f"{page.name}, {place}, {names[mine]} against {names[other]} in {quantity}"
+                check.same(about, tuple(said), (word, str(wins), str(len(differences))))
 
 
 def main() -> int:
@@ -406,6 +482,7 @@ def main() -> int:
     check = Check(parser.parse_args().verbose)
     check_claims(check)
     check_tables(check, ROOT / "docs" / "findings.md")
+    check_parts(check, ROOT / "docs" / "findings.md")
     print(
         f"{check.count} published verdicts and numbers recomputed from {sum(map(len, check.cache.values()))} runs: ",
         end="",

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from sibp.analysis.arena import ARENA, GOALS, UNITS, Contest, kept, standings
+from sibp.analysis.clock import timed
 from sibp.analysis.comparison import Method, Problem, Setting
 from sibp.analysis.duels import SAME_SECONDS, duels
 from sibp.analysis.levels import COSTS, LEVELS, Level, failures, levels, scores
@@ -32,9 +33,11 @@ from sibp.report.markdown import lines_of_table
 from sibp.report.pictures import picture
 from sibp.runs.reading import Run
 from sibp.study.claims import read_claims
-from sibp.study.claims_page import judged, verdict_table
+from sibp.study.claims_page import BY_THE_CLOCK, by_the_clock, judged, verdict_table
+from sibp.study.credit import tables as tables_of_credit
 from sibp.study.criteria import FINAL_TRAIN_ACC, Evidence, OpenError
 from sibp.study.experiments import Experiment, read_experiments
+from sibp.study.provenance import provenance
 from sibp.study.untuned_page import tables as tables_of_untuned
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,12 +81,14 @@ def claims() -> str:
 def comparison(problem: Problem) -> str:
     """A row a method: medians with intervals, the best of them bold, and its verdicts against SGD."""
     found = [duel for duel in duels(problem) if duel.other.name == "sgd"]
+    sgd = next((method for method in problem.methods if method.name == "sgd"), None)
     against_sgd = {(duel.quantity, duel.method.name): duel.verdict.word for duel in found}
     accuracies = _best_bold([over_runs(method.runs, TEST_ACC.of) for method in problem.methods], in_percent, max)
     losses = _best_bold([over_runs(method.runs, FINAL_LOSS.of) for method in problem.methods], short, min)
     rows = []
     for method, accuracy, loss in zip(problem.methods, accuracies, losses, strict=True):
         step = method.step_seconds()
+        clock = timed(method, sgd, problem.clock) if sgd and sgd is not method else None
         rows.append([
             method.name,
             method.label,
@@ -91,10 +96,11 @@ def comparison(problem: Problem) -> str:
             loss,
             against_sgd.get((FINAL_LOSS.title, method.name)),
             against_sgd.get((SAME_SECONDS, method.name)),
+            by_the_clock(clock),
             None if step is None else f"{1000 * step:.1f}",
         ])  # fmt: skip
-    columns = ("method", "setting", "test accuracy, %", "training loss", "same steps", "same seconds", "ms per step")
-    return lines_of_table(columns, [[cell_text(cell) for cell in row] for row in rows])
+    columns = ("method", "setting", "test accuracy, %", "training loss", "same steps", "same seconds")
+    return lines_of_table([*columns, BY_THE_CLOCK, "ms per step"], [[cell_text(cell) for cell in row] for row in rows])
 
 
 def in_percent(share: float) -> str:
@@ -322,7 +328,7 @@ def rounding(name: str) -> str:
 def table(name: str, title: str) -> str:
     """The table of a title, of results/NAME or, without a name, of all; or that it was not run yet."""
     if not name:
-        return {"all": all_results, "claims": claims}[title]()
+        return {"all": all_results, "claims": claims, "provenance": partial(provenance, RESULTS)}[title]()
     try:
         return TABLES[title](name)
     except OpenError:
@@ -356,6 +362,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     **{f"{goal} levels": partial(at_levels, goal=goal) for goal in GOALS},
     "failures": failed,
     **tables_of_untuned(RESULTS),
+    **tables_of_credit(EVIDENCE),
     "outcome": outcome,
     "sibp cg:3 against proxbp": partial(duel, mine="sibp cg:3", rival="proxbp"),
     "sibp muon cg:3 against muon": partial(duel, mine="sibp muon cg:3", rival="muon"),

@@ -18,6 +18,7 @@ from sibp.runs.collect import collect  # noqa: E402
 from sibp.runs.packed import PACKED, pack  # noqa: E402
 from sibp.study.claims import Better, Claim, Every  # noqa: E402
 from sibp.study.claims_page import csv_text, judged  # noqa: E402
+from sibp.study.credit import tables  # noqa: E402
 from sibp.study.criteria import Evidence  # noqa: E402
 
 
@@ -94,6 +95,29 @@ def test_a_changed_row_is_detected(tmp_path, script):
     assert "0.31" in text
     kept.write_text(text.replace("0.31", "0.11"))
     assert script.main() == 1
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_the_tables_of_parts_are_recomputed_from_the_rows(tmp_path, script, capsys, changed):
+    """The activation inside lowers the loss on every seed through both weights; new weights raise it."""
+    exact, inside = SIBP | {"solver": "exact"}, SIBP | {"solver": "cg:3"}
+    methods = [(PROXBP, 0.3), (exact, 0.4), (inside | {"backward_weights": "old"}, 0.1), (inside, 0.2)]
+    for number, (optimizer, end) in enumerate(methods):
+        for seed in range(10):
+            losses = (2.0, 1.0, end + seed / 1000)
+            write_run(tmp_path / "made" / f"{number}-{seed}", optimizer, seed, losses, role="final")
+    place = tmp_path / "results" / "two"
+    place.mkdir(parents=True)
+    (place / PACKED).write_text(pack(collect([tmp_path / "made"]).runs))
+    table = tables(Evidence(tmp_path / "results"))["2 x 2 by training loss"]("two")
+    assert "| inside, against linear | better, 10 of 10 seeds | better, 10 of 10 seeds |" in table
+    if changed:
+        table = table.replace("worse, 0 of 10", "better, 10 of 10", 1)
+    begin = "<!-- results/two: 2 x 2 by training loss -->"
+    (tmp_path / "docs" / "findings.md").write_text(f"{begin}\n{table}<!-- end of table -->\n")
+    (tmp_path / "results" / "claims.csv").write_text("claim\n")
+    assert script.main() == changed
+    assert ("DIFFERS  findings.md, two, sibp exact against proxbp exact" in capsys.readouterr().out) == changed
 
 
 def test_the_least_loss_decides_between_two_opposite_infinities(script):

@@ -33,13 +33,14 @@ class Timed:
 
 def by_the_clock(problem: Problem) -> list[Timed]:
     """All ordered pairs with known seconds and shared seeds, by the problem's clock or else the runs' seconds."""
-    found = []
-    for other, method in permutations([method for method in problem.methods if method.runs], 2):
-        even = estimate(break_evens(method, other))
-        cost = estimate(cost_ratios(method, other, problem.clock))
-        if even and cost:
-            found.append(Timed(method, other, even, cost, verdict(even, cost)))
-    return found
+    pairs = permutations([method for method in problem.methods if method.runs], 2)
+    return [found for other, method in pairs if (found := timed(method, other, problem.clock))]
+
+
+def timed(method: Method, other: Method, clock: Clock | None) -> Timed | None:
+    """A method against another by a clock or else their runs' seconds; None without seconds or shared seeds."""
+    even, cost = estimate(break_evens(method, other)), estimate(cost_ratios(method, other, clock))
+    return Timed(method, other, even, cost, verdict(even, cost)) if even and cost else None
 
 
 def verdict(break_even: Estimate, measured: Estimate) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from sibp.analysis.clock import Timed
 from sibp.analysis.scoring import Verdict
 from sibp.analysis.statistics import INTERVAL_RULE, Estimate, holm
 from sibp.report.cells import cell_text
@@ -18,6 +19,7 @@ from sibp.study.experiments import Experiment, is_kept
 
 HOLDS = {True: "**yes**", False: "no", None: "open"}
 SIGNIFICANT = 0.05
+BY_THE_CLOCK = "by the clock: break-even, measured"
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,13 @@ def _word(found: Verdict | None) -> str:
     return f"{found.word}, {found.wins} of {found.wins + found.ties + found.losses} seeds" if found else "–"
 
 
+def by_the_clock(found: Timed | None) -> str:
+    """A verdict by the clock: its word, how much a step may cost for it, and how much it costs."""
+    if found is None:
+        return "–"
+    return f"{found.word}: {cell_text(found.break_even, 3)}, {cell_text(found.measured, 3)}"
+
+
 def _quantity(criterion: Better) -> str:
     at = ", ".join(f"{key} {value:g}" for key, value in criterion.at.items())
     relative = f", relative to {criterion.relative_to}" if criterion.relative_to else ""
@@ -143,6 +152,7 @@ DUEL: dict[str, Callable[[Finding, Better, float], str]] = {  # column -> cell
     "difference": lambda finding, criterion, p: cell_text(finding.verdict and finding.verdict.difference),
     "same steps": lambda finding, criterion, p: _word(finding.verdict),
     "same seconds": lambda finding, criterion, p: _word(finding.after_seconds),
+    BY_THE_CLOCK: lambda finding, criterion, p: by_the_clock(finding.clock),
     "p by Holm": lambda finding, criterion, p: f"{p:.3g}",
 }
 BOUND: dict[str, Callable[[Finding, Every], str]] = {
@@ -161,7 +171,8 @@ def csv_text(found: Sequence[Judged]) -> str:
     columns = ["claim", "counts", "holds", "criterion", "of", "outcome"]
     columns += [f"{whose}{part}" for whose in ("method", "other", "difference") for part in ("", " low", " high")]
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*columns, "same seconds"])
+    ratios = [f"{which}{part}" for which in ("break-even", "measured") for part in ("", " low", " high")]
+    writer.writerow([*columns, "same seconds", "by the clock", *ratios])
     for each in found:
         for counts, findings in (("yes", each.findings), ("first wording", each.first), ("no", each.beside)):
             for finding in findings:
@@ -169,8 +180,10 @@ def csv_text(found: Sequence[Judged]) -> str:
                 numbers = [n for cell in (finding.mine, finding.other, difference) for n in _numbers(cell)]
                 about = [_said(finding.criterion), finding.criterion.place, finding.why]
                 seconds = finding.after_seconds.word if finding.after_seconds else ""
-                holds = HOLDS[finding.holds].strip("*")
-                writer.writerow([each.claim.name, counts, holds, *about, *numbers, seconds])
+                holds, clock = HOLDS[finding.holds].strip("*"), finding.clock
+                ratios = [n for of in (clock and clock.break_even, clock and clock.measured) for n in _numbers(of)]
+                timed = [clock.word if clock else "", *ratios]
+                writer.writerow([each.claim.name, counts, holds, *about, *numbers, seconds, *timed])
     return file.getvalue()
 
 

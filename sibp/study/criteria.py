@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sibp.analysis.clock import read_clock, time_by
+from sibp.analysis.clock import Timed, read_clock, time_by, timed
 from sibp.analysis.comparison import Method, Problem, compare
 from sibp.analysis.duels import after_equal_seconds, by_seed
 from sibp.analysis.outcomes import FINAL_LOSS, FINAL_VAL, TEST_ACC, Quantity, final
@@ -53,6 +53,7 @@ class Finding:
         other: the other method's value.
         verdict: paired by seed.
         after_seconds: the same after equal training seconds, where applicable.
+        clock: of a training loss, how much a step may cost for that verdict, and how much it does.
     """
 
     criterion: Criterion
@@ -62,6 +63,7 @@ class Finding:
     other: Estimate | None = None
     verdict: Verdict | None = None
     after_seconds: Verdict | None = None
+    clock: Timed | None = None
 
     @property
     def holds_per_second(self) -> bool | None:
@@ -143,13 +145,15 @@ def find(criterion: Criterion, evidence: Evidence) -> Finding:
 def _better(criterion: Better, evidence: Evidence) -> Finding:
     mine, other = (_values(criterion, name, evidence) for name in (criterion.method, criterion.other))
     larger_is_better = _larger_is_better(criterion.quantity)
-    found, timed = verdict(mine, other, larger_is_better), None
+    found, after, clock = verdict(mine, other, larger_is_better), None, None
     if criterion.timed:
         first, second = (evidence.method(criterion.place, name) for name in (criterion.method, criterion.other))
         column = OF_RUNS[criterion.quantity].key.removeprefix("final_")
-        timed = verdict(*after_equal_seconds(first, second, column), larger_is_better)
+        after = verdict(*after_equal_seconds(first, second, column), larger_is_better)
+        if criterion.quantity == TRAINING_LOSS:
+            clock = timed(first, second, evidence.problem(criterion.place).clock)
     has, other_has = (estimate(list(values.values())) for values in (mine, other))
-    return Finding(criterion, _holds(found), found.word, has, other_has, found, timed)
+    return Finding(criterion, _holds(found), found.word, has, other_has, found, after, clock)
 
 
 def _holds(found: Verdict) -> bool | None:

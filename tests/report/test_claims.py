@@ -14,7 +14,7 @@ from sibp.runs.collect import collect
 from sibp.runs.packed import PACKED, pack
 from sibp.runs.values import UsageError
 from sibp.study.claims import Better, Every, judge, read_claims
-from sibp.study.claims_page import Judged, csv_text, judged, page, verdict_table
+from sibp.study.claims_page import Judged, by_the_clock, csv_text, judged, page, verdict_table
 from sibp.study.criteria import Evidence, find
 from sibp.study.experiments import Experiment
 
@@ -89,6 +89,14 @@ def test_a_win_by_steps_may_be_a_loss_by_seconds(results):
     assert found.holds is True
     assert found.after_seconds.word == "worse"  # SGD has ended, SIBP is half-way
     assert found.holds_per_second is False
+    # It is below SGD's end at its own last row alone, after as many steps, and its steps cost twice as much.
+    assert by_the_clock(found.clock) == "worse: 1 [1, 1], 2 [2, 2]"
+
+
+@pytest.mark.parametrize("changes", [{"quantity": "training accuracy"}, {"relative_to": "one"}])
+def test_only_a_training_loss_is_judged_by_the_cost_of_a_step(results, changes):
+    keep(results, "one", {"sgd": HIGH, "sibp cg:5": LOW})
+    assert find(better(**changes), Evidence(results)).clock is None
 
 
 def test_a_criterion_without_kept_runs_is_open(results):

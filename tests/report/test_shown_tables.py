@@ -56,11 +56,13 @@ def test_the_best_median_is_bold_and_numbers_are_right_aligned(shown, tmp_path):
     keep(tmp_path, "low", {"sgd": 0.80, "sibp": 0.90})
     lines = shown.comparison(Evidence(tmp_path).problem("noise/low")).splitlines()
     assert lines[0].startswith("| method | setting | test accuracy, % | training loss |")
-    assert lines[1] == "| --- | --- | ---: | ---: | --- | --- | ---: |"
+    assert lines[1] == "| --- | --- | ---: | ---: | --- | --- | --- | ---: |"
     (sgd,) = (line for line in lines if line.startswith("| sgd |"))
     (sibp,) = (line for line in lines if line.startswith("| sibp cg:5 |"))
     assert "| **90.20** [90.00, 90.40] |" in sibp
     assert "| 80.20 [80.00, 80.40] |" in sgd
+    assert "| no difference | within the noise: 1 [1, 1], 1 [1, 1] | 10.0 |" in sibp  # the same losses at the same pace
+    assert sgd.endswith("| – | – | – | 10.0 |")
 
 
 def test_a_missing_picture_leaves_no_dead_link(shown, tmp_path):
