@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from sibp.capture.problem import LayerProblem, LayerUpdate
-from sibp.internals import version
 from sibp.prox.operators.base import Parts
 from sibp.prox.outputs import Shifted
-from sibp.prox.scalars import Flag, Scalar, choose, is_finite, scalar
+from sibp.prox.scalars import Flag, Scalar, choose, is_finite
 from sibp.prox.solvers.coordinates import Coordinates, smaller_side
 from sibp.prox.solvers.linear import solve_linear
 from sibp.prox.solvers.nonlinear import solve_nonlinear
@@ -120,19 +119,10 @@ def _change(
         parts: the displacement of -x, which clipping may change later.
     """
     features, most, known = coordinates.features, solution.most_change, solution.squared_change
-    if x is solution.x and most <= features.groups * features.size * x.shape[-1]:
-        if known is not None:
-            return lambda: known, most
-        return partial(_measured_later, coordinates, x, version(features.x)), most
+    if x is solution.x and known is not None and most <= features.groups * features.size * x.shape[-1]:
+        return known, most
     now = squared_norm(*parts)
     return lambda: now, now
-
-
-def _measured_later(coordinates: Coordinates, x: Tensor, version_of_input: int) -> Scalar:
-    """||W_new - W||^2 + ||b_new - b||^2 of the displacement of x; by the Gram matrix if the input was overwritten."""
-    if version(coordinates.features.x) == version_of_input:
-        return coordinates.squared_change(x)
-    return max(scalar((x * coordinates.forward(x)).sum()), 0.0)
 
 
 def guarded(finite: Flag, change: Tensor | None) -> Tensor | None:

@@ -34,7 +34,10 @@ class Shifted:
 
     def formed(self, Z: Tensor, s: Activation) -> Tensor:
         """The target for pre-activations Z."""
-        return torch.sub(s.value(Z), self.D, alpha=self.eta)
+        value = s.value(Z)
+        if value.is_cpu and value.data_ptr() != Z.data_ptr():  # saves a large array when most memory is in use
+            return value.sub_(self.D, alpha=self.eta)
+        return torch.sub(value, self.D, alpha=self.eta)
 
 
 Target = Tensor | Shifted

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from sibp.prox.solvers.coordinates import Coordinates
 
 
+WELL_ABOVE = 1e4
+"""Times its rounding error: from here on a squared norm has four digits right."""
+
+
 class Status(IntEnum):
     """How a proximal subproblem ended; larger is worse. `sentence` puts it into words."""
 
@@ -97,7 +101,7 @@ class Solution:
         finite: whether all numbers were finite.
         measure: computes `stats` from the displacement's squared norm.
         most_change: an upper bound of the displacement's squared norm; infinite where none is known.
-        squared_change: that norm, where the solver has it; None where only the displacement tells.
+        squared_change: that norm, evaluated lazily; None where the displacement itself has to be measured.
     """
 
     coordinates: "Coordinates"
@@ -105,13 +109,13 @@ class Solution:
     finite: Flag
     measure: Callable[[Scalar], Stats]
     most_change: Scalar = math.inf
-    squared_change: Scalar | None = None
+    squared_change: Callable[[], Scalar] | None = None
 
     @cached_property
     def stats(self) -> Stats:
         """The metrics, computed on first access."""
         known = self.squared_change
-        return self.measure(self.coordinates.squared_change(self.x) if known is None else known)
+        return self.measure(self.coordinates.squared_change(self.x) if known is None else known())
 
     def scaled(self, factor: float) -> "Solution":
         """The solution of a linear subproblem whose residual is `factor` (not 0) times as large."""
@@ -122,7 +126,7 @@ class Solution:
             return replace(stats, squared_change=stats.squared_change * square)
 
         most, change = self.most_change * square, self.squared_change
-        scaled = None if change is None else change * square
+        scaled = None if change is None else lambda: change() * square
         return Solution(self.coordinates, self.x * factor, self.finite, measured, most, scaled)
 
 

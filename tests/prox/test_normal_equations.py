@@ -86,7 +86,8 @@ def test_coordinates_are_what_they_say(A, side, weight, bias):
     assert features.size == P.shape[-1]
     gram = P @ np.swapaxes(P, 1, 2) if side is Span else np.swapaxes(P, 1, 2) @ P
     np.testing.assert_allclose(coordinates.gram, gram, **close)
-    residual = coordinates.residual(x, coordinates.gram @ x, coordinates.adjoint(R), R.square().sum())
+    residual, norm = coordinates.norms(x, coordinates.gram @ x, coordinates.adjoint(R), R.square().sum())
+    assert float(norm) == pytest.approx(np.square(X).sum(), rel=1e-10)
     assert float(residual) == pytest.approx(np.square(R.numpy() + P @ X).sum(), rel=1e-10)
 
 

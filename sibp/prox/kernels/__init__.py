@@ -30,6 +30,7 @@ _REBUILD = (
     "install gcc or clang and then sibp anew: pip install --force-reinstall --no-deps --no-binary sibp sibp, or in a "
     "working copy: pip install -e ."
 )
+_LARGEST_KEPT = 2**22  # bytes of a workspace
 _enabled = True
 _buffers = threading.local()
 _ARGUMENTS = {"p": ctypes.c_void_p, "l": ctypes.c_long, "d": ctypes.c_double}
@@ -118,8 +119,10 @@ def library(tensor: torch.Tensor) -> Kernels | None:
 def workspace(dtype: torch.dtype, size: int) -> torch.Tensor:
     """Memory of `size` numbers or more for a kernel's own use, until the next call in the same thread.
 
-    It is kept from layer to layer and step to step: fresh memory costs more than its use.
+    It is kept from layer to layer and step to step, as fresh memory costs more than its use; but for a large one.
     """
+    if size * dtype.itemsize > _LARGEST_KEPT:
+        return torch.empty(size, dtype=dtype)
     buffers: dict[torch.dtype, torch.Tensor] = vars(_buffers)  # pyright: ignore[reportAssignmentType]
     kept = buffers.get(dtype)
     if kept is None or kept.numel() < size:

@@ -172,13 +172,13 @@ class _Task:
 
     def solution(self, x: Tensor) -> Solution:
         """The answer x; its metrics are as accurate as G."""
-        G, rhs, start, coordinates, lam = self.coordinates.gram, self.rhs, self.start, self.coordinates, self.lam
+        start, lam = self.start, self.lam
+        norms = self.coordinates.norms_of(x, self.rhs, lambda: start)
 
         def measure(squared_change: Scalar) -> Stats:
-            end = coordinates.residual(x, G @ x, rhs, start) + lam * squared_change
-            return _solved(start, end, squared_change)
+            return _solved(start, norms()[0] + lam * squared_change, squared_change)
 
-        return Solution(coordinates, x, True, measure)
+        return Solution(self.coordinates, x, True, measure)
 
     def refined(self, system: _System, x: Tensor) -> Solution | None:
         """The displacement of x, corrected with Phi itself; None if that is not accurate enough either."""

@@ -26,6 +26,8 @@ from sibp.prox.operators import FeatureOperator
 from sibp.prox.scalars import Scalar, scalar
 from sibp.prox.status import squared_norm
 
+_SMALL = 2**16  # numbers of a Gram matrix that is kept though a layer has fewer weights
+
 
 class Coordinates(ABC):
     """Coefficients x (..., size, m) of a displacement.
@@ -86,8 +88,16 @@ class Coordinates(ABC):
         """Squared Frobenius norm of the forward product's matrix, (..., 1)."""
 
     @abstractmethod
-    def when_asked(self, metric: Callable[[], Scalar]) -> Callable[[], Scalar]:
-        """A metric of tensors (..., N, m), evaluated lazily, or immediately where those are too large to keep."""
+    def squared_residual(self, R: Tensor) -> Callable[[], Scalar]:
+        """||R||^2 of R (..., N, m): evaluated lazily, or immediately where R is too large to keep."""
+
+    def norms_of(self, x: Tensor, rhs: Tensor, RR: Callable[[], Scalar]) -> Callable[[], tuple[Scalar, Scalar]]:
+        """`norms` of a solution x, evaluated lazily; immediately where `gram` is too large to keep."""
+        G, norms = self.gram, self.norms
+        if G.numel() <= max(_SMALL, x.numel()):
+            return lambda: norms(x, G @ x, rhs, RR())
+        now = norms(x, G @ x, rhs, RR())
+        return lambda: now
 
     @abstractmethod
     def adjoint(self, E: Tensor) -> Tensor:
@@ -105,9 +115,10 @@ class Coordinates(ABC):
     def squared_norm(self, x: Tensor, forward_x: Tensor) -> Tensor:
         """<x, x> by output unit, (..., m); 0 where it is mere rounding."""
 
+    @staticmethod
     @abstractmethod
-    def residual(self, x: Tensor, gram_x: Tensor, rhs: Tensor, RR: Scalar) -> Scalar:
-        """||R + forward(x)||^2 over all output units, from gram_x = gram x, rhs = adjoint(R) and RR = ||R||^2."""
+    def norms(x: Tensor, gram_x: Tensor, rhs: Tensor, RR: Scalar) -> tuple[Scalar, Scalar]:
+        """||R + forward(x)||^2 and <x, x> over all output units; gram_x = gram x, rhs = adjoint(R), RR = ||R||^2."""
 
     @abstractmethod
     def entries(self, x: Tensor) -> Tensor:
@@ -168,9 +179,9 @@ class Span(Coordinates):
         """N."""
         return self.features.rows
 
-    def when_asked(self, metric: Callable[[], Scalar]) -> Callable[[], Scalar]:
-        """The metric itself, evaluated lazily; retains its small tensors."""
-        return metric
+    def squared_residual(self, R: Tensor) -> Callable[[], Scalar]:
+        """Lazily; all its rows are here."""
+        return lambda: scalar(torch.linalg.vector_norm(R).square())
 
     def adjoint(self, E: Tensor) -> Tensor:
         """E itself, (..., N, m)."""
@@ -193,10 +204,11 @@ class Span(Coordinates):
         squared = (x * forward_x).sum(-2)
         return squared * (squared > self.rounding * x.square().sum(-2))  # a product preserves NaN and Inf
 
-    def residual(self, x: Tensor, gram_x: Tensor, rhs: Tensor, RR: Scalar) -> Scalar:
-        """||R + K U||^2; `rhs` is R itself. All three are (..., N, m)."""
-        del x, RR
-        return scalar((rhs + gram_x).square().sum())
+    @staticmethod
+    def norms(x: Tensor, gram_x: Tensor, rhs: Tensor, RR: Scalar) -> tuple[Scalar, Scalar]:
+        """||R + K U||^2 and tr(U^T K U); `rhs` is R itself. All three are (..., N, m)."""
+        del RR
+        return scalar((rhs + gram_x).square().sum()), scalar((x * gram_x).sum())
 
     def entries(self, x: Tensor) -> Tensor:
         """Phi^T U."""
@@ -254,9 +266,9 @@ class Direct(Coordinates):
         """0: squared norms are sums of squares; (..., 1)."""
         return torch.zeros_like(self.amplification)
 
-    def when_asked(self, metric: Callable[[], Scalar]) -> Callable[[], Scalar]:
-        """The metric, evaluated immediately: its tensors are too large to keep."""
-        now = metric()
+    def squared_residual(self, R: Tensor) -> Callable[[], Scalar]:
+        """Immediately, over the rows of all ranks."""
+        now = scalar(self.features.total(torch.linalg.vector_norm(R).square()))
         return lambda: now
 
     def adjoint(self, E: Tensor) -> Tensor:
@@ -277,9 +289,10 @@ class Direct(Coordinates):
         del forward_x
         return x.square().sum(-2)
 
-    def residual(self, x: Tensor, gram_x: Tensor, rhs: Tensor, RR: Scalar) -> Scalar:
-        """||R||^2 + 2 <Phi^T R, V> + <V, Phi^T Phi V>: nothing of size N x m is formed. All three are (..., n, m)."""
-        return RR + scalar((x * (2 * rhs + gram_x)).sum())
+    @staticmethod
+    def norms(x: Tensor, gram_x: Tensor, rhs: Tensor, RR: Scalar) -> tuple[Scalar, Scalar]:
+        """||R||^2 + 2 <Phi^T R, V> + <V, Phi^T Phi V>, in which nothing is N x m, and ||V||^2; all are (..., n, m)."""
+        return RR + scalar((x * (2 * rhs + gram_x)).sum()), scalar(x.square().sum())
 
     def entries(self, x: Tensor) -> Tensor:
         """V."""

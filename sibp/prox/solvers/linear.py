@@ -20,7 +20,7 @@ there are three ways:
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from sibp.prox import closed
 from sibp.prox.scalars import Flag, Scalar, at_least, choose, is_finite, scalar
 from sibp.prox.solvers.checked import FLOOR, SINGLE, checked, floor, looks_right, signs
 from sibp.prox.solvers.coordinates import Coordinates, Direct
-from sibp.prox.status import Solution, Stats, Status, squared_norm
+from sibp.prox.status import WELL_ABOVE, Solution, Stats, Status, squared_norm
 
 _RESOLVED = 1000.0  # lam / (eps ||G||) from which rounding raises the objective by a few parts in a million
 _ATTEMPTS = 4  # at a factorisation, each with eight times the damping of the previous one
@@ -60,11 +60,7 @@ def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
         if x is None or not looks_right(answer, lam, eps, rhs.shape[-1]):
             return checked(coordinates, R, rhs, lam, norm) or _in_double_precision(coordinates, R, lam)
         solution = _solution(coordinates, R, rhs, x, lam, is_finite(answer.energy), lambda: Status.SOLVED)
-        if coordinates.direct:
-            solution.most_change = solution.squared_change = answer.XX
-        else:  # tr(U^T K U), with N times K's largest entry in K's place
-            solution.most_change = coordinates.size * answer.largest * answer.XX
-        return solution
+        return _with_change(solution, answer, lam, eps)
     norm = scalar(torch.linalg.vector_norm(G))
     if isinstance(norm, Tensor):
         return _factorized(coordinates, R, rhs, lam, at_least(lam, FLOOR * eps * norm), norm)
@@ -128,15 +124,26 @@ def _solution(
     status: Callable[[], Scalar],
 ) -> Solution:
     """A solution in the precision of the layer, with its metrics."""
-    G, total = coordinates.gram, coordinates.features.total
-    squared_R = coordinates.when_asked(lambda: scalar(total(torch.linalg.vector_norm(R).square())))
+    squared_R = coordinates.squared_residual(R)
+    norms = coordinates.norms_of(x, rhs, squared_R)
 
     def measure(squared_change: Scalar) -> Stats:
-        start = squared_R()
-        end = coordinates.residual(x, G @ x, rhs, start) + lam * squared_change
+        start, end = squared_R(), norms()[0] + lam * squared_change
         return Stats.of(status(), finite, start, end, iterations=0, step_length=1.0, squared_change=squared_change)
 
-    return Solution(coordinates, choose(finite, lambda: x, lambda: torch.zeros_like(x)), finite, measure)
+    x = choose(finite, lambda: x, lambda: torch.zeros_like(x))
+    return Solution(coordinates, x, finite, measure, squared_change=lambda: norms()[1])
+
+
+def _with_change(solution: Solution, answer: closed.Answer, lam: float, eps: float) -> Solution:
+    """The solution, with what its answer says of the displacement's squared norm."""
+    if solution.coordinates.direct:
+        return replace(solution, most_change=answer.XX, squared_change=lambda: answer.XX)
+    # tr(U^T K U), with the largest entry of K in each of its N terms; and the rounding error of that.
+    N, each = solution.coordinates.size, answer.largest * answer.XX
+    rounding = eps * (math.sqrt(N) * each + answer.energy)
+    resolved = answer.energy - lam * answer.XX > WELL_ABOVE * rounding
+    return replace(solution, most_change=N * each) if resolved else replace(solution, squared_change=None)
 
 
 def _in_double_precision(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:

@@ -24,7 +24,7 @@ from sibp.prox import fused
 from sibp.prox.outputs import Shifted, Target, outputs_of
 from sibp.prox.scalars import Flag, Scalar, choose, is_finite, scalar
 from sibp.prox.solvers.coordinates import Coordinates, Direct
-from sibp.prox.status import Solution, Stats, Status
+from sibp.prox.status import WELL_ABOVE, Solution, Stats, Status
 
 # A neuron whose step was rejected tries this fraction of the model's step length in its next iteration.
 _SHRINK = 0.25
@@ -35,8 +35,6 @@ _TOLERANCE = 1e-3
 _CANCELLATION = 1e-3
 # Fractions of a displacement tried in turn until one decreases the layer's objective.
 _PARTS = (1.0, 0.25, 0.0625)
-# Times its rounding: from here on a squared norm is accurate to four digits.
-_WELL_ABOVE = 1e4
 # Units in the last place by which a residual's rounding is overestimated.
 _ROUNDING = 4.0
 
@@ -215,10 +213,9 @@ def _solution(coordinates: Coordinates, taken: fused.Iterates, iterations: int) 
             status, finite, start, end, iterations=iterations, step_length=step_length, squared_change=squared_change
         )
 
-    most, squared_change = taken.most_change, scalar(taken.squared_change)
+    most, norm = taken.most_change, scalar(taken.squared_change)
     # In span coordinates <x, x> is a sum of N products with K, each with the rounding error of K's largest entry.
     rounding = 0.0 if coordinates.direct else torch.finfo(x.dtype).eps / math.sqrt(coordinates.size or 1) * most
-    if most == math.inf or not squared_change > _WELL_ABOVE * rounding:
-        most, squared_change = math.inf, None
+    resolved = most < math.inf and norm > WELL_ABOVE * rounding
     x = choose(finite, lambda: x, lambda: torch.zeros_like(x))
-    return Solution(coordinates, x, finite, measure, most, squared_change)
+    return Solution(coordinates, x, finite, measure, most, (lambda: norm) if resolved else None)
