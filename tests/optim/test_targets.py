@@ -117,7 +117,7 @@ def test_pulling_back_solves_a_ridge_problem(shape: tuple[int, int]):
 
 def test_bcd_says_which_activations_it_knows():
     model = net(nn.Tanh)
-    with pytest.raises(RuntimeError, match="layer '2': BCD knows ReLU, LeakyReLU and the identity only, not tanh"):
+    with pytest.raises(RuntimeError, match="layer '2': BCD supports ReLU, LeakyReLU and the identity only, not tanh"):
         steps(model, BCD(model), batches(1))
 
 
