@@ -151,7 +151,7 @@ def test_factorisations_are_counted_beside_products():
     work = step_work("exact", [layer])
     solve = sum(each.operations for each in work if each.name in ("Cholesky", "triangular solves"))
     assert solve == pytest.approx(N**3 / 3 + 2 * N**2 * 30)
-    assert sum(each.operations for each in work if each.name == "A A'") == N * (N + 1) * 40
+    assert sum(each.operations for each in work if each.name == "A A^T") == N * (N + 1) * 40
 
 
 @pytest.mark.parametrize(("a", "b"), list(pairwise(["sgd", "exact", "cg:5", "cg:9"])))
@@ -171,7 +171,7 @@ def test_layers_on_one_input_share_what_is_made_of_it():
     layers = layers_of(case.model(), case.shape, case.batch)
     names = [work.name for work in step_work("exact", layers)]
     # Seven layers, of which query, key and value share: attention's three, its output, up, down, and the classes.
-    assert (names.count("Phi'Phi") + names.count("A A'"), names.count("Cholesky")) == (5, 5)
+    assert (names.count("Phi^T Phi") + names.count("A A^T"), names.count("Cholesky")) == (5, 5)
     assert names.count("triangular solves") == 7
     apart = [replace(layer, input=place) for place, layer in enumerate(layers)]
     more = operations(step_work("exact", apart)) - operations(step_work("exact", layers))
