@@ -1,11 +1,11 @@
-"""Small SVG drawings: boxes, circles, arrows and text with subscripts, on a white card that any theme can carry."""
+"""Small SVG drawings: boxes, circles, arrows and text with subscripts, on a white card that suits any theme."""
 
 import math
 import re
 from xml.sax.saxutils import escape
 
 INK, GREY, PALE = "#1f2933", "#7b8794", "#e4e7eb"
-FORWARD, BACKWARD, NEW = "#0072b2", "#c44e00", "#00805a"  # told apart by colour-blind eyes too
+FORWARD, BACKWARD, NEW = "#0072b2", "#c44e00", "#00805a"  # distinct for the colour-blind, too
 FORWARD_PALE, BACKWARD_PALE, NEW_PALE = "#e0f0fa", "#fdebdc", "#dff3ea"
 
 _FONT = "'DejaVu Sans', Verdana, Helvetica, Arial, sans-serif"
@@ -16,7 +16,7 @@ class Drawing:
     """An SVG under construction; lengths are in pixels, y grows downwards."""
 
     def __init__(self, width: int, height: int, title: str) -> None:
-        """Starts with the card.
+        """Starts with an empty card.
 
         Args:
             width: of the card.
@@ -66,7 +66,7 @@ class Drawing:
         self._lines.append(f'<path d="{d}" fill="none" stroke="{color}" stroke-width="{width:g}"{dashes}/>')
 
     def arrow(self, *points: tuple[float, float], color: str = INK, width: float = 1.8, dashed: bool = False) -> None:
-        """Straight lines through points, with a head at the last."""
+        """Straight lines through points, with an arrow head at the last."""
         (x0, y0), (x1, y1) = points[-2:]
         angle = math.atan2(y1 - y0, x1 - x0)
         size = 4 + 2.5 * width

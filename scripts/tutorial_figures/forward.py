@@ -20,12 +20,12 @@ def draw(page: dict[str, Any]) -> dict[str, str]:
 
 
 def number(value: float) -> str:
-    """As it is written by hand."""
+    """A number with a typographic minus sign."""
     return f"{value:.4g}".replace("-", MINUS)
 
 
 def _network(page: dict[str, Any]) -> str:
-    """The first sample on its way, weights on the arrows; arrows of weight 0 are left out pale."""
+    """The forward pass of the first sample, weights on the arrows; arrows of weight 0 are pale."""
     d = Drawing(
         760, 330, "A network with three inputs, two hidden neurons and two outputs, at work on the first sample"
     )
