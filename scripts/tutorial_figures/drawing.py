@@ -9,7 +9,7 @@ FORWARD, BACKWARD, NEW = "#0072b2", "#c44e00", "#00805a"  # distinct for the col
 FORWARD_PALE, BACKWARD_PALE, NEW_PALE = "#e0f0fa", "#fdebdc", "#dff3ea"
 
 _FONT = "'DejaVu Sans', Verdana, Helvetica, Arial, sans-serif"
-_SUBSCRIPT = re.compile(r"_\{?((?<=\{)[^}]*(?=\})|\w)\}?")
+_SCRIPT = re.compile(r"([_^])\{?((?<=\{)[^}]*(?=\})|\w)\}?")
 
 
 class Drawing:
@@ -88,14 +88,15 @@ class Drawing:
         bold: bool = False,
         italic: bool = False,
     ) -> None:
-        """A line of text with its anchor at x and its base line at y; `W_2` and `W_{new}` have subscripts."""
+        """A line of text with its anchor at x, base line at y; `_2`, `_{new}` and `^T` are sub- and superscripts."""
         style = (' font-weight="bold"' if bold else "") + (' font-style="italic"' if italic else "")
-        drop = round(0.3 * size, 1)
-        chunks = _SUBSCRIPT.split(words)  # text, subscript, text, subscript, ..., text
-        parts = [escape(chunks[0])]
-        for small, rest in zip(chunks[1::2], chunks[2::2], strict=True):
-            parts.append(f'<tspan dy="{drop}" font-size="{0.72 * size:.1f}">{escape(small)}</tspan>')
-            parts.append(f'<tspan dy="-{drop}">{escape(rest)}</tspan>' if rest else "")
+        chunks = _SCRIPT.split(words)  # text, mark, script, text, mark, script, ..., text
+        parts, base = [escape(chunks[0])], 0.0
+        for mark, small, rest in zip(chunks[1::3], chunks[2::3], chunks[3::3], strict=True):
+            at = round((0.3 if mark == "_" else -0.4) * size, 1)
+            parts.append(f'<tspan dy="{at - base:g}" font-size="{0.72 * size:.1f}">{escape(small)}</tspan>')
+            parts.append(f'<tspan dy="{-at:g}">{escape(rest)}</tspan>' if rest else "")
+            base = 0.0 if rest else at
         self._lines.append(
             f'<text x="{x:g}" y="{y:g}" font-size="{size:g}" fill="{color}" text-anchor="{anchor}"{style}>'
             f"{''.join(parts)}</text>"
