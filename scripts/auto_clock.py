@@ -1,10 +1,10 @@
-"""Time AutoSIBP's steps beside those of tuned SGD, in turn, on the problems of results/auto_untuned.
+"""Time AutoSIBP's and tuned SGD's steps in turns, on the problems of results/auto_untuned.
 
     python scripts/auto_clock.py --out DIR [data_root=DIR] [--rounds N]
 
-Both train, from the same weights and on the same batches, so that AutoSIBP makes the trials that it makes in training.
-In every round each takes six steps, of which it measures a gradient in two. DIR/clock.json holds the processor time of
-a step, a sample a round: other work on the machine delays a step, and adds little to its processor time.
+Both train from the same weights on the same batches, so that AutoSIBP makes the same trials as in training. In every
+round each takes six steps, in two of which AutoSIBP measures a gradient. DIR/clock.json holds the processor time of a
+step, one sample per round: other processes delay a step, but add little to its processor time.
 """
 
 import argparse
@@ -32,10 +32,10 @@ STEPS, WARM_UP = 6, 2
 
 
 class Training:
-    """One method at a problem."""
+    """One method on a problem."""
 
     def __init__(self, config: dict[str, Any], optimizer: dict[str, Any], data_root: str) -> None:
-        """Builds the network and its optimizer as a run does.
+        """Builds the network and its optimizer like a run.
 
         Args:
             config: of a kept run.
@@ -65,7 +65,7 @@ class Training:
 
 
 def timed(problem: str, rounds: int, data_root: str) -> dict[str, list[float]]:
-    """Seconds of processor time of a step of each method, a sample a round."""
+    """Processor time of each method's step in seconds, one sample per round."""
     path = next(iter(sorted(tuned_folder(RESULTS, problem).rglob(f"final/{PACKED}"))), None)
     runs = read_packed(path or tuned_folder(RESULTS, problem) / PACKED)
     config = next(run.config for run in runs if run.config["optimizer"]["name"] == "sgd")

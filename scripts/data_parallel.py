@@ -1,10 +1,10 @@
-"""Data parallel training: the bytes it moves, and proof that the ranks take the steps of one process.
+"""Data parallel training: bytes moved, and a check that all ranks take the steps of a single process.
 
-Run, on the machine at hand, and compared with one process that holds the whole batch::
+On this machine, compared with one process that holds the whole batch::
 
     torchrun --nproc-per-node 2 scripts/data_parallel.py --net 784-500-10 --batch 100 --solver cg:5
 
-On paper, for any number of ranks::
+An estimate for any number of ranks::
 
     python scripts/data_parallel.py --estimate 64
 """
@@ -24,11 +24,11 @@ from sibp.capture.problem import LayerProblem
 from sibp.optim.parallel import Plan, plan
 from sibp.optim.solvers import Solver, parse_solver
 
-LINK, PEAK = 40e9, 40e12  # what the estimate takes for a GPU's network, bytes/s, and its arithmetic, FLOP/s in float32
+LINK, PEAK = 40e9, 40e12  # assumed for the estimate: a GPU's network, bytes/s, and its arithmetic, FLOP/s in float32
 
 
 class Shapes(SIBP):
-    """SIBP that remembers each layer's subproblem."""
+    """SIBP that keeps each layer's subproblem."""
 
     def update(self, problem: LayerProblem, solver: Solver, eta: float, prox_weight: float) -> Any:
         """One layer's update; see `SIBP`."""
@@ -43,7 +43,9 @@ def main() -> None:
     parser.add_argument("--batch", action="append", type=int, help="of each rank")
     parser.add_argument("--solver", default="cg:5")
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--estimate", type=int, metavar="RANKS", help="on paper only")
+    parser.add_argument(
+        "--estimate", type=int, metavar="RANKS", help="estimate for this number of ranks, without running"
+    )
     args = parser.parse_args()
     cases = choose_cases(args.net or [], args.batch or [])
     if args.estimate:
@@ -58,7 +60,7 @@ def main() -> None:
 
 
 def train(case: Case, solver: str, steps: int, device: torch.device) -> None:
-    """A few steps on made-up data, `case.batch` rows a rank, in float64; then the same in one process."""
+    """A few steps on random data, `case.batch` rows per rank, in float64; then the same in one process."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     generator = torch.Generator().manual_seed(0)
     data = [
@@ -102,7 +104,7 @@ def step(model: nn.Module, optimizer: SIBP, x: Tensor, y: Tensor) -> None:
 
 
 def loopback() -> int:
-    """Bytes that this machine's loopback device has carried, for all processes; 0 where Linux does not say."""
+    """Bytes carried by this machine's loopback device, for all processes; 0 if unknown."""
     devices = Path("/proc/net/dev")
     lines = devices.read_text().splitlines() if devices.exists() else []
     return next((int(line.split()[1]) for line in lines if line.lstrip().startswith("lo:")), 0)
@@ -146,7 +148,7 @@ def arithmetic(one: Plan, N: int, ranks: int, size: int, m: int, K: int) -> floa
 
 
 def cost(received: float, flops: float) -> str:
-    """Milliseconds of network and of arithmetic."""
+    """Milliseconds of communication and of arithmetic."""
     return f"{received / LINK * 1e3:.2f} ms of network, {flops / PEAK * 1e3:.2f} ms of arithmetic"
 
 

@@ -1,8 +1,8 @@
-"""Why a GAN needs `paused()`, as a picture: ``python scripts/gan_picture.py [--seeds N] [--steps N] [--out FILE]``.
+"""A picture of why a GAN needs `paused()`: ``python scripts/gan_picture.py [--seeds N] [--steps N] [--out FILE]``.
 
-The game is that of examples/gan.py, played from the same first weights with the generator's loss inside and outside
-`d_optimizer.paused()`. What a pass outside leaves in the discriminator's `.grad` is cleared before its own, so that the
-error signal that reaches the generator is all that differs.
+The GAN of examples/gan.py is trained from the same initial weights with the generator's loss inside and outside
+`d_optimizer.paused()`. Outside, the discriminator's `.grad` is cleared before its own pass, so that only the error
+signal that reaches the generator differs.
 """
 
 import argparse
@@ -30,15 +30,15 @@ COLOURS = {True: "#0072b2", False: "#d55e00"}
 
 
 def play(paused: bool, seed: int, steps: int) -> tuple[list[float], Tensor]:
-    """One game.
+    """Trains one GAN.
 
     Args:
-        paused: whether the generator's loss travels through a paused discriminator.
+        paused: whether the generator's loss is propagated through a paused discriminator.
         seed: of weights, data and noise.
-        steps: of each player.
+        steps: of each network.
 
     Returns:
-        Mean distance of 1,000 generated points from the circle, every `EVERY` steps, and such points at the end.
+        Mean distance of 1,000 generated points from the circle every `EVERY` steps, and the final points.
     """
     game: dict[str, Any] = runpy.run_path(str(ROOT / "examples" / "gan.py"))
     torch.manual_seed(seed)
@@ -66,18 +66,18 @@ def play(paused: bool, seed: int, steps: int) -> tuple[list[float], Tensor]:
 
 
 def draw(seeds: int, steps: int, out: Path) -> dict[bool, float]:
-    """Play, and draw curves and points.
+    """Train, and draw curves and points.
 
     Args:
-        seeds: games of each kind.
-        steps: of each game.
-        out: where the picture goes.
+        seeds: runs of each kind.
+        steps: of each run.
+        out: file of the picture.
 
     Returns:
-        The median distance at the end, with and without a pause.
+        The median final distance with and without `paused()`.
     """
     games = {paused: [play(paused, seed, steps) for seed in range(seeds)] for paused in (True, False)}
-    matplotlib.rcParams["svg.hashsalt"] = "gan"  # the same file every time
+    matplotlib.rcParams["svg.hashsalt"] = "gan"  # reproducible file
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), layout="constrained")
     for paused, played in games.items():
         for curve, _ in played:

@@ -1,10 +1,10 @@
-"""Kill runs, sweeps and tunings at random instants; the same command has to end them as if nothing had happened.
+"""Kill runs, sweeps and tunings at random times; the same command must complete them with identical results.
 
     python scripts/kill_test.py --kills 1000
 
-Each command is first run undisturbed. Then it is started, killed by SIGKILL at a random instant, and started again,
-until it has been killed ten times; then it may end. Rows, summaries and weights have to be those of the undisturbed run
-to the last bit, seconds apart. Where runs are in processes of their own, now the sweep is killed and now one of them.
+Each command is first run undisturbed. Then it is started and killed by SIGKILL at a random time until it has been
+killed ten times, and finally left to end. Rows, summaries and weights must be bitwise equal to those of the undisturbed
+run, except for seconds. If runs have their own processes, either the sweep or one of its runs is killed.
 """
 
 import argparse
@@ -41,12 +41,12 @@ COMMANDS = {
     "tuning": ("sibp.tune", ["sweep=digits_quick", *SHORT[1:], "max_steps=6", "tensorboard=false"]),
 }
 MARK = "SIBP_KILL_TEST"  # in the environment of all processes that this one starts
-KILLS_EACH = 10  # of one command, before it may end
-SAME = ("seconds", "first_step_seconds", "seconds_to_target", "environment", "started")  # what no two runs share
+KILLS_EACH = 10  # kills of one command, before it may end
+SAME = ("seconds", "first_step_seconds", "seconds_to_target", "environment", "started")  # differs between any two runs
 
 
 def work(module: str, words: list[str]) -> None:
-    """What a child does: a command, without a word."""
+    """Runs a command silently, in a child process."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
@@ -56,14 +56,14 @@ def work(module: str, words: list[str]) -> None:
 
 
 def start(module: str, words: list[str]) -> Any:
-    """Start a command in a process that has imported all it needs."""
+    """Start a command in a process that has already imported everything."""
     process = SERVER.Process(target=work, args=(module, words))
     process.start()
     return process
 
 
 def ending(root: Path) -> dict[str, Any]:
-    """All that a command leaves, but for what no two runs share."""
+    """Everything that a command leaves, except what differs between any two runs."""
     found: dict[str, Any] = {}
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
@@ -86,7 +86,7 @@ def _plain(node: Any) -> Any:
 
 
 def _victim(process: Any, root: Path, rng: random.Random) -> int:
-    """The process to kill: the command's own or, half of the time, one that trains for it."""
+    """The process to kill: the command's own or, with probability 1/2, one that trains for it."""
     locks = [path.read_text(errors="replace").split() for path in root.rglob(".lock")]
     others = {int(words[1]) for words in locks if len(words) > 1 and words[1].isdigit()} - {process.pid, os.getpid()}
     alive = [other for other in others if _is_ours(other)]
@@ -94,7 +94,7 @@ def _victim(process: Any, root: Path, rng: random.Random) -> int:
 
 
 def _is_ours(process_id: int) -> bool:
-    """Whether a process was started by this one: the number in a lock may by now be that of somebody else's."""
+    """Whether a process was started by this one: the process id in a lock may have been reused."""
     try:
         return f"{MARK}={os.environ[MARK]}".encode() in Path(f"/proc/{process_id}/environ").read_bytes().split(b"\0")
     except OSError:
@@ -108,11 +108,11 @@ def disturbed(name: str, root: Path, length: float, kills: int, rng: random.Rand
         name: of the command.
         root: for its runs.
         length: seconds that it takes undisturbed.
-        kills: how many.
-        rng: decides the instants.
+        kills: number of kills.
+        rng: draws the times.
 
     Returns:
-        How often it was killed; less than asked for where it had ended.
+        The number of kills, lower if the command had ended before.
     """
     module, words = COMMANDS[name]
     done = 0
@@ -141,16 +141,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        argv: its words; None for those the process was started with.
+        argv: its arguments; None: those of the process.
 
     Returns:
         0 if nothing was lost, else 1.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=1000, help="in all (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the instants")
-    parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS), help="which (default: all)")
-    parser.add_argument("--minutes", type=float, default=60, help="end after so many at the latest")
+    parser.add_argument("--kills", type=int, default=1000, help="total number of kills (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random times")
+    parser.add_argument(
+        "--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS), help="commands to kill (default: all)"
+    )
+    parser.add_argument("--minutes", type=float, default=60, help="time limit in seconds")
     args = parser.parse_args(argv)
     os.environ[MARK] = f"{os.getpid()}-{time.time_ns()}"
     os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # semaphores of processes that were killed
@@ -174,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 lost += 1
                 differ = [key for key in found.keys() | whole[name].keys() if found.get(key) != whole[name].get(key)]
                 print(f"{name} after {kills[name]} kills: {', '.join(sorted(differ))} differ", flush=True)
-            shutil.rmtree(root, ignore_errors=True)  # a command that failed may have made none
+            shutil.rmtree(root, ignore_errors=True)  # a failed command may have written none
     listed = ", ".join(f"{name} {count}" for name, count in kills.items())
     print(f"{sum(kills.values())} kills ({listed}): {lost} commands ended otherwise than undisturbed.")
     return 1 if lost else 0

@@ -1,7 +1,7 @@
-"""Make one small mistake at a time and see whether the tests notice.
+"""Mutation testing: introduce one small mistake at a time and check that the tests fail.
 
-Each row of ``mutations.toml`` is made in a temporary copy of the project, never in the project itself, and its tests
-are run there. A mistake that no test notices (a survivor) is a test that is missing.
+Each row of ``mutations.toml`` is applied to a temporary copy of the project, never to the project itself, and its tests
+are run there. A surviving mistake means that a test is missing.
 
     python scripts/mutate.py --list
     python scripts/mutate.py --jobs 2
@@ -28,7 +28,7 @@ COPIED = ("sibp", "tests", "configs", "scripts", "docs", "results", "pyproject.t
 COPIED += ("Makefile", "constraints.txt", "constraints-oldest.txt", "README.md", "CHANGELOG.md", "CONTRIBUTING.md")
 COPIED += ("CITATION.cff", "LICENSE")
 TIMEOUT = 300.0
-"""Seconds that a row's tests may take; a mistake that makes them hang is noticed too."""
+"""Time limit in seconds for a row's tests; a mistake that makes them hang is detected, too."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Mutation:
     """One mistake.
 
     Attributes:
-        name: what it is, for people.
-        file: where, relative to the project.
+        name: description.
+        file: path relative to the project.
         old: text that occurs there exactly once.
-        new: what takes its place.
-        tests: paths of tests that have to notice.
+        new: its replacement.
+        tests: paths of the tests that must fail.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Mutation:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one mistake.
+    """The outcome of one mistake.
 
     Attributes:
         mutation: the mistake.
@@ -87,7 +87,7 @@ def read_table(path: Path = TABLE) -> list[Mutation]:
 
 
 def problems(mutations: Sequence[Mutation], root: Path = ROOT) -> list[str]:
-    """What is wrong with the table: patterns that are not in their file exactly once, tests that do not exist.
+    """Errors of the table: patterns that do not occur exactly once in their file, tests that do not exist.
 
     Args:
         mutations: rows of the table.
@@ -104,13 +104,13 @@ def problems(mutations: Sequence[Mutation], root: Path = ROOT) -> list[str]:
 
 
 def copy_project(target: Path) -> None:
-    """Copies what the tests need.
+    """Copies the files that the tests need.
 
     Args:
         target: a folder that does not exist yet.
 
     Raises:
-        RuntimeError: if another sibp than the copy's would be imported there.
+        RuntimeError: if Python would import sibp from elsewhere than the copy.
     """
     target.mkdir(parents=True)
     ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
@@ -119,7 +119,7 @@ def copy_project(target: Path) -> None:
             shutil.copytree(ROOT / name, target / name, ignore=ignore)
         elif (ROOT / name).exists():
             shutil.copy2(ROOT / name, target / name)
-    # The project is installed in editable mode; only PYTHONPATH puts the copy before it.
+    # The project is installed in editable mode; PYTHONPATH gives precedence to the copy.
     asked = subprocess.run(
         [sys.executable, "-c", "import sibp, sibp.prox.solvers.linear as part; print(sibp.__file__, part.__file__)"],
         cwd=target, env=_environment(target), capture_output=True, text=True, check=True,
@@ -132,7 +132,7 @@ def copy_project(target: Path) -> None:
 
 
 def kernels_are_current(copy: Path) -> bool:
-    """Whether a copy has brought compiled kernels with it that are newer than all of their sources.
+    """Whether a copy has compiled kernels that are newer than all of their sources.
 
     Args:
         copy: of the project.
@@ -160,7 +160,7 @@ def _environment(copy: Path) -> dict[str, str]:
     return {
         **os.environ,
         "PYTHONPATH": str(copy),
-        "PYTHONDONTWRITEBYTECODE": "1",  # a mistake made and undone within a second may leave bytecode behind
+        "PYTHONDONTWRITEBYTECODE": "1",  # a mistake reverted within a second may leave stale bytecode
         "OMP_NUM_THREADS": "1",
     }
 
@@ -186,11 +186,11 @@ def run_tests(copy: Path, tests: Sequence[str]) -> tuple[int, str]:
 
 
 def try_mutation(mutation: Mutation, copy: Path) -> Outcome:
-    """Makes a mistake in a copy, runs its tests, undoes it.
+    """Applies a mistake in a copy, runs its tests, reverts it.
 
     Args:
         mutation: the mistake.
-        copy: of the project, used by nobody else meanwhile.
+        copy: of the project, not used by others meanwhile.
     """
     path = copy / mutation.file
     compiled = path.suffix in (".c", ".h")
@@ -218,14 +218,14 @@ def try_mutation(mutation: Mutation, copy: Path) -> Outcome:
 
 
 def run(mutations: Sequence[Mutation], jobs: int) -> list[Outcome]:
-    """Tries mistakes in parallel, printing each outcome when it is there.
+    """Tries mistakes in parallel, and prints each outcome when it is known.
 
     Args:
         mutations: the mistakes.
-        jobs: how many at a time, each in a copy of its own.
+        jobs: number of parallel jobs, each with its own copy.
 
     Raises:
-        RuntimeError: if the tests fail without any mistake.
+        RuntimeError: if the tests fail without a mistake.
     """
     with tempfile.TemporaryDirectory(prefix="sibp-mutate-") as folder:
         copies: queue.Queue[Path] = queue.Queue()
@@ -259,12 +259,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: default those of the process.
 
     Returns:
-        0 if every mistake was noticed; 1 if not, or if the table does not fit the project.
+        0 if every mistake was detected; 1 if not, or if the table does not fit the project.
     """
-    parser = argparse.ArgumentParser(description="Make one small mistake at a time and see whether the tests notice.")
-    parser.add_argument("--list", action="store_true", help="print the table and make no mistake")
+    parser = argparse.ArgumentParser(description="Introduce one small mistake at a time and check that the tests fail.")
+    parser.add_argument("--list", action="store_true", help="print the table only")
     parser.add_argument("--only", metavar="NAME", action="append", help="only rows whose name contains this")
-    parser.add_argument("--jobs", type=int, default=1, help="how many at a time (default 1)")
+    parser.add_argument("--jobs", type=int, default=1, help="number of parallel jobs (default 1)")
     args = parser.parse_args(arguments)
     mutations = read_table()
     if wrong := problems(mutations):

@@ -1,7 +1,7 @@
-"""Train SGD, ProxBP and SIBP on scikit-learn's digits from the same starts, and say who won.
+"""Train SGD, ProxBP and SIBP on scikit-learn's digits from the same initial weights, and report which one wins.
 
-Run by ``make run``. Each method's settings are the best of sixteen tried with three other seeds, by validation
-loss: among 250 digits, accuracy cannot tell the good ones apart.
+Run by ``make run``. Each method's setting is the best of sixteen, tried with three other seeds, by validation loss: on
+250 digits, accuracy does not separate the good ones.
 """
 
 import argparse
@@ -28,18 +28,18 @@ SEEDS = range(5)  # as many as a verdict needs
 
 
 def main() -> int:
-    """Train, then print who won, and the places of picture, report and TensorBoard's files.
+    """Train, then print the winner and the paths of picture, report and TensorBoard's files.
 
     Returns:
-        0, or 1 if a run did not end well.
+        0, or 1 if a run failed or diverged.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run-root", type=Path, default=Path("runs/quickstart"), help="where the runs go")
+    parser.add_argument("--run-root", type=Path, default=Path("runs/quickstart"), help="parent of the run folders")
     parser.add_argument("settings", nargs="*", help="more settings for every run, such as epochs=5")
     args = parser.parse_args()
 
-    print(f"Training SGD, ProxBP and SIBP on the digits: {len(SEEDS)} seeds, each the same start for all three.")
-    # One thread: the networks are too small for more. force: this shows the methods training, every time.
+    print(f"Training SGD, ProxBP and SIBP on the digits: {len(SEEDS)} seeds, each with the same start for all three.")
+    # One thread: the networks are too small for more. force: train again every time.
     common = ["experiment=digits_quick", f"run_root={args.run_root}", "threads=1", "force=true", *args.settings]
     folders = []
     for seed in SEEDS:

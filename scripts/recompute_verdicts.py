@@ -1,7 +1,7 @@
-"""Recompute every published verdict from the raw rows, with none of the project's code: numpy and scipy alone.
+"""Recompute every published verdict from the raw rows, without the project's code: only numpy and scipy.
 
     python scripts/recompute_verdicts.py            # those of results/claims.csv and of the tables in docs/findings.md
-    python scripts/recompute_verdicts.py --verbose  # and say each
+    python scripts/recompute_verdicts.py --verbose  # and print each
 
 It reads results/**/runs.jsonl, by the rules that docs/tuning.md and results/README.md state in words, and says each
 verdict, median, interval or probability that comes out differently. Exit code: 0 all agree, 1 some do not.
@@ -42,14 +42,14 @@ Run = dict[str, Any]
 
 
 def merged(shared: Any, own: Any) -> Any:
-    """What all runs of a file share, with what a run has of its own on top."""
+    """The settings shared by all runs of a file, overridden by a run's own."""
     if isinstance(shared, dict) and isinstance(own, dict):
         return {key: merged(shared.get(key), own.get(key, shared.get(key))) for key in shared | own}
     return own
 
 
 def runs_below(place: str) -> list[Run]:
-    """The runs kept below results/PLACE, one for each setting and seed: the one that got furthest, then the latest."""
+    """The runs kept below results/PLACE, one per setting and seed: the longest one, then the latest."""
     found: defaultdict[str, list[Run]] = defaultdict(list)
     pace = paces(RESULTS / place / "step-cpu-1thread.json")
     for path in sorted((RESULTS / place).rglob("runs.jsonl")):
@@ -73,7 +73,7 @@ def paces(record: Path) -> dict[str, list[float]]:
 
 
 def as_run(line: dict[str, Any]) -> Run:
-    """What is needed of a run, with its method's name, its role and its status as the rules have them."""
+    """The required parts of a run, with its method's name, role and status by the published rules."""
     config, summary = line["config"], line["summary"]
     rows = {k: np.array([np.nan if x is None else x for x in v], float) for k, v in line["rows"].items()}
     optimizer = dict(config["optimizer"])
@@ -83,7 +83,7 @@ def as_run(line: dict[str, Any]) -> Run:
     optimizer = {k: float(v) if type(v) is int else v for k, v in optimizer.items()}
     status, losses = summary.get("status", "unfinished"), rows["train_loss"][~np.isnan(rows["train_loss"])]
     if status == "completed" and len(losses) > 1 and losses[-1] > 1000 * max(1.0, losses[0]):
-        status = "diverged"  # finite, and beyond all reason
+        status = "diverged"  # finite, but absurdly large
     role = config.get("role") or ("trial" if config.get("evaluate_test") is False else None)
     digits = re.sub(r"\D", "", str(summary.get("started", "")))[:20]
     return {
@@ -93,7 +93,7 @@ def as_run(line: dict[str, Any]) -> Run:
 
 
 def method_of(optimizer: dict[str, Any]) -> str:
-    """The optimizer and its options that are words, the solver first."""
+    """The optimizer and its non-numeric options, the solver first."""
     words = {key: value for key, value in optimizer.items() if isinstance(value, str) and key != "name"}
     name = optimizer["name"]
     if name.endswith("_fed") and words.get("outer") in OUTER:
@@ -102,7 +102,7 @@ def method_of(optimizer: dict[str, Any]) -> str:
 
 
 def last(run: Run, column: str) -> float | None:
-    """What a run ended with; the worst there is if it diverged; None if it has not ended, or never logged this."""
+    """The final value of a run; the worst possible if it diverged; None if it has not ended or did not log this."""
     worst = -LARGE if column.endswith("acc") else LARGE
     values = run["rows"][column]
     if run["status"] != "completed":
@@ -114,7 +114,7 @@ def last(run: Run, column: str) -> float | None:
 
 
 def settings_of(runs: list[Run], method: str) -> list[list[Run]]:
-    """The runs of each setting of a method, in the order of the step size, then of the other numbers."""
+    """The runs of each setting of a method, ordered by step size, then by the other numbers."""
     groups: defaultdict[str, list[Run]] = defaultdict(list)
     for run in runs:
         if run["method"] == method:
@@ -128,7 +128,7 @@ def settings_of(runs: list[Run], method: str) -> list[list[Run]]:
 
 
 def chosen(runs: list[Run], method: str) -> list[Run]:
-    """The runs that stand for a method: of its chosen setting, those with fresh seeds where there are enough."""
+    """The runs that represent a method: those of its chosen setting, with fresh seeds if there are enough."""
     settings = settings_of(runs, method)
     trials = {run["seed"] for setting in settings for run in setting if run["role"] == "trial"}
     settings = [each for each in settings if any(run["role"] == "final" for run in each)] or settings
@@ -163,7 +163,7 @@ def middle(values: list[float]) -> float:
 
 
 def interval(values: list[float]) -> tuple[float, float, float]:
-    """The median and its 95 % percentile bootstrap interval, whose ends are medians that were drawn."""
+    """The median and its 95 % percentile bootstrap interval, whose ends are resampled medians."""
     if len(values) < 2:
         return values[0], math.nan, math.nan
     random, data, medians = np.random.default_rng(RANDOM_SEED), np.sort(values), []
@@ -178,7 +178,7 @@ def interval(values: list[float]) -> tuple[float, float, float]:
 
 
 def verdict(first: dict[int, float], second: dict[int, float], larger: bool) -> tuple[str, list[float], float]:
-    """The word, the differences seed by seed, and the p of a sign test."""
+    """The verdict, the differences by seed, and the p-value of a sign test."""
     seeds = sorted(first.keys() & second.keys())
     differences = [0.0 if first[s] == second[s] else first[s] - second[s] for s in seeds]
     up, down = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
@@ -191,7 +191,7 @@ def verdict(first: dict[int, float], second: dict[int, float], larger: bool) -> 
 
 
 def at_equal_seconds(first: Run, second: Run, column: str) -> tuple[float, float] | None:
-    """What both had at the last moment within the shorter run at which the longer one logged."""
+    """Both values at the last time, within the shorter run, at which the longer run was logged."""
     ends = last(first, column), last(second, column)
     if ends[0] is None or ends[1] is None:
         return None
@@ -212,7 +212,7 @@ def at_equal_seconds(first: Run, second: Run, column: str) -> tuple[float, float
 
 
 def over_steps(runs: list[Run], method: str, at: dict[str, float], quantity: str) -> dict[int, float]:
-    """Seed -> a number about the step sizes of a method, the best of its other settings counting at each."""
+    """Seed -> a quantity of a method's step sizes, with the best of its other settings at each."""
     table: defaultdict[int, dict[float, tuple[float, float]]] = defaultdict(dict)
     for run in runs:
         numbers = run["optimizer"]
@@ -227,7 +227,7 @@ def over_steps(runs: list[Run], method: str, at: dict[str, float], quantity: str
 
 
 def passed(by_lr: dict[float, tuple[float, float]], steps: list[float], factor: float, between: bool) -> float:
-    """Powers of ten from the first of some step sizes to where the loss leaves ``factor`` times that at the first."""
+    """Decades from the first step size to where the loss exceeds ``factor`` times that at the first."""
     bound, way = factor * by_lr[steps[0]][1] * (1 + 1e-12), 0.0
     for near, far in itertools.pairwise(steps):
         low, high = by_lr[near][1], by_lr[far][1]
@@ -248,7 +248,7 @@ def around(by_lr: dict[float, tuple[float, float]], factor: float, between: bool
 
 
 def room(by_lr: dict[float, tuple[float, float]]) -> float:
-    """Powers of ten from the best step size to the first above it with which the loss did not fall."""
+    """Decades from the best step size to the first larger one with which the loss did not decrease."""
     best = min(by_lr, key=lambda lr: (by_lr[lr][1], lr))
     failed = [lr for lr in by_lr if lr > best and by_lr[lr][1] >= by_lr[lr][0]]
     return -LARGE if math.isinf(by_lr[best][1]) else math.log10(min(failed, default=max(by_lr)) / best)
@@ -267,7 +267,7 @@ OF_STEPS = {
 
 
 class Check:
-    """Compares what is published with what comes out, and counts."""
+    """Compares published with recomputed values, and counts them."""
 
     def __init__(self, verbose: bool) -> None:
         self.verbose, self.count, self.wrong, self.cache = verbose, 0, 0, {}
@@ -279,7 +279,7 @@ class Check:
         return self.cache[place]
 
     def same(self, about: str, published: Any, recomputed: Any) -> None:
-        """Count one thing published, and say whether it is what came out."""
+        """Counts one published value, and reports whether it agrees."""
         self.count += 1
         equal = published == recomputed
         if isinstance(published, float) and isinstance(recomputed, float):
@@ -363,7 +363,7 @@ def check_better(check: Check, about: str, row: dict[str, str], said: re.Match[s
 
 
 def of_method(check: Check, place: str, method: str, quantity: str, at: dict[str, float]) -> dict[int, float]:
-    """Seed -> what is compared, of the runs that stand for a method."""
+    """Seed -> the compared value of the runs that represent a method."""
     runs = check.runs(place)
     if quantity in OF_STEPS:
         return over_steps(runs, method, at, quantity)
@@ -478,7 +478,7 @@ def main() -> int:
         The exit code: 0 all agree, 1 some do not.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--verbose", action="store_true", help="say what agrees, too")
+    parser.add_argument("--verbose", action="store_true", help="print values that agree, too")
     check = Check(parser.parse_args().verbose)
     check_claims(check)
     check_tables(check, ROOT / "docs" / "findings.md")

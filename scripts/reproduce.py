@@ -1,14 +1,14 @@
 """Run or resume the experiments of results/experiments.yaml, keep their evidence under results/, and judge the claims.
 
-    python scripts/reproduce.py                  # those without kept evidence, but for *_full
-    python scripts/reproduce.py depth rounds     # these, kept evidence or not
-    python scripts/reproduce.py --add arena/deep # what is new in it, such as a method, and no more
+    python scripts/reproduce.py                  # those without kept evidence, except *_full
+    python scripts/reproduce.py depth rounds     # these, whether evidence is kept or not
+    python scripts/reproduce.py --add arena/deep # only its new runs, such as those of a new method
     python scripts/reproduce.py --dry            # only list the commands
 
-Finished runs in the run root are not trained again, so the same command goes on after an interruption. An experiment
-is kept when all its runs have ended; what was kept of it before is replaced. Until then, those that have ended are in
-results/unfinished, from where another machine can go on. Exit code: 0 everything asked for is kept,
-1 something is not, 2 wrong input, 130 interrupted.
+Finished runs in the run root are not trained again, so the same command resumes after an interruption. An experiment
+is kept when all its runs have ended, and replaces its earlier evidence. Until then, finished runs are in
+results/unfinished, from where another machine can resume. Exit code: 0 all requested experiments are kept,
+1 some are not, 2 wrong input, 130 interrupted.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from sibp.study.experiments import Experiment, is_kept, read_experiments
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 RECORDS = ("*.json",)  # kept as they are, beside the runs
-BELOW = {"tune": ("trials", "final"), "script": ()}  # where the runs of a command are, if not in its folder itself
+BELOW = {"tune": ("trials", "final"), "script": ()}  # subfolder of the runs of a command, if any
 UNFINISHED, SAVED = "unfinished", "ended.jsonl"
 ENDED, INTERRUPTED = (0, 3), 130  # 3: a run diverged, which is a result
 
@@ -41,7 +41,7 @@ def commands(experiment: Experiment, run_root: Path, own: Sequence[str]) -> Iter
     """The commands of an experiment, without the name of the Python.
 
     Args:
-        experiment: which.
+        experiment: the experiment.
         run_root: for the runs of all experiments.
         own: words for every training command, such as ``data_root=data``.
 
@@ -49,13 +49,13 @@ def commands(experiment: Experiment, run_root: Path, own: Sequence[str]) -> Iter
         The words of one command.
 
     Raises:
-        UsageError: it takes the settings of an experiment that is not kept.
+        UsageError: it uses the settings of an experiment that is not kept.
     """
     for folder, command in experiment.commands.items():
         kind, *words = shlex.split(command)
         place = (run_root / experiment.name / folder).as_posix()
         after = [*own, f"run_root={place}", "tensorboard=false"]
-        whole = ["eval_val_limit=null"]  # what is kept is judged by all validation images, as tuning chooses by them
+        whole = ["eval_val_limit=null"]  # kept runs are judged by all validation images, like tuning
         if kind == "script":
             own_words = [own[0] if word == "data_root" else word for word in words[1:]]
             yield [f"scripts/{words[0]}", *own_words, "--out", place]
@@ -81,7 +81,7 @@ def _choices(name: str) -> Iterator[list[str]]:
 
 
 def _config_of(optimizer: str) -> str:
-    """The config of an optimizer, or one of several: locoprop_s for locoprop. All that it says will be said anew."""
+    """The config of an optimizer, or one of several: locoprop_s for locoprop. All its settings are overridden."""
     configs = sorted((ROOT / "configs" / "optimizer").glob("*.yaml"))
     named = [path.stem for path in configs if parse_yaml(path.read_text()).get("name") == optimizer]
     return named[0] if named else optimizer
@@ -95,7 +95,7 @@ def run(experiment: Experiment, run_root: Path, own: Sequence[str]) -> int:
     """Run or resume an experiment.
 
     Args:
-        experiment: which.
+        experiment: the experiment.
         run_root: for the runs of all experiments.
         own: words for every training command.
 
@@ -106,7 +106,7 @@ def run(experiment: Experiment, run_root: Path, own: Sequence[str]) -> int:
         print(f"$ python {shlex.join(words)}", flush=True)
         try:
             code = subprocess.run([sys.executable, *words], cwd=ROOT).returncode
-        except KeyboardInterrupt:  # the command got it too, and has written its checkpoint
+        except KeyboardInterrupt:  # the command was interrupted too, and has written its checkpoint
             code = INTERRUPTED
         if code not in ENDED:
             return code
@@ -114,26 +114,26 @@ def run(experiment: Experiment, run_root: Path, own: Sequence[str]) -> int:
 
 
 def _places(experiment: Experiment) -> Iterator[Path]:
-    """Where its runs are, below its own folder."""
+    """The folder of its runs."""
     for folder, command in experiment.commands.items():
         for below in BELOW.get(command.split()[0], (".",)):
             yield Path(folder) / below
 
 
 def restore(experiment: Experiment, run_root: Path, kept: Path, packed: str = PACKED) -> int:
-    """Put runs that were kept back into the run root, so that none of them is trained again.
+    """Restore kept runs to the run root, so that they are not trained again.
 
     Args:
-        experiment: which.
+        experiment: the experiment.
         run_root: for the runs of all experiments.
         kept: the folder that holds those of all experiments.
         packed: the name of their files.
 
     Returns:
-        How many were put back: those that are not there, and whose name is still that of their settings.
+        The number restored: missing runs whose name still matches their settings.
 
     Raises:
-        UsageError: a file is damaged; says which and where.
+        UsageError: a file is damaged; says which one.
     """
     restored = 0
     for path in sorted((kept / experiment.name).rglob(packed)):
@@ -157,15 +157,15 @@ def restore(experiment: Experiment, run_root: Path, kept: Path, packed: str = PA
 
 
 def save(experiment: Experiment, run_root: Path, results: Path = RESULTS) -> int:
-    """Keep the runs of an experiment that have ended, while others have not: for whoever goes on, no evidence yet.
+    """Keep the finished runs of an unfinished experiment, so that another machine can resume it.
 
     Args:
-        experiment: which.
+        experiment: the experiment.
         run_root: as it was run with.
-        results: where evidence is kept; theirs is the folder `UNFINISHED` in it.
+        results: where evidence is kept; these runs go to the folder `UNFINISHED` in it.
 
     Returns:
-        How many runs are kept.
+        The number of runs kept.
     """
     source, count = run_root / experiment.name, 0
     for place in filter(lambda place: (source / place).is_dir(), _places(experiment)):
@@ -179,10 +179,10 @@ def save(experiment: Experiment, run_root: Path, results: Path = RESULTS) -> int
 
 
 def keep(experiment: Experiment, run_root: Path, results: Path = RESULTS) -> str | None:
-    """Replace what is kept of an experiment by what is in the run root.
+    """Replace an experiment's kept runs by those in the run root.
 
     Args:
-        experiment: which.
+        experiment: the experiment.
         run_root: as it was run with.
         results: where evidence is kept.
 
@@ -209,7 +209,7 @@ def keep(experiment: Experiment, run_root: Path, results: Path = RESULTS) -> str
     for path in target.iterdir() if target.exists() else ():
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name not in ("report.md", "README.md"):  # the report knows its own command
+        elif path.name not in ("report.md", "README.md"):  # the report states its own command
             path.unlink()
     for place, text in files.items():
         (target / place).parent.mkdir(parents=True, exist_ok=True)
@@ -221,18 +221,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line.
 
     Args:
-        argv: its words; None for those the process was started with.
+        argv: its arguments; None: those of the process.
 
     Returns:
-        The exit code, as the module says.
+        The exit code; see the module's docstring.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", metavar="NAME", nargs="*", help="experiments; all: every one but *_full")
-    parser.add_argument("--add", action="store_true", help="go on from what is kept of these")
+    parser.add_argument("names", metavar="NAME", nargs="*", help="experiments; all: all except *_full")
+    parser.add_argument("--add", action="store_true", help="resume from the kept runs of these")
     parser.add_argument("--dry", action="store_true", help="list the commands; run none")
-    parser.add_argument("--threads", type=int, default=1, help="of every run (default: 1)")
-    parser.add_argument("--data-root", type=Path, default=Path("data"), help="where the data sets are (default: data)")
-    parser.add_argument("--run-root", type=Path, default=Path("runs"), help="where the runs go (default: runs)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of every run (default: 1)")
+    parser.add_argument("--data-root", type=Path, default=Path("data"), help="folder of the data sets (default: data)")
+    parser.add_argument("--run-root", type=Path, default=Path("runs"), help="parent of the run folders (default: runs)")
     args = parser.parse_args(argv)
     own = [f"data_root={args.data_root}", f"threads={args.threads}"]
     try:

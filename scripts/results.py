@@ -1,7 +1,7 @@
-"""Judge the claims, and write what results/ says of its kept runs anew: ``python scripts/results.py [--check]``.
+"""Judge the claims, and regenerate the pages of results/: ``python scripts/results.py [--check]``.
 
-results/*/report.md: a report names the command that made it, and that command is run again in the report's folder. Runs
-that have no report yet get one. results/README.md and claims.csv: the claims of claims.yaml with their verdicts.
+results/*/report.md: a report states the command that made it; the command is run again in the report's folder. Runs
+without a report get one. results/README.md and claims.csv: the claims of claims.yaml with their verdicts.
 results/NAME/NAME.svg: pictures of some experiments, and of the arena.
 """
 
@@ -32,16 +32,16 @@ FIRST_OF = {ARENA: f"{FIRST} --arena"}
 
 
 def rebuild(old: Path) -> bytes:
-    """Make a report again.
+    """Regenerate a report.
 
     Args:
         old: a report.md, which need not exist yet.
 
     Returns:
-        What it should hold.
+        Its new content.
 
     Raises:
-        ValueError: the file does not name its command, or the command fails.
+        ValueError: the file does not state its command, or the command fails.
     """
     text = old.read_text() if old.exists() else FIRST_OF.get(old.parent.name, FIRST)
     lines = [line for line in text.splitlines() if line.startswith(MADE_BY)]
@@ -50,7 +50,7 @@ def rebuild(old: Path) -> bytes:
     words = shlex.split(lines[0].removeprefix(MADE_BY))
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
-        shutil.copytree(old.parent, copy)  # a command may write more than report.md
+        shutil.copytree(old.parent, copy)  # a command may write files besides report.md
         with contextlib.chdir(copy), contextlib.redirect_stdout(io.StringIO()):
             if report(words) != 0:
                 raise ValueError(f"the command of {old} fails: {lines[0]}")
@@ -58,10 +58,10 @@ def rebuild(old: Path) -> bytes:
 
 
 def wanted() -> Iterator[tuple[Path, bytes]]:
-    """What results/ should hold, but for what is kept, one file after the other; the claims, last, are printed too.
+    """The generated files of results/, one after the other; the claims come last and are also printed.
 
     Raises:
-        UsageError: a claim or an experiment is not as it should be.
+        UsageError: a claim or an experiment is invalid.
     """
     for folder in sorted({path.relative_to(RESULTS).parts[0] for path in RESULTS.rglob(PACKED)}):
         path = RESULTS / folder / "report.md"
@@ -84,7 +84,7 @@ def main() -> int:
     """Run the command line.
 
     Returns:
-        The exit code: 0 all is as it should be, 1 with ``--check`` if a file differs from the runs, 2 wrong input.
+        The exit code: 0 all files are up to date, 1 with ``--check`` if a file differs from the runs, 2 wrong input.
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file differs")

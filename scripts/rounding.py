@@ -1,9 +1,9 @@
-"""How far the same run gets from itself on another machine: ``python scripts/rounding.py --data-root DIR``.
+"""How far rounding alone drives a run apart on another machine: ``python scripts/rounding.py --data-root DIR``.
 
-One setting of experiment=mnist_mlp a method, trained from the same weights on the same batches, with one thing changed:
-without the compiled kernels, with two threads, or with torch and its BLAS kept from AVX-512. Each changes rounding
-alone, by other orders of summation, as another processor has them. Each has a process of its own, since libraries
-choose their code when they are loaded. Written is results/rounding/rounding.json, of which docs/ shows a table.
+One setting of experiment=mnist_mlp per method is trained from the same weights on the same batches, with one change:
+no compiled kernels, two threads, or torch and its BLAS without AVX-512. Each changes only the order of summation, like
+another processor. Each has its own process, since libraries choose their code when they are loaded. The output is
+results/rounding/rounding.json, of which docs/ shows a table.
 """
 
 import argparse
@@ -40,11 +40,11 @@ CHANGES: dict[str, tuple[list[str], dict[str, str]]] = {
     "two threads": (["--threads", "2"], {}),
     "BLAS without AVX-512": ([], WITHOUT_AVX512),
 }
-"""What is changed: words of the process's command line, and its environment."""
+"""The changes: words of the process's command line, and its environment."""
 
 
 def train(method: str, seed: int, data: Data) -> list[Tensor]:
-    """One run.
+    """Trains one run.
 
     Args:
         method: of METHODS.
@@ -52,8 +52,8 @@ def train(method: str, seed: int, data: Data) -> list[Tensor]:
         data: flat images.
 
     Returns:
-        At the start and after each of STEPS all weights in one row, and as its last entry the mean loss of the first
-        10,000 training images; float64.
+        One row at the start and one after each of STEPS: all weights, then the mean loss of the first 10,000 training
+        images; float64.
     """
     config = compose(["experiment=mnist_mlp", *METHODS[method]])
     images, labels = data.train.images[:10_000], data.train.labels[:10_000]
@@ -75,7 +75,7 @@ def train(method: str, seed: int, data: Data) -> list[Tensor]:
 
 
 def distances(reference: list[Tensor], other: list[Tensor]) -> dict[str, list[float]]:
-    """For each step the distance of the weights, over the way that the reference has come; and that of the losses."""
+    """For each step the distance of the weights, relative to the reference's displacement, and that of the losses."""
     pairs = list(zip(reference[1:], other[1:], strict=True))
     way = [torch.linalg.vector_norm(a[:-1] - reference[0][:-1]) for a, _ in pairs]
     apart = [torch.linalg.vector_norm(b[:-1] - a[:-1]) for a, b in pairs]
@@ -86,7 +86,7 @@ def distances(reference: list[Tensor], other: list[Tensor]) -> dict[str, list[fl
 
 
 def in_a_process(method: str, seeds: int, data_root: str, change: str | None = None) -> list[list[Tensor]]:
-    """`train` for each seed, in a process of its own in which something is changed."""
+    """`train` for each seed, in its own process with a change."""
     words, environment = CHANGES[change] if change else ([], {})
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / "found.pt")
@@ -96,13 +96,13 @@ def in_a_process(method: str, seeds: int, data_root: str, change: str | None = N
 
 
 def measure(data_root: str, seeds: int) -> dict[str, Any]:
-    """The record: medians over seeds of each method, change, quantity and step, and how far seeds are apart."""
+    """The record: medians over seeds of each method, change, quantity and step, and the distance between seeds."""
     rows = []
     for method in METHODS:
         reference = in_a_process(method, seeds, data_root)
         for change in CHANGES:
             if change == "kernels off" and not method.startswith("sibp"):
-                continue  # SGD has none
+                continue  # SGD has no kernels
             pairs = zip(reference, in_a_process(method, seeds, data_root, change), strict=True)
             found = [distances(one, other) for one, other in pairs]
             for quantity in found[0]:
@@ -115,7 +115,7 @@ def measure(data_root: str, seeds: int) -> dict[str, Any]:
 
 
 def _blas() -> str:
-    """Of torch, as it says itself."""
+    """The BLAS that torch reports."""
     lines = torch.__config__.show().splitlines()
     return next((line.strip(" -") for line in lines if "Math Kernel Library" in line or "OpenBLAS" in line), "unknown")
 

@@ -2,9 +2,8 @@
 
     make run && .venv/bin/python scripts/screenshot_tensorboard.py
 
-The tests look at TensorBoard with the same two tools: a server of its own, and a page in headless Chromium, which is
-spoken to through a pipe (the DevTools protocol), because TensorBoard draws inside shadow roots, absent from a page's
-dump.
+The tests use the same two tools: a TensorBoard server, and a page in headless Chromium, controlled through a pipe (the
+DevTools protocol), because TensorBoard draws inside shadow roots, which a page's dump lacks.
 """
 
 import argparse
@@ -24,7 +23,7 @@ from typing import Any, Self
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PATIENCE = 60.0
-"""Seconds to wait for what has to come."""
+"""Seconds to wait for a condition."""
 VIEW = "?smoothing=0&tagFilter=^(over_training_ms/)?(loss|accuracy)/val#timeseries"
 """Validation loss and accuracy, against steps and against training time."""
 CURVES = "document.querySelectorAll('scalar-card line-chart svg path[style*=stroke]')"
@@ -33,7 +32,7 @@ CLOSE = "document.querySelector('button[aria-label=\"Close side pane\"]')"
 
 @contextmanager
 def tensorboard(logdir: Path, *options: str) -> Iterator[str]:
-    """Serve a folder of runs, to this machine alone, on a port that is free.
+    """Serve a folder of runs on a free local port.
 
     Args:
         logdir: the folder.
@@ -43,7 +42,7 @@ def tensorboard(logdir: Path, *options: str) -> Iterator[str]:
         The address, such as ``http://127.0.0.1:6006/``.
 
     Raises:
-        RuntimeError: it ended before it served.
+        RuntimeError: the server ended at once.
     """
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--host", "127.0.0.1", "--port", "0"]
     with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True) as server:
@@ -68,7 +67,7 @@ class Page:
         height: likewise.
 
     Attributes:
-        errors: what the console said in red.
+        errors: messages of the console at level error.
     """
 
     def __init__(self, width: int, height: int):
@@ -118,12 +117,14 @@ class Page:
         Raises:
             TimeoutError: it did not.
         """
-        self._call("Page.navigate", url="about:blank")  # or another fragment of one page would not load it anew
+        self._call(
+            "Page.navigate", url="about:blank"
+        )  # otherwise another fragment of the same page would not reload it
         self._call("Page.navigate", url=address)
         self.wait(ready)
 
     def wait(self, ready: str) -> None:
-        """Wait until something is so.
+        """Wait until a condition holds.
 
         Args:
             ready: an expression in JavaScript that becomes true.
@@ -142,12 +143,12 @@ class Page:
         return self._call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
 
     def emulate(self, width: int, height: int, scheme: str) -> None:
-        """Show pages as another device would.
+        """Emulate another device.
 
         Args:
             width: of the window, in pixels.
             height: likewise.
-            scheme: ``light`` or ``dark``, which its system prefers.
+            scheme: ``light`` or ``dark``, the system's preference.
         """
         self._call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 640
@@ -155,7 +156,7 @@ class Page:
         self._call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
     def picture(self) -> bytes:
-        """What the window shows, as PNG."""
+        """The window's content as PNG."""
         return base64.b64decode(self._call("Page.captureScreenshot")["data"])
 
     def whole_page(self, tallest: int) -> bytes:
@@ -164,7 +165,7 @@ class Page:
         Args:
             tallest: pixels of height at most.
         """
-        for top in (*range(0, tallest, 800), 0):  # charts are drawn when they come near the window
+        for top in (*range(0, tallest, 800), 0):  # charts are drawn when they approach the window
             self.ask(f"scrollTo(0, {top})")
             time.sleep(0.03)
         width, height = self.ask("[innerWidth, document.documentElement.scrollHeight]")
@@ -204,17 +205,17 @@ class Page:
 
 
 def main() -> None:
-    """Serve, look, write the picture."""
+    """Serve, open, write the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("logdir", type=Path, nargs="?", default=Path("runs/quickstart"), help="a folder of runs")
-    parser.add_argument("--out", type=Path, default=Path("docs/images/tensorboard.png"), help="where it goes")
+    parser.add_argument("--out", type=Path, default=Path("docs/images/tensorboard.png"), help="file of the picture")
     args = parser.parse_args()
     count = 4 * len({file.parent for file in args.logdir.rglob("events.out.tfevents.*")})
     with tensorboard(args.logdir) as address, Page(1200, 1160) as page:
         page.open(address + VIEW, f"{CURVES}.length > 0")
         page.ask(f"{CLOSE}.click()")
         page.wait(f"!{CLOSE} && {CURVES}.length == {count}")
-        time.sleep(1)  # curves take their new width in their own time
+        time.sleep(1)  # curves are resized with a delay
         args.out.write_bytes(page.picture())
     print(args.out)
 

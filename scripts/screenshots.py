@@ -1,10 +1,9 @@
-"""Photograph every page of the built site, or any pages, as wide as a desk's screen and as a phone's, light and dark.
+"""Screenshots of every page of the built site, or of any pages, at desktop and phone width, light and dark.
 
     make docs && .venv/bin/python scripts/screenshots.py site --out shots
     .venv/bin/python scripts/screenshots.py report.html --out shots
 
-Look at the pictures after a change of a style sheet or a template: tests find what is too wide or empty, not what is
-ugly.
+Look at them after a change of a style sheet or a template: tests detect overflow and empty elements, not bad layout.
 """
 
 import argparse
@@ -14,17 +13,17 @@ from screenshot_tensorboard import Page
 
 WIDTHS = (1280, 390)
 SCHEMES = ("light", "dark")
-TALLEST = 4000  # pixels of a page that are photographed
+TALLEST = 4000  # pixels of a page's height
 
 
 def main() -> None:
-    """Open, scroll through, photograph."""
+    """Open, scroll through, take screenshots."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pages", type=Path, nargs="+", help="HTML files, or folders that hold them")
-    parser.add_argument("--out", type=Path, default=Path("shots"), help="folder of the pictures")
-    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS, help="of the window, in pixels")
-    parser.add_argument("--schemes", nargs="+", default=SCHEMES, help="colours that the system asks for")
-    parser.add_argument("--tallest", type=int, default=TALLEST, help="pixels from the top that are photographed")
+    parser.add_argument("--out", type=Path, default=Path("shots"), help="folder for the pictures")
+    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS, help="widths of the window, in pixels")
+    parser.add_argument("--schemes", nargs="+", default=SCHEMES, help="colour schemes that the system prefers")
+    parser.add_argument("--tallest", type=int, default=TALLEST, help="height of the pictures, in pixels from the top")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     pages = [page for given in args.pages for page in (sorted(given.rglob("*.html")) if given.is_dir() else [given])]

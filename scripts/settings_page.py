@@ -15,7 +15,7 @@ COLUMNS = ("setting", "default", "unit or choices", "meaning")
 
 
 def filled(page: str) -> str:
-    """A page with its tables made anew.
+    """A page with regenerated tables.
 
     Args:
         page: Markdown.
@@ -24,7 +24,7 @@ def filled(page: str) -> str:
 
 
 def tables(what: str) -> str:
-    """The table of the run's own settings (``run``), or one for every option of a group.
+    """The table of the run's own settings (``run``), or one table per option of a group.
 
     Args:
         what: ``run``, or a group.
@@ -55,7 +55,7 @@ def main() -> int:
     """Run the command line.
 
     Returns:
-        The exit code: 0 the page is as it should be, 1 with ``--check`` if it differs.
+        The exit code: 0 the page is up to date, 1 with ``--check`` if it differs.
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the page differs")

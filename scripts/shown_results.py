@@ -1,7 +1,7 @@
-"""Write what README.md and docs/ show of results/ anew: ``python scripts/shown_results.py [--check]``.
+"""Regenerate the tables of results/ in README.md and docs/: ``python scripts/shown_results.py [--check]``.
 
-A table stands between the lines <!-- results/NAME: TABLE --> and <!-- end of table -->; without NAME it is about all
-results. What is not kept yet is said to be so, with the command that runs it. The picture is docs/images/mnist_mlp.svg.
+A table stands between the lines <!-- results/NAME: TABLE --> and <!-- end of table -->; without NAME it covers all
+results. For an experiment that is not kept yet, its command is shown instead. The picture is docs/images/mnist_mlp.svg.
 """
 
 import argparse
@@ -53,7 +53,7 @@ EVIDENCE = Evidence(RESULTS)
 
 
 def all_results() -> str:
-    """A row for every folder that says something about itself, linked from docs/."""
+    """One row per folder with a page, with links from docs/."""
     rows = []
     for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
         pages = {
@@ -79,7 +79,7 @@ def claims() -> str:
 
 
 def comparison(problem: Problem) -> str:
-    """A row a method: medians with intervals, the best of them bold, and its verdicts against SGD."""
+    """One row per method: medians with intervals, the best in bold, and verdicts against SGD."""
     found = [duel for duel in duels(problem) if duel.other.name == "sgd"]
     sgd = next((method for method in problem.methods if method.name == "sgd"), None)
     against_sgd = {(duel.quantity, duel.method.name): duel.verdict.word for duel in found}
@@ -130,7 +130,7 @@ def _in(found: Estimate | None, form: Callable[[float], str], bold: bool = False
 
 
 def grid(problem: Problem, name: str, of: Callable[[Run], float | None], form: str) -> str:
-    """A metric of the tuning runs for every lr and prox_weight that a method was tuned over; the chosen one is bold."""
+    """A metric of the tuning runs for every lr and prox_weight that a method was tuned over, the chosen one in bold."""
     method = next(method for method in problem.methods if method.name == name)
     weights, steps = method.grid("prox_weight"), method.grid("lr")
     cells = {(s.numbers["lr"], s.numbers["prox_weight"]): _tuned(s, method, of, form) for s in method.settings}
@@ -139,14 +139,14 @@ def grid(problem: Problem, name: str, of: Callable[[Run], float | None], form: s
 
 
 def _tuned(setting: Setting, method: Method, of: Callable[[Run], float | None], form: str) -> str:
-    """Over the tuning runs alone: the final ones have other seeds."""
+    """The median over tuning runs only: final runs have other seeds."""
     found = over_runs([run for run in setting.runs if run not in method.runs], of)
     text = "–" if found is None else format(found.median, form)
     return f"**{text}**" if setting is method.chosen else text
 
 
 def change(run: Run) -> float:
-    """How far a step moves weights: ||W' - W|| / ||W||, the median over logged steps, of the layer that moves most."""
+    """Relative change of weights per step, ||W_new - W|| / ||W||: median over logged steps, of the fastest layer."""
     return max(float(np.median(layer["relative_change"][1])) for layer in run.solver.values())
 
 
@@ -175,7 +175,7 @@ def _beside_sgd(problem: Problem, name: str, quantity: Quantity) -> str:
 
 
 def solvers(problem: Problem) -> str:
-    """What each solver makes of its subproblems, and what comes of it."""
+    """How well each solver solves its subproblems, and the resulting metrics."""
     rows = []
     for method in sorted(problem.methods, key=lambda each: (each.name.partition(":")[0], _rounds(each.name))):
         layers = sorted({layer for run in method.runs for layer in run.solver}, key=lambda name: (len(name), name))
@@ -202,13 +202,13 @@ def _rounds(name: str) -> int:
 
 
 def _typical(run: Run, layer: str, statistic: str) -> float | None:
-    """The median over logged steps of what a layer's solver did."""
+    """The median over logged steps of a metric of a layer's solver."""
     found = run.solver.get(layer, {}).get(statistic)
     return float(np.median(found[1])) if found else None
 
 
 def step_range(problem: Problem) -> str:
-    """How large a step size may be, and how much it matters, without and with the rest tuned along."""
+    """Range and sensitivity of step sizes, without and with the other settings tuned."""
     rows = []
     for method in problem.methods:
         for rest, at in (("fixed", {"prox_weight": 1.0, "momentum": 0.0}), ("tuned along", {})):
@@ -224,7 +224,7 @@ def least_loss(by_lr: Mapping[float, tuple[float, float]]) -> float:
 
 
 def rest(name: str) -> str:
-    """Where methods come to rest, over all methods and seeds: a row for every problem and activation."""
+    """Limit points over all methods and seeds: one row per problem and activation."""
     lists = {key: EVIDENCE.rows(f"{name}/limits.json", key) for key in ("tanh", "relu", "wandering", "kinks")}
     at_rest, rows = lists["tanh"] + lists["relu"], []
     for about in dict.fromkeys(_about(row) for row in (*at_rest, *lists["wandering"])):
@@ -245,12 +245,12 @@ def _about(row: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def standing(name: str, goal: str) -> str:
-    """How all methods did over all problems of the arena."""
+    """All methods on all problems of the arena."""
     return _as_it_is(standing_table(standings(_contests(name)), goal))
 
 
 def outcome(name: str) -> str:
-    """How all methods did on one problem of the arena; of the targets, the one on validation data."""
+    """All methods on one problem of the arena, with the target on validation data."""
     (contest,) = _contests(name)
     whole = outcome_table(contest)
     chosen = [i for i, title in enumerate(whole.columns) if not re.search("completed|SGD|train loss ≤", title)]
@@ -268,7 +268,7 @@ def duel(name: str, mine: str, rival: str) -> str:
 
 
 def hardness(name: str, goal: str) -> str:
-    """The targets of every problem, and how many methods reach each; one met at the first look is marked."""
+    """The targets of every problem, and how many methods reach each; one met at the first evaluation is marked."""
     by_level = levels(_contests(name), goal)
     rows = [[row[0].title, *map(_hardness_cell, row)] for row in zip(*by_level, strict=True)]
     return lines_of_table([f"{goal} target", *LEVELS], rows)
@@ -315,7 +315,7 @@ def drawn(name: str) -> str:
 
 
 def rounding(name: str) -> str:
-    """How far runs get apart by rounding alone, as `scripts/rounding.py` has measured."""
+    """Differences between runs by rounding alone, from `scripts/rounding.py`."""
     record = json.loads((RESULTS / name / "rounding.json").read_text())
     rows = []
     for row in record["rows"]:
@@ -326,7 +326,7 @@ def rounding(name: str) -> str:
 
 
 def table(name: str, title: str) -> str:
-    """The table of a title, of results/NAME or, without a name, of all; or that it was not run yet."""
+    """The table of a title for results/NAME or, without a name, for all; or a note that it was not run yet."""
     if not name:
         return {"all": all_results, "claims": claims, "provenance": partial(provenance, RESULTS)}[title]()
     try:
@@ -336,13 +336,13 @@ def table(name: str, title: str) -> str:
 
 
 def _experiment(name: str) -> Experiment:
-    """The one that makes results/NAME, or the first of several that do."""
+    """The experiment that makes results/NAME, or the first of several."""
     related = [each for each in EXPERIMENTS if each.partition("/")[0] == name.partition("/")[0]]
     return EXPERIMENTS[name if name in related else related[0]]
 
 
 def of_problem(make: Callable[[Problem], str]) -> Callable[[str], str]:
-    """A table of an experiment that holds one problem."""
+    """A table of an experiment with one problem."""
     return lambda name: make(EVIDENCE.problem(name))
 
 
@@ -372,7 +372,7 @@ TABLES: dict[str, Callable[[str], str]] = {
 
 
 def filled(page: str) -> str:
-    """A page with its tables made anew.
+    """A page with regenerated tables.
 
     Args:
         page: Markdown.
@@ -381,7 +381,7 @@ def filled(page: str) -> str:
 
 
 def overview_picture(problem: Problem) -> bytes:
-    """Training loss against steps and seconds, and the ends, as SVG: always the same bytes for the same runs."""
+    """Training loss against steps and seconds, and final values, as SVG: reproducible byte for byte."""
     return picture(overview(problem), "svg")
 
 
@@ -389,7 +389,7 @@ def main() -> int:
     """Run the command line.
 
     Returns:
-        The exit code: 0 all is as it should be, 1 with ``--check`` if something differs from the runs.
+        The exit code: 0 everything is up to date, 1 with ``--check`` if something differs from the runs.
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if something differs")

@@ -1,12 +1,12 @@
-"""Called by MkDocs: typesets formulas, puts files from outside docs/ on the site, and turns the links to them.
+"""Hooks of MkDocs: typeset formulas, add files from outside docs/ to the site, and adapt links to them.
 
-Formulas become MathML, which browsers typeset themselves.
+Formulas become MathML, which browsers render.
 
-Pages link to any file of the repository as it lies on disk (`../../results/mnist_mlp/report.md`), which is right in a
-checkout too. On the site, docs/ is the top, and results/ and the rest lie in it.
+Pages link to files of the repository by their path on disk (`../../results/mnist_mlp/report.md`), which also works in
+a checkout. On the site, docs/ is the root, and results/ and the rest are below it.
 
-A page of results begins with its interactive report, which is made here from the kept runs; build/ keeps it
-until the runs or the code change.
+A page of results begins with its interactive report, generated here from the kept runs and cached in build/ until the
+runs or the code change.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from sibp.report.__main__ import main as report
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 
-# Code, which stays as it is, or a link with a relative target.
+# Code, which is left unchanged, or a link with a relative target.
 CODE = r"```.*?```|`[^`\n]*`"
 LINK = re.compile(CODE + r"|\[(?P<text>[^]]*)\]\((?![a-z]+:|#|/)(?P<path>[^)#\s]+)(?P<rest>[^)]*)\)", re.DOTALL)
 
@@ -45,7 +45,7 @@ EMBEDDED = f"""<iframe class="report" src="{INTERACTIVE}" title="Interactive rep
 """
 TABLE = re.compile(r"<!-- results/.*?-->\n(.*?)<!-- end of table -->", re.DOTALL)
 
-# What pymdownx.arithmatex makes of $...$ and of $$...$$.
+# The output of pymdownx.arithmatex for $...$ and $$...$$.
 FORMULA = re.compile(r'(<(?:span|div) class="arithmatex">)\\(?:\((.*?)\\\)|\[(.*?)\\\])(?=</(?:span|div)>)', re.DOTALL)
 UNKNOWN = {
     "{aligned}": "{align*}",
@@ -54,9 +54,9 @@ UNKNOWN = {
     r"\ln ": r"\ln\, ",
     "'": "\u2032",
 }
-"""What the converter does not know, in its own terms; what else it does not know, a test finds on the finished site.
+"""Commands that the converter lacks, expressed in its own; a test detects others on the finished site.
 
-A prime would become a superscript, but most fonts have it raised and small already.
+A prime would become a superscript, but most fonts already raise it.
 """
 
 
@@ -78,7 +78,7 @@ def on_page_content(content: str, **_: Any) -> str:
 
 
 def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
-    """Add the pages that are not in docs/: those about results, and those beside README.md.
+    """Add the pages that are not in docs/: those of results/, and those beside README.md.
 
     Args:
         files: of docs/.
@@ -91,13 +91,13 @@ def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn a page's links to what is on disk into links to what is on the site.
+    """Replace a page's links to paths on disk by links to the site.
 
     Args:
         markdown: the page.
-        page: says where it lies.
+        page: its location.
         config: of the site.
-        files: of the site; a linked file that is not there yet is added. A link to a folder becomes its text.
+        files: of the site; linked files that are missing are added. A link to a folder becomes its text.
     """
     folder = Path(page.file.abs_src_path or DOCS).parent
     if page.file.src_uri.startswith("results/"):
@@ -126,9 +126,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_post_build(config: MkDocsConfig, **_: Any) -> None:
-    """Put the interactive reports beside the pages of results, with the runs that they link to.
+    """Write the interactive reports beside the pages of results, with the runs that they link to.
 
-    The theme's 404.html goes: it finds its style sheets only at the root of a server.
+    The theme's 404.html is removed: it finds its style sheets only at the root of a server.
 
     Args:
         config: of the site.
@@ -144,7 +144,7 @@ def on_post_build(config: MkDocsConfig, **_: Any) -> None:
 
 
 def _interactive(path: Path) -> Path:
-    """The report that a report.md is the short form of.
+    """The interactive report for a report.md.
 
     Raises:
         RuntimeError: its command fails.

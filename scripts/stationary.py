@@ -1,22 +1,22 @@
-"""Where methods come to rest, and whether the gradient of the loss is zero there: full batches in float64.
+"""Limit points of the methods, and the gradient of the loss there: full batches in float64.
 
     python scripts/stationary.py --out runs/stationary
 
-Every problem has a finite optimum, as its labels disagree. A run ends when a step is `REST` times the first one, and is
-then said to be at rest, or after `STEPS` steps. limits.json, all figures relative to the same run's start:
+Every problem has a finite optimum, because its labels are contradictory. A run ends when a step is shorter than `REST`
+times the first one (it is then at rest) or after `STEPS` steps. limits.json, all values relative to the run's start:
 
-- ``tanh``, ``relu``: a row for every run at rest, by the activation. ``gradient``: norm of the gradient of the loss as
-  back propagation finds it. ``moved``: length of the last step. ``path``: both on the way.
-- ``wandering``: the runs that did not come to rest, and so say nothing about resting places.
+- ``tanh``, ``relu``: one row per run at rest, by activation. ``gradient``: norm of the gradient of the loss from back
+  propagation. ``moved``: length of the last step. ``path``: both during the run.
+- ``wandering``: runs that did not come to rest, and so say nothing about limit points.
 - ``stays``: runs that started at a stationary point, found by L-BFGS. ``step``: the distance from it after one step,
-  and ``drift``: after `STAY` steps, both relative to the first step from the usual start. Where a method's steps are
-  too long for the place, it repels, as the top of a hill does, and rounding grows with every step. Not for all
-  problems: L-BFGS must get the gradient below `FOUND` times that at its start.
+  and ``drift``: after `STAY` steps, both relative to the first step from the usual start. If a method's steps are too
+  long for the curvature there, the point is unstable, and rounding errors grow with every step. Only for problems on
+  which L-BFGS reduces the gradient below `FOUND` times that at its start.
 
-- ``kinks``: more of the rows of ``relu`` with one hidden layer. ReLU has no one slope at its kink, 0, where back
-  propagation takes 0. ``near``: how many pre-activations ended within `NEAR` of it. ``subgradient``: the least norm of
-  a gradient with any slopes from 0 to 1 there, which is 0 at a stationary point in the sense of Clarke. ``falls``: by
-  what part the loss becomes less along it, at the best of many step lengths.
+- ``kinks``: more about the rows of ``relu`` with one hidden layer. ReLU has no unique slope at its kink, 0, where back
+  propagation takes 0. ``near``: number of pre-activations that ended within `NEAR` of it. ``subgradient``: the least
+  norm of a gradient with slopes from 0 to 1 there, which is 0 at a stationary point in the sense of Clarke. ``falls``:
+  the largest relative decrease of the loss along it, over many step lengths.
 """
 
 import argparse
@@ -49,7 +49,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 
 def digits(seed: int) -> tuple[Tensor, Tensor]:
-    """One image of every digit, four times, with labels at odds and smoothed: (40, 64) and (40, 10)."""
+    """One image of every digit, four times, with contradictory, smoothed labels: (40, 64) and (40, 10)."""
     images, labels = load_digits(return_X_y=True)
     images, random = (images - images.mean(0)) / 4, np.random.default_rng(seed)
     chosen = [random.choice(np.flatnonzero(labels == k)) for k in range(10)]
@@ -57,19 +57,19 @@ def digits(seed: int) -> tuple[Tensor, Tensor]:
 
 
 def points(seed: int) -> tuple[Tensor, Tensor]:
-    """Five points, four times, with labels at odds: (20, 4) and (20, 3)."""
+    """Five points, four times, with contradictory labels: (20, 4) and (20, 3)."""
     x = torch.randn(5, 4, generator=torch.Generator().manual_seed(seed))
     return x.repeat_interleave(4, 0), _at_odds(5, 3)
 
 
 def crowd(seed: int) -> tuple[Tensor, Tensor]:
-    """Thirty points with labels of no pattern, too many for the network to give: (30, 2) and (30, 3)."""
+    """Thirty points with random labels, too many for the network to fit: (30, 2) and (30, 3)."""
     random = torch.Generator().manual_seed(seed)
     return torch.randn(30, 2, generator=random), torch.randn(30, 3, generator=random).softmax(1)
 
 
 def _at_odds(count: int, classes: int) -> Tensor:
-    """For every point twice its class, once each of the next two."""
+    """For every point, twice its class and once each of the next two."""
     k = torch.arange(count)
     return F.one_hot(torch.stack([k, k, k + 1, k + 2], 1).ravel() % classes, classes).to(torch.float64)
 
@@ -119,10 +119,10 @@ def run(method: str, model: nn.Module, x: Tensor, y: Tensor, steps: int = STEPS)
         model: changed in place.
         x: inputs.
         y: labels, probabilities.
-        steps: at most.
+        steps: maximum number of steps.
 
     Returns:
-        Figures relative to the start, and the length of the first step.
+        Values relative to the start, and the length of the first step.
     """
     kind, solver = METHODS[method]
     optimizer = kind(model, lr=ETA, prox_weight=LAM, solver=solver, loss_average=False)
@@ -160,8 +160,8 @@ def at_kinks(model: nn.Sequential, x: Tensor, y: Tensor) -> dict[str, float]:
         y: labels.
 
     Returns:
-        Number of pre-activations near their kink, the least norm of a subgradient, and the part of the loss by which
-        it falls along that.
+        Number of pre-activations near their kink, the least norm of a subgradient, and the relative decrease of the
+        loss along it.
     """
     hidden, last = model[0], model[2]
     assert isinstance(hidden, nn.Linear)
@@ -174,7 +174,7 @@ def at_kinks(model: nn.Sequential, x: Tensor, y: Tensor) -> dict[str, float]:
         total = (D_hidden * (Z > NEAR)).T @ inputs
         parts = {(i, j): D_hidden[i, j] * inputs[i] for i, j in near}
         slopes = dict.fromkeys(parts, 0.0)
-        for _ in range(1000):  # the least square over slopes in [0, 1], one after the other
+        for _ in range(1000):  # the least norm over slopes in [0, 1], one after the other
             for (i, j), part in parts.items():
                 total[j] -= slopes[i, j] * part
                 slopes[i, j] = min(1.0, max(0.0, -(part @ total[j] / part.square().sum()).item()))
@@ -210,7 +210,7 @@ def limit(problem: str, activation: str, method: str, seed: int) -> dict[str, An
 
 
 def stay(problem: str, activation: str, seed: int) -> list[dict[str, Any]]:
-    """From a stationary point that L-BFGS finds, if it does, a row for every method.
+    """One row per method, started from a stationary point of L-BFGS, if it finds one.
 
     Args:
         problem: one of `PROBLEMS`.
@@ -221,7 +221,7 @@ def stay(problem: str, activation: str, seed: int) -> list[dict[str, Any]]:
     x, y = make(seed)
     model = network(sizes, activation, seed)
     usual, slope = position(model), gradient(model, x, y).norm().item()
-    for search, steps in (("strong_wolfe", 1000), (None, 300)):  # the last digits need no search
+    for search, steps in (("strong_wolfe", 1000), (None, 300)):  # the last digits need no line search
         options = {"tolerance_grad": 1e-13, "tolerance_change": 0.0, "history_size": 50}
         finder = torch.optim.LBFGS(model.parameters(), max_iter=steps, line_search_fn=search, **options)  # type: ignore
 
@@ -231,7 +231,7 @@ def stay(problem: str, activation: str, seed: int) -> list[dict[str, Any]]:
             loss.backward()
             return loss
 
-        finder.step(closure)  # type: ignore[reportArgumentType] (a Tensor is as good as a float)
+        finder.step(closure)  # type: ignore[reportArgumentType] (a Tensor is accepted)
     start, found, rows = position(model), gradient(model, x, y).norm().item() / slope, []
     for method in METHODS if found <= FOUND else ():
         if method == "sibp paper" and activation != "relu":
@@ -259,7 +259,7 @@ def main() -> None:
     for problem in PROBLEMS:
         for activation in ACTIVATIONS:
             for method in METHODS:
-                if method == "sibp paper" and activation != "relu":  # all that this solver knows
+                if method == "sibp paper" and activation != "relu":  # all that this solver supports
                     continue
                 rows = [limit(problem, activation, method, seed) for seed in SEEDS]
                 for row in rows:

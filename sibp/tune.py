@@ -14,22 +14,22 @@ from sibp.runs.output import forgiving_output
 from sibp.runs.state import duration
 from sibp.train import EXIT_CODES, WRONG_INPUT
 
-if TYPE_CHECKING:  # what takes seconds to import is imported where Ctrl-C is already answered without a traceback
+if TYPE_CHECKING:  # slow imports happen later, where Ctrl-C no longer prints a traceback
     from sibp.experiment.progress import Progress
     from sibp.tuning.study import Job, Study
     from sibp.tuning.sweep import Sweep
 
 EPILOG = """
-A sweep is a file in configs/sweep: what all runs share, the methods with their first grids, how many settings of each
-are tried (the same number for all), the rule by which one is chosen, and the seeds. The first grid is run whole; then
-settings beyond the edge at which the best one lies; then finer ones around the best. Trials never look at test data.
-The chosen settings are run with the final seeds, test data included.
+A sweep is a file in configs/sweep: shared settings, the methods with their initial grids, the number of settings tried
+(the same for every method), the criterion of choice, and the seeds. The initial grid is run completely, then settings
+beyond the edge at which the best one lies, then finer ones around the best. Trials never evaluate test data. The chosen
+settings are run with the final seeds and evaluated on test data.
 
-Other overrides are those of sibp train, for all runs alike: data_root=DIR, threads=1, device=cpu, run_root=DIR
+Other overrides are those of sibp train and apply to all runs: data_root=DIR, threads=1, device=cpu, run_root=DIR
 (default: runs/tuning/SWEEP), and hydra/launcher=sibp_joblib to train several runs at once.
 
-RUN_ROOT/trials and RUN_ROOT/final hold the run folders, RUN_ROOT/tuning.json and tuning.md all that was tried and
-chosen. The same command goes on with what is unfinished, skips what is complete and retries what failed.
+RUN_ROOT/trials and RUN_ROOT/final hold the run folders, RUN_ROOT/tuning.json and tuning.md the record of all trials and
+choices. The same command resumes unfinished runs, skips complete ones and retries failed ones.
 sibp report RUN_ROOT compares the methods.
 
 Exit code: 0 every chosen setting completed its final runs (trials may have diverged), 1 a run failed, 2 wrong input,
@@ -42,10 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line.
 
     Args:
-        argv: its arguments, without the program's name; None for those the process was started with.
+        argv: its arguments, without the program's name; None: those of the process.
 
     Returns:
-        The exit code, as the help says.
+        The exit code; see `EPILOG`.
     """
     with forgiving_output():
         try:
@@ -77,7 +77,7 @@ def _planned(arguments: list[str]) -> tuple["Sweep", Any, argparse.Namespace]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="sweep=NAME, and settings as for sibp train")
-    parser.add_argument("--config-dir", metavar="DIR", help="a folder with configs of yours, beside sibp's own")
+    parser.add_argument("--config-dir", metavar="DIR", help="a folder with your own configs, in addition to sibp's")
     parser.add_argument("--dry", action="store_true", help="list the runs and estimate their time; train none")
     args = parser.parse_intermixed_args(arguments)  # overrides may stand before and after --dry
     sweeps = [each.removeprefix("sweep=") for each in args.overrides if each.startswith("sweep=")]
@@ -138,7 +138,7 @@ def _tune(sweep: "Sweep", launcher: Any) -> int:
 
 
 def _tell(job: "Job", outcome: Outcome, progress: "Progress") -> None:
-    """One line a run."""
+    """Prints one line per run."""
     first, *_ = outcome.message.splitlines() or [""]
     line = f"{outcome.status:<11} {job.label}: {first} ({outcome.folder.path})"
     progress.ended(outcome, line, outcome.status not in ("failed", "busy", "interrupted"))
@@ -162,7 +162,7 @@ def _exit_code(study: "Study") -> int:
 
 
 def _list(sweep: "Sweep") -> None:
-    """Print the runs of a sweep, those that are finished marked, and an estimate of the time of the others."""
+    """Print the runs of a sweep with their status, and an estimate of the remaining time."""
     from sibp.tuning.estimate import seconds_from_steps, seconds_of
     from sibp.tuning.study import Study, shown
 
@@ -175,7 +175,7 @@ def _list(sweep: "Sweep") -> None:
         count = sweep.trials * len(sweep.tuning_seeds) + len(sweep.final_seeds)
         seconds, source = seconds_of([run.folder for run in runs]), "as its finished runs took"
         if seconds is None:
-            seconds, source = seconds_from_steps(runs[0].folder.config), "by the time of a few steps"
+            seconds, source = seconds_from_steps(runs[0].folder.config), "from a few steps"
         left += (count - done) * seconds
         print(f"{record.method.name}: {count} runs, {done} finished, each about {duration(seconds)} ({source})")
         for each in record.trials:
@@ -190,7 +190,7 @@ def _list(sweep: "Sweep") -> None:
 
 
 def _look(jobs: Sequence["Job"], keep: Callable[[Outcome], None]) -> None:
-    """In place of training: tell of the runs that are finished."""
+    """In place of training: reports the finished runs."""
     for job in jobs:
         folder = RunFolder(job.config)
         status = (folder.summary() or {}).get("status")

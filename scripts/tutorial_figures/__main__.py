@@ -1,7 +1,7 @@
-"""Draws the tutorial's pictures anew: ``python scripts/tutorial_figures``.
+"""Redraws the tutorial's pictures: ``python scripts/tutorial_figures``.
 
-Each page is run first, and what its pictures plot is what the page computed. The files come out the same, byte for
-byte, with the versions of constraints.txt.
+Each page is run first; its pictures plot the values that the page computed. With the versions of constraints.txt the
+files are reproduced byte for byte.
 """
 
 import argparse

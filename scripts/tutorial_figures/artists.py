@@ -1,4 +1,4 @@
-"""Which module draws which page's pictures."""
+"""The module that draws each page's pictures."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ import proximal
 import span
 
 Artist = Callable[[dict[str, Any]], dict[str, str]]
-"""Takes the names that a page's code defined, and answers the SVG text of its pictures by file name."""
+"""Takes the names that a page's code defined, and returns SVG text by file name."""
 
 ARTISTS: dict[str, Artist] = {
     "01-neuron": neuron.draw,

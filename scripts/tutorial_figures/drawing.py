@@ -1,22 +1,22 @@
-"""Small SVG drawings: boxes, circles, arrows and text with subscripts, on a white card that any theme can carry."""
+"""Small SVG drawings: boxes, circles, arrows and text with subscripts, on a white card that suits any theme."""
 
 import math
 import re
 from xml.sax.saxutils import escape
 
 INK, GREY, PALE = "#1f2933", "#7b8794", "#e4e7eb"
-FORWARD, BACKWARD, NEW = "#0072b2", "#c44e00", "#00805a"  # told apart by colour-blind eyes too
+FORWARD, BACKWARD, NEW = "#0072b2", "#c44e00", "#00805a"  # distinct for the colour-blind, too
 FORWARD_PALE, BACKWARD_PALE, NEW_PALE = "#e0f0fa", "#fdebdc", "#dff3ea"
 
 _FONT = "'DejaVu Sans', Verdana, Helvetica, Arial, sans-serif"
-_SUBSCRIPT = re.compile(r"_\{?((?<=\{)[^}]*(?=\})|\w)\}?")
+_SCRIPT = re.compile(r"([_^])\{?((?<=\{)[^}]*(?=\})|\w)\}?")
 
 
 class Drawing:
     """An SVG under construction; lengths are in pixels, y grows downwards."""
 
     def __init__(self, width: int, height: int, title: str) -> None:
-        """Starts with the card.
+        """Starts with an empty card.
 
         Args:
             width: of the card.
@@ -66,7 +66,7 @@ class Drawing:
         self._lines.append(f'<path d="{d}" fill="none" stroke="{color}" stroke-width="{width:g}"{dashes}/>')
 
     def arrow(self, *points: tuple[float, float], color: str = INK, width: float = 1.8, dashed: bool = False) -> None:
-        """Straight lines through points, with a head at the last."""
+        """Straight lines through points, with an arrow head at the last."""
         (x0, y0), (x1, y1) = points[-2:]
         angle = math.atan2(y1 - y0, x1 - x0)
         size = 4 + 2.5 * width
@@ -88,14 +88,15 @@ class Drawing:
         bold: bool = False,
         italic: bool = False,
     ) -> None:
-        """A line of text with its anchor at x and its base line at y; `W_2` and `W_{new}` have subscripts."""
+        """A line of text with its anchor at x, base line at y; `_2`, `_{new}` and `^T` are sub- and superscripts."""
         style = (' font-weight="bold"' if bold else "") + (' font-style="italic"' if italic else "")
-        drop = round(0.3 * size, 1)
-        chunks = _SUBSCRIPT.split(words)  # text, subscript, text, subscript, ..., text
-        parts = [escape(chunks[0])]
-        for small, rest in zip(chunks[1::2], chunks[2::2], strict=True):
-            parts.append(f'<tspan dy="{drop}" font-size="{0.72 * size:.1f}">{escape(small)}</tspan>')
-            parts.append(f'<tspan dy="-{drop}">{escape(rest)}</tspan>' if rest else "")
+        chunks = _SCRIPT.split(words)  # text, mark, script, text, mark, script, ..., text
+        parts, base = [escape(chunks[0])], 0.0
+        for mark, small, rest in zip(chunks[1::3], chunks[2::3], chunks[3::3], strict=True):
+            at = round((0.3 if mark == "_" else -0.4) * size, 1)
+            parts.append(f'<tspan dy="{at - base:g}" font-size="{0.72 * size:.1f}">{escape(small)}</tspan>')
+            parts.append(f'<tspan dy="{-at:g}">{escape(rest)}</tspan>' if rest else "")
+            base = 0.0 if rest else at
         self._lines.append(
             f'<text x="{x:g}" y="{y:g}" font-size="{size:g}" fill="{color}" text-anchor="{anchor}"{style}>'
             f"{''.join(parts)}</text>"

@@ -1,4 +1,4 @@
-"""Pictures of page 5: the valley, the window of step lengths, gradients that fade."""
+"""Pictures of page 5: the valley, the range of step lengths, vanishing gradients."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def _valley(page: dict[str, Any]) -> str:
 
 
 def contours(ax: Any, curvature: np.ndarray) -> None:
-    """Level lines of the valley, and its lowest point."""
+    """Contour lines of the valley, and its minimum."""
     around = np.linspace(0, 2 * np.pi, 61)
     for level in (0.5, 4, 12, 26, 45):
         radius = np.sqrt(2 * level / curvature)

@@ -1,4 +1,4 @@
-"""Picture of page 8: gradient and change on the way to rest."""
+"""Picture of page 8: gradient and change per step as methods converge."""
 
 from typing import Any
 

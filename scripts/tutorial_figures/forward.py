@@ -20,12 +20,12 @@ def draw(page: dict[str, Any]) -> dict[str, str]:
 
 
 def number(value: float) -> str:
-    """As it is written by hand."""
+    """A number with a typographic minus sign."""
     return f"{value:.4g}".replace("-", MINUS)
 
 
 def _network(page: dict[str, Any]) -> str:
-    """The first sample on its way, weights on the arrows; arrows of weight 0 are left out pale."""
+    """The forward pass of the first sample, weights on the arrows; arrows of weight 0 are pale."""
     d = Drawing(
         760, 330, "A network with three inputs, two hidden neurons and two outputs, at work on the first sample"
     )
@@ -96,8 +96,8 @@ def _shapes() -> str:
         d.text(x + 45, y + unit - 9, after, size=12, color=FORWARD)
         d.matrix(x + 106, y, unit * 2, unit * 2, "A_1" if m and Z == "Z_1" else "P", f"B × {m}", fill=FORWARD_PALE)
 
-    row(45, "A_0 = X", "W_1'", "b_1", "Z_1", 3, 2, "ReLU")
-    row(160, "A_1", "W_2'", "b_2", "Z_2", 2, 2, "softmax")
+    row(45, "A_0 = X", "W_1^T", "b_1", "Z_1", 3, 2, "ReLU")
+    row(160, "A_1", "W_2^T", "b_2", "Z_2", 2, 2, "softmax")
     d.text(610, 64, "rows: samples (B = 2)", color=GREY, size=12, anchor="start")
-    d.text(610, 82, "W' is W transposed", color=GREY, size=12, anchor="start")
+    d.text(610, 82, "W^T is W transposed", color=GREY, size=12, anchor="start")
     return d.svg()

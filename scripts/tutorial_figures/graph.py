@@ -10,7 +10,7 @@ MINUS = "\N{MINUS SIGN}"
 NODES = (
     ("add", "+", ("x", "y"), "x + y", ("G", "G")),
     ("multiply", "×", ("x", "y"), "x × y", ("G × y", "G × x")),
-    ("matrix product", "·", ("X", "Y"), "X Y", ("G Y'", "X' G")),
+    ("matrix product", "·", ("X", "Y"), "X Y", ("G Y^T", "X^T G")),
     ("ReLU", "s", ("x",), "max(x, 0)", ("G if x > 0",)),
     ("softmax and cross-entropy", "L", ("Z",), "L", (f"P {MINUS} Y",)),
 )
@@ -84,7 +84,7 @@ def _nodes() -> str:
 def _graph(page: dict[str, Any]) -> str:
     """The network of page 2: values above the edges, gradients below."""
     d = Drawing(900, 330, "The graph of a network with two layers, values above and gradients below")
-    dC1 = page["E1"]  # at the sum X W1' + b1 and at the product alike
+    dC1 = page["E1"]  # at the sum X W1^T + b1 and at the product alike
     columns = (
         ("·", "W_1", page["W1"], page["dW1"]),
         ("+", "b_1", page["b1"], page["db1"]),

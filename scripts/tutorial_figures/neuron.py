@@ -1,4 +1,4 @@
-"""Pictures of page 1: a neuron, and what it does to a plane of digits."""
+"""Pictures of page 1: a neuron, and how it divides a plane of digits."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def draw(page: dict[str, Any]) -> dict[str, str]:
 
 
 def _neuron(page: dict[str, Any]) -> str:
-    """The neuron at work on the first picture of a one."""
+    """The neuron applied to the first image of a one."""
     first = int(np.flatnonzero(page["labels"] == 1)[0])
     x1, x2 = page["features"][first]
     d = Drawing(760, 250, "A neuron that reads two numbers from a picture of a one")
@@ -64,14 +64,14 @@ def _neuron(page: dict[str, Any]) -> str:
 
 
 def _digit(d: Drawing, picture: np.ndarray, x: float, y: float, size: float) -> None:
-    """An 8 x 8 picture, ink dark."""
+    """An 8 x 8 image, ink dark."""
     for row, column in np.ndindex(picture.shape):
         grey = round(255 - 190 * float(picture[row, column]))
         d.rect(x + size * column, y + size * row, size, size, fill=f"rgb({grey},{grey},{grey})", stroke="#c4ccd4")
 
 
 def _scatter(ax: Axes, page: dict[str, Any], shown: tuple[int, ...], size: float = 5, top: float = 0.8) -> None:
-    """Every fourth picture of the digits as a point."""
+    """Every fourth image of the digits as a point."""
     for digit in shown:
         points = page["features"][page["labels"] == digit][::4]
         ax.scatter(*points.T, s=size, color=COLORS[digit], alpha=0.7, linewidths=0, label=f"{digit}")
@@ -87,7 +87,7 @@ def _line(ax: Axes, w: tuple[float, float], b: float, **style: Any) -> None:
 
 
 def _plane(page: dict[str, Any]) -> str:
-    """Zeros, ones, a few of the pictures themselves, the boundary and w."""
+    """Zeros, ones, a few of their images, the decision boundary and w."""
     with plot(6.4, 4.6) as made:
         ax = made.figure.add_subplot()
         _scatter(ax, page, (0, 1), size=14)
@@ -105,7 +105,7 @@ def _plane(page: dict[str, Any]) -> str:
 
 
 def _thumbnail(ax: Axes, picture: np.ndarray, corner: tuple[float, float], size: float, color: str) -> None:
-    """A picture as small squares, upright, with its lower left corner at a point of the plot."""
+    """An image as small squares, with its lower left corner at a point of the plot."""
     pixel = size / 8
     x, y = corner
     for row, column in np.ndindex(picture.shape):
@@ -122,7 +122,7 @@ def _square(corner: tuple[float, float], size: float, fill: str, edge: str = "no
 
 
 def _boundary(page: dict[str, Any]) -> str:
-    """Weights turn it, the bias shifts it, their length steepens the sigmoid."""
+    """Weights rotate the boundary, the bias shifts it, longer weights steepen the sigmoid."""
     with plot(8.6, 3.2) as made:
         turn, shift, steep = made.figure.subplots(1, 3)
         for ax in (turn, shift):
@@ -148,7 +148,7 @@ def _boundary(page: dict[str, Any]) -> str:
 
 
 def _activations(page: dict[str, Any]) -> str:
-    """The four curves."""
+    """The four activation functions."""
     z = np.linspace(-3, 3, 601)
     with plot(8.6, 2.3) as made:
         for ax, (name, s) in zip(made.figure.subplots(1, 4), page["activations"].items(), strict=True):
@@ -161,7 +161,7 @@ def _activations(page: dict[str, Any]) -> str:
 
 
 def _strip(page: dict[str, Any]) -> str:
-    """Where each hidden neuron answers, and the strip."""
+    """Where each hidden neuron is active, and the resulting strip."""
     x, y = np.meshgrid(np.linspace(-0.02, 1.02, 27), np.linspace(0, 0.8, 21))
     plane = np.stack([x, y], -1)
     too_empty = page["relu"](plane @ np.array([-1.0, 1.0]) - 0.15)

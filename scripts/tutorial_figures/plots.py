@@ -1,4 +1,4 @@
-"""Matplotlib set up for small, plain SVG files that come out the same every time."""
+"""Matplotlib settings for small, plain, reproducible SVG files."""
 
 import io
 from collections.abc import Iterable, Iterator
@@ -24,7 +24,7 @@ _STYLE: dict[Any, Any] = {
 
 
 def three_digits(values: Iterable[float]) -> list[float]:
-    """Rounded to what can be seen: processors differ in the last digits of a training run."""
+    """Rounded to three digits: processors differ in the last digits of a training run."""
     return [float(f"{value:.3g}") for value in values]
 
 
@@ -39,7 +39,7 @@ class Plot:
 
 @contextmanager
 def plot(width: float, height: float) -> Iterator[Plot]:
-    """Within the block, draw on `.figure`; afterwards the file's text is in `.svg`.
+    """A context for drawing on `.figure`; afterwards `.svg` holds the file's text.
 
     Args:
         width: in inches of 72 points.

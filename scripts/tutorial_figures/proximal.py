@@ -1,4 +1,4 @@
-"""Plots of page 6: implicit steps, the proximal map, ReLU inside the subproblem, step lengths, searched ones."""
+"""Plots of page 6: implicit steps, the proximal map, ReLU inside the subproblem, step lengths, line search."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def _euler(page: dict[str, Any]) -> str:
     with plot(8.6, 2.4) as made:
         explicit, implicit = made.figure.subplots(1, 2, sharey=True)
         before, after = page["paths"]["explicit"][:2]
-        h = 1 - after[0] / before[0]  # along, where the curvature is 1
+        h = 1 - after[0] / before[0]  # along the axis of curvature 1
         for ax, name, color in ((explicit, "explicit", BACKWARD), (implicit, "implicit", NEW)):
             contours(ax, page["curvature"])
             path = np.array(page["paths"][name][: 3 if name == "explicit" else None])
@@ -63,7 +63,7 @@ def _proximal_map(page: dict[str, Any]) -> str:
 
 
 def _inside() -> str:
-    """A sample's term (s(z') - t)^2, or its linear stand-in (z' - t)^2, against the new z'."""
+    """A sample's term (s(z_new) - t)^2, or its linear substitute (z_new - t)^2, against z_new."""
     z = np.linspace(-2.5, 2.5, 201)
     with plot(8.6, 2.9) as made:
         axes = made.figure.subplots(1, 2, sharey=True)
@@ -78,7 +78,7 @@ def _inside() -> str:
             ax.plot(z, (np.maximum(z, 0) - target) ** 2 - least, color=NEW, label="ReLU inside: cg")
             ax.plot(at, 0, "^", color=INK, markersize=8, clip_on=False, label="now")
             ax.set_title(title, fontsize=11)
-            ax.set(ylim=(0, 4), xlabel="new pre-activation z'", xticks=(-2, -1, 0, 1, 2))
+            ax.set(ylim=(0, 4), xlabel="new pre-activation", xticks=(-2, -1, 0, 1, 2))
         axes[0].set_ylabel("what it costs")
         axes[1].legend(loc="upper left", fontsize=9)
     return made.svg

@@ -29,13 +29,13 @@ def _span() -> str:
     d = Drawing(800, 400, "The new weights are the old ones plus a tall thin matrix times a flat one")
     d.text(24, 30, "the change of the weights", anchor="start", bold=True, color=NEW)
     A = ("A", B, N, FORWARD_PALE, INK)
-    U = ("U'", M, B, BACKWARD_PALE, BACKWARD)
-    new_W = ("new W", M, N, NEW_PALE, NEW)
+    U = ("U^T", M, B, BACKWARD_PALE, BACKWARD)
+    new_W = ("W_{new}", M, N, NEW_PALE, NEW)
     _row(d, 30, 100, new_W, "=", ("W", M, N, PALE, INK), "+", U, "·", A)
     d.text(24, 200, "all that the subproblem has to know", anchor="start", bold=True, color=NEW)
     K, Z = ("K", B, B, NEW_PALE, NEW), ("Z", B, M, PALE, INK)
-    _row(d, 30, 295, A, "·", ("A'", N, B, FORWARD_PALE, INK), "=", K)
-    _row(d, 360, 295, ("new Z", B, M, NEW_PALE, NEW), "=", Z, "+", K, "·", ("U", B, M, BACKWARD_PALE, BACKWARD))
+    _row(d, 30, 295, A, "·", ("A^T", N, B, FORWARD_PALE, INK), "=", K)
+    _row(d, 360, 295, ("Z_{new}", B, M, NEW_PALE, NEW), "=", Z, "+", K, "·", ("U", B, M, BACKWARD_PALE, BACKWARD))
     return d.svg()
 
 

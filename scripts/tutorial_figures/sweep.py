@@ -20,7 +20,7 @@ def _frame(solved: int) -> str:
     """The network when the last `solved` layers have new weights."""
     d = Drawing(840, 200, TITLES[solved].replace("_", ""))
     d.text(24, 30, TITLES[solved], anchor="start", size=15, bold=True)
-    first, gap, there, back = 70, 210, 85, 150  # columns of neurons; heights of the ways there and back
+    first, gap, there, back = 70, 210, 85, 150  # columns of neurons; heights of the forward and backward arrows
     for layer in range(1, LAYERS + 1):
         done, now = layer > LAYERS - solved, layer == LAYERS + 1 - solved
         middle = first + gap * (layer - 0.5)
@@ -28,7 +28,7 @@ def _frame(solved: int) -> str:
         d.rect(middle - 36, 60, 72, 115, fill=NEW_PALE if done else "#ffffff", stroke=color, radius=6)
         d.text(middle, 120, f"new W_{layer}" if done else f"W_{layer}", size=14, color=color, bold=now and done)
         d.arrow((middle - 75, there), (middle + 75, there), color=FORWARD)
-        if done and not now:  # the next layer towards the inputs has its difference through this one
+        if done and not now:  # the next layer towards the inputs gets its error signal through this one
             d.arrow((middle + 75, back), (middle - 75, back), color=BACKWARD)
             d.text(middle - 57, back - 9, f"D_{layer - 1}", size=13, color=BACKWARD, italic=True)
         if done:

@@ -18,7 +18,7 @@ from sibp.analysis.outcomes import (
     Quantity,
     Target,
     final,
-    over_runs,
+    median_over,
     seconds_per_step,
 )
 from sibp.analysis.scoring import Choice, choose, edge
@@ -95,8 +95,7 @@ class Method:
 
     def step_seconds(self) -> float | None:
         """Median seconds per step over the shown runs; None if unknown."""
-        found = over_runs(self.runs, seconds_per_step)
-        return found.median if found else None
+        return median_over(self.runs, seconds_per_step)
 
 
 @dataclass(eq=False)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -86,6 +86,11 @@ def training_seconds(run: Run) -> float:
     return logged if math.isnan(total) or total < logged else total
 
 
+def retimed(run: Run, seconds: np.ndarray, total: float) -> Run:
+    """The run with other training seconds: at its logged rows, and in total."""
+    return replace(run, columns=run.columns | {"seconds": seconds}, summary=run.summary | {"seconds": {"train": total}})
+
+
 def seconds_per_step(run: Run) -> float | None:
     """Median training seconds per step over the intervals between logged rows, so a slow start does not count.
 
@@ -137,6 +142,12 @@ def over_runs(runs: Sequence[Run], of: Callable[[Run], float | None]) -> Estimat
     if done and all(value is None for value in done):
         return None
     return estimate([value for _, value in values if value is not None])
+
+
+def median_over(runs: Sequence[Run], of: Callable[[Run], float | None]) -> float | None:
+    """The median of :func:`over_runs`, or None."""
+    found = over_runs(runs, of)
+    return found.median if found else None
 
 
 FINAL_LOSS = Quantity("final_train_loss", "final train loss", False, lambda run: final(run, "train_loss"))

@@ -22,6 +22,11 @@ class Verdict:
     losses: int
     sign_p: float
 
+    @property
+    def count(self) -> int:
+        """The number of shared seeds."""
+        return self.wins + self.ties + self.losses
+
 
 @dataclass(frozen=True)
 class Choice:

@@ -1,5 +1,5 @@
-"""What a step costs, why, and how that grows: ``python -m sibp.bench step|scaling|roofline|time_to_target``.
+"""What a step costs, why, and how the cost grows: ``sibp bench step|scaling|roofline|revisions|time_to_target``.
 
-Every command measures (`measure`) into a record that JSON can hold, and makes its tables and pictures (`sections`) from
-that record alone.
+Every command measures into a JSON record (`measure`), and makes its tables and pictures from that record alone
+(`sections`).
 """

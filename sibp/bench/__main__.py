@@ -1,4 +1,4 @@
-"""What a step costs, why, and how that grows: ``sibp bench step``."""
+"""What a step costs, why, and how the cost grows: ``sibp bench step``."""
 
 import argparse
 import sys
@@ -23,8 +23,8 @@ COMMANDS = {
 MAKERS = {name: module.sections for name, module in COMMANDS.items()}
 SECONDS = {"step": 20.0, "scaling": 3.0, "roofline": 5.0, "revisions": 1.0}
 EPILOG = """
-Tables go to the terminal; --out gets them as README.md, with one JSON file (machine, versions and all raw timings) and
-pictures for each command, device and number of threads. Exit code: 0 measured, whatever the figures; 2 wrong input.
+Tables are printed, and written to README.md in --out, with pictures and one JSON file (machine, versions and all raw
+timings) for each command, device and number of threads. Exit code: 0 measured, whatever the result; 2 wrong input.
 """
 
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line.
 
     Args:
-        argv: its words, without the program's name; None for those the process was started with.
+        argv: its arguments, without the program's name; None: those of the process.
 
     Returns:
         The exit code: 0 measured, 2 wrong input.
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(args: argparse.Namespace, words: list[str]) -> None:
-    """One record: measured, written and shown."""
+    """Measures, writes and prints one record."""
     module, usage = COMMANDS[args.command], Usage()
     record = module.measure(args, words)
     record["others"] = usage.others()
@@ -89,21 +89,29 @@ def _add_measuring(command: argparse.ArgumentParser, name: str) -> None:
     )
     add("--batch", nargs="+", type=int, default=[], help="batch sizes (default: those with targets, or 100)")
     each = {"scaling": "size", "revisions": "method of a process"}.get(name, "net")
-    add("--seconds", type=float, default=SECONDS[name], help=f"of rounds for each {each} (default: %(default)g)")
+    add(
+        "--seconds", type=float, default=SECONDS[name], help=f"duration of the rounds per {each} (default: %(default)g)"
+    )
     if name == "revisions":
-        add("--old", metavar="COMMIT", required=True, help="the earlier commit, of the checkout that sibp runs from")
-        add("--rounds", type=int, default=5, help="processes of each revision and net (default: %(default)s)")
+        add("--old", metavar="COMMIT", required=True, help="earlier commit of the checkout that sibp runs from")
+        add("--rounds", type=int, default=5, help="processes per revision and net (default: %(default)s)")
     else:
         add("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
         add("--dtype", choices=("float32", "float64"), default="float32", help="(default: %(default)s)")
-    add("--threads", nargs="+", type=int, default=[], help="of torch, one record each (default: torch's own choice)")
+    add(
+        "--threads",
+        nargs="+",
+        type=int,
+        default=[],
+        help="torch's number of threads, one record each (default: torch's choice)",
+    )
     if name != "scaling":
         peers = f", {', '.join(PEERS)}" if name == "step" else ""
-        add("--methods", nargs="+", default=[], help=f"besides sgd: exact, cg:K, proxbp, paper, proxprop{peers}")
+        add("--methods", nargs="+", default=[], help=f"in addition to sgd: exact, cg:K, proxbp, paper, proxprop{peers}")
         choice = "relu, tanh, gelu, silu, ... (default: each net's own)"
         add("--activation", nargs="+", default=[], help=f"of MLPs and transformers: {choice}")
     if name == "step":
-        add("--no-memory", dest="memory", action="store_false", help="leave memory and first steps out")
+        add("--no-memory", dest="memory", action="store_false", help="do not measure memory and first steps")
 
 
 def _check(args: argparse.Namespace) -> None:

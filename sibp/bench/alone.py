@@ -1,4 +1,4 @@
-"""Pieces of a step that can be timed by themselves: the products, convolutions and solutions of the counted work."""
+"""Parts of a step that can be timed in isolation: the products, convolutions and solutions of the counted work."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ from torch import Tensor
 from sibp.prox import closed
 from sibp.prox.operators import ConvolutionFeatures
 
-_LAM = 1e3  # that any matrix below resolves
+_LAM = 1e3  # large enough for any matrix below
 
 
 @dataclass(frozen=True)
 class Piece:
-    """An operation at its own shape, as the libraries here compute it.
+    """An operation at its own shape, as the installed libraries compute it.
 
     Attributes:
         key: equal for pieces that take the same time.
         operations: floating-point operations.
-        ways: each makes a function that computes it, from a dtype and a device; the quickest counts.
+        ways: each makes a function that computes it, for a dtype and a device; the fastest counts.
     """
 
     key: Hashable
@@ -28,7 +28,7 @@ class Piece:
 
 
 def product(a: int, b: int, c: int) -> Piece:
-    """(a, b) by (b, c), or a product of the same three sizes in another order."""
+    """The product of (a, b) and (b, c), or of the same three sizes in another order."""
 
     def way(dtype: torch.dtype, device: str) -> Callable[[], object]:
         A, B = _numbers((a, b), dtype, device), _numbers((b, c), dtype, device)
@@ -44,8 +44,8 @@ def convolution(features: ConvolutionFeatures, neurons: int, adjoint: bool, oper
     Args:
         features: of the layer.
         neurons: m.
-        adjoint: which of the two.
-        operations: of it.
+        adjoint: whether it is the gradient.
+        operations: floating-point operations.
     """
 
     def way(dtype: torch.dtype, device: str, units_last: bool = False) -> Callable[[], object]:

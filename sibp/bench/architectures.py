@@ -1,4 +1,4 @@
-"""Nets that are only measured: transformers, and a residual network of a GPU's size."""
+"""Nets for measurements only: transformers, and a residual network for GPUs."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from sibp.experiment.models import ACTIVATIONS
 
 
 class Attention(nn.Module):
-    """Self-attention with several heads (Vaswani et al. 2017); each projection is a linear layer of its own."""
+    """Self-attention with several heads (Vaswani et al. 2017); each projection is a separate linear layer."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class Attention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """x + attention(norm(x)), then x + MLP(norm(x)): layer norm stands before each branch."""
+    """x + attention(norm(x)), then x + MLP(norm(x)): layer norm precedes each branch."""
 
     def __init__(self, width: int, heads: int, activation: str) -> None:
         super().__init__()

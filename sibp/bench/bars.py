@@ -1,4 +1,4 @@
-"""A figure with groups of bars, for what has no order: nets, or targets."""
+"""A figure with groups of bars, for categories without an order: nets or targets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +17,8 @@ class Bars(Figure):
 
     Attributes:
         places: names below the groups of bars.
-        bars: name in the legend -> height in each group; None, or one that is not finite, leaves a gap.
-        marks: name of bars -> a line to draw across each, such as a target; None for no line.
+        bars: name in the legend -> height in each group; None or a non-finite height leaves a gap.
+        marks: name of bars -> a line across each, such as a target; None: no line.
     """
 
     places: Sequence[str] = ()
@@ -62,7 +62,7 @@ def save_bars(figure: Bars, path: Path) -> None:
 
 
 def _spread(estimate: Estimate) -> tuple[float, float]:
-    """Lengths of the two halves of the error bar; none towards an infinite bound."""
+    """Lengths of the two halves of the error bar; 0 towards an infinite bound."""
     low, high = estimate.low, estimate.high
     below = estimate.median - low if low is not None else 0.0
     above = high - estimate.median if high is not None and np.isfinite(high) else 0.0

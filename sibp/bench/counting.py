@@ -1,31 +1,32 @@
-"""What a step computes and moves, from formulas: floating-point operations, and numbers read or written.
+"""Counts a step's floating-point operations and the numbers that it reads or writes, from formulas.
 
 A layer has N rows (the batch, times the positions of a convolution or the tokens of a sequence), n inputs and m
-neurons; its features have p = n + 1 columns, with the bias. These sizes are those that the layers see in a forward
+neurons; its features have p = n + 1 columns, with the bias. These sizes are recorded in a forward
 pass. A product of (a, b) by (b, c) takes 2abc operations and moves ab + bc + ac numbers.
 
 **SGD**: a product N n m forward, one for the weights' gradient, one for the inputs' (not at the first layer).
 
 **Closed form**, in span coordinates (N <= p):
 
-- Gram matrix A A': half of a product N n N, being symmetric; Cholesky N^3/3 and two triangular solves, 2 N^2 m. Linear
-  layers on one input (query, key and value of an attention) have one Gram matrix and one factor between them.
-- U'A: m N n, in the place of SGD's gradient of the weights.
-- backward (not at the first layer): D W as in SGD, and for the new weights either (D U')A, products N m N and N N n, or
-  a pass over the weights, whichever is quicker if moving a number takes the time of 20 multiply-adds. ProxBP has
+- Gram matrix A A^T: half of a product N n N, being symmetric; Cholesky N^3/3 and two triangular solves, 2 N^2 m. Linear
+  layers with the same input (query, key and value of an attention) share one Gram matrix and one factor.
+- U^T A: m N n, in place of SGD's gradient of the weights.
+- Backward (not at the first layer): D W as in SGD, and for the new weights either (D U^T) A, products N m N and N N n,
+  or a pass over the weights, whichever is faster if moving a number takes as long as 20 multiply-adds. ProxBP needs
   neither.
 
-In direct coordinates (N > p): Phi is written out (N p numbers); Phi'Phi: half of p N p; Phi'R: p N m, in the place of
-SGD's gradient; Cholesky and triangular solves with p for N; the pass over the weights. For a convolution nothing of Phi
-is written out, and Phi'Phi consists of products of columns of the image (`sibp.prox.operators.window`).
+In direct coordinates (N > p): Phi is materialised (N p numbers); Phi^T Phi: half of p N p; Phi^T R: p N m, in place of
+SGD's gradient; Cholesky and triangular solves with p for N; the pass over the weights. For a convolution Phi is not
+materialised, and Phi^T Phi consists of products of columns of the image (`sibp.prox.operators.window`).
 
-**CG with K iterations** at layers that an activation follows, closed form at all others: no Cholesky; each iteration is
-one product with the Gram matrix (N N m), in direct coordinates two with Phi (N p m each). A few neurons take all their
-iterations in the nearer caches, so Z and T are read and x is written once. For a convolution each iteration is two
-convolutions, and passes over outputs that read 9 arrays of N m and write 3. An iteration evaluates the activation once.
+**CG with K iterations** at layers followed by an activation, closed form at all others: no Cholesky; each iteration is
+one product with the Gram matrix (N N m), in direct coordinates two with Phi (N p m each). A few neurons at a time run
+all their iterations in the nearer caches, so Z and T are read and x is written once. For a convolution each iteration
+is two convolutions, and passes over outputs that read 9 arrays of N m and write 3. An iteration evaluates the
+activation once.
 
-Left out: pooling, norms, attention, the loss, and what is per neuron or per step; SGD has all that, too. So a count is
-a little too low, as a bound should be.
+Not counted: pooling, norms, attention, the loss, and work per neuron or per step, which SGD has, too. A count is
+therefore a little too low, as a bound should be.
 """
 
 import copy
@@ -43,7 +44,7 @@ from sibp.prox.operators import ConvolutionFeatures
 
 _NAMES = {kind: name for name, kind in ACTIVATIONS.items()}
 _OPERATIONS_A_ROUND = 30  # on each of the N m numbers, elementwise
-# What an activation and its slope take besides, at each number (`sibp/prox/kernels/activations.h`); 0 for others.
+# Additional operations of an activation and its slope per number (`sibp/prox/kernels/activations.h`); 0 for others.
 _OPERATIONS_OF = {"tanh": 38, "sigmoid": 36, "silu": 42, "gelu": 72}
 
 
@@ -56,10 +57,10 @@ class Layer:
         inputs: n.
         neurons: m.
         first: whether nothing before it needs a gradient.
-        activation: the one that follows with nothing in between, by its name in a config; "" for none.
+        activation: the one that directly follows, by its name in a config; "" for none.
         entries: numbers in its input tensor; fewer than N n for a convolution, whose patches overlap.
-        features: where products are cheaper than the matrix: those of a convolution with N > n + 1.
-        input: which input tensor it has, the same number for layers on the same one.
+        features: of a convolution with N > n + 1, for which products are cheaper than the matrix.
+        input: index of its input tensor, equal for layers with the same one.
     """
 
     rows: int
@@ -86,7 +87,7 @@ class Layer:
 class Work:
     """One operation: what it is, floating-point operations, numbers moved, and whether it is a matrix product.
 
-    `piece` is what can be timed to know how long it takes by itself; it may be the whole of what this is a half of.
+    `piece` can be timed in isolation; it may be an operation of which this one is a half.
     """
 
     name: str
@@ -105,7 +106,7 @@ def layers_of(model: nn.Module, shape: Sequence[int], batch: int) -> list[Layer]
         batch: B.
 
     Returns:
-        In the order in which they run.
+        In the order of execution.
     """
     seen: list[Layer] = []
     outputs: list[torch.Tensor] = []
@@ -125,7 +126,7 @@ def layers_of(model: nn.Module, shape: Sequence[int], batch: int) -> list[Layer]
         seen.append(Layer(N, n, m, first, "", entries=x.numel(), features=free, input=place))
         outputs.append(output)
 
-    shapes = copy.deepcopy(model).to("meta")  # tensors without numbers: a large net takes no time
+    shapes = copy.deepcopy(model).to("meta")  # meta tensors: a large net takes no time
     for module in shapes.modules():
         module.register_forward_hook(note)
     shapes(torch.zeros(batch, *shape, device="meta"))
@@ -133,25 +134,25 @@ def layers_of(model: nn.Module, shape: Sequence[int], batch: int) -> list[Layer]
 
 
 def step_work(method: str, layers: Sequence[Layer]) -> list[Work]:
-    """Everything that a step of a method does.
+    """All operations of a method's step.
 
     Args:
         method: "sgd", "exact", "proxbp" or "cg:K".
         layers: of the net.
 
     Returns:
-        The operations, layer by layer; see the module's text.
+        The operations, layer by layer; see the module's docstring.
     """
     made: set[tuple[str, int]] = set()
     return [work for layer in layers for work in _layer_work(method, layer, made)]
 
 
 def operations(work: Sequence[Work], products_only: bool = False) -> float:
-    """Floating-point operations of some work.
+    """The total of floating-point operations.
 
     Args:
         work: of a step.
-        products_only: count matrix products alone.
+        products_only: count matrix products only.
 
     Returns:
         Their number.
@@ -160,7 +161,7 @@ def operations(work: Sequence[Work], products_only: bool = False) -> float:
 
 
 def _layer_work(method: str, layer: Layer, made: set[tuple[str, int]]) -> list[Work]:
-    """A layer's part; `made` has what earlier layers have made of their inputs."""
+    """A layer's part; `made` names what earlier layers have already computed from their inputs."""
     N, m, weights = layer.rows, layer.neurons, (layer.inputs + 1) * layer.neurons
     work = [_layer_product("forward", layer), Work("apply", 2 * weights, 3 * weights)]
     if layer.activation:
@@ -174,7 +175,7 @@ def _layer_work(method: str, layer: Layer, made: set[tuple[str, int]]) -> list[W
     else:
         work += _closed_form(layer, made)
     if layer.in_span:
-        work.append(_product("U'A", m, N, layer.inputs))
+        work.append(_product("U^T A", m, N, layer.inputs))
     if method != "proxbp" and not layer.first:
         work += _new_weights(layer)
     return work
@@ -186,7 +187,7 @@ def _closed_form(layer: Layer, made: set[tuple[str, int]]) -> list[Work]:
     work = [Work("R", N * m, 2 * N * m), *_gram(layer, made)]
     if not layer.in_span:
         conv = layer.features is not None
-        work.append(_layer_product("Phi'R", layer, adjoint=True) if conv else _product("Phi'R", size, N, m))
+        work.append(_layer_product("Phi^T R", layer, adjoint=True) if conv else _product("Phi^T R", size, N, m))
     if not _is_made("factor", layer, made):
         work.append(Work("Cholesky", size**3 / 3, 2 * size**2, piece=alone.solution(size, m)))
     return [*work, Work("triangular solves", 2 * size**2 * m, size**2 + 2 * size * m, piece=alone.solution(size, m))]
@@ -207,7 +208,7 @@ def _conjugate_gradients(layer: Layer, iterations: int, made: set[tuple[str, int
 
 
 def _features(layer: Layer) -> list[Work]:
-    """Patches, or the column of ones, written out where the side or the layer needs it."""
+    """Materialising patches or the column of ones, where the coordinates or the layer need it."""
     if layer.in_span and layer.is_linear:
         return []
     if layer.features is not None:
@@ -216,21 +217,21 @@ def _features(layer: Layer) -> list[Work]:
 
 
 def _gram(layer: Layer, made: set[tuple[str, int]]) -> list[Work]:
-    """The Gram matrix, and what it is made of."""
+    """The Gram matrix and its parts."""
     N, n, p = layer.rows, layer.inputs, layer.inputs + 1
     if _is_made("gram", layer, made):
         return []
     if layer.features is not None:
-        return [*_features(layer), *(_product("Phi'Phi", *sizes) for sizes in layer.features.gram_products())]
+        return [*_features(layer), *(_product("Phi^T Phi", *sizes) for sizes in layer.features.gram_products())]
     if layer.in_span:
-        half = Work("A A'", N * (N + 1) * n, N * n + N * N, is_product=True, piece=alone.product(N, n, N))
+        half = Work("A A^T", N * (N + 1) * n, N * n + N * N, is_product=True, piece=alone.product(N, n, N))
     else:
-        half = Work("Phi'Phi", p * (p + 1) * N, N * p + p * p, is_product=True, piece=alone.product(p, N, p))
+        half = Work("Phi^T Phi", p * (p + 1) * N, N * p + p * p, is_product=True, piece=alone.product(p, N, p))
     return [*_features(layer), half]
 
 
 def _is_made(what: str, layer: Layer, made: set[tuple[str, int]]) -> bool:
-    """Whether an earlier layer on this input has made it already; from now on it is."""
+    """Whether an earlier layer with this input has computed it; marks it as computed."""
     shares, key = layer.is_linear and layer.features is None, (what, layer.input)
     if shares and key in made:
         return True
@@ -239,10 +240,10 @@ def _is_made(what: str, layer: Layer, made: set[tuple[str, int]]) -> bool:
 
 
 def _new_weights(layer: Layer) -> list[Work]:
-    """What going back through the new weights takes beside the product with the old ones."""
+    """The additional cost of propagating backward through the new weights instead of the old ones."""
     N, n, m = layer.rows, layer.inputs, layer.neurons
     if layer.in_span and layer.is_linear and N * N * (n + m) < 20 * m * n:
-        return [_product("D U'", N, m, N), _product("(D U')A", N, N, n)]
+        return [_product("D U^T", N, m, N), _product("(D U^T) A", N, N, n)]
     return [Work("new weights", m * n, 3 * m * n)]
 
 

@@ -1,4 +1,4 @@
-"""The least ratio to SGD that a step can have on this machine: counted work, and rates measured on the spot."""
+"""The least ratio to SGD that a step can have on this machine: counted work, and the machine's measured rates."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ NOTE = (
 
 @dataclass(frozen=True)
 class Machine:
-    """What counts are measured against.
+    """The rates by which counted work is converted to time.
 
     Attributes:
         product_rate: floating-point operations a second in a large matrix product.
@@ -40,7 +40,7 @@ class Machine:
 
     @classmethod
     def of(cls, device: str, dtype: str) -> Self:
-        """Measured now.
+        """Measures the rates now.
 
         Args:
             device: "cpu" or "cuda".
@@ -50,7 +50,7 @@ class Machine:
         return cls(product_rate(device, kind, clock), device, kind, clock)
 
     def counted(self, case: Case, methods: Sequence[str]) -> dict[str, Any]:
-        """What the steps of some methods do, and the least that this takes here.
+        """The counted work of some methods' steps, and the least time for it on this machine.
 
         Args:
             case: the net.
@@ -76,15 +76,15 @@ class Machine:
 
 
 def floor(case: Mapping[str, Any], method: str, by: str = "roof_seconds") -> float | None:
-    """The ratio to SGD's measured time below which a method cannot come.
+    """A lower bound on a method's ratio to SGD's measured time.
 
     Args:
         case: one of a record's.
         method: the method.
-        by: "roof_seconds", or "pieces_seconds" for that with the rates of the pieces by themselves.
+        by: "roof_seconds", or "pieces_seconds" for the rates of the pieces timed in isolation.
 
     Returns:
-        1 + (the method's least - SGD's least) / SGD's measured seconds; None if that was not counted.
+        1 + (the method's least time - SGD's least time) / SGD's measured time; None if that was not counted.
     """
     counted = case.get("counted", {})
     if by not in counted.get(method, {}):
@@ -93,7 +93,7 @@ def floor(case: Mapping[str, Any], method: str, by: str = "roof_seconds") -> flo
 
 
 def best_samples(case: Mapping[str, Any]) -> dict[str, list[float]]:
-    """Method -> seconds of a step: of processor time where a CPU did the work, else by the clock.
+    """Method -> seconds of a step: processor time on a CPU, else wall-clock time.
 
     Args:
         case: one of a record's.
@@ -103,7 +103,7 @@ def best_samples(case: Mapping[str, Any]) -> dict[str, list[float]]:
 
 
 def below(case: Mapping[str, Any], method: str, target: float) -> str:
-    """Which bound forbids a target, as the end of a verdict; empty if none does."""
+    """The bound that rules out a target, as the end of a verdict; empty if none does."""
     for by, name in (("roof_seconds", "floor"), ("pieces_seconds", "pieces")):
         bound = floor(case, method, by)
         if bound is not None and bound > target:
@@ -112,5 +112,5 @@ def below(case: Mapping[str, Any], method: str, target: float) -> str:
 
 
 def _numbers(layers: Sequence[Layer]) -> int:
-    """Numbers in a step's tensors, roughly: weights, activations, and a gradient of each."""
+    """Approximate count of numbers in a step's tensors: weights, activations, and a gradient of each."""
     return sum(2 * a.inputs * a.neurons + 2 * a.rows * a.neurons + a.entries for a in layers)

@@ -1,7 +1,6 @@
-"""Peak memory of training and the time of its very first step, each measured in a process of its own.
+"""Peak memory of training and the time of the first step, measured in a new process.
 
-A new process is the only place where nothing is loaded or kept from before. ``python -m sibp.bench.memory`` is that
-process; `measure` starts it.
+Only in a new process is nothing loaded or cached yet. `measure` starts it as ``python -m sibp.bench.memory``.
 """
 
 import json
@@ -22,7 +21,7 @@ _STEPS = 3
 
 
 def measure(case: Case, method: str, device: str, dtype: str, threads: int) -> dict[str, Any]:
-    """What training with a method takes.
+    """Memory and first step of training with a method.
 
     Args:
         case: net and batch size.
@@ -32,7 +31,7 @@ def measure(case: Case, method: str, device: str, dtype: str, threads: int) -> d
         threads: of torch.
 
     Returns:
-        ``peak_bytes``, the most that tensors (weights, batches, gradients, all else) took at any moment, and
+        ``peak_bytes``, the peak memory of all tensors (weights, batches, gradients and others), and
         ``first_step_seconds``; or ``failed`` with the reason.
     """
     words = [case.net, str(case.batch), case.activation, method, device, dtype, str(threads)]
@@ -43,14 +42,14 @@ def measure(case: Case, method: str, device: str, dtype: str, threads: int) -> d
 
 
 def peak_bytes(work: Callable[[], Any], device: str) -> int:
-    """The most memory that tensors made by some work took at any moment.
+    """The peak memory of tensors that a function allocates.
 
     Args:
-        work: makes tensors; what was there before does not count.
-        device: where its tensors are.
+        work: the function; memory allocated before does not count.
+        device: of its tensors.
 
     Returns:
-        Bytes, by torch's own book-keeping: exact, and without what libraries need for themselves.
+        Bytes, as counted by torch: exact, and without the workspace of libraries.
     """
     if device == "cuda":
         before = torch.cuda.memory_allocated()

@@ -1,4 +1,4 @@
-"""Other ways to run a training step than operation by operation: compiled by torch, or as a CUDA graph."""
+"""Alternatives to eager training steps: compiled by torch, or replayed as a CUDA graph."""
 
 from collections.abc import Callable
 
@@ -8,21 +8,21 @@ from torch import Tensor
 Step = Callable[[Tensor, Tensor], None]
 """One training step on a batch x, y."""
 MODES = ("compile", "graph")
-"""What may stand behind a method's name and a plus sign."""
+"""Modes that may follow a method's name and a plus sign."""
 _WARM_UP = 3  # steps before a graph is recorded
 
 
 def split(name: str) -> tuple[str, str]:
-    """A method's name and its mode, "" for plain steps: ("exact", "graph") from "exact+graph"."""
+    """Splits a method's name and mode, "" for eager steps: ("exact", "graph") from "exact+graph"."""
     method, _, mode = name.partition("+")
     return method, mode
 
 
 def compiled(step: Step, x: Tensor, y: Tensor) -> Step:
-    """The step as torch.compile makes it; what belongs to a tapped layer runs as it is.
+    """The step compiled by torch.compile; the operations of tapped layers run eagerly.
 
     Args:
-        step: to be compiled when it first runs.
+        step: compiled on its first call.
         x: a batch.
         y: its labels.
     """
@@ -35,7 +35,7 @@ def graph(step: Step, x: Tensor, y: Tensor) -> Step:
     """The step as one CUDA graph: recorded once, then replayed without Python.
 
     Args:
-        step: takes tensors at the same places in memory every time, and reads no number.
+        step: reads tensors at the same addresses every time, and never synchronises with the CPU.
         x: a batch on the device.
         y: its labels.
     """

@@ -1,4 +1,4 @@
-"""The nets that are measured, and the ratios to SGD that they are to reach."""
+"""The nets that are measured, and their target ratios to SGD."""
 
 import itertools
 import re
@@ -20,13 +20,13 @@ _IMAGE, _CLASSES = (3, 32, 32), 10  # as on CIFAR-10
 
 @dataclass(frozen=True)
 class Named:
-    """A net that has a name.
+    """A net with a name.
 
     Attributes:
-        build: makes it, from its activation.
-        shape: one input's.
-        batch: unless the user says otherwise.
-        activation: likewise; "" for a net that has only its own.
+        build: makes it, for an activation.
+        shape: of one input.
+        batch: default batch size.
+        activation: default activation; "" for a net whose activation is fixed.
     """
 
     build: Callable[[str], nn.Sequential]
@@ -42,15 +42,15 @@ NAMED = {
     "resnet18": Named(lambda _: resnet18(_IMAGE[0], _CLASSES), _IMAGE, 512),
     "transformer_6": Named(lambda s: transformer(6, 512, 8, _CLASSES, s), (256, 512), 32, "gelu"),
 }
-"""Nets beside those that widths describe; the last two are of a GPU's size."""
+"""Nets that are not described by widths; the last two are for GPUs."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A net and the batch size that it is trained with.
+    """A net and its batch size.
 
     Attributes:
-        net: widths with dashes between them, such as ``784-500-10``, or a name out of `NAMED`.
+        net: widths joined by dashes, such as ``784-500-10``, or a name from `NAMED`.
         batch: B.
         activation: between the layers of an MLP, or inside the blocks of a transformer; "" for the net's own, which is
             ReLU for widths.
@@ -62,7 +62,7 @@ class Case:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Case":
-        """The case of an entry of a record; early ones have no activation."""
+        """The case of an entry of a record; early entries have no activation."""
         return cls(record["net"], record["batch"], record.get("activation", ""))
 
     @property
@@ -72,17 +72,17 @@ class Case:
 
     @property
     def label(self) -> str:
-        """The net, with its activation where that is not its own."""
+        """The net, and its activation unless it is the default."""
         return f"{self.net} {self.activation}" if self.activation else self.net
 
     @property
     def widths(self) -> list[int]:
-        """Of the inputs and of each layer; empty for a net with a name."""
+        """Widths of the inputs and of each layer; empty for a net with a name."""
         return [] if self.net in NAMED else [int(width) for width in self.net.split("-")]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """One input's shape."""
+        """Shape of one input."""
         return NAMED[self.net].shape if self.net in NAMED else (self.widths[0],)
 
     @property
@@ -91,7 +91,7 @@ class Case:
         return _CLASSES if self.net in NAMED else self.widths[-1]
 
     def model(self) -> nn.Sequential:
-        """The net with torch's own initial weights, the same at every call."""
+        """The net with torch's default initialisation, the same at every call."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             if self.net in NAMED:
@@ -118,16 +118,16 @@ TARGETS: dict[Case, dict[str, float]] = {
 
 
 def choose_cases(nets: Sequence[str], batches: Sequence[int], activations: Sequence[str] = ()) -> list[Case]:
-    """The cases that a command line asks for.
+    """The cases of a command line.
 
     Args:
-        nets: names; none for those of `TARGETS`.
-        batches: sizes, each with every net; none for those of `TARGETS`, or the net's own: 100 for widths.
-        activations: each with every net; none for the net's own. Without `nets`, those of `TARGETS` that have only
-            their own activation are left out.
+        nets: names; default those of `TARGETS`.
+        batches: sizes, each with every net; default those of `TARGETS`, or the net's own: 100 for widths.
+        activations: each with every net; default the net's own. Without `nets`, nets of `TARGETS` with a fixed
+            activation are left out.
 
     Raises:
-        UserError: a net, a size or an activation that cannot be.
+        UserError: an invalid net, batch size or activation.
     """
     _check(nets, batches, activations)
     wanted: list[Case] = []
@@ -159,7 +159,7 @@ def _takes_activations(net: str) -> bool:
 
 
 def _not_its_own(net: str, activation: str) -> str:
-    """An activation as a `Case` has it: "" for the one that the net has anyway."""
+    """An activation as stored in a `Case`: "" for the net's default."""
     return "" if activation == (NAMED[net].activation if net in NAMED else "relu") else activation
 
 

@@ -1,12 +1,12 @@
-"""ProxBP's step as its authors take it, to compare the speed of ours with.
+"""ProxBP's step as its authors compute it, for comparing speed.
 
 Frerix et al. (ICLR 2018) solve each linear layer's subproblem
 
-    min  1/2 ||Phi X - (Z - eta D)||^2 + lam/2 ||X - X_old||^2        Phi = [A, 1] (B, n + 1),  X = [W, b]' (n + 1, m)
+    min  1/2 ||Phi X - (Z - eta D)||^2 + lam/2 ||X - X_old||^2        Phi = [A, 1] (B, n + 1),  X = [W, b]^T (n + 1, m)
 
-by its normal equations in all n + 1 features at every step, whatever the batch size:
+by its normal equations in all n + 1 features at every step, for any batch size:
 
-    (Phi' Phi + lam I) X = Phi' (Z - eta D) + lam X_old
+    (Phi^T Phi + lam I) X = Phi^T (Z - eta D) + lam X_old
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 
 class _ProxLinear(torch.autograd.Function):
-    """Z = A W' + b; its backward pass gives W_old - W_new as gradients and goes on through the old weights."""
+    """Z = A W^T + b; its backward pass gives W_old - W_new as gradients and propagates through the old weights."""
 
     @staticmethod
     def forward(ctx: Any, A: Tensor, W: Tensor, b: Tensor, eta: float, lam: float) -> Tensor:
@@ -29,7 +29,7 @@ class _ProxLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         A, W, b, Z = ctx.saved_tensors
-        D = grad_outputs[0] * A.shape[0]  # the loss is a mean, the method's differences are sums
+        D = grad_outputs[0] * A.shape[0]  # the loss is a mean, the method's error signals are of the sum
         phi = torch.cat([A, torch.ones_like(A[:, :1])], 1)
         system = phi.T @ phi
         system.diagonal().add_(ctx.lam)
@@ -46,7 +46,7 @@ class ProxPropNet(nn.Module):
     """
 
     def __init__(self, layers: nn.Sequential, eta: float, lam: float) -> None:
-        """Takes a net over.
+        """Replaces a net's layers.
 
         Args:
             layers: the net, whose `nn.Linear` layers have biases.

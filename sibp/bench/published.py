@@ -1,8 +1,8 @@
-"""The step of semi-implicit back propagation as it was published, to compare the speed of ours with.
+"""The step of semi-implicit back propagation as it was published, for comparing speed.
 
-The rules are those of `sibp.prox.solvers.paper`, and so is the result. But every value of the objective that the line
-search asks for is computed from the weights, f(W) = ||s(A W' + b) - T||^2 + lam ||W - W_old||^2, with a product of its
-own: `paper` mode takes one product an iteration instead, which makes it several times as fast.
+Its rules and results are those of `sibp.prox.solvers.paper`. But every value of the objective in the line search is
+computed from the weights, f(W) = ||s(A W^T + b) - T||^2 + lam ||W - W_old||^2, with one matrix product each; the solver
+"paper" computes one product per iteration, which makes it several times as fast.
 """
 
 import math
@@ -18,14 +18,14 @@ from sibp.prox.solvers.paper import ITERATIONS, POWERS, RHO, SIGMA
 def minimise(
     f: Callable[[Tensor], Tensor], gradient: Callable[[Tensor], Tensor], x: Tensor, g: Tensor, relu: bool
 ) -> Tensor:
-    """Five iterations of Fletcher-Reeves conjugate gradients with an Armijo line search; NaN directions go nowhere.
+    """Five iterations of Fletcher-Reeves conjugate gradients with an Armijo line search; a NaN direction takes no step.
 
     Args:
         f: the objective.
         gradient: its gradient.
-        x: where to start.
-        g: the first gradient.
-        relu: whether the rules of hidden layers hold.
+        x: starting point.
+        g: gradient at x.
+        relu: whether the rules of hidden layers apply.
 
     Returns:
         The point reached, in x's shape.
@@ -42,7 +42,7 @@ def minimise(
 
 
 def _power(accepted: Callable[[int], bool], f0: float, gd: float, relu: bool) -> int:
-    """The power of the step, or -1 if none is accepted."""
+    """The exponent of the step length, or -1 if none is accepted."""
     if not relu:
         return next((m for m in range(POWERS) if accepted(m)), -1)
     ratio = 0.01 * f0 / abs(SIGMA * gd) if gd else 1.0
@@ -51,7 +51,7 @@ def _power(accepted: Callable[[int], bool], f0: float, gd: float, relu: bool) ->
 
 
 def solve_layer(A: Tensor, T: Tensor, W: Tensor, b: Tensor, lam: float, relu: bool) -> tuple[Tensor, Tensor]:
-    """New weights and biases of a layer, one after the other.
+    """New weights, then new biases of a layer.
 
     Args:
         A: (B, n) input.
@@ -62,7 +62,7 @@ def solve_layer(A: Tensor, T: Tensor, W: Tensor, b: Tensor, lam: float, relu: bo
         relu: whether ReLU follows.
 
     Returns:
-        W' and b'.
+        W_new and b_new.
     """
     s = torch.relu if relu else (lambda Z: Z)
 

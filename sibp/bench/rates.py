@@ -1,4 +1,4 @@
-"""What the machine can do: floating-point operations and bytes a second, measured on the spot."""
+"""The machine's rates: floating-point operations and bytes per second, measured."""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +15,8 @@ from sibp.prox.solvers.coordinates import Span
 
 _SIZES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192)}
 _REPEATS, _MOST_REPEATS, _SECONDS = 7, 1000, 0.2  # a pass over a small net's memory takes microseconds
-_ALONE = 0.05  # seconds for a piece of a step
-_SMALLEST = 2**20  # bytes; below, a pass measures the call and not the memory
+_ALONE = 0.05  # seconds per piece of a step
+_SMALLEST = 2**20  # bytes; smaller passes measure the call, not memory
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Roof:
     """The machine's limits.
 
     Attributes:
-        operations: floating-point operations a second in a large matrix product.
-        bandwidth: bytes a second in a pass over memory as large as the task's own.
-        itemsize: bytes of a number.
+        operations: floating-point operations per second in a large matrix product.
+        bandwidth: bytes per second in a pass over as much memory as the task uses.
+        itemsize: bytes per number.
     """
 
     operations: float
@@ -34,7 +34,7 @@ class Roof:
     itemsize: int
 
     def seconds(self, work: Sequence[Work]) -> float:
-        """The least time for some work whose operations are done one after another.
+        """The least time for operations that run one after another.
 
         Args:
             work: each operation takes as long as its arithmetic or its traffic, whichever is longer.
@@ -49,10 +49,10 @@ class Roof:
 
 @dataclass
 class Alone:
-    """How long pieces of a step take by themselves, each timed once.
+    """Times of pieces of a step in isolation, each measured once.
 
     Attributes:
-        roof: for what cannot be timed by itself.
+        roof: for operations that cannot be timed in isolation.
         device: "cpu" or "cuda".
         dtype: of the numbers.
         clock: see `device_clock`.
@@ -65,14 +65,14 @@ class Alone:
     _rates: dict[Hashable, float] = field(default_factory=dict)
 
     def seconds(self, work: Sequence[Work]) -> float:
-        """The time for some work, each piece at its own shape's rate, and the rest at the roof's."""
+        """The time for some work, each piece at the rate of its own shape, and the rest at the roof's."""
         return sum(
             each.operations / self._rate(each.piece) if each.piece is not None else self.roof.seconds([each])
             for each in work
         )
 
     def _rate(self, piece: Piece) -> float:
-        """Operations a second of the quickest way."""
+        """Operations per second of the fastest way."""
         if piece.key not in self._rates:
             ways = [made for way in piece.ways if (made := way(self.dtype, self.device)) is not None]
             fastest = min(_fastest(way, self.clock, _ALONE, repeats=3) for way in ways)
@@ -81,16 +81,16 @@ class Alone:
 
 
 def product_rate(device: str, dtype: torch.dtype, clock: Clock, sizes: Sequence[int] = ()) -> float:
-    """Operations a second in a matrix product.
+    """Operations per second in a matrix product.
 
     Args:
         device: "cpu" or "cuda".
         dtype: of the matrices.
         clock: see `device_clock`.
-        sizes: of the square matrices that are tried; none for a choice that suits the device.
+        sizes: of the square matrices that are tried; default by device.
 
     Returns:
-        The best of several products, by torch and, on a CPU, in the compiled iterations of `sibp.prox.fused`.
+        The best of several products, of torch and, on a CPU, of the compiled iterations of `sibp.prox.fused`.
     """
     best = _rate_of_iterations(dtype, clock) if device == "cpu" else 0.0
     for size in sizes or _SIZES[device]:
@@ -101,7 +101,7 @@ def product_rate(device: str, dtype: torch.dtype, clock: Clock, sizes: Sequence[
 
 
 def _rate_of_iterations(dtype: torch.dtype, clock: Clock) -> float:
-    """Operations a second in the products of many iterations; 0 where there is no compiled code."""
+    """Operations per second in the products of many iterations; 0 without compiled code."""
     N, m, iterations = 512, 1024, 4
     A, Z, T = torch.randn(N, 16, dtype=dtype), *torch.randn(2, N, m, dtype=dtype)
     coordinates = Span(DenseFeatures(A))
@@ -113,16 +113,16 @@ def _rate_of_iterations(dtype: torch.dtype, clock: Clock) -> float:
 
 
 def bandwidth(size: float, device: str, dtype: torch.dtype, clock: Clock) -> float:
-    """Bytes a second that passes over memory move, read and written together.
+    """Bytes per second of passes over memory, read and written together.
 
     Args:
-        size: bytes that the passes go over; so small ones stay in the cache, as a small net's tensors do.
+        size: bytes per pass; small ones stay in the cache, like a small net's tensors.
         device: "cpu" or "cuda".
         dtype: of the numbers.
         clock: see `device_clock`.
 
     Returns:
-        The best of several passes that copy, and that add.
+        The best of several passes that copy or add.
     """
     length = int(max(size, _SMALLEST)) // (3 * dtype.itemsize)
     a, b, c = torch.ones(3, length, dtype=dtype, device=device)
@@ -132,7 +132,7 @@ def bandwidth(size: float, device: str, dtype: torch.dtype, clock: Clock) -> flo
 
 
 def _fastest(work: Callable[[], object], clock: Clock, seconds: float | None = None, repeats: int = _REPEATS) -> float:
-    """The least time of some work, in `repeats` trials or more, until so many seconds (_SECONDS) have passed."""
+    """The least time of some work in at least `repeats` trials, and until `_SECONDS` have passed."""
     work()
     limit, times = _SECONDS if seconds is None else seconds, list[float]()
     while len(times) < repeats or (sum(times) < limit and len(times) < _MOST_REPEATS):

@@ -1,4 +1,4 @@
-"""Records of measurements: where they took place, their file, and the pages made from them."""
+"""Records of measurements: the machine, the JSON file, and the pages made from it."""
 
 import json
 import os
@@ -25,14 +25,14 @@ Sections = Callable[[dict[str, Any]], list[Section]]
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Where a measurement takes place.
+    """The machine of a measurement.
 
     Args:
         device: "cpu" or "cuda".
 
     Returns:
-        Processor, cores, the load before the measurement (processes that ran or waited, over the last minute), threads,
-        device, kernels, system, versions and git state.
+        Processor, cores, load average of the last minute before the measurement, threads, device, kernels, system,
+        versions and git state.
     """
     found = describe(torch.device(device))
     kept = ("processor", "load", "system", "cpus", "threads", "device")
@@ -41,7 +41,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def new_record(command: str, words: Sequence[str], device: str) -> dict[str, Any]:
-    """The head of a record, to which a command adds what it measured.
+    """The head of a record, to which a command adds its measurements.
 
     Args:
         command: such as "step".
@@ -60,13 +60,13 @@ def new_record(command: str, words: Sequence[str], device: str) -> dict[str, Any
 
 
 class Usage:
-    """What others do on this machine from now on."""
+    """Processor time used by other processes from now on."""
 
     def __init__(self) -> None:
         self._start = self._read()
 
     def others(self) -> float | None:
-        """Cores that other processes kept busy since then, on average; None where that cannot be known."""
+        """Mean number of cores that other processes kept busy since then; None if unknown."""
         if self._start is None or (now := self._read()) is None:
             return None
         everyone, own, wall = (b - a for a, b in zip(self._start, now, strict=True))
@@ -74,7 +74,7 @@ class Usage:
 
     @staticmethod
     def _read() -> tuple[float, float, float] | None:
-        """Seconds of processor time of all processes, of this one with its children, and of the clock."""
+        """Seconds of processor time of all processes and of this one with its children, and wall-clock seconds."""
         try:
             user, nice, system, _, _, irq, soft, steal, *_ = map(int, Path("/proc/stat").read_text().split()[1:11])
         except (OSError, ValueError):
@@ -84,7 +84,7 @@ class Usage:
 
 
 def file_name(record: Mapping[str, Any]) -> str:
-    """A name that says what was measured where: another device or number of threads is another file.
+    """The file's name, different for each command, device and number of threads.
 
     Args:
         record: complete or not.
@@ -93,7 +93,7 @@ def file_name(record: Mapping[str, Any]) -> str:
         Such as ``step-cpu-2threads``.
     """
     if record["command"] == "time_to_target":
-        return "time_to_target"  # its seconds are those of the runs, wherever they were trained
+        return "time_to_target"  # its seconds are those of the runs
     about = record["machine"]
     where = f"cpu-{about['threads']}thread{'s' * (about['threads'] > 1)}" if about["device"] == "cpu" else "cuda"
     return f"{record['command']}-{where}"
@@ -102,13 +102,13 @@ def file_name(record: Mapping[str, Any]) -> str:
 def save(
     record: dict[str, Any], folder: Path, makers: Mapping[str, Sections], headline: Callable[[dict[str, Any]], str]
 ) -> list[Path]:
-    """Write a record and its picture, and README.md anew for all records in the folder.
+    """Write a record and its picture, and rewrite README.md for all records in the folder.
 
     Args:
-        record: the measurement; of an earlier one with its name nothing remains.
-        folder: is made if it is not there.
-        makers: for each command, what makes its sections.
-        headline: what a record of ``step`` says in one sentence: README.md begins with it.
+        record: the measurement; it replaces an earlier one of the same name.
+        folder: is created if missing.
+        makers: command -> function that makes its sections.
+        headline: one sentence about a record of ``step``, with which README.md begins.
 
     Returns:
         The files.
@@ -131,13 +131,13 @@ def save(
 
 
 def shown(sections: Sequence[Section]) -> str:
-    """Sections for a terminal.
+    """Sections as text for a terminal.
 
     Args:
         sections: tables and texts; pictures are left out.
 
     Returns:
-        Lines, columns set below one another.
+        Lines, with aligned columns.
     """
     parts = []
     for section in sections:
@@ -173,7 +173,7 @@ def _save_pictures(sections: Sequence[Section], prefix: Path) -> list[Path]:
 
 
 def _opening(folder: Path, headline: Callable[[dict[str, Any]], str]) -> list[str]:
-    """One picture and one sentence: those of the record of ``step`` with most nets, the latest among equals."""
+    """The picture and headline of the ``step`` record with most nets, the latest of equals."""
     records = [(path.stem, json.loads(path.read_text())) for path in sorted(folder.glob("step-*.json"))]
     if not records:
         return []
@@ -191,17 +191,17 @@ def _part(path: Path, makers: Mapping[str, Sections]) -> str:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no record of this command: move it away, or give another --out.") from error
     document = Document(path.stem.replace("-", ", "), [head, *sections])
-    return "#" + markdown(document, path.parent, path.stem, "png")  # one level further down
+    return "#" + markdown(document, path.parent, path.stem, "png")  # one heading level down
 
 
 def warnings(record: Mapping[str, Any]) -> list[Text]:
-    """What a reader of timings has to know.
+    """Warnings about timings.
 
     Args:
         record: its ``others`` is the mean number of cores that other processes kept busy meanwhile.
 
     Returns:
-        A warning if the machine had other work to do.
+        A warning if other processes were running.
     """
     others = record.get("others")
     if record["command"] == "time_to_target" or others is None or others < _BUSY:
@@ -213,17 +213,17 @@ def warnings(record: Mapping[str, Any]) -> list[Text]:
 
 
 def machine_line(about: Mapping[str, Any]) -> str:
-    """A machine in one line.
+    """The machine in one line.
 
     Args:
-        about: as `machine` gives it.
+        about: from `machine`.
 
     Returns:
-        Without a full stop.
+        One line without a full stop.
     """
     commit = str(about["git_commit"] or "unknown")[:10] + (" with changes" if about["git_dirty"] else "")
     device = "" if about["device"] == "cpu" else f"{about['device']}, "
-    compiled = f"kernels {about['kernels']}, " if "kernels" in about else ""  # earlier records do not say
+    compiled = f"kernels {about['kernels']}, " if "kernels" in about else ""  # absent in early records
     threads = f"{about['threads']} thread{'s' * (about['threads'] != 1)}"
     load = f"load {about['load']:g}, " if about.get("load") is not None else ""
     return (

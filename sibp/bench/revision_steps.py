@@ -1,6 +1,6 @@
 """Times the steps of one net with the ``sibp`` on PYTHONPATH.
 
-Started by `sibp.bench.revisions`; imports nothing from `sibp.bench`, because it runs with other revisions, too.
+Started by `sibp.bench.revisions`; imports nothing from `sibp.bench`, because it also runs with other revisions.
 """
 
 import json
@@ -18,7 +18,7 @@ _STRETCH = 0.05  # seconds
 
 
 def main() -> None:
-    """Prints the least processor time of a step, in seconds, by method, as JSON."""
+    """Prints each method's least processor time of a step, in seconds, as JSON."""
     held, settings = torch.load(sys.argv[1], weights_only=False), json.loads(sys.argv[2])
     steps = {method: _step(held, method, settings) for method in settings["methods"]}
     lengths, least = {name: _warm_up(step) for name, step in steps.items()}, dict.fromkeys(steps, float("inf"))

@@ -1,4 +1,4 @@
-"""``revisions``: what a training step took at an earlier commit and takes now, in processes that alternate."""
+"""``revisions``: the time of a training step at an earlier commit and now, in alternating processes."""
 
 import argparse
 import json
@@ -39,7 +39,7 @@ def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
     """Time steps at an earlier commit and now.
 
     Args:
-        args: old, net, batch, activation, methods, seconds, rounds, and the number of torch's threads as it is set.
+        args: old, net, batch, activation, methods, seconds and rounds; torch's number of threads as set.
         words: of the command line.
 
     Returns:
@@ -47,7 +47,7 @@ def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
         processor time of a step, one for each process).
 
     Raises:
-        UserError: no such commit, or a step that fails in one of the revisions.
+        UserError: no such commit, or a step fails in one of the revisions.
     """
     cases = choose_cases(args.net, args.batch, args.activation)
     methods = [SGD, *(args.methods or METHODS)]
@@ -97,7 +97,7 @@ def sections(record: dict[str, Any]) -> list[Section]:
 
 
 def ratio_of(case: Mapping[str, Any], method: str) -> Estimate:
-    """A step's time now as a multiple of what it was.
+    """The ratio of a step's time now to that then.
 
     Args:
         case: one of a record's.
@@ -127,7 +127,7 @@ def _bars(record: Mapping[str, Any]) -> Bars:
 def _alternate(
     trees: Mapping[str, Path], net: Path, methods: Sequence[str], rounds: int, seconds: float
 ) -> dict[str, dict[str, list[float]]]:
-    """Side -> method -> one time for each process; every other round begins with the other side."""
+    """Revision -> method -> one time per process; every other round begins with the other revision."""
     times: dict[str, dict[str, list[float]]] = {side: {method: [] for method in methods} for side in trees}
     settings = json.dumps({"eta": ETA, "lam": LAM, "sgd": SGD_STEP, "seconds": seconds, "methods": methods})
     for number in range(rounds):
@@ -148,14 +148,14 @@ def _alternate(
 
 
 def _save(case: Case, path: Path) -> None:
-    """The net as a graph of torch's own modules, which every revision can read whatever its classes are called."""
+    """The net as a graph of torch's own modules, which every revision can load whatever its classes are named."""
     torch.save(
         {"net": fx.symbolic_trace(case.model()), "shape": (case.batch, *case.shape), "classes": case.classes}, path
     )
 
 
 def _build(tree: Path) -> None:
-    """The kernels of a revision that has them built at installation."""
+    """Builds the kernels of a revision that compiles them at installation."""
     if (tree / "setup.py").exists():
         command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
         subprocess.run(command, cwd=tree, check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""``roofline``: the least time that a step can take on this machine, beside what it does take."""
+"""``roofline``: the least time that a step can take on this machine, and its measured time."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ _TINY_WIDTH, _TINY_BATCH = 8, 4
 
 
 def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
-    """Measure the machine's rates and the methods' steps, and count what the steps do.
+    """Measure the machine's rates and the methods' steps, and count the steps' work.
 
     Args:
         args: net, batch, methods, seconds, device, dtype.
@@ -37,7 +37,7 @@ def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
         The record.
 
     Raises:
-        UserError: for nets or methods that are not known, or that have no formulas.
+        UserError: for unknown nets or methods, and those without formulas.
     """
     cases = choose_cases(args.net, args.batch, args.activation)
     methods = args.methods or list(METHODS)
@@ -56,7 +56,7 @@ def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
 
 
 def with_calls(case: Mapping[str, Any], method: str) -> float | None:
-    """The floor with the time of the method's calls.
+    """The floor including the time of the method's calls.
 
     Args:
         case: one of a record's.
@@ -73,7 +73,7 @@ def with_calls(case: Mapping[str, Any], method: str) -> float | None:
 
 
 def _calls(case: Case, methods: Sequence[str], args: argparse.Namespace) -> dict[str, list[float]] | None:
-    """Seconds of a step of a tiny net with as many layers, one sample a round; None for what is no MLP."""
+    """Seconds of a step of a tiny net with as many layers, one sample per round; None unless it is an MLP."""
     if not case.widths:
         return None
     tiny = Case("-".join([str(_TINY_WIDTH)] * len(case.widths)), _TINY_BATCH, case.activation)
@@ -87,7 +87,7 @@ def sections(record: dict[str, Any]) -> list[Section]:
         record: from `measure`.
 
     Returns:
-        A table for each net and one picture.
+        One table per net and one picture.
     """
     rate = f"Matrix products: {record['product_rate'] / 1e9:.4g} GFLOP/s in {record['dtype']}."
     found = [Section("Roofline", [Text(NOTE), Text(rate)])]

@@ -1,4 +1,4 @@
-"""``scaling``: how the cost of a step grows with batch, width, depth and rounds of CG."""
+"""``scaling``: how the cost of a step grows with batch size, width, depth and iterations of CG."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ FACTORS = (0.25, 0.5, 1, 2, 4)  # of the net's own batch and width
 DEPTHS = (1, 2, 4, 8)  # hidden layers
 ROUNDS = (1, 2, 4, 8, 16)
 _Curve = tuple[list[float], list[Estimate], list[float]]
-"""Sizes, milliseconds a step, operations."""
+"""Sizes, milliseconds per step, operations."""
 NOTE = (
     "An exponent is the slope of a least-squares line through the logarithms of cost and size. Beside the measured one "
     "stands that of the operations counted by formula over the same sizes: the theory, with its terms of lower order. "
@@ -29,7 +29,7 @@ NOTE = (
 
 
 def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
-    """Time steps while one size varies and the others stay.
+    """Time steps while one size varies and the others are fixed.
 
     Args:
         args: net (one with a single hidden layer), batch, seconds for each size, device, dtype.
@@ -52,13 +52,13 @@ def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
 
 
 def plan(base: Case) -> dict[str, list[tuple[float, Case, tuple[str, ...]]]]:
-    """What is to be measured.
+    """The points to measure.
 
     Args:
         base: the net whose sizes are varied.
 
     Returns:
-        For each axis the points: size, net and methods.
+        For each axis its points: size, net and methods.
     """
     n, width, classes = base.widths
     batches = [max(1, round(base.batch * factor)) for factor in FACTORS]
@@ -72,7 +72,7 @@ def plan(base: Case) -> dict[str, list[tuple[float, Case, tuple[str, ...]]]]:
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
-    """The a in cost = c size^a, by least squares in logarithms.
+    """The exponent a of cost = c size^a, by least squares in logarithms.
 
     Args:
         sizes: at least two different ones, > 0.
@@ -91,7 +91,7 @@ def sections(record: dict[str, Any]) -> list[Section]:
         record: from `measure`.
 
     Returns:
-        Exponents, then one table and one picture for each axis.
+        Exponents, then one table and one picture per axis.
     """
     rows: list[list[Cell]] = []
     parts: list[Section] = []
@@ -134,7 +134,7 @@ def _measure_point(point: tuple[float, Case, tuple[str, ...]], args: argparse.Na
 
 
 def _curves(axis: str, points: Sequence[Mapping[str, Any]]) -> dict[str, _Curve]:
-    """A curve for each method; all numbers of rounds of CG are one method."""
+    """One curve per method; CG is one method for all numbers of iterations."""
     curves: dict[str, _Curve] = {}
     for point in points:
         for method, samples in point["seconds_per_step"].items():

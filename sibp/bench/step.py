@@ -1,4 +1,4 @@
-"""``step``: what a training step costs, as a ratio to a step of torch.optim.SGD on the same net and batches."""
+"""``step``: the cost of a training step, as a ratio to a step of torch.optim.SGD on the same net and batches."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from sibp.bench.workers import METHODS, PAPER, PORTS, PROXBP, PROXPROP, PUBLISHE
 from sibp.report.blocks import Cell, Section, Table, Text
 
 MEMORY_TARGET = 1.5
-# Of two methods' times, the first at least or at most so many times the second.
+# Bounds on the ratio of the first method's time to the second's.
 PAIRS = (
     (PUBLISHED, "cg:5", "at least", 20.0), (PAPER, "cg:5", "at least", 20.0),
     (PROXPROP, PROXBP, "at least", 5.0), (PROXBP, "exact", "at most", 1.0),
@@ -49,7 +49,7 @@ def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
         The record.
 
     Raises:
-        UserError: for nets or methods that are not known.
+        UserError: for unknown nets or methods.
     """
     cases = choose_cases(args.net, args.batch, args.activation)
     methods = {case: args.methods or _methods(case) for case in cases}
@@ -71,16 +71,16 @@ def measure_case(
 
     Args:
         case: net and batch size.
-        methods: SGD is always timed, whether it is among them or not.
-        seconds: to spend on rounds.
+        methods: in addition to SGD, which is always timed.
+        seconds: duration of the rounds.
         device: "cpu" or "cuda".
         dtype: "float32" or "float64".
-        with_memory: whether to measure memory and the first step, too.
+        with_memory: whether to measure memory and the first step.
 
     Returns:
         ``net``, ``batch``, ``activation``, ``device``, ``dtype``, ``seconds_per_step`` and
         ``processor_seconds_per_step`` (method -> one sample a round), ``memory`` (method -> see `memory.measure`) and
-        ``failed`` (method -> why its step could not be compiled, or recorded as a graph).
+        ``failed`` (method -> why its step could not be compiled or recorded as a graph).
     """
     names = list(dict.fromkeys([SGD, *methods]))
     extra = [name for name in names if name not in PORTS] if with_memory else []
@@ -93,7 +93,7 @@ def measure_case(
 
 
 def _workers(case: Case, names: Sequence[str], device: str, dtype: str) -> tuple[dict[str, Worker], dict[str, str]]:
-    """Those whose first step succeeds, and why others failed, which only steps that are not plain ones may."""
+    """The methods whose first step succeeds, and why others failed; only compiled or recorded steps may fail."""
     workers, failed = {}, {}
     for name in names:
         try:
@@ -114,7 +114,7 @@ def sections(record: dict[str, Any]) -> list[Section]:
         record: from `measure`.
 
     Returns:
-        A table for each net, one of the other targets, one picture.
+        One table per net, one of the other targets, one picture.
     """
     has_targets = any(map(targets_of, record["cases"]))
     found = [Section("Time of a step against SGD's", [Text(f"{NOTE} {FLOORS}{TARGETS_NOTE if has_targets else ''}")])]
@@ -125,13 +125,13 @@ def sections(record: dict[str, Any]) -> list[Section]:
 
 
 def headline(record: Mapping[str, Any]) -> str:
-    """What the record says, in one sentence.
+    """The record in one sentence.
 
     Args:
         record: from `measure`.
 
     Returns:
-        For each method but the ports the range of its medians over all nets.
+        The range of medians over all nets for each method but the ports.
     """
     spans = []
     for name in _shown(record["cases"]):
@@ -153,7 +153,7 @@ def verdict(ratio: Estimate, bound: float, sense: str = "at most") -> str:
         sense: "at most" or "at least".
 
     Returns:
-        "met" or "missed", by the median; "narrowly" if the bound lies between the quartiles.
+        "met" or "missed", by the median; "narrowly" if the bound is between the quartiles.
     """
     value, low, high = ratio.median, ratio.low, ratio.high
     word = "met" if (value <= bound if sense == "at most" else value >= bound) else "missed"
@@ -161,7 +161,7 @@ def verdict(ratio: Estimate, bound: float, sense: str = "at most") -> str:
 
 
 def ratio_of(case: Mapping[str, Any], method: str, base: str = SGD) -> Estimate:
-    """How many times as long a method's step takes as another's.
+    """The ratio of two methods' times of a step.
 
     Args:
         case: one of a record's.
@@ -175,21 +175,21 @@ def ratio_of(case: Mapping[str, Any], method: str, base: str = SGD) -> Estimate:
 
 
 def processor_ratio(case: Mapping[str, Any], method: str) -> Estimate | None:
-    """How many times as much processor time a method's step takes as SGD's.
+    """The ratio of a method's processor time of a step to SGD's.
 
     Args:
         case: one of a record's.
         method: the method.
 
     Returns:
-        Median and quartiles; None in early records, which have no processor time.
+        Median and quartiles; None for early records, which have no processor time.
     """
     samples = case.get("processor_seconds_per_step")
     return ratios(samples[method], samples[SGD]) if samples else None
 
 
 def targets_of(case: Mapping[str, Any]) -> dict[str, float]:
-    """The targets that were set for a net: on a CPU in float32, and for no net but those of `TARGETS`.
+    """The targets of a net; only nets of `TARGETS`, on a CPU in float32, have any.
 
     Args:
         case: one of a record's.
@@ -202,7 +202,7 @@ def targets_of(case: Mapping[str, Any]) -> dict[str, float]:
 
 
 def judged(case: Mapping[str, Any], method: str) -> list[Cell]:
-    """The target of a method on a net and the verdict; two empty cells where there is none.
+    """The target of a method on a net and the verdict; two empty cells without a target.
 
     Args:
         case: one of a record's.
@@ -216,7 +216,7 @@ def judged(case: Mapping[str, Any], method: str) -> list[Cell]:
 
 
 def best_ratio(case: Mapping[str, Any], method: str) -> Estimate:
-    """How many times as long a method's step takes as SGD's, by `best_samples`.
+    """The ratio of a method's time of a step to SGD's, by `best_samples`.
 
     Args:
         case: one of a record's.
@@ -230,7 +230,7 @@ def best_ratio(case: Mapping[str, Any], method: str) -> Estimate:
 
 
 def _methods(case: Case) -> list[str]:
-    """What is timed unless the user says otherwise."""
+    """Methods that are timed by default."""
     names: list[str] = list(METHODS)
     if case == Case("784-500-10", 100):
         names += [PAPER, PUBLISHED]
@@ -270,7 +270,7 @@ def _pairs(case: Mapping[str, Any]) -> list[Table]:
 
 
 def _shown(cases: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The methods that a picture shows: neither SGD, which is 1, nor the ports, which would dwarf the others."""
+    """The methods in a picture: not SGD, which is 1, nor the ports, which are much slower."""
     timed = dict.fromkeys(name for case in cases for name in case["seconds_per_step"])
     return [name for name in timed if name not in (SGD, *PORTS)]
 

@@ -1,4 +1,4 @@
-"""``time_to_target``: training seconds until a target is reached, from kept run folders; trains nothing."""
+"""``time_to_target``: training seconds until a target is reached, from existing run folders; trains nothing."""
 
 import argparse
 import math
@@ -32,7 +32,7 @@ def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
         words: of the command line.
 
     Returns:
-        The record; seconds of a target that was never reached are None.
+        The record, with None for targets that were not reached.
 
     Raises:
         UserError: no such folder, or no usable run in it.
@@ -60,7 +60,7 @@ def sections(record: dict[str, Any]) -> list[Section]:
         record: from `measure`.
 
     Returns:
-        A table and a picture for each problem.
+        One table and one picture per problem.
     """
     texts = [Text(NOTE), Text(f"Trained on: {'; '.join(record['trained_on'])}.")]
     if record["broken"]:
@@ -81,7 +81,7 @@ def estimates(method: Mapping[str, Any]) -> list[Estimate | None]:
         method: one of a record's.
 
     Returns:
-        Infinite where more than half of the seeds never reached it; None without a run that ended.
+        Infinite if more than half of the seeds did not reach it; None without a finished run.
     """
     return [
         estimate([math.inf if value is None else value for value in method["seconds"][target.title]])
@@ -90,7 +90,7 @@ def estimates(method: Mapping[str, Any]) -> list[Estimate | None]:
 
 
 def _surroundings(run: Run) -> str:
-    """Where a run was trained, as its summary has it."""
+    """Device, threads and versions of a run, from its summary."""
     about = run.summary.get("environment")
     about = about if isinstance(about, dict) else {}
     versions = about.get("versions")

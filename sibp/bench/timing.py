@@ -1,4 +1,4 @@
-"""Interleaved timing: methods take turns, so that whatever slows the machine down meets them all."""
+"""Interleaved timing: methods take turns, so that a slower machine affects all of them."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,17 +12,17 @@ from sibp.analysis.statistics import Estimate
 
 MIN_ROUNDS = 5
 _WARM_UP = 2  # steps
-_STRETCH = 0.03  # seconds that a stretch of steps should last, well above the clock's own noise
+_STRETCH = 0.03  # seconds per stretch of steps, well above the clock's noise
 Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Seconds of a step by method, one sample a round.
+    """Seconds of a step by method, one sample per round.
 
     Attributes:
-        seconds: by the clock.
-        processor: of processor time, in all threads of this process.
+        seconds: wall-clock time.
+        processor: processor time of all threads of this process.
     """
 
     seconds: dict[str, list[float]]
@@ -30,10 +30,10 @@ class Samples:
 
 
 class Stepper(Protocol):
-    """What can be timed; see `sibp.bench.workers.Worker`.
+    """Training steps that can be timed; see `sibp.bench.workers.Worker`.
 
     Attributes:
-        period: a stretch is a whole number of so many steps, of which one may be dearer than the others.
+        period: steps after which costs repeat; a stretch is a whole number of periods.
     """
 
     period: int
@@ -43,18 +43,18 @@ class Stepper(Protocol):
         ...
 
     def restart(self) -> None:
-        """Goes back to the start."""
+        """Returns to the initial weights."""
         ...
 
 
 def device_clock(device: str) -> Clock:
-    """A clock that lets a device finish its work before it is read.
+    """A clock that waits for the device before it is read.
 
     Args:
         device: "cpu" or "cuda".
 
     Returns:
-        A function of nothing that gives seconds.
+        A function without arguments that returns seconds.
     """
 
     def synchronised() -> float:
@@ -65,13 +65,13 @@ def device_clock(device: str) -> Clock:
 
 
 def ratio_clock(device: str) -> Clock:
-    """The clock that ratios to SGD are judged by.
+    """The clock by which ratios to SGD are judged.
 
     Args:
         device: "cpu", for processor time of all threads, or "cuda".
 
     Returns:
-        A function of nothing that gives seconds.
+        A function without arguments that returns seconds.
     """
     return time.process_time if device == "cpu" else device_clock(device)
 
@@ -79,20 +79,20 @@ def ratio_clock(device: str) -> Clock:
 def interleave(
     workers: Mapping[str, Stepper], seconds: float, clock: Clock, processor: Clock = time.process_time
 ) -> Samples:
-    """Time workers in rounds, in each of which every worker has its turn.
+    """Time workers in rounds; each worker has one turn per round.
 
-    A turn starts afresh (`restart`), takes one step that is not timed, so that caches hold the worker's own data, and
-    then times a stretch of steps. Every round begins with another worker. Warm-up, in which the length of each
-    worker's stretch is found, comes before and is not part of the samples.
+    A turn restarts the worker, takes one untimed step, so that caches hold the worker's own data, and then times a
+    stretch of steps. Every round begins with another worker. A warm-up, which determines the length of each worker's
+    stretch, precedes the samples.
 
     Args:
         workers: by name.
         seconds: rounds start until this much time has passed, but at least `MIN_ROUNDS` of them.
         clock: see `device_clock`.
-        processor: gives the seconds of processor time that this process has had.
+        processor: returns the processor time of this process in seconds.
 
     Returns:
-        For each name and clock the seconds of a step, one sample a round.
+        The seconds of a step by name and clock, one sample per round.
     """
     steps = {name: _stretch(worker, clock) for name, worker in workers.items()}
     samples = Samples({name: [] for name in workers}, {name: [] for name in workers})
@@ -113,7 +113,7 @@ def interleave(
 
 
 def _stretch(worker: Stepper, clock: Clock) -> int:
-    """Warms up; the number of steps that last about `_STRETCH`, in whole periods."""
+    """Warms up, and returns the number of steps that last about `_STRETCH`, in whole periods."""
     for _ in range(_WARM_UP):
         worker.step()
     begin = clock()
@@ -130,20 +130,20 @@ def quartiles(values: Sequence[float]) -> Estimate:
         values: samples, at least one.
 
     Returns:
-        The estimate, whose bounds are quartiles and no confidence interval.
+        The estimate; its bounds are quartiles, not a confidence interval.
     """
     low, middle, high = np.quantile(np.asarray(values, dtype=float), [0.25, 0.5, 0.75])
     return Estimate(float(middle), float(low), float(high), len(values))
 
 
 def ratios(samples: Sequence[float], base: Sequence[float]) -> Estimate:
-    """How many times as long a method takes as another, round by round.
+    """The ratio of two methods' times, round by round.
 
     Args:
         samples: of the method.
         base: of the other, in the same rounds.
 
     Returns:
-        Median and quartiles of the rounds' ratios: what slows a whole round down cancels.
+        Median and quartiles of the rounds' ratios; what slows a whole round cancels.
     """
     return quartiles([value / other for value, other in zip(samples, base, strict=True)])

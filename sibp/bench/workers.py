@@ -18,9 +18,9 @@ from sibp.runs.errors import UserError
 
 SGD, PROXBP, PROXPROP, PAPER, PUBLISHED = "sgd", "proxbp", "proxprop", "paper", "published"
 PORTS = (PAPER, PUBLISHED, PROXPROP)
-"""What is timed for comparison only: others' ways of computing a step."""
+"""Others' implementations of a step, timed for comparison only."""
 PEERS = ("adam", "muon", "soap", "kfac", "foof")
-"""What a user might take instead, with the settings of configs/optimizer."""
+"""Alternative optimizers, with the settings of configs/optimizer."""
 METHODS = (SGD, "exact", "cg:3", "cg:5", PROXBP)
 ETA, LAM, SGD_STEP = 0.1, 1.0, 0.1
 _POOL_BYTES, _POOL_MAX = 200_000_000, 50
@@ -28,10 +28,10 @@ _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 class Worker:
-    """Takes training steps of a method on a net, each with the next of a pool of random batches.
+    """Takes training steps of a method on a net, cycling through a pool of random batches.
 
-    `restart` goes back to the same weights: so every stretch that is timed is the same work, and no method has an
-    easier task than another because it trains better.
+    `restart` returns to the initial weights, so that every timed stretch is the same work, and no method gains from
+    training better.
     """
 
     def __init__(self, case: Case, method: str, device: str = "cpu", dtype: str = "float32", pool: int = 0) -> None:
@@ -40,11 +40,11 @@ class Worker:
         Args:
             case: net and batch size.
             method: "sgd"; "exact", "cg:K" or "paper", the solvers of `SIBP`; "proxbp", `ProxBP` with its closed form;
-                "proxprop", its authors' own step; "published", the step of "paper" with a product for each trial;
+                "proxprop", its authors' own step; "published", the step of "paper" with one product per trial;
                 or one of `PEERS`; with one of `modes.MODES` after a plus sign, such as "exact+graph".
             device: "cpu" or "cuda".
             dtype: "float32" or "float64".
-            pool: number of batches; 0 for as many as memory allows within reason.
+            pool: number of batches; 0: as many as fit into a limited amount of memory.
         """
         model = case.model().to(device, _DTYPES[dtype])
         method, mode = modes.split(method)
@@ -62,12 +62,12 @@ class Worker:
         self._next = 0
         self._take = self._train
         if mode:
-            self.restart()  # keeps the weights: recording a graph takes steps
+            self.restart()  # saves the weights: recording a graph takes steps
             make = modes.compiled if mode == "compile" else modes.graph
             self._take = make(self._train, *self._batches[0])
 
     def step(self) -> None:
-        """One step as in anyone's training loop."""
+        """One step as in an ordinary training loop."""
         x, y = self._batches[self._next]
         self._next = (self._next + 1) % len(self._batches)
         self._take(x, y)
@@ -82,7 +82,7 @@ class Worker:
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Back to the weights of the first call and to the first batch."""
+        """Returns to the weights of the first call and to the first batch."""
         self._initial = self._initial or [p.detach().clone() for p in self._weights]
         for p, initial in zip(self._weights, self._initial, strict=True):
             p.copy_(initial)
@@ -90,7 +90,7 @@ class Worker:
 
 
 def check_methods(methods: Sequence[str], case: Case, device: str = "cpu") -> None:
-    """Refuses what is no method, or none for a net.
+    """Refuses unknown methods, and those that do not support a net.
 
     Args:
         methods: names.
@@ -136,11 +136,11 @@ def _prepared(model: nn.Sequential, method: str) -> tuple[nn.Module, torch.optim
 
 
 def _settings(peer: str) -> dict[str, Any]:
-    """The settings of a peer, as `configs/optimizer` has them."""
+    """The settings of a peer in `configs/optimizer`."""
     return yaml.safe_load((CONFIGS / "optimizer" / f"{peer}.yaml").read_text())
 
 
 def _period(method: str) -> int:
-    """Steps from one that renews a preconditioner to the next; 1 where all steps are alike."""
+    """Steps between two updates of a preconditioner; 1 if all steps cost the same."""
     settings = _settings(method) if method in PEERS else {}
     return settings.get("inverse_every") or settings.get("every") or 1

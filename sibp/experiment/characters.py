@@ -1,4 +1,4 @@
-"""Text as a data set of characters: windows in which every next character is to be predicted.
+"""Text as a data set of characters: windows in which every next character is predicted.
 
 The text comes with the package: the language reference of Python 3.13.0's documentation, 510,060 ASCII characters
 (`text/LICENSE`). Windows do not overlap. Of every 20, one is for validation and one for test.
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 TEXT = Path(__file__).parent / "text" / "python_docs.txt.gz"
 WINDOW = 64  # characters that a model sees at once
-OUT_OF = 20  # windows, of which the last but one is for validation and the last for test
+OUT_OF = 20  # windows, the last but one for validation, the last for test
 
 
 def read_text() -> str:
@@ -21,7 +21,7 @@ def read_text() -> str:
 
 
 def encode(text: str, letters: str) -> Tensor:
-    """Characters as their places in the alphabet.
+    """Characters as indices into the alphabet.
 
     Args:
         text: made of these letters.
@@ -49,7 +49,7 @@ def windows(codes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def parts(count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Which windows are for training, validation and test: spread over the text, as its topics differ.
+    """Masks of training, validation and test windows, spread over the text because its topics differ.
 
     Args:
         count: of windows.
@@ -68,7 +68,7 @@ def sample(model: nn.Module, letters: str, length: int, seed: int) -> str:
         model: from characters (1, t), t up to WINDOW, to logits (1, t, letters).
         letters: the alphabet.
         length: characters to generate.
-        seed: of the draws; the same at every step of a run, so that samples differ by the model alone.
+        seed: of the draws; constant during a run, so that samples differ only by the model.
 
     Returns:
         The text; the first character is drawn after a line break.

@@ -52,9 +52,7 @@ FASHION_MNIST_MD5 = {
 class Split:
     """Images (N, channels, height, width) or (N, pixels), float32, and their labels (N,), int64.
 
-    For a text, windows (N, characters), int64, replace images, and labels of the same shape are the characters that
-    follow
-    each.
+    For a text, windows (N, characters), int64, replace images; labels of the same shape are the next characters.
     """
 
     images: torch.Tensor
@@ -80,7 +78,7 @@ class Data:
     letters: str = ""
 
     def prepared(self, flat: bool, device: torch.device) -> "Data":
-        """The same data in the form and on the device that a model needs.
+        """The same data in a model's input form and on its device.
 
         Args:
             flat: whether to flatten images to (pixels,).
@@ -97,10 +95,10 @@ class Data:
         return replace(self, train=move(self.train), val=move(self.val), test=move(self.test))
 
     def first(self, count: int | None) -> "Data":
-        """The same with only the first training samples.
+        """The same data with only the first training samples.
 
         Args:
-            count: how many; None for all.
+            count: their number; None for all.
 
         Returns:
             Itself for None, else a copy.
@@ -168,7 +166,7 @@ def _load(builder: Builder, data_root: Path, download: bool, files: tuple[object
 
 
 def _digits(data_root: Path, download: bool) -> Data:
-    """The embedded digits; need neither folder nor network."""
+    """The digits of scikit-learn; they need neither a folder nor a network."""
     rows = np.loadtxt(_digits_file(), delimiter=",")
     images, labels = torch.from_numpy(rows[:, :-1].reshape(-1, 8, 8).copy()), torch.from_numpy(rows[:, -1]).long()
     generator = torch.Generator().manual_seed(DIGITS_SPLIT_SEED)
@@ -206,7 +204,7 @@ def _idx(name: str, data_root: Path, download: bool, md5: dict[str, str]) -> Dat
         if download:
             getattr(datasets, name)(str(data_root), train=train, download=True)
         images, labels = (folder / file for file in (IDX_FILES[:2] if train else IDX_FILES[2:]))
-        # The class itself would prefer what an old torchvision left in processed/, which nothing has checked.
+        # torchvision's class would prefer unchecked files of old versions in processed/.
         return datasets.mnist.read_image_file(str(images)).unsqueeze(1), datasets.mnist.read_label_file(str(labels))
 
     (x, y), (x_test, y_test) = _read_parts(name, folder, IDX_FILES, md5, read, download, (60000, 10000), (1, 28, 28))
@@ -282,7 +280,7 @@ def _read_parts(
             images, labels = read(train)
         except UserError:
             raise
-        except Exception as error:  # torchvision answers a bad file with whatever its reader trips over
+        except Exception as error:  # on a bad file torchvision raises whatever its reader raises
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(_corrupted(folder, reason)) from error
         if problem := _problem(images, labels, count, shape):
@@ -292,7 +290,7 @@ def _read_parts(
 
 
 def _problem(images: torch.Tensor, labels: torch.Tensor, count: int, shape: tuple[int, ...]) -> str | None:
-    """What is wrong with a part of an image set, or None."""
+    """The fault of a part of an image set, or None."""
     if len(images) != count or len(labels) != count:
         return f"it does not hold {count} images with a label each"
     if tuple(images.shape[1:]) != shape:
@@ -312,7 +310,7 @@ def _torchvision() -> Any:
     """
     try:
         from torchvision import datasets
-    except Exception as error:  # one built for another torch fails with whatever its libraries trip over
+    except Exception as error:  # built for another torch, it fails with various errors
         reason = " ".join(str(error).split())
         raise UserError(
             f"torchvision reads this data set and cannot be imported ({reason}): install the one that belongs to "
@@ -333,7 +331,7 @@ def _split(x: torch.Tensor, y: torch.Tensor, x_test: torch.Tensor, y_test: torch
 
 
 def digest(*tensors: torch.Tensor) -> str:
-    """A digest of raw data, from which the report knows whether two runs used the same.
+    """A digest of raw data, by which reports check that runs used the same data.
 
     Args:
         *tensors: images and labels as read, on the CPU.

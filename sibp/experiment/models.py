@@ -173,7 +173,7 @@ def build_model(config: dict[str, Any], shape: tuple[int, ...], classes: int, se
         build = known_builder("model", MODELS, own).build
         try:
             model = call_builder("model", {str(own.get("name")): build}, own, shape, classes)
-        except (RuntimeError, MemoryError, OverflowError, TypeError) as error:  # how torch refuses sizes
+        except (RuntimeError, MemoryError, OverflowError, TypeError) as error:  # errors of torch for invalid sizes
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             if is_out_of_memory(error):
                 reason = f"this machine's memory is not enough; give smaller numbers than {sizes_of(own) or 'its own'}."

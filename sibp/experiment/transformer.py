@@ -7,14 +7,14 @@ from torch import Tensor, nn
 from sibp.experiment.memory import check_fits
 from sibp.runs.errors import UserError
 
-STD = 0.02  # of the embeddings at first, as in GPT-2
+STD = 0.02  # standard deviation of initial embeddings, as in GPT-2
 
 
 class Block(nn.Module):
-    """Causal attention and two layers with a GELU between them, each after a norm and beside a skip connection.
+    """Causal attention and a two-layer MLP with GELU, each with a preceding norm and a skip connection.
 
-    The projections of the attention are `nn.Linear`s, so that a proximal method solves for them:
-    `nn.MultiheadAttention` uses its weights without calling a layer.
+    The projections of the attention are `nn.Linear`s, so that proximal methods update them: `nn.MultiheadAttention`
+    uses its weights without calling a layer.
     """
 
     def __init__(self, width: int, heads: int):

@@ -1,4 +1,4 @@
-"""Implicit SGD by the truncated model (Asi & Duchi, SIAM J. Optim. 2019, arXiv 1810.05633), the cheapest aProx."""
+"""Implicit SGD with the truncated model (Asi & Duchi, SIAM J. Optim. 2019, arXiv 1810.05633), the cheapest aProx."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,20 +10,20 @@ from sibp.optim.checks import check_settings
 
 
 class AProx(torch.optim.Optimizer):
-    r"""A proximal step on the batch's loss, modelled by its tangent, cut off where no loss can lie below.
+    r"""A proximal step on the tangent model of the batch's loss, truncated at a lower bound of the loss.
 
     .. math::
         \theta \leftarrow \operatorname{argmin}_x\ \max(f + \langle g, x - \theta \rangle, f_*)
             + \tfrac{1}{2 \eta} \lVert x - \theta \rVert^2
             = \theta - \min\Big(\eta, \frac{f - f_*}{\lVert g \rVert^2}\Big) g
 
-    (section 2 of the paper). The loss f of the batch and its gradient g are all it needs: a step never goes further
-    than to where the tangent reaches the least loss there can be, so no eta is too long for a convex loss.
+    (section 2 of the paper). It needs only the loss f of the batch and its gradient g. A step never goes beyond the
+    point where the tangent reaches the lower bound, so no eta is too large for a convex loss.
 
     Args:
-        params: as torch's optimizers take them.
+        params: as for torch's optimizers.
         lr: eta, 0 or more.
-        least: f_*, a number below or equal to every loss; 0 for cross-entropy and squared errors.
+        least: f_*, a lower bound of the loss; 0 for cross-entropy and squared errors.
     """
 
     def __init__(self, params: Any, lr: float = 1.0, least: float = 0.0) -> None:
@@ -32,7 +32,7 @@ class AProx(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One step of all parameters; none where the loss or a gradient is not finite, or all gradients are 0.
+        """Steps all parameters; no step if the loss or a gradient is not finite, or if all gradients are 0.
 
         Args:
             closure: clears the gradients, computes the loss, calls `backward` and returns the loss.
@@ -41,7 +41,7 @@ class AProx(torch.optim.Optimizer):
             The closure's loss.
 
         Raises:
-            RuntimeError: there is no closure, so that the loss is not known.
+            RuntimeError: without a closure the loss is not known.
         """
         if closure is None:
             raise RuntimeError("AProx needs the loss of the batch: call step(closure), as for torch's L-BFGS.")
@@ -62,11 +62,11 @@ class AProx(torch.optim.Optimizer):
 
 
 def _times(gradient: Tensor, size: Tensor) -> Tensor:
-    """Zero where the step has no length, whatever the gradient is."""
+    """Zero for a step of length 0, also if the gradient is not finite."""
     return torch.where(size > 0, gradient * size.to(gradient.device, gradient.dtype), torch.zeros_like(gradient))
 
 
 def build(model: nn.Module, *, lr: float, least: float) -> AProx:
-    """Implicit SGD by the truncated model, as a config names it."""
+    """Makes implicit SGD with the truncated model from a config."""
     check_settings(lr=lr)
     return AProx(model.parameters(), lr, least)

@@ -20,8 +20,8 @@ from sibp.prox.solvers.linear import solve_linear
 class BCD(TargetOptimizer):
     r"""One sweep of block coordinate descent from the last layer to the first, on the variables of one batch.
 
-    Pre-activations U_l and activations V_l are variables of their own, tied to the network by penalties (the paper's
-    three-splitting). For every batch they begin at a forward pass, U_l = W_l V_{l-1} + b_l and V_l = s(U_l); then
+    Pre-activations U_l and activations V_l are separate variables, tied to the network by penalties (the paper's
+    three-splitting). For every batch they start from a forward pass, U_l = W_l V_{l-1} + b_l and V_l = s(U_l); then
 
     .. math::
         V_N &= U_N - \eta D, \qquad U_N = \frac{\gamma V_N + \rho U_N}{\gamma + \rho}
@@ -30,14 +30,15 @@ class BCD(TargetOptimizer):
         W_l, b_l &= \arg\min_{W, b} \rho \|U_l - W V_{l-1} - b\|^2 + \alpha \|[W, b] - [W_l, b_l]\|^2 \\
         V_{l-1} &= \arg\min_V \gamma \|V - s(U_{l-1})\|^2 + \rho \|U_l - W_l V - b_l\|^2 && \text{(with the new } W_l)
 
-    The paper keeps U and V for the whole data set from sweep to sweep, and its W and b are two blocks, not one.
+    The paper keeps U and V for the whole data set between sweeps, and treats W and b as two blocks, not one.
 
     Args:
-        model: linear layers with ReLU, LeakyReLU or nothing behind them.
+        model: linear layers followed by ReLU, LeakyReLU or no activation.
         lr: eta, the step of V_N; 1/(gamma + alpha) in the paper's prox-linear form.
         gamma: weight of V_l = s(U_l); 1 in the authors' code.
         rho: weight of U_l = W_l V_{l-1} + b_l; 1 in the authors' code.
-        prox_weight: alpha, of staying near the old values; 5 in the authors' code, on 60,000 images at once.
+        prox_weight: alpha, weight of the distance from the old values; 5 in the authors' code, on 60,000 images at
+            once.
         **options: `loss_average`, `params`, `weight_decay`: see `TargetOptions`.
 
     Raises:
@@ -69,7 +70,7 @@ class BCD(TargetOptimizer):
         first, last = (tap.name == name for name in problem.ends)
         s, Z, difference = self.output(problem)
         if s.negative_slope is None:
-            raise RuntimeError(f"layer '{tap.name}': BCD knows ReLU, LeakyReLU and the identity only, not {s.name}.")
+            raise RuntimeError(f"layer '{tap.name}': BCD supports ReLU, LeakyReLU and the identity only, not {s.name}.")
         if last:
             U = Z - gamma / (gamma + rho) * group["lr"] * problem.terms * problem.D_z
         else:
@@ -89,7 +90,7 @@ class BCD(TargetOptimizer):
 
 
 def split(V: Tensor, Z: Tensor, kappa: float, s: Activation) -> Tensor:
-    """The U that minimises (V - s(U))^2 + kappa (U - Z)^2 for s(u) = u above 0 and a u below, entry by entry."""
+    """The elementwise minimiser U of (V - s(U))^2 + kappa (U - Z)^2 for s(u) = u above 0 and a u below."""
     a = s.negative_slope or 0.0
     above = (Z + (V - Z) / (1 + kappa)).clamp_min(0)  # exactly Z where V = s(Z)
     below = (Z + a * (V - a * Z) / (a * a + kappa)).clamp_max(0)
@@ -98,7 +99,7 @@ def split(V: Tensor, Z: Tensor, kappa: float, s: Activation) -> Tensor:
 
 
 def pulled_back(residual: Tensor, W: Tensor, damping: float) -> Tensor:
-    """The V (N, n) that minimises ||residual - V W^T||^2 + damping ||V||^2, by the smaller side of W (m, n)."""
+    """The minimiser V (N, n) of ||residual - V W^T||^2 + damping ||V||^2, solved on the smaller side of W (m, n)."""
     m, n = W.shape
     if m <= n:
         return residual @ damped_inverse(W @ W.mT, damping) @ W
@@ -106,5 +107,5 @@ def pulled_back(residual: Tensor, W: Tensor, damping: float) -> Tensor:
 
 
 def build(model: nn.Module, *, lr: float, gamma: float, rho: float, prox_weight: float) -> BCD:
-    """Block coordinate descent, as a config names it."""
+    """Makes block coordinate descent from a config."""
     return BCD(model, lr, gamma, rho, prox_weight)

@@ -1,4 +1,4 @@
-"""Several torch optimizers, each with its own parameters, as one."""
+"""Several torch optimizers, each with its own parameters, combined into one."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from sibp.optim.fallback import evaluated, step_within
 
 
 class CombinedOptimizer(torch.optim.Optimizer):
-    """Steps its parts one after the other; their param groups and their state are its own.
+    """Steps its parts one after the other, and shares their param groups and state.
 
     Args:
         parts: optimizers without a common parameter.
@@ -28,7 +28,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
         self._share()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group to the last part, which is for what the others do not take.
+        """Adds a group to the last part, which holds what the others do not take.
 
         Args:
             param_group: as for that part; without settings, with its defaults.
@@ -36,7 +36,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: if a parameter is in a group already.
         """
-        if self.parts:  # else called by the constructor, for groups that the parts have
+        if self.parts:  # called by the constructor, for groups that the parts already have
             param_group = {**self.parts[-1].defaults, **param_group}
         super().add_param_group(param_group)
         if self.parts:

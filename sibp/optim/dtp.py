@@ -17,7 +17,7 @@ MOMENTUM, DECAY, STABILISER = 0.9, 0.95, 1e-3  # of RMSprop, as in the authors' 
 
 
 class DTP(TargetOptimizer):
-    r"""Targets that travel backward through learned inverses, one for every layer but the first and the last.
+    r"""Targets that are propagated backward through learned inverses of all layers but the first and the last.
 
     With h_l = f_l(h_{l-1}) = s(W h_{l-1} + b) and g_l(h) = s(V h + c), from the layer below the last downward:
 
@@ -29,11 +29,11 @@ class DTP(TargetOptimizer):
         \epsilon \sim N(0, \sigma^2)
 
     (equations 10 to 15 of the paper). The last layer takes an ordinary gradient step. All steps are RMSprop's with
-    momentum, in the centred form of the authors' code. There the inverses have an epoch to themselves before each epoch
+    momentum, in the centred form of the authors' code. There the inverses are trained for one epoch before each epoch
     of the network; here they take one step per batch, before they are used.
 
     Args:
-        model: linear layers and activations that `SIBP` knows.
+        model: linear layers, with activations that `SIBP` supports.
         lr: of the network's weights; 0.0149 in the authors' code.
         target_step: eta-hat, on the loss summed over the batch; in the authors' code 0.328 on the mean over 100.
         inverse_lr: of the inverses' weights; 0.00501 in the authors' code.
@@ -64,7 +64,7 @@ class DTP(TargetOptimizer):
             in_range(group, key, 0)
 
     def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
-        """One layer's step, and the displacement of the target below."""
+        """One layer's step, and the displacement of the target of the layer below."""
         B, memory = len(problem.D_z), self.memory(tap)
         first, last = (tap.name == name for name in problem.ends)
         s, Z, difference = self.output(problem)
@@ -90,7 +90,7 @@ class DTP(TargetOptimizer):
         difference: Tensor,
         group: dict[str, Any],
     ) -> Tensor:
-        """h_{l-1} less its target, by the inverse after its step."""
+        """h_{l-1} minus its target, from the inverse after its step."""
         self._train_inverse(memory, problem, s, group)
         h = s.value(Z)
         return self._inverse(memory, s, h) - self._inverse(memory, s, h - difference)
@@ -98,7 +98,7 @@ class DTP(TargetOptimizer):
     def _train_inverse(
         self, memory: dict[str, Any], problem: LayerProblem, s: Activation, group: dict[str, Any]
     ) -> None:
-        """One step of V and c towards undoing the layer near its inputs."""
+        """One step of V and c towards an inverse of the layer near its inputs."""
         A = problem.features.moving(weight=True, bias=False).materialize()
         if "V" not in memory:
             memory["V"] = nn.init.orthogonal_(torch.empty_like(problem.W.mT))
@@ -117,14 +117,14 @@ class DTP(TargetOptimizer):
 
 
 def _rmsprop(memory: dict[str, Any], name: str, g: Tensor, lr: float) -> Tensor:
-    """A step of RMSprop with momentum along g, to be subtracted; its averages are kept under the name.
+    """A step of RMSprop with momentum along g, to be subtracted; its averages are stored under the name.
 
-    What is not finite is in the step alone, for `GuardedOptimizer` to see; the averages stay as they were.
+    Non-finite values appear only in the step, where `GuardedOptimizer` detects them; the averages are not updated.
     """
     zero = torch.zeros_like(g)
     before = tuple(memory.get(f"{name} {kind}", zero) for kind in ("mean", "square", "step"))
     mean, square = before[0].lerp(g, 1 - DECAY), before[1].lerp(g * g, 1 - DECAY)
-    variance = (square - mean * mean).clamp_min(0)  # rounding makes it negative where gradients are large and alike
+    variance = (square - mean * mean).clamp_min(0)  # rounding can make it negative
     step = MOMENTUM * before[2] + lr * g / (variance + STABILISER).sqrt()
     finite = all_finite(mean, square, step)
     for kind, new, old in zip(("mean", "square", "step"), (mean, square, step), before, strict=True):
@@ -133,5 +133,5 @@ def _rmsprop(memory: dict[str, Any], name: str, g: Tensor, lr: float) -> Tensor:
 
 
 def build(model: nn.Module, *, lr: float, target_step: float, inverse_lr: float, noise: float) -> DTP:
-    """Difference target propagation, as a config names it."""
+    """Makes difference target propagation from a config."""
     return DTP(model, lr, target_step, inverse_lr, noise)

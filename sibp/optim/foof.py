@@ -17,26 +17,26 @@ from sibp.prox.solvers.inverse import damped_inverse
 class FOOF(GuardedOptimizer):
     r"""Gradient descent on neurons: the linear proximal subproblem with a running covariance of the inputs.
 
-    For every layer with inputs Phi = [A, 1], one row a sample, and error signal D = dL/dZ of the loss summed over the
-    batch, by ordinary back propagation (algorithm 1 of the paper, which writes A for our Phi^T):
+    For every layer with inputs Phi = [A, 1], one row per sample, and error signal D = dL/dZ of the loss summed over the
+    batch, from ordinary back propagation (algorithm 1 of the paper, which writes A for our Phi^T):
 
     .. math::
         \Sigma &\leftarrow m \Sigma + (1 - m) \Phi^\top \Phi, \qquad
         P \leftarrow (\Sigma + \lambda I)^{-1} \text{ every } T \text{ steps} \\
         [W, b] &\leftarrow [W, b] - \eta D^\top \Phi P
 
-    With m = 0 and T = 1 this is `ProxBP` with its exact solver. The paper's networks have no biases, and its inverses
-    begin with 50 batches seen before training; here P is renewed after 1, 2, 4, 8, ... of the first T steps, and Sigma
-    is divided by the sum of its weights.
+    With m = 0 and T = 1 this is `ProxBP` with its exact solver. The paper's networks have no biases, and its Sigma
+    starts with 50 batches before training; here P is updated after 1, 2, 4, 8, ... of the first T steps, and Sigma is
+    divided by the sum of its weights.
 
     Args:
-        model: as for `SIBP`; all that is not a linear layer or a convolution gets the fallback.
+        model: as for `SIBP`; layers other than linear ones and convolutions are left to the fallback.
         lr: eta, the step on the neurons. The paper's step size, on the mean loss, divided by its batch size.
         damping: lam. The paper "typically" takes 100.
         decay: m, 0.95 in the paper.
         inverse_every: T; 1, 100 and 500 in the paper.
-        covariance_steps: S: Sigma takes in the last S batches before an inversion only; T (all) for fully connected
-            layers and 10 for convolutions in the paper.
+        covariance_steps: S: only the last S batches before an inversion update Sigma; in the paper T (all) for fully
+            connected layers and 10 for convolutions.
         **options: `loss_average`, `params`, `weight_decay`, `fallback`, `explicit`: see `PeerOptions`.
 
     Raises:
@@ -88,7 +88,7 @@ class FOOF(GuardedOptimizer):
 
 
 def builder(method: Callable[..., FOOF]) -> Callable[..., FOOF]:
-    """What configs call to make `FOOF` or a method of its kind; its keyword arguments are the config's keys.
+    """A function that makes `FOOF` or a subclass from a config, whose keys are its keyword arguments.
 
     Args:
         method: the optimizer's class.

@@ -16,7 +16,7 @@ from sibp.optim.guard import GuardedOptimizer, PeerOptions, finite_or
 from sibp.prox.solvers.coordinates import Direct
 from sibp.prox.solvers.inverse import damped_inverse
 
-# Draws that never raise: outputs that are not finite are the training loop's to notice.
+# Draws never raise: non-finite outputs are left for the training loop to detect.
 
 
 def _categorical(logits: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -45,8 +45,8 @@ LIKELIHOODS: dict[str, Callable[[Tensor, torch.Generator | None], Tensor]] = {
 class KFAC(GuardedOptimizer):
     r"""Natural gradient with a Kronecker-factored Fisher matrix for every layer.
 
-    For every layer with inputs Phi = [A, 1] and per-sample error signals D of the loss, D^F of labels drawn from the
-    model's own distribution (one a sample, by a second backward pass), B samples, N rows of Phi:
+    For every layer with inputs Phi = [A, 1] and per-sample error signals D of the loss and D^F of labels drawn from the
+    model's own distribution (one per sample, in a second backward pass), B samples and N rows of Phi:
 
     .. math::
         \bar A &\leftarrow m \bar A + (1 - m) \Phi^\top \Phi / B, \qquad
@@ -55,15 +55,16 @@ class KFAC(GuardedOptimizer):
             (\bar A + \pi \sqrt\lambda I)^{-1}, \qquad
         \pi^2 = \frac{\operatorname{tr} \bar A / \dim \bar A}{\operatorname{tr} \bar G / \dim \bar G}
 
-    (sections 3 and 6.3 of the paper). What it lacks of the paper: step sizes and momentum by the exact Fisher matrix,
-    and damping that adapts; the block-tridiagonal inverse. All are fixed here, as in Benzing's comparison (2201.12250).
+    (sections 3 and 6.3 of the paper). Not implemented: step sizes and momentum from the exact Fisher matrix, adaptive
+    damping, and the block-tridiagonal inverse. Step size and damping are fixed, as in Benzing's comparison
+    (2201.12250).
 
     Args:
-        model: as for `SIBP`; its output has to be what the likelihood is about, (B, n), and one tensor.
+        model: as for `SIBP`; its output must be one tensor (B, n), the parameters of the likelihood.
         lr: eta.
         damping: lam.
         decay: m, 0.95 in the paper.
-        inverse_every: steps between two inversions (after the first, second, fourth, eighth, ...); 20 in the paper.
+        inverse_every: steps between two inversions (the first ones after 1, 2, 4, 8, ... steps); 20 in the paper.
         likelihood: of the model's outputs: "categorical" for cross-entropy on logits, "bernoulli" for binary
             cross-entropy on logits, "gaussian" for half the squared error.
         generator: of the drawn labels; default torch's global one. Its state is not part of `state_dict`.
@@ -106,10 +107,10 @@ class KFAC(GuardedOptimizer):
             raise ValueError(f"Invalid likelihood: {group['likelihood']!r}; choose one of {', '.join(LIKELIHOODS)}.")
 
     def before_forward(self, layer: str) -> None:
-        """As for all; a layer that is called outside the model's own forward pass is refused.
+        """Extends the base class: refuses a layer that is called outside the model's own forward pass.
 
         Raises:
-            RuntimeError: no labels would be drawn for that pass.
+            RuntimeError: no labels would be drawn for this call.
         """
         recomputed = backward_pass() != -1  # activation checkpointing, inside a backward pass
         if not (self._inside or recomputed):
@@ -121,17 +122,17 @@ class KFAC(GuardedOptimizer):
         super().before_forward(layer)
 
     def enter(self) -> None:
-        """Notes that the model's forward pass has begun."""
+        """Called when the model's forward pass starts."""
         self._inside = True
 
     def sample(self, outputs: Any) -> None:
-        """Sends the error signal of drawn labels back through the graph of `outputs`, for the second factor.
+        """Propagates the error signal of drawn labels back through the graph of `outputs`, for the second factor.
 
         Args:
             outputs: (B, n) of the model, still in the graph; None if its forward pass raised.
 
         Raises:
-            RuntimeError: the outputs are not what a likelihood is about.
+            RuntimeError: the likelihood does not apply to such outputs.
         """
         self._inside = False
         layers = [p for tap in self.layers for p in tap.parameters.values() if p.requires_grad]
@@ -150,12 +151,12 @@ class KFAC(GuardedOptimizer):
             self._sampling = False
 
     def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
-        """One layer's step; while sampling, its factors."""
+        """One layer's step; while sampling, updates its factors instead."""
         phi, memory, B = Direct(problem.features), self.memory(tap), self._batch or 1
         if self._sampling:
             self._drawn.add(tap.name)
-            if problem.D_z.numel():  # an empty batch says nothing about curvature
-                D = problem.features.flat(problem.D_z)  # a row a position
+            if problem.D_z.numel():  # an empty batch has no curvature
+                D = problem.features.flat(problem.D_z)  # one row per position
                 self._observe(memory, phi.gram / B, D.mT @ D / D.shape[-2], group)
             gradient = phi.gram.new_zeros(()).expand(phi.gram.shape[:-1] + problem.D_z.shape[-1:])
             return LayerUpdate(*phi.displacement(gradient))
@@ -173,7 +174,7 @@ class KFAC(GuardedOptimizer):
         return LayerUpdate(*phi.displacement(displacement))
 
     def taken(self, tap: Tap, gradient: Tensor, displacement: Tensor, group: dict[str, Any]) -> None:
-        """Hears of a layer's step, for subclasses.
+        """Called with each layer's step, for subclasses.
 
         Args:
             tap: the layer.
@@ -183,7 +184,7 @@ class KFAC(GuardedOptimizer):
         """
 
     def _observe(self, memory: dict[str, Any], A: Tensor, G: Tensor, group: dict[str, Any]) -> None:
-        """Takes a batch into the running factors, and inverts them when it is time."""
+        """Updates the running factors with a batch, and inverts them when due."""
         m, T, t = group["decay"], group["inverse_every"], memory.get("step", 0)
         memory["step"] = t + 1
         memory["weight"] = m * memory.get("weight", 0.0) + (1 - m)
@@ -198,14 +199,14 @@ class KFAC(GuardedOptimizer):
         super()._reset()
         self._sampling = False
         self._inside = False  # the model's forward pass
-        self._drawn: set[str] = set()  # layers that labels have been drawn for in the last forward pass
+        self._drawn: set[str] = set()  # layers for which the last forward pass has drawn labels
 
     def __getstate__(self) -> dict[str, Any]:
-        """As for all, with the generator."""
+        """Extends the base class by the generator."""
         return {**super().__getstate__(), "generator": self.generator}
 
     def own(self, tap: Tap, group: int) -> None:
-        """Takes a layer over; with the first, puts hooks on the model, to draw labels."""
+        """Registers a layer; with the first one, adds hooks to the model that draw labels."""
         if not self.layers:
             enter, leave = _Hook(self, "enter"), _Hook(self, "sample")
             self._hooks.append(self.model.register_forward_pre_hook(enter))
@@ -214,7 +215,7 @@ class KFAC(GuardedOptimizer):
 
 
 def _check_outputs(outputs: Any, likelihood: str) -> None:
-    """Refuses outputs of a model that the likelihood would misread."""
+    """Refuses model outputs to which the likelihood does not apply."""
     if not isinstance(outputs, Tensor):
         raise RuntimeError(
             f"K-FAC: the model gives a {type(outputs).__name__}, and labels can only be drawn for one tensor of "
@@ -228,7 +229,7 @@ def _check_outputs(outputs: Any, likelihood: str) -> None:
 
 
 def _inverses(memory: dict[str, Any], damping: float) -> tuple[Tensor, Tensor]:
-    """Of A + pi sqrt(lam) I and G + sqrt(lam)/pi I; pi is 1 where one of the traces is 0."""
+    """Inverses of A + pi sqrt(lam) I and G + sqrt(lam)/pi I; pi is 1 if one of the traces is 0."""
     A, G = memory["A"], memory["G"]
     a, g = (M.diagonal(dim1=-2, dim2=-1).mean(-1) for M in (A, G))
     pi, root = (a / g).sqrt(), damping**0.5
@@ -237,7 +238,7 @@ def _inverses(memory: dict[str, Any], damping: float) -> tuple[Tensor, Tensor]:
 
 
 class _Hook:
-    """A forward hook of the whole model that calls the optimizer; one that was copied with a model does nothing."""
+    """A forward hook of the whole model that calls the optimizer; its copy in a copied model does nothing."""
 
     def __init__(self, owner: KFAC | None = None, method: str = "") -> None:
         self.owner = weakref.ref(owner) if owner is not None else lambda: None
@@ -257,5 +258,5 @@ class _Hook:
 
 
 def build(model: nn.Module, *, lr: float, damping: float, decay: float, inverse_every: int, likelihood: str) -> KFAC:
-    """K-FAC, as a config names it."""
+    """Makes K-FAC from a config."""
     return KFAC(model, lr, damping, decay, inverse_every, likelihood)

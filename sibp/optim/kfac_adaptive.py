@@ -12,22 +12,22 @@ from sibp.optim.checks import in_range
 from sibp.optim.guard import PeerOptions
 from sibp.optim.kfac import KFAC
 
-EVERY, FASTER, SLOWER = 5, 0.75, 0.25  # steps between two looks, and the shares of the promise that change the damping
+EVERY, FASTER, SLOWER = 5, 0.75, 0.25  # steps between two adaptations, and thresholds for rho
 OMEGA = (19 / 20) ** EVERY
-LEAST, MOST = 1e-8, 1e8  # of the damping
+LEAST, MOST = 1e-8, 1e8  # bounds of the damping
 
 
 class AdaptiveKFAC(KFAC):
-    r"""K-FAC whose steps are clipped, and whose damping follows how well the last ones did what they promised.
+    r"""K-FAC with clipped steps, and damping adapted by how well the quadratic model predicts the decrease.
 
     With Delta the step of `KFAC` and q = <grad, Delta> its slope, the step taken is nu Delta,
 
     .. math:: \nu = \min\big(1, \sqrt{\kappa / (\eta\, q)}\big),
 
-    so that the Kullback-Leibler divergence it makes is about kappa at most (Ba et al., section 5). Every fifth step the
-    loss of the same batch is looked at again. rho is its fall over the one that the damped quadratic model promised,
-    nu q - nu^2 eta q / 2; above 3/4 the damping is multiplied by (19/20)^5, below 1/4 divided by it (the rule of
-    Levenberg and Marquardt, section 6.5 of Martens & Grosse).
+    so that its Kullback-Leibler divergence is about kappa at most (Ba et al., section 5). Every fifth step the loss of
+    the same batch is evaluated again. rho is its decrease over the one that the damped quadratic model predicts, nu q -
+    nu^2 eta q / 2; above 3/4 the damping is multiplied by (19/20)^5, below 1/4 divided by it (the rule of Levenberg and
+    Marquardt, section 6.5 of Martens & Grosse).
 
     Args:
         model: as for `KFAC`.
@@ -42,7 +42,7 @@ class AdaptiveKFAC(KFAC):
     """
 
     line_search = True
-    """It looks at the loss again after a step: `step(evaluate=...)`."""
+    """It evaluates the loss again after a step: `step(evaluate=...)`."""
 
     def __init__(
         self,
@@ -81,12 +81,12 @@ class AdaptiveKFAC(KFAC):
         evaluate: Callable[[], Any] | None = None,
         loss: Any = None,
     ) -> Any:
-        """Applies the clipped step and, every fifth time, adapts the damping.
+        """Applies the clipped step and, every fifth step, adapts the damping.
 
         Args:
             closure: clears the gradients, computes the loss, calls `backward` and returns the loss.
-            evaluate: the loss of the same batch again, without backward; without it the damping stays as it is.
-            loss: the loss of the batch, where the closure is not given.
+            evaluate: computes the loss of the same batch, without backward; if omitted, the damping stays fixed.
+            loss: the loss of the batch, if no closure is given.
 
         Returns:
             The closure's loss, or the one given.
@@ -125,5 +125,5 @@ class AdaptiveKFAC(KFAC):
 def build(
     model: nn.Module, *, lr: float, damping: float, decay: float, inverse_every: int, likelihood: str, clip: float
 ) -> AdaptiveKFAC:
-    """K-FAC with clipping and adaptive damping, as a config names it."""
+    """Makes K-FAC with clipping and adaptive damping from a config."""
     return AdaptiveKFAC(model, lr, damping, decay, inverse_every, likelihood, clip=clip)

@@ -20,34 +20,34 @@ OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda z: z.softmax(-1),
     "sigmoid": torch.sigmoid,
 }
-EPS = 1e-5  # added to RMSprop's mean square, inside the root
-SMALLEST = 0.25  # the inner steps shrink along a straight line, to no less than this
+EPS = 1e-5  # added to RMSprop's mean square, under the root
+SMALLEST = 0.25  # the inner step sizes decrease linearly to this factor
 
 
 class LocoProp(GuardedOptimizer):
     r"""Local losses: several steps of RMSprop on each layer's own problem, all from one backward pass.
 
     For every layer with input A, pre-activation Z, transfer function f and error signal D = dL/dZ of the summed
-    loss, by ordinary back propagation, the target and the local loss are
+    loss, from ordinary back propagation, the target and the local loss are
 
     .. math::
         \text{S (squared):} \quad T &= Z - \gamma D, \qquad \tfrac12 \|A W^\top + b - T\|^2 \\
         \text{M (matching):} \quad T &= f(Z) - \gamma D, \qquad \text{the Bregman divergence that matches } f
 
     whose gradients are (A W^T + b - T)^T A and (f(A W^T + b) - T)^T A. K inner steps of RMSprop with momentum follow,
-    with step sizes lr max(1 - i/K, 1/4). The mean squares begin at 1 and, with the momenta, live on from batch to
-    batch: so the authors' published code has it (google-research/locoprop), and so the weights are held back by the
-    number of steps, not by the paper's proximal term.
+    with step sizes lr max(1 - i/K, 1/4). The mean squares start at 1 and, like the momenta, are kept from batch to
+    batch, as in the authors' published code (google-research/locoprop). As there, the number of steps keeps weights
+    near their old values, not the paper's proximal term.
 
     Args:
-        model: as for `SIBP`; all that is not a linear layer or a convolution gets the fallback.
+        model: as for `SIBP`; layers other than linear ones and convolutions are left to the fallback.
         lr: step size of the inner steps; 1e-5 in the authors' code, with momentum 0.999.
         activation_lr: gamma, the step on the pre-activations. In the authors' code 10 on the mean loss over 1,000
             images, which is 0.01 here.
         variant: "squared" (S) or "matching" (M).
-        output: f of the last layer, which the model leaves to its loss: "softmax" for cross-entropy, "sigmoid" for
-            binary cross-entropy, "identity" for a squared error. Only M uses it. Layers without a known activation
-            behind them have the identity.
+        output: f of the last layer, which the loss contains: "softmax" for cross-entropy, "sigmoid" for binary
+            cross-entropy, "identity" for a squared error. Only M uses it. Elsewhere f is the identity for layers that
+            no known activation follows.
         inner_steps: K, 10 in the authors' code.
         momentum: of RMSprop.
         decay: of RMSprop's mean square, 0.9 in the authors' code.
@@ -93,7 +93,7 @@ class LocoProp(GuardedOptimizer):
                 raise ValueError(f"Invalid {key}: {group[key]!r}; choose one of {', '.join(known)}.")
 
     def wants_activation(self, tap: Tap) -> bool:
-        """Always: with it comes Z, and M needs f."""
+        """Always: Z is captured with it, and M needs f."""
         del tap
         return True
 
@@ -125,13 +125,13 @@ class LocoProp(GuardedOptimizer):
         )
 
     def _keep(self, finite: Flag, tap: Tap, key: str, after: dict[str, Tensor], before: dict[str, Tensor]) -> None:
-        """Remembers a parameter's averages, those from before where the inner steps ran into what is not finite."""
+        """Stores a parameter's averages; the previous ones where the inner steps became non-finite."""
         self.state[tap.parameters[key]].update(
             {name: choose(finite, partial(after.get, name), partial(before.get, name)) for name in after}
         )
 
     def _averages(self, tap: Tap, key: str, like: Tensor) -> dict[str, Tensor]:
-        """Copies of a parameter's mean squares and velocities, as they are at the first batch if it has none."""
+        """Copies of a parameter's mean squares and velocities, or their initial values."""
         kept = self.state[tap.parameters[key]]
         if "square" not in kept:
             return {"square": torch.ones_like(like), "velocity": torch.zeros_like(like)}
@@ -145,7 +145,7 @@ class LocoProp(GuardedOptimizer):
         return averages["velocity"]
 
     def _transfer(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> Callable[[Tensor], Tensor]:
-        """f, the identity for S."""
+        """f; the identity for S."""
         if group["variant"] == "squared":
             return OUTPUTS["identity"]
         if problem.activation is not None:
@@ -164,5 +164,5 @@ def build(
     momentum: float,
     decay: float,
 ) -> LocoProp:
-    """LocoProp, as a config names it."""
+    """Makes LocoProp from a config."""
     return LocoProp(model, lr, activation_lr, variant, output, inner_steps, momentum, decay)

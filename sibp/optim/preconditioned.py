@@ -19,10 +19,10 @@ MakeOuter = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
 class Preconditioned(torch.optim.Optimizer):
-    r"""A torch optimizer that takes the displacements of a proximal method for its gradients.
+    r"""A torch optimizer that uses the displacements of a proximal method as its gradients.
 
     The direction's subproblems are the preconditioner: `backward` leaves $W_{\text{old}} - W_{\text{new}}$ in `.grad`,
-    and the outer optimizer treats it like a gradient (momentum, Adam's scaling, Muon's rotation, weight
+    and the outer optimizer treats it like a gradient (momentum, Adam's scaling, Muon's orthogonalisation, weight
     decay):
 
         direction = SIBP(model, lr=0.3, prox_weight=1.0)
@@ -32,22 +32,22 @@ class Preconditioned(torch.optim.Optimizer):
         opt.step()
 
     `torch.optim.SGD` with lr = 1 gives the direction's own steps. The param groups are the outer optimizer's, so
-    schedulers drive its learning rate; the direction's settings (`lr`, the step on the neurons; `prox_weight`) are in
-    `direction.param_groups`. `.grad` may be clipped before `step`. An outer optimizer that compares the
-    slope with the loss (L-BFGS with a line search) takes the displacement for a gradient that it is not.
+    schedulers change its learning rate; the direction's settings (`lr`, the step on the neurons; `prox_weight`) are in
+    `direction.param_groups`. `.grad` may be clipped before `step`. Outer optimizers that compare the slope with the
+    loss (L-BFGS with a line search) are unsuitable, since a displacement is no gradient.
 
     Parameters without a proximal subproblem (norms, embeddings, what `explicit=` names) are stepped by the outer
-    optimizer as well, once, on their ordinary gradients: the direction's fallback has no part in it.
+    optimizer on their ordinary gradients; the direction's fallback is not used.
 
     Args:
-        direction: `SIBP(model, ...)`, `ProxBP` or any other method of `sibp.optim` that has no line search; it is never
-            stepped from now on.
+        direction: `SIBP(model, ...)`, `ProxBP` or any other method of `sibp.optim` that has no line search; it
+            must not be stepped itself any more.
         outer: makes the outer optimizer from a list of all parameters of the direction, in the model's order. It may
-            sort them into groups, and add parameters that the direction does not have.
+            split them into groups, and add parameters that the direction does not have.
 
     Attributes:
         direction: fills `.grad`.
-        outer: takes the steps; its `param_groups` and `state` are this optimizer's own.
+        outer: takes the steps; its `param_groups` and `state` are shared.
 
     Raises:
         TypeError: `direction` is not such an optimizer, or `outer` does not make a torch optimizer.
@@ -55,7 +55,7 @@ class Preconditioned(torch.optim.Optimizer):
             does not step all of its parameters.
     """
 
-    # torch.amp.GradScaler asks for this, and then hands over its scale instead of dividing `.grad`.
+    # torch.amp.GradScaler checks this, and then passes on its scale instead of dividing `.grad`.
     _step_supports_amp_scaling = TappedOptimizer._step_supports_amp_scaling
 
     def __init__(self, direction: TappedOptimizer, outer: MakeOuter) -> None:
@@ -86,7 +86,7 @@ class Preconditioned(torch.optim.Optimizer):
             What the outer optimizer's `step` returns: the closure's loss, or None.
 
         Raises:
-            RuntimeError: if `.grad` of a layer of the direction holds anything else than its displacements, each once;
+            RuntimeError: if `.grad` of a layer of the direction holds anything but its displacements, each once;
                 see `TappedOptimizer.step`.
         """
         refuse_scaling(self, self._name())
@@ -123,12 +123,12 @@ class Preconditioned(torch.optim.Optimizer):
 
         Args:
             param_group: {"params": parameters of the model, "lr": ...} with the outer optimizer's settings, and under
-                "direction" a dict of the direction's, if other ones than its defaults are wanted.
+                "direction" a dict of the direction's settings, if they differ from its defaults.
 
         Raises:
-            TypeError, ValueError: as both optimizers do; a parameter that one of them has already is refused.
+            TypeError, ValueError: as both optimizers do; parameters that one of them already has are refused.
         """
-        if "direction" not in vars(self):  # called by the constructor, for groups that both have
+        if "direction" not in vars(self):  # called by the constructor, for groups that both already have
             super().add_param_group(param_group)
             return
         outer = dict(param_group)
@@ -148,15 +148,15 @@ class Preconditioned(torch.optim.Optimizer):
         return {**super().state_dict(), "direction": self.direction.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads what `state_dict` gave.
+        """Loads what `state_dict` returned.
 
         Args:
             state_dict: of the same direction in the same outer optimizer, for a model of the same layers. Where
-                "direction" was left out (`torch.distributed.checkpoint` does so), SIBP and ProxBP keep the settings
-                that they have.
+                "direction" was left out (as by `torch.distributed.checkpoint`), SIBP and ProxBP keep their present
+                settings.
 
         Raises:
-            ValueError: if it is of another optimizer, or of another model, or lacks what the direction remembers.
+            ValueError: if it is of another optimizer or model, or lacks the direction's running statistics.
         """
         for place, group in enumerate(state_dict["param_groups"]):
             method = group.get("method", "another optimizer")
@@ -172,10 +172,10 @@ class Preconditioned(torch.optim.Optimizer):
                 f"{self._name()}: this state_dict has no 'direction', and {type(self.direction).__name__} has running "
                 "statistics; save all of state_dict()."
             )
-        super().load_state_dict(copy.deepcopy(state_dict))  # torch's shares tensors with what it was given
+        super().load_state_dict(copy.deepcopy(state_dict))  # torch's shares tensors with its argument
 
     def _share(self) -> None:
-        """Shares the outer optimizer's groups and state, with marked groups."""
+        """Shares the outer optimizer's groups and state, and marks the groups."""
         for group in self.outer.param_groups:
             group["method"] = self._name()
         self.param_groups, self.state = self.outer.param_groups, self.outer.state
@@ -196,11 +196,11 @@ class Preconditioned(torch.optim.Optimizer):
     # -- for users --------------------------------------------------------------------------------------------------
 
     def paused(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, the model is untapped; see `TappedOptimizer.paused`."""
+        """A context in which the model is untapped; see `TappedOptimizer.paused`."""
         return self.direction.paused()
 
     def remove(self) -> None:
-        """Restores the model; the optimizer cannot step any more."""
+        """Restores the model; afterwards the optimizer cannot step."""
         self.direction.remove()
 
     def summary(self) -> str:
@@ -220,7 +220,7 @@ class Preconditioned(torch.optim.Optimizer):
 
 
 def _check(direction: Any, outer: Any) -> None:
-    """Refuses what cannot be a direction, or cannot make the outer optimizer."""
+    """Refuses an invalid direction, or an invalid maker of the outer optimizer."""
     if not isinstance(direction, TappedOptimizer):
         raise TypeError(
             f"Preconditioned: direction is a {type(direction).__name__}; give the proximal optimizer of the model: "
@@ -246,7 +246,7 @@ def _check(direction: Any, outer: Any) -> None:
 
 
 def _check_all_stepped(made: torch.optim.Optimizer, direction: TappedOptimizer, params: dict[Any, Any]) -> None:
-    """Refuses an outer optimizer that would leave parameters as they are."""
+    """Refuses an outer optimizer that does not step all parameters."""
     stepped = {id(p) for group in made.param_groups for p in group["params"]}
     for name, p in direction.model.named_parameters():
         if p in params and id(p) not in stepped:

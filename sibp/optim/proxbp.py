@@ -21,15 +21,15 @@ class ProxBP(ProximalOptimizer):
     r"""Proximal backpropagation (Frerix et al., ICLR 2018, arXiv 1706.04638).
 
     For every layer with input A, pre-activation Z = A W^T + b and error signal D = dL/dZ of the loss summed over the
-    batch, computed by ordinary back propagation (through the old weights):
+    batch, from ordinary back propagation (through the old weights):
 
     $$
     W_{\text{new}}, b_{\text{new}} = \arg\min_{V, c} \tfrac12 \|A V^\top + c - (Z - \eta D)\|^2
         + \tfrac{\lambda}{2} (\|V - W\|^2 + \|c - b\|^2)
     $$
 
-    The paper writes tau for 1/lam. Like the authors, W and b form one joint subproblem. For the arguments and for the
-    use see `SIBP`.
+    The paper writes tau for 1/lam. Like the authors, W and b form one joint subproblem. For arguments and
+    usage see `SIBP`.
 
     Args:
         model: any module. `nn.Linear`, `nn.Conv1d` and `nn.Conv2d` are updated proximally.
@@ -41,7 +41,7 @@ class ProxBP(ProximalOptimizer):
         weight_decay: w, decoupled: p is multiplied by 1 - lr w at each step.
         backward_weights: which weights carry the error signal down; "old" in the paper.
         prox_weight_scaling: as for `SIBP`.
-        line_search: whether `step(evaluate=...)` looks at the loss and shortens what would raise it.
+        line_search: whether `step(evaluate=...)` evaluates the loss and shortens steps that would raise it.
         **options: `params`, `fallback`, `explicit`, `direction_only`, `data_parallel`: see `sibp.optim.base.Options`.
 
     Raises:
@@ -76,7 +76,7 @@ class ProxBP(ProximalOptimizer):
         super().__init__(model, defaults=defaults, loss_average=loss_average, line_search=line_search, **options)
 
     def wants_activation(self, tap: object) -> bool:
-        """Never: the subproblem is on the linear pre-activation."""
+        """Never: the subproblem is stated on the linear pre-activation."""
         del tap
         return False
 
@@ -89,7 +89,7 @@ class ProxBP(ProximalOptimizer):
         if solver.kind == "gradient":
             return _gradient_update(problem, eta, prox_weight)
         coordinates = smaller_side(problem.features)
-        target = -eta * problem.D_z  # Z - eta D, with Z taken as the origin: only T - Z matters
+        target = -eta * problem.D_z  # Z - eta D, with Z shifted to 0: only T - Z matters
         origin = torch.zeros_like(target)
         solution = solve_nonlinear(coordinates, origin, target, prox_weight, IDENTITY, solver.iterations)
         return as_update(solution)

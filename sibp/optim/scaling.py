@@ -1,4 +1,4 @@
-"""Refusing a GradScaler: a scaled loss was solved for targets that are as many times too far."""
+"""Refuses a GradScaler: the subproblems of a scaled loss have wrong targets, which unscaling cannot undo."""
 
 import sys
 import weakref
@@ -8,14 +8,14 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 _WITHOUT = "Train without a scaler, in bfloat16 (torch.autocast(dtype=torch.bfloat16)) or in float32."
-_CALLERS = 8  # of a step, among which a scaler is looked for
+_CALLERS = 8  # callers of a step that are searched for a scaler
 
 
 def refuse_scaling(optimizer: torch.optim.Optimizer, method: str) -> None:
     """Refuses to step inside `GradScaler.step`.
 
     Args:
-        optimizer: with `_step_supports_amp_scaling`, so that the scaler hands over its scale.
+        optimizer: has `_step_supports_amp_scaling`, so that the scaler passes on its scale.
         method: its name.
 
     Raises:
@@ -30,15 +30,15 @@ def refuse_scaling(optimizer: torch.optim.Optimizer, method: str) -> None:
 
 
 def refuse_scaled_outer(direction: Any) -> torch.utils.hooks.RemovableHandle:
-    """From now on, refuses a GradScaler's step of another optimizer that applies what a `direction_only` one has found.
+    """From now on, refuses a GradScaler around another optimizer that applies a `direction_only` one's displacements.
 
-    Nothing else could tell: the scaler would divide displacements, which are not linear in the loss, by its scale.
+    Otherwise the scaler would silently divide displacements, which are not linear in the loss, by its scale.
 
     Args:
         direction: the optimizer with `direction_only`; only a weak reference is kept.
 
     Returns:
-        What takes the hook on all optimizers away, which goes with the direction, too.
+        A function that removes the hook on all optimizers; the hook is also removed with the direction.
     """
     this = weakref.ref(direction)
 

@@ -1,4 +1,4 @@
-"""Schedule-Free AdamW (Defazio et al., NeurIPS 2024, arXiv 2405.15682), by its authors' package schedulefree."""
+"""Schedule-Free AdamW (Defazio et al., NeurIPS 2024, arXiv 2405.15682), from its authors' package schedulefree."""
 
 import weakref
 from typing import Any
@@ -12,13 +12,13 @@ from sibp.optim.checks import check_settings, refuse_float16
 def build(model: nn.Module, *, lr: float, beta: float, weight_decay: float) -> torch.optim.Optimizer:
     """AdamW without a schedule: gradients are taken between the newest weights and their average, which is evaluated.
 
-    The package's optimizer has to be told when weights are evaluated. Here the model says it: its forward pass takes
-    the average in `eval` mode, and the point of the gradients in `train` mode.
+    The package's optimizer has to be told which weights to use. Here the model's mode decides: its forward pass uses
+    the average in `eval` mode and the gradients' point in `train` mode.
 
     Args:
-        model: as configs name them.
-        lr: step size, to be warmed up, then constant.
-        beta: how far towards the average gradients are taken, 0.9 in the paper; above 0, below 1.
+        model: the model.
+        lr: step size after the warm-up.
+        beta: weight of the average at the gradients' point, 0.9 in the paper; above 0, below 1.
         weight_decay: decoupled.
 
     Returns:
@@ -42,7 +42,7 @@ def build(model: nn.Module, *, lr: float, beta: float, weight_decay: float) -> t
 
 
 class _Mode:
-    """A forward hook that puts the weights where the model's mode wants them; one that was copied does nothing."""
+    """A forward hook that switches the weights to the model's mode; its copy in a copied model does nothing."""
 
     def __init__(self, optimizer: Any = None) -> None:
         self.optimizer = weakref.ref(optimizer) if optimizer is not None else lambda: None

@@ -41,7 +41,7 @@ class SIBP(ProximalOptimizer):
         lr: eta, the step on the neurons, >= 0.
         prox_weight: lam, the proximal weight, > 0.
         solver: "cg:K", K iterations (at most 1000) of conjugate gradients on the subproblem with its activation
-            (one that `sibp.activations` knows), closed form where none follows; "exact", the linearised subproblem
+            (one known to `sibp.activations`), closed form where none follows; "exact", the linearised subproblem
             (target Z - eta D s'(Z)) in closed form at every layer; "paper", the authors' own solver (linear layers,
             ReLU), slow, for comparison.
         loss_average: whether the loss is a mean over the batch (the leading dimension at the first layer), or a sum
@@ -51,7 +51,7 @@ class SIBP(ProximalOptimizer):
             propagation.
         prox_weight_scaling: "absolute", lam is `prox_weight`; "relative", it is `prox_weight` times the mean squared
             norm of the layer's feature rows [a, 1], so that one value serves layers of every width and scale.
-        line_search: whether `step(evaluate=...)` looks at the loss and shortens what would raise it.
+        line_search: whether `step(evaluate=...)` evaluates the loss and shortens steps that would raise it.
         **options: `params`, `fallback`, `explicit`, `direction_only`, `data_parallel`: see `sibp.optim.base.Options`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Semi-implicit back propagation whose proximal weight grows where others' step size falls: a hybrid of ours."""
+"""Semi-implicit back propagation whose proximal weight grows where a schedule lowers lr: this project's variant."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ from sibp.optim.sibp import SIBP
 
 
 class GrowingSIBP(SIBP):
-    """`SIBP` with step size `neuron_step` and proximal weight `prox_weight` / lr: with lr = 1 it is that.
+    """`SIBP` with step size `neuron_step` and proximal weight `prox_weight` / lr; equal to it at lr = 1.
 
-    Where steps are small, a weight moves by about eta / lam times its gradient, so that a schedule of lr slows the
-    weights as it does in `SIBP`; but the targets of the neurons stay as far away as they were.
+    A small step changes a weight by about eta / lam times its gradient, so that a schedule of lr slows the weights as
+    it does in `SIBP`, while the distance of the neurons' targets stays the same.
     """
 
     def __init__(self, model: nn.Module, lr: float, neuron_step: float, prox_weight: float, solver: str) -> None:
@@ -27,12 +27,12 @@ class GrowingSIBP(SIBP):
         in_range(group, "neuron_step", 0.0)
 
     def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
-        """Solves a layer's subproblem; with lr = 0 the targets are where the neurons are."""
+        """Solves a layer's subproblem; with lr = 0 the targets equal the neurons' values."""
         factor, eta, lam = group["lr"], group["neuron_step"], group["prox_weight"]
         eta, lam = (eta, lam / factor) if factor else (0.0, lam)
         return super().layer_update(tap, problem, {**group, "lr": eta, "prox_weight": lam})
 
 
 def build(model: nn.Module, *, lr: float, neuron_step: float, prox_weight: float, solver: str) -> GrowingSIBP:
-    """The hybrid, as a config names it."""
+    """Makes the variant from a config."""
     return GrowingSIBP(model, lr, neuron_step, prox_weight, solver)

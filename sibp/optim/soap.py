@@ -1,4 +1,4 @@
-"""SOAP (Vyas et al., ICLR 2025, arXiv 2409.11321), by the package pytorch_optimizer."""
+"""SOAP (Vyas et al., ICLR 2025, arXiv 2409.11321), from the package pytorch_optimizer."""
 
 import warnings
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from sibp.optim.combined import CombinedOptimizer
 from sibp.optim.fallback import evaluated
 
 LARGEST = 32_768
-"""Of `largest`: the preconditioner of one such side takes 4 GiB, and its eigenbasis as much."""
+"""Upper bound of `largest`: for a side of this length the preconditioner takes 4 GiB, and its eigenbasis as much."""
 
 
 def build(
@@ -20,17 +20,17 @@ def build(
 ) -> torch.optim.Optimizer:
     """Adam in the eigenbasis of Shampoo's preconditioner; plain Adam for biases and norms.
 
-    The first step only begins the preconditioner, in the package as in the authors' code: no weight moves. A step
-    whose gradients are not finite, or too large for their squares to be summed, is left out with a warning.
+    The first step only initialises the preconditioner, in the package as in the authors' code: no weight changes. A
+    step whose gradients are not finite, or whose squared norm overflows, is skipped with a warning.
 
     Args:
-        model: as configs name them.
+        model: the model.
         lr: step size, 3e-3 in the paper.
         beta1: decay of the mean gradient, 0.95 in the paper.
         beta2: decay of the mean square and of the preconditioner, 0.95 in the paper.
         weight_decay: decoupled.
-        every: steps between two eigenbases, 10 in the paper.
-        largest: sides of a weight larger than this are left as they are, 10,000 in the paper; at most `LARGEST`.
+        every: steps between two updates of the eigenbasis, 10 in the paper.
+        largest: longer sides of a weight are not preconditioned; 10,000 in the paper, at most `LARGEST`.
 
     Returns:
         The package's optimizer, guarded.
@@ -58,11 +58,11 @@ def build(
 
 
 class WholeSteps(CombinedOptimizer):
-    """Leaves out a step that the package would take by halves: it raises when some weights have moved already."""
+    """Skips steps that the package would take in part: it raises after some weights have already changed."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Steps on the gradients of one backward pass, if the package can do so for all of them.
+        """Steps on the gradients of one backward pass, if the package supports all of them.
 
         Args:
             closure: clears the gradients, computes the loss, calls `backward` and returns the loss.
@@ -85,7 +85,7 @@ class WholeSteps(CombinedOptimizer):
 
 
 def _too_large(groups: list[dict[str, Any]]) -> str | None:
-    """Names the first parameter whose gradient has no finite squared norm, which bounds all that is kept of it."""
+    """The first parameter whose gradient has no finite squared norm, which bounds all statistics of it."""
     gradients = [
         (name, p.grad)
         for group in groups

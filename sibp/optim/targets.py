@@ -13,10 +13,10 @@ from sibp.optim.layers import parameter_owners
 
 
 class TargetOptimizer(GuardedOptimizer):
-    """Base of methods whose error signals are displacements: h - h_target on a layer's output, not gradients.
+    """Base of methods whose error signals are displacements h - h_target of a layer's output, not gradients.
 
-    So every parameter must be a linear layer's, with nothing between layers but activations that the taps know and
-    changes of shape.
+    Every parameter must therefore be a linear layer's, with nothing between layers but known activations and changes of
+    shape.
     """
 
     shared = TargetOptions
@@ -29,7 +29,7 @@ class TargetOptimizer(GuardedOptimizer):
         super().__init__(model, defaults, **options)
 
     def add_explicit(self, params: list[nn.Parameter], new: NewParameters, settings: dict[str, Any]) -> None:
-        """Never: an untapped parameter would take a displacement for its gradient."""
+        """Never: an untapped parameter would use a displacement as its gradient."""
         del new, settings
         name, module = parameter_owners(self.model)[params[0]][0]
         raise ValueError(self._only_linear(name, module))
@@ -41,7 +41,7 @@ class TargetOptimizer(GuardedOptimizer):
         )
 
     def wants_activation(self, tap: Tap) -> bool:
-        """Always: targets are on the activation's output."""
+        """Always: targets are defined on the activation's output."""
         del tap
         return True
 

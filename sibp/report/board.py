@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from sibp.report.blocks import Document, Figure, Line
 from sibp.report.curves import SECONDS, STEPS
@@ -34,18 +34,14 @@ def write_medians(document: Document, folder: Path) -> Path:
 
 
 def _write(place: Path, lines: list[tuple[str, Line]]) -> None:
-    place.mkdir(parents=True, exist_ok=True)
     for old in place.glob("events.out.tfevents.*"):
         old.unlink()
-    started = time.time()
-    with (place / f"events.out.tfevents.{time.time_ns()}").open("wb") as file:
-        records = RecordWriter(file)
-        records.write(Event(wall_time=started, file_version="brain.Event:2").SerializeToString())
-        for tag, line in lines:
-            for name, step, seconds, value in _points(tag, line):
-                summary = Summary(value=[Summary.Value(tag=name, simple_value=value)])
-                records.write(Event(wall_time=started + seconds, step=step, summary=summary).SerializeToString())
-        records.flush()
+    started, writer = time.time(), EventFileWriter(str(place))
+    for tag, line in lines:
+        for name, step, seconds, value in _points(tag, line):
+            summary = Summary(value=[Summary.Value(tag=name, simple_value=value)])
+            writer.add_event(Event(wall_time=started + seconds, step=step, summary=summary))
+    writer.close()
 
 
 def _points(tag: str, line: Line) -> Iterator[tuple[str, int, float, float]]:

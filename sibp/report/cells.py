@@ -3,7 +3,9 @@
 import math
 import os
 from pathlib import Path
+from urllib.parse import quote
 
+from sibp.analysis.scoring import Verdict
 from sibp.analysis.statistics import Estimate
 from sibp.report.blocks import Cell, Link
 from sibp.runs.packed import PACKED
@@ -34,6 +36,11 @@ def cell_text(cell: Cell, digits: int = 4) -> str:
     return four_digits(cell) if isinstance(cell, float) else str(cell) if isinstance(cell, int) else cell
 
 
+def seeds_text(found: Verdict) -> str:
+    """A verdict with its seeds, such as ``better, 18 of 20 seeds``."""
+    return f"{found.word}, {found.wins} of {found.count} seeds"
+
+
 def is_number(cell: Cell) -> bool:
     """Whether a cell is right-aligned: a number or an estimate."""
     return isinstance(cell, int | float | Estimate)
@@ -44,3 +51,8 @@ def relative(path: Path, folder: Path) -> str:
     if not os.path.exists(path) and (path.parent / PACKED).exists():
         path = path.parent / PACKED
     return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+
+
+def link(path: Path, folder: Path) -> str:
+    """The same path, percent-encoded for a link."""
+    return quote(os.fsencode(relative(path, folder)), safe="/")

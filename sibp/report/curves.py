@@ -92,12 +92,8 @@ def _method_lines(method: Method, metric: str) -> list[Line]:
 def _seed_line(method: Method, run: Run, metric: str) -> Line:
     keep = thinned(np.flatnonzero(~np.isnan(run.columns[metric])))
     x, y = run.columns["step"][keep], run.columns[metric][keep]
-    return Line(method.name, method.name, x, y, kind="seed", detail=f"seed {run.seed}", also=_also(run, keep))
-
-
-def _also(run: Run, places: np.ndarray) -> dict[str, np.ndarray]:
-    """Where some rows of a run are on the other axes."""
-    return {title: _axis(run, title)[places] for title in AXES if title != STEPS}
+    also = {title: _axis(run, title)[keep] for title in AXES if title != STEPS}
+    return Line(method.name, method.name, x, y, kind="seed", detail=f"seed {run.seed}", also=also)
 
 
 def _axis(run: Run, title: str) -> np.ndarray:

@@ -1,6 +1,5 @@
 """The report as Markdown, without the collapsed parts of the page."""
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from sibp.report.blocks import Block, Cell, Document, Figure, Link, Matrix, Table, Text
-from sibp.report.cells import cell_text, relative
+from sibp.report.cells import cell_text, link
 
 NUMBER = re.compile(r"(\*\*)?[−-]?[\d.∞][^a-z]*$|–?$")  # with or without an interval, or empty
 NUMBERED = re.compile(r"[\d∞]")
@@ -53,7 +52,7 @@ def _table(table: Table, folder: Path) -> str:
 
 def _cell(cell: Cell, folder: Path) -> str:
     text = _safe(cell_text(cell))
-    return f"[{text}]({quote(os.fsencode(relative(cell.path, folder)), safe='/')})" if isinstance(cell, Link) else text
+    return f"[{text}]({link(cell.path, folder)})" if isinstance(cell, Link) else text
 
 
 def _safe(text: str) -> str:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from sibp.analysis.comparison import Method, Problem, Setting
-from sibp.analysis.outcomes import FINAL_LOSS, over_runs
+from sibp.analysis.outcomes import FINAL_LOSS, median_over
 from sibp.report.blocks import Block, Figure, Line, Text
 
 CAPTION = (
@@ -18,7 +18,7 @@ CAPTION = (
 def robustness(problem: Problem, number: str) -> list[Block]:
     """Final training loss over the learning rate, with a caption; nothing if no method tried several."""
     tried = {method.name: [s for s in method.settings if s.numbers.get("lr", 0) > 0] for method in problem.methods}
-    losses = {setting: _loss(setting) for settings in tried.values() for setting in settings}
+    losses = {s: median_over(s.runs, FINAL_LOSS.of) for settings in tried.values() for s in settings}
     finite = [loss for loss in losses.values() if loss is not None and loss < math.inf]
     if not any(len({setting.numbers["lr"] for setting in settings}) > 1 for settings in tried.values()):
         return []
@@ -29,11 +29,6 @@ def robustness(problem: Problem, number: str) -> list[Block]:
         lines += _method_lines(method, points, ceiling)
     title = "final train loss over learning rate"
     return [Text(CAPTION), Figure(f"{number}-robustness", title, "lr", "final train loss", lines, True, True)]
-
-
-def _loss(setting: Setting) -> float | None:
-    found = over_runs(setting.runs, FINAL_LOSS.of)
-    return found.median if found else None
 
 
 def _method_lines(method: Method, points: list[tuple[Setting, float]], ceiling: float) -> list[Line]:

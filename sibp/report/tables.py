@@ -12,6 +12,7 @@ from sibp.analysis.outcomes import (
     Quantity,
     Target,
     final,
+    median_over,
     over_runs,
     seconds_per_step,
     to_target,
@@ -48,10 +49,7 @@ def settings_table(problem: Problem) -> Table:
 
 def _over_runs(quantities: Sequence[Quantity], problem: Problem) -> dict[str, Callable[[Sequence[Run]], Cell]]:
     """Column -> its cell for the runs of a setting."""
-
-    def step(runs: Sequence[Run]) -> float | None:
-        found = over_runs(runs, seconds_per_step)
-        return found.median if found else None
+    step = partial(median_over, of=seconds_per_step)
 
     def to(target: Target, part: int, run: Run) -> float | None:
         found = to_target(run, target)

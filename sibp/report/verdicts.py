@@ -41,11 +41,10 @@ def who_won(found: Answer) -> str:
         return f"{title}: {found.leader.name} has the best median ({cell_text(best)}); {_against(found.duels)}."
     nearest = min(found.duels, key=lambda duel: abs(duel.verdict.difference.median) if duel.verdict.difference else 0.0)
     verdict, rivals = nearest.verdict, _names(found.duels) if len(found.duels) <= MOST_NAMES else "all others"
-    count = verdict.wins + verdict.ties + verdict.losses
     return (
         f"{title}: {found.leader.name} won ({cell_text(best)}), better than {rivals}; the nearest, "
-        f"{nearest.other.name}, is behind by {_size(verdict.difference)} at the median, on {verdict.wins} of {count} "
-        f"seeds (sign test p = {four_digits(verdict.sign_p)})."
+        f"{nearest.other.name}, is behind by {_size(verdict.difference)} at the median, on {verdict.wins} of "
+        f"{verdict.count} seeds (sign test p = {four_digits(verdict.sign_p)})."
     )
 
 

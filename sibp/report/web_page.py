@@ -2,11 +2,9 @@
 
 import json
 import math
-import os
 from itertools import groupby
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 from jinja2 import Environment
@@ -16,7 +14,7 @@ from sibp.analysis.performance_profiles import LIMIT
 from sibp.analysis.scoring import MIN_SEEDS
 from sibp.analysis.statistics import INTERVAL_RULE, Estimate
 from sibp.report.blocks import Block, Cell, Document, Figure, Line, Link, Section
-from sibp.report.cells import cell_text, is_number, relative
+from sibp.report.cells import cell_text, is_number, link
 from sibp.report.styles import styles
 from sibp.report.templates import templates
 
@@ -99,11 +97,6 @@ def _cell(cell: Cell, folder: Path) -> dict[str, str | None]:
         "href": link(cell.path, folder) if isinstance(cell, Link) else None,
         "value": None if value is None else repr(value),
     }
-
-
-def link(path: Path, folder: Path) -> str:
-    """A percent-encoded relative link to a run folder."""
-    return quote(os.fsencode(relative(path, folder)), safe="/")
 
 
 def _figure_data(figure: Figure) -> dict[str, Any]:

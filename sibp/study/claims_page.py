@@ -10,7 +10,7 @@ from pathlib import Path
 from sibp.analysis.clock import Timed
 from sibp.analysis.scoring import Verdict
 from sibp.analysis.statistics import INTERVAL_RULE, Estimate, holm
-from sibp.report.cells import cell_text
+from sibp.report.cells import cell_text, seeds_text
 from sibp.report.markdown import lines_of_table, table_of
 from sibp.report.templates import templates
 from sibp.study.claims import Better, Claim, Criterion, Every, judge
@@ -115,7 +115,7 @@ def corrected(findings: Sequence[Finding]) -> list[float]:
 
 
 def _word(found: Verdict | None) -> str:
-    return f"{found.word}, {found.wins} of {found.wins + found.ties + found.losses} seeds" if found else "–"
+    return seeds_text(found) if found else "–"
 
 
 def by_the_clock(found: Timed | None) -> str:

@@ -7,7 +7,7 @@ from sibp.analysis.duels import by_seed
 from sibp.analysis.outcomes import FINAL_LOSS, FINAL_VAL, TEST_ACC, Quantity
 from sibp.analysis.scoring import verdict
 from sibp.analysis.statistics import estimate
-from sibp.report.cells import cell_text
+from sibp.report.cells import cell_text, seeds_text
 from sibp.report.markdown import lines_of_table
 from sibp.study.criteria import Evidence, OpenError
 
@@ -58,8 +58,7 @@ class Ablation:
 
     def said(self, name: str, other: str) -> str:
         """One method against another, paired by seed, such as ``better, 18 of 20 seeds``."""
-        found = verdict(self.values(name), self.values(other), self.quantity.larger_is_better)
-        return f"{found.word}, {found.wins} of {found.wins + found.ties + found.losses} seeds"
+        return seeds_text(verdict(self.values(name), self.values(other), self.quantity.larger_is_better))
 
 
 def two_by_two(of: Ablation) -> str:

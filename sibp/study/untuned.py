@@ -15,7 +15,7 @@ from sibp.analysis.arena import ARENA, GOALS, REFERENCE, Contest, contests, cost
 from sibp.analysis.comparison import Method, compare
 from sibp.analysis.duels import by_seed
 from sibp.analysis.levels import targets, tuning_seconds
-from sibp.analysis.outcomes import Target, training_seconds
+from sibp.analysis.outcomes import Target, retimed, training_seconds
 from sibp.analysis.scoring import Verdict, verdict
 from sibp.analysis.statistics import Estimate, estimate, median
 from sibp.runs.collect import collect
@@ -75,19 +75,13 @@ def _untuned(results: Path, folder: Path) -> Untuned:
     ratio = median([mine / theirs for mine, theirs in zip(steps[AUTO], steps[REFERENCE], strict=True)])
     same = [run for run in own if run.seed in before.seeds]
     factor = ratio * pace(sgd) / pace(_method(same))
-    same = [_slower(run, factor) for run in same]
+    same = [retimed(run, factor * run.columns["seconds"], factor * training_seconds(run)) for run in same]
     (contest,) = contests(compare([*tuned, *same], None, None), names)
     return Untuned(folder.name, contest, _method(own), all_sgd, ratio)
 
 
 def _method(runs: Sequence[Run]) -> Method:
     return Method(AUTO, [], None, None, list(runs))
-
-
-def _slower(run: Run, factor: float) -> Run:
-    seconds = run.columns["seconds"] * factor
-    clock = {"train": factor * training_seconds(run)}
-    return replace(run, columns=run.columns | {"seconds": seconds}, summary=run.summary | {"seconds": clock})
 
 
 def at_the_end(problem: Untuned, goal: str, among: Collection[str] | None = None) -> Beside:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sibp.analysis.arena import GOALS
 from sibp.analysis.levels import COSTS, LEVELS, scores
-from sibp.report.cells import cell_text
+from sibp.report.cells import cell_text, seeds_text
 from sibp.report.markdown import lines_of_table
 from sibp.study.criteria import OpenError
 from sibp.study.untuned import AUTO, ELSEWHERE, FAMILY, Untuned, at_the_end, total_costs, untuned
@@ -37,9 +37,8 @@ def end_table(problems: Sequence[Untuned], goal: str) -> str:
     for problem in problems:
         every, family = at_the_end(problem, goal), at_the_end(problem, goal, FAMILY)
         beside = [f"{each.best} {cell_text(each.least)}: {'yes' if each.within else 'no'}" for each in (every, family)]
-        found = every.against_sgd
-        word = f"{found.word}, {found.wins} of {found.wins + found.ties + found.losses} seeds"
-        rows.append([_name(problem), cell_text(every.own), *beside, cell_text(every.sgd), word])
+        against = seeds_text(every.against_sgd)
+        rows.append([_name(problem), cell_text(every.own), *beside, cell_text(every.sgd), against])
     columns = ["problem", f"AutoSIBP, {goal}", "best of all tuned: within?", "best tuned proximal method: within?"]
     return lines_of_table([*columns, "tuned SGD", "AutoSIBP against it"], rows)
 

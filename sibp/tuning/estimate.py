@@ -1,4 +1,4 @@
-"""How long a run of a method will take: from its finished runs, or from a few steps that leave nothing behind."""
+"""Estimates the wall-clock time of a run, from finished runs of its method or from a few steps that are not kept."""
 
 from collections.abc import Callable, Sequence
 from statistics import median
@@ -18,13 +18,13 @@ WARM_UP, TIMED = 2, 5  # steps
 
 
 def seconds_of(folders: Sequence[RunFolder]) -> float | None:
-    """Seconds that finished runs took.
+    """Seconds that completed runs took.
 
     Args:
         folders: runs, finished or not.
 
     Returns:
-        The median over those that completed, evaluation and logging included; None if there are none.
+        The median over the completed ones, evaluation and logging included; None if none completed.
     """
     summaries = [folder.summary() or {} for folder in folders]
     taken = [sum(s["seconds"].values()) for s in summaries if s.get("status") == "completed" and s.get("seconds")]
@@ -32,10 +32,10 @@ def seconds_of(folders: Sequence[RunFolder]) -> float | None:
 
 
 def seconds_from_steps(config: dict[str, Any]) -> float:
-    """Seconds that a run would take, by the time of a few of its steps and of one evaluation; nothing is kept.
+    """Seconds that a run would take, estimated from a few of its steps and one evaluation; nothing is kept.
 
     Args:
-        config: its resolved settings.
+        config: the run's resolved settings.
 
     Returns:
         The estimate.

@@ -1,9 +1,9 @@
 """Which settings of a method to try next: a pure function of those tried, the same for every method.
 
-First the whole initial grid. While the best setting lies at an edge, the settings one log step beyond it, the best's
-diagonal neighbours there included: good values of two hyper-parameters often grow together. When no edge is left, the
-settings half a log step around the best, then a quarter, and so on, until the budget is spent; around a new best
-again as far away as it was found, never coarser.
+The search starts with the whole initial grid. While the best setting lies at an edge, it tries the settings one log
+step beyond, including the diagonal neighbours, because good values of two hyper-parameters often grow together. Once
+the best setting is interior, it tries settings half a log step around it, then a quarter, and so on, until the budget
+is spent. Around a new best setting it continues at the distance at which that one was found, never coarser.
 """
 
 import itertools
@@ -11,22 +11,22 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-Point = tuple[float, ...]  # for each axis, a place in its list of values: 0 the first, 0.5 half a step on, -1 beyond
+Point = tuple[float, ...]  # for each axis, an index into its values: 0 the first, 0.5 half a step on, -1 one step below
 Score = tuple[float, float]  # smaller is better
 WORST: Score = (math.inf, math.inf)
-FINEST = 10  # halvings of a step; the values are rounded more coarsely than that
+FINEST = 10  # halvings of a step, finer than the rounding of the values
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A hyper-parameter and its initial values, on a log scale; ``momentum`` m on that of 1 - m.
+    """A hyper-parameter and its initial values, on a log scale; for ``momentum`` m, the log scale of 1 - m.
 
     Args:
         name: such as ``lr``.
         values: at least two, increasing; above 0, or for momentum from 0 to below 1.
 
     Raises:
-        ValueError: the values are not such; says what they should be.
+        ValueError: the values do not fit; says what they should be.
     """
 
     name: str
@@ -42,13 +42,13 @@ class Axis:
             raise ValueError("give numbers above 0: the scale is logarithmic")
 
     def at(self, position: float) -> float:
-        """The value at a place in the list, or between or beyond its values.
+        """The value at a position in the list, interpolated or extrapolated on the log scale.
 
         Args:
-            position: 0 for the first value; steps beyond the ends are as long as the list's steps are on average.
+            position: 0 for the first value; beyond the ends, a step is as long as the list's mean step.
 
         Returns:
-            A given value as it is; others have three significant digits.
+            A given value unchanged; other values have three significant digits.
 
         Example:
             >>> lr, momentum = Axis("lr", (0.1, 1.0)), Axis("momentum", (0.0, 0.9))
@@ -77,47 +77,47 @@ class Axis:
 
 @dataclass(frozen=True)
 class Trial:
-    """A place in the grid to try, and why: the initial grid, beyond an edge, or around the best."""
+    """A point of the grid to try, and why: the initial grid, beyond an edge, or around the best."""
 
     point: Point
     why: str
 
 
 def setting(axes: Sequence[Axis], point: Point) -> tuple[float, ...]:
-    """The values at a place in the grid.
+    """The values at a point of the grid.
 
     Args:
-        axes: the grid's.
-        point: one position for each.
+        axes: of the grid.
+        point: one position per axis.
 
     Returns:
-        One value for each.
+        One value per axis.
     """
     return tuple(axis.at(position) for axis, position in zip(axes, point, strict=True))
 
 
 def best(done: Mapping[Point, Score], axes: Sequence[Axis]) -> Point:
-    """The best setting tried; of equal ones, that with the smaller value of the first axis (lr), then of the next.
+    """The best setting tried; ties go to the smaller value of the first axis (lr), then of the next.
 
     Args:
         done: scores of one or more settings.
-        axes: the grid's.
+        axes: of the grid.
 
     Returns:
-        Its place.
+        Its point.
     """
     return min(done, key=lambda point: (done[point], setting(axes, point)))
 
 
 def edges(done: Mapping[Point, Score], axes: Sequence[Axis]) -> list[tuple[int, int]]:
-    """Where the best setting has the largest or smallest value tried, though there are values beyond.
+    """The edges at which the best setting lies: it has the smallest or largest value tried, and values beyond exist.
 
     Args:
         done: scores of one or more settings.
-        axes: the grid's.
+        axes: of the grid.
 
     Returns:
-        (axis, direction) for each such edge, direction -1 or 1; a momentum of 0 is none.
+        (axis, direction) for each edge, direction -1 or 1; a momentum of 0 is no edge.
     """
     place = best(done, axes)
     found = []
@@ -130,15 +130,15 @@ def edges(done: Mapping[Point, Score], axes: Sequence[Axis]) -> list[tuple[int, 
 
 
 def next_trials(done: Mapping[Point, Score], axes: Sequence[Axis], budget: int) -> list[Trial]:
-    """What to try next, all of it before this is asked again.
+    """The next batch of trials.
 
     Args:
         done: the score of every setting tried so far.
-        axes: the grid's.
-        budget: how many settings may be tried altogether; at least the initial grid's.
+        axes: of the grid.
+        budget: number of settings that may be tried in total, at least the size of the initial grid.
 
     Returns:
-        The next trials, none of them tried before; none when the budget is spent.
+        Trials that have not been tried; an empty list when the budget is spent.
     """
     left = budget - len(done)
     initial = itertools.product(*(map(float, range(len(axis.values))) for axis in axes))
@@ -163,14 +163,14 @@ def next_trials(done: Mapping[Point, Score], axes: Sequence[Axis], budget: int) 
 
 
 def _around(done: Mapping[Point, Score], axes: Sequence[Axis], step: float) -> list[tuple[Point, Point]]:
-    """The untried neighbours of the best, (place, moves), those along one axis first."""
+    """Untried neighbours of the best setting as (point, moves), those along one axis first."""
     place = best(done, axes)
     tried = {setting(axes, point) for point in done}
     found = []
     for moves in sorted(itertools.product((0, -1, 1), repeat=len(axes)), key=lambda moves: -moves.count(0)):
         point = tuple(position + step * move for position, move in zip(place, moves, strict=True))
         values = setting(axes, point)
-        # A move that changes no value has run into an end, such as a momentum of 0.
+        # A move that changes no value has reached a bound, such as a momentum of 0.
         stuck = any(m and a.at(p) == v for m, a, p, v in zip(moves, axes, place, values, strict=True))
         if values not in tried and not stuck:
             tried.add(values)

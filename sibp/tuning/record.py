@@ -1,4 +1,4 @@
-"""A study on disk: ``tuning.json``, and ``tuning.md`` for people; rewritten from the run folders by every command."""
+"""A study on disk: ``tuning.json``, and ``tuning.md`` for people; every command rewrites both from the run folders."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -10,14 +10,14 @@ from sibp.runs.folder import finite, write_atomic
 from sibp.tuning.study import MethodRecord, RunRecord, Study, TrialRecord, shown
 
 METRICS = ("val_acc", "val_loss", "train_loss", "test_acc", "test_loss")
-TRIED = METRICS[:3]  # what a trial has, which never looks at test data
+TRIED = METRICS[:3]  # metrics of a trial, which never evaluates test data
 
 
 def save(study: Study) -> None:
     """Write a study's record into its sweep's folder.
 
     Args:
-        study: under way or at its end.
+        study: running or finished.
 
     Raises:
         OSError: the folder cannot be written.
@@ -30,10 +30,10 @@ def save(study: Study) -> None:
 
 
 def content(study: Study) -> dict[str, Any]:
-    """What a study is and has found, as plain mappings.
+    """The settings and results of a study, as plain mappings.
 
     Args:
-        study: under way or at its end.
+        study: running or finished.
 
     Returns:
         The content of tuning.json; run folders are named relative to it.
@@ -117,7 +117,7 @@ def _strangers(folder: Path, runs: Sequence[RunRecord]) -> int:
 
 
 def _markdown(record: dict[str, Any]) -> str:
-    """The record in tables."""
+    """The record as Markdown tables."""
     seeds = ", ".join(map(str, record["tuning_seeds"]))
     lines = [
         f"# Tuning: {record['sweep']}",

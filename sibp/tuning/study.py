@@ -1,4 +1,4 @@
-"""A sweep under way: batch after batch of trials, then the chosen settings over fresh seeds."""
+"""Running a sweep: trials in batches, then the chosen settings over fresh seeds."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ ENDED = ("completed", "skipped", "diverged", "failed")
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a sweep: its config, and what a reader calls it."""
+    """One run of a sweep: its config and its label."""
 
     config: dict[str, Any]
     label: str
@@ -29,7 +29,7 @@ class Job:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """How one run ended: completed, diverged, failed, busy, interrupted, or not ended; metrics where it has some."""
+    """How one run ended: completed, diverged, failed, busy, interrupted, or not ended; with its metrics, if any."""
 
     seed: int
     folder: RunFolder
@@ -41,7 +41,7 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """A setting that was tried, its runs with the tuning seeds, and its score; None while a run has not ended."""
+    """A setting that was tried, its runs over the tuning seeds, and its score, None while a run has not ended."""
 
     trial: Trial
     setting: dict[str, float]
@@ -51,7 +51,7 @@ class TrialRecord:
 
 @dataclass
 class MethodRecord:
-    """All that happened to a method; ``chosen`` is None until its trials have ended, and if none of them completed."""
+    """The trials and final runs of a method; ``chosen`` is None until the trials have ended, or if none completed."""
 
     method: Method
     trials: list[TrialRecord] = field(default_factory=list)
@@ -61,7 +61,7 @@ class MethodRecord:
 
     @property
     def waiting(self) -> bool:
-        """Whether a trial has not ended, so that nothing can be built on it."""
+        """Whether a trial has not ended, so that the search cannot go on."""
         return any(trial.score is None for trial in self.trials)
 
 
@@ -69,16 +69,16 @@ Train = Callable[[Sequence[Job], Callable[[Outcome], None]], None]
 
 
 class Study:
-    """Plays a sweep from its beginning; runs that are finished are not trained again, so the same happens again.
+    """Replays a sweep from its beginning; finished runs are not trained again, so the search takes the same course.
 
     Args:
-        sweep: what to do.
+        sweep: the sweep.
         train: runs jobs, and calls its second argument with the outcome of each, in any order.
-        save: called when there is something new to keep.
+        save: called whenever the record changes.
 
     Attributes:
-        methods: what happened to each.
-        interrupted: whether Ctrl-C ended it.
+        methods: the record of each method.
+        interrupted: whether it was stopped by Ctrl-C.
     """
 
     def __init__(self, sweep: Sweep, train: Train, save: Callable[["Study"], None]):
@@ -98,7 +98,7 @@ class Study:
             self._save(self)
 
     def _round(self) -> bool:
-        """One batch of trials of every method that has some left."""
+        """One batch of trials for every method that has trials left."""
         batches = [(record, self._next(record)) for record in self.methods if not record.waiting]
         seeds = self.sweep.tuning_seeds
         jobs = [self._job(r.method, trial, seed) for r, batch in batches for trial in batch for seed in seeds]
@@ -126,7 +126,7 @@ class Study:
             record.chosen = next(each for each in record.trials if each.trial.point == place)
 
     def _finals(self) -> None:
-        """Seed by seed, so that a machine that slows down slows all methods."""
+        """Seed by seed, so that a slower machine slows all methods alike."""
         chosen = [(record, record.chosen.trial) for record in self.methods if record.chosen]
         seeds = self.sweep.final_seeds
         jobs = [self._job(record.method, trial, seed, True) for seed in seeds for record, trial in chosen]
@@ -143,7 +143,7 @@ class Study:
         return {outcome.folder.path.name: outcome for outcome in outcomes}
 
     def _row(self, rows: list[Metrics]) -> Metrics:
-        """The row of a trial that counts."""
+        """The logged row by which a trial is judged."""
         return _last(rows) if self.sweep.at == "last" else min(rows, key=lambda row: _score(row, self.sweep.criterion))
 
     def _job(self, method: Method, trial: Trial, seed: int, final: bool = False) -> Job:
@@ -169,7 +169,7 @@ def score_of(runs: Sequence[RunRecord], criterion: str) -> Score | None:
 
     Args:
         runs: its runs.
-        criterion: one of `CRITERIA` of :mod:`sibp.tuning.sweep`: what decides, and what decides between equals.
+        criterion: one of `CRITERIA` of :mod:`sibp.tuning.sweep`: the deciding metric, and the tie-breaker.
 
     Returns:
         Two numbers, smaller is better; None if a run has not ended.
@@ -219,6 +219,6 @@ def _read(job: Job, ended: dict[str, Outcome], pick: Callable[[list[Metrics]], M
 
 
 def _numbers(row: dict[str, Any], *keys: str) -> Metrics:
-    """Some of a row's metrics; a loss that was no finite number is infinite, an accuracy that is none is left out."""
+    """Some of a row's metrics; a non-finite loss counts as infinite, a missing accuracy is left out."""
     known = {key: number_or_nan(row.get(key)) for key in keys}
     return {k: math.inf if math.isnan(v) else v for k, v in known.items() if k.endswith("loss") or not math.isnan(v)}

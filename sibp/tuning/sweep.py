@@ -1,4 +1,4 @@
-"""A sweep file, ``configs/sweep/NAME.yaml``: what is tuned, over which grids, by which rule."""
+"""Sweep files, ``configs/sweep/NAME.yaml``: which methods are tuned, over which grids, by which rule."""
 
 import dataclasses
 import difflib
@@ -21,22 +21,22 @@ from sibp.runs.yaml_file import YamlError, parse_yaml
 from sibp.tuning.grid import Axis, Point, setting
 
 CRITERIA, MOMENTS = ("val_acc", "val_loss", "train_loss"), ("last", "best")
-DECIDED = ("seed", "evaluate_test", "role", "optimizer")  # elsewhere in the file, not by an override
+DECIDED = ("seed", "evaluate_test", "role", "optimizer")  # set elsewhere in the file, not by an override
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method: the resolved config that its runs share, and the hyper-parameters to tune."""
+    """A method: the resolved config shared by its runs, and the hyper-parameters to tune."""
 
     name: str
     config: dict[str, Any]
     axes: tuple[Axis, ...]
 
     def setting(self, point: Point) -> dict[str, float]:
-        """The hyper-parameters at a place in the grid.
+        """The hyper-parameters at a point of the grid.
 
         Args:
-            point: one position for each axis.
+            point: one position per axis.
 
         Returns:
             name -> value.
@@ -50,13 +50,13 @@ class Sweep:
 
     Attributes:
         name: of its file.
-        root: the folder for all it makes: ``trials/`` and ``final/`` with run folders, and the record.
-        trials: how many settings of every method are tried, the initial grid included.
-        tuning_seeds: every setting is run with each; it is judged by the median.
-        final_seeds: for the chosen settings.
+        root: output folder, with run folders in ``trials/`` and ``final/``, and the record.
+        trials: number of settings tried of every method, including the initial grid.
+        tuning_seeds: every setting is run with each and judged by the median.
+        final_seeds: of the chosen settings' runs.
         criterion: val_acc (then val_loss), val_loss (then val_acc) or train_loss (then val_loss).
         at: ``last`` or ``best`` logged row of a run.
-        final_looks: evaluations of a final run for each one of a trial.
+        final_looks: evaluations of a final run per evaluation of a trial.
     """
 
     name: str
@@ -71,17 +71,17 @@ class Sweep:
 
     @property
     def count(self) -> int:
-        """How many runs it has if no grid runs out of settings."""
+        """The number of runs, if no grid runs out of settings."""
         return len(self.methods) * (self.trials * len(self.tuning_seeds) + len(self.final_seeds))
 
     def job(self, method: Method, point: Point, seed: int, final: bool) -> dict[str, Any]:
         """The config of one run.
 
         Args:
-            method: whose.
-            point: the place of its setting.
+            method: the method.
+            point: its setting.
             seed: of the run.
-            final: whether it is one of the fresh runs of a chosen setting; only those look at test data.
+            final: whether it is a final run of a chosen setting; only those evaluate test data.
 
         Returns:
             The resolved config.
@@ -100,7 +100,7 @@ class Sweep:
 
 @dataclass(frozen=True, kw_only=True)
 class _File:
-    """The keys of a sweep file, with their types."""
+    """The keys of a sweep file and their types."""
 
     shared: list[str]
     methods: dict[str, Any]
@@ -113,13 +113,13 @@ class _File:
 
 
 def names(overrides: Sequence[str] = ()) -> list[str]:
-    """The sweeps there are.
+    """The names of all sweeps.
 
     Args:
-        overrides: of the command; one of them may name a folder of the user's, where a folder ``sweep`` may be.
+        overrides: of the command line; one of them may name a folder of the user's, which may hold a folder ``sweep``.
 
     Returns:
-        The names of the files in ``configs/sweep`` and there.
+        The names of the files in ``configs/sweep`` and in that folder.
     """
     return sorted(_files(overrides))
 
@@ -139,7 +139,7 @@ def read_sweep(name: str, overrides: Sequence[str]) -> Sweep:
         The sweep.
 
     Raises:
-        UserError: the file, or an override, is wrong; says where, and how to put it right.
+        UserError: the file or an override is wrong; says where, and how to correct it.
     """
     if name not in (known := names(overrides)):
         raise UserError(f"There is no sweep {name!r}{_near(name, known)} Choose one of: {', '.join(known)}.")
@@ -150,7 +150,7 @@ def read_sweep(name: str, overrides: Sequence[str]) -> Sweep:
         file = _File(**_checked_keys(_on_top_of_another(content, _files(overrides))))
         _check(file)
         _refuse_decided(file.shared)
-        # A choice is made by all validation images, whatever an experiment takes for its curves.
+        # Settings are chosen on all validation images, whatever subset an experiment evaluates for its curves.
         shared = [f"run_root=runs/tuning/{name}", "eval_val_limit=null", *file.shared, *overrides]
         methods = tuple(_method(str(each), node, shared) for each, node in file.methods.items())
         _check_methods(methods, file.trials)
@@ -182,7 +182,7 @@ def _content(path: Path) -> Any:
 
 
 def _on_top_of_another(content: Any, files: Mapping[str, Path]) -> Any:
-    """A file that is ``like`` another: its own keys win, of its methods each key; a method that is null is left out."""
+    """Merges a file into the one that it is ``like``: its own keys win, in a method too; a null method is left out."""
     if not isinstance(content, Mapping) or "like" not in content:
         return content
     base, own = content["like"], {key: value for key, value in content.items() if key != "like"}
@@ -271,10 +271,10 @@ def _axis(where: str, key: str, values: Any) -> Axis:
 
 
 def try_out(sweep: Sweep, elsewhere: bool) -> None:
-    """Have every method's first and last setting tried out with the sweep's data and model, before the first run.
+    """Check every method's first and last setting with the sweep's data and model, before the first run.
 
     Args:
-        sweep: as read.
+        sweep: the sweep.
         elsewhere: whether its runs will be on other machines.
 
     Raises:
@@ -291,7 +291,7 @@ def try_out(sweep: Sweep, elsewhere: bool) -> None:
 
 
 def _try_out(method: Method) -> None:
-    """Have the method's optimizer refuse now, on a small model, what it would refuse in a run."""
+    """Build the method's optimizer on a small model, so that wrong settings are refused now and not in a run."""
     ends = [(0,) * len(method.axes), tuple(len(axis.values) - 1 for axis in method.axes)]
     Settings.from_config(method.config)
     for point in ends:
@@ -322,7 +322,7 @@ def _check_methods(methods: Sequence[Method], trials: int) -> None:
 
 
 def _mapping(where: str, node: Any, known: Collection[str] | None = None) -> dict[str, Any]:
-    """Something made of keys and values; of any keys, if the known ones are not given."""
+    """Checks that a node is a mapping and, if `known` is given, that it has no other keys."""
     if not isinstance(node, Mapping):
         listed = f": its keys are {', '.join(known)}" if known is not None else ""
         raise UserError(f"{where} is not made of keys and values{listed}.")

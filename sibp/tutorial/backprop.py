@@ -78,7 +78,7 @@ def softmax_cross_entropy(z: Node, labels: Array) -> Node:
 
 def log_softmax(Z: Array) -> Array:
     """Log-probabilities of logits (B, classes)."""
-    Z = Z - Z.max(axis=1, keepdims=True)  # the result stays the same, and exp cannot overflow
+    Z = Z - Z.max(axis=1, keepdims=True)  # leaves the result unchanged and keeps exp from overflowing
     return Z - np.log(np.exp(Z).sum(axis=1, keepdims=True))
 
 

@@ -22,7 +22,7 @@ class Block:
     Attributes:
         line: number of its first line of code in the page, from 1.
         code: what runs.
-        title: the file it is an excerpt of, from ```python title="..."; None for code of the page's own.
+        title: the file it is an excerpt of, from ```python title="..."; None for the page's own code.
         output: the ```text block that follows, which is what it prints; "" if there is none.
     """
 
@@ -60,12 +60,12 @@ def run(page: Path) -> tuple[dict[str, Any], list[tuple[Block, str]]]:
         The names that its blocks defined, and every block with what it printed.
 
     Raises:
-        Exception: whatever a block raises; the traceback has the page's line.
+        Exception: as a block does; the traceback names the line of the page.
     """
     namespace: dict[str, Any] = {"__name__": page.stem}
     printed = []
     for block in blocks(page):
-        # Empty lines in front, so that line numbers are those of the page.
+        # Leading empty lines make the line numbers those of the page.
         code = compile("\n" * (block.line - 1) + block.code, str(page), "exec")
         with contextlib.redirect_stdout(io.StringIO()) as out:
             exec(code, namespace)

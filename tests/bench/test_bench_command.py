@@ -62,7 +62,7 @@ def test_step(tmp_path, quick, capsys):
     assert first[3].startswith("## ")
 
 
-def test_one_record_for_each_number_of_threads(tmp_path, quick):
+def test_one_record_per_number_of_threads(tmp_path, quick):
     words = ["step", "--net", "4-3-2", "--batch", "5", "--methods", "exact", "--seconds", "0", "--no-memory"]
     assert main([*words, "--threads", "1", "2", "--out", str(tmp_path)]) == 0
     threads = {path.name: json.loads(path.read_text())["machine"]["threads"] for path in tmp_path.glob("*.json")}
@@ -77,7 +77,7 @@ def test_activations_and_peers_on_the_command_line(tmp_path, quick, capsys):
     assert "8-6-5-3 gelu, batch 5" in capsys.readouterr().out
 
 
-def test_step_asks_for_the_memory_of_every_method_but_the_slow_ones(tmp_path, quick, monkeypatch):
+def test_step_measures_memory_of_every_method_except_the_slow_ones(tmp_path, quick, monkeypatch):
     monkeypatch.setattr(
         memory, "measure", lambda case, *given: {"peak_bytes": 1, "given": [case.net, case.activation, *given]}
     )
@@ -88,7 +88,7 @@ def test_step_asks_for_the_memory_of_every_method_but_the_slow_ones(tmp_path, qu
     assert taken["exact"]["given"] == ["4-3-2", "", "exact", "cpu", "float32", 1]
 
 
-def test_a_compiled_step_stands_beside_the_plain_one(tmp_path, quick, monkeypatch):
+def test_a_compiled_step_is_listed_beside_the_eager_one(tmp_path, quick, monkeypatch):
     taken = []
     monkeypatch.setattr(modes, "compiled", lambda step, x, y: lambda x, y: taken.append(1) or step(x, y))
     words = ("--net", "8-6-3", "--batch", "5", "--methods", "exact", "exact+compile", "sgd+compile")
@@ -99,7 +99,7 @@ def test_a_compiled_step_stands_beside_the_plain_one(tmp_path, quick, monkeypatc
     assert case["failed"] == {}
 
 
-def test_a_step_that_cannot_be_compiled_leaves_the_others(tmp_path, quick, monkeypatch, capsys):
+def test_a_step_that_cannot_be_compiled_does_not_affect_the_others(tmp_path, quick, monkeypatch, capsys):
     def fails(*_):
         raise RuntimeError("no compiler here\nand a trace")
 
@@ -111,7 +111,7 @@ def test_a_step_that_cannot_be_compiled_leaves_the_others(tmp_path, quick, monke
     assert "exact+compile failed: RuntimeError: no compiler here" in capsys.readouterr().out
 
 
-def test_recording_a_graph_leaves_the_weights_as_they_were(monkeypatch):
+def test_recording_a_graph_restores_the_weights(monkeypatch):
     """What is replayed starts from the weights that every method starts from."""
 
     def recorded(step, x, y):
@@ -135,7 +135,7 @@ def test_recording_a_graph_leaves_the_weights_as_they_were(monkeypatch):
         ("sgd+eager", "after + comes"),
     ],
 )
-def test_ways_to_run_a_step_that_are_none(tmp_path, method, said, capsys):
+def test_unknown_modes_are_refused(tmp_path, method, said, capsys):
     assert main(["step", "--net", "4-3-2", "--methods", method, "--out", str(tmp_path)]) == 2
     assert said in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -218,7 +218,7 @@ def test_readme_holds_every_record_of_the_folder(tmp_path, quick):
 
 
 @pytest.mark.parametrize(("others", "told"), [(0.05, False), (1.8, True)])
-def test_a_busy_machine_is_told_of(tmp_path, quick, capsys, monkeypatch, others, told):
+def test_a_busy_machine_gives_a_warning(tmp_path, quick, capsys, monkeypatch, others, told):
     readings = iter([(100.0, 7.0, 50.0), (100.0 + 20.0 * others + 5.0, 12.0, 70.0)])  # 5 of our own in 20 seconds
     monkeypatch.setattr(Usage, "_read", lambda self: next(readings))
     run(tmp_path, "roofline", "--net", "4-3-2", "--methods", "exact", *SMALL)
@@ -263,19 +263,19 @@ def test_wrong_input_is_one_sentence(tmp_path, capsys, words, named):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_device_that_is_not_there(tmp_path, capsys):
+def test_a_missing_device_is_refused(tmp_path, capsys):
     assert main(["step", "--device", "cuda", "--out", str(tmp_path)]) == 2
     assert "--device cpu" in capsys.readouterr().err
 
 
-def test_a_folder_that_cannot_be_written(tmp_path, quick, capsys):
+def test_an_unwritable_folder_is_refused(tmp_path, quick, capsys):
     (tmp_path / "file").write_text("")
     words = ["step", "--net", "4-3-2", "--methods", "exact", *SMALL, "--no-memory"]
     assert main([*words, "--out", str(tmp_path / "file")]) == 2
     assert "--out" in capsys.readouterr().err
 
 
-def test_a_stranger_among_the_records(tmp_path, quick, capsys):
+def test_a_foreign_file_among_the_records_is_refused(tmp_path, quick, capsys):
     (tmp_path / "other.json").write_text("[]")
     words = ["step", "--net", "4-3-2", "--methods", "exact", *SMALL, "--no-memory"]
     assert main([*words, "--out", str(tmp_path)]) == 2

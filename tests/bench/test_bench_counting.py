@@ -127,7 +127,7 @@ def test_closed_forms_of_convolutions(batch, method, optimizer):
 
 
 @pytest.mark.parametrize("case", [SPAN, DIRECT, MIXED, Case(CONVNET, 2), Case(CONVNET, 9)], ids=str)
-def test_a_round_of_conjugate_gradients(case):
+def test_an_iteration_of_conjugate_gradients(case):
     def done(rounds):
         model = case.model().double()
         with disabled():
@@ -151,11 +151,11 @@ def test_factorisations_are_counted_beside_products():
     work = step_work("exact", [layer])
     solve = sum(each.operations for each in work if each.name in ("Cholesky", "triangular solves"))
     assert solve == pytest.approx(N**3 / 3 + 2 * N**2 * 30)
-    assert sum(each.operations for each in work if each.name == "A A'") == N * (N + 1) * 40
+    assert sum(each.operations for each in work if each.name == "A A^T") == N * (N + 1) * 40
 
 
 @pytest.mark.parametrize(("a", "b"), list(pairwise(["sgd", "exact", "cg:5", "cg:9"])))
-def test_methods_are_in_order(a, b):
+def test_counts_order_the_methods(a, b):
     layers = layers_of(Case("784-500-10", 100).model(), (784,), 100)
     roof = Roof(operations=1e11, bandwidth=2e10, itemsize=4)
     assert roof.seconds(step_work(a, layers)) < roof.seconds(step_work(b, layers))
@@ -166,16 +166,16 @@ def test_roof_takes_the_slower_of_arithmetic_and_traffic_for_each_operation():
     assert roof.seconds([Work("a", 100.0, 2.0), Work("b", 10.0, 6.0)]) == pytest.approx(10.0 + 3.0)
 
 
-def test_layers_on_one_input_share_what_is_made_of_it():
+def test_layers_on_one_input_share_their_factor():
     case = Case("transformer_block", 16)
     layers = layers_of(case.model(), case.shape, case.batch)
     names = [work.name for work in step_work("exact", layers)]
     # Seven layers, of which query, key and value share: attention's three, its output, up, down, and the classes.
-    assert (names.count("Phi'Phi") + names.count("A A'"), names.count("Cholesky")) == (5, 5)
+    assert (names.count("Phi^T Phi") + names.count("A A^T"), names.count("Cholesky")) == (5, 5)
     assert names.count("triangular solves") == 7
     apart = [replace(layer, input=place) for place, layer in enumerate(layers)]
     more = operations(step_work("exact", apart)) - operations(step_work("exact", layers))
-    p = 256 + 1  # twice a half of Phi'Phi for 1024 rows, and a factor
+    p = 256 + 1  # twice a half of Phi^T Phi for 1024 rows, and a factor
     assert more == pytest.approx(2 * (p * (p + 1) * 1024 + p**3 / 3))
 
 
@@ -189,7 +189,7 @@ def test_convolutions_on_one_input_share_nothing():
 
 
 @pytest.mark.parametrize("case", [Case("resnet8", 2), Case("transformer_block", 1)], ids=str)
-def test_sgd_on_nets_with_more_than_layers(case):
+def test_sgd_on_nets_with_other_modules(case):
     """Attention's own products are left out, as every method has them."""
     model = case.model()
     expected = products("sgd", case, model)
@@ -209,7 +209,7 @@ def test_a_smooth_activation_takes_more_operations_in_every_iteration():
 
 
 @pytest.mark.parametrize("case", [SPAN, DIRECT, Case(CONVNET, 9)], ids=str)
-def test_a_piece_is_the_work_or_the_whole_of_which_that_is_a_half(case):
+def test_a_piece_contains_its_work(case):
     layers = layers_of(case.model(), case.shape, case.batch)
     for method in ("sgd", "exact", "cg:2"):
         for work in (work for work in step_work(method, layers) if work.piece is not None and work.is_product):

@@ -85,7 +85,7 @@ def test_verdicts_are_on_processor_time():
     [{"net": "20-10-3"}, {"batch": 99}, {"activation": "tanh"}, {"dtype": "float64"}, {"device": "cuda"}],
     ids=str,
 )
-def test_what_has_no_targets_gets_no_verdict_of_another(changed):
+def test_nets_without_targets_get_no_verdict(changed):
     made = record(sgd=1.0, exact=9.0, cg_5=9.0, paper=1.0, proxbp=1.0)
     made["cases"][0] |= changed
     assert verdicts_of(made, "exact") == [None, None]
@@ -138,7 +138,7 @@ def test_a_target_within_the_spread_is_called_narrow(spread, word):
     assert verdicts_of(made, "exact")[1] == word
 
 
-def test_memory_that_could_not_be_measured_is_told():
+def test_missing_memory_measurements_are_reported():
     made = record(sgd=1.0, exact=1.2)
     made["cases"][0]["memory"]["exact"] = {"failed": "MemoryError"}
     row = rows_of(made)["exact"]
@@ -197,7 +197,7 @@ def test_the_floor_is_by_the_clock_that_judges():
     assert floor(case | {"device": "cuda"}, "exact") == pytest.approx(1 + (3 - 1) / 28)
 
 
-def test_a_target_between_the_floor_and_the_pieces_is_told():
+def test_a_target_between_the_floor_and_the_pieces_is_reported():
     made = record(sgd=4.0, exact=8.0)
     counted(made, sgd=(1, 1), exact=(2, 5))
     assert verdicts_of(made, "exact") == ["≤ 1.35", "missed, below the pieces"]
@@ -205,13 +205,13 @@ def test_a_target_between_the_floor_and_the_pieces_is_told():
     assert verdicts_of(made, "exact") == ["≤ 1.35", "missed"]
 
 
-def test_a_target_that_is_met_is_not_argued_with():
+def test_a_met_target_has_no_comment():
     made = record(sgd=4.0, exact=5.0)
     counted(made, sgd=(1, 1), exact=(9, 9))
     assert verdicts_of(made, "exact") == ["≤ 1.35", "met"]
 
 
-def test_calls_raise_the_floor_by_what_they_take_beyond_sgds():
+def test_calls_raise_the_floor_by_their_time_beyond_sgds():
     case = counted(record(sgd=4.0, exact=8.0), sgd=(1, 1), exact=(1, 1))
     assert roofline.with_calls(case, "exact") is None
     case["calls"] = {"sgd": [1.0, 2.0, 9.0], "exact": [5.0, 6.0, 7.0]}
@@ -230,7 +230,7 @@ def test_cases():
         choose_cases(["5-"], [])
 
 
-def test_activations_make_cases_of_their_own():
+def test_each_activation_is_a_separate_case():
     assert choose_cases(["5-4"], [], ["tanh", "relu"]) == [Case("5-4", 100, "tanh"), Case("5-4", 100)]
     assert choose_cases(["784-500-500-10"], []) == [Case("784-500-500-10", 100)]  # who names no activation means ReLU
     assert choose_cases(["transformer_block"], [3], ["gelu"]) == [Case("transformer_block", 3)]
@@ -241,14 +241,14 @@ def test_activations_make_cases_of_their_own():
 
 
 @pytest.mark.parametrize(("net", "kind"), [("6-5-4-3", nn.Tanh), ("transformer_block", nn.SiLU)])
-def test_a_net_has_the_activation_that_was_asked_for(net, kind):
+def test_a_net_has_the_requested_activation(net, kind):
     model = Case(net, 2, {nn.Tanh: "tanh", nn.SiLU: "silu"}[kind]).model()
     found = [type(module) for module in model.modules() if type(module).__module__.endswith("activation")]
     assert set(found) == {kind}
 
 
 @pytest.mark.parametrize("net", list(NAMED))
-def test_nets_with_names_give_a_number_for_every_class(net):
+def test_named_nets_give_one_output_per_class(net):
     case = Case(net, 1)
     with torch.no_grad():
         assert case.model()(torch.zeros(1, *case.shape)).shape == (1, case.classes)
@@ -294,7 +294,7 @@ def test_periods_are_those_of_the_peers_settings():
     assert min(settings["kfac"], settings["foof"], settings["soap"]) > 1
 
 
-def test_a_stretch_starts_from_the_same_weights_and_batches():
+def test_every_stretch_starts_from_the_same_weights_and_batches():
     worker = Worker(Case("6-5-3", 4), "cg:2", dtype="float64", pool=3)
     ends = []
     for _ in range(2):
@@ -317,7 +317,7 @@ def test_every_step_takes_the_next_batch_of_the_pool():
     assert torch.equal(seen[0], seen[3])
 
 
-def test_peak_memory_is_the_largest_sum_of_what_lives_at_once():
+def test_peak_memory_is_the_largest_sum_of_live_tensors():
     def work():
         a = torch.zeros(1000, dtype=torch.float64)
         b = torch.zeros(3000, dtype=torch.float64)
@@ -330,7 +330,7 @@ def test_peak_memory_is_the_largest_sum_of_what_lives_at_once():
     assert memory.peak_bytes(work, "cpu") == 8 * 4000
 
 
-def test_memory_of_training_in_a_process_of_its_own():
+def test_memory_of_training_in_a_separate_process():
     case = Case("100-80-10", 20)
     found = memory.measure(case, "exact", "cpu", "float32", 1)
     weights = sum(p.numel() for p in case.model().parameters()) * 4
@@ -338,7 +338,7 @@ def test_memory_of_training_in_a_process_of_its_own():
     assert found["first_step_seconds"] > 0
 
 
-def test_a_process_that_fails_says_why(monkeypatch):
+def test_a_failed_process_gives_its_reason(monkeypatch):
     ended = subprocess.CompletedProcess([], 1, stdout="", stderr="Traceback\nMemoryError\n")
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: ended)
     assert memory.measure(CASE, "sgd", "cpu", "float32", 1) == {"failed": "MemoryError"}

@@ -11,7 +11,7 @@ from sibp.bench.proxprop import ProxPropNet
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 @pytest.mark.parametrize("case", [Case("30-20-5", 8), Case("6-5-4-3", 40)], ids=str)
-def test_same_weights_as_proxbp_after_some_steps(case, dtype, tolerance):
+def test_weights_equal_proxbps_after_some_steps(case, dtype, tolerance):
     ours, theirs = case.model().to(dtype), case.model().to(dtype)
     proxbp = ProxBP(ours, lr=0.3, prox_weight=2.0, solver="exact")
     port, sgd = ProxPropNet(theirs, eta=0.3, lam=2.0), torch.optim.SGD(theirs.parameters(), lr=1.0)

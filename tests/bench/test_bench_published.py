@@ -15,7 +15,7 @@ from sibp.bench.published import step
     [(Case("20-16-12-8-5", 10), 1.0, 0.3), (Case("6-5-3", 7), 0.1, 1.0), (Case("10-8-4", 1), 10.0, 10.0)],
     ids=str,
 )
-def test_same_weights_as_paper_mode_after_some_steps(case, eta, lam):
+def test_weights_equal_paper_mode_after_some_steps(case, eta, lam):
     ours, theirs = case.model().double(), case.model().double()
     optimizer = SIBP(ours, lr=eta, prox_weight=lam, solver="paper")
     generator = torch.Generator().manual_seed(3)
@@ -31,7 +31,7 @@ def test_same_weights_as_paper_mode_after_some_steps(case, eta, lam):
         assert (q - first).abs().max() > 1e-6
 
 
-def test_a_dead_layer_stays_as_it_is():
+def test_a_dead_layer_is_unchanged():
     net = Case("4-3-2", 5).model().double()
     hidden = net[0]
     assert isinstance(hidden, nn.Linear)

@@ -67,7 +67,7 @@ def test_a_stretch_is_a_whole_number_of_periods(seconds, period, steps):
     assert machine.log[::-1].index("restart a") == 1 + steps
 
 
-def test_processor_time_stands_beside_the_clocks():
+def test_processor_time_is_recorded_with_wall_clock_time():
     machine = Machine()
     workers = {"a": machine.worker("a", 0.5), "b": machine.worker("b", 2.0)}
     samples = interleave(workers, 0.0, machine.clock, processor=lambda: 2 * machine.now)  # two busy threads
@@ -75,7 +75,7 @@ def test_processor_time_stands_beside_the_clocks():
     assert samples.processor == {"a": [1.0] * MIN_ROUNDS, "b": [4.0] * MIN_ROUNDS}
 
 
-def test_rounds_go_on_for_as_long_as_asked():
+def test_rounds_last_as_long_as_requested():
     machine = Machine()
     samples = interleave({"a": machine.worker("a", 1.0)}, 100.0, machine.clock).seconds
     assert len(samples["a"]) == 10  # 10 + 1 seconds a round, and the last one starts in time

@@ -19,12 +19,12 @@ STEPS = [shlex.split(line)[1:] for line in TEXT.splitlines() if re.match(r" *ste
 FULL = TEXT.partition('exit "$failed"')[2]  # what follows the trial of `--tiny`
 
 
-def test_the_shell_understands_it():
+def test_the_script_has_valid_syntax():
     subprocess.run(["sh", "-n", str(SCRIPT)], check=True)
 
 
 @pytest.mark.parametrize("words", STEPS, ids=lambda words: words[0])
-def test_every_measurement_is_one_that_the_command_takes(words):
+def test_every_measurement_is_a_valid_command(words):
     args = _parser().parse_args(["step", *words[2:]])
     for case in choose_cases(args.net, args.batch, args.activation):
         if "resnet18" not in case.net and "8192" not in case.net and case.net != "transformer_6":
@@ -42,7 +42,7 @@ def test_all_limits_together_are_at_most_eight_minutes():
     assert sum(limits) + tests + methods * mnist <= 480
 
 
-def test_without_a_gpu_it_says_so(tmp_path):
+def test_without_a_gpu_it_is_refused(tmp_path):
 
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")

@@ -43,7 +43,7 @@ def test_a_step_that_got_faster_meets_the_bound():
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists() or not shutil.which("git"), reason="needs a checkout by git")
-def test_both_revisions_are_timed_and_nothing_is_left_behind(monkeypatch):
+def test_both_revisions_are_timed_and_worktrees_removed(monkeypatch):
     monkeypatch.setattr(revisions, "_build", lambda tree: None)  # half a minute; without kernels the steps are the same
     given = {"net": ["6-5-3"], "batch": [4], "activation": ["tanh"], "methods": ["exact"], "rounds": 1, "seconds": 0.0}
     before = revisions._git("worktree", "list")
@@ -56,7 +56,7 @@ def test_both_revisions_are_timed_and_nothing_is_left_behind(monkeypatch):
     assert revisions._git("worktree", "list") == before
 
 
-def test_the_net_that_travels_computes_what_the_case_computes(tmp_path):
+def test_the_exported_net_equals_the_case(tmp_path):
     case = Case("transformer_block", 2)
     revisions._save(case, tmp_path / "net.pt")
     held = torch.load(tmp_path / "net.pt", weights_only=False)

@@ -181,7 +181,7 @@ def test_a_dry_sweep_lists_its_runs_and_leaves_nothing(monkeypatch, capsys):
     assert not Path("runs").exists()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("sgd: 8 runs, 0 finished, each about ")
-    assert lines[0].endswith("(by the time of a few steps)")
+    assert lines[0].endswith("(from a few steps)")
     assert lines[1] == "  trial lr=0.01 momentum=0 s100: not ended"
     assert lines[5:7] == [
         "  2 more trials, beyond an edge or around the best, as the results will suggest",

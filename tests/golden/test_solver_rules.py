@@ -52,7 +52,7 @@ def test_nothing_trainable_changes_nothing():
 
 
 @pytest.mark.parametrize("relu", [True, False])
-def test_arguments_are_left_alone_and_the_objective_falls(relu):
+def test_arguments_are_not_modified_and_the_objective_decreases(relu):
     arguments = problem()
     copies = [tensor.clone() for tensor in arguments]
     solution = solve_layer(*arguments, 0.5, 0.5, relu=relu)
@@ -70,7 +70,7 @@ def test_arguments_are_left_alone_and_the_objective_falls(relu):
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("where", [0, 1, 2])
-def test_bad_numbers_never_reach_the_parameters(relu, bad, where):
+def test_non_finite_values_never_reach_the_parameters(relu, bad, where):
     arguments = list(problem())
     arguments[where][0, 0] = bad
     solution = solve_layer(*arguments, 1.0, 1.0, relu=relu)
@@ -79,7 +79,7 @@ def test_bad_numbers_never_reach_the_parameters(relu, bad, where):
     assert solution.b.isfinite().all()
 
 
-def test_a_dead_layer_keeps_its_parameters_exactly():
+def test_a_dead_layer_keeps_its_parameters():
     A, _, T, W, b = problem(seed=3)
     Z = A @ W.T + b
     b = b - Z.max() - 1
@@ -134,7 +134,7 @@ def test_acceptance_is_strict(m0):
     assert _line_search(lambda t: -SIGMA * t, lambda t: -1e-9, f=0.0, gd=-1.0, m0=m0) == 0
 
 
-def test_m0_looks_at_the_size_of_the_slope_only():
+def test_m0_depends_only_on_the_size_of_the_slope():
     assert _hidden_power(1.0, -10.0) == _hidden_power(1.0, 10.0) == 9  # 0.6^9 = 0.01008
     assert _hidden_power(1.0, 0.0) == _hidden_power(0.0, 0.0) == _hidden_power(1.0, float("nan")) == 0
     assert _hidden_power(1.0, 0.01) == 0

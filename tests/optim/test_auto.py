@@ -86,7 +86,7 @@ def test_first_step_on_a_quadratic_ends_at_the_minimum_along_it():
     assert abs(slope) < 1e-9 * size
 
 
-def test_goes_all_the_way_on_a_loss_that_falls_for_ever():
+def test_takes_full_steps_on_an_unbounded_loss():
     model, (x, _) = mlp(5, 3), batch()
     optimizer = AutoSIBP(model, lr=0.5)
     optimizer.zero_grad()
@@ -109,7 +109,7 @@ def test_no_step_raises_the_loss(make, lr: float):
 
 
 @pytest.mark.parametrize("lr", [1e-2, 1e-1, 1.0, 1e1, 1e2])
-def test_no_step_size_ends_far_above_the_start(lr: float):
+def test_no_step_size_ends_far_above_the_initial_loss(lr: float):
     model, (x, y) = mlp(5, 16, 16, 16, 16, 16, 3), batch(99, 200)
     start = loss_of(model, x, y)
     optimizer = AutoSIBP(model, lr)
@@ -120,7 +120,7 @@ def test_no_step_size_ends_far_above_the_start(lr: float):
 
 @pytest.mark.parametrize("make", SEARCHING, ids=NAMES)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 10.0])
-def test_a_refused_step_leaves_every_weight_as_it_was(make, bad: float):
+def test_a_refused_step_restores_every_weight(make, bad: float):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 3)).double()
     x, y = batch()
@@ -133,7 +133,7 @@ def test_a_refused_step_leaves_every_weight_as_it_was(make, bad: float):
     assert step(model, optimizer, x, y) > loss_of(model, x, y)  # and training goes on
 
 
-def test_an_error_in_a_trial_leaves_every_weight_as_it_was():
+def test_an_error_in_a_trial_restores_every_weight():
     model, (x, y) = mlp(5, 6, 3), batch()
     optimizer, old = AutoSIBP(model), weights(model)
     F.cross_entropy(model(x), y).backward()
@@ -202,7 +202,7 @@ def test_a_closure_does_what_evaluate_does():
 
 
 @pytest.mark.parametrize("clears", [False, True])
-def test_a_closure_that_sees_a_part_of_what_was_accumulated_is_refused(clears: bool):
+def test_a_closure_on_part_of_an_accumulated_batch_is_refused(clears: bool):
     """As Lightning's is, which accumulates by itself: its trials would be of the last batch alone."""
     model, (x, y) = mlp(5, 6, 3), batch()
     optimizer, old = AutoSIBP(model), weights(model)
@@ -223,7 +223,7 @@ def test_a_closure_that_sees_a_part_of_what_was_accumulated_is_refused(clears: b
     assert_equal(weights(model), old)
 
 
-def test_the_loss_before_is_evaluated_where_it_is_not_given():
+def test_the_initial_loss_is_evaluated_if_not_given():
     one, two, (x, y) = mlp(5, 6, 3), mlp(5, 6, 3), batch()
     first, second = AutoSIBP(one), AutoSIBP(two)
     for _ in range(5):
@@ -253,7 +253,7 @@ def test_accumulated_batches_are_searched_along_their_common_gradient():
 
 
 @pytest.mark.parametrize("make", SEARCHING, ids=NAMES)
-def test_goes_on_bit_for_bit_from_a_state(make):
+def test_resumes_bitwise_from_a_state(make):
     model = mlp(5, 8, 3)
     optimizer = make(model, 10.0)
     for seed in range(5):
@@ -270,7 +270,7 @@ def test_goes_on_bit_for_bit_from_a_state(make):
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is:UserWarning", "ignore:TypedStorage is:UserWarning")
 @pytest.mark.parametrize("make", SEARCHING, ids=NAMES)
-def test_goes_on_bit_for_bit_from_a_distributed_checkpoint(make, tmp_path):
+def test_resumes_bitwise_from_a_distributed_checkpoint(make, tmp_path):
     """What is read is what the state of an optimizer that has not trained has places for."""
     import torch.distributed.checkpoint as files
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
@@ -308,7 +308,7 @@ def test_a_lower_lr_shortens_every_step_in_proportion(share: float):
     torch.testing.assert_close(moved[1], [share * m for m in moved[0]], rtol=1e-9, atol=1e-12)
 
 
-def test_trust_rests_while_a_schedule_has_lowered_lr():
+def test_trust_is_constant_while_a_schedule_lowers_lr():
     generator = torch.Generator().manual_seed(0)
     model = mlp(5, 30, 3)
     optimizer, learned = AutoSIBP(model), math.nan
@@ -332,7 +332,7 @@ def test_a_schedule_that_ends_at_zero_stops_there():
     assert_equal(weights(model), old)
 
 
-def test_trust_falls_where_batches_disagree_and_stays_where_they_are_one():
+def test_trust_falls_if_batches_disagree_and_stays_for_identical_batches():
     noisy, same = mlp(5, 30, 3), mlp(5, 30, 3)
     first, second = AutoSIBP(noisy), AutoSIBP(same)
     generator = torch.Generator().manual_seed(0)
@@ -344,7 +344,7 @@ def test_trust_falls_where_batches_disagree_and_stays_where_they_are_one():
 
 
 @pytest.mark.parametrize("make", SEARCHING, ids=NAMES)
-def test_a_search_without_a_loss_says_what_to_write(make):
+def test_a_search_without_a_loss_is_refused_with_the_code_to_write(make):
     model, (x, y) = mlp(5, 3), batch()
     optimizer = make(model, 1.0)
     F.cross_entropy(model(x), y).backward()
@@ -354,7 +354,7 @@ def test_a_search_without_a_loss_says_what_to_write(make):
         optimizer.step(evaluate=lambda: model(x))
 
 
-def test_refusals():
+def test_invalid_arguments_are_refused():
     model, (x, y) = mlp(5, 3), batch()
     plain = SIBP(model)
     F.cross_entropy(model(x), y).backward()
@@ -381,7 +381,7 @@ def test_relative_weights_are_measured_in_mean_squared_rows(method):
 
 
 @pytest.mark.parametrize("solver", ["exact", "cg:3"])
-def test_old_weights_carry_the_error_signals_of_autograd(solver: str):
+def test_error_signals_through_the_old_weights_are_those_of_autograd(solver: str):
     """Inputs of the lowest layer get the loss's own gradient through old weights, and another one through new."""
     x, y = batch()
     gradients: list[Any] = []
@@ -401,7 +401,7 @@ def test_old_weights_carry_the_error_signals_of_autograd(solver: str):
 
 @pytest.mark.parametrize("make", SEARCHING, ids=NAMES)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_batch_of_no_numbers_leaves_no_trace(make, bad: float):
+def test_an_empty_batch_leaves_no_trace(make, bad: float):
     """Not in the weights, not in the fallback's state, and not in the length of later steps."""
 
     def start() -> tuple[nn.Module, Any]:
@@ -461,7 +461,7 @@ def test_batches_of_one_sample_train():
     assert loss_of(model, x, y) < 0.3 * start
 
 
-def test_small_batches_begin_with_their_share_of_trust():
+def test_small_batches_start_with_reduced_trust():
     """16 rows say enough; what accumulates counts together."""
     for rows, trust in (([1], 1 / 16), ([4], 1 / 4), ([4, 8], 3 / 4), ([16], 1.0), ([300], 1.0)):
         model, optimizer = (found := mlp(5, 6, 3)), AutoSIBP(found)
@@ -489,7 +489,7 @@ def test_ten_hidden_layers_with_small_weights_train():
     assert loss_of(model, x, y) < 0.7 * start
 
 
-def test_error_signals_that_vanish_make_longer_steps_and_ordinary_ones_do_not():
+def test_vanishing_error_signals_lengthen_steps_and_ordinary_ones_do_not():
     """A step of lr, times what the ratio of mean square error signals to the output's exceeds 30 by."""
     x, y = batch()
     for scale in (4.0, 1e-3):

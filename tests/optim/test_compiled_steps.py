@@ -79,7 +79,7 @@ class Cut(nn.Module):
     ],
     ids=["model", "in place", "inside a function"],
 )
-def test_a_model_compiled_afterwards_has_the_batch_of_the_whole(compiled: Callable):
+def test_a_model_compiled_afterwards_has_the_whole_batch(compiled: Callable):
     torch._dynamo.reset()
     found = []
     for wrap in (lambda m: m, compiled):
@@ -102,7 +102,7 @@ def test_a_model_compiled_afterwards_has_the_batch_of_the_whole(compiled: Callab
         (ProxBP, "zero backward step"),
     ],
 )
-def test_a_compiled_step_is_the_plain_one(method, inside: str):
+def test_a_compiled_step_equals_the_eager_one(method, inside: str):
     torch._dynamo.reset()
     compiled = trained(method, lambda run: torch.compile(run, backend="eager"), inside)
     for p, q in zip(compiled, trained(method, lambda run: run, inside), strict=True):
@@ -133,7 +133,7 @@ def test_a_whole_compiled_step_takes_batches_of_any_size(make: Callable):
 
 
 @pytest.mark.filterwarnings("ignore:Skipping serialization of:UserWarning")  # torch 2.6, of its own configuration
-def test_compiled_autograd_is_the_plain_one():
+def test_compiled_autograd_equals_the_eager_one():
     torch._dynamo.reset()
     if torch.__version__.startswith("2.6."):  # whose compiled autograd calls a layer's backward twice
         with pytest.raises(RuntimeError, match="runs more than once"):
@@ -145,7 +145,7 @@ def test_compiled_autograd_is_the_plain_one():
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
 
 
-def test_a_whole_graph_is_refused_in_a_process_that_has_traced_the_model_too():
+def test_fullgraph_is_also_refused_after_the_model_was_traced():
     """By the compiler, in words of its own; `torch.compiler.reset` gives ours a chance again, and nothing has moved."""
     model = net()
     optimizer = SIBP(model)

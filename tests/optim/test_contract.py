@@ -101,7 +101,7 @@ class TestEveryRow:
             train(model, optimizer, range(1, 2))
         assert F.cross_entropy(model(x), y).item() < 0.7 * start
 
-    def test_state_dict_continues_bit_for_bit(self, method, row: Row, tmp_path):
+    def test_state_dict_resumes_bitwise(self, method, row: Row, tmp_path):
         model = net()
         optimizer = row.make(method, model)
         train(model, optimizer, range(3))
@@ -115,7 +115,7 @@ class TestEveryRow:
         train(other, again, range(3, 6))
         assert_equal(weights(model), weights(other))
 
-    def test_loading_in_process_does_not_alias(self, method, row: Row):
+    def test_a_loaded_state_shares_no_tensors(self, method, row: Row):
         model, other = net(), net()
         optimizer, again = row.make(method, model), row.make(method, other)
         train(model, optimizer, range(3))
@@ -129,7 +129,7 @@ class TestEveryRow:
         assert_equal(weights(model), weights(expected))
 
     @pytest.mark.parametrize("how", ["deepcopy", "pickle", "save"])
-    def test_copies_go_on_alone(self, method, row: Row, how: str, tmp_path):
+    def test_copies_are_independent(self, method, row: Row, how: str, tmp_path):
         model = net()
         optimizer = row.make(method, model)
         train(model, optimizer, range(2))
@@ -158,7 +158,7 @@ class TestEveryRow:
             warm_up.step()
         assert all(late > early for early, late in zip(rates[0], rates[-1], strict=True))
 
-    def test_zero_rate_moves_nothing_proximal(self, method, row: Row):
+    def test_zero_learning_rate_changes_no_proximal_layer(self, method, row: Row):
         model = net()
         optimizer = row.make(method, model)
         for group in optimizer.param_groups:
@@ -222,7 +222,7 @@ BAD_OPTIONS = [
 
 
 @pytest.mark.parametrize(("options", "message"), BAD_OPTIONS)
-def test_bad_options_are_refused_with_their_value(method, options: dict[str, Any], message: str):
+def test_invalid_options_are_refused_with_their_value(method, options: dict[str, Any], message: str):
     model = net()
     with pytest.raises(ValueError, match=f"^{message}"):
         method(model, **options)
@@ -266,7 +266,7 @@ def test_an_input_of_inference_mode_is_refused_with_the_way_out(method):
     optimizer.step()
 
 
-def test_a_layer_that_was_sharded_afterwards_is_refused_as_that(method):
+def test_a_layer_sharded_afterwards_is_refused_by_that_name(method):
     model, (x, y) = net(), batch()
     optimizer = method(model)
     model[0].weight = nn.Parameter(model[0].weight.detach())
@@ -283,7 +283,7 @@ def test_in_place_compiled_module_is_refused(method):
         method(model)
 
 
-def test_groups_that_cannot_work_are_refused(method):
+def test_invalid_groups_are_refused(method):
     model = net()
     with pytest.raises(ValueError, match="layer '0': its weight and bias are one subproblem"):
         method(model, params=[{"params": [model[0].weight]}, {"params": [model[0].bias]}])
@@ -317,7 +317,7 @@ def test_groups_have_their_own_settings(method):
     assert optimizer.solver_stats().keys() == {"0", "2"}
 
 
-def test_added_group_joins_in(method):
+def test_an_added_group_is_trained(method):
     model = net()
     optimizer = method(model, params=model[3].parameters())
     train(model, optimizer, range(1))
@@ -335,7 +335,7 @@ def test_added_group_joins_in(method):
     assert reference.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
 
 
-def test_parameters_left_out_get_ordinary_gradients(method):
+def test_excluded_parameters_get_ordinary_gradients(method):
     model = net()
     optimizer = method(model, params=model[3].parameters())
     x, y = batch()
@@ -352,7 +352,7 @@ def test_parameters_left_out_get_ordinary_gradients(method):
     assert_equal(weights(model[:3]), before)
 
 
-def test_bias_left_out_gets_its_ordinary_gradient(method):
+def test_an_excluded_bias_gets_its_ordinary_gradient(method):
     layer = nn.Linear(5, 3, dtype=F64)
     model = nn.Sequential(layer)
     optimizer = method(model, params=[layer.weight])
@@ -469,7 +469,7 @@ def test_direction_only_feeds_another_optimizer(method, outer):
         direction.step()
 
 
-def test_direction_only_needs_no_name(method):
+def test_direction_only_works_without_a_reference_to_the_optimizer(method):
     model = net()
     method(model, 0.3, direction_only=True)
     gc.collect()
@@ -494,7 +494,7 @@ def test_direction_only_with_unit_sgd_is_the_method_itself(method):
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
 
 
-def test_newer_optimizer_takes_the_model_over(method):
+def test_a_newer_optimizer_takes_over_the_model(method):
     model = net()
     old = method(model)
     new = SIBP(model, 0.3)
@@ -572,7 +572,7 @@ def plain_loss(model: nn.Module) -> Tensor:
         (net, lambda m: torch.compile(m, backend="eager", fullgraph=True)(batch()[0]), COMPILED),
     ],
 )
-def test_impossible_uses_are_named(method, make, run, message):
+def test_invalid_uses_are_named(method, make, run, message):
     model = make()
     optimizer = method(model)
     before = weights(model)
@@ -582,7 +582,7 @@ def test_impossible_uses_are_named(method, make, run, message):
     assert optimizer.param_groups
 
 
-def test_an_input_that_is_no_tensor_is_refused_as_by_the_layer_alone(method):
+def test_an_input_that_is_no_tensor_is_refused_as_by_the_plain_layer(method):
     """A batch that was not taken apart is the usual reason."""
     model, (x, y) = net(), batch()
     method(model)
@@ -603,7 +603,7 @@ def test_shared_layer_can_be_left_to_another_optimizer(method):
 
 @pytest.mark.parametrize("make", [Shared, Tied])
 def test_layer_can_be_left_to_the_fallback_by_name(method, make):
-    """As the error message of `test_impossible_uses_are_named` advises."""
+    """As the error message of `test_invalid_uses_are_named` advises."""
     model = make()
     optimizer = method(model, explicit=["inside"], fallback=partial(torch.optim.SGD, lr=0.1))
     for again in range(3):
@@ -617,7 +617,7 @@ def test_layer_can_be_left_to_the_fallback_by_name(method, make):
     assert optimizer.solver_stats().keys() == {"out"}
 
 
-def test_names_that_are_none_are_refused(method):
+def test_unknown_layer_names_are_refused(method):
     with pytest.raises(ValueError, match="Invalid explicit: the model has no module 'insid'; near it are inside"):
         method(Shared(), explicit=["insid"])
     nested = nn.Sequential(nn.Sequential(nn.Linear(5, 5)), nn.Linear(5, 3))
@@ -634,7 +634,7 @@ def test_tied_modules_are_explicit(method):
     assert [group["update"] for group in optimizer.param_groups] == ["proximal", "explicit"]
 
 
-def test_layers_that_do_not_compute_what_they_hold_are_explicit(method):
+def test_layers_with_a_different_forward_are_explicit(method):
     class Odd(nn.Linear):
         """Not the linear map that its class suggests."""
 
@@ -651,7 +651,7 @@ def test_layers_that_do_not_compute_what_they_hold_are_explicit(method):
     assert optimizer.solver_stats().keys() == {"3"}
 
 
-def test_two_losses_through_one_graph_each_give_their_step(method):
+def test_two_losses_through_one_graph_each_give_a_step(method):
     """retain_graph: a second backward pass through the same forward pass is a pass of its own."""
     model = net()
     optimizer = method(model)

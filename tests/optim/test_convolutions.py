@@ -87,7 +87,7 @@ def test_unbatched_image_is_a_batch_of_one(method: str):
     batch=st.integers(1, 4),
     size=st.integers(5, 9),
 )
-def test_any_shape(dims, groups, channels, kernel, stride, padding, dilation, bias, batch, size):
+def test_convolutions_of_any_shape(dims, groups, channels, kernel, stride, padding, dilation, bias, batch, size):
     kind = nn.Conv1d if dims == 1 else nn.Conv2d
     torch.manual_seed(0)
     conv = kind(
@@ -104,7 +104,7 @@ def test_any_shape(dims, groups, channels, kernel, stride, padding, dilation, bi
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("channels", [5, 16])
-def test_the_error_signal_on_the_input_lies_in_memory_as_the_input_does(channels, layout):
+def test_the_inputs_error_signal_has_the_inputs_memory_layout(channels, layout):
     """However the layer's products are computed: where channels are no multiples of 16, in another order."""
     torch.manual_seed(0)
     conv = nn.Conv2d(16, channels, 3, padding=1).double()

@@ -132,7 +132,7 @@ def test_every_config_has_a_row():
     assert sorted(row.config for row in ROWS) == sorted(path.stem for path in (CONFIGS / "optimizer").glob("*.yaml"))
 
 
-def test_learns_as_sgd_does(row: Row):
+def test_learns_as_well_as_sgd(row: Row):
     """The bound is SGD's accuracy on 250 images after as many steps, less two standard errors of a difference."""
     torch.manual_seed(0)
     model = mlp()
@@ -143,7 +143,7 @@ def test_learns_as_sgd_does(row: Row):
     assert losses[0] == pytest.approx(2.3, abs=0.1)  # the loss before the step, as the loop logs it
 
 
-def test_goes_on_bit_for_bit_from_a_file(row: Row, tmp_path):
+def test_resumes_bitwise_from_a_file(row: Row, tmp_path):
     model, other = mlp(), mlp()
     torch.manual_seed(1)
     optimizer = row.make(model)
@@ -161,7 +161,7 @@ def test_goes_on_bit_for_bit_from_a_file(row: Row, tmp_path):
         assert torch.equal(p, q)
 
 
-def test_the_rate_is_a_factor_of_the_whole_step(row: Row):
+def test_the_learning_rate_scales_the_whole_step(row: Row):
     """A schedule of `lr` reaches all that moves: at 0 nothing does, and back at the old rate all of it."""
     model = mlp()
     optimizer = row.make(model)
@@ -177,7 +177,7 @@ def test_the_rate_is_a_factor_of_the_whole_step(row: Row):
     assert not any(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
 
 
-def test_schedulers_take_it(row: Row):
+def test_schedulers_work(row: Row):
     model = mlp()
     optimizer = row.make(model)
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -190,14 +190,14 @@ def test_schedulers_take_it(row: Row):
         schedule.step()
 
 
-def test_double_precision_stays_double(row: Row):
+def test_double_precision_is_preserved(row: Row):
     model = mlp(F64)
     losses = train(model, row.make(model), range(row.steps // 4), row.batch)
     assert all(p.dtype == F64 for p in model.parameters())
     assert losses[-1] < losses[0]
 
 
-def test_trains_a_convolutional_network_or_says_what_it_is_for(row: Row):
+def test_trains_a_convolutional_network_or_names_the_supported_layers(row: Row):
     """With more patches than weights in a neuron, batch norm, and an activation in place."""
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -213,6 +213,6 @@ def test_trains_a_convolutional_network_or_says_what_it_is_for(row: Row):
     assert median(losses[-9:]) < 0.8 * losses[0]  # single batches may be far off in a step as long as momentum's
 
 
-def test_a_bad_rate_is_refused_in_one_sentence(row: Row):
+def test_an_invalid_learning_rate_is_refused_in_one_sentence(row: Row):
     with pytest.raises(UserError, match=f"optimizer={_config(row.config)['name']} cannot be built: .*-0.1"):
         row.make(mlp(), lr=-0.1)

@@ -44,7 +44,7 @@ def steps(model: nn.Module, optimizer: torch.optim.Optimizer, data) -> list[torc
 
 @pytest.mark.parametrize("conv", [False, True])
 @pytest.mark.parametrize(("method", "limit"), [(FOOF, ProxBP), (RunningSIBP, SIBP)])
-def test_without_memory_it_is_the_exact_proximal_step(method, limit, conv: bool):
+def test_without_decay_it_is_the_exact_proximal_step(method, limit, conv: bool):
     one, other = net(conv), net(conv)
     found = steps(one, method(one, 0.7, 3.0, decay=0.0, inverse_every=1), batches(4, conv))
     expected = steps(other, limit(other, 0.7, 3.0, solver="exact"), batches(4, conv))
@@ -85,7 +85,7 @@ def test_follows_algorithm_1(T: int, S: int):
     np.testing.assert_allclose(np.c_[W2, b2], expected[1], rtol=1e-9, atol=1e-12)
 
 
-def test_only_the_last_batches_of_a_period_may_count():
+def test_covariance_steps_restricts_the_batches():
     """With S = 1 the covariance takes in the batches that an inversion follows, and all of the first period."""
     model = net()
     optimizer = FOOF(model, inverse_every=4, covariance_steps=1)
@@ -108,7 +108,7 @@ def test_only_the_last_batches_of_a_period_may_count():
         ({"weight_decay": -1.0}, "Invalid weight_decay: -1.0"),
     ],
 )
-def test_bad_options_are_refused_with_their_value(option, message):
+def test_invalid_options_are_refused_with_their_value(option, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         FOOF(net(), **option)
 
@@ -123,7 +123,7 @@ def test_the_inverse_never_raises():
     torch.testing.assert_close(damped_inverse(A.mT @ A, torch.tensor([0.5, 2.0], dtype=F64)), expected)
 
 
-def test_the_inverse_of_nearly_dependent_inputs_is_right_in_single_precision():
+def test_the_inverse_of_nearly_dependent_inputs_is_accurate_in_single_precision():
     """Equal inputs: (1 1^T + lam I)^-1 = (I - 1 1^T / (n + lam)) / lam, whose condition is n / lam = 5e5."""
     n, lam = 50, 1e-4
     inverse = damped_inverse(torch.ones(n, n), lam)

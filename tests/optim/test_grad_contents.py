@@ -68,7 +68,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize("method", [SIBP, ProxBP])
 @pytest.mark.parametrize("fill", FOREIGN, ids=lambda fill: fill.__name__)
-def test_what_is_no_displacement_is_refused_by_name(method, fill):
+def test_gradients_that_are_no_displacement_are_refused_by_name(method, fill):
     model = net()
     optimizer = method(model)
     fill(model, optimizer)
@@ -106,7 +106,7 @@ def test_a_functional_call_with_other_tensors_leaves_the_layers_alone():
 
 @pytest.mark.parametrize("to_none", [True, False])
 @pytest.mark.parametrize("of_model", [True, False])
-def test_zeroed_gradients_are_as_good_as_none(to_none: bool, of_model: bool):
+def test_zeroed_gradients_count_as_none(to_none: bool, of_model: bool):
     model, plain = net(), net()
     optimizer, reference = SIBP(model), SIBP(plain)
     in_a_pause(model, optimizer)
@@ -156,7 +156,7 @@ def test_a_scaled_loss_is_refused(unscale: bool):
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_a_scaler_around_the_optimizer_that_steps_along_displacements_is_refused_unless_it_is_off(enabled: bool):
+def test_an_enabled_scaler_around_the_outer_optimizer_is_refused(enabled: bool):
     model, other = net(), net()
     direction, outer = SIBP(model, direction_only=True), torch.optim.SGD(model.parameters(), 1.0)
     torch.optim.lr_scheduler.StepLR(outer, 1)  # wraps the step
@@ -175,12 +175,12 @@ def test_a_scaler_around_the_optimizer_that_steps_along_displacements_is_refused
     scaler.step(elsewhere)  # of no concern to it
 
 
-def test_frameworks_that_ask_are_told_that_they_may_clip():
+def test_frameworks_may_clip():
     """Lightning refuses `gradient_clip_val` in bf16-mixed where this is True; a GradScaler is refused all the same."""
     assert not getattr(SIBP(net()), "_step_supports_amp_scaling", False)
 
 
-def test_a_scaler_that_is_off_is_none():
+def test_a_disabled_scaler_is_accepted():
     model, plain = net(), net()
     optimizer, reference = SIBP(model), SIBP(plain)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
@@ -192,7 +192,7 @@ def test_a_scaler_that_is_off_is_none():
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), plain.parameters(), strict=True))
 
 
-def test_a_layer_thawed_after_the_optimizer_was_made_is_guarded_and_trained():
+def test_a_layer_unfrozen_later_is_guarded_and_trained():
     model = net()
     model[0].requires_grad_(False)
     optimizer = SIBP(model)
@@ -232,7 +232,7 @@ def test_replaced_parameters_and_forwards_are_named():
     ],
     ids=["pruned", "spectral norm", "parametrized"],
 )
-def test_layers_whose_weight_is_made_from_another_since_are_named(change):
+def test_layers_parametrized_afterwards_are_named(change):
     model = net()
     optimizer = SIBP(model)
     change(model)
@@ -245,7 +245,7 @@ def test_layers_whose_weight_is_made_from_another_since_are_named(change):
         train()
 
 
-def test_a_layer_that_stands_in_the_place_of_a_tapped_one_is_not_called_proximal():
+def test_a_layer_that_replaces_a_tapped_one_is_not_listed_as_proximal():
     model = net()
     optimizer = SIBP(model)
     model[2] = nn.Linear(6, 3, dtype=F64)
@@ -286,7 +286,7 @@ def forward_mode(model: nn.Module) -> None:
 )
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")  # torch's own uses it in jvp
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
-def test_what_has_no_step_is_refused_with_the_layers_name(use, message: str):
+def test_unsupported_uses_are_refused_with_the_layers_name(use, message: str):
     model = net()
     optimizer = SIBP(model)
     with pytest.raises(RuntimeError, match=message):

@@ -53,7 +53,7 @@ def test_one_sample_gives_the_exact_block_of_every_layer(likelihood: str, monkey
         torch.testing.assert_close(torch.kron(memory["A"], memory["G"]), torch.outer(g, g))
 
 
-def test_the_difference_drawn_is_that_of_the_negative_log_likelihood():
+def test_the_sampled_error_signal_is_the_gradient_of_the_negative_log_likelihood():
     torch.manual_seed(0)
     z = torch.randn(6, 3, dtype=F64, requires_grad=True)
     D = LIKELIHOODS["categorical"](z.detach(), None)
@@ -170,7 +170,7 @@ def test_copies_and_removal_leave_no_sampling_behind():
         ({"lr": -1.0}, "Invalid lr: -1.0"),
     ],
 )
-def test_bad_options_are_refused_with_their_value(option, message):
+def test_invalid_options_are_refused_with_their_value(option, message):
     model = net()
     with pytest.raises(ValueError, match=f"^{message}"):
         KFAC(model, **option)

@@ -84,7 +84,7 @@ def relu_everywhere(model: nn.Sequential) -> None:
 
 @pytest.mark.parametrize("shape", [(), (3,)])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_transposed_layer_takes_the_step_of_the_linear_layer_that_it_is(method, shape):
+def test_a_transposed_layer_steps_like_the_equivalent_linear_layer(method, shape):
     register_layer(Conv1D)(TransposedGeometry)
     mine, twin, x = net(shape)
     if "paper" in method:
@@ -100,7 +100,7 @@ def test_a_transposed_layer_takes_the_step_of_the_linear_layer_that_it_is(method
             assert of_layer == pytest.approx(twin_stats[name], rel=1e-6, abs=1e-9)
 
 
-def test_transformers_transposed_layer_is_known_by_its_name_alone(monkeypatch):
+def test_the_conv1d_of_transformers_is_recognised_by_its_name(monkeypatch):
     assert geometry_of(Conv1D(3, 2)) is None
     monkeypatch.setattr(Conv1D, "__module__", "transformers.pytorch_utils")
     assert isinstance(geometry_of(Conv1D(3, 2)), TransposedGeometry)
@@ -110,7 +110,7 @@ def test_transformers_transposed_layer_is_known_by_its_name_alone(monkeypatch):
 
 
 @pytest.mark.parametrize("moving", ["weight", "bias"])
-def test_one_half_moves_the_other_gets_its_gradient(moving):
+def test_the_trained_half_is_solved_and_the_other_gets_its_gradient(moving):
     register_layer(Conv1D)(TransposedGeometry)
     mine, twin, x = net()
     for model in (mine, twin):
@@ -179,7 +179,7 @@ class DenseWindowsGeometry(WindowsGeometry):
 
 @pytest.mark.parametrize("kind", [WindowsGeometry, DenseWindowsGeometry])
 @pytest.mark.parametrize("method", [name for name in METHODS if "paper" not in name])
-def test_a_kind_of_ones_own_takes_the_step_of_the_linear_layer_that_it_is(kind, method):
+def test_a_registered_kind_steps_like_the_equivalent_linear_layer(kind, method):
     """Its input's gradient is found by autograd."""
     register_layer(Windows)(kind)
 
@@ -214,7 +214,7 @@ def test_a_kind_of_ones_own_takes_the_step_of_the_linear_layer_that_it_is(kind, 
         torch.testing.assert_close(p, q, rtol=1e-8, atol=1e-10, msg=name)
 
 
-def test_only_a_layer_s_own_forward_is_understood():
+def test_an_overridden_forward_is_explicit():
     register_layer(Conv1D)(TransposedGeometry)
 
     class Other(Conv1D):
@@ -231,14 +231,14 @@ def test_only_a_layer_s_own_forward_is_understood():
     assert geometry_of(Other(3, 2)) is not None
 
 
-def test_what_is_no_kind_is_refused():
+def test_invalid_kinds_are_refused():
     with pytest.raises(TypeError, match="7 is neither a class of modules nor the full name of one"):
         register_layer(7)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="is not a subclass of Geometry"):
         register_layer(Conv1D)(nn.Linear)  # pyright: ignore[reportArgumentType]
 
 
-def test_a_tied_head_is_explicit_and_says_with_what_it_is_tied():
+def test_a_tied_head_is_explicit_and_names_the_tied_parameter():
     class Language(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -274,7 +274,7 @@ def small_gpt2() -> Any:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_gpt2_trains_with_every_layer_proximal_but_its_tied_head():
+def test_gpt2_trains_with_every_layer_proximal_except_its_tied_head():
     model = small_gpt2()
     optimizer = SIBP(model, lr=0.3, prox_weight=1.0, fallback=lambda params: torch.optim.Adam(params, lr=0.01))
     tokens = torch.arange(48).reshape(6, 8) % 11
@@ -295,7 +295,7 @@ def test_gpt2_trains_with_every_layer_proximal_but_its_tied_head():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_gpt2_takes_the_step_of_linear_layers_in_the_place_of_its_own():
+def test_gpt2_steps_like_the_same_model_with_linear_layers():
     model = small_gpt2().double()
     twin = copy.deepcopy(model)
     names = [name for name, module in twin.named_modules() if type(module).__name__ == "Conv1D"]

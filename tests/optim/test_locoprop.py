@@ -104,6 +104,6 @@ def test_a_convolution_is_a_layer_on_its_patches():
         ({"activation_lr": -1.0}, "Invalid activation_lr: -1.0"),
     ],
 )
-def test_bad_options_are_refused_with_their_value(option, message):
+def test_invalid_options_are_refused_with_their_value(option, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         LocoProp(net(), **option)

@@ -151,7 +151,7 @@ def test_a_frameworks_division_is_undone(remedy: str):
 
 @pytest.mark.parametrize("parts", [2, 4])
 @pytest.mark.parametrize("solver", ["exact", "cg:3"])
-def test_accumulated_micro_batches_tend_to_the_step_of_the_full_batch(parts: int, solver: str):
+def test_accumulated_micro_batches_approach_the_step_of_the_full_batch(parts: int, solver: str):
     """The mean loss of each micro-batch as it is: for a large proximal weight the steps add up to the full batch's."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, C)).double()
@@ -182,7 +182,7 @@ def test_accumulated_steps_are_longer_than_the_full_batchs_where_the_proximal_we
     torch.testing.assert_close(4 * steps[0], steps[1])
 
 
-def test_every_row_of_the_page_is_checked_here():
+def test_every_row_of_the_page_is_tested_here():
     page = (Path(__file__).parents[2] / "docs" / "howto" / "losses.md").read_text()
     table = page.partition("| --- | --- |\n")[2].partition("\n\n")[0].splitlines()
     said = [row.rpartition(" | ")[2].strip(" |`").split("`")[0] for row in table]
@@ -191,7 +191,7 @@ def test_every_row_of_the_page_is_checked_here():
     assert len(ROWS) == len(said) + 1  # two losses are means over all elements
 
 
-def test_classes_with_weights_go_by_the_sum():
+def test_class_weights_are_summed():
     """As the page says: `reduction="sum"` and `loss_average=False`, where the mean's divisor is no whole number."""
     weights = torch.tensor([0.5, 1.5, 2.0, 0.25, 1.0], dtype=F64)
     steps = []
@@ -205,7 +205,7 @@ def test_classes_with_weights_go_by_the_sum():
     torch.testing.assert_close(*steps, rtol=1e-10, atol=1e-13)
 
 
-def test_terms_that_average_over_different_numbers_add_up_as_sums_over_samples():
+def test_means_over_different_counts_add_up_as_sums_over_samples():
     """As the page says: each term a sum over what it averages over, all divided by the number of samples, and True."""
     steps = []
     for loss_average, scale in ((True, 1 / B), (False, 1.0)):

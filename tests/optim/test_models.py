@@ -117,7 +117,7 @@ def test_activation_is_found_however_it_is_called(module: nn.Module, call):
         lambda z: torch.cat([F.relu(z[:, :3]), F.relu(z[:, 3:])], 1),
     ],
 )
-def test_anything_else_gets_the_linearised_subproblem(call):
+def test_other_functions_get_the_linearised_subproblem(call):
     assert_same(changes(Functional(call)), changes(mlp(nn.ReLU()), solver="exact"))
 
 
@@ -133,18 +133,18 @@ class Direct(torch.autograd.Function):
         return g
 
 
-def test_activation_seen_by_a_custom_function_too_is_linearised():
+def test_an_activation_also_used_by_a_custom_function_is_linearised():
     direct = changes(Functional(lambda z: F.relu(z) + Direct.apply(z)))
     plain = changes(Functional(lambda z: F.relu(z + 0) + z), solver="exact")
     assert_same(direct, plain)
 
 
-def test_a_custom_function_cannot_have_what_an_activation_overwrote():
+def test_a_custom_function_cannot_use_an_overwritten_pre_activation():
     with pytest.raises(RuntimeError, match="use the activation's result instead"):
         changes(Functional(lambda z: F.relu_(z) + Direct.apply(z)))
 
 
-def test_output_is_a_plain_tensor_in_all_but_name():
+def test_output_behaves_like_a_plain_tensor():
     model = mlp(nn.ReLU())
     optimizer = SIBP(model)
     x, _ = batch()
@@ -190,7 +190,7 @@ def dense_step(A: Tensor, D_z: Tensor, eta: float, lam: float) -> tuple[Tensor, 
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-def test_residual_net_against_a_sweep_by_hand(in_place: bool):
+def test_residual_net_equals_an_explicit_sweep(in_place: bool):
     model = Residual(in_place)
     x, y = batch()
     with torch.no_grad():
@@ -238,7 +238,7 @@ def test_loss_average_can_be_a_number_of_terms():
     assert_same(*grads)
 
 
-def test_batch_size_is_that_of_each_forward_pass():
+def test_each_forward_pass_has_its_own_batch_size():
     """Two batches of different size: each is averaged over its own."""
     x, y = batch(9)
     whole = mlp(nn.ReLU())
@@ -258,7 +258,7 @@ def test_batch_size_is_that_of_each_forward_pass():
         torch.testing.assert_close(p.grad, first + second, rtol=1e-10, atol=1e-13)
 
 
-def test_frozen_parameters_stay_and_gradients_pass_through_them():
+def test_frozen_parameters_are_unchanged_and_propagate_gradients():
     def frozen(*names: str) -> dict[str, Tensor]:
         model = mlp(nn.ReLU())
         for name in names:
@@ -283,7 +283,7 @@ def test_frozen_parameters_stay_and_gradients_pass_through_them():
     torch.testing.assert_close(alone, 0.8 * D.sum(0) / (6 + 0.5), rtol=1e-10, atol=1e-13)
 
 
-def test_freezing_and_thawing_later():
+def test_freezing_and_unfreezing_later():
     model = mlp(nn.ReLU())
     optimizer = SIBP(model, 0.1)
     x, y = batch()
@@ -314,7 +314,7 @@ class ConvNet(nn.Module):
 
 
 @pytest.mark.parametrize("make", [lambda m: SIBP(m, 0.3, 3.0), lambda m: ProxBP(m, 0.3, 3.0)])
-def test_a_net_with_everything_between_trains(make):
+def test_a_net_with_many_module_kinds_trains(make):
     model = ConvNet()
     optimizer = make(model)
     x = torch.randn(32, 1, 8, 8)
@@ -427,7 +427,7 @@ def test_module_backward_hooks_work_on_tapped_layers():
 
 
 @pytest.mark.parametrize("place", [0, 1])
-def test_where_a_backward_hook_changes_the_error_signal_the_layer_is_solved_with_what_comes_out(place: int):
+def test_a_layer_is_solved_with_the_error_signal_changed_by_a_hook(place: int):
     """The activation's own error signal would leave it out."""
     found = []
     for solver in ("cg:4", "exact"):
@@ -488,7 +488,7 @@ def test_evaluation_and_inference_mode_leave_no_trace():
     assert optimizer.solver_stats() == {}
 
 
-def test_copies_and_pickles_of_the_model_belong_to_nobody(tmp_path):
+def test_copies_and_pickles_of_the_model_are_untapped(tmp_path):
     model = mlp(nn.ReLU())
     optimizer = SIBP(model)
     x, _ = batch()

@@ -38,7 +38,7 @@ def test_only_the_inner_matrices_are_orthogonalised():
         assert torch.equal(p, q) == (name != "3.weight")
 
 
-def test_a_step_is_the_polynomial_of_the_singular_values():
+def test_a_step_applies_the_polynomial_to_the_singular_values():
     """3.4445 x - 4.775 x^3 + 2.0315 x^5, five times; computed in bfloat16, to two or three digits."""
     model = net()
     optimizer = build(model, lr=0.1, momentum=0.8, weight_decay=0.0)
@@ -58,7 +58,7 @@ def test_a_step_is_the_polynomial_of_the_singular_values():
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has a Muon from 2.9 on")
 @pytest.mark.parametrize("shape", [(5, 9), (9, 5), (7, 7), (1, 4)])
-def test_steps_are_those_of_torchs_muon_to_the_last_bit(shape):
+def test_steps_equal_torchs_muon_bitwise(shape):
     ours, theirs = (nn.Parameter(torch.ones(shape)) for _ in range(2))
     settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
     optimizers = Muon([ours], **settings), torch.optim.Muon([theirs], **settings, adjust_lr_fn="match_rms_adamw")
@@ -71,7 +71,7 @@ def test_steps_are_those_of_torchs_muon_to_the_last_bit(shape):
 
 
 @pytest.mark.parametrize("wrong", [{"lr": -1.0}, {"lr": float("nan")}, {"momentum": 1.0}, {"weight_decay": -0.1}])
-def test_impossible_settings_are_refused(wrong):
+def test_invalid_settings_are_refused(wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=f"Invalid {name}"):
         build(net(), **{"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0, **wrong})
@@ -82,7 +82,7 @@ def test_a_network_without_inner_matrices_is_refused():
         build(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(4, 2)), lr=0.1, momentum=0.9, weight_decay=0.0)
 
 
-def test_parts_without_a_closure_step_too():
+def test_parts_without_a_closure_also_step():
     a, b = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
     both = CombinedOptimizer([torch.optim.SGD([a], lr=0.5), torch.optim.SGD([b], lr=0.25)])
     (a + b).backward()

@@ -69,7 +69,7 @@ def test_a_function_of_torch_is_found_however_it_is_called(fn, slope):
         torch.testing.assert_close(change, inside[0], rtol=1e-12, atol=1e-14)
 
 
-def test_the_subproblem_is_the_one_of_the_value_that_was_given():
+def test_the_subproblem_uses_the_given_argument():
     """Against activations that are known from the start: with further arguments, and through torch's own modules."""
     register_activation(F.celu, F.celu)
     assert_inside(nn.CELU(1.0), nn.ELU())
@@ -79,7 +79,7 @@ def test_the_subproblem_is_the_one_of_the_value_that_was_given():
     assert_inside(nn.Threshold(0.0, 0.0, inplace=True), nn.ReLU())
 
 
-def test_a_function_of_ones_own_is_found_where_it_was_defined_and_where_it_is_returned(monkeypatch):
+def test_a_registered_function_is_found_by_its_name_and_as_returned(monkeypatch):
     module, own = sys.modules[__name__], swish2
     monkeypatch.setattr(module, "swish2", own)  # put back afterwards
     returned = register_activation(own, own)
@@ -90,7 +90,7 @@ def test_a_function_of_ones_own_is_found_where_it_was_defined_and_where_it_is_re
     assert torch.equal(swish2(z), leaky(z))
 
 
-def test_a_class_of_modules_is_found_in_all_its_instances():
+def test_a_registered_module_class_is_found_in_all_instances():
     class Leaky(nn.Module):
         def forward(self, z: Tensor) -> Tensor:
             return torch.maximum(z, 0.3 * z)
@@ -107,7 +107,7 @@ def test_a_class_of_modules_is_found_in_all_its_instances():
         assert torch.equal(module(z), leaky(z))
 
 
-def test_a_class_with_parameters_of_its_own_is_told_what_to_do():
+def test_a_class_with_parameters_is_refused_with_the_way_out():
     class Scaled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -136,7 +136,7 @@ def test_a_class_with_parameters_of_its_own_is_told_what_to_do():
         (torch.sin, torch.sin, 1.0, TypeError, "slope has to be a function, not 1.0"),
     ],
 )
-def test_what_cannot_work_is_refused_at_once(fn, value, slope, error, message):
+def test_invalid_registrations_are_refused_at_once(fn, value, slope, error, message):
     before = dict(registry._rows)
     with pytest.raises(error, match=message):
         register_activation(fn, value, slope)
@@ -149,7 +149,7 @@ def snake(z: Tensor, frequency: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (6, 1), (6, 7)])
-def test_a_learned_argument_is_fixed_in_the_subproblem_and_gets_its_ordinary_gradient(shape):
+def test_a_learned_argument_is_constant_in_the_subproblem_and_gets_its_gradient(shape):
     """The step is one with fixed numbers; the gradient autograd's, with the last layer's new weights."""
     frequency = torch.linspace(0.8, 1.4, torch.Size(shape).numel(), dtype=F64).reshape(shape).requires_grad_()
     unknown = first_change(lambda z: snake(z, frequency))  # the last layer's step is the same: it is linear
@@ -244,7 +244,7 @@ class _Slopes(nn.Module):
         return a * factors
 
 
-def test_prelu_learns_by_the_fallback():
+def test_prelu_is_trained_by_the_fallback():
     model = nn.Sequential(nn.Linear(5, 7), nn.PReLU(), nn.Linear(7, 3))
     optimizer = SIBP(model, 0.3, 1.0)
     x, y = torch.randn(20, 5), torch.arange(20) % 3
@@ -258,7 +258,7 @@ def test_prelu_learns_by_the_fallback():
     assert rows["1"][-1] == "explicit"
 
 
-def test_nothing_of_a_graph_is_kept_by_a_learned_argument():
+def test_a_learned_argument_keeps_no_graph():
     """A network may compute an activation's argument; the layer lets go of that graph with the pass."""
     known, made = register_activation(snake, snake), []
 

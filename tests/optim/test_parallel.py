@@ -168,7 +168,7 @@ def test_ranks_take_the_steps_of_one_process(results, name):
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_an_infinite_input_on_one_rank_moves_no_rank(results, name):
+def test_an_infinite_input_on_one_rank_changes_no_rank(results, name):
     case = BAD[name]
     start = torch.cat([p.detach().flatten() for p in case.model().parameters()])
     for outcome in of_ranks(results, name, case):
@@ -177,7 +177,7 @@ def test_an_infinite_input_on_one_rank_moves_no_rank(results, name):
         assert not torch.equal(outcome["weights"][-1], start)
 
 
-def test_an_infinite_neuron_on_one_rank_moves_no_rank(results):
+def test_an_infinite_neuron_on_one_rank_changes_no_rank(results):
     assert [result["one infinite neuron"] for result in results[:2]] == [False, False]
 
 
@@ -195,22 +195,22 @@ def test_ranks_whose_neurons_need_different_precisions_agree(results, monkeypatc
 
 
 @pytest.mark.parametrize("job", REFUSED, ids=lambda job: job.__name__)
-def test_every_rank_says_what_cannot_be(results, job):
+def test_invalid_uses_are_refused_on_every_rank(results, job):
     for result in results[:2]:
         assert result[job.__name__].startswith(REFUSED[job])
 
 
-def test_a_rank_that_dies_ends_the_others(results):
+def test_a_failed_rank_ends_the_others(results):
     assert [result["exit code"] for result in results] == [0, 7, 0]
     assert results[0]["one rank dies"].startswith("RuntimeError: ")
 
 
-def test_copies_train_in_parallel_and_one_process_does_not(results):
+def test_replicas_train_in_parallel_but_a_single_process_does_not(results):
     assert all(result["copies"] == [True, True] for result in results)
     assert results[0]["alone"] is True
 
 
-def test_bytes_moved_by_hand(results):
+def test_bytes_received_equal_a_calculation(results):
     """Two ranks with 5 rows each, 8 bytes a number, 10 settings a layer to agree on."""
     # gather: A, the differences of half of the neurons, coefficients of half of the neurons, a flag
     # sum: Phi' Phi (one half), Phi' R, ||R||^2; what is summed travels there and back, by halves
@@ -226,7 +226,7 @@ def test_bytes_moved_by_hand(results):
 @pytest.mark.parametrize(
     "name", [name for name, case in CASES.items() if case.net not in ("norms", "positions", "slopes")]
 )
-def test_bytes_are_those_of_the_formula(results, name):
+def test_bytes_received_equal_the_formula(results, name):
     ranks = len(CASES[name].parts)
     for outcome in of_ranks(results, name, CASES[name]):
         agreed = 10 * 8 * (ranks - 1) * len(outcome["plans"])
@@ -234,7 +234,7 @@ def test_bytes_are_those_of_the_formula(results, name):
         assert outcome["received"] == pytest.approx(STEPS * (planned + agreed))
 
 
-def test_each_solver_goes_both_ways(results):
+def test_each_solver_works_in_both_modes(results):
     """On hidden layers, or the cases above would show less than they seem to."""
     ways = {
         (case.method, of_ranks(results, name, case)[0]["plans"]["0"].way)
@@ -244,7 +244,7 @@ def test_each_solver_goes_both_ways(results):
     assert ways >= {(method, way) for method in ("sibp exact", "sibp cg:3") for way in ("gather", "sum")}
 
 
-def test_figures_of_summed_rows_are_those_of_one_process(results):
+def test_metrics_of_summed_rows_equal_one_process(results):
     case = CASES["convolutions, sibp cg:3"]
     model = case.model()
     optimizer = METHODS[case.method](model)
@@ -272,7 +272,7 @@ def device_of_a_group(
 
 @pytest.mark.parametrize("way", ["gather", "sum"])
 @pytest.mark.parametrize("method", ["sibp exact", "sibp cg:3", "proxbp gradient"])
-def test_both_ways_on_every_device(monkeypatch, device_of_a_group, method, way):
+def test_both_modes_on_every_device(monkeypatch, device_of_a_group, method, way):
     """With a single rank, as there may be a single GPU: nothing travels, but all of it is computed."""
     monkeypatch.setattr(parallel, "plan", lambda *args, **kwargs: parallel.Plan(way, 0))
     case = Case("norms", method, (10,))
@@ -285,7 +285,7 @@ def test_both_ways_on_every_device(monkeypatch, device_of_a_group, method, way):
     torch.testing.assert_close(*weights, rtol=1e-9, atol=1e-9)
 
 
-def test_without_torch_distributed_there_is_a_sentence():
+def test_without_torch_distributed_the_error_is_one_sentence():
     with pytest.raises(RuntimeError, match=r"needs torch\.distributed: call torch\.distributed\.init_process_group"):
         SIBP(nn.Linear(3, 2), data_parallel=True)
     with pytest.raises(TypeError, match="Invalid data_parallel: 'gloo'"):

@@ -64,7 +64,7 @@ def _raises(call) -> None:
 
 @pytest.mark.parametrize("name", DISTURBANCES)
 @pytest.mark.parametrize("when", ["before", "between", "both"])
-def test_other_forwards_leave_the_next_step_alone(name: str, when: str):
+def test_other_forward_passes_do_not_affect_the_next_step(name: str, when: str):
     model = net()
     optimizer = SIBP(model, lr=0.5)
     x, y = batch()
@@ -78,7 +78,7 @@ def test_other_forwards_leave_the_next_step_alone(name: str, when: str):
     optimizer.step()
 
 
-def test_a_model_called_by_name_or_in_parts_has_the_batch_of_its_first_layer():
+def test_a_model_called_in_parts_has_the_batch_size_of_its_first_layer():
     """The head sees eight times as many rows as there are samples; the loss averages over samples."""
 
     class Unfolded(nn.Module):
@@ -129,7 +129,7 @@ class Flattening(nn.Module):
 @pytest.mark.parametrize("method", [SIBP, ProxBP])
 @pytest.mark.parametrize("everything", [False, True])
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_a_checkpoint_runs_again_in_the_pass_it_belongs_to(method, reentrant: bool, everything: bool):
+def test_a_checkpoint_is_recomputed_in_its_own_pass(method, reentrant: bool, everything: bool):
     x, y = torch.randn(4, 6, 5, dtype=F64), torch.arange(4) % 3
     steps = []
     for model in (Flattening(None), Flattening(reentrant, everything)):
@@ -142,7 +142,7 @@ def test_a_checkpoint_runs_again_in_the_pass_it_belongs_to(method, reentrant: bo
     assert_same(*steps)
 
 
-def test_rollouts_in_grad_mode_do_not_count():
+def test_rollouts_in_grad_mode_do_not_count_as_batches():
     """As in reinforcement learning: many small forwards that stay in memory, then one update."""
     model = net()
     optimizer = SIBP(model, lr=0.5)
@@ -154,7 +154,7 @@ def test_rollouts_in_grad_mode_do_not_count():
     assert len(rollout) == 10
 
 
-def test_two_losses_of_different_batches_each_have_their_own():
+def test_two_losses_each_have_their_own_batch_size():
     """Both forwards come before the one backward; as in a siamese net or two tasks."""
     first, second = net(), net()
     ours, theirs = SIBP(first, lr=0.5), SIBP(second, lr=0.5)
@@ -169,7 +169,7 @@ def test_two_losses_of_different_batches_each_have_their_own():
     theirs.step()
 
 
-def test_models_inside_each_other_have_passes_of_their_own():
+def test_nested_models_have_separate_passes():
     """The inner model, with an optimizer of its own, sees every second row."""
 
     class Outer(nn.Module):
@@ -192,7 +192,7 @@ def test_models_inside_each_other_have_passes_of_their_own():
     assert_same(*steps)
 
 
-def test_threads_have_passes_of_their_own():
+def test_threads_have_separate_passes():
     models = [net() for _ in range(4)]
     optimizers = [SIBP(model, lr=0.5) for model in models]
     shared = net()
@@ -223,7 +223,7 @@ def test_threads_have_passes_of_their_own():
     guard.step()
 
 
-def test_calls_of_one_model_at_the_same_time_have_passes_of_their_own():
+def test_concurrent_calls_of_a_model_have_separate_passes():
     """Both threads are inside the model's forward, and inside every layer, at once, with batches of different sizes."""
     inside = threading.Barrier(2)
 
@@ -262,7 +262,7 @@ def test_calls_of_one_model_at_the_same_time_have_passes_of_their_own():
     assert len(losses) == 2
 
 
-def test_a_forward_that_nobody_differentiates_leaves_nothing_behind():
+def test_a_forward_pass_without_backward_leaves_nothing_behind():
     def alive() -> int:
         gc.collect()
         return sum(type(thing) is ForwardPass for thing in gc.get_objects())
@@ -302,7 +302,7 @@ def test_copies_are_ordinary_modules(how: str):
 
 @pytest.mark.parametrize("method", [SIBP, ProxBP])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_gradients_of_inputs_alone_are_the_losss_own(method, frozen: bool):
+def test_gradients_of_inputs_only_are_ordinary_gradients(method, frozen: bool):
     """Adversarial examples, saliency, a generator's gradient through a discriminator: nobody asks for a step."""
     model, plain = net(), net()
     optimizer = method(model, lr=0.5)
@@ -320,7 +320,7 @@ def test_gradients_of_inputs_alone_are_the_losss_own(method, frozen: bool):
     optimizer.step()
 
 
-def test_jacobians_of_inputs_are_the_models_own():
+def test_jacobians_of_inputs_are_those_of_the_plain_model():
     model, plain = net(), net()
     optimizer = SIBP(model)
     x = batch(2)[0]
@@ -329,7 +329,7 @@ def test_jacobians_of_inputs_are_the_models_own():
     assert not optimizer.solver_stats()
 
 
-def test_gradients_of_gradients_of_inputs_are_refused_by_name_where_weights_are_meant():
+def test_second_derivatives_with_respect_to_weights_are_refused_by_layer_name():
     """A gradient penalty: its second gradient reaches the weights past the layers' backward calls."""
     model = net()
     optimizer = SIBP(model)
@@ -361,7 +361,7 @@ def stopped_net() -> tuple[nn.Sequential, Stopping]:
     return nn.Sequential(*net()[:2], nn.Sequential(net()[2], stop)), stop
 
 
-def test_a_call_that_was_interrupted_does_not_go_on():
+def test_an_interrupted_call_ends_its_pass():
     model, stop = stopped_net()
     optimizer = SIBP(model, lr=0.5)
     stop.raises = KeyboardInterrupt  # which torch tells no hook of
@@ -380,7 +380,7 @@ def test_a_call_that_was_interrupted_does_not_go_on():
     assert_same(displacements(model), expected())
 
 
-def test_a_call_that_a_hook_refused_leaves_the_pass_around_it_open():
+def test_a_call_refused_by_a_hook_keeps_the_enclosing_pass_open():
     model, _ = stopped_net()
     optimizer = SIBP(model, lr=0.5)
 
@@ -410,7 +410,7 @@ class WithTeacher(nn.Module):
         return self.student(x)
 
 
-def test_what_a_model_computes_without_gradients_does_not_count():
+def test_calls_without_gradients_do_not_count_as_batches():
     model = WithTeacher()
     optimizer = SIBP(model, lr=0.5)
     x, y = batch()
@@ -421,7 +421,7 @@ def test_what_a_model_computes_without_gradients_does_not_count():
 
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("direct", [False, True])
-def test_checkpoints_in_checkpoints_solve_with_the_activation(depth: int, direct: bool):
+def test_nested_checkpoints_solve_with_the_activation(depth: int, direct: bool):
     x, D = batch()[0], torch.linspace(-1, 1, 24, dtype=F64).reshape(8, 3)
 
     def backward(model, checkpointed: bool):

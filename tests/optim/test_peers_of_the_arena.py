@@ -18,7 +18,7 @@ F64 = torch.float64
 
 
 @pytest.mark.parametrize(("lr", "end"), [(0.1, 2.7), (10.0, 1.5)])
-def test_a_truncated_step_ends_where_the_tangent_meets_the_least_loss(lr, end):
+def test_a_truncated_step_ends_where_the_tangent_reaches_the_bound(lr, end):
     """Half of x^2 at 3: f = 4.5, g = 3. With eta = 0.1, 3 - 0.3; the tangent is 0 at 3 - 4.5 / 3 = 1.5."""
     x = nn.Parameter(torch.tensor([3.0], dtype=F64))
     optimizer = AProx([x], lr)
@@ -33,7 +33,7 @@ def test_a_truncated_step_ends_where_the_tangent_meets_the_least_loss(lr, end):
     assert x.item() == pytest.approx(end, rel=1e-12)
 
 
-def test_a_truncated_step_needs_the_loss_and_leaves_out_what_is_not_finite():
+def test_a_truncated_step_needs_the_loss_and_skips_non_finite_values():
     x = nn.Parameter(torch.ones(2, dtype=F64))
     optimizer = AProx([x], 1.0)
     with pytest.raises(RuntimeError, match="AProx needs the loss of the batch"):
@@ -63,7 +63,7 @@ def one_step(
 
 
 @pytest.mark.parametrize("clip", [1e-6, 1e6])
-def test_a_clipped_step_is_that_of_kfac_shortened_to_the_divergence_allowed(clip):
+def test_a_clipped_step_is_kfacs_shortened_to_the_allowed_divergence(clip):
     model, x, y = problem()
     twin = copy.deepcopy(model)
     whole = one_step(KFAC(model, lr=0.3, damping=0.1), model, x, y)
@@ -78,14 +78,14 @@ def test_a_clipped_step_is_that_of_kfac_shortened_to_the_divergence_allowed(clip
 
 
 @pytest.mark.parametrize(("fall", "factor"), [(0.9, OMEGA), (0.5, 1.0), (0.1, 1 / OMEGA), (-1.0, 1 / OMEGA)])
-def test_damping_follows_the_share_of_the_promise_that_was_kept(fall, factor):
+def test_damping_follows_the_ratio_of_actual_to_predicted_decrease(fall, factor):
     model, _, _ = problem()
     optimizer = AdaptiveKFAC(model, damping=0.5)
     optimizer._adapt(fall, 1.0)
     assert optimizer.param_groups[0]["damping"] == pytest.approx(0.5 * factor)
 
 
-def test_the_loss_is_looked_at_again_on_every_fifth_step_alone():
+def test_the_loss_is_evaluated_again_only_on_every_fifth_step():
     """So small a step keeps its promise to first order, so that the damping falls."""
     model, x, y = problem()
     optimizer = AdaptiveKFAC(model, lr=1e-4, damping=0.5, clip=1.0)
@@ -94,7 +94,7 @@ def test_the_loss_is_looked_at_again_on_every_fifth_step_alone():
         assert optimizer.param_groups[0]["damping"] == pytest.approx(0.5 * OMEGA ** (step // EVERY))
 
 
-def test_schedule_free_evaluates_the_average_and_takes_gradients_beside_it():
+def test_schedule_free_evaluates_the_average_but_not_for_gradients():
     model, x, y = problem()
     optimizer = build_optimizer(compose(["optimizer=schedule_free"])["optimizer"] | {"lr": 0.1}, model)
 

@@ -97,7 +97,7 @@ def test_weights_stay_finite_and_training_goes_on(name, inputs, first):
 
 
 @pytest.mark.parametrize("name", [name for name in PEERS if name != "soap"])
-def test_inputs_that_are_not_finite_move_nothing_and_leave_no_trace(name):
+def test_non_finite_inputs_change_nothing_and_leave_no_trace(name):
     """The first layer is named, once; afterwards weights and statistics are as if the batch had not been."""
     model, (x, y) = net(), batch()
     optimizer = make(name, model)
@@ -117,7 +117,7 @@ def test_inputs_that_are_not_finite_move_nothing_and_leave_no_trace(name):
 
 
 @pytest.mark.parametrize("gradient", [torch.nan, torch.inf, 1e25], ids=["NaN", "infinity", "square overflows"])
-def test_soap_leaves_out_a_step_that_it_cannot_take_whole(gradient):
+def test_soap_skips_a_step_that_it_cannot_complete(gradient):
     """The bad gradient is the last parameter's, when the package has moved the others."""
     model, (x, y) = net(), batch()
     optimizer = make("soap", model, every=1)
@@ -152,7 +152,7 @@ def test_dtps_variance_of_large_equal_gradients_is_not_negative():
 # -- K-FAC ------------------------------------------------------------------------------------------------------------
 
 
-def test_kfac_on_an_empty_batch_is_as_if_it_had_not_been():
+def test_an_empty_batch_does_not_affect_kfac():
     models = net(F64), net(F64)
     x, y = batch(F64)
     for model, between in zip(models, (True, False), strict=True):
@@ -213,7 +213,7 @@ def test_kfac_refuses_layers_called_one_by_one():
     step(model, optimizer, x, y)
 
 
-def test_kfac_refuses_a_layer_that_its_labels_never_reach():
+def test_kfac_refuses_a_layer_that_does_not_affect_the_output():
     class Aside(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -274,7 +274,7 @@ def test_kfacs_labels_come_from_its_generator(likelihood):
 @pytest.mark.filterwarnings("ignore:layer .* Lower lr:RuntimeWarning")  # float16 overflows
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "optimizer").glob("*.yaml")))
-def test_goes_on_bit_for_bit_in_every_dtype(name, dtype, tmp_path):
+def test_resumes_bitwise_in_every_dtype(name, dtype, tmp_path):
     """And statistics of half-precision weights stay float32, in which steps are computed."""
     if name in ("lbfgs", "schedule_free", "soap") and dtype is torch.float16:
         pytest.skip("refused")
@@ -301,7 +301,7 @@ def _dtypes(optimizer: torch.optim.Optimizer) -> set[torch.dtype]:
     return {value.dtype for memory in optimizer.state.values() for value in memory.values() if torch.is_tensor(value)}
 
 
-def test_statistics_of_another_precision_are_taken_over_in_this_ones():
+def test_loaded_statistics_are_converted_to_the_models_precision():
     (x, y), wide = batch(), net(F64)
     optimizer = FOOF(wide)
     step(wide, optimizer, x.double(), y)
@@ -327,7 +327,7 @@ def test_complex_layers_may_be_left_to_the_fallback():
     assert len(SIBP(model, explicit=["1"]).param_groups) == 2
 
 
-def test_the_papers_solver_refuses_convolutions_when_made_and_when_set():
+def test_the_papers_solver_refuses_convolutions():
     message = r"layer '0' is a convolution, and solver='paper' is for linear layers only; use solver='cg:5'"
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3))
     with pytest.raises(ValueError, match=message):
@@ -357,7 +357,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize(("name", "key"), [(name, key) for name, keys in SETTINGS.items() for key in keys])
-def test_torchs_own_refuse_settings_out_of_range(name, key):
+def test_torchs_optimizers_refuse_settings_out_of_range(name, key):
     values = [torch.nan, torch.inf, -0.1] + ([1.0] if key in ("momentum", "decay", "beta1", "beta2") else [])
     for value in values:
         finite = value not in (torch.nan, torch.inf)  # what is not, no config may hold
@@ -370,7 +370,7 @@ def test_torchs_own_refuse_settings_out_of_range(name, key):
 @pytest.mark.parametrize(
     ("name", "key"), [("lbfgs", "max_iter"), ("lbfgs", "history"), ("soap", "every"), ("soap", "largest")]
 )
-def test_numbers_of_things_are_one_or_more(name, key):
+def test_counts_are_one_or_more(name, key):
     with pytest.raises(UserError, match=rf"cannot be built: Invalid {key}: 0; it has to be a whole number (of|from) 1"):
         make(name, net(), **{key: 0})
 
@@ -384,7 +384,7 @@ def test_numbers_of_things_are_one_or_more(name, key):
         ("locoprop_s", "inner_steps", 1000),
     ],
 )
-def test_what_a_step_repeats_or_keeps_has_an_end(name, key, most):
+def test_iteration_and_history_counts_are_bounded(name, key, most):
     """Ten to the twelfth passes, or a matrix of 10^6 x 10^6, is no training step that anyone waits for."""
     make(name, net(), **{key: most})
     refusal = rf"cannot be built: Invalid {key}: {most + 1}; it has to be a whole number from 1 to {most}\."
@@ -393,7 +393,7 @@ def test_what_a_step_repeats_or_keeps_has_an_end(name, key, most):
 
 
 @pytest.mark.parametrize("name", ["lbfgs", "soap"])
-def test_float16_is_refused_where_it_has_no_room(name):
+def test_float16_is_refused_where_epsilon_underflows(name):
     with pytest.raises(UserError, match=rf"optimizer={name} cannot be built: 0\.weight is float16, in which"):
         make(name, net(torch.float16))
 
@@ -402,7 +402,7 @@ def test_float16_is_refused_where_it_has_no_room(name):
     ("method", "option"),
     [(KFAC, "data_parallel"), (FOOF, "line_search"), (BCD, "fallback"), (DTP, "explicit"), (LocoProp, "losss_average")],
 )
-def test_an_option_that_a_peer_lacks_is_named(method, option):
+def test_an_unknown_option_of_a_peer_is_named(method, option):
     """A batch in parts would give each part its own covariance; where a target travels, no fallback may step."""
     with pytest.raises(TypeError, match=rf"{method.__name__} has no option {option}; beside its own: .*loss_average"):
         method(nn.Sequential(nn.Linear(2, 2)), **{option: True})

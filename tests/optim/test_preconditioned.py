@@ -94,7 +94,7 @@ def test_unit_sgd_takes_the_directions_own_steps(method):
 
 @pytest.mark.parametrize("outer", [*OUTERS, "muon"])
 @pytest.mark.parametrize("method", [SIBP, ProxBP])
-def test_the_outer_optimizer_takes_displacements_for_gradients(method, outer):
+def test_the_outer_optimizer_steps_on_displacements(method, outer):
     make = partial(method, lr=0.3, prox_weight=2.0)
     fed, hand = (linear_net(), linear_net()) if outer == "muon" else (net(), net())  # Muon has no place for a norm
 
@@ -110,7 +110,7 @@ def test_the_outer_optimizer_takes_displacements_for_gradients(method, outer):
     assert_equal(fed, hand)
 
 
-def test_adams_first_step_on_it_is_the_sign_of_the_displacement():
+def test_adams_first_step_is_the_sign_of_the_displacement():
     """Its m / sqrt(v) is g / |g| then, so every weight moves by lr towards W_new (eps is 1e-8 of the rest)."""
     model = linear_net()
     before = [p.detach().clone() for p in model.parameters()]
@@ -121,7 +121,7 @@ def test_adams_first_step_on_it_is_the_sign_of_the_displacement():
         torch.testing.assert_close((p - q)[moving], -0.02 * g.sign()[moving], rtol=1e-9, atol=0)
 
 
-def test_norms_are_stepped_once_by_the_outer_optimizer_on_their_ordinary_gradient():
+def test_norms_are_stepped_once_on_their_ordinary_gradient():
     """And not by the direction's fallback, whose Adam would move them by its own learning rate as well."""
     model = net()
     norm, before = model[2], model[2].weight.detach().clone()
@@ -140,7 +140,7 @@ def test_norms_are_stepped_once_by_the_outer_optimizer_on_their_ordinary_gradien
 
 
 @pytest.mark.parametrize("direction_only", [False, True])
-def test_what_the_direction_has_is_what_the_outer_optimizer_steps(direction_only):
+def test_the_outer_optimizer_steps_the_directions_parameters(direction_only):
     model, given = net(), []
     direction = SIBP(model, direction_only=direction_only)
     optimizer = Preconditioned(direction, lambda params: given.extend(params) or ADAM(params))
@@ -155,7 +155,7 @@ def test_what_the_direction_has_is_what_the_outer_optimizer_steps(direction_only
     assert not torch.equal(model[3].weight, before[3].weight)
 
 
-def test_the_directions_groups_keep_their_settings_without_those_of_the_norms():
+def test_the_directions_groups_keep_their_settings():
     """A norm's group that stood between them is left out, as the outer optimizer steps it."""
     own, fed = net(), net()
 
@@ -174,7 +174,7 @@ def test_the_directions_groups_keep_their_settings_without_those_of_the_norms():
     optimizer.step()
 
 
-def test_the_outer_optimizer_may_have_groups_of_its_own_and_more_parameters():
+def test_the_outer_optimizer_may_have_its_own_groups_and_more_parameters():
     model, alone = linear_net(), nn.Parameter(torch.ones(2, dtype=F64))
 
     def outer(params: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -190,7 +190,7 @@ def test_the_outer_optimizer_may_have_groups_of_its_own_and_more_parameters():
     torch.testing.assert_close(alone, torch.full_like(alone, 0.99), rtol=1e-6, atol=0)  # Adam's first step
 
 
-def test_names_reach_the_outer_optimizers_state():
+def test_parameter_names_are_in_the_outer_optimizers_state():
     model = net()
     optimizer = Preconditioned(SIBP(model, params=model.named_parameters()), ADAM)
     names = [name for name, _ in model.named_parameters()]
@@ -202,7 +202,7 @@ def test_names_reach_the_outer_optimizers_state():
 
 @pytest.mark.parametrize("outer", OUTERS)
 @pytest.mark.parametrize("method", DIRECTIONS, ids=lambda method: method.__name__)
-def test_goes_on_bit_for_bit_from_a_file(method, outer, tmp_path):
+def test_resumes_bitwise_from_a_file(method, outer, tmp_path):
     model, again = net(), net()
     optimizer = Preconditioned(method(model), OUTERS[outer])
     train(model, optimizer, range(3))
@@ -217,7 +217,7 @@ def test_goes_on_bit_for_bit_from_a_file(method, outer, tmp_path):
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
-def test_copies_go_on_by_themselves(copied):
+def test_copies_train_independently(copied):
     model = net()
     optimizer = Preconditioned(FOOF(model), lambda params: ADAM(params))
     train(model, optimizer, range(3))
@@ -230,7 +230,7 @@ def test_copies_go_on_by_themselves(copied):
     assert all(p is q for p, q in zip(other.param_groups[0]["params"], twin.parameters(), strict=True))
 
 
-def test_schedules_drive_the_outer_learning_rate_alone():
+def test_schedules_change_only_the_outer_learning_rate():
     model, hand = linear_net(), linear_net()
     direction = SIBP(model, lr=0.3)
     optimizer = Preconditioned(direction, ADAM)
@@ -251,7 +251,7 @@ def test_schedules_drive_the_outer_learning_rate_alone():
     assert all(not p.grad.any() for p in model.parameters())
 
 
-def test_clipping_between_clips_the_displacement():
+def test_clipping_before_the_step_clips_the_displacement():
     model = linear_net()
     before = [p.detach().clone() for p in model.parameters()]
     optimizer = Preconditioned(SIBP(model, lr=1.0), UNIT)
@@ -264,7 +264,7 @@ def test_clipping_between_clips_the_displacement():
         torch.testing.assert_close(q - p, g * (1e-3 / norm), rtol=1e-3, atol=1e-12)
 
 
-def test_closures_give_their_loss_and_are_called_as_often_as_the_outer_optimizer_wants():
+def test_closures_return_their_loss_and_may_be_called_repeatedly():
     model, calls = linear_net(), []
     optimizer = Preconditioned(ProxBP(model), lambda params: torch.optim.LBFGS(params, max_iter=3))
 
@@ -281,7 +281,7 @@ def test_closures_give_their_loss_and_are_called_as_often_as_the_outer_optimizer
     assert single.step(lambda: torch.tensor(0.5)).item() == 0.5
 
 
-def test_hooks_fire_once_a_step_with_this_optimizer():
+def test_hooks_fire_once_per_step_with_this_optimizer():
     model, seen = linear_net(), []
     optimizer = Preconditioned(SIBP(model), lambda _: muon.build(model, lr=0.1, momentum=0.9, weight_decay=0.0))
     optimizer.register_step_post_hook(lambda one, *_: seen.append(("own", one)))
@@ -313,7 +313,7 @@ def test_groups_can_be_added(outer):
         optimizer.add_param_group({"params": model[0].parameters()})
 
 
-def test_distributed_checkpoints_take_it():
+def test_distributed_checkpoints_save_and_load():
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
     model, again = linear_net(), linear_net()
@@ -327,7 +327,7 @@ def test_distributed_checkpoints_take_it():
     assert_equal(model, again)
 
 
-def test_paused_remove_and_metrics_are_the_directions():
+def test_paused_remove_and_metrics_are_delegated_to_the_direction():
     model = linear_net()
     optimizer = Preconditioned(SIBP(model), ADAM)
     plain = linear_net()
@@ -368,7 +368,7 @@ def test_dropping_it_frees_the_model(direction_only):
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 
-def test_gradients_that_are_no_displacements_are_refused():
+def test_ordinary_gradients_are_refused():
     model = linear_net()
     optimizer = Preconditioned(SIBP(model), ADAM)
     with optimizer.paused():
@@ -396,7 +396,7 @@ def test_a_scaler_is_refused():
         scaler.step(optimizer)
 
 
-def test_the_direction_is_not_stepped_by_itself():
+def test_stepping_the_direction_itself_is_refused():
     model = net()
     direction = ProxBP(model)
     optimizer = Preconditioned(direction, UNIT)
@@ -421,7 +421,7 @@ def test_the_direction_is_not_stepped_by_itself():
         (lambda m: Preconditioned(SIBP(m), lambda ps: ADAM(ps[1:])), ValueError, "Adam does not step 0.weight"),
     ],
 )
-def test_what_cannot_be_is_refused_with_the_way_out(make, error, message):
+def test_invalid_combinations_are_refused_with_the_way_out(make, error, message):
     with pytest.raises(error, match=message):
         make(net())
 
@@ -469,7 +469,7 @@ def test_a_config_names_the_direction_and_the_outer_optimizer(name, method, oute
     assert_equal(model, other)
 
 
-def test_proxprop_is_the_mean_losss_direction_but_at_the_last_layer():
+def test_proxprop_uses_the_direction_of_the_mean_loss_except_at_the_last_layer():
     """W_old - W_new of `loss_average=False`, and at the last layer the gradient itself."""
     model, other, plain = linear_net(), linear_net(), linear_net()
     optimizer = configured(model, "proxprop", "sgd")

@@ -29,21 +29,21 @@ def test_finds_the_minimum_of_a_parabola(minimum: float):
 
 
 @pytest.mark.parametrize("phi", [lambda a: 1 - a, lambda a: 1 - a * a])
-def test_goes_all_the_way_where_no_parabola_turns(phi):
+def test_takes_the_full_step_without_a_minimum_of_the_parabola(phi):
     assert minimise(phi, phi(0), 1.0, slope=-1.0).alpha == 1
     assert backtrack(phi, phi(0), 1.0).alpha == 1
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 2.0])
 @pytest.mark.parametrize("slope", [-1.0, 1.0, math.nan])
-def test_what_raises_the_loss_everywhere_is_refused(bad: float, slope: float):
+def test_a_direction_of_ascent_is_refused(bad: float, slope: float):
     for search in (backtrack, minimise):
         found = search(lambda a: bad, 1.0, 1.0, slope)
         assert (found.alpha, found.loss, found.status) == (0.0, 1.0, SearchStatus.REFUSED)
         assert found.trials == MAX_TRIALS
 
 
-def test_trials_get_shorter_by_half_or_more_until_the_loss_does_not_rise():
+def test_trials_at_least_halve_until_the_loss_does_not_rise():
     tried: list[float] = []
 
     def phi(a: float) -> float:
@@ -57,7 +57,7 @@ def test_trials_get_shorter_by_half_or_more_until_the_loss_does_not_rise():
     assert all(b >= a / 20 for a, b in itertools.pairwise(tried))
 
 
-def test_a_minimum_that_the_parabola_promises_but_the_loss_does_not_keep_is_not_taken():
+def test_a_predicted_minimum_with_a_higher_loss_is_not_taken():
     def phi(a: float) -> float:
         return {1.0: 1.0, 0.5: 9.0}[a]
 
@@ -65,13 +65,13 @@ def test_a_minimum_that_the_parabola_promises_but_the_loss_does_not_keep_is_not_
     assert (found.alpha, found.loss) == (1.0, 1.0)
 
 
-def test_trust_takes_its_share_of_the_way():
+def test_trust_scales_the_step():
     found = minimise(lambda a: (a - 0.8) ** 2, 0.64, 1.0, slope=-1.6, trust=0.25)
     assert found.alpha == pytest.approx(0.2, rel=1e-12)
     assert found.optimum == pytest.approx(0.8, rel=1e-12)
 
 
-def test_the_parabola():
+def test_minimum_of_the_parabola():
     assert parabola_minimum(2.0, 0.0, -3.0) == 1.0  # symmetric about the middle
     assert parabola_minimum(1.0, -1.0, -1.0) == math.inf
     for rise, slope in ((math.nan, -1.0), (math.inf, -1.0), (0.0, 0.0), (0.0, 1.0), (0.0, math.nan)):
@@ -85,7 +85,7 @@ def test_only_a_finite_loss_that_is_not_higher_is_acceptable():
         assert not acceptable(loss, 1.0)
 
 
-def test_trust_follows_the_slope_of_the_next_batch():
+def test_trust_adapts_to_the_slope_of_the_next_batch():
     assert trust_after(0.5, 0.0, -1.0) == 0.5
     assert trust_after(0.5, 0.1, -1.0) < 0.5 < trust_after(0.5, -0.1, -1.0)
     assert trust_after(0.5, 1e9, -1.0) == trust_after(0.5, 1.0, -1.0)  # one batch never says it all

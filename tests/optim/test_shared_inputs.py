@@ -65,7 +65,7 @@ def trained(apart: bool, monkeypatch, solver="exact", method=SIBP, steps=3, rows
 @pytest.mark.parametrize("solver", ["exact", "cg:3"])
 @pytest.mark.parametrize("method", [SIBP, ProxBP])
 @pytest.mark.parametrize(("rows", "inputs"), [(40, 12), (10, 50), (300, 280), (600, 520)])
-def test_the_steps_are_those_of_layers_apart(solver, method, rows, inputs, monkeypatch):
+def test_steps_equal_those_without_sharing(solver, method, rows, inputs, monkeypatch):
     together, few = trained(False, monkeypatch, solver, method, rows=rows, inputs=inputs)
     apart, many = trained(True, monkeypatch, solver, method, rows=rows, inputs=inputs)
     assert all(map(torch.equal, together, apart))
@@ -73,7 +73,7 @@ def test_the_steps_are_those_of_layers_apart(solver, method, rows, inputs, monke
         assert (few, many) == (3, 9)
 
 
-def test_a_changed_input_is_another_one(monkeypatch):
+def test_a_changed_input_is_not_shared(monkeypatch):
     def changed(h: Tensor) -> Tensor:
         return h * 1.5
 
@@ -83,7 +83,7 @@ def test_a_changed_input_is_another_one(monkeypatch):
     assert built == 2 * 3  # q with v, and k alone
 
 
-def test_an_input_changed_in_place_is_another_one():
+def test_an_input_changed_in_place_is_not_shared():
     """Autograd refuses to differentiate the layer that saw it before: what follows shares nothing with that."""
     one, h = ForwardPass(), torch.ones(3, 2)
     before = one.input(h)
@@ -92,7 +92,7 @@ def test_an_input_changed_in_place_is_another_one():
     assert one.input(h) is not before
 
 
-def test_layers_without_bias_share_among_themselves(monkeypatch):
+def test_layers_without_bias_share_only_with_each_other(monkeypatch):
     bias = (True, False, False)
     together, built = trained(False, monkeypatch, bias=bias)
     apart, _ = trained(True, monkeypatch, bias=bias)
@@ -101,7 +101,7 @@ def test_layers_without_bias_share_among_themselves(monkeypatch):
 
 
 @pytest.mark.parametrize("inputs", [50, 300])
-def test_another_prox_weight_has_a_factor_of_its_own(inputs, monkeypatch):
+def test_another_prox_weight_has_its_own_factor(inputs, monkeypatch):
     def groups(model):
         rest = [p for name, p in model.named_parameters() if not name.startswith("k.")]
         return [{"params": rest}, {"params": list(model.k.parameters()), "prox_weight": 0.3}]
@@ -134,14 +134,14 @@ def trained_groups(apart, groups, inputs, monkeypatch):
     return [p.detach() for p in model.parameters()], built.count(inputs)
 
 
-def test_checkpoints_share_what_they_compute_again(monkeypatch):
+def test_checkpoints_share_recomputed_results(monkeypatch):
     together, built = trained(False, monkeypatch, checkpointed=True)
     plain, _ = trained(True, monkeypatch)
     assert all(map(torch.equal, together, plain))
     assert built == 3
 
 
-def test_a_second_backward_pass_builds_it_anew(monkeypatch):
+def test_a_second_backward_pass_recomputes_it(monkeypatch):
     torch.manual_seed(0)
     model = Branches()
     optimizer = SIBP(model, lr=0.1, prox_weight=2.0, solver="exact")
@@ -156,7 +156,7 @@ def test_a_second_backward_pass_builds_it_anew(monkeypatch):
     assert all(p.grad is not None and torch.equal(p.grad, g) for p, g in zip(model.parameters(), first, strict=True))
 
 
-def test_nothing_is_kept_when_the_last_layer_has_been_there(monkeypatch):
+def test_nothing_is_kept_after_the_last_layer(monkeypatch):
     """The loss, and with it the graph, is still alive."""
     factors, of = [], linear._Factor.of
 
@@ -178,7 +178,7 @@ def test_nothing_is_kept_when_the_last_layer_has_been_there(monkeypatch):
     assert optimizer.solver_stats()
 
 
-def test_a_kind_with_features_of_its_own_shares_nothing_unless_it_says_so():
+def test_a_kind_with_custom_features_shares_only_if_declared():
     class Shrinking(LinearGeometry):
         def features(self, x: Tensor, *, weight: bool, bias: bool) -> DenseFeatures:
             return DenseFeatures(0.5 * x, weight, bias)

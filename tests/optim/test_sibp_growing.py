@@ -29,7 +29,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
 
 @pytest.mark.parametrize("solver", ["cg:3", "exact"])
 @pytest.mark.parametrize("lr", [1.0, 0.25])
-def test_lr_divides_the_proximal_weight_alone(solver: str, lr: float):
+def test_lr_divides_only_the_proximal_weight(solver: str, lr: float):
     one, other = net(), net()
     growing = GrowingSIBP(one, lr, ETA, LAM, solver)
     by_hand = SIBP(other, ETA, LAM / lr, solver)
@@ -41,7 +41,7 @@ def test_lr_divides_the_proximal_weight_alone(solver: str, lr: float):
         assert not torch.equal(p, start)
 
 
-def test_a_schedule_is_that_of_a_proximal_weight_that_grows():
+def test_a_schedule_equals_a_growing_proximal_weight():
     """Half a cosine over six steps, warmed up over two."""
     one, other = net(), net()
     growing, plain = GrowingSIBP(one, 1.0, ETA, LAM, "cg:3"), SIBP(other, ETA, LAM, "cg:3")
@@ -54,7 +54,7 @@ def test_a_schedule_is_that_of_a_proximal_weight_that_grows():
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
 
 
-def test_without_lr_nothing_moves():
+def test_with_lr_0_nothing_changes():
     model = net()
     optimizer = GrowingSIBP(model, 0.0, ETA, LAM, "cg:3")
     step(model, optimizer, seed=0)

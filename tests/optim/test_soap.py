@@ -54,13 +54,13 @@ def test_steps_do_not_depend_on_the_basis():
     assert (rotated - straight).norm() > 0.01 * straight.norm()
 
 
-def test_without_a_side_small_enough_it_is_adam():
+def test_without_a_preconditioned_side_it_is_adam():
     """But for its first step, which moves nothing, and the place of its epsilon, before the bias correction."""
     found = end("soap", 6, False, lr=0.02, largest=1, beta1=0.9, beta2=0.999)
     torch.testing.assert_close(found, end("adam", 5, False, lr=0.02), rtol=1e-3, atol=1e-5)
 
 
-def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
     with pytest.raises(UserError, match=r'optimizer=soap cannot be built: .*pip install -e "\.\[peers\]"'):
         build_optimizer(compose(["optimizer=soap"])["optimizer"], nn.Linear(2, 2))

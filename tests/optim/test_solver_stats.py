@@ -13,7 +13,7 @@ from sibp.prox.solvers.linear import solve_linear
 
 
 @pytest.mark.parametrize("method", [SIBP, ProxBP])
-def test_the_relative_change_is_that_of_the_solve_whatever_becomes_of_the_step(method):
+def test_the_relative_change_is_of_the_solve_even_if_the_step_is_changed(method):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).double()
     optimizer = method(model, lr=0.5, prox_weight=0.3)
@@ -29,7 +29,7 @@ def test_the_relative_change_is_that_of_the_solve_whatever_becomes_of_the_step(m
 
 
 @pytest.mark.parametrize("method", [SIBP, ProxBP])
-def test_the_relative_change_outlives_the_batch(method):
+def test_the_relative_change_remains_after_the_batch(method):
     """A loop that copies each batch into one buffer reads the metrics of a batch that is no longer there."""
     changes = []
     for overwritten in (False, True):
@@ -44,7 +44,7 @@ def test_the_relative_change_outlives_the_batch(method):
 
 
 @pytest.mark.parametrize("side", [Span, Direct])
-def test_a_long_step_has_its_own_length_and_a_short_one_a_bound(side):
+def test_a_long_step_is_measured_and_a_short_one_bounded(side):
     features = DenseFeatures(torch.randn(4, 6, generator=torch.Generator().manual_seed(0)))
     R = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
     for scale in (1e-3, 1.0, 1e3, 1e25):

@@ -72,7 +72,7 @@ METHODS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
 
 @pytest.mark.parametrize("build", [mlp, convnet])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_step_reads_no_number(method, build, as_on_an_accelerator):
+def test_a_step_never_synchronises(method, build, as_on_an_accelerator):
     model, x = build()
     y = torch.arange(12) % 3
     optimizer = METHODS[method](model)
@@ -86,7 +86,7 @@ def test_a_step_reads_no_number(method, build, as_on_an_accelerator):
 
 
 @pytest.mark.parametrize("read", ["item", "bool", "float", "nonzero", "cpu", "where"])
-def test_the_guard_notices(read):
+def test_the_guard_detects_synchronisation(read):
     x = torch.ones(3)
     calls = {
         "item": lambda: x[0].item(), "bool": lambda: bool(x[0] > 0), "float": lambda: float(x.sum()),

@@ -94,7 +94,7 @@ def test_bcd_sweeps_as_documented(gamma: float, rho: float, alpha: float):
 
 
 @pytest.mark.parametrize("s", [RELU, IDENTITY, leaky_relu(0.3)], ids=lambda s: s.name)
-def test_the_split_is_the_minimum_of_every_entry(s):
+def test_the_split_minimises_every_entry(s):
     generator = torch.Generator().manual_seed(0)
     V, Z = (2 * torch.randn(200, generator=generator, dtype=F64) for _ in range(2))
     grid = torch.linspace(-8, 8, 160_001, dtype=F64)
@@ -109,15 +109,15 @@ def test_the_split_is_the_minimum_of_every_entry(s):
 
 
 @pytest.mark.parametrize("shape", [(3, 7), (7, 3)])
-def test_pulling_back_solves_a_ridge_problem(shape: tuple[int, int]):
+def test_the_target_of_the_layer_below_solves_a_ridge_problem(shape: tuple[int, int]):
     W, residual = np.random.default_rng(0).normal(size=shape), np.random.default_rng(1).normal(size=(4, shape[0]))
     expected = np.linalg.solve(W.T @ W + 0.3 * np.eye(shape[1]), W.T @ residual.T).T
     np.testing.assert_allclose(pulled_back(torch.tensor(residual), torch.tensor(W), 0.3), expected, rtol=1e-9)
 
 
-def test_bcd_says_which_activations_it_knows():
+def test_bcd_names_the_activations_it_supports():
     model = net(nn.Tanh)
-    with pytest.raises(RuntimeError, match="layer '2': BCD knows ReLU, LeakyReLU and the identity only, not tanh"):
+    with pytest.raises(RuntimeError, match="layer '2': BCD supports ReLU, LeakyReLU and the identity only, not tanh"):
         steps(model, BCD(model), batches(1))
 
 
@@ -163,7 +163,7 @@ def test_dtp_takes_the_published_steps():
     assert_close(steps(model, DTP(model, 0.02, 3.0 / BATCH, 0.01, noise=0.0), batches(5)), *expected)
 
 
-def test_the_inverses_of_dtp_learn_to_undo_their_layer():
+def test_the_inverses_of_dtp_learn_to_invert_their_layer():
     """A layer that can be undone, trained on nothing else (lr = 0): the reconstruction error falls to its noise."""
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).to(F64)
     optimizer = DTP(model, lr=0.0, inverse_lr=0.01, noise=0.1)
@@ -208,6 +208,6 @@ def test_networks_with_other_layers_are_refused(name: str):
         (DTP, {"target_step": -1.0}, "Invalid target_step: -1.0"),
     ],
 )
-def test_bad_options_are_refused_with_their_value(make, option, message):
+def test_invalid_options_are_refused_with_their_value(make, option, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         make(net(nn.ReLU), **option)

@@ -43,7 +43,7 @@ def rates(optimizer: torch.optim.Optimizer, update: str) -> list[float]:
 # -- names
 
 
-def test_names_of_parameters_reach_the_state(method):
+def test_parameter_names_are_in_the_state(method):
     model = net()
     saved = method(model, params=model.named_parameters()).state_dict()
     names = [name for group in saved["param_groups"] for name in group["param_names"]]
@@ -72,20 +72,20 @@ def test_names_of_parameters_reach_the_state(method):
         ),
     ],
 )
-def test_parameters_that_cannot_be_are_refused(method, params, error, message: str):
+def test_invalid_parameters_are_refused(method, params, error, message: str):
     model = net()
     with pytest.raises(error, match=message):
         method(model, params=params(model))
 
 
 @pytest.mark.parametrize("lr", [torch.tensor([0.1, 0.2]), torch.tensor(float("nan")), torch.tensor(-1.0), 1j])
-def test_rates_that_are_no_single_number_are_refused(method, lr):
+def test_learning_rates_that_are_no_scalar_are_refused(method, lr):
     with pytest.raises(ValueError, match="Invalid lr"):
         method(net(), lr=lr)
 
 
 @pytest.mark.parametrize("key", ["backward_weights", "prox_weight_scaling"])
-def test_words_that_are_none_are_refused(method, key: str):
+def test_unknown_choices_are_refused(method, key: str):
     with pytest.raises(ValueError, match=f"Invalid {key}: 'both'; choose one of '"):
         method(net(), **{key: "both"})
 
@@ -93,7 +93,7 @@ def test_words_that_are_none_are_refused(method, key: str):
 # -- hooks
 
 
-def test_hooks_on_all_optimizers_fire_once_a_step(method):
+def test_hooks_on_all_optimizers_fire_once_per_step(method):
     seen: list[str] = []
     handles = [
         register(lambda optimizer, *_: seen.append(type(optimizer).__name__))
@@ -168,7 +168,7 @@ def test_the_fallback_steps_with_the_rate_that_its_group_shows(method):
 # -- states
 
 
-def test_schedules_go_on_from_a_file(method):
+def test_schedules_resume_from_a_file(method):
     model, other = net(), net()
     optimizer, again = method(model, lr=0.3), method(other, lr=0.1)
     cycle = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=1.0, total_steps=20, cycle_momentum=False)
@@ -207,7 +207,7 @@ def test_the_state_of_another_optimizer_is_refused(method, other):
     train(model, optimizer, 1)
 
 
-def test_distributed_checkpoints_take_it(method):
+def test_distributed_checkpoints_save_and_load(method):
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
     model, other = net(), net()
@@ -223,7 +223,7 @@ def test_distributed_checkpoints_take_it(method):
 # -- what is proximal
 
 
-def test_nothing_to_solve_for_is_said(method):
+def test_a_model_without_proximal_layers_is_reported(method):
     with pytest.warns(UserWarning, match=f"{method.__name__} found no layer with a proximal subproblem in LSTM"):
         method(nn.LSTM(4, 3))
 
@@ -261,7 +261,7 @@ def test_explicit_takes_names_patterns_and_classes(method, explicit, left: set[s
     assert proximal == left
 
 
-def test_an_absurd_step_is_said_once_a_layer():
+def test_an_absurd_step_is_reported_once_per_layer():
     model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 3))
     optimizer = SIBP(model, lr=1e4, prox_weight=1e-6, solver="exact")
     x, y = torch.randn(32, 8), torch.arange(32) % 3
@@ -277,7 +277,7 @@ def test_an_absurd_step_is_said_once_a_layer():
     assert sorted(layers) == ["layer '0'", "layer '2'"]
 
 
-def test_a_solve_without_a_finite_answer_is_said():
+def test_a_solve_without_a_finite_answer_is_reported():
     model = nn.Sequential(nn.Linear(4, 3))
     optimizer = SIBP(model)
     with pytest.warns(RuntimeWarning, match="layer '0': its subproblem has no finite solution"):
@@ -291,7 +291,7 @@ def test_a_solve_without_a_finite_answer_is_said():
 
 
 @pytest.mark.parametrize("solver", ["cg:3", "exact"])
-def test_old_weights_carry_the_ordinary_error_signal(solver: str):
+def test_error_signals_through_the_old_weights_are_ordinary(solver: str):
     model, plain = net().double(), net().double()
     del model[1], plain[1]
     SIBP(model, lr=0.5, solver=solver, backward_weights="old", direction_only=True)

@@ -66,7 +66,7 @@ RULES = [
 
 
 @pytest.mark.parametrize(("rule", "settings"), RULES, ids=[rule.__name__ for rule, _ in RULES])
-def test_settings_mean_what_the_paper_says(rule, settings):
+def test_settings_have_the_papers_meaning(rule, settings):
     model = Quadratic()
     optimizer = build_optimizer({"name": rule.__name__} | settings, model)
     x, state = START, {}

@@ -24,7 +24,7 @@ def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> fl
 @pytest.mark.parametrize(
     "make", [lambda m: SIBP(m, 0.5, 1.0, "cg:3"), lambda m: SIBP(m, 0.5, 1.0, "exact"), lambda m: ProxBP(m, 0.5, 1.0)]
 )
-def test_networks_beat_their_untrained_selves_in_one_epoch(name: str, make):
+def test_networks_improve_within_one_epoch(name: str, make):
     data = load_data({"name": "digits"}, "", False)
     model = build_model({"name": name}, data.shape, data.classes, seed=0)
     before = accuracy(model, data.val.images, data.val.labels)

@@ -30,7 +30,7 @@ def test_slope_is_the_limit_of_central_differences(name):
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_a_difference_goes_back_as_in_torch(name):
+def test_the_error_signal_is_propagated_as_in_torch(name):
     s, torch_function = ACTIVATIONS[name]
     z = torch.cat([3 * randn(200, seed=1), torch.zeros(1, dtype=torch.float64)]).requires_grad_()
     D = randn(201, seed=2)
@@ -53,7 +53,7 @@ def test_a_unit_at_zero_is_not_active():
     assert activations.leaky_relu(0.25).slope(zero) == 0.25
 
 
-def test_compiled_code_takes_those_of_two_linear_pieces_for_what_they_are():
+def test_compiled_code_recognises_piecewise_linear_activations():
     """`negative_slope` says that s(z) is z above 0 and that many times z below."""
     z = 10 * randn(100, seed=1)
     for s, torch_function in ACTIVATIONS.values():
@@ -64,7 +64,7 @@ def test_compiled_code_takes_those_of_two_linear_pieces_for_what_they_are():
     ]  # fmt: skip
 
 
-def test_names_tell_the_variants_apart():
+def test_names_distinguish_the_variants():
     names = [s.name for s, _ in ACTIVATIONS.values()]
     assert len(set(names)) == len(names)
     assert activations.leaky_relu(0.25).name == "leaky_relu(0.25)"

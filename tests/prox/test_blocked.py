@@ -35,7 +35,7 @@ def test_a_factor_times_its_transpose_is_the_matrix(r, dtype):
 
 
 @pytest.mark.parametrize("place", [0, 300, 599])
-def test_what_is_not_positive_definite_has_no_factor(place):
+def test_a_matrix_that_is_not_positive_definite_has_no_factor(place):
     M = torch.eye(600)
     M[place, place] = -1
     assert not factor_in_place(M)

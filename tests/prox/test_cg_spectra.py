@@ -47,7 +47,7 @@ def made(dtype, A, units: float, m: int, bias: bool, seed: int, near: int):
 @problems
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_no_output_unit_rises_and_metrics_are_those_of_the_displacement(
+def test_no_output_units_objective_rises_and_metrics_match_the_displacement(
     side, dtype, A, units, m, iterations, bias, name, seed, near
 ):
     """Up to the rounding of Z and T, which is all that there is to a residual near eps ||T||."""
@@ -70,7 +70,7 @@ def test_no_output_unit_rises_and_metrics_are_those_of_the_displacement(
 
 @pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("name", ["identity", "relu"])
-def test_directions_of_one_row_cancel_and_are_not_followed(name):
+def test_cancelling_directions_are_not_followed(name):
     """All gradients are multiples of the one row of Phi: what is left of two of them is rounding, in any direction."""
     s, torch_s = ACTIVATIONS[name]
     for seed in range(200):
@@ -89,7 +89,7 @@ def test_directions_of_one_row_cancel_and_are_not_followed(name):
 @problems
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_one_iteration_is_the_same_in_compiled_form(side, dtype, A, units, m, iterations, bias, name, seed, near):
+def test_one_compiled_iteration_equals_torchs(side, dtype, A, units, m, iterations, bias, name, seed, near):
     """Later ones may part where a product of two directions is all rounding: what is promised of both is above."""
     del iterations, near
     features, Z, T, lam = made(dtype, A, units, m, bias, seed, 0)

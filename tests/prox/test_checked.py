@@ -39,7 +39,7 @@ def never_wide(monkeypatch):
 
 @pytest.mark.usefixtures("never_wide")
 @pytest.mark.parametrize("units", [0.1, 3.0, 300.0])
-def test_rich_features_are_solved_in_their_precision_whatever_lam(units):
+def test_rich_features_are_solved_in_their_precision_for_any_lam(units):
     """3000 rows of 40 independent features: the smallest eigenvalue of G is nearly its largest."""
     features = DenseFeatures(randn(3000, 40, dtype=torch.float32))
     R = randn(3000, 6, seed=1, dtype=torch.float32)
@@ -54,7 +54,7 @@ def test_rich_features_are_solved_in_their_precision_whatever_lam(units):
 
 @pytest.mark.usefixtures("never_wide")
 @pytest.mark.parametrize("side", SIDES)
-def test_what_rounding_spoils_is_refined(side, monkeypatch):
+def test_inaccurate_solutions_are_refined(side, monkeypatch):
     """A lam of 30 times the rounding of G, and a residual that features all but dependent hardly fit."""
     refined, found = checked._Task.refined, []
     monkeypatch.setattr(checked._Task, "refined", lambda *given: found.append(refined(*given)) or found[-1])
@@ -97,7 +97,7 @@ def test_large_systems_are_factored_in_single_precision(side, rows, inputs, unit
     assert float(solution.stats.decrease) == pytest.approx(1 - best / start, abs=2e-3)
 
 
-def test_a_system_that_single_precision_calls_indefinite_is_factored_in_double(monkeypatch):
+def test_a_system_indefinite_in_single_precision_is_factored_in_double(monkeypatch):
     """600 rows in pairs: single precision finds no positive pivot."""
     features = DenseFeatures(randn(300, 400, dtype=torch.float32).repeat_interleave(2, 0))
     R = randn(600, 3, seed=1, dtype=torch.float32)
@@ -114,7 +114,7 @@ def test_a_system_that_single_precision_calls_indefinite_is_factored_in_double(m
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_an_answer_that_does_not_serve_is_worked_out_in_float64(side):
+def test_an_inaccurate_answer_is_recomputed_in_float64(side):
     """Rows in pairs with residuals that cancel: all that single precision finds to fit is its rounding."""
     features = DenseFeatures(randn(30, 20, dtype=torch.float32).repeat_interleave(2, 0))
     half = randn(30, 4, seed=1, dtype=torch.float32)
@@ -129,7 +129,7 @@ def test_an_answer_that_does_not_serve_is_worked_out_in_float64(side):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_what_is_not_finite_is_none_of_its_own(bad):
+def test_non_finite_systems_are_left_to_the_caller(bad):
     features = DenseFeatures(randn(8, 5, dtype=torch.float32))
     R = randn(8, 3, seed=1, dtype=torch.float32)
     R[3, 1] = bad
@@ -163,7 +163,7 @@ def test_a_few_units_are_judged_by_the_residual_itself():
 
 
 @pytest.mark.parametrize("size", [20, 200])
-def test_the_bound_by_the_inverse_is_above_the_inverse_of_the_least_eigenvalue(size):
+def test_the_estimated_norm_of_the_inverse_is_an_upper_bound(size):
     coordinates = Direct(DenseFeatures(randn(2 * size, size - 1)))
     system = checked._System.of(coordinates, 0.1, torch.float64)
     assert system is not None
@@ -215,5 +215,5 @@ def answer(error, *, norm=1.0, RR=3.0, RX=-1.0, XX=0.0):
         (closed.Answer(torch.zeros(1, 1), 1e13, 1e13, 1.0, 0.0, None), 16, True),  # lam was large enough
     ],
 )
-def test_a_look_says_whether_single_precision_spoilt_the_answer(looked_at, units, right):
+def test_a_check_detects_inaccurate_single_precision_answers(looked_at, units, right):
     assert checked.looks_right(looked_at, 2.0, 1e-7, units) == right

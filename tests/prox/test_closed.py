@@ -45,7 +45,7 @@ def test_rows_at_any_address_have_the_same_gram_matrix():
 
 
 @pytest.mark.parametrize("A", [torch.zeros(0, 3), torch.zeros(1025, 3), torch.zeros(3, 4, 5), torch.zeros(5, 4).T])
-def test_other_matrices_are_left_to_torch(A: torch.Tensor):
+def test_unsupported_matrices_are_left_to_torch(A: torch.Tensor):
     assert closed.outer_gram(A, 1.0) is None
     gram = DenseFeatures(A).outer_gram()
     torch.testing.assert_close(gram, A @ A.mT + 1)
@@ -82,7 +82,7 @@ def test_solutions_are_those_of_double_precision(r: int, gap: float, dtype: torc
         assert energy == pytest.approx(float((x.double() * (system @ x.double())).sum()), rel=1e3 * eps, abs=0)
 
 
-def test_right_hand_sides_are_solved_by_any_number_of_threads(monkeypatch: pytest.MonkeyPatch):
+def test_solutions_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch):
     G, R, before = spectrum(70, 10.0, torch.float32), torch.randn(70, 700), torch.get_num_threads()
     monkeypatch.setattr(closed, "_PARALLEL", 0)
     found = []
@@ -104,14 +104,14 @@ def test_matrices_of_a_batch_of_one_and_right_hand_sides_of_any_stride():
     torch.testing.assert_close(x, -torch.linalg.solve(G + 0.1 * torch.eye(6), R))
 
 
-def test_there_is_no_solution_where_the_matrix_is_not_positive_definite():
+def test_a_matrix_that_is_not_positive_definite_has_no_solution():
     for place in range(6):
         G = torch.eye(6)
         G[place, place] = -2.0
         assert closed.minus_solve(G, torch.ones(6, 1), 1.0, 0.0).x is None
 
 
-def test_there_is_no_solution_below_the_resolution_that_is_asked_for():
+def test_a_lam_below_the_requested_resolution_has_no_solution():
     G, R = torch.eye(4), torch.ones(4, 2)  # of norm 2
     assert closed.minus_solve(G, R, 1.0, 0.51).x is None
     found = closed.minus_solve(G, R, 1.0, 0.49)
@@ -144,14 +144,14 @@ def test_a_look_sums_over_what_was_computed(r: int, dtype: torch.dtype, threads:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_has_no_solution(bad: float):
+def test_a_non_finite_system_has_no_solution(bad: float):
     G = torch.eye(5)
     G[3, 1] = G[1, 3] = bad
     assert closed.minus_solve(G, torch.ones(5, 1), 1.0, 0.0).x is None
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (1025, 1), (2, 3, 4)])
-def test_other_systems_are_left_to_torch(shape: tuple[int, ...]):
+def test_unsupported_systems_are_left_to_torch(shape: tuple[int, ...]):
     *leading, r, _ = shape
     assert closed.minus_solve(torch.eye(r).expand(*leading, -1, -1), torch.ones(shape), 1.0, 0.0) is None
     assert closed.minus_solve(torch.ones(3, 2).T, torch.ones(2, 1), 1.0, 0.0) is None

@@ -63,7 +63,7 @@ def test_iterations_are_those_of_each_neuron_alone(name, seed, iterations):
         assert float(stats.step_length) == pytest.approx(np.mean([t.steps for t in traces]), rel=1e-10)
 
 
-def test_the_problems_put_every_rule_to_work():
+def test_the_problems_exercise_every_rule():
     traces = []
     for name in ACTIVATIONS:
         for seed in range(3):
@@ -76,7 +76,7 @@ def test_the_problems_put_every_rule_to_work():
 
 @pytest.mark.parametrize(("weight", "bias"), MOVES)
 @pytest.mark.parametrize("shape", [(1, 3, 6), (1, 9, 2), (3, 4, 5), (2, 1, 4), (1, 5, 1)])
-def test_every_shape_and_parameter(shape, weight, bias):
+def test_every_shape_and_every_parameter(shape, weight, bias):
     A, Z, T = hard_problem("relu", 3, *shape, m=4)
     features = DenseFeatures(A, weight, bias)
     expected, _ = reference(features, Z, T, "relu", 4)
@@ -87,7 +87,7 @@ def test_every_shape_and_parameter(shape, weight, bias):
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_no_iteration_lets_a_neuron_climb(name):
+def test_no_iteration_raises_a_neurons_objective(name):
     """The objective never rises with the number of iterations, neuron by neuron, and is what the figures say."""
     for seed in range(4):
         A, Z, T = hard_problem(name, 10 + seed)
@@ -109,7 +109,7 @@ def test_no_iteration_lets_a_neuron_climb(name):
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize(("weight", "bias"), MOVES)
 @pytest.mark.parametrize("shape", [(1, 4, 7), (1, 7, 3), (2, 5, 5)])
-def test_without_activation_it_is_the_closed_form_after_as_many_iterations_as_dimensions(shape, weight, bias, side):
+def test_without_activation_it_reaches_the_closed_form_in_as_many_iterations_as_dimensions(shape, weight, bias, side):
     features = DenseFeatures(randn(*shape), weight, bias)
     Z, T = randn(*shape[:2], 4, seed=1), randn(*shape[:2], 4, seed=2)
     coordinates = side(features)
@@ -148,7 +148,7 @@ def test_a_step_that_changes_nothing_is_not_taken():
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_a_residual_that_is_nothing_but_rounding_moves_nothing(side):
+def test_a_residual_of_mere_rounding_changes_nothing(side):
     features = DenseFeatures(randn(1, 4, 3))
     Z = randn(1, 4, 2, seed=1)
     T = torch.nextafter(Z.relu(), Z.relu() + 1)
@@ -158,7 +158,7 @@ def test_a_residual_that_is_nothing_but_rounding_moves_nothing(side):
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_a_step_that_only_holds_the_objective_is_not_taken(side):
+def test_a_step_that_does_not_decrease_the_objective_is_not_taken(side):
     """From relu(2) with target -13 the Gauss-Newton step is -8: 15^2 = 13^2 + 7/8 8^2, all exact in binary."""
     features = DenseFeatures(torch.ones(1, 1, 1, dtype=torch.float64), bias=False)
     Z, T = torch.full((1, 1, 1), 2.0, dtype=torch.float64), torch.full((1, 1, 1), -13.0, dtype=torch.float64)
@@ -170,7 +170,7 @@ def test_a_step_that_only_holds_the_objective_is_not_taken(side):
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_dead_neurons_stay_and_do_not_hold_up_the_others(side):
+def test_dead_neurons_are_unchanged_and_do_not_affect_the_others(side):
     features = DenseFeatures(randn(1, 6, 4))
     Z, T = randn(1, 6, 3, seed=1), randn(1, 6, 3, seed=2)
     Z[..., 1] = -50.0
@@ -201,7 +201,7 @@ def test_a_unit_at_exactly_zero_is_not_active():
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_an_empty_batch_moves_nothing(side):
+def test_an_empty_batch_changes_nothing(side):
     coordinates = side(DenseFeatures(randn(1, 0, 4)))
     Z = randn(1, 0, 3)
     solution = solve_nonlinear(coordinates, Z, Z, 1.0, ACTIVATIONS["relu"][0], 3)
@@ -221,7 +221,7 @@ REPEATS = {
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", ["identity", "relu", "tanh"])
 @pytest.mark.parametrize("kind", REPEATS)
-def test_rounding_is_not_taken_for_a_direction(kind, name, dtype):
+def test_rounding_is_not_used_as_a_direction(kind, name, dtype):
     """Dependent samples: many coefficients that move nothing, and iterations left over after the minimum is reached."""
     s, torch_s = ACTIVATIONS[name]
     for lam, iterations, seed in itertools.product((1e-3, 0.1, 1.0), (3, 5, 9), (0, 1)):

@@ -52,7 +52,7 @@ def test_a_batch_of_one_is_the_same_sweep(kind):
 
 
 @every_method
-def test_a_batch_of_one_moves_every_kind(kind):
+def test_a_batch_of_one_changes_every_kind_of_layer(kind):
     model = mlp(6, 5, 4, 3)
     before = layers(model)
     optimizer = optimizer_for(model, kind, lr=0.1)
@@ -81,7 +81,7 @@ def dead(model: nn.Sequential, layer: int) -> nn.Sequential:
 
 @every_method
 @pytest.mark.parametrize("layer", [0, 2])
-def test_a_dead_layer_and_all_below_it_keep_their_weights(kind, layer):
+def test_a_dead_layer_and_all_layers_below_keep_their_weights(kind, layer):
     model = dead(mlp(6, 5, 4, 3), layer)
     before = layers(model)
     optimizer = optimizer_for(model, kind, lr=0.1)
@@ -100,7 +100,7 @@ def test_a_dead_layer_and_all_below_it_keep_their_weights(kind, layer):
 @every_method
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("B", [1, 4, 30])
-def test_inputs_of_zero_leave_the_first_weights(kind, bias, B):
+def test_zero_inputs_keep_the_first_weights(kind, bias, B):
     model = mlp(6, 5, 4, 3, bias=bias)
     before = layers(model)
     optimizer = optimizer_for(model, kind, lr=0.1)
@@ -114,7 +114,7 @@ def test_inputs_of_zero_leave_the_first_weights(kind, bias, B):
 
 @every_method
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_not_a_number_in_the_input_keeps_all_weights(kind, dtype):
+def test_nan_in_the_input_keeps_all_weights(kind, dtype):
     model = mlp(6, 5, 4, 3).to(dtype)
     before = layers(model)
     optimizer = optimizer_for(model, kind)
@@ -130,7 +130,7 @@ def test_not_a_number_in_the_input_keeps_all_weights(kind, dtype):
 
 
 @every_method
-def test_infinity_in_the_input_keeps_the_weights_that_meet_it(kind):
+def test_infinity_in_the_input_keeps_the_affected_weights(kind):
     """What lies above may go on: ReLU turns minus infinity into 0."""
     model = mlp(6, 5, 4, 3)
     before = layers(model)
@@ -144,7 +144,7 @@ def test_infinity_in_the_input_keeps_the_weights_that_meet_it(kind):
 
 
 @every_method
-def test_a_bad_loss_keeps_all_weights(kind):
+def test_a_non_finite_loss_keeps_all_weights(kind):
     model = mlp(6, 5, 4, 3)
     before = layers(model)
     optimizer = optimizer_for(model, kind)
@@ -157,7 +157,7 @@ def test_a_bad_loss_keeps_all_weights(kind):
 
 
 @every_method
-def test_samples_that_repeat_make_no_trouble(kind):
+def test_repeated_samples_are_solved(kind):
     model = mlp(40, 30, 20, 3)
     optimizer = optimizer_for(model, kind, lr=0.1)
     x = randn(1, 40).expand(16, 40).contiguous()

@@ -66,7 +66,7 @@ def test_float32_and_strided_arguments():
 
 @needs_kernels
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_non_finite_numbers_keep_the_weights(bad: float):
+def test_non_finite_values_keep_the_weights(bad: float):
     coordinates, Z, T = problem(1, 6, 9, 4, torch.float32)
     T[0, 2, 1] = bad
     solution = solve_nonlinear(coordinates, Z, T, 1.0, RELU, 3)
@@ -83,7 +83,7 @@ def both(coordinates, Z, T, iterations: int = 3) -> tuple[torch.Tensor, torch.Te
 
 @needs_kernels
 @pytest.mark.parametrize("side", [Span, Direct])
-def test_layers_of_different_size_in_turn(side):
+def test_alternating_layer_sizes(side):
     """Memory is kept between them: it has to be large enough for each, and what it held must not matter."""
     vars(kernels._buffers).clear()
     for shape in [(1, 4, 6, 3), (1, 9, 5, 8), (1, 30, 20, 25), (1, 4, 6, 3), (2, 9, 5, 8)]:
@@ -94,7 +94,7 @@ def test_layers_of_different_size_in_turn(side):
 
 
 @needs_kernels
-def test_every_group_has_its_own_rounding():
+def test_every_group_has_its_own_rounding_threshold():
     """A group of inputs a thousand million times larger does not make the other's steps look like rounding."""
     coordinates, Z, T = problem(2, 6, 4, 3, torch.float64)
     A = coordinates.features.A.clone()
@@ -106,7 +106,7 @@ def test_every_group_has_its_own_rounding():
 
 @needs_kernels
 @pytest.mark.parametrize("side", [Span, Direct])
-def test_neurons_shared_among_threads_are_the_same_to_the_last_bit(side, monkeypatch: pytest.MonkeyPatch):
+def test_results_do_not_depend_on_the_number_of_threads(side, monkeypatch: pytest.MonkeyPatch):
     coordinates, Z, T = problem(2, 9, 7, 50, torch.float64, side=side)
     alone = solve_nonlinear(coordinates, Z, T, 1.0, RELU, 3).x
     monkeypatch.setattr(fused, "_PARALLEL", 0)
@@ -120,7 +120,7 @@ def test_neurons_shared_among_threads_are_the_same_to_the_last_bit(side, monkeyp
 
 
 @needs_kernels
-def test_threads_that_solve_at_once_do_not_meet():
+def test_concurrent_solves_do_not_interfere():
     problems = [problem(1, 40, 50, 60, torch.float64, seed=seed) for seed in range(4)]
     expected = [both(*given)[1] for given in problems]
 
@@ -134,7 +134,7 @@ def test_threads_that_solve_at_once_do_not_meet():
         torch.testing.assert_close(x, expected[k % 4], rtol=1e-9, atol=1e-11)
 
 
-def test_other_cases_go_the_ordinary_way():
+def test_unsupported_inputs_use_the_torch_implementation():
     coordinates, Z, _ = problem(1, 6, 9, 4, torch.float32)
     assert not fused.usable(coordinates, Z, MISH)
     assert not fused.usable(coordinates, Z.half(), RELU)

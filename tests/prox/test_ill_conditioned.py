@@ -47,7 +47,7 @@ SHAPES = [(50, 200), (120, 120), (200, 50)]
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["relu", "tanh"])
-def test_cg_stays_finite_and_does_not_climb(name, kind, side, lam):
+def test_cg_stays_finite_and_does_not_increase_the_objective(name, kind, side, lam):
     s, torch_s = ACTIVATIONS[name]
     for N, n in SHAPES[::2]:
         features = DenseFeatures(1e3 * inputs(kind, N, n, 0))
@@ -69,7 +69,7 @@ def linear_ends(features, R, lam, X):
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_a_gradient_step_is_taken_and_said_where_no_factorisation_succeeds(side, monkeypatch):
+def test_a_gradient_step_is_taken_and_reported_if_no_factorisation_succeeds(side, monkeypatch):
     monkeypatch.setattr(linear, "_ATTEMPTS", 0)
     features = DenseFeatures(1e3 * inputs("nearly equal", 60, 60, 0))
     R = 1 + randn(1, 60, 4, dtype=torch.float32)
@@ -94,7 +94,7 @@ def test_a_gradient_step_is_taken_and_said_where_no_factorisation_succeeds(side,
         (Direct, [[1e25], [2e25]], [[1.0], [3.0]]),
     ],
 )
-def test_squares_that_overflow_single_precision_are_taken_in_double(side, A, R):
+def test_squares_that_overflow_single_precision_are_computed_in_double(side, A, R):
     features = DenseFeatures(torch.tensor([A]), bias=False)
     residual, lam = torch.tensor([R]), 1e-9
     solution = solve_linear(side(features), residual, lam)
@@ -104,7 +104,7 @@ def test_squares_that_overflow_single_precision_are_taken_in_double(side, A, R):
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_a_displacement_too_large_to_be_squared_is_not_made(side):
+def test_a_displacement_whose_square_overflows_is_not_taken(side):
     features = DenseFeatures(torch.tensor([[[1.0, 0.0], [0.0, 1e-4]]]), bias=False)
     solution = solve_linear(side(features), torch.full((1, 2, 1), 1e17), 1e-9)
     assert solution.stats.status == Status.NONFINITE
@@ -115,7 +115,7 @@ def test_a_displacement_too_large_to_be_squared_is_not_made(side):
 @pytest.mark.parametrize(("dtype", "huge"), [(torch.float32, 1e30), (torch.float64, 1e200)])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), None])
 @pytest.mark.parametrize("where", ["A", "R"])
-def test_numbers_that_are_none_or_overflow_move_nothing(where, bad, dtype, huge, side):
+def test_nan_and_overflow_change_nothing(where, bad, dtype, huge, side):
     A, R = randn(2, 6, 8, dtype=dtype), randn(2, 6, 4, dtype=dtype)
     bad = bad or huge
     {"A": A, "R": R}[where][1, 2, 3] = bad
@@ -136,7 +136,7 @@ def test_numbers_that_are_none_or_overflow_move_nothing(where, bad, dtype, huge,
         assert all(math.isfinite(figure) for figure in figures)
 
 
-def test_a_stalled_iteration_is_said():
+def test_a_stalled_iteration_is_reported():
     """GELU far left: the slope is all but 0, the Gauss-Newton step therefore far too long."""
     features = DenseFeatures(torch.ones(1, 1, 1, dtype=torch.float64), bias=False)
     Z, T = torch.full((1, 1, 1), -4.0, dtype=torch.float64), torch.full((1, 1, 1), -0.1, dtype=torch.float64)
@@ -145,7 +145,7 @@ def test_a_stalled_iteration_is_said():
     assert not solution.x.any()
 
 
-def test_every_status_is_a_sentence():
+def test_every_status_has_a_sentence():
     assert [s.value for s in Status] == [0, 1, 2, 3, 4]
     assert sorted(Status) == [Status.SOLVED, Status.DAMPED, Status.STALLED, Status.GRADIENT, Status.NONFINITE]
     assert all(s.sentence.endswith(".") for s in Status)
@@ -158,7 +158,7 @@ def test_every_status_is_a_sentence():
 @pytest.mark.parametrize(
     ("method", "solver"), [(SIBP, "cg:5"), (SIBP, "exact"), (SIBP, "paper"), (ProxBP, "exact"), (ProxBP, "cg:3")]
 )
-def test_training_on_hopeless_numbers_never_raises(method, solver, lam, size, lr):
+def test_training_on_extreme_values_never_raises(method, solver, lam, size, lr):
     model = mlp(30, 20, 20, 5).float()
     optimizer = method(model, lr=lr, prox_weight=lam, solver=solver)
     for k in range(3):
@@ -170,7 +170,7 @@ def test_training_on_hopeless_numbers_never_raises(method, solver, lam, size, lr
         assert np.isfinite([layer["decrease"] for layer in optimizer.solver_stats().values()]).all()
 
 
-def test_a_layer_that_cannot_be_solved_does_not_poison_those_below():
+def test_an_unsolvable_layer_does_not_affect_those_below():
     """Inputs that overflow in the middle of a net: every weight stays finite."""
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)).double()
     with torch.no_grad():

@@ -27,7 +27,7 @@ def anew() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("trouble", ["not built", "truncated"])
-def test_without_kernels_all_works_and_one_warning_says_what_to_install(
+def test_without_kernels_everything_works_and_one_warning_says_what_to_install(
     trouble: str, anew, monkeypatch: pytest.MonkeyPatch, tmp_path
 ):
     broken = tmp_path / "_native.so"
@@ -61,7 +61,7 @@ def test_kernels_of_another_version_count_as_missing(anew, monkeypatch: pytest.M
         assert not kernels.available()
 
 
-def test_disabled_kernels_are_no_reason_for_a_warning(anew, monkeypatch: pytest.MonkeyPatch):
+def test_disabled_kernels_give_no_warning(anew, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with kernels.disabled(), warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -70,7 +70,7 @@ def test_disabled_kernels_are_no_reason_for_a_warning(anew, monkeypatch: pytest.
 
 
 @needs_kernels
-def test_the_description_names_what_this_processor_runs(anew, monkeypatch: pytest.MonkeyPatch):
+def test_the_description_names_the_instruction_set(anew, monkeypatch: pytest.MonkeyPatch):
     assert kernels.description() in ("native (AVX-512)", "native (AVX2)", "native (baseline)")
     monkeypatch.setattr(kernels, "widest", lambda: "avx2")
     assert kernels.description() == "native (AVX2)"
@@ -80,7 +80,7 @@ def test_the_description_names_what_this_processor_runs(anew, monkeypatch: pytes
 @pytest.mark.parametrize("width", ["baseline", "avx2", "avx512"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(1, 37, 60, 34), (1, 5, 9, 3), (2, 1, 4, 70), (1, 64, 17, 1)])
-def test_every_width_gives_the_same_numbers(width, dtype, shape, anew, monkeypatch: pytest.MonkeyPatch):
+def test_every_vector_width_gives_the_same_result(width, dtype, shape, anew, monkeypatch: pytest.MonkeyPatch):
     narrower = ["baseline", "avx2", "avx512"]
     if narrower.index(width) > narrower.index(kernels.widest()):
         pytest.skip("not on this processor")
@@ -97,7 +97,7 @@ def test_every_width_gives_the_same_numbers(width, dtype, shape, anew, monkeypat
 
 
 @needs_kernels
-def test_what_torch_compile_traces_goes_the_ordinary_way(monkeypatch: pytest.MonkeyPatch):
+def test_torch_compile_traces_the_torch_implementation(monkeypatch: pytest.MonkeyPatch):
     coordinates, Z, _ = problem(1, 6, 9, 4, torch.float32)
     assert fused.usable(coordinates, Z, RELU)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)

@@ -79,7 +79,7 @@ def test_a_small_step_is_the_gradient_preconditioned_by_the_active_samples(side)
 
 
 @every_method
-def test_twice_the_batch_and_twice_the_proximal_weight_is_the_same_step(method):
+def test_twice_the_batch_and_twice_the_proximal_weight_give_the_same_step(method):
     x, y = batch(5, 8, 3)
     once = moves(method, x, y)
     twice = moves(method, torch.cat([x, x]), torch.cat([y, y]), prox_weight=1.0)
@@ -115,14 +115,14 @@ def test_permuting_hidden_units_permutes_the_step(method):
 
 
 @every_method
-def test_mean_and_sum_of_the_loss_are_the_same_step(method):
+def test_mean_and_sum_of_the_loss_give_the_same_step(method):
     x, y = batch(7, 8, 3)
     for a, b in zip(moves(method, x, y, reduction="mean"), moves(method, x, y, reduction="sum"), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
 @every_method
-def test_a_wrong_word_about_the_loss_scales_the_step_on_the_neurons_by_the_batch(method):
+def test_a_wrong_loss_average_scales_eta_by_the_batch_size(method):
     x, y = batch(7, 8, 3)
 
     def after(told, reduction, lr):

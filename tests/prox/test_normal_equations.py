@@ -61,7 +61,7 @@ def test_closed_form_is_the_least_squares_solution(A, side, weight, bias, lam):
 @pytest.mark.parametrize(("weight", "bias"), MOVES)
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("A", INPUTS.values(), ids=INPUTS.keys())
-def test_coordinates_are_what_they_say(A, side, weight, bias):
+def test_coordinates_satisfy_their_definition(A, side, weight, bias):
     """adjoint, forward, inner and residual, each by forming the displacement."""
     features = DenseFeatures(A, weight, bias)
     P, coordinates = features_matrix(features), side(features)
@@ -101,7 +101,7 @@ def test_both_coordinates_give_the_same_answer(A):
     assert float(by_span.stats.decrease) == pytest.approx(float(by_direct.stats.decrease), rel=1e-10)
 
 
-def test_difference_goes_back_through_the_new_weights_without_forming_them():
+def test_the_error_signal_through_the_new_weights_does_not_form_them():
     features = DenseFeatures(randn(2, 5, 8))
     coordinates = Span(features)
     U, D = randn(2, 5, 3, seed=9), randn(2, 5, 3, seed=10)
@@ -129,7 +129,7 @@ def test_the_smaller_gram_matrix_is_chosen(N, n, weight, bias, side):
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize(("N", "n", "m"), [(0, 4, 3), (3, 0, 2), (3, 4, 0)])
-def test_nothing_to_solve_is_solved(side, N, n, m):
+def test_empty_problems_are_solved(side, N, n, m):
     coordinates = side(DenseFeatures(randn(1, N, n), bias=n > 0))
     solution = solve_linear(coordinates, randn(1, N, m), 1.0)
     assert not moved(solution).any()

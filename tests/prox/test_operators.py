@@ -54,7 +54,7 @@ CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 
 @pytest.mark.parametrize(("weight", "bias"), MOVES)
 @pytest.mark.parametrize("form", FORMS)
-def test_everything_follows_from_the_matrix_or_from_the_products(form, weight, bias):
+def test_all_operations_follow_from_the_matrix_or_the_products(form, weight, bias):
     features, phi = form(randn(3, 4, 6), weight, bias), dense(randn(3, 4, 6), weight, bias)
     E, V = randn(3, *features.row_shape, 5, seed=1), randn(3, features.size, 5, seed=2)
     flat = E.reshape(3, 20, 5)
@@ -73,7 +73,7 @@ def test_everything_follows_from_the_matrix_or_from_the_products(form, weight, b
 
 
 @pytest.mark.parametrize("form", [*FORMS, lambda x, *moves: Matrix(x, *moves).moving(weight=False, bias=True)])
-def test_the_layer_s_map_does_not_depend_on_what_moves(form):
+def test_the_layers_map_does_not_depend_on_the_trained_parts(form):
     x, W, b = randn(3, 4, 6), randn(3, 5, 2, seed=1), randn(3, 5, seed=2)
     expected = dense(x, True, False) @ W.mT
     for moves in MOVES:
@@ -97,7 +97,7 @@ def test_a_dense_form_has_the_same_map_and_displacement(leading, moves):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_other_parts_and_dtypes_are_of_the_same_layer(form):
+def test_other_parts_and_dtypes_belong_to_the_same_layer(form):
     features = form(randn(3, 4, 6), True, True)
     before = features.materialize()
     bias = features.moving(weight=False, bias=True)
@@ -109,7 +109,7 @@ def test_other_parts_and_dtypes_are_of_the_same_layer(form):
     torch.testing.assert_close(features.materialize(), before, rtol=0, atol=0)
 
 
-def test_what_was_cached_is_not_taken_over():
+def test_cached_results_are_not_copied():
     features = DenseFeatures(randn(6, 4))
     assert features.materialize().shape == (6, 5)
     assert features.moving(weight=True, bias=False).materialize().shape == (6, 4)
@@ -120,7 +120,7 @@ def test_what_was_cached_is_not_taken_over():
 @pytest.mark.parametrize("moves", MOVES)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("positions", [1, 7])  # rows fewer and more than columns
-def test_the_closed_form_is_that_of_the_matrix(form, moves, positions, lam, dtype):
+def test_the_closed_form_equals_that_of_the_matrix(form, moves, positions, lam, dtype):
     x = randn(3, 2, positions + 1, dtype=dtype)
     features, R = form(x, *moves), randn(3, 2 * positions, 4, seed=1, dtype=dtype)
     phi = DenseFeatures(dense(x, *moves), bias=False)
@@ -137,7 +137,7 @@ def test_the_closed_form_is_that_of_the_matrix(form, moves, positions, lam, dtyp
 
 @pytest.mark.parametrize("s", [RELU, TANH])
 @pytest.mark.parametrize("form", FORMS)
-def test_conjugate_gradients_are_those_of_the_matrix(form, s):
+def test_conjugate_gradients_equal_those_of_the_matrix(form, s):
     x = randn(3, 4, 6)
     features, Z, T = form(x), randn(3, 20, 4, seed=1), randn(3, 20, 4, seed=2)
     found = solve_nonlinear(Direct(features), features.unflat(Z), features.unflat(T), 0.4, s, 4)

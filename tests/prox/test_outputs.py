@@ -24,7 +24,7 @@ def convolution(groups: int = 1, bias: bool = True) -> tuple[ConvolutionFeatures
 @pytest.mark.parametrize("s", [RELU, leaky_relu(0.3), TANH], ids=lambda s: s.name)
 @pytest.mark.parametrize("iterations", [1, 2, 6])
 @pytest.mark.parametrize(("groups", "bias"), [(1, True), (1, False), (3, True)])
-def test_iterations_are_those_on_patches_written_out(both_ways, s, iterations: int, groups: int, bias: bool):
+def test_iterations_equal_those_on_explicit_patches(both_ways, s, iterations: int, groups: int, bias: bool):
     features, Z, T = convolution(groups, bias)
     before = Z.clone(), T.clone()
     here = solve_nonlinear(Direct(features), Z, T, 0.7, s, iterations)
@@ -37,7 +37,7 @@ def test_iterations_are_those_on_patches_written_out(both_ways, s, iterations: i
     assert torch.equal(T, before[1])
 
 
-def test_outputs_in_another_order_in_memory(both_ways):
+def test_outputs_in_another_memory_layout(both_ways):
     features, Z, T = convolution()
     packed = Z.contiguous()
     mixed = solve_nonlinear(Direct(features), packed, T.mT.contiguous().mT, 1.0, RELU, 3)
@@ -45,7 +45,7 @@ def test_outputs_in_another_order_in_memory(both_ways):
     torch.testing.assert_close(mixed.x, solve_nonlinear(Direct(features), Z, T, 1.0, RELU, 3).x, rtol=1e-12, atol=1e-12)
 
 
-def test_a_neuron_that_does_not_move_never_meets_its_direction(both_ways):
+def test_a_step_of_length_0_ignores_an_infinite_direction(both_ways):
     features, Z, T = convolution()
     outputs = outputs_of(features, Z, T, RELU)
     outputs.residual()
@@ -61,7 +61,7 @@ def test_a_neuron_that_does_not_move_never_meets_its_direction(both_ways):
     torch.testing.assert_close(outputs.Z, Z, rtol=0, atol=0)  # all other directions are zero
 
 
-def test_a_refused_neuron_stays_where_it_is(both_ways):
+def test_a_rejected_neuron_is_unchanged(both_ways):
     """Its E is that of its place, not that of the attempt, and so is its Z."""
     features, Z, T = convolution(2)
     outputs = outputs_of(features, Z, T, TANH)
@@ -88,7 +88,7 @@ def test_a_refused_neuron_stays_where_it_is(both_ways):
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("s", [RELU, TANH, MISH], ids=lambda s: s.name)
-def test_a_target_that_is_not_formed_is_the_same_one(both_ways, s, layout):
+def test_an_implicit_target_equals_the_explicit_one(both_ways, s, layout):
     """s(Z) - eta D, on convolutions and on rows, from pre-activations in either order in memory."""
     features, Z, D = convolution(2)
     Z, D = (features.in_rows(t.permute(1, 0, 3, 2).reshape(4, 10, *features.positions).contiguous(memory_format=layout))
@@ -104,7 +104,7 @@ def test_a_target_that_is_not_formed_is_the_same_one(both_ways, s, layout):
     assert torch.equal(D, before[1])
 
 
-def test_several_threads_find_the_same_to_the_last_bit(monkeypatch: pytest.MonkeyPatch):
+def test_several_threads_give_bitwise_equal_results(monkeypatch: pytest.MonkeyPatch):
     features, Z, T = convolution(3)
     alone = solve_nonlinear(Direct(features), Z, T, 1.0, RELU, 4).x
     monkeypatch.setattr("sibp.prox.outputs._PARALLEL", 0)
@@ -117,7 +117,7 @@ def test_several_threads_find_the_same_to_the_last_bit(monkeypatch: pytest.Monke
     torch.testing.assert_close(together, alone, rtol=0, atol=0)
 
 
-def test_which_layers_have_passes_of_their_own(both_ways, request: pytest.FixtureRequest):
+def test_layers_with_compiled_passes(both_ways, request: pytest.FixtureRequest):
     features, Z, T = convolution()
     compiled = "compiled" in request.node.name
     assert (type(outputs_of(features, Z, T, RELU)) is CompiledOutputs) == compiled
@@ -127,7 +127,7 @@ def test_which_layers_have_passes_of_their_own(both_ways, request: pytest.Fixtur
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("numbers", [0, 1, 17, 4096, 10_001])
-def test_the_share_of_numbers_that_are_not_zero(numbers, dtype):
+def test_fraction_of_nonzero_entries(numbers, dtype):
     t = torch.arange(numbers, dtype=dtype) % 3 - 1
     expected = sum(k % 3 != 1 for k in range(numbers)) / max(numbers, 1)
     assert float(share_of_nonzeros(t)) == pytest.approx(expected, rel=1e-6)
@@ -135,7 +135,7 @@ def test_the_share_of_numbers_that_are_not_zero(numbers, dtype):
         assert float(share_of_nonzeros(t)) == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_share_of_a_part_is_of_that_part():
+def test_fraction_of_a_part_is_of_that_part():
     whole = torch.zeros(4, 6, 8)
     whole[:, 2] = 1
     assert float(share_of_nonzeros(whole[:, 2])) == 1

@@ -29,7 +29,7 @@ def weight_alone(P: np.ndarray, Z: np.ndarray, D: np.ndarray, D_z: np.ndarray) -
 @pytest.mark.parametrize("B", [4, 12])
 @pytest.mark.parametrize(("moving", "solve"), [("bias", bias_alone), ("weight", weight_alone)])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_one_half_moves_the_other_gets_its_gradient(method, B, moving, solve, reduction):
+def test_the_trained_half_is_solved_and_the_other_gets_its_gradient(method, B, moving, solve, reduction):
     model = mlp(8, 6, 3)
     before = layers(model)
     x, y = batch(B, 8, 3)
@@ -53,7 +53,7 @@ def test_one_half_moves_the_other_gets_its_gradient(method, B, moving, solve, re
 
 
 @pytest.mark.parametrize("method", [SIBP, ProxBP])
-def test_a_frozen_half_stays_without_a_gradient(method):
+def test_a_frozen_half_gets_no_gradient(method):
     model = mlp(8, 6, 3)
     first = model[0]
     assert isinstance(first, nn.Linear)

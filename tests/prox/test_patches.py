@@ -89,13 +89,13 @@ def test_single_precision_is_as_good_as_with_patches():
         (8, 512, 2, (8, 5, 1)),  # the narrowest are too wide
     ],
 )
-def test_strips_take_the_fewest_products(columns, channels, padding, expected):
+def test_strips_need_the_fewest_products(columns, channels, padding, expected):
     cut = strips(Window((5, 5), (1, 1), (padding, padding), (1, 1), 1), columns, channels)
     assert (cut.number, cut.width, cut.patches) == expected
 
 
 @pytest.mark.parametrize(("width", "channels", "same"), [(12, 16, False), (12, 16, True), (5, 3, False), (9, 70, True)])
-def test_blocks_have_every_pair_of_columns_that_meet(width, channels, same):
+def test_blocks_cover_every_pair_of_overlapping_columns(width, channels, same):
     window = Window((1, 3), (1, 1), (0, 0), (1, 2), 1)  # up to four columns apart
     found = [
         (a, b)
@@ -131,7 +131,7 @@ def test_gram_of_many_channels(kernel, stride, padding, dilation, groups, size):
     assert counter.get_total_flops() == groups * sum(2 * a * b * c for a, b, c in products)
 
 
-def test_inside_the_image_rows_are_taken_together():
+def test_rows_inside_the_image_are_combined():
     """However large the image: the number of products grows with the kernel alone."""
     window = Window((3, 3), (1, 1), (1, 1), (1, 1), 1)
     found = meetings(window, 100)

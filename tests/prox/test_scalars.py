@@ -42,7 +42,7 @@ def case(name: str) -> tuple[torch.Tensor, float, Status]:
 @pytest.mark.parametrize("name", ["plain", "not finite"])
 @pytest.mark.parametrize("kind", ["linear", "nonlinear"])
 @pytest.mark.parametrize("side", [Span, Direct])
-def test_numbers_that_are_never_read_decide_the_same(side, kind, name, monkeypatch):
+def test_decisions_without_synchronisation_are_the_same(side, kind, name, monkeypatch):
     A, lam, expected = case(name)
     R = randn(1, 7, 4)
     with disabled():
@@ -62,7 +62,7 @@ def test_numbers_that_are_never_read_decide_the_same(side, kind, name, monkeypat
 
 
 @pytest.mark.parametrize("side", [Span, Direct])
-def test_without_reading_lam_is_raised_to_what_the_precision_resolves(side, monkeypatch):
+def test_without_synchronisation_lam_is_raised_to_the_rounding(side, monkeypatch):
     """Equal rows, and a lam 30 times below the floor of 16 eps ||Phi^T Phi||."""
     A, R = torch.ones(1, 7, 9), randn(1, 7, 4, dtype=torch.float32)
     norm = 7 * 10.0  # of 7 equal rows of ten ones, that of the bias among them
@@ -80,7 +80,7 @@ def test_without_reading_lam_is_raised_to_what_the_precision_resolves(side, monk
 @pytest.mark.parametrize(
     ("figure", "expected"), [(-1.0, 0.5), (0.5, 0.5), (2.0, 2.0), (math.inf, math.inf), (math.nan, math.nan)]
 )
-def test_a_bound_is_the_same_read_or_not_and_hides_no_nan(figure, expected):
+def test_a_bound_is_the_same_without_synchronisation_and_preserves_nan(figure, expected):
     for bounded in (at_least(0.5, figure), at_least(0.5, torch.tensor(figure))):
         assert float(bounded) == pytest.approx(expected, nan_ok=True)
 
@@ -94,7 +94,7 @@ def test_neither_infinity_nor_nan_is_finite(figure, expected):
 
 
 @pytest.mark.parametrize(("rows", "held"), [(4, True), (40, False)])
-def test_figures_nobody_asked_for_hold_on_to_nothing_larger_than_the_weights(rows, held):
+def test_unread_metrics_keep_nothing_larger_than_the_weights(rows, held):
     """Rows beyond the inputs are a convolution's positions, by the million: their differences have to go."""
     R = randn(rows, 3)
     known = weakref.ref(R)

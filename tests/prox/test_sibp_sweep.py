@@ -91,7 +91,7 @@ def test_converged_cg_is_the_minimum_of_every_layer(net):
     assert max(np.abs(change).max() for change in displacement(before, expected)) > 1e-3
 
 
-def test_unmasked_differences_make_the_relu_step_differ_from_the_linearised_one():
+def test_unmasked_error_signals_make_the_relu_step_differ_from_the_linearised_one():
     """A large step makes inactive samples matter: the target of a unit at zero may be above zero."""
     moved = []
     for solver in ("exact", "cg:50"):
@@ -102,7 +102,7 @@ def test_unmasked_differences_make_the_relu_step_differ_from_the_linearised_one(
     assert np.abs(moved[0] - moved[1]).max() > 0.1 * np.abs(moved[0]).max()
 
 
-def test_figures_of_the_layers_are_those_of_the_sweep():
+def test_metrics_of_the_layers_are_those_of_the_sweep():
     model = mlp(5, 6, 4, 3)
     before = layers(model)
     optimizer = SIBP(model, lr=0.5, prox_weight=0.5, solver="exact")

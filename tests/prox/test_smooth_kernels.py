@@ -58,7 +58,7 @@ def grid(dtype: torch.dtype) -> torch.Tensor:
 @smooth
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.usefixtures("width")
-def test_values_and_slopes_to_the_last_places(s, dtype):
+def test_values_and_slopes_to_rounding(s, dtype):
     z = grid(dtype)
     value, slope = points(s, z)
     true_value, true_slope = exact(s, z)
@@ -72,7 +72,7 @@ def test_values_and_slopes_to_the_last_places(s, dtype):
 @smooth
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.usefixtures("width")
-def test_the_plain_path_has_the_same_values_and_slopes(s, dtype):
+def test_compiled_values_and_slopes_equal_torchs(s, dtype):
     z = torch.cat([grid(dtype), randn(1000, dtype=dtype) * 3])
     value, slope = points(s, z)
     tolerance = {"rtol": 0, "atol": 40 * torch.finfo(dtype).eps}
@@ -109,7 +109,7 @@ def problem(groups: int, N: int, n: int, m: int, dtype: torch.dtype, side):
 @pytest.mark.parametrize("shape", [(1, 5, 9, 3), (1, 37, 60, 34), (1, 60, 70, 5), (2, 7, 11, 33), (3, 1, 4, 70)])
 @pytest.mark.parametrize("iterations", [1, 3, 8])
 @pytest.mark.parametrize("side", SIDES)
-def test_iterations_are_the_plain_ones(s, shape, iterations: int, side):
+def test_iterations_equal_torchs(s, shape, iterations: int, side):
     coordinates, Z, T = problem(*shape, dtype=torch.float64, side=side)
     before = Z.clone(), T.clone()
     assert fused.usable(coordinates, Z, s)
@@ -156,7 +156,7 @@ def test_convolutions(s, iterations: int, groups: int, bias: bool):
 @smooth
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("where", ["Z", "T"])
-def test_what_is_not_finite_keeps_the_weights(s, bad: float, where: str):
+def test_non_finite_inputs_keep_the_weights(s, bad: float, where: str):
     coordinates, Z, T = problem(1, 6, 9, 4, torch.float32, SIDES[0])
     if where == "Z" and bad == float("inf") and s.kernel in ("tanh", "sigmoid"):
         pytest.skip("a finite value and a slope of 0: nothing is lost")
@@ -166,7 +166,7 @@ def test_what_is_not_finite_keeps_the_weights(s, bad: float, where: str):
     assert float(solution.stats.status) == 4
 
 
-def test_an_activation_of_the_users_with_a_known_name_keeps_its_own_function():
+def test_a_user_activation_with_a_known_name_keeps_its_function():
     def tanh(z):
         return torch.tanh(z) + z
 

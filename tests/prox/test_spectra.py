@@ -46,7 +46,7 @@ def spectrum(features: DenseFeatures) -> tuple[torch.Tensor, torch.Tensor]:
 @given(A=inputs(), units=st.floats(-6, 8), m=st.integers(0, 12), fits=st.booleans(), bias=st.booleans(), data=st.data())
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_answer_never_rises_is_the_best_one_and_says_what_it_did(side, dtype, A, units, m, fits, bias, data):
+def test_the_solution_is_a_minimum_and_its_metrics_are_accurate(side, dtype, A, units, m, fits, bias, data):
     features = DenseFeatures(A.to(dtype), bias=bias)
     U, S = spectrum(features)
     R = randn(len(A), m, seed=data.draw(st.integers(0, 10**6)))
@@ -72,7 +72,7 @@ def test_the_answer_never_rises_is_the_best_one_and_says_what_it_did(side, dtype
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_below_the_rounding_of_double_precision_a_larger_lam_is_used_and_said(side):
+def test_below_the_rounding_of_double_precision_a_larger_lam_is_used_and_reported(side):
     A, R = torch.full((1, 20, 30), 1e3, dtype=torch.float64), randn(1, 20, 4)
     norm = 20 * (30 * 1e6 + 1)  # of 20 equal rows
     floor = 16 * torch.finfo(torch.float64).eps * norm
@@ -81,7 +81,7 @@ def test_below_the_rounding_of_double_precision_a_larger_lam_is_used_and_said(si
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_single_precision_solves_as_far_as_its_displacement_can_be_written_down(side):
+def test_single_precision_solves_to_the_rounding_of_its_displacement(side):
     """A displacement of size ||R||/sqrt(lam), rounded to single precision, has to stay within a sixteenth of ||R||."""
     A, R = torch.full((1, 20, 30), 1e3), randn(1, 20, 4, dtype=torch.float32)
     floor = (16 * torch.finfo(torch.float32).eps) ** 2 * 20 * (30 * 1e6 + 1)
@@ -100,7 +100,7 @@ def test_the_floor_is_set_by_the_largest_eigenvalue(side):
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_residual_that_nothing_fits_is_not_made_larger(side, dtype):
+def test_a_residual_outside_the_range_is_not_increased(side, dtype):
     """Two groups of equal rows, and residuals that cancel within each: rounding is all that there is to fit."""
     rows = randn(2, 40, seed=2, dtype=dtype)
     features = DenseFeatures(rows.repeat_interleave(32, 0))

@@ -24,7 +24,7 @@ METHODS = {
 
 @pytest.mark.parametrize("kind", METHODS)
 @pytest.mark.parametrize("bias", [True, False])
-def test_labels_that_the_model_already_gives_move_nothing(kind, bias):
+def test_labels_equal_to_the_predictions_change_nothing(kind, bias):
     method, solver = METHODS[kind]
     model = mlp(6, 7, 5, 4, bias=bias)
     before = layers(model)
@@ -36,7 +36,7 @@ def test_labels_that_the_model_already_gives_move_nothing(kind, bias):
 
 
 @pytest.mark.parametrize("kind", METHODS)
-def test_other_labels_move_every_layer(kind):
+def test_other_labels_change_every_layer(kind):
     method, solver = METHODS[kind]
     model = mlp(6, 7, 5, 4)
     before = layers(model)
@@ -58,7 +58,7 @@ RUNS = {
 
 @pytest.mark.parametrize("kind", ["SIBP cg", "SIBP exact", "ProxBP exact"])
 @pytest.mark.parametrize("run", RUNS)
-def test_where_steps_end_the_gradient_is_zero(run, kind):
+def test_the_gradient_is_zero_at_a_fixed_point(run, kind):
     """Full batches with soft labels, so that the optimum is finite, until the step is less than 1e-9."""
     sizes, B, activation, eta, first_only = RUNS[run]
     method, solver = METHODS[kind]
