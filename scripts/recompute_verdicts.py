@@ -33,6 +33,7 @@ DEFAULTS = {  # options that older runs lack; at these values they make no other
     "proxbp": {"backward_weights": "old", "prox_weight_scaling": "absolute", "line_search": False},
 }
 OUTER = {"sgd": "momentum", "adam": "adam", "adagrad": "adagrad", "muon": "muon"}
+RECORD, INPUTS = "step-cpu-1thread.json", {"mnist": 784, "fashion_mnist": 784, "cifar10": 3072}
 RANK = ("completed", "diverged", "failed", "unfinished")
 
 Run = dict[str, Any]
@@ -51,25 +52,30 @@ def merged(shared: Any, own: Any) -> Any:
 def runs_below(place: str) -> list[Run]:
     """The runs kept below results/PLACE, one per setting and seed: the longest one, then the latest."""
     found: defaultdict[str, list[Run]] = defaultdict(list)
-    pace = paces(RESULTS / place / "step-cpu-1thread.json")
+    pace = {name: middle(samples) for name, samples in paces(place).items()}
     for path in sorted((RESULTS / place).rglob("runs.jsonl")):
         shared, *lines = map(json.loads, path.read_text().splitlines())
         for line in lines:
             run = as_run(merged(shared, line))
             if run["method"] in pace:
-                run["rows"]["seconds"] = middle(pace[run["method"]]) * run["rows"]["step"]
+                run["rows"]["seconds"] = pace[run["method"]] * run["rows"]["step"]
             found[json.dumps([run["optimizer"], run["seed"]], sort_keys=True)].append(run)
     return [min(same, key=lambda run: (RANK.index(run["status"]), -run["started"])) for same in found.values()]
 
 
-def paces(record: Path) -> dict[str, list[float]]:
-    """Seconds per step by method, all that were measured, where a record, of one net, lies beside the runs."""
-    if not record.exists():
+def paces(place: str) -> dict[str, list[float]]:
+    """All measured seconds per step by method, where a record of the net lies in results/PLACE or beside it."""
+    folder = RESULTS / place
+    records = [path for path in (folder / RECORD, folder.parent / RECORD) if path.exists()]
+    if not records:
         return {}
-    (case,) = json.loads(record.read_text())["cases"]
-    names = {"proxbp": "proxbp exact", "exact": "sibp exact"}
-    measured = case["processor_seconds_per_step"]
-    return {names.get(k, f"sibp {k}" if k.startswith("cg:") else k): v for k, v in measured.items()}
+    shared, line = map(json.loads, next(folder.rglob("runs.jsonl")).read_text().splitlines()[:2])
+    config = merged(shared, line)["config"]
+    net = "-".join(map(str, [INPUTS[config["dataset"]["name"]], *config["model"]["hidden"], 10]))
+    measured = {c["net"]: c["processor_seconds_per_step"] for c in json.loads(records[0].read_text())["cases"]}
+    names = {"proxbp": "proxbp exact", "exact": "sibp exact", "paper": "sibp paper"}
+    found = measured.get(net, {})
+    return {names.get(k, f"sibp {k}" if k.startswith("cg:") else k): v for k, v in found.items()}
 
 
 def as_run(line: dict[str, Any]) -> Run:
@@ -390,7 +396,7 @@ def by_the_clock(check: Check, place: str, said: Any) -> tuple[str, tuple[float,
     mine, other = ({run["seed"]: run for run in chosen(runs, said[who])} for who in ("method", "other"))
     pairs = [(mine[seed], other[seed]) for seed in sorted(mine.keys() & other.keys())]
     even = interval([ratio for pair in pairs if (ratio := break_even(*pair)) is not None])
-    pace = paces(RESULTS / place / "step-cpu-1thread.json")
+    pace = paces(place)
     if said["method"] in pace and said["other"] in pace:
         costs = [a / b for a, b in zip(pace[said["method"]], pace[said["other"]], strict=True)]
     else:

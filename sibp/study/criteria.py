@@ -95,9 +95,11 @@ class Evidence:
         problems = compare(collect([folder]).runs, None, None)
         if len(problems) != 1:
             raise UsageError(f"results/{place} has {len(problems)} problems: name one of its folders.")
-        (problem,), record = problems, folder / CLOCK
-        if record.exists() and (clock := read_clock(record, problem)):
-            time_by(problem, clock)
+        (problem,) = problems
+        for record in (folder / CLOCK, folder.parent / CLOCK):  # one of several nets stands beside their folders
+            if record.exists() and (clock := read_clock(record, problem)):
+                time_by(problem, clock)
+                break
         return problem
 
     def method(self, place: str, name: str) -> Method:

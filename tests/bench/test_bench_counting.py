@@ -121,9 +121,7 @@ def test_closed_forms_of_convolutions(batch, method, optimizer):
         done = counted(lambda: train(model, optimizer(model, prox_weight=1e4, solver="exact"), case))
     sizes = [(min(a.rows, a.inputs + 1), a.neurons) for a in layers_of(case.model(), case.shape, case.batch)]
     looks = sum(2 * size**2 * m for size, m in sizes if size >= SINGLE)  # at what is left over, in double precision
-    linear = [a for a in layers_of(case.model(), case.shape, case.batch) if a.features is None]
-    norms = sum(2 * a.rows**2 * a.neurons for a in linear if a.rows**2 < 10 * a.inputs)  # of the displacement: tr(U'KU)
-    assert done == products(method, case, case.model()) + other_halves(case) + looks + norms
+    assert done == products(method, case, case.model()) + other_halves(case) + looks
 
 
 @pytest.mark.parametrize("case", [SPAN, DIRECT, MIXED, Case(CONVNET, 2), Case(CONVNET, 9)], ids=str)
