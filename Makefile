@@ -1,4 +1,4 @@
-# Everything happens inside .venv/; nothing outside the project is changed.
+# Everything is installed into .venv/; nothing outside the project is changed.
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3 python,$(if $(shell $(name) -c \
     "import sys; print(0) if (3, 11) <= sys.version_info[:2] < (3, 14) else None" 2>/dev/null),$(name))))
 BIN := .venv/bin
@@ -8,12 +8,12 @@ help:
 	@echo "make run          train SGD, ProxBP and SIBP on the digits and compare them (a minute)"
 	@echo "make test         format, lint, types and tests"
 	@echo "make test-oldest  the tests with the oldest versions of torch and the rest, in .venv-oldest/ (7 GB)"
-	@echo "make check-wheel  build the wheel, install it somewhere else and train with it"
+	@echo "make check-wheel  build the wheel, install it outside the project and train with it"
 	@echo "make sanitize     the tests of the kernels in C under the address and undefined-behaviour sanitizers"
-	@echo "make docs         build the documentation as site/index.html, to be opened by a double click"
-	@echo "make reproduce    run the experiments of results/experiments.yaml that are not kept (hours; it goes on where it was)"
-	@echo "make results      write the reports under results/, and what README.md and docs/ show of them, anew"
-	@echo "make tensorboard  open the curves of everything under runs/"
+	@echo "make docs         build the documentation: site/index.html, which opens without a server"
+	@echo "make reproduce    run the experiments of results/experiments.yaml that are not kept yet (hours; resumable)"
+	@echo "make results      regenerate the reports in results/, and their tables in README.md and docs/"
+	@echo "make tensorboard  show all runs under runs/ in TensorBoard"
 	@echo "make clean        remove .venv*/ and caches; runs/ stays"
 
 run: .venv/.stamp
@@ -52,9 +52,9 @@ clean:
 	find sibp scripts tests -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/.stamp: pyproject.toml setup.py constraints.txt $(wildcard sibp/prox/kernels/*.[ch])
-	@test -n "$(PYTHON)" || { echo "sibp needs Python 3.11, 3.12 or 3.13: install one, or say make PYTHON=/path/to/it."; exit 1; }
+	@test -n "$(PYTHON)" || { echo "sibp needs Python 3.11, 3.12 or 3.13: install one, or use make PYTHON=/path/to/it."; exit 1; }
 	@$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))" || \
-	    { echo "$(PYTHON) is no Python 3.11, 3.12 or 3.13: say make PYTHON=/path/to/one."; exit 1; }
+	    { echo "$(PYTHON) is not Python 3.11, 3.12 or 3.13: use make PYTHON=/path/to/one."; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
@@ -64,7 +64,7 @@ clean:
 	@touch $@
 
 .venv-oldest/.stamp: pyproject.toml setup.py constraints-oldest.txt $(wildcard sibp/prox/kernels/*.[ch])
-	@python3.11 -c "" || { echo "The oldest versions are those for Python 3.11: install it as python3.11."; exit 1; }
+	@python3.11 -c "" || { echo "The oldest versions are for Python 3.11: install it as python3.11."; exit 1; }
 	python3.11 -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e ".[dev]"
 	@touch $@

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Builds the source distribution and from it the wheel, installs each into a fresh environment outside the checkout, and
 # trains with both in an empty folder.
-# A fresh environment borrows torch and the rest from .venv, but not the editable install of the project there.
+# A fresh environment borrows torch and other packages from .venv, but not the editable install of the project there.
 set -e
 cd "$(dirname "$0")/.."
 python="${PYTHON:-$PWD/.venv/bin/python}"
@@ -9,7 +9,7 @@ place="$(mktemp -d)"
 trap 'rm -rf "$place"' EXIT
 unset PYTHONPATH
 mkdir "$place/source"
-cp -R sibp configs setup.py pyproject.toml README.md LICENSE "$place/source"  # so that no old build/ gets into it
+cp -R sibp configs setup.py pyproject.toml README.md LICENSE "$place/source"  # without an old build/
 
 (cd "$place/source" && "$python" -c "from setuptools.build_meta import build_sdist; build_sdist('$place')" > /dev/null)
 "$python" -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$place" "$place"/sibp-*.tar.gz

@@ -1,8 +1,8 @@
 #!/bin/sh
-# What only a GPU can show, in at most 8 minutes on an H100: the tests that need CUDA, the cost of a step on the nets with
-# targets and on nets of a GPU's size, and a short comparison on MNIST. Leaves one JSON file for each measurement.
-#     scripts/gpu_check.sh [--tiny]      --tiny: on the CPU, with the smallest sizes, to try the script itself
-# $OUT: where results go (results/bench/gpu); $PYTHON: the interpreter (python); $SIBP_DATA_ROOT: a folder with MNIST.
+# Checks that need a GPU, in at most 8 minutes on an H100: the tests that need CUDA, the cost of a step on nets with targets
+# and on large nets, and a short comparison on MNIST. Writes one JSON file per measurement.
+#     scripts/gpu_check.sh [--tiny]      --tiny: on the CPU, with tiny nets, to test the script itself
+# $OUT: folder of the results (results/bench/gpu); $PYTHON: the interpreter (python); $SIBP_DATA_ROOT: a folder with MNIST.
 set -eu
 cd "$(dirname "$0")/.."
 out=${OUT:-results/bench/gpu}
@@ -12,7 +12,7 @@ seconds=4
 mkdir -p "$out"
 failed=0
 
-run() { # a name, at most so many seconds, a command: later ones run whatever becomes of earlier ones
+run() { # NAME, SECONDS at most, COMMAND: a failure does not stop later ones
     name=$1 limit=$2
     shift 2
     echo "== $name"
@@ -24,7 +24,7 @@ run() { # a name, at most so many seconds, a command: later ones run whatever be
     fi
 }
 
-step() { # a name, at most so many seconds, words of `sibp bench step`
+step() { # NAME, SECONDS at most, arguments of `sibp bench step`
     name=$1 limit=$2
     shift 2
     run "step-$name" "$limit" "$python" -m sibp.bench step --device "$device" --seconds "$seconds" --no-memory \
