@@ -1,5 +1,8 @@
 """What `solver_stats` reports, against the displacement itself."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -58,3 +61,19 @@ def test_a_long_step_is_measured_and_a_short_one_bounded(side):
             assert update.most_change == pytest.approx(length, rel=1e-4)
         else:
             assert length * (1 - 1e-4) <= update.most_change
+
+
+@pytest.mark.parametrize(("rows", "prox_weight"), [(20, 1.0), (300, 1.0), (300, 1e-3)])
+@pytest.mark.parametrize("method", [SIBP, ProxBP])
+def test_metrics_keep_neither_inputs_nor_a_large_gram_matrix(method, rows, prox_weight, monkeypatch):
+    made, find = [], Span.find_gram
+    monkeypatch.setattr(Span, "find_gram", lambda self: made.append(find(self)) or made[-1])
+    model, x = nn.Sequential(nn.Linear(400, 9)), torch.randn(rows, 400)
+    optimizer = method(model, prox_weight=prox_weight, solver="exact")
+    F.cross_entropy(model(x), torch.arange(rows) % 9).backward()
+    gram, inputs = weakref.ref(made.pop()), weakref.ref(x)
+    del x
+    gc.collect()
+    assert inputs() is None
+    assert (gram() is None) == (rows == 300)
+    assert 0 < optimizer.solver_stats()["0"]["decrease"] <= 1

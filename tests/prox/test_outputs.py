@@ -4,7 +4,7 @@ import pytest
 import torch
 from layer_problems import randn
 
-from sibp.activations import MISH, RELU, TANH, leaky_relu
+from sibp.activations import IDENTITY, MISH, RELU, TANH, leaky_relu
 from sibp.prox.kernels import disabled
 from sibp.prox.operators import ConvolutionFeatures
 from sibp.prox.operators.window import Window
@@ -119,7 +119,7 @@ def test_several_threads_give_bitwise_equal_results(monkeypatch: pytest.MonkeyPa
 
 def test_layers_with_compiled_passes(both_ways, request: pytest.FixtureRequest):
     features, Z, T = convolution()
-    compiled = "compiled" in request.node.name
+    compiled = "compiled" in request.node.callspec.id
     assert (type(outputs_of(features, Z, T, RELU)) is CompiledOutputs) == compiled
     assert type(outputs_of(features, Z, T, MISH)) is Outputs
     assert type(outputs_of(features.dense(), Z.flatten(1, 2), T.flatten(1, 2), RELU)) is Outputs
@@ -140,3 +140,12 @@ def test_fraction_of_a_part_is_of_that_part():
     whole[:, 2] = 1
     assert float(share_of_nonzeros(whole[:, 2])) == 1
     assert float(share_of_nonzeros(whole.permute(2, 0, 1))) == pytest.approx(1 / 6)
+
+
+@pytest.mark.parametrize("own", [IDENTITY, RELU])
+def test_a_target_leaves_the_pre_activations_as_they_are(own):
+    Z, D = torch.randn(4, 3), torch.randn(4, 3)
+    before = Z.clone()
+    T = Shifted(D, 0.5).formed(Z, own)
+    torch.testing.assert_close(T, own.value(before) - 0.5 * D)
+    assert torch.equal(Z, before)
