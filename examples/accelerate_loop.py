@@ -11,7 +11,7 @@ batches that are accumulated, since it wants the gradient of their mean; SIBP wa
 Expected output:
 
     SIBP loss: 2.31 -> 0.09
-    AutoSIBP loss: 2.31 -> 0.03
+    AutoSIBP loss: 2.31 -> 0.01
 """
 
 from itertools import chain

@@ -7,7 +7,7 @@ critic is an ordinary network, and on through the actor, whose layers are solved
 
 Expected output:
 
-    mean cost of the actor's actions: 1.98 -> 0.00
+    mean cost of the actor's actions: 1.98 -> 0.19
 """
 
 import torch

@@ -6,7 +6,7 @@ divides them back. It exists for float16, whose range is small; bfloat16 has tha
 
 Expected output:
 
-    loss in bfloat16: 2.311 -> 0.019
+    loss in bfloat16: 2.311 -> 0.016
     GradScaler: refused
 """
 

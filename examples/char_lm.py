@@ -7,7 +7,7 @@ them to the fallback; so attention has `nn.Linear`s. One run each, not tuned: do
 Expected output:
 
     SIBP perplexity: 173.1 -> 26.5
-    AutoSIBP perplexity: 173.1 -> 16.8
+    AutoSIBP perplexity: 173.1 -> 14.4
     ProxBP in Adam perplexity: 173.1 -> 17.4
     AdamW perplexity: 173.1 -> 20.5
 """

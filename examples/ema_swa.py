@@ -10,9 +10,9 @@ Expected output:
     SIBP, loss of the model: 2.314 -> 0.016
     SIBP, loss of the EMA: 2.314 -> 0.019
     SIBP, loss of the SWA: 2.314 -> 0.018
-    AutoSIBP, loss of the model: 2.314 -> 0.006
-    AutoSIBP, loss of the EMA: 2.314 -> 0.007
-    AutoSIBP, loss of the SWA: 2.314 -> 0.006
+    AutoSIBP, loss of the model: 2.314 -> 0.000
+    AutoSIBP, loss of the EMA: 2.314 -> 0.000
+    AutoSIBP, loss of the SWA: 2.314 -> 0.000
     averages are solved for: False
 """
 

@@ -12,7 +12,7 @@ AutoSIBP searches along the discriminator's own loss; the generator's would move
 Expected output:
 
     distance from the circle, discriminator by SIBP: 0.80 -> 0.17
-    distance from the circle, discriminator by AutoSIBP: 0.80 -> 0.07
+    distance from the circle, discriminator by AutoSIBP: 0.80 -> 0.05
 """
 
 import torch

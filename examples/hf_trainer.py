@@ -10,7 +10,7 @@ the schedule in proportion. No warm-up: where SIBP needs one, `lr` is too high.
 Expected output:
 
     SIBP loss: 3.05 -> 0.16
-    AutoSIBP loss: 3.05 -> 0.12
+    AutoSIBP loss: 3.05 -> 0.07
     layers that are solved for: 8
     1 2 3 4 is followed by: 5 6 7 8
 """

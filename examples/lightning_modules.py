@@ -7,8 +7,8 @@ Expected output:
 
     SIBP loss: 2.314 -> 0.137
     SIBP loss, resumed: 0.137 -> 0.045
-    AutoSIBP loss: 2.314 -> 0.037
-    AutoSIBP loss, resumed: 0.037 -> 0.007
+    AutoSIBP loss: 2.314 -> 0.016
+    AutoSIBP loss, resumed: 0.016 -> 0.004
 """
 
 import lightning

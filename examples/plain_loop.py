@@ -5,7 +5,7 @@ again at trial weights, so `step` gets a function that evaluates it. SIBP's `ste
 
 Expected output:
 
-    AutoSIBP loss: 2.314 -> 0.005
+    AutoSIBP loss: 2.314 -> 0.000
     AutoSIBP right on held-out digits: 93 %
     SIBP loss: 2.314 -> 0.016
     SIBP right on held-out digits: 93 %

@@ -16,7 +16,7 @@ Expected output:
     second.conv  Conv2d       8x8x3x3     -            exact   proximal
     second.norm  BatchNorm2d  8, 8        -            -       explicit
     out          Linear       10x128, 10  -            exact   proximal
-    loss: 2.589 -> 0.038
+    loss: 2.589 -> 0.035
 """
 
 import torch

@@ -8,7 +8,7 @@ Expected output:
 
     SIBP loss: 2.31 -> 0.04
     best prox_weight: 3.0
-    AutoSIBP loss: 2.31 -> 0.02
+    AutoSIBP loss: 2.31 -> 0.01
 """
 
 import numpy as np

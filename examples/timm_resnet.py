@@ -12,7 +12,7 @@ Expected output:
 
     16 of 31 layers are solved for
     SIBP loss: 1.36 -> 0.38
-    AutoSIBP loss: 1.36 -> 0.10
+    AutoSIBP loss: 1.36 -> 0.09
 """
 
 import timm

@@ -9,7 +9,7 @@ Expected output:
 
     SIBP loss, compiled after the optimizer was made: 2.36 -> 0.06
     SIBP, the same weights as without: True
-    AutoSIBP loss, compiled after the optimizer was made: 2.36 -> 0.03
+    AutoSIBP loss, compiled after the optimizer was made: 2.36 -> 0.02
     AutoSIBP, the same weights as without: True
     SIBP(torch.compile(model)): refused
 """

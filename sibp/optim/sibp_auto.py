@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
 from sibp.optim.base import Options
+from sibp.optim.direction import LONGER, RANK, averaged, has_basis, orthogonal
 from sibp.optim.fallback import FALLBACK_LR, adam
 from sibp.optim.search import Outcome, SearchStatus, backtrack, minimise, trust_after
 from sibp.optim.sibp import SIBP
@@ -27,8 +28,9 @@ class AutoSIBP(SIBP):
     r"""Proximal steps with a line search along the whole step: nothing to tune.
 
     Every layer solves its linear proximal subproblem, with a proximal weight in units of its inputs' size and the error
-    signal of ordinary back propagation. The step that all layers together ask for, at most `lr`, is then taken as far
-    as it does good:
+    signal of ordinary back propagation. A mean of the last steps is made orthogonal, as in Muon but at low rank (see
+    `sibp.optim.direction`), so that all parameters and all directions of weight space count alike. The step of all
+    layers together, in this direction and at most `lr` long, is then taken as far as it does good:
 
         opt = AutoSIBP(model)
         opt.zero_grad()
@@ -42,17 +44,19 @@ class AutoSIBP(SIBP):
       this batch asks for (`reach`); the steps between use that of before.
     - Of this length, a share is taken, `trust`: a batch's loss falls further along its own step than that of all data.
       `trust` follows the slope of the next batches' losses along the step, and with one batch for ever comes to 1. It
-      begins there, too, but for batches of less than 16, which are trusted in proportion to their size. It takes the
-      place of a schedule, for which the number of steps would have to be known.
+      begins there, too, but for batches of less than 16, which are trusted in proportion to their size.
     - A scheduler acts on the step: where it has lowered `lr` to a fifth of what it was at first, a fifth is taken of
-      the length that would be taken otherwise. `trust` rests meanwhile, since the schedule does its work.
+      the length that would be taken otherwise.
+    - Where the direction does not lead down, as a measured slope says, the subproblems' own step is taken instead, and
+      after a step that was refused the mean begins anew.
 
     With weight decay or a fallback see `step`. Where evaluations have noise of their own, a search finds what lowers
     the noise; a loss that falls for ever makes every step `lr` long.
 
     Args:
         model: any module.
-        lr: the longest step on the neurons, >= 0; lowered later, it shortens all steps in proportion.
+        lr: the longest step on the neurons that subproblems ask for, >= 0; lowered later, it shortens all steps in
+            proportion.
         prox_weight: of the mean squared norm of a layer's feature rows, > 0.
         solver: see `SIBP`. The search measures slopes by the error signals that the layers get, so that other values of
             this and of `backward_weights` are for comparisons.
@@ -61,7 +65,7 @@ class AutoSIBP(SIBP):
         backward_weights: see `SIBP`; "old" makes the error signals those of the loss.
         prox_weight_scaling: see `SIBP`.
         **options: `params`, `fallback`, `explicit`, `data_parallel`: see `sibp.optim.base.Options`. One step length
-            serves all groups, counted in the `lr` of the first; losses are averaged over all ranks before anything is
+            serves all groups, in proportion to their `lr`; losses are averaged over all ranks before anything is
             decided; `direction_only` is not possible.
 
     Raises:
@@ -121,6 +125,7 @@ class AutoSIBP(SIBP):
         if self.parallel is not None:
             size = self.parallel.whole_loss(size, 0, mean=False, device=problem.D_z.device)
         if problem.ends[1] == tap.name:
+            self._outer.update(tap.parameters.values())
             self._signal_at_output = size
             self._output_rows += problem.D_z.numel() * problem.W.shape[-1] // problem.W.numel()
         ratio = self._signal_at_output / size if size > 0 else math.nan
@@ -142,9 +147,13 @@ class AutoSIBP(SIBP):
             rows = self._rows_of_all()
             memory["search_trust"] = min(1.0, rows / _ENOUGH) if rows else 1.0
         self._output_rows = 0
+        self._turn(trials)
         reach, due = min(lr, memory["search_reach"]), self._is_due()  # lr as long as that is NaN
         if due:
             slope = self._slope(trials, lr)
+            if not slope < 0:
+                trials.turn(None)
+                slope = self._slope(trials, lr)
             share = factor * self._trust(trials, slope / lr)
             trials.expected = min(1.0, share * reach / lr)
             outcome = minimise(trials.loss_at, before, min(1.0, 2 * reach / lr), slope, share)
@@ -154,6 +163,8 @@ class AutoSIBP(SIBP):
             outcome = backtrack(trials.loss_at, before, trials.expected)
             found = reach
         refused = outcome.status is SearchStatus.REFUSED
+        if refused:
+            self._forget_means()
         memory["search_reach"] = reach * _AFTER_REFUSAL if refused else found
         # A length that did not do is measured anew in the next step.
         again = refused or (not due and outcome.status is SearchStatus.SHORTENED)
@@ -174,6 +185,56 @@ class AutoSIBP(SIBP):
             stats["trust"] = min(1.0, float(memory["search_trust"]))  # 1 as long as that is NaN
         return stats
 
+    def _turn(self, trials: Trials) -> None:
+        """Turns a step into the direction that is searched along; see `sibp.optim.direction`.
+
+        Every parameter moves by the same root mean square, in proportion to its group's lr.
+        """
+        lr_of = {p: float(group["lr"]) for group in self.param_groups for p in group["params"]}
+        asked, turned, wanted = [], [], []
+        for p in trials.params:
+            if p.grad is None:
+                raise AssertionError("the step did not move it")
+            asked.append(float(torch.linalg.vector_norm(p.grad)))
+            turned.append(self._direction(p, p.grad))
+            wanted.append(lr_of[p] * math.sqrt(p.numel()))
+        sizes = [float(torch.linalg.vector_norm(t)) for t in turned]
+        whole = math.hypot(*(w for w, size in zip(wanted, sizes, strict=True) if size > 0))
+        length = LONGER * math.hypot(*asked) / whole if whole > 0 else math.nan
+        if not 0 < length < math.inf:
+            return
+        scales = [length * w / size if size > 0 else 0.0 for w, size in zip(wanted, sizes, strict=True)]
+        pairs = zip(trials.params, turned, scales, strict=True)
+        trials.turn([torch.sub(p.grad, t.to(p.dtype), alpha=scale) for p, t, scale in pairs])  # pyright: ignore
+
+    def _direction(self, p: Tensor, step: Tensor) -> Tensor:
+        """Where a parameter goes, of any length; keeps what the next step has to know."""
+        state = self._remembered(p)
+        ahead = averaged(state["search_mean"], step)
+        if p.ndim < 2 or p in self._outer:
+            return ahead
+        working = torch.promote_types(p.dtype, torch.float32)
+        basis = state.get("search_basis")
+        M, basis = orthogonal(ahead.flatten(1).to(working), None if basis is None else basis.to(working))
+        if basis is not None:
+            state["search_basis"] = basis.to(p.dtype).contiguous()
+        return M.reshape(p.shape)
+
+    def _remembered(self, p: Tensor) -> dict[str, Any]:
+        """A proximal parameter's state, with what its direction needs: 0 at first."""
+        state = self.state[p]
+        if "search_mean" not in state:
+            state["search_mean"] = torch.zeros_like(p)
+            if p.ndim > 1 and has_basis(p.shape):
+                state["search_basis"] = p.new_zeros(p[0].numel(), RANK)
+        return state
+
+    def _forget_means(self) -> None:
+        """After a step that was refused, the mean of steps begins anew."""
+        for group in self.param_groups:
+            for p in group["params"] if group["update"] == "proximal" else ():
+                self._remembered(p)["search_mean"].zero_()
+
     def _slope(self, trials: Trials, lr: float) -> float:
         """Slope of the loss along the step, in units of its whole length; NaN where no gradient was measured."""
         gradients = [self._gradients.get(p) for p in trials.params]
@@ -189,7 +250,7 @@ class AutoSIBP(SIBP):
         pairs = [(self._gradients.get(p), d) for p, d in zip(trials.params, last, strict=True)]
         products = [float(torch.sum(g * d)) for g, d in pairs if g is not None and d is not None]
         fresh = self._of_all_ranks(sum(products))
-        if products and self._factor() == 1:  # a schedule that lowers lr does the work of trust
+        if products:
             if expected < 0:
                 usual = -expected if math.isnan(usual) else usual + _USUAL * (-expected - usual)
                 memory["search_usual"] = usual
@@ -206,6 +267,7 @@ class AutoSIBP(SIBP):
     def _keep_for_trust(self, trials: Trials, alpha: float, lr: float) -> None:
         """Keeps the step that is taken if the next one looks back at it; drops the gradients of this one."""
         self._gradients.clear()
+        self._outer.clear()
         memory = self._search_memory()
         memory["search_last"] = alpha * lr
         memory["search_looks_back"] = memory["search_wait"] <= 0 and alpha != 0
@@ -218,6 +280,7 @@ class AutoSIBP(SIBP):
         """Creates the memory of a search, which includes the last step of every parameter."""
         super().begin_search()
         self._keep_steps({})
+        self._forget_means()
 
     def _keep_steps(self, steps: Mapping[Tensor, Tensor]) -> None:
         """Keeps the last step of every proximal parameter, 0 where it was not moved."""
@@ -273,6 +336,7 @@ class AutoSIBP(SIBP):
         self._gradients: dict[Tensor, Tensor] = {}
         self._signal_at_output = math.nan
         self._output_rows = 0  # of the output in the backward passes since the last step
+        self._outer: set[Tensor] = set()  # parameters of the output layer
 
 
 def build(model: nn.Module, *, lr: float, prox_weight: float, fallback_lr: float = FALLBACK_LR) -> AutoSIBP:

@@ -50,13 +50,25 @@ class Trials:
         self._model, self._evaluate, self._average = model, evaluate, average
         self.params, self.others = params, others
         self._old = [p.detach().clone() for p in (*params, *others)]
+        self._asked: list[Tensor] = []
         self._new: list[Tensor] = []
+        self._at: tuple[float, float] | None = None  # where the last move went
         self.expected = 1.0
         """The length at which the fallback's parameters have gone the whole way."""
 
     def stepped(self) -> None:
         """Notes that the parameters are at alpha = 1 now."""
-        self._new = [p.detach().clone() for p in (*self.params, *self.others)]
+        self._new = self._asked = [p.detach().clone() for p in (*self.params, *self.others)]
+
+    def turn(self, by: list[Tensor] | None) -> None:
+        """Leads another way.
+
+        Args:
+            by: what is added to the proximal parameters where `stepped` saw them, and is overwritten; None for nothing.
+        """
+        count = 0 if by is None else len(self.params)
+        turned = [change.add_(new) for change, new in zip(by or [], self._asked[:count], strict=True)]
+        self._new, self._at = [*turned, *self._asked[count:]], None
 
     def slope(self, gradients: list[Tensor | None]) -> float:
         """<gradient, p_new - p_old>, from gradients of the proximal parameters (None: it has none)."""
@@ -70,6 +82,9 @@ class Trials:
     @torch.no_grad()
     def move(self, alpha: float) -> None:
         """Puts all parameters at alpha, from the saved ones: at 0 and at 1 exactly there."""
+        if self._at == (alpha, self.expected):
+            return
+        self._at = (alpha, self.expected)
         shares = [alpha] * len(self.params) + [min(1.0, alpha / self.expected)] * len(self.others)
         for p, old, new, share in zip((*self.params, *self.others), self._old, self._new, shares, strict=True):
             p.copy_(old if share == 0 else new if share == 1 else torch.lerp(old, new, share))
