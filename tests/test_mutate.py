@@ -69,7 +69,7 @@ def test_verdicts(mutate, tiny_project, tmp_path, capsys):
     assert "SURVIVED" in capsys.readouterr().out
 
 
-def test_failing_tests_prove_nothing(mutate, tiny_project):
+def test_a_mistake_is_not_judged_if_the_tests_fail_without_it(mutate, tiny_project):
     (tiny_project / "sibp" / "__init__.py").write_text("def double(x):\n    return x\n")
     row = mutate.Mutation("row", "sibp/__init__.py", "return x", "return 0", ("tests/test_double.py",))
     with pytest.raises(RuntimeError, match="without any mistake"):

@@ -70,7 +70,7 @@ def publish(tmp_path: Path) -> str:
     return text
 
 
-def test_two_ways_to_the_same_verdicts(tmp_path, script, capsys):
+def test_recomputed_verdicts_agree(tmp_path, script, capsys):
     keep(tmp_path)
     assert "better" in publish(tmp_path)
     assert script.main() == 0

@@ -110,7 +110,7 @@ def kept_lines(results: Path) -> list[dict]:
     return [json.loads(line) for line in (results / "tiny" / "sibp" / "runs.jsonl").read_text().splitlines()]
 
 
-def test_another_machine_goes_on_from_what_ended_on_the_first(reproduce, tmp_path, monkeypatch):
+def test_another_machine_resumes_from_finished_runs(reproduce, tmp_path, monkeypatch):
     words = "max_steps=4 log_every=2 device=cpu model.hidden=[4] seed=0,1,2"
     path = write_list(tmp_path, {"sibp": f"train {words} optimizer=sibp"})
     tiny = reproduce.read_experiments(path)["tiny"]
@@ -190,14 +190,14 @@ def test_a_chosen_setting_finds_its_config_where_that_has_another_name(reproduce
         ({"asks": "?", "minutes": 1, "commands": {".": "rm -r /"}}, "rm -r / does not begin with one of train, tune"),
     ],
 )
-def test_a_wrong_entry_is_named(reproduce, tmp_path, node, sentence):
+def test_an_invalid_entry_is_named(reproduce, tmp_path, node, sentence):
     (tmp_path / "experiments.yaml").write_text(json.dumps({"tiny": node}))
     with pytest.raises(reproduce.UsageError, match=r"experiments.yaml: tiny: ") as error:
         reproduce.read_experiments(tmp_path / "experiments.yaml")
     assert sentence in str(error.value)
 
 
-def test_only_what_is_not_kept_is_run_unless_it_is_named(reproduce, tmp_path, monkeypatch, capsys):
+def test_only_experiments_that_are_not_kept_are_run_by_default(reproduce, tmp_path, monkeypatch, capsys):
     shutil.copy(PROJECT / "results" / "experiments.yaml", tmp_path)
     (tmp_path / "rounds").mkdir()
     (tmp_path / "rounds" / "runs.jsonl").touch()

@@ -30,7 +30,7 @@ def _float64():
     torch.set_default_dtype(torch.float32)
 
 
-def test_off_the_kinks_the_subgradient_is_the_gradient(stationary):
+def test_away_from_kinks_the_subgradient_is_the_gradient(stationary):
     x, y = stationary.crowd(0)
     model = stationary.network((2, 3, 3), "relu", 0)
     expected = torch.cat([g.ravel() for g in torch.autograd.grad(stationary.loss_of(model, x, y), model.parameters())])

@@ -40,18 +40,18 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 @pytest.mark.usefixtures("_elsewhere")
 @pytest.mark.filterwarnings("ignore:The epoch parameter in:UserWarning")  # SequentialLR of torch 2.6, of itself
 @pytest.mark.parametrize("page", RUN, ids=lambda page: str(page.relative_to(ROOT)))
-def test_page_does_what_it_says(page: Path) -> None:
+def test_code_blocks_of_a_page_do_what_it_says(page: Path) -> None:
     run_page(page)
 
 
 @pytest.mark.parametrize("block", [pytest.param(b, id=str(b)) for b in ALL if b.language == "bash" and not b.marker])
-def test_commands_exist_and_take_what_they_are_given(block: Block) -> None:
+def test_commands_exist_and_accept_their_arguments(block: Block) -> None:
     for words in commands.words_of(block.code):
         commands.check(words)
 
 
 @pytest.mark.parametrize("block", LEFT_OUT)
-def test_block_left_out(block: Block) -> None:
+def test_skipped_block(block: Block) -> None:
     """Never runs: pytest -rs lists these blocks with their reasons."""
 
 
@@ -113,7 +113,7 @@ def look_at(page: Path) -> None:
     run_page(page)
     for block in blocks(page):
         if block.language == "bash" and not block.marker:
-            test_commands_exist_and_take_what_they_are_given(block)
+            test_commands_exist_and_accept_their_arguments(block)
 
 
 @pytest.mark.usefixtures("_elsewhere")

@@ -21,7 +21,7 @@ def picture(monkeypatch: pytest.MonkeyPatch):
     return module
 
 
-def test_the_games_differ_by_the_pause_alone_and_the_picture_shows_both(picture, tmp_path):
+def test_the_runs_differ_only_by_the_pause_and_both_are_drawn(picture, tmp_path):
     (with_pause, _), (without, _) = (picture.play(paused, 0, 20) for paused in (True, False))
     assert with_pause[0] == without[0]  # the same first weights and the same noise
     assert with_pause[-1] != without[-1]

@@ -58,7 +58,7 @@ def _importable(parts: list[str]) -> bool:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_names_in_the_text_are_those_of_the_code(page: Path) -> None:
+def test_names_in_the_text_exist_in_the_code(page: Path) -> None:
     assert [code for code in CODE.findall(FENCED.sub("", page.read_text())) if not exists(code)] == []
 
 

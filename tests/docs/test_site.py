@@ -13,7 +13,7 @@ SCRIPT = re.compile(r"(<script[^>]*>).*?</script>", re.DOTALL)
 LINK = re.compile(r"```.*?```|`[^`\n]*`|\]\((?P<target>[^)\s]+)", re.DOTALL)
 
 
-def test_it_is_built_without_a_warning(build: Path) -> None:
+def test_the_site_is_built_without_warnings(build: Path) -> None:
     failed = build / "failed"
     assert not failed.exists(), failed.read_text()
 
@@ -32,7 +32,7 @@ class _Loaded(HTMLParser):
         self.addresses += [value for key in ("src", "href", "data") if loads and (value := given.get(key))]
 
 
-def test_every_page_loads_only_what_lies_beside_it(site: Path) -> None:
+def test_every_page_loads_only_local_files(site: Path) -> None:
     pages = [page for page in site.rglob("*.html") if page.name != "404.html"]  # for servers: its paths are absolute
     assert len(pages) >= 10
     for page in pages:
@@ -51,7 +51,7 @@ def test_all_pages_are_on_the_site(site: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_are_valid(page: Path) -> None:
     """Anchors are checked by the build (validation in mkdocs.yml), addresses on the web for their form alone."""
     for match in LINK.finditer(page.read_text()):
         target = match["target"]

@@ -26,7 +26,7 @@ def test_every_cell_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "proximal" in capsys.readouterr().out
 
 
-def test_it_is_kept_without_outputs() -> None:
+def test_the_notebook_is_kept_without_outputs() -> None:
     """Outputs of one machine would change with every run."""
     code = [cell for cell in CELLS if cell["cell_type"] == "code"]
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)

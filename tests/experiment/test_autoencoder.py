@@ -23,7 +23,7 @@ from sibp.tune import main as tune
 MODEL = {"name": "autoencoder", "hidden": [12, 4], "activation": "tanh", "init": "default", "init_std": None}
 
 
-def test_the_benchmark_is_that_of_the_literature():
+def test_the_autoencoder_is_that_of_the_literature():
     """784-1000-500-250-30 and back, tanh, a linear code, sigmoid cross-entropy; batches of 1,000; 2.8 M parameters."""
     config = compose(["experiment=mnist_autoencoder"])
     model = build_model(config["model"], (1, 28, 28), 10, 0)
@@ -78,7 +78,7 @@ def test_runs_are_judged_by_their_losses(runs: Path, tmp_path: Path, capsys):
     assert all(float(loss) > 0 for loss in losses.values())
 
 
-def test_tuning_goes_by_the_loss(tmp_path: Path, monkeypatch, capsys):
+def test_tuning_is_by_the_loss(tmp_path: Path, monkeypatch, capsys):
     folder = tmp_path / "configs" / "sweep"
     folder.mkdir(parents=True)
     for path in compose_folder().iterdir():
@@ -127,14 +127,14 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_makes_no_sense_is_one_sentence(case: str, make_config):
+def test_invalid_combinations_are_one_sentence(case: str, make_config):
     changes, sentence = BAD[case]
     outcome = run(make_config(**{"target_val_acc": None} | changes))
     assert outcome.wrong_input
     assert sentence in outcome.message
 
 
-def test_pixels_that_are_not_probabilities_are_refused(make_config, monkeypatch):
+def test_pixels_outside_0_to_1_are_refused(make_config, monkeypatch):
     digits = load_data({"name": "digits"}, "", False)
     bright = replace(digits, train=Split(2 * digits.train.images, digits.train.labels))
     monkeypatch.setattr(runner, "load_data", lambda *_: bright)

@@ -68,7 +68,7 @@ def lights_out_at_13(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trainer, "_train_step", train_step)
 
 
-def test_curves_are_the_metrics_in_one_folder_a_run(make_config):
+def test_curves_are_the_metrics_in_one_folder_per_run(make_config):
     folder = run(make_config("sibp", tensorboard=True)).folder
     found = curves(folder.board)
     rows = folder.rows()
@@ -108,7 +108,7 @@ def test_every_chart_of_the_layout_has_its_curves(make_config):
     ]
 
 
-def test_the_table_has_the_settings_that_decide_a_result(make_config):
+def test_the_table_has_the_settings_that_affect_a_result(make_config):
     settings, status = settings_and_status(run(make_config(tensorboard=True)).folder.board)
     assert status == "STATUS_SUCCESS"
     assert settings == {
@@ -156,7 +156,7 @@ def test_test_metrics_requested_later_are_added(make_config):
     assert [step for step, _ in found["loss/val"]] == STEPS
 
 
-def test_a_diverged_run_ends_as_a_failure_with_its_reason(make_config):
+def test_a_diverged_run_is_marked_as_failed_with_its_reason(make_config):
     config = make_config(tensorboard=True)
     config["optimizer"]["lr"] = 1e30
     outcome = run(config)
@@ -228,7 +228,7 @@ def test_rows_logged_after_the_checkpoint_are_dropped(tmp_path):
     assert steps(events.Scalars("loss/val")) == steps(events.Histograms("weights/weight")) == [0]
 
 
-def test_no_histograms_unless_asked(make_config):
+def test_histograms_are_off_by_default(make_config):
     assert read(run(make_config(tensorboard=True)).folder.board).Tags()["histograms"] == []
 
 
@@ -239,7 +239,7 @@ def test_a_forced_run_restarts_its_curves(make_config):
     assert [step for step, _ in curves(folder.board)["loss/val"]] == STEPS
 
 
-def test_no_board_unless_asked(make_config):
+def test_tensorboard_can_be_switched_off(make_config):
     assert not run(make_config(tensorboard=False)).folder.board.exists()
 
 

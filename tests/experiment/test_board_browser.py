@@ -112,7 +112,7 @@ def test_curves_are_the_metrics(address, runs):
             assert [point[0] - start for point in found] == [pytest.approx(row["seconds"], abs=1e-5) for row in rows]
 
 
-def test_the_table_shows_first_what_differs(address, runs):
+def test_the_table_shows_differing_settings_first(address, runs):
     columns = ask(f"{address}data/plugin/hparams/experiment", {})["hparamInfos"]
     assert [column["name"] for column in columns if column["differs"]] == [
         "optimizer",

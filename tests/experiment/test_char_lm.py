@@ -37,7 +37,7 @@ def text_data():
     return load_data({"name": "python_docs"}, "", False)
 
 
-def test_the_text_is_the_one_its_license_is_for():
+def test_the_text_matches_its_license():
     text = characters.read_text()
     assert (len(text), len(set(text))) == (510_060, 95)
     assert 'The "assert" statement\n**********' in text[:200]
@@ -54,7 +54,7 @@ def test_windows_cover_the_text_once_and_their_labels_are_the_next_characters():
     assert torch.equal(following, seen + 1)
 
 
-def test_no_window_is_in_two_parts(text_data):
+def test_no_window_is_in_two_splits(text_data):
     masks = torch.stack(characters.parts(7969))
     assert masks.sum(0).eq(1).all()
     assert [len(part) for part in (text_data.train, text_data.val, text_data.test)] == [7173, 398, 398]
@@ -62,7 +62,7 @@ def test_no_window_is_in_two_parts(text_data):
     assert first == characters.read_text()[:64]
 
 
-def test_a_prediction_does_not_see_what_it_predicts(text_data):
+def test_a_prediction_does_not_depend_on_later_characters(text_data):
     model = build_model(compose(TINY)["model"], text_data.shape, text_data.classes, 0)
     one = text_data.train.images[:1].clone()
     other = one.clone()
@@ -115,7 +115,7 @@ def test_a_run_keeps_losses_over_tokens_and_samples(tmp_path):
     assert all(len(event.tensor_proto.string_val[0]) > 300 for event in samples)
 
 
-def test_samples_are_still_there_after_a_run_has_gone_on(tmp_path):
+def test_samples_remain_after_a_run_is_resumed(tmp_path):
     config = config_of(tmp_path, "optimizer=adamw", "checkpoint_every=2")
     folder = run(config).folder
     (folder.path / "summary.json").unlink()
@@ -135,7 +135,7 @@ class Next(torch.nn.Module):
         return 100.0 * F.one_hot(codes % 3 + 1, 4).float() + self.none
 
 
-def test_a_sample_follows_the_models_predictions_and_leaves_random_numbers_alone():
+def test_a_sample_follows_the_predictions_and_keeps_the_random_state():
     model = Next()
     state = torch.get_rng_state()
     assert characters.sample(model, ALPHABET, 100, seed=0) == ("abc" * 34)[:100]
@@ -159,7 +159,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_makes_no_sense_is_one_sentence(case, tmp_path):
+def test_invalid_combinations_are_one_sentence(case, tmp_path):
     words, sentence = REFUSED[case]
     words = ["experiment=char_lm", *words] if case == "text for an mlp" else [*TINY, *words]
     outcome = run(compose([*words, *SHORT]) | {"run_root": str(tmp_path / "runs")})

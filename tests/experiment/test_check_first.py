@@ -63,7 +63,7 @@ SWEEPS = {
 
 
 @pytest.mark.parametrize("words", SWEEPS)
-def test_one_wrong_job_of_a_sweep_is_enough(words, capsys):
+def test_one_invalid_job_refuses_the_sweep(words, capsys):
     assert SWEEPS[words] in refused([*SMALL, "-m", *words.split()], capsys)
 
 
@@ -98,13 +98,13 @@ SINGLE = {
 
 
 @pytest.mark.parametrize("word", SINGLE, ids=lambda word: word[:20].replace("\0", "0"))
-def test_an_impossible_run_leaves_no_folder(word, capsys):
+def test_an_invalid_run_leaves_no_folder(word, capsys):
     error = refused([*SMALL, word], capsys)
     assert SINGLE[word] in error
     assert len(error) < 900
 
 
-def test_a_user_model_that_does_not_fit_into_memory_is_one_sentence(make_config, monkeypatch):
+def test_a_user_model_too_large_for_memory_is_one_sentence(make_config, monkeypatch):
     """How many weights it has is not known before torch is asked for them."""
 
     def wide(shape: tuple[int, ...], classes: int, *, channels: int) -> torch.nn.Module:
@@ -127,7 +127,7 @@ def test_a_setting_of_another_model_in_an_experiment_is_one_sentence(capsys):
     assert sentence in error
 
 
-def test_every_optimizer_wants_a_finite_step(capsys):
+def test_every_optimizer_requires_a_finite_learning_rate(capsys):
     names = sorted(path.stem for path in (CONFIGS / "optimizer").glob("*.yaml"))
     for name, value in [*((name, "nan") for name in names), ("sgd", "inf"), ("sibp", "-inf")]:
         assert "optimizer.lr=" in refused([*SMALL, f"optimizer={name}", f"optimizer.lr={value}"], capsys)
@@ -138,14 +138,14 @@ def test_a_missing_gpu_is_reported(monkeypatch, capsys):
     assert "torch finds no NVIDIA GPU" in refused([*SMALL, "device=cuda"], capsys)
 
 
-def test_a_fixed_key_that_every_swept_group_has_is_right(capsys):
+def test_a_fixed_key_of_all_swept_groups_is_accepted(capsys):
     """The default group is sibp, which has no momentum; the two that are swept have one."""
     words = [word for word in SMALL if word != "optimizer=sgd"]
     assert main([*words, "-m", "optimizer=sgd,nesterov", "optimizer.momentum=0.5"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("2 runs: 2 completed")
 
 
-def test_a_mistake_is_found_before_the_first_run_and_loses_no_finished_one(monkeypatch, capsys):
+def test_an_error_is_found_before_the_first_run_and_loses_no_finished_one(monkeypatch, capsys):
     assert main([*SMALL, "-m", "seed=0,1"]) == 0
     before = sorted(Path().rglob("*"))
     monkeypatch.setattr(Trainer, "_train_step", lambda *_: pytest.fail("nothing is to be trained"))
@@ -192,7 +192,7 @@ def test_common_hydra_syntax_works(capsys):
     assert main([*SMALL, "+experiment=digits_quick", "max_steps=1"]) == 0
 
 
-def test_user_configs_are_used_beside_the_projects(tmp_path, capsys):
+def test_user_configs_extend_the_projects(tmp_path, capsys):
     own = tmp_path / "own" / "optimizer" / "mine.yaml"
     own.parent.mkdir(parents=True)
     own.write_text("name: sgd\nlr: 0.3\nmomentum: 0.1\nnesterov: false\nweight_decay: 0.0\n")
@@ -211,7 +211,7 @@ TUNES = {
 
 
 @pytest.mark.parametrize("word", TUNES)
-def test_tuning_tries_its_methods_out_with_the_sweeps_own_data(word, capsys):
+def test_tuning_checks_its_methods_on_the_sweeps_data(word, capsys):
     assert tune(["sweep=digits_quick", word]) == 2
     err = capsys.readouterr().err
     assert TUNES[word] in err

@@ -52,7 +52,7 @@ def refused(folder: RunFolder, damaged: Path) -> None:
     assert (damaged.read_bytes(), folder.checkpoint.read_bytes(), folder.metrics.read_bytes()) == before
 
 
-def test_a_checkpoint_cut_off_anywhere_is_refused(half):
+def test_a_truncated_checkpoint_is_refused(half):
     content = half.checkpoint.read_bytes()
     for length in (0, 1, 100, *range(500, len(content), 1000), len(content) - 1):
         half.checkpoint.write_bytes(content[:length])
@@ -90,7 +90,7 @@ def test_wrong_metrics_are_refused(half):
     assert run(half.config).status == "completed"
 
 
-def test_a_summary_cut_off_is_written_again(make_config, tmp_path):
+def test_a_truncated_summary_is_rewritten(make_config, tmp_path):
     config = make_config()
     folder, whole = run(config).folder, run({**config, "run_root": str(tmp_path / "whole")}).folder
     for text in (b"", b'{"status": "completed", "rea', b"[]", b"\xff"):
@@ -99,7 +99,7 @@ def test_a_summary_cut_off_is_written_again(make_config, tmp_path):
         assert_same_end(folder, whole)
 
 
-def test_force_that_cannot_start_leaves_the_run_complete(make_config):
+def test_an_invalid_forced_run_keeps_the_completed_one(make_config):
     config = make_config()
     summary = run(config).folder.summary()
     outcome = run({**config, "force": True, "device": "tpu"})
@@ -120,7 +120,7 @@ def grid(tmp_path) -> list[str]:
     return [*GRID, f"run_root={tmp_path / 'runs'}"]
 
 
-def test_a_sweep_records_one_job_that_diverges_and_one_that_raises_and_retries_only_that(grid, monkeypatch, capsys):
+def test_a_sweep_retries_a_failed_job_but_not_a_diverged_one(grid, monkeypatch, capsys):
     words = [*grid, "-m", "optimizer.lr=0.1,1e30", "seed=0,1"]
     fail_at(monkeypatch, 4, crash, seed=1)
     assert main(words) == 1
@@ -144,7 +144,7 @@ def test_a_sweep_records_one_job_that_diverges_and_one_that_raises_and_retries_o
 
 
 @pytest.mark.parametrize("name", ["", "config.yaml", "metrics.jsonl", "checkpoint.pt", "summary.json", "tb", ".lock"])
-def test_an_obstacle_to_one_run_is_named_and_the_others_are_trained(grid, tmp_path, capfd, name):
+def test_an_unusable_run_folder_is_named_and_other_runs_are_trained(grid, tmp_path, capfd, name):
     assert main([*grid, "seed=0"]) == 0
     (folder,) = (tmp_path / "runs").iterdir()
     shutil.rmtree(folder)
@@ -166,7 +166,7 @@ def test_an_obstacle_to_one_run_is_named_and_the_others_are_trained(grid, tmp_pa
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("obstacle", ["a pipe", "a device"])
 @pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoint.pt", ".lock"])
-def test_reading_an_endless_file_ends(half, name, obstacle):
+def test_reading_an_endless_file_terminates(half, name, obstacle):
     path = half.path / name
     path.unlink()
     if obstacle == "a pipe":
@@ -191,7 +191,7 @@ def test_an_endless_file_is_not_a_summary(half):
     assert half.is_finished()
 
 
-def test_a_message_of_many_lines_is_one_line_of_the_sweep(grid, monkeypatch, capsys):
+def test_a_multi_line_message_is_one_line_of_the_sweep(grid, monkeypatch, capsys):
     def fail(*_):
         raise RuntimeError("too many\n  lines\nto read")
 
@@ -201,7 +201,7 @@ def test_a_message_of_many_lines_is_one_line_of_the_sweep(grid, monkeypatch, cap
     assert line.endswith("RuntimeError: too many")
 
 
-def test_code_in_a_checkpoint_or_a_config_is_not_run(half, tmp_path, monkeypatch):
+def test_code_in_a_checkpoint_or_a_config_is_not_executed(half, tmp_path, monkeypatch):
     marker = tmp_path / "code was run"
     pickle.loads(pickle.dumps(Evil(marker)))
     marker.rmdir()  # the trap works
@@ -218,7 +218,7 @@ def test_code_in_a_checkpoint_or_a_config_is_not_run(half, tmp_path, monkeypatch
     assert not marker.exists()
 
 
-def test_a_data_set_that_is_a_pickle_is_opened_only_as_published(tmp_path):
+def test_a_pickled_data_set_is_opened_only_with_its_published_checksum(tmp_path):
     marker = tmp_path / "code was run"
     (tmp_path / "cifar-10-batches-py").mkdir()
     for file in CIFAR_FILES:
@@ -252,7 +252,7 @@ def fashion(tmp_path, monkeypatch):
     return load
 
 
-def test_only_the_files_that_were_checked_are_read(fashion, tmp_path):
+def test_only_verified_files_are_read(fashion, tmp_path):
     processed = tmp_path / "FashionMNIST" / "processed"
     processed.mkdir(parents=True)
     for name, count in (("training.pt", 60000), ("test.pt", 10000)):  # as torchvision kept them before 0.9
@@ -271,12 +271,12 @@ def test_only_the_files_that_were_checked_are_read(fashion, tmp_path):
         ({"count": 59999}, "it does not hold 60000 images with a label each"),
     ],
 )
-def test_an_image_set_that_is_another_is_refused(fashion, change, reason):
+def test_an_unexpected_image_set_is_refused(fashion, change, reason):
     with pytest.raises(UserError, match=f"cannot be read \\({reason}"):
         fashion(**change)
 
 
-def test_files_of_one_image_set_are_not_taken_for_those_of_another(tmp_path):
+def test_files_of_different_image_sets_are_distinguished(tmp_path):
     """Every file of either set has its published sum."""
     assert data.MNIST_MD5.keys() == data.FASHION_MNIST_MD5.keys() == set(data.IDX_FILES)
     assert not set(data.MNIST_MD5.values()) & set(data.FASHION_MNIST_MD5.values())

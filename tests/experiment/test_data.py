@@ -20,7 +20,7 @@ def write_files(folder: Path, files: tuple[str, ...]) -> None:
         (folder / file).write_bytes(b"not a data set")
 
 
-def test_digits_are_split_once_and_for_all(tmp_path):
+def test_digits_have_a_fixed_split(tmp_path):
     data, again = load("digits", tmp_path), load("digits", tmp_path / "elsewhere")  # so that it is made anew
     assert [len(part) for part in (data.train, data.val, data.test)] == [1297, 250, 250]
     assert data.train.images.shape[1:] == data.shape == (1, 8, 8)
@@ -40,7 +40,7 @@ def test_flat_images_are_vectors_of_the_same_pixels(tmp_path):
     assert flat.shape == data.shape
 
 
-def test_training_may_be_on_the_first_samples_alone(tmp_path):
+def test_training_can_be_limited_to_the_first_samples(tmp_path):
     data = load_data({"name": "digits"}, str(tmp_path), False)
     few = data.first(30)
     assert torch.equal(few.train.images, data.train.images[:30])
@@ -51,7 +51,7 @@ def test_training_may_be_on_the_first_samples_alone(tmp_path):
         data.first(1298)
 
 
-def test_label_noise_makes_as_many_training_labels_wrong_as_it_says_and_no_others(tmp_path):
+def test_label_noise_changes_the_given_fraction_of_training_labels_only(tmp_path):
     data = load("digits", tmp_path)
     noisy, again, other = (data.with_label_noise(0.4, seed) for seed in (7, 7, 8))
     wrong = noisy.train.labels != data.train.labels
@@ -92,7 +92,7 @@ def test_missing_files_are_named_with_the_way_out(tmp_path, name, folder, missin
         assert part in str(error.value)
 
 
-def test_one_missing_file_among_many_is_the_one_named(tmp_path):
+def test_a_single_missing_file_is_named(tmp_path):
     write_files(tmp_path / "MNIST/raw", IDX_FILES[:-1])
     with pytest.raises(UserError, match=f"lacks {IDX_FILES[-1]}"):
         load("mnist", tmp_path)
@@ -147,7 +147,7 @@ def test_cifar10_is_standardised_by_its_training_part(data_root):
     assert data.test.images.mean().abs() > 1e-4
 
 
-def test_a_torchvision_that_does_not_fit_is_one_sentence_and_the_digits_do_without(tmp_path, monkeypatch):
+def test_an_incompatible_torchvision_is_one_sentence_and_digits_do_not_need_it(tmp_path, monkeypatch):
     """As it fails beside a torch that it was not built for."""
     write_files(tmp_path / "cifar-10-batches-py", CIFAR_FILES)
     monkeypatch.setitem(sys.modules, "torchvision", None)

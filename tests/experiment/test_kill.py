@@ -103,7 +103,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(half, tmp_path):
     assert receiver.recv()[0] == "skipped"
 
 
-def test_killed_in_the_midst_of_writing(half, tmp_path):
+def test_killed_while_writing(half, tmp_path):
     config, whole = half
     for size in SIZES[:-1]:
         small = {**config, "run_root": str(tmp_path / f"{size}")}
@@ -130,7 +130,7 @@ def folders(root: str) -> list[RunFolder]:
     return found
 
 
-def test_a_sweep_killed_at_random_instants_ends_the_same(whole_grid, tmp_path):
+def test_a_sweep_killed_at_random_times_ends_the_same(whole_grid, tmp_path):
     words, rng = [*GRID, "-m", f"run_root={tmp_path / 'runs'}"], random.Random(20261124)
     command = [sys.executable, "-m", "sibp.train", *words]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as real:

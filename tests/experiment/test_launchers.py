@@ -31,7 +31,7 @@ def own_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("launcher", [[], HERE])
-def test_files_edited_during_a_sweep_change_none_of_its_jobs(launcher, own_configs, monkeypatch):
+def test_files_edited_during_a_sweep_do_not_affect_its_jobs(launcher, own_configs, monkeypatch):
     def edit() -> None:
         (own_configs / "optimizer" / "sgd.yaml").write_text("name: sgd\nlr: 0.9\n")
         (own_configs / "config.yaml").write_text("broken: [")
@@ -51,7 +51,7 @@ def test_files_edited_during_a_sweep_change_none_of_its_jobs(launcher, own_confi
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS[1:])
-def test_processes_of_a_launcher_are_reported_like_one(launcher, capfd):
+def test_a_launchers_processes_are_reported_like_a_single_process(launcher, capfd):
     assert main([*SMALL, "-m", "optimizer.lr=0.1,1e30", f"hydra/launcher={launcher}"]) == 3
     out, err = capfd.readouterr()
     assert [line.split()[0] for line in out.splitlines()] == ["completed", "2"]

@@ -24,7 +24,7 @@ def folder(tmp_path) -> RunFolder:
     return RunFolder({"run_root": str(tmp_path), "optimizer": {"name": "sgd", "lr": 0.1}, "seed": 3, "max_steps": 9})
 
 
-def test_a_run_is_not_started_running_stopped_or_ended(folder):
+def test_the_state_of_a_run_is_recognised(folder):
     assert state_of(folder.config).status == "not started"
     with folder.locked():
         folder.append_row({"step": 4, "epoch": 0.5, "seconds": 1.5, "train_loss": 0.25, "val_acc": 0.5})
@@ -37,7 +37,7 @@ def test_a_run_is_not_started_running_stopped_or_ended(folder):
     assert state_of(folder.config).status == "diverged"
 
 
-def test_steps_of_a_run_that_counts_epochs_are_in_its_rows(folder):
+def test_steps_of_a_run_limited_by_epochs_come_from_its_rows(folder):
     config = {**folder.config, "max_steps": None, "epochs": 3}
     other = RunFolder(config)
     other.path.mkdir()
@@ -46,7 +46,7 @@ def test_steps_of_a_run_that_counts_epochs_are_in_its_rows(folder):
     assert state_of(config).total == 24
 
 
-def test_looking_does_not_make_a_run_busy(folder):
+def test_reading_the_state_does_not_lock_a_run(folder):
     """Whoever looks holds the lock for a moment; who wants it then gets it a moment later."""
     folder.path.mkdir()
     with open(folder.path / ".lock", "a") as lock:
@@ -56,7 +56,7 @@ def test_looking_does_not_make_a_run_busy(folder):
             pass
 
 
-def test_the_status_of_a_sweep_is_a_line_for_all_and_one_for_each(tmp_path, monkeypatch, capsys):
+def test_the_status_of_a_sweep_has_a_summary_and_one_line_per_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main([*SMALL, "seed=0,1"]) == 0
     before = sorted(tmp_path.rglob("*"))
@@ -80,7 +80,7 @@ def counted(outcomes: list[str], total: int, seconds: float, monkeypatch) -> Pro
     return progress
 
 
-def test_progress_says_how_many_and_how_long(monkeypatch, capsys):
+def test_progress_shows_counts_and_remaining_time(monkeypatch, capsys):
     """Five of seven took 40 s each; skipped ones cost nothing, so 18 more take 18 x 56 s."""
     outcomes = ["completed"] * 3 + ["diverged"] * 2 + ["skipped"] * 2
     assert counted(outcomes, 25, 40.0, monkeypatch).line() == "7/25 runs, 2 diverged, about 17 min left"
@@ -95,7 +95,7 @@ def test_without_a_terminal_progress_is_an_occasional_line(monkeypatch, capsys):
     assert [line.split()[0] for line in err.splitlines()] == ["1/10", "5/10", "9/10"]  # 30 s or more apart
 
 
-def test_a_single_run_has_no_such_line(monkeypatch, capsys):
+def test_a_single_run_has_no_progress_line(monkeypatch, capsys):
     counted(["completed"], 1, 8.0, monkeypatch)
     assert capsys.readouterr().err == ""
 
@@ -104,7 +104,7 @@ def test_durations_are_short():
     assert [duration(s) for s in (0.525, 42.4, 119, 720, 7200)] == ["0.53 s", "42 s", "119 s", "12 min", "2.0 h"]
 
 
-def test_on_a_terminal_there_is_a_table_of_the_jobs_under_way(make_config, monkeypatch, capsys):
+def test_a_terminal_shows_a_table_of_running_jobs(make_config, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     progress = Progress(3)
     folders = [run(make_config(seed=seed)).folder for seed in (0, 1)]
@@ -117,7 +117,7 @@ def test_on_a_terminal_there_is_a_table_of_the_jobs_under_way(make_config, monke
         assert text in err
 
 
-def test_a_short_run_imports_neither_a_compiler_nor_what_others_need(tmp_path):
+def test_a_short_run_imports_no_compiler_and_no_unused_modules(tmp_path):
     code = (
         "import sys\nfrom sibp.train import main\n"
         f"assert main('epochs=null max_steps=1 threads=1 run_root={tmp_path}'.split()) == 0\n"
@@ -128,7 +128,7 @@ def test_a_short_run_imports_neither_a_compiler_nor_what_others_need(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_optimizers_are_hidden_from_the_compiler_once_it_is_there():
+def test_optimizers_are_hidden_from_a_loaded_compiler():
     import torch._dynamo
 
     import_no_compiler()

@@ -9,7 +9,7 @@ import pytest
 QUICKSTART = Path(__file__).parents[2] / "scripts" / "quickstart.py"
 
 
-def test_the_quick_start_says_who_won_and_works_twice(tmp_path, monkeypatch, capsys):
+def test_the_quick_start_names_the_winner_and_can_be_repeated(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(QUICKSTART), "--run-root", "runs/q", "epochs=1", "tensorboard=false"])
     for _ in range(2):

@@ -65,7 +65,7 @@ def test_every_setting_of_an_option_is_there_with_its_default(group, option):
     [*OF_RUN.values(), *(setting for group, option in OPTIONS for setting in of_option([CONFIGS], group, option))],
     ids=lambda setting: setting.key,
 )
-def test_every_setting_says_its_unit_or_choices_and_what_it_does(setting: Setting):
+def test_every_setting_has_a_unit_or_choices_and_a_description(setting: Setting):
     assert setting.unit
     assert setting.meaning or " to " in setting.unit
     if setting.choices and setting.default != "null":
@@ -91,7 +91,7 @@ CHOICES = [
 
 
 @pytest.mark.parametrize(("group", "option", "key", "choice"), CHOICES)
-def test_every_choice_is_one_and_nothing_else_is(group, option, key, choice):
+def test_choices_are_exactly_those_accepted(group, option, key, choice):
     shape = (8,) if option == "transformer" else (3, 8, 8)
 
     def build(value: object) -> None:
@@ -118,7 +118,7 @@ def test_activations_are_those_of_the_code():
 
 
 @pytest.mark.parametrize("option", options([CONFIGS], "optimizer"))
-def test_help_and_the_page_say_the_same(option, capsys):
+def test_help_equals_the_page(option, capsys):
     assert main([f"optimizer={option}", "--help"]) == 0
     shown = re.sub(r"\s+", " ", capsys.readouterr().out)
     page = (ROOT / "docs" / "settings.md").read_text()
@@ -132,7 +132,7 @@ def test_help_and_the_page_say_the_same(option, capsys):
     assert all(f" {key}=" in shown and f"| `{key}` |" in page for key in OF_RUN)
 
 
-def test_help_refuses_an_option_that_is_not_there(capsys):
+def test_help_refuses_an_unknown_option(capsys):
     assert main(["optimizer=nonsense", "--help"]) == 2
     assert "There is no optimizer 'nonsense'" in capsys.readouterr().err
 

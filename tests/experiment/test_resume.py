@@ -37,7 +37,7 @@ def test_a_run_retried_after_an_error_ends_as_if_nothing_had_happened(
     assert_same_end(again.folder, whole.folder)
 
 
-def test_layers_that_draw_random_numbers_go_on_with_the_same_ones(make_config, tmp_path, monkeypatch):
+def test_layers_with_random_numbers_resume_the_same_sequence(make_config, tmp_path, monkeypatch):
     def dropout(shape: tuple[int, ...], classes: int) -> nn.Module:
         return nn.Sequential(nn.Dropout(0.5), nn.Linear(torch.Size(shape).numel(), classes))
 
@@ -49,7 +49,7 @@ def test_layers_that_draw_random_numbers_go_on_with_the_same_ones(make_config, t
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_a_run_that_goes_on(make_config, tmp_path, monkeypatch, number):
+def test_a_signal_leaves_a_resumable_run(make_config, tmp_path, monkeypatch, number):
     fail_at(monkeypatch, 7, lambda: os.kill(os.getpid(), number))
     config = make_config()
     stopped = run(config)
@@ -70,7 +70,7 @@ def test_lines_written_after_the_checkpoint_are_rewritten(make_config, tmp_path,
     assert_same_end(run(config).folder, run({**config, "run_root": str(tmp_path / "whole")}).folder)
 
 
-def test_a_damaged_checkpoint_is_named_and_left_alone(make_config, monkeypatch):
+def test_a_damaged_checkpoint_is_named_and_kept(make_config, monkeypatch):
     fail_at(monkeypatch, 13, crash)
     config = make_config()
     folder = run(config).folder
@@ -86,7 +86,7 @@ def test_a_damaged_checkpoint_is_named_and_left_alone(make_config, monkeypatch):
     assert run({**config, "force": True}).status == "completed"
 
 
-def test_lost_metrics_are_not_passed_over(make_config, monkeypatch):
+def test_lost_metrics_are_reported(make_config, monkeypatch):
     fail_at(monkeypatch, 13, crash)
     config = make_config()
     folder = run(config).folder
@@ -106,7 +106,7 @@ def test_a_checkpoint_that_holds_code_is_not_opened(make_config, monkeypatch):
     assert "is damaged" in outcome.message
 
 
-def test_a_checkpoint_cut_off_while_written_never_gets_its_name(make_config, monkeypatch):
+def test_a_partially_written_checkpoint_never_gets_its_name(make_config, monkeypatch):
     config = make_config()
     folder = RunFolder(config)
     folder.path.mkdir(parents=True)

@@ -29,7 +29,7 @@ def summary_of(folder: RunFolder) -> dict[str, Any]:
     return summary
 
 
-def test_a_run_folder_holds_what_is_promised(make_config):
+def test_a_run_folder_has_the_documented_files(make_config):
     config = make_config()
     outcome = run(config)
     assert outcome.status == "completed"
@@ -62,13 +62,13 @@ def test_every_method_starts_from_the_same_weights_and_sees_the_same_batches(mak
     assert len({summary["final"]["train_loss"] for summary in summaries}) == len(METHODS)
 
 
-def test_a_run_trains_on_noisy_labels_and_validates_on_the_right_ones(make_config):
+def test_a_run_trains_on_noisy_labels_and_validates_on_correct_ones(make_config):
     clean, noisy = (run(make_config(label_noise=noise)).folder.rows()[0] for noise in (0.0, 1.0))
     assert noisy["train_acc"] != clean["train_acc"]
     assert (noisy["val_loss"], noisy["val_acc"]) == (clean["val_loss"], clean["val_acc"])
 
 
-def test_solver_statistics_are_logged_a_layer(make_config):
+def test_solver_statistics_are_logged_per_layer(make_config):
     rows = run(make_config("sibp")).folder.rows()
     assert "solver" not in rows[0]
     assert set(rows[-1]["solver"]) == {"0", "2"}
@@ -106,7 +106,7 @@ def test_a_completed_run_is_skipped_and_force_retrains_it(make_config):
     assert anew.folder.metrics.read_bytes() != rows  # other seconds
 
 
-def test_force_that_cannot_start_deletes_nothing(make_config, monkeypatch):
+def test_an_invalid_forced_run_deletes_nothing(make_config, monkeypatch):
     config = make_config(dataset={"name": "mnist"})
     folder = RunFolder(config)
     folder.path.mkdir(parents=True)
@@ -140,7 +140,7 @@ def test_a_diverged_run_is_kept_with_its_reason(make_config):
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_a_step_for_which_memory_is_not_enough_says_what_to_make_smaller(make_config, monkeypatch, error):
+def test_out_of_memory_names_the_settings_to_reduce(make_config, monkeypatch, error):
     def fail(*_: Any) -> None:
         raise error
 
@@ -178,7 +178,7 @@ def test_two_processes_never_train_the_same_run(make_config):
         {"model": {"name": "mlp", "hidden": [16], "activation": "tanh", "init": "default", "init_std": None}},
     ],
 )
-def test_what_changes_the_result_changes_the_name(make_config, change):
+def test_settings_that_change_the_result_change_the_name(make_config, change):
     assert run_name(make_config()) != run_name(make_config(**change))
 
 
@@ -196,7 +196,7 @@ def test_where_and_how_a_run_is_executed_is_not_part_of_its_name(make_config, ch
     assert run_name(make_config()) == run_name(make_config(**change))
 
 
-def test_settings_that_came_later_leave_the_names_of_earlier_runs_alone(make_config):
+def test_settings_added_later_keep_the_names_of_earlier_runs(make_config):
     now = make_config(replacement=False)
     later = ("schedule", "decays", "warmup_steps", "label_noise", "replacement")
     assert run_name(now) == run_name({key: value for key, value in now.items() if key not in later})
@@ -227,7 +227,7 @@ def test_one_and_one_point_zero_are_the_same_setting(make_config):
     assert names[0] == names[1]
 
 
-def test_a_name_is_readable_and_harmless(make_config):
+def test_a_name_is_readable_and_safe(make_config):
     assert run_name(make_config("sibp")).startswith("digits-mlp16-sibp-cg3-lr0.3-pw1-s0-")
     odd = run_name(make_config(dataset={"name": "../../etc"}))
     assert "/" not in odd
@@ -319,7 +319,7 @@ def test_a_run_that_draws_with_replacement_has_other_batches(make_config):
     assert plain["batches_sha256"] != drawn["batches_sha256"]
 
 
-def test_initial_weights_depend_on_seed_and_config_alone():
+def test_initial_weights_depend_only_on_seed_and_config():
     config = {"name": "mlp", "hidden": [4]}
 
     def weights(seed: int) -> torch.Tensor:
@@ -362,7 +362,7 @@ def test_normal_initialisation_covers_weights_and_biases():
         assert abs(parameter.mean().item()) < 0.005
 
 
-def test_test_data_stay_untouched_until_requested(make_config, monkeypatch):
+def test_test_data_are_not_evaluated_until_requested(make_config, monkeypatch):
     seen = []
     original = Trainer.evaluate
 

@@ -16,7 +16,7 @@ from sibp.runs.identity import method_name, problem_of
 @pytest.mark.filterwarnings("ignore:The epoch parameter in")  # torch's own SequentialLR gave it until 2.6
 @pytest.mark.parametrize("shape", ["constant", "linear", "cosine"])
 @pytest.mark.parametrize("warmup", [0, 5])
-def test_the_factor_is_that_of_torchs_own_schedulers(shape, warmup):
+def test_the_factor_equals_torchs_schedulers(shape, warmup):
     total, lr = 20, 0.7
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
     schedulers = torch.optim.lr_scheduler
@@ -61,7 +61,7 @@ def test_every_optimizer_trains_with_the_scheduled_step(make_config, settings_se
     assert settings_seen[19]["lr"] == pytest.approx(lr * (1 + math.cos(math.pi * 15 / 16)) / 2)
 
 
-def test_a_schedule_of_the_optimizers_own_takes_the_place_of_the_runs(make_config, settings_seen):
+def test_an_optimizers_own_schedule_replaces_the_runs(make_config, settings_seen):
     """A quarter of the 20 steps rising, then a cosine, while the run's own schedule is a straight line."""
     config = make_config("adam", schedule="linear")
     config["optimizer"] |= {"schedule": "cosine", "warmup": 0.25}
@@ -70,7 +70,7 @@ def test_a_schedule_of_the_optimizers_own_takes_the_place_of_the_runs(make_confi
     assert [group["lr"] for group in settings_seen] == pytest.approx(expected)
 
 
-def test_a_schedule_of_the_optimizers_own_needs_no_warm_up(make_config, settings_seen):
+def test_an_optimizers_own_schedule_needs_no_warm_up(make_config, settings_seen):
     config = make_config("adam")
     config["optimizer"] |= {"schedule": "linear", "warmup": None}
     assert run(config).status == "completed"
@@ -102,7 +102,7 @@ def test_an_invalid_own_schedule_is_one_sentence(make_config, own, sentence):
 
 
 @pytest.mark.parametrize("optimizer", ["sibp", "proxbp"])
-def test_the_proximal_weight_grows_where_the_step_size_would_fall(make_config, settings_seen, optimizer):
+def test_the_proximal_weight_grows_instead_of_a_decaying_step_size(make_config, settings_seen, optimizer):
     config = make_config(optimizer, schedule="linear", decays="prox_weight")
     assert run(config).status == "completed"
     lr, weight = config["optimizer"]["lr"], config["optimizer"]["prox_weight"]
@@ -113,7 +113,7 @@ def test_the_proximal_weight_grows_where_the_step_size_would_fall(make_config, s
 
 
 @pytest.mark.parametrize("decays", ["lr", "prox_weight"])
-def test_an_interrupted_run_goes_on_with_its_schedule(make_config, tmp_path, monkeypatch, decays):
+def test_an_interrupted_run_resumes_its_schedule(make_config, tmp_path, monkeypatch, decays):
     config = make_config("sibp", schedule="cosine", decays=decays, warmup_steps=7, label_noise=0.3)
     fail_at(monkeypatch, 13, crash)
     assert run(config).status == "failed"

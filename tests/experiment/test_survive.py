@@ -62,7 +62,7 @@ def test_a_stream_of_another_encoding_gets_escapes(tmp_path, monkeypatch):
     assert b"l\\xe4ufe" in stream.buffer.getvalue()
 
 
-def test_without_streams_there_is_nothing_to_say(tmp_path, monkeypatch):
+def test_without_streams_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)
     assert main([*SMALL, f"run_root={tmp_path / 'runs'}", "progress=true"]) == 0
@@ -76,7 +76,7 @@ def test_output_buffered_for_a_lost_stream_is_not_written_at_exit(tmp_path):
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_streams_are_put_back():
+def test_streams_are_restored():
     before = sys.stdout, sys.stderr
     with forgiving_output():
         assert isinstance(sys.stdout, Forgiving)
@@ -122,7 +122,7 @@ def test_an_exception_of_one_job_never_ends_the_sweep(place, tmp_path, monkeypat
     assert len(failed) == 1
 
 
-def test_adding_test_metrics_that_fails_leaves_the_result(make_config, monkeypatch):
+def test_failing_to_add_test_metrics_keeps_the_result(make_config, monkeypatch):
     folder = run(make_config(evaluate_test=False)).folder
     before = folder.summary()
 
@@ -136,7 +136,7 @@ def test_adding_test_metrics_that_fails_leaves_the_result(make_config, monkeypat
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_writes_a_checkpoint_and_the_same_command_goes_on(number, make_config, monkeypatch):
+def test_a_signal_writes_a_checkpoint_and_the_same_command_resumes(number, make_config, monkeypatch):
     config = make_config()
     fail_at(monkeypatch, 13, lambda: os.kill(os.getpid(), number))
     before = signal.signal(number, signal.SIG_DFL)  # whoever started the tests may have had it ignored
@@ -228,7 +228,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize("content", ROWS)
-def test_a_finished_run_with_damaged_rows_is_skipped_and_not_taken_for_evidence(content, make_config, tmp_path):
+def test_a_finished_run_with_damaged_rows_is_skipped_and_not_used(content, make_config, tmp_path):
     config = make_config(evaluate_test=False)
     folder = run(config).folder
     folder.metrics.write_text(ROWS[content])
@@ -258,7 +258,7 @@ def test_an_invalid_summary_is_rewritten(content, make_config):
     assert (folder.summary() or {})["final"] == (before or {})["final"]
 
 
-def test_bytes_of_any_kind_in_a_lock_are_no_matter(make_config):
+def test_arbitrary_bytes_in_a_lock_are_harmless(make_config):
     config = make_config()
     folder = RunFolder(config)
     folder.path.mkdir(parents=True)
@@ -285,7 +285,7 @@ def test_tuning_counts_a_trial_with_damaged_rows_as_failed(content, tmp_path, mo
     assert "force=true" in failed[0]["reason"]
 
 
-def test_a_run_that_cannot_move_has_diverged(make_config):
+def test_a_run_whose_weights_cannot_change_has_diverged(make_config):
     """At a step this long no layer has a finite solution, so the weights stay as they were drawn."""
     for optimizer in ("sibp", "proxbp"):
         config = make_config(optimizer)
@@ -297,7 +297,7 @@ def test_a_run_that_cannot_move_has_diverged(make_config):
         assert (outcome.folder.summary() or {})["diverged_step"] == 4  # the first logged row
 
 
-def test_evaluation_is_made_in_evaluation_mode(make_config, monkeypatch):
+def test_evaluation_uses_eval_mode(make_config, monkeypatch):
     modes = []
     original = Trainer.evaluate
 
@@ -316,7 +316,7 @@ def test_evaluation_is_made_in_evaluation_mode(make_config, monkeypatch):
     assert {mode for mode in modes if isinstance(mode, tuple)} == {("after", True)}
 
 
-def test_a_target_is_met_by_the_accuracy_that_equals_it(make_config):
+def test_an_accuracy_equal_to_the_target_meets_it(make_config):
     whole = run(make_config(target_val_acc=None)).folder
     rows = whole.rows()
     target = max(row["val_acc"] for row in rows)
@@ -325,7 +325,7 @@ def test_a_target_is_met_by_the_accuracy_that_equals_it(make_config):
     assert summary["steps_to_target"] == first
 
 
-def test_clearing_a_folder_takes_the_board_along(make_config):
+def test_clearing_a_folder_removes_its_tensorboard_files(make_config):
     config = make_config(tensorboard=True)
     folder = run(config).folder
     (folder.board / "stray").write_text("of the run before")

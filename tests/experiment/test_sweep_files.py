@@ -23,7 +23,7 @@ def read(content: dict[str, Any], *words: str) -> Sweep:
     return read_sweep("tiny", words)
 
 
-def test_a_file_that_is_like_another_changes_what_it_names_alone():
+def test_a_file_like_another_changes_only_what_it_names():
     """One method more, one less, one with another grid, and another number of trials; all the rest as there."""
     adam = {"overrides": ["optimizer=adam"], "grid": {"lr": [0.001, 0.002, 0.003, 0.01]}}
     sgd = {"grid": {"lr": [0.1, 0.2], "momentum": [0.1, 0.9]}}
@@ -38,7 +38,7 @@ def test_a_file_that_is_like_another_changes_what_it_names_alone():
     assert changed.root == Path("runs/tuning/tiny")
 
 
-def test_the_old_name_of_overrides_means_the_same_and_says_the_new_one():
+def test_the_old_name_of_overrides_works_with_a_warning():
     """As 0.1.0 called them, which the policy for names that change lets work until 0.3.0."""
     own = ["optimizer=sgd", "optimizer.weight_decay=1"]
     new = read({"like": "digits_quick", "methods": {"sgd": {"overrides": own}}})
@@ -55,7 +55,7 @@ def test_final_runs_are_evaluated_more_often_and_are_otherwise_the_same():
     assert {key for key in trial if trial[key] != final[key]} == {"log_every", "evaluate_test", "role", "run_root"}
 
 
-def test_one_entry_enters_a_method_for_all_problems_of_the_arena():
+def test_one_entry_adds_a_method_to_all_problems_of_the_arena():
     path = compose.CONFIGS / "sweep" / "arena.yaml"
     arena = yaml.safe_load(path.read_text())
     arena["methods"]["new"] = {"overrides": ["optimizer=sibp", "optimizer.solver=cg:7"], "grid": _nine()}

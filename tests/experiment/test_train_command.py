@@ -36,7 +36,7 @@ def files_outside_runs() -> list[str]:
     return [str(path) for path in Path().iterdir() if path.name != "runs"]
 
 
-def test_a_run_from_any_folder_leaves_its_folder_and_nothing_else(capsys):
+def test_a_run_writes_only_its_folder(capsys):
     assert main(SMALL) == 0
     (folder,) = Path("runs").iterdir()
     assert json.loads((folder / "summary.json").read_text())["status"] == "completed"
@@ -118,7 +118,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("word", FAILURES)
-def test_an_impossible_run_is_one_sentence_and_no_folder(word, capsys):
+def test_an_invalid_run_is_one_sentence_and_leaves_no_folder(word, capsys):
     assert main([*SMALL, word]) == 2
     error = capsys.readouterr().err
     assert FAILURES[word] in error
@@ -126,12 +126,12 @@ def test_an_impossible_run_is_one_sentence_and_no_folder(word, capsys):
     assert not Path("runs").exists()
 
 
-def test_only_a_proximal_weight_that_exists_can_grow(capsys):
+def test_a_growing_proximal_weight_needs_an_optimizer_with_one(capsys):
     assert main([*SMALL, "schedule=cosine", "decays=prox_weight"]) == 2
     assert "this optimizer has no prox_weight; say decays=lr" in capsys.readouterr().err
 
 
-def test_neither_epochs_nor_steps_would_never_end(capsys):
+def test_a_run_without_epochs_and_steps_is_refused(capsys):
     assert main([*SMALL, "epochs=null", "max_steps=null"]) == 2
     assert "give epochs=... or max_steps=..." in capsys.readouterr().err
 
@@ -163,7 +163,7 @@ def test_a_crash_exits_1_with_its_traceback_kept(monkeypatch, capsys):
     assert "in explode" in json.loads(summary.read_text())["traceback"]
 
 
-def test_a_sweep_goes_on_after_a_bad_job_and_says_how_it_went(monkeypatch, capsys):
+def test_a_sweep_continues_after_a_failed_job_and_reports_it(monkeypatch, capsys):
     def fail(settings: Settings) -> bool:
         return settings.optimizer["lr"] == 0.2
 
@@ -181,13 +181,13 @@ def test_a_sweep_goes_on_after_a_bad_job_and_says_how_it_went(monkeypatch, capsy
     assert files_outside_runs() == []
 
 
-def test_a_mistake_anywhere_in_a_sweep_stops_it_before_its_first_run(capsys):
+def test_an_error_in_any_job_stops_a_sweep_before_its_first_run(capsys):
     assert main([*SMALL, "-m", "optimizer=sgd,sibp", "optimizer.momentum=0.5"]) == 2
     assert "There is no setting optimizer.momentum" in capsys.readouterr().err
     assert not Path("runs").exists()
 
 
-def test_an_interrupted_sweep_stops_and_says_what_is_left(monkeypatch, capsys):
+def test_an_interrupted_sweep_stops_and_reports_what_is_left(monkeypatch, capsys):
     original = Trainer._train_step
 
     def train_step(self, indices):
@@ -213,7 +213,7 @@ def test_help_shows_the_groups_the_settings_and_an_example(capsys):
     assert "sibp train -m" in text
 
 
-def test_settings_can_be_looked_at_without_training(capsys):
+def test_settings_can_be_shown_without_training(capsys):
     assert main(["--cfg", "job", "optimizer=adam"]) == 0
     assert "name: adam" in capsys.readouterr().out
     assert not Path("runs").exists()
@@ -233,7 +233,7 @@ def test_every_config_composes_into_valid_settings(word):
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_the_command_line_wins_over_an_experiment(experiment):
+def test_the_command_line_overrides_an_experiment(experiment):
     words = [f"experiment={experiment}", "optimizer=adam", "model=mlp", "batch_size=7", "model.hidden=[3]"]
     config = compose(words)
     assert config["optimizer"]["name"] == "adam"
@@ -269,7 +269,7 @@ def test_a_run_ends_at_epochs_or_steps_whichever_comes_first(make_config, epochs
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_shipped_experiments_look_early_and_evaluate_a_third_of_what_they_train_at_most(experiment):
+def test_shipped_experiments_evaluate_early_and_for_at_most_a_third_of_the_time(experiment):
     """Forward passes of images, of which a training step's gradient costs as much as three, and SIBP's step more."""
     sizes = {"digits": (1297, 250), "mnist": (55000, 5000), "cifar10": (45000, 5000), "python_docs": (7173, 398)}
     config = compose([f"experiment={experiment}"])

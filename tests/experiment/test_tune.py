@@ -410,7 +410,7 @@ def test_a_failure_common_to_all_runs_is_reported_once(dry, capsys):
     assert len(error.splitlines()) == 1
 
 
-def test_help_tells_all(capsys):
+def test_help_is_complete(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
     assert stop.value.code == 0
@@ -441,7 +441,7 @@ def figures(*pairs: tuple[float, float] | None) -> list[RunRecord]:
     ]  # fmt: skip
 
 
-def test_a_setting_counts_with_its_median_over_the_tuning_seeds():
+def test_a_setting_is_judged_by_its_median_over_the_tuning_seeds():
     runs = figures((0.9, 0.5), (0.8, 0.1), (0.7, 0.3))
     assert score_of(runs, "val_acc") == (-0.8, 0.3)
     assert score_of(runs, "val_loss") == (0.3, -0.8)

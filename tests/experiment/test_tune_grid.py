@@ -63,7 +63,7 @@ def test_every_method_gets_its_budget_and_no_setting_twice(axes, reserve, seed, 
 
 @settings(max_examples=60, deadline=None)
 @given(axes(), st.integers(0, 1000), st.sampled_from([0.0, 0.3, 1.0]))
-def test_an_edge_grows_the_grid_and_nothing_else_does(axes, seed, diverged):
+def test_only_an_edge_extends_the_grid(axes, seed, diverged):
     judge, budget = lottery(seed, diverged), math.prod(len(axis.values) for axis in axes) + 10
     done: dict[Point, Score] = {}
     while batch := next_trials(done, axes, budget):
@@ -88,7 +88,7 @@ def bowl(*centre: float) -> Judge:
 
 
 @pytest.mark.parametrize("centre", [(10.0, 1000.0), (0.01, 0.1), (0.3, 10.0), (0.55, 31.0)])
-def test_the_best_setting_is_found_inside_and_outside_the_first_grid(centre):
+def test_the_best_setting_is_found_inside_and_outside_the_initial_grid(centre):
     done, _ = play([LR, PROX], 30, bowl(*centre))
     found = setting([LR, PROX], best(done, [LR, PROX]))
     assert edges(done, [LR, PROX]) == []
@@ -101,13 +101,13 @@ def test_a_best_value_at_the_edge_of_a_spent_budget_is_an_edge():
     assert edges(done, [LR, PROX]) == [(0, 1)]
 
 
-def test_a_corner_is_left_in_both_directions_and_diagonally():
+def test_a_corner_is_extended_in_both_directions_and_diagonally():
     _, rounds = play([LR, PROX], 14, bowl(100.0, 1e5))
     values = [setting([LR, PROX], trial.point) for trial in rounds[1]]
     assert values == [(1.0, 1000.0), (3.16, 100.0), (0.3, 1000.0), (3.16, 10.0), (3.16, 1000.0)]
 
 
-def test_refinement_halves_the_step_until_the_best_is_left():
+def test_refinement_halves_the_step_around_the_best_setting():
     lr = Axis("lr", (0.01, 0.1, 1.0))
     _, rounds = play([lr], 7, lambda values: (0.0 if values == (0.1,) else 1.0, 0.0))
     assert [[lr.at(trial.point[0]) for trial in batch] for batch in rounds[1:]] == [[0.0316, 0.316], [0.0562, 0.178]]
@@ -122,7 +122,7 @@ def test_momentum_0_is_not_an_edge_and_the_other_end_approaches_1():
     assert edges(done, [MOMENTUM]) == [(0, 1)]
 
 
-def test_of_equal_settings_the_smaller_step_counts_and_divergence_leads_there():
+def test_ties_and_divergence_favour_the_smaller_step_size():
     same = {(float(i), float(j)): (0.5, 0.1) for i in range(3) for j in range(3)}
     assert setting([LR, PROX], best(same, [LR, PROX])) == (0.1, 1.0)
     diverged = dict.fromkeys(same, WORST)
@@ -143,7 +143,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("name", "values", "message"), WRONG)
-def test_an_invalid_axis_says_why(name, values, message):
+def test_an_invalid_axis_is_refused_with_the_reason(name, values, message):
     with pytest.raises(ValueError, match=message):
         Axis(name, values)
 

@@ -71,7 +71,7 @@ def test_it_trains_and_reports(tmp_path, monkeypatch, capsys):
         (["train", "seeed=1"], "There is no setting seeed; did you mean seed?"),
     ],
 )
-def test_a_mistake_is_one_sentence(words, sentence, capsys):
+def test_an_error_is_one_sentence(words, sentence, capsys):
     assert main(words) == 2
     error = capsys.readouterr().err
     assert error.startswith(sentence)
@@ -86,7 +86,7 @@ def new_modules(code: str, folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("words", [[], ["--version"], ["trian"]])
-def test_help_and_mistakes_import_nothing(words, tmp_path):
+def test_help_and_errors_import_nothing(words, tmp_path):
     code = f"before = {{*sys.modules}}\nfrom sibp.__main__ import main\nmain({words})"
     assert new_modules(code, tmp_path) == {"sibp"}
 
@@ -97,7 +97,7 @@ def test_the_report_imports_no_torch(tmp_path):
     assert "torch" not in new_modules(code, tmp_path)
 
 
-def test_the_optimizers_import_torch_alone(tmp_path):
+def test_the_optimizers_import_only_torch(tmp_path):
     """So they can be installed without the requirements of the experiments, as the FAQ says."""
     code = """
 import torch, torch._dynamo, torch.nn.functional as F

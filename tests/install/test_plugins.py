@@ -124,7 +124,7 @@ def sibp(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-P", "-m", "sibp", *words], env=here, capture_output=True, text=True)
 
 
-def test_they_train_by_the_command_and_are_compared(capsys):
+def test_plugins_are_trained_and_compared_by_the_commands(capsys):
     """In this process, in those of a launcher, and with a report of them, none of which has a word to say."""
     done = sibp("train", "-m", *OWN, "seed=0,1", "hydra/launcher=sibp_joblib", "hydra.launcher.n_jobs=2")
     assert done.stdout.splitlines()[-1].startswith("2 runs: 2 completed"), done.stderr
@@ -137,7 +137,7 @@ def test_they_train_by_the_command_and_are_compared(capsys):
     assert (compared.returncode, compared.stderr) == (0, "")
 
 
-def test_their_settings_mean_what_their_builders_say(capsys):
+def test_plugin_settings_are_passed_to_their_builders(capsys):
     """Half of SGD with twice its rate is SGD, to the last bit."""
     assert main(["-m", *OWN, "optimizer=half", "optimizer.lr=0.4"]) == 0
     assert main(["-m", *OWN, "optimizer=sgd", "optimizer.lr=0.2"]) == 0
@@ -146,7 +146,7 @@ def test_their_settings_mean_what_their_builders_say(capsys):
     assert losses[0] == losses[1] < 0.69
 
 
-def test_they_are_tuned_by_a_separate_sweep(capsys):
+def test_plugins_are_tuned_by_a_separate_sweep(capsys):
     assert tune(["--config-dir", "my configs", "sweep=own", *QUICK]) == 0
     assert len(folders("runs/tuning/own/final")) == 2
     assert tune(["--config-dir", "my configs", "sweep=onw"]) == 2
@@ -169,12 +169,12 @@ def test_their_activation_is_in_the_subproblems_of_the_model_that_names_it(capsy
     assert "wave" in sentence
 
 
-def test_words_may_name_the_module_too():
+def test_overrides_may_also_name_the_module():
     words = [word for word in OWN if word != "experiment=own"]
     assert main([*words, "plugins=[mine]", "optimizer=half", "max_steps=2"]) == 0
 
 
-def test_their_runs_and_others_are_one_comparison():
+def test_runs_of_plugins_are_compared_with_others():
     (Path("my configs") / "optimizer" / "half.yaml").write_text("name: half\nlr: 0.2\n")
     assert main([*QUICK, "max_steps=2", "optimizer=sgd"]) == 0
     assert main([*QUICK, "max_steps=2", "--config-dir", "my configs", "plugins=[mine]", "optimizer=half"]) == 0
@@ -228,7 +228,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("word", MISTAKES)
-def test_a_mistake_is_one_sentence_and_nothing_is_trained(word, capsys):
+def test_an_error_is_one_sentence_and_nothing_is_trained(word, capsys):
     Path("broken.py").write_text("import (\n")
     Path("needy.py").write_text("import nowhere\n")
     Path("taken.py").write_text("from sibp.plugins import register_optimizer\nregister_optimizer('sgd', print)\n")
@@ -255,7 +255,7 @@ def installed(site: Path, plugin: str = PLUGIN) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([project, str(site)])}
 
 
-def test_an_installed_package_registers_its_own_by_an_entry_point(tmp_path):
+def test_an_installed_package_registers_plugins_by_an_entry_point(tmp_path):
     """All of theirs, and no word says so; in this process, and in those of a launcher."""
     environment = installed(tmp_path / "site", PLUGIN + ACTIVATION)
     Path("mine.py").unlink()
@@ -272,7 +272,7 @@ def test_an_installed_package_registers_its_own_by_an_entry_point(tmp_path):
     assert versions["their-package"] == "1.5"
 
 
-def test_a_package_that_cannot_be_imported_is_named_by_those_alone_who_need_it(tmp_path, monkeypatch, capsys):
+def test_a_package_that_cannot_be_imported_is_named_only_where_needed(tmp_path, monkeypatch, capsys):
     installed(tmp_path / "site", "import nowhere")
     monkeypatch.syspath_prepend(tmp_path / "site")
     assert main([*QUICK, "max_steps=2", "optimizer=sgd"]) == 0

@@ -45,7 +45,7 @@ def found_in(*folders):
     return contests(compare(collect(folders).runs, None, None), own_names(folders, []))
 
 
-def test_the_targets_are_the_medians_that_sgd_ends_with(root):
+def test_the_targets_are_sgds_final_medians(root):
     for contest in found_in(root):
         assert [target.title for target in contest.targets] == ["val acc ≥ 0.67032", "train loss ≤ 0.4"]
         assert contest.targets[0].value == pytest.approx(math.exp(-0.4))
@@ -66,7 +66,7 @@ def test_the_cost_is_the_first_row_that_meets_the_target(root):
     }
 
 
-def test_seconds_are_steps_times_the_methods_pace_which_one_slow_run_does_not_change(tmp_path):
+def test_seconds_are_steps_times_the_median_time_of_a_step(tmp_path):
     for seed, seconds in enumerate((0.01, 0.01, 5.0)):
         write_run(tmp_path / f"sgd{seed}", SGD, seed, (2.3, 1.0, 0.5), seconds_per_step=seconds)
     (contest,) = found_in(tmp_path)
@@ -134,7 +134,7 @@ def test_one_problem_is_enough_and_no_sgd_is_one_sentence(root, capsys, tmp_path
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_methods_are_called_as_their_sweep_calls_them(root):
+def test_methods_have_the_names_of_their_sweep(root):
     record = {"methods": [{"name": "ours", "optimizer": {"name": "sibp", "solver": "cg:5", "prox_weight": 1.0}}]}
     (root / "easy" / "tuning.json").write_text(json.dumps(record))
     assert [each.name for each in standings(found_in(root))] == ["ours", "sgd", "proxbp exact"]

@@ -274,7 +274,7 @@ EVERY = {"every": "limits.gradient", "of": "rest/limits.json", "below": 1}
         (claim(criteria=[EVERY | {"of": "rest"}]), "fast: criteria: rest is not EXPERIMENT/FILE.json."),
     ],
 )
-def test_a_wrong_claim_is_named_in_one_sentence(tmp_path, node, sentence):
+def test_an_invalid_claim_is_named_in_one_sentence(tmp_path, node, sentence):
     with pytest.raises(UsageError) as error:
         read_claims(write(tmp_path, fast=node), EXPERIMENTS)
     assert str(error.value).startswith(f"claims.yaml: {sentence}")
@@ -319,7 +319,7 @@ def test_the_page_has_verdicts_commands_metrics_and_uncounted_criteria(results):
 FIRST = {"written": "2026-01-01", "changed": "2026-01-02", "why": "it was too strict.", "criteria": only(than=["sgd"])}
 
 
-def test_a_first_wording_stands_beside_the_present_one_and_does_not_count(results):
+def test_a_first_wording_is_shown_but_does_not_count(results):
     keep(results, "one", {"sgd": HIGH, "proxbp exact": HIGH, "sibp cg:5": LOW})
     node = claim(
         criteria=only(than=["proxbp exact"]), first=FIRST | {"criteria": only(better="sgd", than=["sibp cg:5"])}

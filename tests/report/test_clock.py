@@ -42,7 +42,7 @@ def test_a_diverged_run_may_cost_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(("pace", "word"), [(0.012, "better"), (0.02, NOISE), (0.029, NOISE), (0.031, "worse")])
-def test_the_word_needs_both_intervals_apart(tmp_path, pace, word):
+def test_a_verdict_by_the_clock_needs_disjoint_intervals(tmp_path, pace, word):
     # Break-even is 3 [1.5, 3] at the median of five seeds: 1.2 lies below, 2 and 2.9 inside, 3.1 above.
     found = {each.method.name: each for each in by_the_clock(problem(tmp_path, pace=pace))}
     assert found["sibp cg:5"].measured.median == pytest.approx(100 * pace)
@@ -115,7 +115,7 @@ def test_a_method_that_the_clock_lacks_keeps_its_seconds(tmp_path):
     assert (sgd.step_seconds(), sibp.step_seconds()) == (0.5, pytest.approx(0.02))
 
 
-def test_a_clock_of_another_network_is_none(tmp_path):
+def test_a_clock_of_another_network_is_not_used(tmp_path):
     found = problem(tmp_path / "runs")
     assert read_clock(clock_file(tmp_path, net="784-500-10"), found) is None
     assert read_clock(clock_file(tmp_path, batch=100), found) is None
@@ -131,7 +131,7 @@ def test_an_invalid_clock_file_is_refused_in_one_sentence(tmp_path, text, capsys
     assert "nowhere.json is not a record" in capsys.readouterr().err
 
 
-def test_holm_multiplies_the_smallest_most_and_never_turns_the_order():
+def test_holm_multiplies_the_smallest_most_and_preserves_the_order():
     """By definition, the k-th smallest of m is significant if all up to it are below level / (m - k + 1)."""
     for probabilities in ([0.01, 0.02, 0.03], [0.5, 0.01, 0.04, 0.04], [0.9, 0.8], [0.0625] * 15, []):
         ordered = sorted(probabilities)

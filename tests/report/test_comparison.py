@@ -31,7 +31,7 @@ def only(root: Path) -> Problem:
     return problem
 
 
-def test_seed_places_and_pace_of_logging_make_no_new_setting(tmp_path):
+def test_seed_paths_and_logging_interval_make_no_new_setting(tmp_path):
     write_run(tmp_path / "a", SGD, 0, evaluate_test=False, histograms=True)
     write_run(tmp_path / "b", SGD, 1, device="cuda", run_root="elsewhere", log_every=5, target_val_acc=0.5, threads=2)
     write_run(tmp_path / "c", {**SGD, "momentum": 0}, 2)  # 0 is 0.0
@@ -164,7 +164,7 @@ def test_targets_are_reached_at_a_row_or_never(tmp_path):
     assert to_target(run, Target("train_loss", 0.05)) == (INF, INF)
 
 
-def test_the_choice_of_a_sweep_stands_whatever_it_was_made_by(tmp_path):
+def test_the_choice_of_a_sweep_takes_precedence(tmp_path):
     """One that chose by training loss; by validation, the rule where nobody chose, the other setting is the better."""
     for lr, end in ((0.1, 0.2), (1.0, 0.4)):
         for seed in (100, 101):

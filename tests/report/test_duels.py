@@ -65,7 +65,7 @@ def test_a_winner_is_better_than_every_other(tmp_path):
     assert "and costs 2 [2, 2] times as much. By the seconds of these runs, it is worse than sgd and proxbp" in meaning
 
 
-def test_a_winner_over_many_methods_names_the_nearest_alone(tmp_path):
+def test_a_winner_over_many_methods_names_only_the_nearest(tmp_path):
     rivals = {name: {**SIBP, "solver": name} for name in ("cg:1", "cg:2", "cg:3", "exact")}
     for i, (name, optimizer) in enumerate(rivals.items()):
         for seed in range(5):

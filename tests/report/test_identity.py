@@ -27,7 +27,7 @@ def test_every_kept_run_is_still_the_one_of_its_settings(path):
         assert digest_in(run.path.name) == digest(run.config)
 
 
-def test_a_name_says_what_tells_methods_apart():
+def test_a_name_contains_what_distinguishes_methods():
     for words, expected in {
         ("optimizer=sibp", "optimizer.solver=cg:3"): "digits-mlp500-sibp-cg3-lr0.3-pw1-s0-",
         ("optimizer=proxbp", "optimizer.prox_weight=2.5"): "digits-mlp500-proxbp-exact-lr0.3-pw2.5-s0-",
@@ -67,7 +67,7 @@ def test_where_and_how_a_run_is_executed_changes_neither_problem_nor_run():
     assert problem_of({**config, "eval_train_limit": 7}) != problem_of(config)
 
 
-def test_labels_are_the_methods_words_and_its_numbers():
+def test_labels_are_the_methods_options_and_numbers():
     optimizer = {"name": "sibp", "lr": 0.30, "prox_weight": 10.0, "solver": "cg:5", "weight_decay": 0.0}
     assert method_name(optimizer) == "sibp cg:5"
     assert setting_name(optimizer) == "lr=0.3 prox_weight=10"
@@ -94,7 +94,7 @@ def test_the_report_reads_which_runs_were_trials():
     assert (method.choice.tuning_seeds, method.choice.shown_seeds) == ({9}, {0, 1, 2, 3, 4})
 
 
-def test_roles_of_runs_from_before_there_were_any():
+def test_roles_of_runs_without_recorded_roles():
     assert role_of({"evaluate_test": False}) == "trial"
     assert role_of({"evaluate_test": True}) is None
     assert role_of({"evaluate_test": True, "role": "trial"}) == "trial"  # test figures were added later
@@ -122,7 +122,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_yaml_means_what_it_means_to_hydra(text):
+def test_yaml_is_read_like_hydra_reads_it(text):
     assert parse_yaml(text) == OmegaConf.to_container(OmegaConf.create(text))
     assert parse_yaml(yaml_text(parse_yaml(text))) == parse_yaml(text)
 

@@ -32,7 +32,7 @@ def test_targets_are_sgds_end_the_median_and_the_best_decile(contest):
     assert [target.column for target in targets(contest, "validation")] == ["val_acc"] * 3
 
 
-def test_a_target_met_at_the_first_look_is_marked(contest):
+def test_a_target_met_at_the_first_evaluation_is_marked(contest):
     """Two have SGD's end, 1.0, at their first row, with 0.9; the median, 0.5, is met at the second row alone."""
     easy, middle, hard = (each for (each,) in levels([contest], "training"))
     assert (easy.at_first_look, middle.at_first_look, hard.at_first_look) == (True, False, False)

@@ -35,7 +35,7 @@ def test_packed_runs_are_the_runs_of_the_folders(tmp_path):
     assert (steps.tolist(), values.tolist()) == ([10, 20], [0.5, 0.3333])
 
 
-def test_no_place_of_the_machine_is_kept(tmp_path):
+def test_no_path_of_the_machine_is_kept(tmp_path):
     about = {"environment": {"host": "mill", "command": "train.py data_root=/mill/data", "cpus": 2}}
     write_run(tmp_path / "runs" / "a", summary=about, data_root="/mill/data", run_root="/mill/runs")
     text = packed(tmp_path / "runs", tmp_path / "kept").read_text()

@@ -32,7 +32,7 @@ def test_a_ratio_is_to_the_fastest_on_the_same_instance():
     assert found == {"a": [1, 2], "b": [2, 1]}
 
 
-def test_a_missed_target_is_infinitely_far_even_where_all_miss_it():
+def test_a_missed_target_is_infinite_even_if_all_methods_miss_it():
     found = ratios({"a": [INF, 5, INF], "b": [INF, INF, 3]})
     assert found == {"a": [INF, 1, INF], "b": [INF, INF, 1]}
     assert share_within(found["a"], INF) == 1 / 3
@@ -57,7 +57,7 @@ def test_the_profile_counts_missed_targets_as_instances():
     assert height.tolist() == [0.25, 0.25, 0.5, 0.5]
 
 
-def test_the_line_agrees_with_the_definition_everywhere_and_never_falls():
+def test_the_drawn_profile_equals_its_definition_and_never_decreases():
     own = [1.0, 1.0, 1.5, 3.0, 3.0, 20.0, INF]
     tau, height = steps_of(own, 10.0)
     assert (tau[0], tau[-1]) == (1, 10)
@@ -67,7 +67,7 @@ def test_the_line_agrees_with_the_definition_everywhere_and_never_falls():
         assert height[i] == height[i + 1] == share_within(own, tau[i])
 
 
-def test_a_method_that_solves_nothing_lies_at_the_bottom():
+def test_the_profile_of_a_method_that_solves_nothing_is_0():
     tau, height = steps_of([INF, INF], 4.0)
     assert (tau.tolist(), height.tolist()) == ([1, 4], [0, 0])
     assert score([INF, INF]) == 0
@@ -81,7 +81,7 @@ def test_the_score_is_the_area_below_the_profile():
     assert score([1.0, 1.0]) == 1
 
 
-def test_places_are_shared_by_equals_and_the_worst_share_the_last_ones():
+def test_equal_methods_share_a_place():
     found = ranks({"a": [1, 5], "b": [INF, 5], "c": [INF, 2], "d": [0, 5]})
     assert found == {"a": [2, 3], "b": [3.5, 3], "c": [3.5, 1], "d": [1, 3]}
     for place in zip(*found.values(), strict=True):

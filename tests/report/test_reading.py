@@ -108,7 +108,7 @@ def test_ten_aliases_of_ten_aliases_do_not_expand_exponentially(tmp_path):
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
 @pytest.mark.parametrize("name", ["config.yaml", "summary.json", "metrics.jsonl"])
-def test_something_else_in_the_place_of_a_file_is_broken_and_does_not_hang(tmp_path, name, make):
+def test_a_folder_or_device_in_place_of_a_file_is_broken_and_does_not_hang(tmp_path, name, make):
     folder = write_run(tmp_path / "run")
     (folder / name).unlink()
     make(folder / name)
@@ -219,7 +219,7 @@ def test_completed_run_that_lost_its_last_row_gets_it_from_the_summary(tmp_path)
     assert "the last row was taken from summary.json" in run.notes
 
 
-def test_completed_run_whose_last_row_is_nowhere_is_unfinished(tmp_path):
+def test_completed_run_without_its_last_row_is_unfinished(tmp_path):
     folder = write_run(tmp_path / "run", summary={"final": None})
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(lines[:-1]))
@@ -317,7 +317,7 @@ FUZZ = settings(
 @given(
     st.dictionaries(KEYS, JUNK, max_size=4), st.dictionaries(SETTINGS, JUNK, max_size=4), st.dictionaries(COLUMNS, JUNK)
 )
-def test_any_values_in_the_files_leave_a_report(four_runs, summary, config, row):
+def test_arbitrary_values_in_the_files_still_give_a_report(four_runs, summary, config, row):
     files = [four_runs / "odd" / name for name in ("summary.json", "config.yaml", "metrics.jsonl")]
     kept = [file.read_text() for file in files]
     good = json.loads(kept[0])
@@ -338,7 +338,7 @@ def test_any_values_in_the_files_leave_a_report(four_runs, summary, config, row)
     st.binary(max_size=12),
     st.integers(0, 40),
 )
-def test_any_bytes_in_the_files_leave_a_report(four_runs, name, place, noise, cut):
+def test_arbitrary_bytes_in_the_files_still_give_a_report(four_runs, name, place, noise, cut):
     file = four_runs / "odd" / name
     kept = file.read_bytes()
     file.write_bytes(kept[:place] + noise + kept[place + cut :])

@@ -222,7 +222,7 @@ def test_tables_sort_filter_and_download(folder):
     assert all(line.startswith('"proxbp exact"') for line in lines[1:])
 
 
-def test_dark_mode_turns_page_and_figures(folder):
+def test_dark_mode_applies_to_page_and_figures(folder):
     script = """
       const colours = () => [view.getComputedStyle(page.body).backgroundColor, curves()[0].layout.font.color];
       say.light = colours(); page.getElementById("theme").click(); await pause(); say.dark = colours();
@@ -239,7 +239,7 @@ def test_dark_mode_turns_page_and_figures(folder):
     assert brightness(say["dark"][0]) < 0.2 < 0.8 < brightness(say["dark"][1])
 
 
-def test_words_stand_beside_colours(folder):
+def test_colours_are_accompanied_by_words(folder):
     script = """say.cells = all(".matrix:first-child td[class]").map((e) => [e.className, e.textContent, e.title]);"""
     cells = ask(folder, script, 1280)["cells"]
     assert [name for name, *_ in cells] == [

@@ -57,7 +57,7 @@ def test_every_format_is_written(written):
     assert all((written / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
 
 
-def test_page_needs_nothing_else(written):
+def test_the_page_is_self_contained(written):
     html = (written / "report.html").read_text()
     assert html.count("plotly.js (basic - minified)") == 1
     assert len(html) < 2_000_000
@@ -333,7 +333,7 @@ def test_an_unwritable_page_is_one_sentence(study, tmp_path, capsys):
     assert "cannot be written" in capsys.readouterr().err
 
 
-def test_help_tells_how(capsys):
+def test_help_explains_the_options(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
     assert stop.value.code == 0
@@ -353,7 +353,7 @@ sys.exit(main({words!r}))
 """
 
 
-def test_report_works_where_nothing_of_training_can_be_imported(study, tmp_path):
+def test_report_does_not_import_training_code(study, tmp_path):
     words = [str(study), "--out", str(tmp_path / "report.html"), "--format", "html,md,csv"]
     code = BLOCKED.format(root=str(PACKAGE.parent), words=words)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
@@ -368,7 +368,7 @@ def test_package_reads_no_pickle_and_yaml_only_safely():
     assert not re.search(r"\b(eval|exec)\(", source)
 
 
-def test_markdown_leaves_what_is_folded_to_the_page(study, written, tmp_path):
+def test_markdown_omits_folded_parts(study, written, tmp_path):
     html, text = (written / "report.html").read_text(), (written / "report.md").read_text()
     for title in ("Pairwise verdicts", "Every setting tried", "with their folders"):
         assert title in html

@@ -64,7 +64,7 @@ def test_a_larger_accuracy_is_better(tmp_path):
     assert "0 of 5 seeds" in made[3]
 
 
-def test_directions_meet_the_gradient_and_each_other_and_muon_has_its_own_runs(tmp_path):
+def test_directions_are_compared_with_the_gradient_and_each_other(tmp_path):
     ends = dict(zip(DIRECTED, (0.5, 0.4, 0.3, 0.5, 0.6, 0.7, 0.2, 0.3, 0.1), strict=True))
     evidence = keep(tmp_path, ends, DIRECTED)
     title = "directions by training loss"

@@ -28,7 +28,7 @@ def rows(path: str) -> list[dict[str, Any]]:
     return lines
 
 
-def test_ends_are_medians_of_last_rows(problems):
+def test_final_metrics_are_medians_of_last_rows(problems):
     found = at_the_end(problems["shallow"], "training")
     own = {run["config"]["seed"]: run["rows"]["train_loss"][-1] for run in rows("auto_untuned/shallow/runs.jsonl")}
     assert len(own) == 10

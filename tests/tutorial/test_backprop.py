@@ -83,7 +83,7 @@ def test_networks(sizes, ours, theirs):
         np.testing.assert_allclose(gradient, leaf.grad.numpy(), rtol=0, atol=1e-10)
 
 
-def test_going_backward_again_gives_the_same_gradients():
+def test_a_second_backward_gives_the_same_gradients():
     x = Node(RNG.normal(size=(3, 4)))
     loss = softmax_cross_entropy(multiply(x, x), np.array([0, 1, 2]))
     backward(loss)
@@ -92,7 +92,7 @@ def test_going_backward_again_gives_the_same_gradients():
     np.testing.assert_array_equal(x.gradient, once)
 
 
-def test_new_layers_have_the_variance_they_promise():
+def test_new_layers_have_the_documented_variance():
     (W, b), _ = backprop.new_layers((400, 300, 2), np.random.default_rng(1), gain=3.0)
     assert W.shape == (300, 400)
     assert not b.any()

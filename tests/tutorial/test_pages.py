@@ -76,7 +76,7 @@ def test_every_block_prints_what_the_page_shows_and_the_pictures_are_its_own(pag
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_excerpts_stand_in_the_files_they_name(page):
+def test_excerpts_are_from_the_files_they_name(page):
     for block in blocks(page):
         if block.title:
             assert block.code in (ROOT / block.title).read_text(), f"{page.name}, line {block.line}"

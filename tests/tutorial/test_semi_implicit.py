@@ -52,14 +52,14 @@ def test_three_steps_are_the_optimizers(name, eta, lam, sizes, B):
     assert np.abs(ours - start).max() > 1e-2
 
 
-def test_a_layer_of_dead_neurons_stays():
+def test_a_layer_of_dead_neurons_is_unchanged():
     layers = [(np.zeros((3, 2)), np.full(3, -1.0)), (np.ones((2, 3)), np.zeros(2))]
     (W, b), _ = semi_implicit.step(layers, np.ones((4, 2)), np.array([0, 1, 1, 1]), 1.0, 1.0, iterations=3)
     assert not W.any()
     assert (b == -1).all()
 
 
-def test_a_network_of_zeros_rests_if_labels_are_even():
+def test_a_network_of_zeros_is_unchanged_for_balanced_labels():
     """Page 8 says so: its gradient is zero, though it knows nothing."""
     layers = [(np.zeros((3, 2)), np.zeros(3)), (np.zeros((2, 3)), np.zeros(2))]
     for iterations in (None, 3):
