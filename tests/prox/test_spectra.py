@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from layer_problems import SIDES, features_matrix, moved, randn
 
 from sibp.prox.operators import DenseFeatures
+from sibp.prox.solvers.coordinates import Span
 from sibp.prox.solvers.linear import solve_linear
 from sibp.prox.status import Status
 
@@ -129,3 +130,9 @@ def test_a_factor_in_the_layers_precision_does_not_raise_the_objective_where_it_
         end = float((R.double() + P @ X).square().sum() + lam * X.square().sum())
         assert end <= float(R.double().square().sum()) * (1 + 2e-5)
         assert solution.stats.status == Status.SOLVED
+
+
+def test_a_step_of_equal_rows_changes_as_much_as_its_bound():
+    """All of U lies along the one large eigenvector of K, whose eigenvalue is tr(K)."""
+    solution = solve_linear(Span(DenseFeatures(torch.ones(1, 40, 60))), torch.ones(1, 40, 3), 10.0)
+    assert float(solution.stats.squared_change) == pytest.approx(float(solution.most_change), rel=1e-4)
