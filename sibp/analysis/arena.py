@@ -27,19 +27,12 @@ UNITS = ("steps", "seconds")
 
 @dataclass(frozen=True, eq=False)
 class Contest:
-    """One problem of several.
+    """One problem of several."""
 
-    Attributes:
-        problem: with its methods named as in their sweep.
-        quantities: final validation metric and final training loss.
-        targets: one for each of the two.
-        seeds: those of SGD's runs, on which all methods are compared.
-    """
-
-    problem: Problem
-    quantities: tuple[Quantity, Quantity]
-    targets: tuple[Target, Target]
-    seeds: list[int]
+    problem: Problem  # with its methods named as in their sweep
+    quantities: tuple[Quantity, Quantity]  # final validation metric and final training loss
+    targets: tuple[Target, Target]  # one for each of the two
+    seeds: list[int]  # those of SGD's runs, on which all methods are compared
 
     def entry(self, name: str) -> Method | None:
         """A method with results, or None."""
@@ -48,23 +41,14 @@ class Contest:
 
 @dataclass(frozen=True, eq=False)
 class Standing:
-    """A method's results over all instances.
+    """A method's results over all instances."""
 
-    Attributes:
-        name: of the method.
-        entered: number of problems.
-        places: goal -> its rank by final result, the median over instances.
-        ratios: (goal, unit) -> its cost over the least cost, one entry per instance.
-        scores: (goal, unit) -> its score, with an interval.
-        firsts: (goal, unit) -> share of resamples in which its score is the highest.
-    """
-
-    name: str
-    entered: int
-    places: dict[str, Estimate | None]
-    ratios: dict[tuple[str, str], list[float]]
-    scores: dict[tuple[str, str], Estimate]
-    firsts: dict[tuple[str, str], float]
+    name: str  # of the method
+    entered: int  # number of problems
+    places: dict[str, Estimate | None]  # goal -> its rank by final result, the median over instances
+    ratios: dict[tuple[str, str], list[float]]  # (goal, unit) -> its cost over the least cost, one entry per instance
+    scores: dict[tuple[str, str], Estimate]  # (goal, unit) -> its score, with an interval
+    firsts: dict[tuple[str, str], float]  # (goal, unit) -> share of resamples in which its score is the highest
 
 
 def kept(results: Path, place: str = ARENA) -> list[Contest]:

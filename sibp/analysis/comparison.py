@@ -54,21 +54,13 @@ class Setting:
 
 @dataclass(frozen=True, eq=False)
 class Method:
-    """All settings tried of an optimizer (with its solver), and the chosen one.
+    """All settings tried of an optimizer (with its solver), and the chosen one."""
 
-    Attributes:
-        name: such as ``sibp cg:5``.
-        settings: in a fixed order.
-        choice: how the setting was chosen; None without a finished run.
-        chosen: the setting; None likewise.
-        runs: the chosen setting's runs shown in the report, ordered by seed.
-    """
-
-    name: str
-    settings: list[Setting]
-    choice: Choice | None
-    chosen: Setting | None
-    runs: list[Run]
+    name: str  # such as ``sibp cg:5``
+    settings: list[Setting]  # in a fixed order
+    choice: Choice | None  # how the setting was chosen; None without a finished run
+    chosen: Setting | None  # the setting; None likewise
+    runs: list[Run]  # the chosen setting's runs shown in the report, ordered by seed
 
     @property
     def label(self) -> str | None:
@@ -100,22 +92,15 @@ class Method:
 
 @dataclass(eq=False)
 class Problem:
-    """A training task: data set, model, batch size and length.
+    """A training task: data set, model, batch size and length."""
 
-    Attributes:
-        config: the settings shared by all runs.
-        title: short and unique within a report.
-        methods: sorted by name, SGD first.
-        targets: to which steps and seconds are reported.
-        repeated: (omitted run, kept run) of the same setting and seed.
-        clock: method -> seconds per step, measured separately; None to use the runs' own.
-    """
-
-    config: dict[str, Any]
-    title: str
-    methods: list[Method]
-    targets: list[Target]
+    config: dict[str, Any]  # the settings shared by all runs
+    title: str  # short and unique within a report
+    methods: list[Method]  # sorted by name, SGD first
+    targets: list[Target]  # to which steps and seconds are reported
+    # (omitted run, kept run) of the same setting and seed
     repeated: list[tuple[Run, Run]] = field(default_factory=list)
+    # method -> seconds per step, measured separately; None to use the runs' own
     clock: Mapping[str, Sequence[float]] | None = None
 
     @property

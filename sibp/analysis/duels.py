@@ -40,19 +40,12 @@ def _negative(of: Estimate | None) -> Estimate | None:
 
 @dataclass(frozen=True)
 class Answer:
-    """Who won by one metric.
+    """Who won by one metric."""
 
-    Attributes:
-        quantity: such as ``final train loss``.
-        medians: of every method with results, the best first.
-        leader: the method with the best median; None for a tie.
-        duels: the leader's against every other, in the order of the medians.
-    """
-
-    quantity: str
-    medians: Sequence[tuple[Method, Estimate]]
-    leader: Method | None
-    duels: Sequence[Duel]
+    quantity: str  # such as ``final train loss``
+    medians: Sequence[tuple[Method, Estimate]]  # of every method with results, the best first
+    leader: Method | None  # the method with the best median; None for a tie
+    duels: Sequence[Duel]  # the leader's against every other, in the order of the medians
 
     @property
     def clear(self) -> bool:

@@ -26,7 +26,7 @@ function errors(values) {
   const floor = Math.min(1, ...found.filter((value) => value > 0)) / 2;
   return found.map((value) => (value === null ? null : Math.max(value, floor)));
 }
-const isError = (figure, state) => figure.curves && state.accuracy === "error" && figure.yTitle.endsWith("acc");
+const isError = (figure, state) => figure.curves && state.accuracy === "error" && figure.y_title.endsWith("acc");
 
 function traces(line, figure, state) {
   const grey = () => getComputedStyle(document.documentElement).getPropertyValue("--muted").trim();
@@ -40,7 +40,7 @@ function traces(line, figure, state) {
   const ready = (values) => flip(keep ? smoothed(values, keep) : values);
   const about = `<b>${escaped(line.group)}</b>${line.detail ? "<br>" + escaped(line.detail) : ""}`;
   const at = (i) => (curve ? `<br>step ${line.x["training steps"][i]}` : "");
-  const value = (i) => (figure.rows.length || line.y[i] === null ? "" : `<br>${escaped(figure.yTitle)} ${+line.y[i].toPrecision(5)}`);
+  const value = (i) => (figure.rows.length || line.y[i] === null ? "" : `<br>${escaped(figure.y_title)} ${+line.y[i].toPrecision(5)}`);
   const texts = line.y.map((_, i) => (line.texts ? escaped(line.texts[i]) + (line.detail ? "<br>" + escaped(line.detail) : "") : about) + at(i));
   const seconds = curve && line.x["training seconds"];
   const base = { type: "scatter", name: escaped(line.label), x, y: ready(line.y), showlegend: false,
@@ -74,14 +74,14 @@ function layout(plot, figure, state, data) {
   const axis = (title, log, key) => ({ title: { text: escaped(title), standoff: 8 }, type: log ? "log" : "linear", gridcolor: colour("--rule"),
     linecolor: colour("--faint"), zeroline: false, automargin: true, ...(log ? logTicks(shown.flatMap((trace) => trace[key])) : {}) });
   const error = isError(figure, state);
-  const yLog = figure.curves ? (figure.yLog || error) && state.scale === "log" : figure.yLog;
+  const yLog = figure.curves ? (figure.y_log || error) && state.scale === "log" : figure.y_log;
   const own = !figure.curves && !figure.rows.length && !plot.closest("section").querySelector(".methods");
   plot.classList.toggle("legend", own);
   if (own) for (const trace of data) if (trace.meta?.legend) trace.showlegend = true;
-  const y = axis(error ? `1 − ${figure.yTitle}` : figure.yTitle, yLog, "y");
+  const y = axis(error ? `1 − ${figure.y_title}` : figure.y_title, yLog, "y");
   if (figure.rows.length)
     Object.assign(y, { tickvals: figure.rows.map((_, i) => i), ticktext: figure.rows.map(escaped), range: [figure.rows.length - 0.5, -0.5] });
-  return { xaxis: axis(figure.curves ? state.axis : figure.xTitle, figure.xLog, "x"), yaxis: y, margin: { l: 56, r: 12, t: 26, b: 40 },
+  return { xaxis: axis(figure.curves ? state.axis : figure.x_title, figure.x_log, "x"), yaxis: y, margin: { l: 56, r: 12, t: 26, b: 40 },
     showlegend: own, legend: { orientation: "h", y: -0.3, yanchor: "top", font: { size: 11 } }, hovermode: "closest", paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: touch ? false : "zoom",
     hoverlabel: { align: "left" }, modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--faint"), activecolor: colour("--ink") },
     font: { family: "system-ui, DejaVu Sans, sans-serif", size: 12, color: colour("--ink") } };

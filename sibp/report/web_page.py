@@ -51,7 +51,9 @@ def page(document: Document, folder: Path) -> str:
 def _environment() -> Environment:
     environment = templates(HERE, escape=True)
     environment.filters |= {"groups": _groups, "runs_of": _runs_of, "word": cell_text}
-    environment.filters["data"] = lambda figure: _json(_figure_data(figure))
+    environment.filters["data"] = lambda figure: _json(
+        vars(figure) | {"lines": [_line(line, figure) for line in figure.lines]}
+    )
     return environment
 
 
@@ -99,22 +101,8 @@ def _cell(cell: Cell, folder: Path) -> dict[str, str | None]:
     }
 
 
-def _figure_data(figure: Figure) -> dict[str, Any]:
-    """The figure as plain JSON-serialisable data."""
-    return {
-        "name": figure.name,
-        "title": figure.title,
-        "xTitle": figure.x_title,
-        "yTitle": figure.y_title,
-        "xLog": figure.x_log,
-        "yLog": figure.y_log,
-        "rows": list(figure.rows),
-        "curves": figure.curves,
-        "lines": [_line(line, figure) for line in figure.lines],
-    }
-
-
 def _line(line: Line, figure: Figure) -> dict[str, Any]:
+    """A line as plain JSON-serialisable data."""
     known = {title: values for title, values in line.also.items() if not np.isnan(values).all()}
     found: dict[str, Any] = {
         "label": line.label,

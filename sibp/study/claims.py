@@ -31,23 +31,14 @@ BESIDE_BETTER: Kinds = {"relative_to": TEXT, "at": MAPPING}
 
 @dataclass(frozen=True)
 class Better:
-    """One method is better than another.
+    """One method is better than another."""
 
-    Attributes:
-        method: the better one.
-        other: its rival.
-        quantity: one of `QUANTITIES`.
-        place: EXPERIMENT or EXPERIMENT/FOLDER.
-        relative_to: likewise; the quantity is divided by the same seed's value there.
-        at: hyper-parameter -> value; other settings are excluded.
-    """
-
-    method: str
-    other: str
-    quantity: str
-    place: str
-    relative_to: str | None = None
-    at: Mapping[str, float] = field(default_factory=dict)
+    method: str  # the better one
+    other: str  # its rival
+    quantity: str  # one of `QUANTITIES`
+    place: str  # EXPERIMENT or EXPERIMENT/FOLDER
+    relative_to: str | None = None  # likewise; the quantity is divided by the same seed's value there
+    at: Mapping[str, float] = field(default_factory=dict)  # hyper-parameter -> value; other settings are excluded
 
     @property
     def places(self) -> list[str]:
@@ -81,19 +72,12 @@ Criterion = Better | Every
 
 @dataclass(frozen=True)
 class FirstWording:
-    """Criteria that were replaced; they are still evaluated and shown, but do not count.
+    """Criteria that were replaced; they are still evaluated and shown, but do not count."""
 
-    Attributes:
-        written: the date.
-        changed: the date of their replacement.
-        why: the reason, and which outcomes were known.
-        criteria: as first written.
-    """
-
-    written: str
-    changed: str
-    why: str
-    criteria: Sequence[Criterion]
+    written: str  # the date
+    changed: str  # the date of their replacement
+    why: str  # the reason, and which outcomes were known
+    criteria: Sequence[Criterion]  # as first written
 
 
 @dataclass(frozen=True)

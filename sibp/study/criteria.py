@@ -43,27 +43,16 @@ class OpenError(Exception):
 
 @dataclass(frozen=True)
 class Finding:
-    """The outcome of a criterion.
+    """The outcome of a criterion."""
 
-    Attributes:
-        criterion: the criterion.
-        holds: None if it is open.
-        why: a verdict's word, or why it is open.
-        mine: the method's value (for `Every`, that of the worst row).
-        other: the other method's value.
-        verdict: paired by seed.
-        after_seconds: the same after equal training seconds, where applicable.
-        clock: of a training loss, how much a step may cost for that verdict, and how much it does.
-    """
-
-    criterion: Criterion
-    holds: bool | None
-    why: str
-    mine: Estimate | float | None = None
-    other: Estimate | None = None
-    verdict: Verdict | None = None
-    after_seconds: Verdict | None = None
-    clock: Timed | None = None
+    criterion: Criterion  # the criterion
+    holds: bool | None  # None if it is open
+    why: str  # a verdict's word, or why it is open
+    mine: Estimate | float | None = None  # the method's value (for `Every`, that of the worst row)
+    other: Estimate | None = None  # the other method's value
+    verdict: Verdict | None = None  # paired by seed
+    after_seconds: Verdict | None = None  # the same after equal training seconds, where applicable
+    clock: Timed | None = None  # of a training loss, how much a step may cost for that verdict, and how much it does
 
     @property
     def holds_per_second(self) -> bool | None:
@@ -146,7 +135,7 @@ def find(criterion: Criterion, evidence: Evidence) -> Finding:
 
 def _better(criterion: Better, evidence: Evidence) -> Finding:
     mine, other = (_values(criterion, name, evidence) for name in (criterion.method, criterion.other))
-    larger_is_better = _larger_is_better(criterion.quantity)
+    larger_is_better = criterion.quantity in OVER_SETTINGS or OF_RUNS[criterion.quantity].larger_is_better
     found, after, clock = verdict(mine, other, larger_is_better), None, None
     if criterion.timed:
         first, second = (evidence.method(criterion.place, name) for name in (criterion.method, criterion.other))
@@ -160,10 +149,6 @@ def _better(criterion: Better, evidence: Evidence) -> Finding:
 
 def _holds(found: Verdict) -> bool | None:
     return None if found.word == TOO_FEW else found.word == BETTER
-
-
-def _larger_is_better(quantity: str) -> bool:
-    return quantity in OVER_SETTINGS or OF_RUNS[quantity].larger_is_better
 
 
 def _values(criterion: Better, name: str, evidence: Evidence) -> dict[int, float]:

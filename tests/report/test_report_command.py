@@ -179,7 +179,7 @@ def test_unequal_load_is_a_warning(tmp_path, loads, told):
 
 def test_divergences_are_crosses_on_the_robustness_plot(written):
     figures = plots((written / "report.html").read_text())
-    (figure,) = [f for f in figures if f["xTitle"] == "lr"]
+    (figure,) = [f for f in figures if f["x_title"] == "lr"]
     crosses = [line for line in figure["lines"] if line["kind"] == "cross"]
     assert [(line["group"], line["x"]["lr"]) for line in crosses] == [("sgd", [3.0]), ("sibp cg:5", [0.3])]
     assert crosses[0]["texts"] == ["sgd, lr=3: 2 diverged of 2"]
@@ -191,9 +191,9 @@ def test_divergences_are_crosses_on_the_robustness_plot(written):
 
 def test_curves_have_a_median_a_band_and_every_seed(written):
     figures = plots((written / "report.html").read_text())
-    (figure,) = [f for f in figures if f["curves"] and f["yTitle"] == "train loss"]
+    (figure,) = [f for f in figures if f["curves"] and f["y_title"] == "train loss"]
     lines = [line for line in figure["lines"] if line["group"] == "sgd"]
-    assert figure["yLog"]
+    assert figure["y_log"]
     assert [line["detail"] for line in lines if line["kind"] == "seed"] == [f"seed {i}" for i in range(5)]
     (median,) = [line for line in lines if line["kind"] == "median"]
     assert [median[key][-1] for key in ("low", "y", "high")] == pytest.approx([0.05, 0.051, 0.052])
