@@ -204,8 +204,9 @@ class AutoSIBP(SIBP):
         if not 0 < length < math.inf:
             return
         scales = [length * w / size if size > 0 else 0.0 for w, size in zip(wanted, sizes, strict=True)]
-        pairs = zip(trials.params, turned, scales, strict=True)
-        trials.turn([torch.sub(p.grad, t.to(p.dtype), alpha=scale) for p, t, scale in pairs])  # pyright: ignore
+        for p, t, scale in zip(trials.params, turned, scales, strict=True):
+            torch.sub(p.grad, t, alpha=scale, out=t)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        trials.turn(turned)
 
     def _direction(self, p: Tensor, step: Tensor) -> Tensor:
         """Where a parameter goes, of any length; keeps what the next step has to know."""
@@ -218,7 +219,7 @@ class AutoSIBP(SIBP):
         M, basis = orthogonal(ahead.flatten(1).to(working), None if basis is None else basis.to(working))
         if basis is not None:
             state["search_basis"] = basis.to(p.dtype).contiguous()
-        return M.reshape(p.shape)
+        return M.reshape(p.shape).to(p.dtype)
 
     def _remembered(self, p: Tensor) -> dict[str, Any]:
         """A proximal parameter's state, with what its direction needs: 0 at first."""

@@ -87,7 +87,10 @@ class Trials:
         self._at = (alpha, self.expected)
         shares = [alpha] * len(self.params) + [min(1.0, alpha / self.expected)] * len(self.others)
         for p, old, new, share in zip((*self.params, *self.others), self._old, self._new, shares, strict=True):
-            p.copy_(old if share == 0 else new if share == 1 else torch.lerp(old, new, share))
+            if share in (0, 1):
+                p.copy_(new if share else old)
+            else:
+                torch.lerp(old, new, share, out=p.detach())
 
     def loss_at(self, alpha: float) -> float:
         """The loss at alpha, of all ranks together."""
