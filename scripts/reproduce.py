@@ -201,7 +201,7 @@ def keep(experiment: Experiment, run_root: Path, results: Path = RESULTS) -> str
             return str(error)
         waiting = [run.path.name for run in found.runs if run.status not in FINISHED]
         if waiting or found.broken:
-            return f"{len(waiting)} runs have not ended, {len(found.broken)} are broken: the same command goes on."
+            return f"{len(waiting)} runs have not ended, {len(found.broken)} are broken: the same command resumes them."
         files[place / PACKED] = pack(found.runs)
     if not files:
         return f"{source} holds no results."
@@ -246,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("Interrupted: the same command goes on from here.", file=sys.stderr)
+        print("Interrupted: the same command resumes from here.", file=sys.stderr)
         return INTERRUPTED
     for name, why in missed.items():
         print(f"{name} is not kept: {why}", file=sys.stderr)

@@ -27,7 +27,7 @@ HELP = """Train one run, or a sweep with -m:
   sibp train experiment=mnist_mlp optimizer=sibp optimizer.lr=0.3 data_root=DIR
   sibp train -m experiment=mnist_mlp optimizer=sgd,proxbp,sibp seed=0,1,2,3,4 data_root=DIR
 
-A run's folder is named by its settings: the same command goes on with what is unfinished and skips what is complete;
+A run's folder is named by its settings: the same command resumes unfinished runs and skips complete ones;
 force=true trains it again. Exit code: 0 completed, 1 failed, 2 wrong input, 3 diverged, 4 being trained by another
 process, 130 interrupted.
 
@@ -141,7 +141,7 @@ def _train(jobs: Sequence[dict[str, Any]], launcher: Any, sweep: bool) -> int:
             _train_here(jobs, tell, progress)
     except KeyboardInterrupt:
         progress.close()
-        print("Interrupted: the same command goes on from here.", file=sys.stderr)
+        print("Interrupted: the same command resumes from here.", file=sys.stderr)
         return INTERRUPTED
     except UserError:
         raise

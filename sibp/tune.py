@@ -132,7 +132,7 @@ def _tune(sweep: "Sweep", launcher: Any) -> int:
     for warning in content(study)["warnings"]:
         print(f"Warning: {warning}", file=sys.stderr)
     if study.interrupted:
-        print("Interrupted: the same command goes on from here.", file=sys.stderr)
+        print("Interrupted: the same command resumes from here.", file=sys.stderr)
     print(_tally(outcomes), flush=True)
     return INTERRUPTED if study.interrupted else _exit_code(study)
 

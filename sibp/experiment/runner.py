@@ -64,7 +64,7 @@ def run(config: Mapping[str, Any]) -> Outcome:
             try:
                 return _run_locked(prepared, started)
             except StoppedError as stop:
-                return Outcome("interrupted", f"{stop}: the same command goes on from there", folder)
+                return Outcome("interrupted", f"{stop}: the same command resumes from there", folder)
             except Exception as error:
                 return _failed(folder, started, error)
     except BusyError as busy:
@@ -210,7 +210,7 @@ def _failed(folder: RunFolder, started: str, error: Exception) -> Outcome:
 def _unwritten(error: OSError, folder: RunFolder) -> str:
     return (
         f"{error.filename or folder.path} cannot be read or written ({error.strerror or error}): all up to the last "
-        "checkpoint is kept, and the same command goes on from there once this is fixed."
+        "checkpoint is kept, and the same command resumes from there once this is fixed."
     )
 
 

@@ -15,7 +15,7 @@ from sibp.runs.folder import RunFolder
 from sibp.runs.outcome import Outcome
 from sibp.runs.output import forgiving_output
 
-SECONDS_BETWEEN_LOOKS = 0.3  # at signals, and for whoever shows what goes on
+SECONDS_BETWEEN_LOOKS = 0.3  # at signals, and for progress displays
 Job = Mapping[str, Any]  # the resolved config of a run
 PRELOADED = ["sibp.experiment.runner"]  # so that a process starts in a fraction of a second
 
@@ -101,7 +101,7 @@ def _outcome_of(process: Any, job: Job) -> Outcome:
     code = process.exitcode
     how = f"signal {signal.Signals(-code).name}" if code and code < 0 else f"exit code {code}"
     if process.asked_to_stop:
-        return Outcome("interrupted", "stopped: the same command goes on from its last checkpoint", folder)
+        return Outcome("interrupted", "stopped: the same command resumes from its last checkpoint", folder)
     return Outcome("failed", f"its process died ({how}; often for memory): the same command tries again", folder)
 
 

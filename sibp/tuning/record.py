@@ -94,7 +94,7 @@ def _warnings(study: Study) -> Iterable[str]:
         for edge in record.edges:
             yield f"{name}: the chosen {edge}, and no trial is left to look beyond: raise trials."
         if record.waiting:
-            yield f"{name}: trials have not ended: the same command goes on."
+            yield f"{name}: trials have not ended: the same command resumes them."
         elif not study.interrupted and tried < study.sweep.trials:
             yield f"{name}: only {tried} of {study.sweep.trials} trials: its grid has nothing finer to try."
         elif not study.interrupted and record.chosen is None:
@@ -122,7 +122,7 @@ def _markdown(record: dict[str, Any]) -> str:
     lines = [
         f"# Tuning: {record['sweep']}",
         "",
-        f"{'Finished.' if record['finished'] else 'Not finished: the same command goes on.'} Every method has "
+        f"{'Finished.' if record['finished'] else 'Not finished: the same command resumes it.'} Every method has "
         f"{record['trials_per_method']} trials, with seed {seeds}; the {record['at']} {record['criterion']} decides. "
         "Only the final runs evaluated test data.",
         "",

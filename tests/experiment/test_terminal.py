@@ -47,9 +47,9 @@ def test_progress_bars_one_line_per_run_and_resuming_after_ctrl_c(tmp_path):
     assert "0/2 runs" in bars
     assert re.search("1/2 runs, (about |a few )", bars)
     assert completed.startswith("completed ")
-    stopped = re.search(r"Stopped at step (\d+) of 1000000, all of it kept: the same command goes on", interrupted)
+    stopped = re.search(r"Stopped at step (\d+) of 1000000, all of it kept: the same command resumes", interrupted)
     assert stopped is not None
-    assert way_on == "Interrupted: the same command goes on from here."
+    assert way_on == "Interrupted: the same command resumes from here."
     assert tally == "2 runs: 1 completed, 0 diverged, 0 failed, 0 skipped, 1 interrupted"
     folder = tmp_path / Path(interrupted.split()[1].rstrip(":"))
     assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == int(stopped[1])

@@ -199,7 +199,7 @@ def test_an_interrupted_sweep_stops_and_reports_what_is_left(monkeypatch, capsys
     words = [*SMALL, "-m", "seed=0,1,2"]
     assert main(words) == 130
     out, err = capsys.readouterr()
-    assert "the same command goes on from there" in err
+    assert "the same command resumes from there" in err
     expected = "3 runs: 1 completed, 0 diverged, 0 failed, 0 skipped, 1 interrupted, 1 not ended"
     assert out.splitlines()[-1] == expected
     monkeypatch.undo()

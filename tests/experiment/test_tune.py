@@ -307,7 +307,7 @@ def test_the_same_command_resumes_any_run_to_the_same_end(number, code, step, co
     assert child.exitcode == code
     if code == 130:
         said = Path("said").read_text().splitlines()
-        assert said[-2] == "Interrupted: the same command goes on from here."
+        assert said[-2] == "Interrupted: the same command resumes from here."
         assert "1 interrupted" in said[-1]
         assert not record()["finished"]
     trained = {path: path.stat().st_mtime_ns for path in ROOT.glob("*/*/summary.json")}
