@@ -186,7 +186,7 @@ def _part(path: Path, makers: Mapping[str, Sections]) -> str:
     try:
         record = json.loads(path.read_text())
         sections = makers[record["command"]](record)
-        where = f"{record['date']}, {machine_line(record['machine'])}. All figures: {path.name}."
+        where = f"{record['date']}, {machine_line(record['machine'])}. All values: {path.name}."
         head = Section("How it was measured", [Text(f"Made by: {record['made_by']}"), Text(where), *warnings(record)])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no record of this command: move it away, or give another --out.") from error

@@ -79,7 +79,7 @@ def measure_case(
 
     Returns:
         ``net``, ``batch``, ``activation``, ``device``, ``dtype``, ``seconds_per_step`` and
-        ``processor_seconds_per_step`` (method -> one sample a round), ``memory`` (method -> see `memory.measure`) and
+        ``processor_seconds_per_step`` (method -> one sample per round), ``memory`` (method -> see `memory.measure`) and
         ``failed`` (method -> why its step could not be compiled or recorded as a graph).
     """
     names = list(dict.fromkeys([SGD, *methods]))

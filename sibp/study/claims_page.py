@@ -119,7 +119,7 @@ def _word(found: Verdict | None) -> str:
 
 
 def by_the_clock(found: Timed | None) -> str:
-    """A verdict by the clock: its word, how much a step may cost for it, and how much it costs."""
+    """A verdict by the clock, with the break-even and the measured ratio."""
     if found is None:
         return "–"
     return f"{found.word}: {cell_text(found.break_even, 3)}, {cell_text(found.measured, 3)}"

@@ -1,4 +1,4 @@
-"""Which part of a semi-implicit step earns what: the ablations, each method beside one that lacks a single part."""
+"""The contribution of each part of a semi-implicit step: ablations, each method against one that lacks a single part."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,20 +12,20 @@ from sibp.report.markdown import lines_of_table
 from sibp.study.criteria import Evidence, OpenError
 
 QUANTITIES = {"training loss": FINAL_LOSS, "validation accuracy": FINAL_VAL, "test accuracy": TEST_ACC}
-# Backward through the old weights, through the new ones.
+# Error signals through the old weights, through the new ones.
 LINEAR, INSIDE = ("proxbp exact", "sibp exact"), ("sibp cg:3 old", "sibp cg:3")
-# What an optimizer is given: the gradient, ProxBP's direction, that of semi-implicit back propagation.
+# Input of an optimizer: the gradient, ProxBP's direction, the semi-implicit direction.
 DIRECTIONS = {
     "none; SGD with momentum": ("sgd", "proxbp exact", "sibp cg:3"),
     "Nesterov momentum": ("nesterov", "proxbp_momentum exact", "sibp_momentum cg:3"),
     "Adam": ("adam", "proxbp_adam exact", "sibp_adam cg:3"),
     "Muon": ("muon", "proxbp_muon exact", "sibp_muon cg:3"),
 }
-MUON = "_muon"  # after the name of an experiment: that of its methods with Muon
+MUON = "_muon"  # suffix of an experiment's name: its methods with Muon
 
 
 def tables(evidence: Evidence) -> dict[str, Callable[[str], str]]:
-    """Title -> table, made from the name of an experiment."""
+    """Title -> function that makes the table of an experiment."""
     return {
         f"{title} by {words}": partial(_table, make, evidence, quantity)
         for title, make in (("2 x 2", two_by_two), ("directions", directions))
@@ -62,7 +62,7 @@ class Ablation:
 
 
 def two_by_two(of: Ablation) -> str:
-    """The methods of {linear, activation inside} x {old weights, new}, and each half with and without the other."""
+    """{linear, activation inside} x {old weights, new}, and each half with and without the other."""
     rows = [
         [title, of.cell(old), of.cell(new), of.said(new, old)]
         for title, (old, new) in (("linear", LINEAR), ("activation inside", INSIDE))
@@ -73,7 +73,7 @@ def two_by_two(of: Ablation) -> str:
 
 
 def directions(of: Ablation) -> str:
-    """What an optimizer makes of a proximal direction, against what it makes of the gradient."""
+    """Each optimizer on the proximal directions, compared with the same one on the gradient."""
     rows = []
     for title, (plain, prox, semi) in DIRECTIONS.items():
         try:

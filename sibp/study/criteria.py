@@ -52,7 +52,7 @@ class Finding:
     other: Estimate | None = None  # the other method's value
     verdict: Verdict | None = None  # paired by seed
     after_seconds: Verdict | None = None  # the same after equal training seconds, where applicable
-    clock: Timed | None = None  # of a training loss, how much a step may cost for that verdict, and how much it does
+    clock: Timed | None = None  # the verdict by the clock, for a training loss
 
     @property
     def holds_per_second(self) -> bool | None:
@@ -61,7 +61,7 @@ class Finding:
 
 
 CLOCK = "step-cpu-1thread.json"
-"""A record of `sibp bench step` beside kept runs, which times them in place of their own seconds."""
+"""A record of `sibp bench step` beside kept runs, which replaces their own seconds."""
 
 
 class Evidence:

@@ -1,4 +1,4 @@
-"""From which code the kept runs come, as they recorded it themselves."""
+"""The state of the code that made the kept runs, as the runs recorded it."""
 
 import json
 from collections import Counter
@@ -11,7 +11,7 @@ ARENA = "arena"  # holds several experiments
 
 
 def provenance(results: Path) -> str:
-    """A row an experiment: its kept runs, and how many of them come from a tree with uncommitted changes.
+    """One row per experiment: its kept runs, and how many of them were made with uncommitted changes.
 
     Args:
         results: the folder of kept runs.
