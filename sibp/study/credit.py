@@ -1,4 +1,4 @@
-"""The contribution of each part of a semi-implicit step: ablations, each method against one that lacks a single part."""
+"""The contribution of each part of a semi-implicit step: ablations, each method against one without a single part."""
 
 from collections.abc import Callable
 from functools import partial
