@@ -3,8 +3,8 @@
 A layer l maps its input ``A`` (A_{l-1} in the paper) to ``s(A W^T + b)``, where s is ReLU in a hidden
 layer and the identity at the output. Given a target ``T`` (T_l) for its output, a training step asks for
 
-    a.  W' = argmin_W  ||s(A W^T + b) - T||_F^2 + lam ||W - W_old||_F^2      (with the old b)
-    b.  b' = argmin_b  ||s(C + b)     - T||_F^2 + lam ||b - b_old||^2        (C = A W'^T, the new W)
+    a.  W_new = argmin_W  ||s(A W^T + b) - T||_F^2 + lam ||W - W_old||_F^2      (with the old b)
+    b.  b_new = argmin_b  ||s(C + b)     - T||_F^2 + lam ||b - b_old||^2        (C = A W_new^T)
 
 approximately: each by exactly five iterations of Fletcher-Reeves conjugate gradients with an Armijo line search.
 There is no restart, no descent check and no stopping tolerance. One iteration, from the point x with gradient g
@@ -74,7 +74,7 @@ class CallTrace:
         iterations: One record for each iteration.
         g1: The first gradient, in the shape of W or b.
         f_end: Objective after the last iteration.
-        squared_change: ||W' - W_old||_F^2 or ||b' - b_old||^2.
+        squared_change: ||W_new - W_old||_F^2 or ||b_new - b_old||^2.
     """
 
     iterations: tuple[IterationTrace, ...]
@@ -88,9 +88,9 @@ class PaperSolution:
     """New parameters of one layer and how they were found.
 
     Attributes:
-        W: W', (n_out, n_in), in the dtype of the old W.
+        W: W_new, (n_out, n_in), in the dtype of the old W.
         b: b', (n_out,), in the dtype of the old b; None for a layer without a bias.
-        C: A W'^T, (B, n_out), what the b call adds its bias to.
+        C: A W_new^T, (B, n_out), what the b call adds its bias to.
         trace_W: Record of the W call; None if it was skipped.
         trace_b: Record of the b call; None if it was skipped.
     """
