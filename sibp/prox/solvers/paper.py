@@ -89,7 +89,7 @@ class PaperSolution:
 
     Attributes:
         W: W_new, (n_out, n_in), in the dtype of the old W.
-        b: b', (n_out,), in the dtype of the old b; None for a layer without a bias.
+        b: b_new, (n_out,), in the dtype of the old b; None for a layer without a bias.
         C: A W_new^T, (B, n_out), what the b call adds its bias to.
         trace_W: Record of the W call; None if it was skipped.
         trace_b: Record of the b call; None if it was skipped.
