@@ -333,7 +333,7 @@ def test_resumes_bitwise_from_a_distributed_checkpoint(make, tmp_path):
 
     for steps in (3, 4):  # AutoSIBP has kept the last step for its next look, or has none to look back at
         model, other = mlp(5, 66, 66, 3), mlp(5, 66, 66, 3, seed=1)
-        optimizer, again = make(model, 3.0), make(other, 3.0)
+        optimizer, again = make(model, 10.0), make(other, 10.0)
         for seed in range(steps):
             step(model, optimizer, *batch(seed))
         files.save(dict(zip("ab", get_state_dict(model, optimizer), strict=True)), checkpoint_id=tmp_path / str(steps))
