@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sibp.prox.operators import FeatureOperator
 from sibp.prox.scalars import Scalar, scalar
-from sibp.prox.status import squared_norm
+from sibp.prox.status import WELL_ABOVE, squared_norm
 
 _SMALL = 2**16  # numbers of a Gram matrix that is kept though a layer has fewer weights
 
@@ -132,6 +132,16 @@ class Coordinates(ABC):
         """||W_new - W||^2 + ||b_new - b||^2 of the displacement of x."""
         return squared_norm(*self.displacement(x))
 
+    def most(self, largest: float, XX: float) -> float:
+        """An upper bound of <x, x>, from the largest entry of `gram` and x's sum of squares."""
+        del largest
+        return XX
+
+    def resolves(self, squared_norm: Scalar, most: float) -> bool:
+        """Whether <x, x>, computed by products with `gram`, has four digits right; `most` is its bound."""
+        del squared_norm, most
+        return True
+
     def low_rank_is_cheaper(self, m: int) -> bool:
         """Whether `backward_change` takes less time than forming W_new (m x n) and using that."""
         del m
@@ -217,6 +227,14 @@ class Span(Coordinates):
     def displacement(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """U^T Phi by its parts."""
         return self.features.displacement(x)
+
+    def most(self, largest: float, XX: float) -> float:
+        """tr(K) ||U||^2, with N times K's largest entry for tr(K)."""
+        return self.size * largest * XX
+
+    def resolves(self, squared_norm: Scalar, most: float) -> bool:
+        """As `Coordinates` says, if each of N terms has the rounding error of K's largest entry."""
+        return bool(squared_norm > WELL_ABOVE * torch.finfo(self.gram.dtype).eps / math.sqrt(self.size or 1) * most)
 
     def low_rank_is_cheaper(self, m: int) -> bool:
         """As `Coordinates` says.

@@ -20,7 +20,7 @@ there are three ways:
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -59,8 +59,7 @@ def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
         x, norm = answer.x, answer.norm
         if x is None or not looks_right(answer, lam, eps, rhs.shape[-1]):
             return checked(coordinates, R, rhs, lam, norm) or _in_double_precision(coordinates, R, lam)
-        solution = _solution(coordinates, R, rhs, x, lam, is_finite(answer.energy), lambda: Status.SOLVED)
-        return _with_change(solution, answer, lam, eps)
+        return _solution(coordinates, R, rhs, x, lam, is_finite(answer.energy), lambda: Status.SOLVED, answer)
     norm = scalar(torch.linalg.vector_norm(G))
     if isinstance(norm, Tensor):
         return _factorized(coordinates, R, rhs, lam, at_least(lam, FLOOR * eps * norm), norm)
@@ -122,8 +121,9 @@ def _solution(
     lam: float,
     finite: Flag,
     status: Callable[[], Scalar],
+    answer: closed.Answer | None = None,
 ) -> Solution:
-    """A solution in the precision of the layer, with its metrics."""
+    """A solution in the precision of the layer, with its metrics, and with what its answer says of its size."""
     squared_R = coordinates.squared_residual(R)
     norms = coordinates.norms_of(x, rhs, squared_R)
 
@@ -132,18 +132,13 @@ def _solution(
         return Stats.of(status(), finite, start, end, iterations=0, step_length=1.0, squared_change=squared_change)
 
     x = choose(finite, lambda: x, lambda: torch.zeros_like(x))
-    return Solution(coordinates, x, finite, measure, squared_change=lambda: norms()[1])
-
-
-def _with_change(solution: Solution, answer: closed.Answer, lam: float, eps: float) -> Solution:
-    """The solution, with what its answer says of the displacement's squared norm."""
-    if solution.coordinates.direct:
-        return replace(solution, most_change=answer.XX, squared_change=lambda: answer.XX)
-    # tr(U^T K U), with the largest entry of K in each of its N terms; and the rounding error of that.
-    N, each = solution.coordinates.size, answer.largest * answer.XX
-    rounding = eps * (math.sqrt(N) * each + answer.energy)
-    resolved = answer.energy - lam * answer.XX > WELL_ABOVE * rounding
-    return replace(solution, most_change=N * each) if resolved else replace(solution, squared_change=None)
+    solution = Solution(coordinates, x, finite, measure)
+    if answer is not None:
+        most = coordinates.most(answer.largest, answer.XX)
+        rounding = torch.finfo(rhs.dtype).eps * answer.energy  # of the difference that is <x, x>
+        if coordinates.resolves(answer.energy - lam * answer.XX - WELL_ABOVE * rounding, most):
+            solution.most_change, solution.squared_change = most, lambda: norms()[1]
+    return solution
 
 
 def _in_double_precision(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:

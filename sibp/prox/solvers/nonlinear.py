@@ -24,7 +24,7 @@ from sibp.prox import fused
 from sibp.prox.outputs import Shifted, Target, outputs_of
 from sibp.prox.scalars import Flag, Scalar, choose, is_finite, scalar
 from sibp.prox.solvers.coordinates import Coordinates, Direct
-from sibp.prox.status import WELL_ABOVE, Solution, Stats, Status
+from sibp.prox.status import Solution, Stats, Status
 
 # A neuron whose step was rejected tries this fraction of the model's step length in its next iteration.
 _SHRINK = 0.25
@@ -214,8 +214,6 @@ def _solution(coordinates: Coordinates, taken: fused.Iterates, iterations: int) 
         )
 
     most, norm = taken.most_change, scalar(taken.squared_change)
-    # In span coordinates <x, x> is a sum of N products with K, each with the rounding error of K's largest entry.
-    rounding = 0.0 if coordinates.direct else torch.finfo(x.dtype).eps / math.sqrt(coordinates.size or 1) * most
-    resolved = most < math.inf and norm > WELL_ABOVE * rounding
+    resolved = most < math.inf and coordinates.resolves(norm, most)
     x = choose(finite, lambda: x, lambda: torch.zeros_like(x))
     return Solution(coordinates, x, finite, measure, most, (lambda: norm) if resolved else None)
