@@ -105,11 +105,11 @@ def test_a_model_called_in_parts_has_the_batch_size_of_its_first_layer():
 class Flattening(nn.Module):
     """A block that flattens time into the batch, run again in the backward pass if it is checkpointed."""
 
-    def __init__(self, reentrant: bool | None, everything: bool = False):
+    def __init__(self, reentrant: bool | None, what: str = "block"):
         super().__init__()
         torch.manual_seed(1)
         self.a, self.b, self.out = (nn.Linear(5, n, dtype=F64) for n in (5, 5, 3))
-        self.reentrant, self.everything = reentrant, everything
+        self.reentrant, self.what = reentrant, what
 
     def block(self, h: Tensor) -> Tensor:
         B, T, C = h.shape
@@ -121,18 +121,23 @@ class Flattening(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.reentrant is None:
             return self.whole(x)
-        if self.everything:
+        if self.what == "the whole":
             return checkpoint(self.whole, x.requires_grad_(), use_reentrant=self.reentrant)
+        if self.what == "each part":  # no layer runs with gradients before the backward pass
+            h = x.requires_grad_()
+            for part in (self.a, lambda h: self.block(h).mean(1), self.out):
+                h = checkpoint(part, h, use_reentrant=self.reentrant)
+            return h
         return self.out(checkpoint(self.block, self.a(x), use_reentrant=self.reentrant).mean(1))
 
 
 @pytest.mark.parametrize("method", [SIBP, ProxBP])
-@pytest.mark.parametrize("everything", [False, True])
+@pytest.mark.parametrize("what", ["block", "the whole", "each part"])
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_a_checkpoint_is_recomputed_in_its_own_pass(method, reentrant: bool, everything: bool):
+def test_a_checkpoint_is_recomputed_in_its_own_pass(method, reentrant: bool, what: str):
     x, y = torch.randn(4, 6, 5, dtype=F64), torch.arange(4) % 3
     steps = []
-    for model in (Flattening(None), Flattening(reentrant, everything)):
+    for model in (Flattening(None), Flattening(reentrant, what)):
         optimizer = method(model, lr=1.0, prox_weight=10.0)
         for part in (x[:1], x):  # a pass of another size before, whose graph is dropped
             loss = F.cross_entropy(model(part.clone()), y[: len(part)])
