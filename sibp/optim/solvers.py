@@ -78,22 +78,23 @@ def linear_update(problem: LayerProblem, eta: float, prox_weight: float) -> tupl
         eta: step on the neurons, for error signals as they are in the problem.
         prox_weight: lam.
     """
-    coordinates = smaller_side(problem.features)
-    if coordinates.direct and eta:  # the answer is smaller than the residual
-        return as_update(solve_linear(coordinates, problem.D_z, prox_weight).scaled(eta))
-    return as_update(solve_linear(coordinates, eta * problem.D_z, prox_weight))
+    coordinates, D_z = smaller_side(problem.features), problem.D_z
+    if not eta:
+        return as_update(solve_linear(coordinates, torch.zeros_like(D_z), prox_weight))
+    return as_update(solve_linear(coordinates, D_z, prox_weight).scaled(eta))
 
 
 def as_update(solution: Solution) -> tuple[LayerUpdate, Measure]:
     """The displacement of a solution; exactly zero where the solver met non-finite numbers."""
     features = solution.coordinates.features
     coordinates, x, finite = features.all_units(solution.coordinates, solution.x, solution.finite)
-    W_decrease, b_decrease = parts = coordinates.displacement(-x)  # negated while it is small
+    factor = solution.factor
+    W_decrease, b_decrease = parts = coordinates.displacement(x, -factor)
     squared_change, bound = _change(solution, coordinates, x, parts)
     finite = finite & is_finite(bound)
     by_low_rank = None
     if coordinates.low_rank_is_cheaper(x.shape[-1]):
-        by_low_rank = partial(coordinates.backward_change, x=x)
+        by_low_rank = partial(coordinates.backward_change, x=x, factor=factor)
     update = LayerUpdate(
         guarded(finite, W_decrease),
         guarded(finite, b_decrease),
@@ -116,7 +117,7 @@ def _change(
         solution: the solver's.
         coordinates: of x.
         x: (..., r, m) coefficients of all output units.
-        parts: the displacement of -x, which clipping may change later.
+        parts: of minus the displacement, which clipping may change later.
     """
     features, most, known = coordinates.features, solution.most_change, solution.squared_change
     if x is solution.x and known is not None and most <= features.groups * features.size * x.shape[-1]:

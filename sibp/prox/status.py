@@ -97,11 +97,12 @@ class Solution:
 
     Attributes:
         coordinates: in which x is the displacement.
-        x: (..., r, m) coefficients; 0 if not `finite`.
+        x: (..., r, m) coefficients, up to `factor`; 0 if not `finite`.
         finite: whether all numbers were finite.
         measure: computes `stats` from the displacement's squared norm.
         most_change: an upper bound of the displacement's squared norm; infinite where none is known.
         squared_change: that norm, evaluated lazily; None where the displacement itself has to be measured.
+        factor: the displacement is this times that of x.
     """
 
     coordinates: "Coordinates"
@@ -110,15 +111,16 @@ class Solution:
     measure: Callable[[Scalar], Stats]
     most_change: Scalar = math.inf
     squared_change: Callable[[], Scalar] | None = None
+    factor: float = 1.0
 
     @cached_property
     def stats(self) -> Stats:
         """The metrics, computed on first access."""
         known = self.squared_change
-        return self.measure(self.coordinates.squared_change(self.x) if known is None else known())
+        return self.measure(self.factor**2 * self.coordinates.squared_change(self.x) if known is None else known())
 
-    def scaled(self, factor: float) -> "Solution":
-        """The solution of a linear subproblem whose residual is `factor` (not 0) times as large."""
+    def scaled(self, factor: float) -> Self:
+        """The solution of a linear subproblem whose residual is `factor` (not 0) times as large; no pass over x."""
         measure, square = self.measure, factor * factor
 
         def measured(squared_change: Scalar) -> Stats:
@@ -126,8 +128,9 @@ class Solution:
             return replace(stats, squared_change=stats.squared_change * square)
 
         most, change = self.most_change * square, self.squared_change
-        scaled = None if change is None else lambda: change() * square
-        return Solution(self.coordinates, self.x * factor, self.finite, measured, most, scaled)
+        squared_change = None if change is None else lambda: change() * square
+        factor *= self.factor
+        return type(self)(self.coordinates, self.x, self.finite, measured, most, squared_change, factor)
 
 
 def squared_norm(*parts: Tensor | None) -> Scalar:

@@ -143,13 +143,13 @@ class FeatureOperator:
         """||Phi||^2, (...)."""
         return torch.linalg.vector_norm(self.materialize(), dim=(-2, -1)).square()
 
-    def displacement(self, E: Tensor) -> Parts:
-        """E^T Phi by its parts: `rmatmat` as the displacement of W and b that has E for its coefficients."""
-        return self.parts(self.rmatmat(E))
+    def displacement(self, E: Tensor, factor: float = 1.0) -> Parts:
+        """`factor` E^T Phi by its parts: `rmatmat` as the displacement of W and b that has E for its coefficients."""
+        return self.parts(self.rmatmat(E if factor == 1 else factor * E))
 
-    def displacement_of_weight(self, E: Tensor) -> Tensor | None:
+    def displacement_of_weight(self, E: Tensor, factor: float = 1.0) -> Tensor | None:
         """The first part of `displacement`, (..., m, n)."""
-        return self.displacement(E)[0]
+        return self.displacement(E, factor)[0]
 
     def parts(self, V: Tensor) -> Parts:
         """V (..., size, m) as a displacement of W (..., m, n) and b (..., m)."""

@@ -55,13 +55,17 @@ class DenseFeatures(FeatureOperator):
             gram += 1
         return gram
 
-    def displacement(self, E: Tensor) -> Parts:
-        """E^T Phi by its parts, without Phi."""
-        return self.displacement_of_weight(E), E.sum(-2) if self.bias else None
+    def displacement(self, E: Tensor, factor: float = 1.0) -> Parts:
+        """`factor` E^T Phi by its parts, without Phi."""
+        return self.displacement_of_weight(E, factor), E.sum(-2).mul_(factor) if self.bias else None
 
-    def displacement_of_weight(self, E: Tensor) -> Tensor | None:
-        """E^T A."""
-        return E.mT @ self.x if self.weight else None
+    def displacement_of_weight(self, E: Tensor, factor: float = 1.0) -> Tensor | None:
+        """`factor` E^T A."""
+        if not self.weight:
+            return None
+        if self.leading:
+            return (E.mT if factor == 1 else factor * E.mT) @ self.x
+        return torch.addmm(self.x.new_empty(1), E.mT, self.x, beta=0, alpha=factor)  # not a pass of its own
 
     def forward(self, W: Tensor, b: Tensor | None) -> Tensor:
         """A W^T + b, (..., N, m)."""

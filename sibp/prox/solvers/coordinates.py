@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from sibp.prox.operators import FeatureOperator
+from sibp.prox.operators.base import Parts
 from sibp.prox.scalars import Scalar, scalar
 from sibp.prox.status import WELL_ABOVE, squared_norm
 
@@ -125,8 +126,8 @@ class Coordinates(ABC):
         """X in direct coordinates, (..., n, m)."""
 
     @abstractmethod
-    def displacement(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """W_new - W (..., m, n) and b_new - b (..., m); None for a fixed part."""
+    def displacement(self, x: Tensor, factor: float = 1.0) -> Parts:
+        """`factor` times W_new - W (..., m, n) and b_new - b (..., m)."""
 
     def squared_change(self, x: Tensor) -> Scalar:
         """||W_new - W||^2 + ||b_new - b||^2 of the displacement of x."""
@@ -147,9 +148,9 @@ class Coordinates(ABC):
         del m
         return False
 
-    def backward_change(self, D: Tensor, x: Tensor) -> Tensor | None:
-        """D (W_new - W), (..., N, n), from D (..., N, m); None if W does not move."""
-        W, _ = self.displacement(x)
+    def backward_change(self, D: Tensor, x: Tensor, factor: float = 1.0) -> Tensor | None:
+        """`factor` D (W_new - W), (..., N, n), from D (..., N, m); None if W does not move."""
+        W, _ = self.displacement(x, factor)
         return None if W is None else D @ W
 
 
@@ -224,9 +225,9 @@ class Span(Coordinates):
         """Phi^T U."""
         return self.features.rmatmat(x)
 
-    def displacement(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """U^T Phi by its parts."""
-        return self.features.displacement(x)
+    def displacement(self, x: Tensor, factor: float = 1.0) -> Parts:
+        """`factor` U^T Phi by its parts."""
+        return self.features.displacement(x, factor)
 
     def most(self, largest: float, XX: float) -> float:
         """tr(K) ||U||^2, with N times K's largest entry for tr(K)."""
@@ -240,14 +241,14 @@ class Span(Coordinates):
         """As `Coordinates` says.
 
         The one costs N^2 (n + m) multiply-adds, the other some m n numbers moved through memory, each of which takes
-        the time of about 20 multiply-adds (on CPUs and GPUs alike, within a factor of two).
+        the time of 20 to 60 multiply-adds, by the machine and by how much memory is fresh.
         """
         N, n = self.features.rows, self.features.inputs
-        return N * N * (n + m) < 20 * m * n
+        return N * N * (n + m) < 30 * m * n
 
-    def backward_change(self, D: Tensor, x: Tensor) -> Tensor | None:
-        """D (W_new - W) by its low rank, (D U^T) A (..., N, n): W_new is never formed."""
-        return self.features.displacement_of_weight((D @ x.mT).mT)
+    def backward_change(self, D: Tensor, x: Tensor, factor: float = 1.0) -> Tensor | None:
+        """`factor` D (W_new - W) by its low rank, (D U^T) A (..., N, n): W_new is never formed."""
+        return self.features.displacement_of_weight((D @ x.mT).mT, factor)
 
 
 class Direct(Coordinates):
@@ -316,9 +317,9 @@ class Direct(Coordinates):
         """V."""
         return x
 
-    def displacement(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """V^T by its parts."""
-        return self.features.parts(x)
+    def displacement(self, x: Tensor, factor: float = 1.0) -> Parts:
+        """`factor` V^T by its parts."""
+        return self.features.parts(x if factor == 1 else factor * x)
 
 
 def smaller_side(features: FeatureOperator) -> Coordinates:
