@@ -13,6 +13,7 @@ from sibp.optim.solvers import as_update
 from sibp.prox.operators import DenseFeatures
 from sibp.prox.solvers.coordinates import Direct, Span
 from sibp.prox.solvers.linear import solve_linear
+from sibp.prox.status import Status
 
 
 @pytest.mark.parametrize("method", [SIBP, ProxBP])
@@ -79,3 +80,14 @@ def test_metrics_keep_neither_inputs_nor_a_large_gram_matrix(method, rows, prox_
     assert inputs() is None
     assert (gram() is None) == (rows == 300)
     assert 0 < optimizer.solver_stats()["0"]["decrease"] <= 1
+
+
+@pytest.mark.parametrize("solver", ["exact", "cg:2"])
+def test_a_step_of_size_zero_has_metrics_too(solver):
+    torch.manual_seed(0)
+    model = nn.Linear(6, 3)
+    optimizer = SIBP(model, lr=0.0, solver=solver)
+    F.cross_entropy(model(torch.randn(4, 6)), torch.arange(4) % 3).backward()
+    stats = optimizer.solver_stats()[""]
+    assert stats["decrease"] == stats["relative_change"] == 0
+    assert stats["status"] == Status.SOLVED
