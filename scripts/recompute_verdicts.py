@@ -33,7 +33,8 @@ DEFAULTS = {  # options that older runs lack; at these values they make no other
     "proxbp": {"backward_weights": "old", "prox_weight_scaling": "absolute", "line_search": False},
 }
 OUTER = {"sgd": "momentum", "adam": "adam", "adagrad": "adagrad", "muon": "muon"}
-RECORD, INPUTS = "step-cpu-1thread.json", {"mnist": 784, "fashion_mnist": 784, "cifar10": 3072}
+RECORD = RESULTS / "bench" / "runs-cpu-1thread.json"  # seconds of a step, measured in turns
+INPUTS = {"digits": 64, "mnist": 784, "fashion_mnist": 784, "cifar10": 3072}
 RANK = ("completed", "diverged", "failed", "unfinished")
 
 Run = dict[str, Any]
@@ -64,18 +65,15 @@ def runs_below(place: str) -> list[Run]:
 
 
 def paces(place: str) -> dict[str, list[float]]:
-    """All measured seconds per step by method, where a record of the net lies in results/PLACE or beside it."""
-    folder = RESULTS / place
-    records = [path for path in (folder / RECORD, folder.parent / RECORD) if path.exists()]
-    if not records:
-        return {}
-    shared, line = map(json.loads, next(folder.rglob("runs.jsonl")).read_text().splitlines()[:2])
+    """All measured seconds per step by method, if the net and batch size of results/PLACE were measured."""
+    shared, line = map(json.loads, next((RESULTS / place).rglob("runs.jsonl")).read_text().splitlines()[:2])
     config = merged(shared, line)["config"]
-    net = "-".join(map(str, [INPUTS[config["dataset"]["name"]], *config["model"]["hidden"], 10]))
-    measured = {c["net"]: c["processor_seconds_per_step"] for c in json.loads(records[0].read_text())["cases"]}
-    names = {"proxbp": "proxbp exact", "exact": "sibp exact", "paper": "sibp paper"}
-    found = measured.get(net, {})
-    return {names.get(k, f"sibp {k}" if k.startswith("cg:") else k): v for k, v in found.items()}
+    hidden, name = config["model"].get("hidden"), config["model"]["name"]
+    net = "-".join(map(str, [INPUTS[config["dataset"]["name"]], *hidden, 10])) if hidden else name
+    measured = {
+        (c["net"], c["batch"]): c["processor_seconds_per_step"] for c in json.loads(RECORD.read_text())["cases"]
+    }
+    return measured.get((net, config["batch_size"]), {})
 
 
 def as_run(line: dict[str, Any]) -> Run:

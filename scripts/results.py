@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sibp.analysis.arena import ARENA, kept, standings
+from sibp.analysis.clock import KEPT
 from sibp.report.__main__ import main as report
 from sibp.runs.packed import PACKED
 from sibp.runs.values import UsageError
@@ -27,7 +28,7 @@ from sibp.study.pictures import arena_picture, pictures
 
 RESULTS = Path(__file__).parents[1] / "results"
 MADE_BY = "Made by: python -m sibp.report "
-FIRST = f"{MADE_BY}. --out report.html --format md"
+FIRST = f"{MADE_BY}. --out report.html --format md --clock ../{KEPT}"
 FIRST_OF = {ARENA: f"{FIRST} --arena"}
 
 
@@ -51,6 +52,7 @@ def rebuild(old: Path) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
         shutil.copytree(old.parent, copy)  # a command may write files besides report.md
+        shutil.copytree((RESULTS / KEPT).parent, (copy.parent / KEPT).parent)
         with contextlib.chdir(copy), contextlib.redirect_stdout(io.StringIO()):
             if report(words) != 0:
                 raise ValueError(f"the command of {old} fails: {lines[0]}")

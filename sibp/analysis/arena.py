@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sibp.analysis.clock import KEPT, time_all
 from sibp.analysis.comparison import Method, Problem, compare
 from sibp.analysis.duels import by_seed
 from sibp.analysis.outcomes import FINAL_LOSS, Quantity, Target, to_target, training_seconds
@@ -55,7 +56,10 @@ def kept(results: Path, place: str = ARENA) -> list[Contest]:
     """The kept problems below a folder of results/, such as ``arena`` or ``arena/PROBLEM``; empty if none is kept."""
     if not any((results / place).rglob(PACKED)):
         return []
-    return contests(compare(collect([results / place]).runs, None, None), own_names([results / ARENA], []))
+    problems = compare(collect([results / place]).runs, None, None)
+    if (record := results / KEPT).exists():
+        time_all(problems, record)
+    return contests(problems, own_names([results / ARENA], []))
 
 
 def own_names(folders: Sequence[Path], broken: list[Broken]) -> dict[str, str]:

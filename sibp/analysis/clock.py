@@ -17,6 +17,7 @@ from sibp.runs.values import UsageError
 
 NOISE = "within the noise"
 INPUTS = {"digits": 64, "mnist": 784, "fashion_mnist": 784, "cifar10": 3072}  # pixels and channels of an image
+KEPT = "bench/runs-cpu-1thread.json"  # in results/: the record that times all kept runs
 Clock = Mapping[str, Sequence[float]]  # method -> seconds per step, one sample per interleaved measurement
 
 
@@ -87,7 +88,7 @@ def cost_ratios(method: Method, other: Method, clock: Clock | None) -> list[floa
 
 
 def read_clock(path: Path, problem: Problem) -> Clock | None:
-    """Seconds per step recorded by ``sibp bench step`` for this network and batch size; None without such a case.
+    """Seconds per step recorded by ``sibp bench runs``, or ``step``, for this network and batch size, or None.
 
     With one CPU thread, processor time is used, which other load affects little.
 
@@ -100,10 +101,12 @@ def read_clock(path: Path, problem: Problem) -> Clock | None:
         alone = machine.get("device") == "cpu" and machine.get("threads") == 1
         kind = "processor_seconds_per_step" if alone else "seconds_per_step"
         known = {(case["net"], case["batch"]): case.get(kind, case["seconds_per_step"]) for case in record["cases"]}
-        found = known.get((_net(problem), problem.config.get("batch_size")), {})
+        found = known.get((net_of(problem), problem.config.get("batch_size")), {})
         return {_name(method): [float(value) for value in samples] for method, samples in found.items()} or None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"--clock {path} is not a record of `sibp bench step` ({type(error).__name__}).") from error
+        raise UsageError(
+            f"--clock {path} is not a record of `sibp bench runs` or `step` ({type(error).__name__})."
+        ) from error
 
 
 def time_by(problem: Problem, clock: Clock) -> None:
@@ -112,6 +115,17 @@ def time_by(problem: Problem, clock: Clock) -> None:
     problem.methods = [
         _timed(method, median(clock[method.name])) if method.name in clock else method for method in problem.methods
     ]
+
+
+def time_all(problems: Sequence[Problem], path: Path) -> None:
+    """Sets the clock of every problem whose network and batch size are in a record.
+
+    Raises:
+        UsageError: the file is not such a record.
+    """
+    for problem in problems:
+        if clock := read_clock(path, problem):
+            time_by(problem, clock)
 
 
 def _timed(method: Method, pace: float) -> Method:
@@ -132,13 +146,13 @@ def _at_pace(run: Run, pace: float) -> Run:
 
 
 def _name(method: str) -> str:
-    """The benchmark's method by its name in runs; the benchmark names SIBP by its solver alone."""
+    """The method by its name in runs; ``sibp bench step`` names SIBP by its solver alone."""
     if method == "proxbp":
         return "proxbp exact"
     return f"sibp {method}" if method in ("exact", "paper") or method.startswith("cg:") else method
 
 
-def _net(problem: Problem) -> str:
+def net_of(problem: Problem) -> str:
     """The network by its name in the benchmark: widths from input to classes, or the model's name."""
     dataset, model = problem.config.get("dataset"), problem.config.get("model")
     hidden = model.get("hidden") if isinstance(model, dict) else None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from sibp.bench import revisions, roofline, scaling, step, time_to_target
+from sibp.bench import revisions, roofline, runs, scaling, step, time_to_target
 from sibp.bench.nets import NAMED
 from sibp.bench.record import Usage, machine_line, save, shown, warnings
 from sibp.bench.workers import PEERS
@@ -18,10 +18,12 @@ COMMANDS = {
     "scaling": scaling,
     "roofline": roofline,
     "revisions": revisions,
+    "runs": runs,
     "time_to_target": time_to_target,
 }
 MAKERS = {name: module.sections for name, module in COMMANDS.items()}
-SECONDS = {"step": 20.0, "scaling": 3.0, "roofline": 5.0, "revisions": 1.0}
+SECONDS = {"step": 20.0, "scaling": 3.0, "roofline": 5.0, "revisions": 1.0, "runs": 20.0}
+OF_RUNS = ("runs", "time_to_target")  # commands that read run folders
 EPILOG = """
 Tables are printed, and written to README.md in --out, with pictures and one JSON file (machine, versions and all raw
 timings) for each command, device and number of threads. Exit code: 0 measured, whatever the result; 2 wrong input.
@@ -72,9 +74,14 @@ def _parser() -> argparse.ArgumentParser:
         text = (module.__doc__ or "").strip().partition(": ")[2]
         command = commands.add_parser(name, help=text, description=text, epilog=EPILOG)
         command.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder (default: %(default)s)")
-        if name == "time_to_target":
+        if name in OF_RUNS:
             command.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="folder with runs, at any depth")
-        else:
+        if name == "runs":
+            _add_timing(command, name, "net")
+            command.add_argument(
+                "--data-root", type=Path, default=Path("data"), help="folder of the data sets (default: %(default)s)"
+            )
+        elif name not in OF_RUNS:
             _add_measuring(command, name)
     return parser
 
@@ -88,23 +95,13 @@ def _add_measuring(command: argparse.ArgumentParser, name: str) -> None:
         help=f"widths such as 784-500-10, or {', '.join(NAMED)} (default: those with targets)",
     )
     add("--batch", nargs="+", type=int, default=[], help="batch sizes (default: those with targets, or 100)")
-    each = {"scaling": "size", "revisions": "method of a process"}.get(name, "net")
-    add(
-        "--seconds", type=float, default=SECONDS[name], help=f"duration of the rounds per {each} (default: %(default)g)"
-    )
+    _add_timing(command, name, {"scaling": "size", "revisions": "method of a process"}.get(name, "net"))
     if name == "revisions":
         add("--old", metavar="COMMIT", required=True, help="earlier commit of the checkout that sibp runs from")
         add("--rounds", type=int, default=5, help="processes per revision and net (default: %(default)s)")
     else:
         add("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
         add("--dtype", choices=("float32", "float64"), default="float32", help="(default: %(default)s)")
-    add(
-        "--threads",
-        nargs="+",
-        type=int,
-        default=[],
-        help="torch's number of threads, one record each (default: torch's choice)",
-    )
     if name != "scaling":
         peers = f", {', '.join(PEERS)}" if name == "step" else ""
         add("--methods", nargs="+", default=[], help=f"in addition to sgd: exact, cg:K, proxbp, paper, proxprop{peers}")
@@ -114,10 +111,24 @@ def _add_measuring(command: argparse.ArgumentParser, name: str) -> None:
         add("--no-memory", dest="memory", action="store_false", help="do not measure memory and first steps")
 
 
+def _add_timing(command: argparse.ArgumentParser, name: str, each: str) -> None:
+    add = command.add_argument
+    add(
+        "--seconds", type=float, default=SECONDS[name], help=f"duration of the rounds per {each} (default: %(default)g)"
+    )
+    add(
+        "--threads",
+        nargs="+",
+        type=int,
+        default=[],
+        help="torch's number of threads, one record each (default: torch's choice)",
+    )
+
+
 def _check(args: argparse.Namespace) -> None:
     if args.command == "revisions" and args.rounds < 1:
         raise UserError(f"--rounds {args.rounds} is not possible: give 1 or more.")
-    if args.command != "revisions" and args.device == "cuda" and not torch.cuda.is_available():
+    if getattr(args, "device", "cpu") == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA device here; use --device cpu.")
     if not 0 <= args.seconds < float("inf"):
         raise UserError(f"--seconds {args.seconds:g} is not possible: give a number of 0 or more.")

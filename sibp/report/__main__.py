@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sibp.analysis.arena import contests, own_names
-from sibp.analysis.clock import read_clock, time_by
+from sibp.analysis.clock import time_all
 from sibp.analysis.comparison import compare
 from sibp.report.arena_page import build_arena
 from sibp.report.blocks import Document
@@ -45,9 +45,8 @@ def _main(words: list[str]) -> int:
     try:
         collection = collect(args.folders)
         problems = compare(collection.runs, args.target_acc, args.target_loss)
-        for problem in problems if args.clock else ():
-            if clock := read_clock(args.clock, problem):
-                time_by(problem, clock)
+        if args.clock:
+            time_all(problems, args.clock)
         if args.arena:
             document = build_arena(collection, contests(problems, own_names(args.folders, collection.broken)), command)
         else:
@@ -83,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         "--clock",
         metavar="FILE",
         type=Path,
-        help="record of `sibp bench step`: time all runs by its interleaved seconds per step",
+        help="record of `sibp bench runs` or `step`: time all runs by its interleaved seconds per step",
     )
     parser.add_argument(
         "--arena",

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sibp.analysis.clock import Timed, read_clock, time_by, timed
+from sibp.analysis.clock import KEPT, Timed, time_all, timed
 from sibp.analysis.comparison import Method, Problem, compare
 from sibp.analysis.duels import after_equal_seconds, by_seed
 from sibp.analysis.outcomes import FINAL_LOSS, FINAL_VAL, TEST_ACC, Quantity, final
@@ -60,10 +60,6 @@ class Finding:
         return _holds(self.after_seconds) if self.after_seconds else None
 
 
-CLOCK = "step-cpu-1thread.json"
-"""A record of `sibp bench step` beside kept runs, which replaces their own seconds."""
-
-
 class Evidence:
     """The kept runs and records below ``results``, read lazily and cached."""
 
@@ -84,12 +80,9 @@ class Evidence:
         problems = compare(collect([folder]).runs, None, None)
         if len(problems) != 1:
             raise UsageError(f"results/{place} has {len(problems)} problems: name one of its folders.")
-        (problem,) = problems
-        for record in (folder / CLOCK, folder.parent / CLOCK):  # one of several nets stands beside their folders
-            if record.exists() and (clock := read_clock(record, problem)):
-                time_by(problem, clock)
-                break
-        return problem
+        if (record := self.results / KEPT).exists():
+            time_all(problems, record)
+        return problems[0]
 
     def method(self, place: str, name: str) -> Method:
         """A method of EXPERIMENT or EXPERIMENT/FOLDER.

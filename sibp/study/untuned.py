@@ -1,29 +1,26 @@
 """AutoSIBP with its default settings against every tuned method: final metrics, time, and time including tuning.
 
-The tuned methods are the kept runs of the arena (or of the experiment in `ELSEWHERE`). AutoSIBP's runs and further
-seeds of SGD were made later, so **AutoSIBP's seconds are SGD's kept seconds per step times the ratio of the two
-methods' processor times**, measured in turn by scripts/auto_clock.py. Rankings by time use the tuned methods' seeds;
-final metrics use all seeds of AutoSIBP.
+The tuned methods are the kept runs of the arena (or of the experiment in `ELSEWHERE`). Seconds of all methods are those
+measured in turn, `sibp.analysis.clock.KEPT`. Rankings by time use the tuned methods' seeds; final metrics use all seeds
+of AutoSIBP.
 """
 
-import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sibp.analysis.arena import ARENA, GOALS, REFERENCE, Contest, contests, costs_by_seed, own_names, pace
+from sibp.analysis.arena import ARENA, GOALS, REFERENCE, Contest, contests, costs_by_seed, own_names
+from sibp.analysis.clock import KEPT, cost_ratios, time_all
 from sibp.analysis.comparison import Method, compare
 from sibp.analysis.duels import by_seed
 from sibp.analysis.levels import targets, tuning_seconds
-from sibp.analysis.outcomes import Target, retimed, training_seconds
+from sibp.analysis.outcomes import Target
 from sibp.analysis.scoring import Verdict, verdict
 from sibp.analysis.statistics import Estimate, estimate, median
 from sibp.runs.collect import collect
 from sibp.runs.packed import PACKED
-from sibp.runs.reading import Run
 
 AUTO, FOLDER, OF_SGD = "sibp_auto", "auto_untuned", "_sgd"
-TIMED_AS = {"fashion_mnist": "shallow", "label_noise": "shallow"}  # the same network and batches
 FAMILY = ("proxbp", "sibp exact", "sibp cg:3", "sibp cg:5")  # without an outer optimizer
 ELSEWHERE = {"label_noise": "label_noise/noise40"}  # problem -> its tuned methods, if not in the arena
 
@@ -33,10 +30,10 @@ class Untuned:
     """A problem with AutoSIBP entered."""
 
     folder: str  # in results/auto_untuned
-    contest: Contest  # on the seeds of the tuned methods, with AutoSIBP's seconds rescaled
+    contest: Contest  # on the seeds of the tuned methods
     own: Method  # all runs of AutoSIBP
     sgd: Method  # all runs of tuned SGD
-    ratio: float  # AutoSIBP's processor time per step over SGD's
+    ratio: float  # AutoSIBP's seconds per step over SGD's
 
 
 @dataclass(frozen=True)
@@ -66,22 +63,17 @@ def _untuned(results: Path, folder: Path) -> Untuned:
     kept = tuned_folder(results, folder.name)
     own, further = collect([folder]).runs, folder.with_name(folder.name + OF_SGD)
     more = collect([further]).runs if further.is_dir() else []
-    tuned, names = collect([kept]).runs, own_names([results / ARENA, kept], [])
-    (before,) = contests(compare(tuned, None, None), names)
-    sgd = next(method for method in before.problem.methods if method.name == REFERENCE)
+    tuned = collect([kept]).runs
+    seeds = {run.seed for run in tuned}
+    problems = compare([*tuned, *(run for run in own if run.seed in seeds)], None, None)
+    if (record := results / KEPT).exists():
+        time_all(problems, record)
+    (contest,) = contests(problems, own_names([results / ARENA, kept], []))
+    methods = {method.name: method for method in contest.problem.methods}
+    sgd = methods[REFERENCE]
+    ratio = median(cost_ratios(methods[AUTO], sgd, contest.problem.clock))
     all_sgd = replace(sgd, runs=sorted([*sgd.runs, *more], key=lambda run: run.seed))
-    clock = json.loads((folder.parent / "clock" / "clock.json").read_text())["seconds_per_step"]
-    steps = clock[TIMED_AS.get(folder.name, folder.name)]
-    ratio = median([mine / theirs for mine, theirs in zip(steps[AUTO], steps[REFERENCE], strict=True)])
-    same = [run for run in own if run.seed in before.seeds]
-    factor = ratio * pace(sgd) / pace(_method(same))
-    same = [retimed(run, factor * run.columns["seconds"], factor * training_seconds(run)) for run in same]
-    (contest,) = contests(compare([*tuned, *same], None, None), names)
-    return Untuned(folder.name, contest, _method(own), all_sgd, ratio)
-
-
-def _method(runs: Sequence[Run]) -> Method:
-    return Method(AUTO, [], None, None, list(runs))
+    return Untuned(folder.name, contest, Method(AUTO, [], None, None, list(own)), all_sgd, ratio)
 
 
 def at_the_end(problem: Untuned, goal: str, among: Collection[str] | None = None) -> Beside:

@@ -125,7 +125,7 @@ def test_a_clock_of_another_network_is_not_used(tmp_path):
 def test_an_invalid_clock_file_is_refused_in_one_sentence(tmp_path, text, capsys):
     found = problem(tmp_path / "runs")
     (tmp_path / "clock.json").write_text(text)
-    with pytest.raises(UsageError, match="is not a record of `sibp bench step`"):
+    with pytest.raises(UsageError, match="is not a record of `sibp bench runs` or `step`"):
         read_clock(tmp_path / "clock.json", found)
     assert main([str(tmp_path / "runs"), "--clock", str(tmp_path / "nowhere.json")]) == 2
     assert "nowhere.json is not a record" in capsys.readouterr().err
