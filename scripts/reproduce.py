@@ -57,8 +57,7 @@ def commands(experiment: Experiment, run_root: Path, own: Sequence[str]) -> Iter
         after = [*own, f"run_root={place}", "tensorboard=false"]
         whole = ["eval_val_limit=null"]  # kept runs are judged by all validation images, like tuning
         if kind == "script":
-            own_words = [own[0] if word == "data_root" else word for word in words[1:]]
-            yield [f"scripts/{words[0]}", *own_words, "--out", place]
+            yield [f"scripts/{words[0]}", "--out", place]
         elif kind == "chosen":
             for choice in _choices(words[0]):
                 yield ["-m", "sibp.train", "-m", *words[1:], *choice, *whole, *after]
