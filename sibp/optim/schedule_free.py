@@ -38,6 +38,13 @@ def build(model: nn.Module, *, lr: float, beta: float, weight_decay: float) -> t
     optimizer = AdamWScheduleFree(model.parameters(), lr, betas=(beta, 0.999), weight_decay=weight_decay)
     optimizer.train()
     model.register_forward_pre_hook(_Mode(optimizer))
+
+    def before_step(optimizer: Any, args: Any, kwargs: Any) -> None:
+        del args, kwargs
+        if model.training:  # the package checks its mode before it calls a closure, whose forward pass would set it
+            optimizer.train()
+
+    optimizer.register_step_pre_hook(before_step)
     return optimizer
 
 

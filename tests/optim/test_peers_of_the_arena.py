@@ -118,3 +118,8 @@ def test_schedule_free_evaluates_the_average_but_not_for_gradients():
     torch.testing.assert_close(weight.detach(), between)
     copy.deepcopy(model)(x)  # the copy's forward pass moves nothing
     torch.testing.assert_close(weight.detach(), between)
+    model.eval()
+    model(x)
+    model.train()
+    optimizer.step(closure)  # as after an evaluation: it was at the average until now
+    assert (weight.detach() != between).any()
