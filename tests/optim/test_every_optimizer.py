@@ -94,9 +94,10 @@ def mlp(dtype: torch.dtype = torch.float32) -> nn.Module:
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, batch: int = BATCH) -> list[float]:
-    """Steps in the manner of the training loop, on batches that the step's number decides; their losses."""
+    """Steps as in the training loop, after an evaluation, on batches that the step's number decides; their losses."""
     data, dtype = digits().train, next(model.parameters()).dtype
     losses = []
+    accuracy(model)
     for step in steps:
         rows = torch.arange(step * batch, (step + 1) * batch) % len(data)
         x, y = data.images[rows].to(dtype), data.labels[rows]
@@ -117,8 +118,11 @@ def weights(model: nn.Module) -> list[Tensor]:
 
 def accuracy(model: nn.Module) -> float:
     data = digits().val
+    model.eval()
     with torch.no_grad():
-        return (model(data.images.to(next(model.parameters()).dtype)).argmax(1) == data.labels).double().mean().item()
+        outputs = model(data.images.to(next(model.parameters()).dtype))
+    model.train()
+    return (outputs.argmax(1) == data.labels).double().mean().item()
 
 
 @cache
