@@ -27,6 +27,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+from sibp.analysis.clock import KEPT
 from sibp.report.__main__ import main as report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -152,6 +153,7 @@ def _interactive(path: Path) -> Path:
     (line,) = (line for line in path.read_text().splitlines() if line.startswith(MADE_BY))
     sources = [
         *path.parent.rglob("runs.jsonl"),
+        ROOT / "results" / KEPT,
         *(ROOT / "sibp").glob("analysis/*.py"),
         *(ROOT / "sibp/report").glob("*.*"),
     ]
@@ -164,6 +166,7 @@ def _interactive(path: Path) -> Path:
         words = [*shlex.split(line.removeprefix(MADE_BY)), "--out", INTERACTIVE, "--format", "html"]
         with tempfile.TemporaryDirectory() as folder:
             copy = shutil.copytree(path.parent, Path(folder) / path.parent.name)
+            shutil.copytree((ROOT / "results" / KEPT).parent, (Path(folder) / KEPT).parent)
             with contextlib.chdir(copy), contextlib.redirect_stdout(io.StringIO()):
                 if report(words) != 0:
                     raise RuntimeError(f"the command of {path} fails: {line}")
