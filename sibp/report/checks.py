@@ -74,6 +74,8 @@ def _budgets(problem: Problem) -> Iterable[str]:
 
 
 def _machines(problem: Problem) -> Iterable[str]:
+    if all(method.name in (problem.clock or ()) for method in problem.methods if method.runs):
+        return  # no seconds of the runs themselves are shown
     shown_runs = [run for method in problem.methods for run in method.runs]
     abouts = [run.summary.get("environment") for run in shown_runs]
     keys = ("host", "processor", "device", "threads")
@@ -88,7 +90,7 @@ def _machines(problem: Problem) -> Iterable[str]:
     if known and max(known) - min(known) > UNEQUAL_LOAD:
         yield (
             f"Machine load varied from {min(known):g} to {max(known):g} processes between runs: compare steps, "
-            "not seconds, or measure the cost of a step separately (sibp bench step)."
+            "not seconds, or measure the cost of a step separately (sibp bench runs)."
         )
 
 

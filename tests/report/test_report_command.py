@@ -177,6 +177,17 @@ def test_unequal_load_is_a_warning(tmp_path, loads, told):
     assert ("Machine load varied from 1 to 2.5 processes between runs" in page) == told
 
 
+@pytest.mark.parametrize(("timed", "told"), [(("sgd", "cg:5"), False), (("sgd",), True)])
+def test_unequal_load_is_no_warning_where_a_clock_times_all_methods(tmp_path, timed, told):
+    for name, optimizer, load in (("a", SGD, 1.0), ("b", SIBP, 9.0)):
+        write_run(tmp_path / "runs" / name, optimizer, summary={"environment": {"host": "box", "load": load}})
+    case = {"net": "64-64-10", "batch": 50, "seconds_per_step": {name: [0.1] for name in timed}}
+    (tmp_path / "clock.json").write_text(json.dumps({"cases": [case]}))
+    words = ["--clock", tmp_path / "clock.json", "--out", tmp_path / "report.html", "--format", "html"]
+    report(tmp_path / "runs", *words)
+    assert ("Machine load varied" in (tmp_path / "report.html").read_text()) == told
+
+
 def test_divergences_are_crosses_on_the_robustness_plot(written):
     figures = plots((written / "report.html").read_text())
     (figure,) = [f for f in figures if f["x_title"] == "lr"]
