@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 
 from sibp.analysis.comparison import Method, Problem
-from sibp.analysis.outcomes import FINAL_LOSS, retimed, seconds_per_step, training_seconds
+from sibp.analysis.outcomes import FINAL_LOSS, seconds_per_step
 from sibp.analysis.scoring import BETTER, MIN_SEEDS, TOO_FEW, WORSE, first_reach
 from sibp.analysis.statistics import Estimate, estimate
 from sibp.runs.reading import Run
@@ -142,7 +142,8 @@ def _timed(method: Method, pace: float) -> Method:
 
 def _at_pace(run: Run, pace: float) -> Run:
     steps = run.columns["step"]
-    return retimed(run, pace * steps, pace * float(steps[-1]) if len(steps) else training_seconds(run))
+    total = {"train": pace * float(steps[-1])} if len(steps) else run.summary.get("seconds")
+    return replace(run, columns=run.columns | {"seconds": pace * steps}, summary=run.summary | {"seconds": total})
 
 
 def _name(method: str) -> str:

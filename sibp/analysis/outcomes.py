@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -84,11 +84,6 @@ def training_seconds(run: Run) -> float:
     total = number_or_nan(clock.get("train")) if isinstance(clock, dict) else math.nan
     logged = float(run.columns["seconds"][-1]) if len(run.columns["seconds"]) else 0.0
     return logged if math.isnan(total) or total < logged else total
-
-
-def retimed(run: Run, seconds: np.ndarray, total: float) -> Run:
-    """The run with other training seconds: at its logged rows, and in total."""
-    return replace(run, columns=run.columns | {"seconds": seconds}, summary=run.summary | {"seconds": {"train": total}})
 
 
 def seconds_per_step(run: Run) -> float | None:
