@@ -70,9 +70,9 @@ def paces(place: str) -> dict[str, list[float]]:
     config = merged(shared, line)["config"]
     hidden, name = config["model"].get("hidden"), config["model"]["name"]
     net = "-".join(map(str, [INPUTS[config["dataset"]["name"]], *hidden, 10])) if hidden else name
-    measured = {
-        (c["net"], c["batch"]): c["processor_seconds_per_step"] for c in json.loads(RECORD.read_text())["cases"]
-    }
+    own = RESULTS / Path(place).parts[0] / RECORD.name
+    cases = json.loads((own if own.exists() else RECORD).read_text())["cases"]
+    measured = {(case["net"], case["batch"]): case["processor_seconds_per_step"] for case in cases}
     return measured.get((net, config["batch_size"]), {})
 
 

@@ -37,6 +37,11 @@ OVER_SETTINGS: dict[str, Callable[[Mapping[float, tuple[float, float]]], float]]
 }
 
 
+OWN_CLOCK = Path(KEPT).name
+"""In an experiment's folder: a record in place of the common one, for settings whose steps cost more or less than those
+in other experiments (no momentum, repeated iterations)."""
+
+
 class OpenError(Exception):
     """A criterion cannot be judged from the kept runs; the message says why."""
 
@@ -80,7 +85,8 @@ class Evidence:
         problems = compare(collect([folder]).runs, None, None)
         if len(problems) != 1:
             raise UsageError(f"results/{place} has {len(problems)} problems: name one of its folders.")
-        if (record := self.results / KEPT).exists():
+        own = self.results / Path(place).parts[0] / OWN_CLOCK
+        if (record := own if own.exists() else self.results / KEPT).exists():
             time_all(problems, record)
         return problems[0]
 

@@ -16,7 +16,7 @@ from sibp.runs.packed import PACKED, pack
 from sibp.runs.values import UsageError
 from sibp.study.claims import Better, Every, judge, read_claims
 from sibp.study.claims_page import Judged, by_the_clock, csv_text, judged, page, verdict_table
-from sibp.study.criteria import Evidence, find
+from sibp.study.criteria import OWN_CLOCK, Evidence, find
 from sibp.study.experiments import Experiment
 
 START = 2.0
@@ -392,3 +392,6 @@ def test_measured_steps_time_kept_runs(results):
     (results / KEPT).parent.mkdir()
     (results / KEPT).write_text(json.dumps({"machine": {}, "cases": cases}))
     assert find(better(place="deep/layers1"), Evidence(results)).clock.measured.median == pytest.approx(1.5)
+    cases[1]["seconds_per_step"]["sibp cg:5"] = [2.5, 5.0]
+    (results / "deep" / OWN_CLOCK).write_text(json.dumps({"machine": {}, "cases": cases}))
+    assert find(better(place="deep/layers1"), Evidence(results)).clock.measured.median == pytest.approx(2.5)
