@@ -22,19 +22,19 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_finish() -> None:
-    """What is there before the first test stays: collections of garbage need not look at it."""
+    """Objects that exist before the first test are exempt from garbage collection."""
     gc.collect()
     gc.freeze()
 
 
 def pytest_sessionfinish() -> None:
-    """Libraries that count what is left at the end want it collected."""
+    """Libraries that count live objects at exit need them collected."""
     gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
 def _registered_here_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Activations that a test registers, or a page's plugin that it imports, are forgotten after it."""
+    """Removes activations that a test has registered and plugins that it has imported."""
     monkeypatch.setattr(registry, "_rows", dict(registry._rows))
 
 

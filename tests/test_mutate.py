@@ -1,4 +1,4 @@
-"""The table of mutations fits the code, and the tool that tries them tells the truth; trying them all takes minutes."""
+"""The table of mutations fits the code, and the tool that applies them reports correctly."""
 
 import importlib.util
 import sys

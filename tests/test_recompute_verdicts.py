@@ -1,4 +1,4 @@
-"""Verdicts recomputed without the report's code: they agree with it on made-up runs, and a changed word is noticed."""
+"""Verdicts recomputed without the report's code agree with it on made-up runs; a changed verdict is noticed."""
 
 import importlib.util
 import math

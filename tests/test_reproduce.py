@@ -1,4 +1,4 @@
-"""The list of experiments: every command is possible, and what is kept of one is what its runs say."""
+"""The list of experiments: every command is valid, and kept files match the runs."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""What results/ claims is what its kept runs say."""
+"""The pages of results/ match the kept runs."""
 
 import subprocess
 import sys

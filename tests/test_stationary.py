@@ -1,4 +1,4 @@
-"""The script that looks where methods come to rest: its figures against plain autograd and brute force."""
+"""The script on stationary points: its metrics against plain autograd and brute force."""
 
 import importlib.util
 import itertools

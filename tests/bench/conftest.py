@@ -1,4 +1,4 @@
-"""Small measurements: what is tested is what is measured and said, never how fast it is."""
+"""Small measurements: tests check what is measured and reported, never speed."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from sibp.bench import rates, scaling, timing
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch):
-    """Single steps instead of stretches, small products instead of large ones; torch's threads as before."""
+    """Single steps and small products; restores torch's number of threads."""
     monkeypatch.setattr(timing, "_STRETCH", 0.0)
     monkeypatch.setattr(rates, "_SIZES", {"cpu": (64,), "cuda": (64,)})
     monkeypatch.setattr(rates, "_SECONDS", 0.0)

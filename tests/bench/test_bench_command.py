@@ -1,4 +1,4 @@
-"""The command end to end: what it writes, what it says, what it refuses."""
+"""The command end to end: its files, its output and its error messages."""
 
 import json
 import math
@@ -112,7 +112,7 @@ def test_a_step_that_cannot_be_compiled_does_not_affect_the_others(tmp_path, qui
 
 
 def test_recording_a_graph_restores_the_weights(monkeypatch):
-    """What is replayed starts from the weights that every method starts from."""
+    """A replayed graph starts from the same weights as every other method."""
 
     def recorded(step, x, y):
         step(x, y)  # as warming up does

@@ -1,4 +1,4 @@
-"""The formulas count what torch counts on steps written out by hand, and those steps are the methods' own."""
+"""The formulas agree with torch's counter on steps written out by hand, and those steps are the methods' own."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -55,7 +55,7 @@ def test_sgd(case):
 
 
 def other_halves(case):
-    """What is counted where Gram matrices of linear layers are computed whole."""
+    """Counts with whole Gram matrices for linear layers."""
     layers = [layer for layer in layers_of(case.model(), case.shape, case.batch) if layer.features is None]
     sides = [(a.rows, a.inputs) if a.in_span else (a.inputs + 1, a.rows) for a in layers]
     return sum(size * (size - 1) * inner for size, inner in sides)
@@ -120,7 +120,7 @@ def test_closed_forms_of_convolutions(batch, method, optimizer):
     with disabled():
         done = counted(lambda: train(model, optimizer(model, prox_weight=1e4, solver="exact"), case))
     sizes = [(min(a.rows, a.inputs + 1), a.neurons) for a in layers_of(case.model(), case.shape, case.batch)]
-    looks = sum(2 * size**2 * m for size, m in sizes if size >= SINGLE)  # at what is left over, in double precision
+    looks = sum(2 * size**2 * m for size, m in sizes if size >= SINGLE)  # at the remainder, in double precision
     assert done == products(method, case, case.model()) + other_halves(case) + looks
 
 

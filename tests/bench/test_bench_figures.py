@@ -1,4 +1,4 @@
-"""What tables say, from records made up for the purpose; memory, from work whose memory is known."""
+"""Tables of made-up records, and memory of work whose memory is known."""
 
 import math
 import subprocess
@@ -70,7 +70,7 @@ def test_targets_are_called_met_or_missed():
 
 
 def test_verdicts_are_on_processor_time():
-    """Another process takes the machine for a while: by the clock exact looks three times as slow as it is."""
+    """Another process takes the machine for a while: by wall-clock time, exact looks three times as slow as it is."""
     made = record(sgd=1.0, exact=1.3)
     made["cases"][0]["seconds_per_step"]["exact"] = [27.3] * 3
     assert verdicts_of(made, "exact") == ["≤ 1.35", "met"]
@@ -192,7 +192,7 @@ def test_the_floor_adds_what_a_method_does_beyond_sgd():
 
 
 def test_the_floor_is_by_the_clock_that_judges():
-    """Processor time on a CPU; there is none worth having of a device."""
+    """Processor time on a CPU; for other devices it is meaningless."""
     case = counted(record(sgd=4.0, exact=8.0), sgd=(1, 2), exact=(3, 8))
     assert floor(case | {"device": "cuda"}, "exact") == pytest.approx(1 + (3 - 1) / 28)
 
@@ -232,7 +232,7 @@ def test_cases():
 
 def test_each_activation_is_a_separate_case():
     assert choose_cases(["5-4"], [], ["tanh", "relu"]) == [Case("5-4", 100, "tanh"), Case("5-4", 100)]
-    assert choose_cases(["784-500-500-10"], []) == [Case("784-500-500-10", 100)]  # who names no activation means ReLU
+    assert choose_cases(["784-500-500-10"], []) == [Case("784-500-500-10", 100)]  # the default activation is ReLU
     assert choose_cases(["transformer_block"], [3], ["gelu"]) == [Case("transformer_block", 3)]
     asked = choose_cases([], [], ["silu"])
     assert Case("784-500-500-10", 100, "silu") in asked

@@ -1,4 +1,4 @@
-"""Rounds and figures, on a clock that the tests move."""
+"""Rounds and their statistics, on a clock that the tests advance."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from sibp.bench.timing import MIN_ROUNDS, interleave, quartiles, ratios
 
 
 class Machine:
-    """A clock, and workers whose steps take as long as they are told to."""
+    """A clock, and workers whose steps take a given time."""
 
     def __init__(self):
         self.now, self.slowdown, self.log = 0.0, 1.0, []
@@ -59,7 +59,7 @@ def test_short_steps_are_timed_in_stretches():
 
 @pytest.mark.parametrize(("seconds", "period", "steps"), [(0.001, 20, 40), (0.001, 100, 100), (1.0, 7, 7)])
 def test_a_stretch_is_a_whole_number_of_periods(seconds, period, steps):
-    """Or a method that renews its preconditioner in every 20th step would seem as cheap as its other 19."""
+    """Otherwise a method that renews its preconditioner every 20 steps would look as cheap as its other 19."""
     machine = Machine()
     worker = machine.worker("a", seconds)
     worker.period = period

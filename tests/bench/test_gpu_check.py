@@ -1,4 +1,4 @@
-"""The script for a machine with a GPU, as far as it can be tried without one."""
+"""The script for a machine with a GPU, as far as it can be tested without one."""
 
 import re
 import shlex

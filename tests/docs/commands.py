@@ -1,4 +1,4 @@
-"""What the commands on the pages have to be: checked without being run, as far as that is possible."""
+"""Checks of the commands on the pages, without running them."""
 
 import importlib
 import re

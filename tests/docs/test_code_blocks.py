@@ -23,7 +23,7 @@ ONE_PROCESS = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MAST
 
 @pytest.fixture
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty folder, and what a page may change for the whole process put back."""
+    """An empty folder; restores what a page may change for the whole process."""
     monkeypatch.chdir(tmp_path)
     for key, value in {"MPLBACKEND": "Agg", **ONE_PROCESS}.items():  # as torchrun says it to a single process
         monkeypatch.setenv(key, value)
@@ -109,7 +109,7 @@ from the shell
 
 
 def look_at(page: Path) -> None:
-    """What the tests above do with a page."""
+    """How the tests above treat a page."""
     run_page(page)
     for block in blocks(page):
         if block.language == "bash" and not block.marker:

@@ -82,7 +82,7 @@ def test_costs_match_the_table(name, of_sgd):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_which_weights_carry_the_error_signal(name):
-    """Whether the last layer moves is felt by the first one, in the same backward pass, through new weights alone."""
+    """Only through new weights does the first layer depend on the last layer's step in the same backward pass."""
     trained, frozen = (first_layers_gradient(METHODS[name], moves) for moves in (True, False))
     said = rows()[name][3]
     if "learned inverse" in said:
@@ -93,7 +93,7 @@ def test_which_weights_carry_the_error_signal(name):
 
 
 def first_layers_gradient(method: Method, last_layer_moves: bool) -> torch.Tensor:
-    """What a backward pass leaves: the gradient, or the step itself."""
+    """The content of `.grad` after a backward pass: the gradient, or the step itself."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3)).double()
     model[2].requires_grad_(last_layer_moves)

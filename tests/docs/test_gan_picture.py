@@ -1,4 +1,4 @@
-"""The picture of why a GAN needs `paused()`: what its page says of it is what a short game shows."""
+"""The picture of why a GAN needs `paused()`: a short game shows what its page says."""
 
 import importlib.util
 import sys

@@ -1,4 +1,4 @@
-"""The names of code that stand in the text: a page must not speak of what has been renamed or is gone."""
+"""Names of code in the text: no page may mention what has been renamed or removed."""
 
 import ast
 import importlib

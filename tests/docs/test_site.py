@@ -1,4 +1,4 @@
-"""The site: it is built without a warning, opens from a file, and needs nothing from the network."""
+"""The site is built without warnings, opens from a file, and needs no network."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The site in a real browser, opened from files, as wide as a desk's screen and as a phone's."""
+"""The site in a real browser, opened from files, at the widths of a desktop and of a phone."""
 
 import html
 import json
@@ -80,7 +80,7 @@ def copy(site: Path, tmp_path: Path) -> Path:
 
 
 def look(site: Path, name: str, page: str) -> tuple[str, str]:
-    """Open a page that looks at the site; what it says, and what the browser says."""
+    """Opens a page that inspects the site; returns its findings and the browser's console."""
     assert CHROMIUM is not None
     (site / name).write_text(page)
     words = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]

@@ -1,4 +1,4 @@
-"""Five things that a newcomer wants, done in the built site from its first screen: how many clicks each takes."""
+"""Five tasks of a newcomer, done in the built site from its first screen, and the clicks that each takes."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from code_blocks import ROOT
 from test_site_browser import CHROMIUM
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
-SCREEN = 900  # pixels of a desk's window
+SCREEN = 900  # pixels of a desktop window
 TASKS = {
     "does it help on a ConvNet": ([], "Do not when the net is mostly convolutional"),
     "which variant for a ConvNet": (["howto/which-method.html"], "convolutions, wall-clock time matters"),

@@ -47,7 +47,7 @@ def words(line: str) -> str:
 
 @pytest.fixture(autouse=True)
 def _as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty folder, and what frameworks change for the whole process put back."""
+    """An empty folder; restores what frameworks change for the whole process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     threads, states = torch.get_num_threads(), (random.getstate(), np.random.get_state(), torch.get_rng_state())  # noqa: NPY002
@@ -68,7 +68,7 @@ def test_example_prints_what_it_says_and_trains(path: Path) -> None:
         runpy.run_path(str(path), run_name="__main__")
     ours = [one for one in warned if Path(one.filename).is_relative_to(ROOT)]
     ours = [str(one.message) for one in ours if not Path(one.filename).is_relative_to(sys.prefix)]
-    assert ours == []  # what other packages warn of is theirs, wherever they are installed
+    assert ours == []  # warnings of other packages do not count, wherever they are installed
     lines = [line for line in printed.getvalue().splitlines() if line.strip()]
     assert [words(line) for line in lines] == [words(line) for line in expected(path)]
     for found in filter(None, map(FALL.fullmatch, lines)):

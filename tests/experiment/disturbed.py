@@ -1,4 +1,4 @@
-"""Ways to disturb a run in this process, and what must be as if nothing had happened."""
+"""Ways to disturb a run in this process, and comparisons with an undisturbed run."""
 
 import itertools
 from collections.abc import Callable
@@ -27,12 +27,12 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], obj
 
 
 def crash() -> None:
-    """What ``fail_at`` may do."""
+    """The disturbances that ``fail_at`` can cause."""
     raise RuntimeError("the lights went out")
 
 
 def without_seconds(value: Any) -> Any:
-    """Drop what no two runs share: seconds, the time of day and the surroundings."""
+    """Removes what differs between any two runs: seconds, time of day and environment."""
     if isinstance(value, dict):
         dropped = ("seconds", "first_step_seconds", "seconds_to_target", "environment", "started")
         return {key: without_seconds(item) for key, item in value.items() if key not in dropped}
@@ -52,7 +52,7 @@ def assert_same_end(folder: RunFolder, other: RunFolder) -> None:
 
 
 def assert_curves_are_the_rows(folder: RunFolder) -> None:
-    """TensorBoard finds one file, with every row once and the final figures once."""
+    """TensorBoard finds one file, with every row once and the final metrics once."""
     assert sum(path.stat().st_size > 0 for path in folder.board.iterdir()) == 1
     found = curves(folder.board)
     rows = folder.rows()

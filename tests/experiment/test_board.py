@@ -41,7 +41,7 @@ def content(events: EventAccumulator, tag: str) -> bytes:
 
 
 def settings_and_status(folder: Path) -> tuple[dict[str, Any], str | None]:
-    """A run's line in the table of hyper-parameters; None where it has no end."""
+    """A run's row in the table of hyper-parameters; None for an unfinished run."""
     tags = read(folder).PluginTagToContent(metadata.PLUGIN_NAME)
     assert metadata.EXPERIMENT_TAG not in tags  # or one run's columns would be those of all
     values = metadata.parse_session_start_info_plugin_data(tags[metadata.SESSION_START_INFO_TAG]).hparams

@@ -1,4 +1,4 @@
-"""A small language model: its text, its model, its loss, what proximal methods are told of it, and what a run keeps."""
+"""A small language model: its text, model, loss, `loss_average` and run folder."""
 
 import hashlib
 import math
@@ -124,7 +124,7 @@ def test_samples_remain_after_a_run_is_resumed(tmp_path):
 
 
 class Next(torch.nn.Module):
-    """Is sure that the letter after a, b, c is b, c, a, and a after a line break; counts what it is shown at most."""
+    """Predicts b, c, a after a, b, c, and a after a line break, with certainty; records the longest input."""
 
     def __init__(self):
         super().__init__()
@@ -178,5 +178,5 @@ def test_embeddings_and_norms_have_a_separate_learning_rate(optimizer, tmp_path,
     assert id(model.letters.weight) in held  # pyright: ignore
     named = compose([f"optimizer={optimizer}"]), compose([f"optimizer={optimizer}", "optimizer.fallback_lr=0.001"])
     assert run_name(named[0]) == run_name(named[1])
-    del named[1]["optimizer"]["fallback_lr"]  # as it was before there was such a setting
+    del named[1]["optimizer"]["fallback_lr"]  # as before this setting existed
     assert run_name(named[0]) == run_name(named[1])

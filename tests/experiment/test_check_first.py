@@ -1,4 +1,4 @@
-"""A mistake in any job of a command is one sentence and exit code 2; nothing is trained and no folder is written."""
+"""A mistake in any job of a command gives one sentence and exit code 2; nothing is trained or written."""
 
 from pathlib import Path
 
@@ -105,7 +105,7 @@ def test_an_invalid_run_leaves_no_folder(word, capsys):
 
 
 def test_a_user_model_too_large_for_memory_is_one_sentence(make_config, monkeypatch):
-    """How many weights it has is not known before torch is asked for them."""
+    """The number of weights is unknown until torch allocates them."""
 
     def wide(shape: tuple[int, ...], classes: int, *, channels: int) -> torch.nn.Module:
         return torch.nn.Conv2d(1, channels, 5)

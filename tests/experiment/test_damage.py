@@ -1,4 +1,4 @@
-"""Whatever is damaged or in the way is named in one sentence, costs nothing that was kept, and runs no code."""
+"""Damaged or misplaced files are named in one sentence; nothing kept is lost, and no code in them runs."""
 
 import os
 import pickle
@@ -41,7 +41,7 @@ def half(make_config, monkeypatch) -> RunFolder:
 
 
 def refused(folder: RunFolder, damaged: Path) -> None:
-    """The run says what is damaged, and leaves every file as it is."""
+    """The run names the damaged file, and changes no file."""
     before = (damaged.read_bytes(), folder.checkpoint.read_bytes(), folder.metrics.read_bytes())
     outcome = run(folder.config)
     assert outcome.status == "failed"

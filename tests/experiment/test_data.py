@@ -1,4 +1,4 @@
-"""Data sets: split sizes, scaling, and one sentence for every file that is not as it should be."""
+"""Data sets: split sizes, scaling, and one sentence for every faulty file."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Oracle: a run that was never disturbed. Whatever kills another, the same command ends it the same to the last bit."""
+"""Oracle: an undisturbed run. Whatever kills another, the same command completes it bit for bit."""
 
 import itertools
 import random

@@ -1,4 +1,4 @@
-"""Sweeps in other processes, and what no edit of a file and no process that dies may change in a sweep."""
+"""Sweeps in other processes: neither edits of files nor dying processes change their results."""
 
 import os
 import shutil
@@ -63,7 +63,7 @@ def test_a_launchers_processes_are_reported_like_a_single_process(launcher, capf
 
 
 def test_a_process_that_dies_loses_only_its_run(monkeypatch, capsys):
-    """The kernel kills for want of memory; here the test does, as soon as the first of four has a checkpoint."""
+    """Stands for the kernel's out-of-memory killer: kills as soon as the first of four runs has a checkpoint."""
     original, killed = workers._start, []
 
     def start(context, job, at_once):

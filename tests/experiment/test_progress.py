@@ -1,4 +1,4 @@
-"""Where the runs of a command stand, and what a person is shown of it."""
+"""Progress of a command's runs, and how it is displayed."""
 
 import fcntl
 import subprocess
@@ -47,7 +47,7 @@ def test_steps_of_a_run_limited_by_epochs_come_from_its_rows(folder):
 
 
 def test_reading_the_state_does_not_lock_a_run(folder):
-    """Whoever looks holds the lock for a moment; who wants it then gets it a moment later."""
+    """A reader holds the lock briefly; a writer that waits gets it afterwards."""
     folder.path.mkdir()
     with open(folder.path / ".lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)

@@ -1,4 +1,4 @@
-"""What ``make run`` ends with."""
+"""The last lines of ``make run``."""
 
 import runpy
 import sys

@@ -1,4 +1,4 @@
-"""The reference of settings names all that the code takes, with the code's defaults and choices, everywhere alike."""
+"""The reference of settings lists everything that the code accepts, with its defaults and choices."""
 
 import inspect
 import re
@@ -38,7 +38,7 @@ def test_every_setting_of_a_run_is_there_with_its_default():
 
 
 def arguments(group: str, config: dict[str, object]) -> set[str]:
-    """What the builder of a config takes from it."""
+    """The settings that a config's builder reads."""
     name = str(config["name"])
     if group == "dataset":
         return set()

@@ -1,4 +1,4 @@
-"""Oracle: a run that was never disturbed. Whatever happens to another, it ends the same to the last bit."""
+"""Oracle: an undisturbed run. Whatever happens to another, it ends equal to it bit for bit."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a run leaves behind, and when it is done again."""
+"""The files of a run, and when it is trained again."""
 
 import json
 import math
@@ -389,7 +389,7 @@ def test_test_data_are_not_evaluated_until_requested(make_config, monkeypatch):
 
 
 def test_the_first_rows_are_logged_more_often_if_configured(make_config):
-    """Five of them every `log_early` steps; the others as ever, so a curve is nowhere coarser."""
+    """Five rows `log_early` steps apart, the others as without it, so that no part of a curve is coarser."""
     rows = run(make_config(log_early=2, log_every=8, max_steps=20, checkpoint_every=5)).folder.rows()
     assert [row["step"] for row in rows] == [0, 2, 4, 6, 8, 10, 16, 20]
     assert run_name(make_config(log_early=None)) == run_name({**make_config(), "log_early": None})
@@ -397,7 +397,7 @@ def test_the_first_rows_are_logged_more_often_if_configured(make_config):
 
 
 def test_rows_use_a_fixed_part_of_the_validation_images_if_limited(make_config, monkeypatch):
-    """The first so many; who asks for all of them has the run that knew no such setting."""
+    """The first so many images; a limit of all of them gives the run without a limit."""
     looked_at, original = [], Trainer.evaluate
 
     def evaluate(self, split, limit=None):

@@ -1,4 +1,4 @@
-"""Schedules of the step size: what they are at every step, whatever the optimizer and however often interrupted."""
+"""Step sizes at every step of a schedule, for any optimizer and any number of interruptions."""
 
 import math
 

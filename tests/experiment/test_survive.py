@@ -1,4 +1,4 @@
-"""What surrounds a run must not end it: streams that cannot be written, signals, disks, processes, damaged files."""
+"""Runs survive closed streams, signals, full disks, dying processes and damaged files."""
 
 import io
 import json
@@ -94,7 +94,7 @@ PLACES = {
 
 @pytest.mark.parametrize("place", PLACES)
 def test_an_exception_of_one_job_never_ends_the_sweep(place, tmp_path, monkeypatch, capsys):
-    """In the second of three jobs; what the job was doing then is no matter."""
+    """In the second of three jobs, whatever it is doing."""
     name, _ = PLACES[place]
     from pkgutil import resolve_name
 
@@ -139,7 +139,7 @@ def test_failing_to_add_test_metrics_keeps_the_result(make_config, monkeypatch):
 def test_a_signal_writes_a_checkpoint_and_the_same_command_resumes(number, make_config, monkeypatch):
     config = make_config()
     fail_at(monkeypatch, 13, lambda: os.kill(os.getpid(), number))
-    before = signal.signal(number, signal.SIG_DFL)  # whoever started the tests may have had it ignored
+    before = signal.signal(number, signal.SIG_DFL)  # the parent process may ignore it
     try:
         outcome = run(config)
     finally:
@@ -177,7 +177,7 @@ def interruptible():
 
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_while_a_command_starts_is_one_sentence(tmp_path):
-    """Before torch is there, in the midst of its import."""
+    """During the import of torch."""
     command = [sys.executable, "-m", "sibp.train", *SMALL]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         maps = Path(f"/proc/{child.pid}/maps")
@@ -202,7 +202,7 @@ def test_a_finished_run_on_a_disk_that_cannot_be_written_is_skipped(make_config,
 
 
 def test_killing_a_sweep_ends_its_processes(tmp_path):
-    """They have seen it within a moment, and have a checkpoint."""
+    """They react at once, and write a checkpoint."""
     words = [*SMALL, "max_steps=1000000", "-m", "seed=0,1", "hydra/launcher=sibp_joblib", "hydra.launcher.n_jobs=2"]
     words.append(f"run_root={tmp_path / 'runs'}")
     child = children.start(children.sweep, words, tmp_path / "out", tmp_path / "started", None)

@@ -1,4 +1,4 @@
-"""What a sweep file says of others, and of its final runs; what it must not say is in test_tune.py."""
+"""Sweep files that refer to others, and their final runs; test_tune.py has the invalid ones."""
 
 import shutil
 from pathlib import Path
@@ -24,7 +24,7 @@ def read(content: dict[str, Any], *words: str) -> Sweep:
 
 
 def test_a_file_like_another_changes_only_what_it_names():
-    """One method more, one less, one with another grid, and another number of trials; all the rest as there."""
+    """Adds a method, drops one, changes a grid and the number of trials; inherits the rest."""
     adam = {"overrides": ["optimizer=adam"], "grid": {"lr": [0.001, 0.002, 0.003, 0.01]}}
     sgd = {"grid": {"lr": [0.1, 0.2], "momentum": [0.1, 0.9]}}
     changed = read({"like": "digits_quick", "trials": 5, "methods": {"proxbp": None, "sgd": sgd, "adam": adam}})
@@ -39,7 +39,7 @@ def test_a_file_like_another_changes_only_what_it_names():
 
 
 def test_the_old_name_of_overrides_works_with_a_warning():
-    """As 0.1.0 called them, which the policy for names that change lets work until 0.3.0."""
+    """Names of 0.1.0, which remain valid until 0.3.0."""
     own = ["optimizer=sgd", "optimizer.weight_decay=1"]
     new = read({"like": "digits_quick", "methods": {"sgd": {"overrides": own}}})
     with pytest.warns(FutureWarning, match=r"methods\.sgd\.words is called overrides since 0\.2\.0"):

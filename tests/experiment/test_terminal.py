@@ -1,4 +1,4 @@
-"""What a person at a terminal sees of a sweep, and what Ctrl-C leaves."""
+"""A sweep's output in a terminal, and its state after Ctrl-C."""
 
 import contextlib
 import os

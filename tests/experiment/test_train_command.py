@@ -1,4 +1,4 @@
-"""The command line: what each mistake is answered with, what a sweep survives, how it says how it went."""
+"""The command line: its error messages, sweeps with failing runs, and exit codes."""
 
 import json
 import os

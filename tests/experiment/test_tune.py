@@ -1,4 +1,4 @@
-"""The command that tunes: equal trials, a choice without test data, fresh seeds, and nothing lost or done twice."""
+"""The tuning command: equal trials, a choice without test data, fresh seeds, and no run lost or repeated."""
 
 import contextlib
 import json
@@ -63,7 +63,7 @@ def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which a sweep ran that nothing disturbed."""
+    """The folder of an undisturbed sweep."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(None):
         patch.chdir(folder)
@@ -275,7 +275,7 @@ def test_a_sweep_waits_for_a_trial_that_another_process_trains(capsys):
 
 
 def gets_signal_at_step(configs: Path, step: int, number: int) -> None:
-    """In a child: tune, and get a signal before some step of all that are taken."""
+    """In a child process: tunes, and gets a signal before a given step."""
     compose.CONFIGS = configs
     taken = []
     original = Trainer._train_step

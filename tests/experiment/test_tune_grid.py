@@ -1,4 +1,4 @@
-"""The rule that gives trials: as many for every method, none twice, beyond an edge before around the best."""
+"""The rule for trials: equally many per method, none twice, first beyond an edge, then around the best."""
 
 import doctest
 import math
@@ -18,7 +18,7 @@ Judge = Callable[[tuple[float, ...]], Score]
 
 
 def play(axes: list[Axis], budget: int, judge: Judge) -> tuple[dict[Point, Score], list[list[Trial]]]:
-    """Try rounds until there are none left; (scores, rounds)."""
+    """Tries rounds until none is left; returns (scores, rounds)."""
     done: dict[Point, Score] = {}
     rounds = []
     while batch := next_trials(done, axes, budget):

@@ -1,4 +1,4 @@
-"""What ``solve_layer`` promises beyond the golden cases: skipped calls, lam, bad inputs, dtypes."""
+"""Promises of ``solve_layer`` beyond the golden cases: skipped calls, lam, invalid inputs, dtypes."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The command ``sibp``: which module answers, what it says by itself, and that this costs no import of torch."""
+"""The command ``sibp``: its dispatch and its help, without importing torch."""
 
 import importlib
 import json

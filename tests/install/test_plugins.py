@@ -1,4 +1,4 @@
-"""Optimizers, models and data sets in a package of someone's own, in a folder that knows nothing of this project."""
+"""Optimizers, models and data sets in a user's own package."""
 
 import json
 import os
@@ -125,7 +125,7 @@ def sibp(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_plugins_are_trained_and_compared_by_the_commands(capsys):
-    """In this process, in those of a launcher, and with a report of them, none of which has a word to say."""
+    """In this process, in a launcher's, and in a report, without any warning."""
     done = sibp("train", "-m", *OWN, "seed=0,1", "hydra/launcher=sibp_joblib", "hydra.launcher.n_jobs=2")
     assert done.stdout.splitlines()[-1].startswith("2 runs: 2 completed"), done.stderr
     assert {line.partition(",")[0] for line in done.stderr.splitlines()} <= {"1/2 runs"}
@@ -154,7 +154,7 @@ def test_plugins_are_tuned_by_a_separate_sweep(capsys):
 
 
 def test_their_activation_is_in_the_subproblems_of_the_model_that_names_it(capsys):
-    """The steps are those of tanh, which it computes; outside the subproblem they would differ."""
+    """The steps are tanh's, which it computes; outside the subproblem they would differ."""
     Path("waves.py").write_text(ACTIVATION)
     losses = []
     for name in ("wave", "tanh"):
@@ -256,7 +256,7 @@ def installed(site: Path, plugin: str = PLUGIN) -> dict[str, str]:
 
 
 def test_an_installed_package_registers_plugins_by_an_entry_point(tmp_path):
-    """All of theirs, and no word says so; in this process, and in those of a launcher."""
+    """All of them, without any warning, in this process and in a launcher's."""
     environment = installed(tmp_path / "site", PLUGIN + ACTIVATION)
     Path("mine.py").unlink()
     theirs = ["--config-dir", "my configs", "dataset=halves", "batch_size=20", "epochs=2", *QUICK]

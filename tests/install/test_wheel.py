@@ -21,7 +21,7 @@ IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so")
 
 
 def quick_compiler(folder: Path) -> dict[str, str]:
-    """The environment with a compiler that leaves out what takes long; these tests ask for no speed."""
+    """The environment with a compiler that skips slow optimisation, as these tests need no speed."""
     compiler = next(filter(None, map(shutil.which, ("gcc", "clang"))), None)
     if compiler is None:
         return dict(os.environ)

@@ -1,4 +1,4 @@
-"""Small models of every kind, and explicit twins that do the same with plain linear layers."""
+"""Small models of every kind, and equivalents of plain linear layers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

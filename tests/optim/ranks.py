@@ -1,4 +1,4 @@
-"""Processes that train together, and what each of them has to say."""
+"""Processes that train together, and the results of each."""
 
 import contextlib
 import multiprocessing

@@ -1,4 +1,4 @@
-"""AutoSIBP and line searches: what is taken never raises the loss, and what is left out leaves no trace."""
+"""AutoSIBP and line searches: no step raises the loss, and refused steps leave no trace."""
 
 import contextlib
 import copy
@@ -258,7 +258,7 @@ def test_a_closure_does_what_evaluate_does():
 
 @pytest.mark.parametrize("clears", [False, True])
 def test_a_closure_on_part_of_an_accumulated_batch_is_refused(clears: bool):
-    """As Lightning's is, which accumulates by itself: its trials would be of the last batch alone."""
+    """Like Lightning's, which accumulates by itself: trials would evaluate the last batch only."""
     model, (x, y) = mlp(5, 6, 3), batch()
     optimizer, old = AutoSIBP(model), weights(model)
 
@@ -327,7 +327,7 @@ def test_resumes_bitwise_from_a_state(make, width: int):
 @pytest.mark.filterwarnings("ignore:torch.distributed is:UserWarning", "ignore:TypedStorage is:UserWarning")
 @pytest.mark.parametrize("make", SEARCHING, ids=NAMES)
 def test_resumes_bitwise_from_a_distributed_checkpoint(make, tmp_path):
-    """What is read is what the state of an optimizer that has not trained has places for."""
+    """A checkpoint is read into the state of an untrained optimizer."""
     import torch.distributed.checkpoint as files
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
@@ -476,7 +476,7 @@ def test_an_empty_batch_leaves_no_trace(make, bad: float):
 
 
 def test_absurd_settings_and_inputs_train():
-    """Steps of any length, features of any size, a sum for a mean, one sample, samples that are all the same."""
+    """Any step size, features of any scale, a sum as loss, one sample, identical samples."""
     x, y = batch(0, 60)
     cases: dict[str, tuple[float, Tensor, Tensor, float]] = {
         "tiny lr": (1e-8, x, y, 0.0),
@@ -515,7 +515,7 @@ def test_batches_of_one_sample_train():
 
 
 def test_small_batches_start_with_reduced_trust():
-    """16 rows say enough; what accumulates counts together."""
+    """16 rows suffice; accumulated batches count together."""
     for rows, trust in (([1], 1 / 16), ([4], 1 / 4), ([4, 8], 3 / 4), ([16], 1.0), ([300], 1.0)):
         model, optimizer = (found := mlp(5, 6, 3)), AutoSIBP(found)
         parts = [batch(seed, count) for seed, count in enumerate(rows)]

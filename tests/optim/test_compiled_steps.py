@@ -48,7 +48,7 @@ def trained(method, wrap: Callable, inside: str) -> list[Tensor]:
 
 
 def by_compiled_autograd(run: Callable) -> Callable:
-    """With the backend that takes the least time: what is compiled is torch's, how it is called is ours."""
+    """With the fastest backend: compilation is torch's, only the calls are ours."""
 
     def step() -> None:
         with compiled_autograd._enable(lambda graph: torch.compile(graph, backend="eager"), dynamic=False):
@@ -146,7 +146,7 @@ def test_compiled_autograd_equals_the_eager_one():
 
 
 def test_fullgraph_is_also_refused_after_the_model_was_traced():
-    """By the compiler, in words of its own; `torch.compiler.reset` gives ours a chance again, and nothing has moved."""
+    """The compiler refuses in its own words; after `torch.compiler.reset` ours appear, and no weight has moved."""
     model = net()
     optimizer = SIBP(model)
     x, y = torch.randn(8, 5, dtype=F64), torch.arange(8) % 3

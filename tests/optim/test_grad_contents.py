@@ -1,4 +1,4 @@
-"""What may lie in `.grad` at a step: this optimizer's displacements, in full and once."""
+"""Valid contents of `.grad` at a step: this optimizer's displacements, complete and once."""
 
 import pytest
 import torch

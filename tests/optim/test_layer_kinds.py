@@ -1,4 +1,4 @@
-"""Kinds of layers beside torch's own: each takes the step of the linear layer that it is."""
+"""Layers other than torch's own: each takes the step of its equivalent linear layer."""
 
 import copy
 import math

@@ -1,4 +1,4 @@
-"""SIBP in models of every shape: what the layer's subproblem contains never depends on how the model is written."""
+"""SIBP in models of every shape: a layer's subproblem does not depend on how the model is written."""
 
 import copy
 import gc

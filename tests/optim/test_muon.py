@@ -1,4 +1,4 @@
-"""Muon beside AdamW: which parameters get which, and that a step is what the polynomial makes of singular values."""
+"""Muon beside AdamW: which parameters get which, and steps that apply the polynomial to singular values."""
 
 import numpy as np
 import pytest

@@ -40,14 +40,14 @@ def first_change(call, solver: str = "cg:4") -> Tensor:
 
 
 def assert_inside(call, known) -> None:
-    """That `call` is in the subproblem just as `known`, which computes the same."""
+    """Checks that `call` is inside the subproblem like `known`, which computes the same."""
     expected = first_change(known)
     torch.testing.assert_close(first_change(call), expected, rtol=1e-9, atol=1e-12)
     assert not torch.allclose(expected, first_change(known, "exact"), rtol=1e-3)
 
 
 def swish2(z: Tensor) -> Tensor:
-    """LeakyReLU with a slope of 0.3, in a way of its own."""
+    """LeakyReLU with a slope of 0.3, computed differently."""
     return torch.maximum(z, 0.3 * z)
 
 

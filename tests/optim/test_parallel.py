@@ -107,7 +107,7 @@ def doubtful_on_one_rank(rank: int, group: dist.ProcessGroup) -> list[torch.Tens
 
 
 def copies(rank: int, group: dist.ProcessGroup) -> list[bool]:
-    """Whether a copy and a pickle of the optimizer for all processes still train in parallel; none outside a group."""
+    """Whether a copy and a pickle of the optimizer still train in parallel; outside a group neither does."""
     del rank, group
     optimizer = SIBP(nn.Linear(3, 2), data_parallel=True)
     copied, pickled = copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))

@@ -1,4 +1,4 @@
-"""Which forward pass a layer's backward call belongs to: the batch size has to be that of the right one."""
+"""A layer's backward call uses the batch size of its own forward pass."""
 
 import copy
 import gc

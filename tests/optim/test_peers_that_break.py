@@ -385,7 +385,7 @@ def test_counts_are_one_or_more(name, key):
     ],
 )
 def test_iteration_and_history_counts_are_bounded(name, key, most):
-    """Ten to the twelfth passes, or a matrix of 10^6 x 10^6, is no training step that anyone waits for."""
+    """Refuses 10^12 passes or a matrix of 10^6 x 10^6."""
     make(name, net(), **{key: most})
     refusal = rf"cannot be built: Invalid {key}: {most + 1}; it has to be a whole number from 1 to {most}\."
     with pytest.raises(UserError, match=refusal):

@@ -1,4 +1,4 @@
-"""A direction in an outer optimizer: what both promise, from what each of them is."""
+"""A direction inside an outer optimizer, derived from the rules of both."""
 
 import copy
 import gc
@@ -68,7 +68,7 @@ def assert_equal(model: nn.Module, other: nn.Module) -> None:
 
 
 def displacements(model: nn.Module, make: Callable[..., Any], seed: int) -> list[Tensor]:
-    """What a backward pass of the direction alone leaves at the model's weights, in a copy."""
+    """`.grad` after a backward pass of the direction alone, at the model's weights, in a copy."""
     twin = copy.deepcopy(model)
     direction = make(twin)
     loss_of(twin, seed).backward()

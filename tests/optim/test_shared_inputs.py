@@ -1,4 +1,4 @@
-"""Layers with one input share its Gram matrix: the same steps as apart, fewer matrices, nothing kept afterwards."""
+"""Layers with one input share its Gram matrix: same steps, fewer matrices, nothing retained."""
 
 import gc
 import threading

@@ -1,4 +1,4 @@
-"""SOAP from its package: that what sets it apart from Adam is there, and is reached by a config."""
+"""SOAP from its package: it differs from Adam as published, and a config selects it."""
 
 import sys
 

@@ -34,7 +34,7 @@ def test_the_relative_change_is_of_the_solve_even_if_the_step_is_changed(method)
 
 @pytest.mark.parametrize("method", [SIBP, ProxBP])
 def test_the_relative_change_remains_after_the_batch(method):
-    """A loop that copies each batch into one buffer reads the metrics of a batch that is no longer there."""
+    """Metrics are read after the loop has overwritten the batch in its buffer."""
     changes = []
     for overwritten in (False, True):
         torch.manual_seed(0)

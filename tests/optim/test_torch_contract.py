@@ -1,4 +1,4 @@
-"""What torch's own tests ask of an optimizer, in our words, for both methods."""
+"""The requirements of torch's own optimizer tests, restated, for both methods."""
 
 import copy
 from functools import partial

@@ -19,7 +19,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(params=["compiled", "plain"])
 def both_ways(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Iterations in compiled form, and as they are written in Python."""
+    """Compiled and plain iterations."""
     if request.param == "compiled":
         if not kernels.available():
             pytest.skip("needs kernels: python setup.py build_ext --inplace")

@@ -1,4 +1,4 @@
-"""Random layers, and what is asked of their solvers written out densely in numpy and scipy's terms."""
+"""Random layers, and dense references for their subproblems in numpy and scipy."""
 
 from collections.abc import Callable
 

@@ -12,7 +12,7 @@ Elementwise = Callable[[np.ndarray], np.ndarray]
 
 @dataclass
 class Trace:
-    """What happened, for tests that want to see a rule at work."""
+    """A log of events, for tests of single rules."""
 
     f: list[float] = field(default_factory=list)
     steps: list[float] = field(default_factory=list)

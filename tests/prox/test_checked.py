@@ -1,4 +1,4 @@
-"""Answers that are looked at: which are good enough in the layer's precision, against float64 throughout."""
+"""Checked answers: which are accurate enough in the layer's precision, against float64 throughout."""
 
 import math
 
@@ -29,7 +29,7 @@ def ends(features, R, lam, X) -> tuple[float, float]:
 
 @pytest.fixture
 def never_wide(monkeypatch):
-    """Whoever goes on in float64 throughout fails."""
+    """Fails if the solve is repeated in float64."""
 
     def refuse(*_):
         raise AssertionError("everything in float64")

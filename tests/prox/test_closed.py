@@ -1,4 +1,4 @@
-"""The closed form in C against float64: shapes that fill no vector, what has no inverse, many threads."""
+"""The closed form in C against float64: odd shapes, singular matrices, many threads."""
 
 import math
 

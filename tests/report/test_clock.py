@@ -1,4 +1,4 @@
-"""Verdicts by the clock: the ratio at which a method breaks even, beside the one that was measured."""
+"""Verdicts by wall-clock time: the break-even cost ratio beside the measured one."""
 
 import json
 import math
@@ -29,7 +29,7 @@ def problem(root, sgd=SLOW, sibp=FAST, pace: float = 0.02) -> Problem:
 
 def test_break_even_is_the_rivals_steps_over_the_methods_own(tmp_path):
     sgd, sibp = problem(tmp_path).methods
-    # SIBP has SGD's 0.4 of step 30 at step 10 (20 at one seed); SGD has SIBP's 0.1 never, so its 30 steps are worth 10.
+    # SIBP reaches SGD's final 0.4 at step 10 (20 on one seed); SGD never reaches SIBP's 0.1.
     assert break_evens(sibp, sgd) == [3.0, 3.0, 3.0, 1.5, 3.0]
     assert break_evens(sgd, sibp) == pytest.approx([1 / 3, 1 / 3, 1 / 3, 2 / 3, 1 / 3])
 
@@ -64,7 +64,7 @@ def clock_file(root, **changes):
 
 
 def test_a_clock_of_one_thread_is_the_processor_s(tmp_path):
-    """Other work on the machine makes a step wait; with more threads, or a GPU, processor time is no time of a step."""
+    """Other work delays a step; with more threads, or on a GPU, processor time does not measure a step."""
     found, path = problem(tmp_path / "runs", pace=0.031), clock_file(tmp_path)
     record = json.loads(path.read_text())
     record["cases"][0]["processor_seconds_per_step"] = {"sgd": [0.5], "cg:5": [0.6]}

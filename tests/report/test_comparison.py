@@ -1,4 +1,4 @@
-"""From runs to problems, methods and settings, and the figures that stand for them."""
+"""From runs to problems, methods and settings, and their representative metrics."""
 
 import math
 from pathlib import Path

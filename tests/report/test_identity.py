@@ -1,4 +1,4 @@
-"""What names a run and its method, what it is for, and that nothing of it needs torch."""
+"""Names of runs and methods and their roles, without importing torch."""
 
 import json
 import subprocess

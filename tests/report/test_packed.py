@@ -1,4 +1,4 @@
-"""Packed runs: what comes out of the file is what was in the folders, and nothing of the machine is in it."""
+"""Packed runs: reading a file restores the folders; it contains nothing about the machine."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Performance profiles and places: cases that can be worked out by hand."""
+"""Performance profiles and ranks in cases computed by hand."""
 
 import doctest
 import math

@@ -1,4 +1,4 @@
-"""Damaged run folders: each is told from a good one, with the reason, and none stops the report."""
+"""Damaged run folders are recognised, with the reason, and do not stop the report."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The page in a real browser: it is used as a reader would, and what it then shows is read from it."""
+"""The page in a real browser: operated like a reader would, and read back."""
 
 import html as html_text
 import json

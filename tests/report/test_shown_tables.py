@@ -1,4 +1,4 @@
-"""Tables of docs/ that wait for their experiment: said to be not run, then filled with no change to a page."""
+"""Tables of docs/ whose experiment is not kept say so, and are filled without a change to the page."""
 
 import importlib.util
 from pathlib import Path

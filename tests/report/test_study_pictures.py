@@ -1,4 +1,4 @@
-"""Pictures of experiments: drawn from what is kept, the same bytes every time, none of what is not kept."""
+"""Pictures of experiments: drawn from kept runs only, with the same bytes every time."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Tables of what each part earns, and of the code that runs come from, on made-up runs."""
+"""Tables of the ablation and of the runs' provenance, on made-up runs."""
 
 import json
 import sys
