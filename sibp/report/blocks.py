@@ -99,7 +99,7 @@ Block = Text | Table | Figure | Matrix
 class Section:
     """A part of the report with a heading."""
 
-    title: str  # the heading
+    title: str
     blocks: Sequence[Block] = field(default_factory=list)  # in order
     folded: bool = False  # whether it is collapsed at first
     level: int = 3  # of the heading
@@ -109,7 +109,7 @@ class Section:
 class Document:
     """The whole report."""
 
-    title: str  # the heading
+    title: str
     sections: Sequence[Section]  # in order
     summary: str = ""  # one line below the title
     rules: Sequence[str] = ()  # the rules explained at its end: ``verdicts``, ``clock``, ``arena``

@@ -74,7 +74,7 @@ Criterion = Better | Every
 class FirstWording:
     """Criteria that were replaced; they are still evaluated and shown, but do not count."""
 
-    written: str  # the date
+    written: str  # ISO date
     changed: str  # the date of their replacement
     why: str  # the reason, and which outcomes were known
     criteria: Sequence[Criterion]  # as first written

@@ -50,7 +50,7 @@ class OpenError(Exception):
 class Finding:
     """The outcome of a criterion."""
 
-    criterion: Criterion  # the criterion
+    criterion: Criterion
     holds: bool | None  # None if it is open
     why: str  # a verdict's word, or why it is open
     mine: Estimate | float | None = None  # the method's value (for `Every`, that of the worst row)
