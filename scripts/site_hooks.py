@@ -61,12 +61,15 @@ A prime would become a superscript, but most fonts already raise it.
 """
 
 
-def on_page_content(content: str, **_: Any) -> str:
-    """Typeset a page's formulas.
+def on_page_content(content: str, page: Page, **_: Any) -> str:
+    """Typeset a page's formulas, and let the rows of the reference of settings stack on a phone (docs/site.css).
 
     Args:
         content: the page in HTML.
+        page: it.
     """
+    if page.file.src_uri == "settings.md":
+        content = content.replace("<table>", '<div class="stacked"><table>').replace("</table>", "</table></div>")
 
     def typeset(formula: re.Match[str]) -> str:
         inline, block = formula[2], formula[3]

@@ -37,6 +37,8 @@ async function look() {
       await new Promise((drawn) => setTimeout(drawn, 30));
       const small = (e) => e.clientWidth < Math.min(e.naturalWidth, 600);
       say.small = [...page.querySelectorAll("article img")].filter(small).map((e) => e.src);
+      const scrolls = (e) => clips(e) && e.scrollWidth > e.clientWidth + 1;
+      say.stacked = [...page.querySelectorAll(".stacked")].map((e) => [...e.querySelectorAll("*")].some(scrolls));
       say.wide[width] = [...wide(page, width), ...(page.documentElement.scrollWidth > width ? ["the page"] : [])];
     }
     say.formulas = page.querySelectorAll(".arithmatex").length;
@@ -103,6 +105,9 @@ def test_pages_fit_and_formulas_are_set(copy: Path) -> None:
     assert {name: say["pictures"] for name, say in said.items() if say["pictures"]} == {}
     assert {name: say["small"] for name, say in said.items() if say["small"]} == {}  # at the width of a phone
     assert said["method.html"]["formulas"] > 20
+    stacked = said["settings.html"]["stacked"]  # at the width of a phone
+    assert len(stacked) > 20
+    assert not any(stacked)
 
 
 def test_search_works_from_a_file(copy: Path) -> None:
