@@ -45,7 +45,7 @@ def timed(method: Method, other: Method, clock: Clock | None) -> Timed | None:
 
 
 def verdict(break_even: Estimate, measured: Estimate) -> str:
-    """The word for a break-even ratio and a measured ratio, as in :class:`Timed`."""
+    """The word for a break-even ratio and a measured ratio, as in `Timed`."""
     if break_even.count < MIN_SEEDS:
         return TOO_FEW
     (low, high), (least, most) = break_even.ends, measured.ends

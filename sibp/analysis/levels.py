@@ -68,7 +68,7 @@ def _level(contest: Contest, target: Target) -> Level:
 
 
 def scores(contests: Sequence[Contest], goal: str) -> dict[str, dict[tuple[str, str], float]]:
-    """``{method: {(level, cost): score}}``, as :func:`sibp.analysis.performance_profiles.score`."""
+    """``{method: {(level, cost): score}}``, as `sibp.analysis.performance_profiles.score`."""
     names = sorted({method.name for contest in contests for method in contest.problem.methods if method.runs})
     found: dict[str, dict[tuple[str, str], float]] = {name: {} for name in names}
     aims = zip(*(targets(contest, goal) for contest in contests), strict=True)

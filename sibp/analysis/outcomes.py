@@ -140,7 +140,7 @@ def over_runs(runs: Sequence[Run], of: Callable[[Run], float | None]) -> Estimat
 
 
 def median_over(runs: Sequence[Run], of: Callable[[Run], float | None]) -> float | None:
-    """The median of :func:`over_runs`, or None."""
+    """The median of `over_runs`, or None."""
     found = over_runs(runs, of)
     return found.median if found else None
 

@@ -1,4 +1,4 @@
 """Experiments: data, models, the training loop, its clock, run folders and logs.
 
-Only :mod:`sibp.experiment.compose`, imported by commands alone, depends on Hydra.
+Only `sibp.experiment.compose`, imported by commands alone, depends on Hydra.
 """

@@ -1,6 +1,6 @@
 """From command-line overrides to resolved configs, or to a one-sentence error.
 
-Only commands (:mod:`sibp.train`, :mod:`sibp.tune` and scripts) use this module, which alone depends on Hydra.
+Only commands (`sibp.train`, `sibp.tune` and scripts) use this module, which alone depends on Hydra.
 """
 
 from collections.abc import Iterator, Sequence
@@ -105,7 +105,7 @@ def with_folder(overrides: Sequence[str], folder: str | None) -> list[str]:
         folder: with groups, such as ``optimizer``, as sub-folders; or None.
 
     Returns:
-        The overrides for :func:`plan`, :func:`compose` and :func:`hydra_config`.
+        The overrides for `plan`, `compose` and `hydra_config`.
 
     Raises:
         UserError: no such folder, or one of its files would be hidden by a file of the project.
@@ -133,7 +133,7 @@ def folders(overrides: Sequence[str]) -> list[Path]:
         overrides: those of the command.
 
     Returns:
-        The project's own, then those of the override made by :func:`with_folder`.
+        The project's own, then those of the override made by `with_folder`.
     """
     own = [override for override in overrides if override.startswith(f"{SEARCH_PATH}=")]
     given = [override.value() for override in OverridesParser.create().parse_overrides(own)]

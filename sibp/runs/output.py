@@ -54,7 +54,7 @@ class Forgiving:
 
 @contextmanager
 def forgiving_output() -> Iterator[None]:
-    """Replace the standard streams by :class:`Forgiving` ones.
+    """Replace the standard streams by `Forgiving` ones.
 
     Yields:
         Nothing.

@@ -91,7 +91,7 @@ def common(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 
 
 def less(a: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
-    """A nested mapping without its shared entries; the inverse of :func:`joined`.
+    """A nested mapping without its shared entries; the inverse of `joined`.
 
     Example:
         >>> less({"x": {"y": 1, "z": 2}, "u": 3}, {"x": {"y": 1}})
@@ -178,7 +178,7 @@ def rows_of(run: Run) -> list[dict[str, Any]]:
     """A run's rows as it logged them, except for what packing omits.
 
     Args:
-        run: as returned by :func:`read_packed`.
+        run: as returned by `read_packed`.
 
     Returns:
         One mapping per logged step: `COLUMNS`, and ``solver`` where known.

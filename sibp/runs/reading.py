@@ -93,9 +93,9 @@ def run_of(
 
     Args:
         folder: of the run.
-        config: checked by :func:`checked_config`.
-        summary: checked by :func:`checked_summary`, or empty.
-        rows: each checked by :func:`checked_row`.
+        config: checked by `checked_config`.
+        summary: checked by `checked_summary`, or empty.
+        rows: each checked by `checked_row`.
         notes: repairs made while reading.
 
     Returns:
@@ -162,7 +162,7 @@ def checked_config(config: Any) -> dict[str, Any]:
     """Check a run's settings.
 
     Args:
-        config: as returned by :func:`~sibp.runs.values.plain`.
+        config: as returned by `~sibp.runs.values.plain`.
 
     Returns:
         The same.
@@ -197,7 +197,7 @@ def checked_summary(summary: Any) -> dict[str, Any]:
     """Check a run's summary.
 
     Args:
-        summary: as returned by :func:`~sibp.runs.values.plain`.
+        summary: as returned by `~sibp.runs.values.plain`.
 
     Returns:
         The same.

@@ -41,7 +41,7 @@ def overrides_of(config: Mapping[str, Any]) -> list[str] | None:
         config: the resolved settings of a run.
 
     Returns:
-        The necessary ``group=option`` and ``key=value`` overrides; None as for :func:`command`.
+        The necessary ``group=option`` and ``key=value`` overrides; None as for `command`.
     """
     if CONFIGS is None:
         return None

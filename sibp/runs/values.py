@@ -82,7 +82,7 @@ def canonical(value: Any) -> str:
     """A string that is equal for equal settings, whatever the order of keys; 1 equals 1.0.
 
     Args:
-        value: as returned by :func:`plain`.
+        value: as returned by `plain`.
 
     Returns:
         JSON with sorted keys.

@@ -39,7 +39,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def yaml_text(value: Any) -> str:
-    """Write a value as YAML that :func:`parse_yaml` reads back unchanged.
+    """Write a value as YAML that `parse_yaml` reads back unchanged.
 
     Args:
         value: mappings, lists, numbers, strings, booleans and None.

@@ -1,4 +1,4 @@
-"""Whether a criterion of :mod:`sibp.study.claims` holds, from kept runs alone."""
+"""Whether a criterion of `sibp.study.claims` holds, from kept runs alone."""
 
 import json
 import math

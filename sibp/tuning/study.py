@@ -169,7 +169,7 @@ def score_of(runs: Sequence[RunRecord], criterion: str) -> Score | None:
 
     Args:
         runs: its runs.
-        criterion: one of `CRITERIA` of :mod:`sibp.tuning.sweep`: the deciding metric, and the tie-breaker.
+        criterion: one of `CRITERIA` of `sibp.tuning.sweep`: the deciding metric, and the tie-breaker.
 
     Returns:
         Two numbers, smaller is better; None if a run has not ended.
