@@ -40,7 +40,7 @@ def test_a_pattern_that_is_missing_or_not_unique_is_named(mutate):
 
 @pytest.fixture
 def tiny_project(mutate, tmp_path, monkeypatch):
-    """A package named sibp with one function and one test, in place of the project."""
+    """A stand-in for the project: a package named sibp with one function and one test."""
     root = tmp_path / "project"
     (root / "sibp" / "prox" / "solvers").mkdir(parents=True)
     (root / "sibp" / "__init__.py").write_text("def double(x):\n    return 2 * x  # twice\n")

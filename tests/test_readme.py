@@ -35,10 +35,10 @@ def test_two_screens_are_enough():
 def test_licence_and_citation_say_the_same():
     project = tomllib.loads((README.parent / "pyproject.toml").read_text())["project"]
     citation = yaml.safe_load((README.parent / "CITATION.cff").read_text())
-    assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # what the format asks for
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # required by the format
     assert citation["version"] == project["version"] == sibp.__version__
     assert citation["license"] == "MIT"
-    assert project["license"] == "MIT AND PSF-2.0"  # the code's, and that of a text that comes with it
+    assert project["license"] == "MIT AND PSF-2.0"  # the code's licence and the bundled text's
     starts = ["MIT License\n", "python_docs.txt.gz is the language reference of Python"]
     assert len(starts) == len(project["license-files"])
     for file, start in zip(project["license-files"], starts, strict=True):

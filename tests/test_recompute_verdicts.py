@@ -38,7 +38,7 @@ def script(tmp_path, monkeypatch) -> ModuleType:
 
 
 def keep(tmp_path: Path) -> None:
-    """Two settings of SGD tried, the worse by accuracy chosen by its sweep; one run of SIBP diverged."""
+    """Two settings of SGD, of which the sweep chose the one worse by accuracy; one run of SIBP diverged."""
     made = tmp_path / "made"
     for lr, end in ((0.1, 0.30), (1.0, 0.20), (10.0, 0.9)):
         for seed in (100, 101, 102):

@@ -34,7 +34,7 @@ def reproduce():
 
 @pytest.fixture
 def first_method_only(monkeypatch):
-    """Of a sweep, one method is composed: the words of its commands are for all alike."""
+    """One method of each sweep is composed, as its commands' overrides are the same for all."""
     whole = sweep._on_top_of_another
 
     def first(content, files):
@@ -45,8 +45,8 @@ def first_method_only(monkeypatch):
 
 
 def test_every_command_is_one_that_its_program_takes(reproduce, first_method_only):
-    tuned = defaultdict(list)  # of one sweep, the words of all commands at once: composing takes time
-    seen = set()  # likewise, one of several commands that set the same keys, in the same groups
+    tuned = defaultdict(list)  # per sweep, the words of all its commands: composing a config is slow
+    seen = set()  # likewise, one command per set of keys and groups
 
     def key(word):
         name, _, value = word.partition("=")
@@ -64,7 +64,7 @@ def test_every_command_is_one_that_its_program_takes(reproduce, first_method_onl
                 assert Settings.from_config(config).eval_val_limit is None
     for name, words in tuned.items():
         (method,) = sweep.read_sweep(name, words).methods
-        assert method.config["eval_val_limit"] is None  # of all alike, as test_tune says of every sweep
+        assert method.config["eval_val_limit"] is None  # the same for all methods, as test_tune asserts
 
 
 def test_final_settings_have_five_seeds_or_more(reproduce):
@@ -140,7 +140,7 @@ def test_another_machine_resumes_from_finished_runs(reproduce, tmp_path, monkeyp
         assert run.columns["seconds"].tolist() == runs[second][seed].columns["seconds"].tolist()  # so not trained anew
     assert set(runs[second]) == {0, 1, 2}
 
-    # What is kept goes back as it is, down to the solver's figures.
+    # Kept runs are restored exactly, solver statistics included.
     kept = kept_lines(results)
     assert reproduce.restore(tiny, tmp_path / "third", results) == 3
     assert reproduce.restore(tiny, tmp_path / "third", results) == 0

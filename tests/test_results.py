@@ -8,7 +8,7 @@ PROJECT = Path(__file__).parents[1]
 
 
 def checked(script: str, same_pictures: bool) -> str:
-    """What a script prints that compares what is kept with what the runs make of it; nothing may differ."""
+    """Run a script that compares kept files with those regenerated from the runs; no difference is allowed."""
     command = [sys.executable, script, "--check"]
     ended = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     different = [line for line in ended.stdout.splitlines() if line.startswith("differs")]

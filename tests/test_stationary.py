@@ -87,7 +87,7 @@ def test_kept_files_match_the_script(stationary):
     kept = json.loads((PROJECT / "results" / "stationary" / "limits.json").read_text())
     count = sum(len(kept[key]) for key in ("tanh", "relu", "wandering"))
     methods = len(stationary.METHODS)
-    assert count == len(stationary.PROBLEMS) * len(stationary.SEEDS) * (2 * methods - 1)  # one knows ReLU alone
+    assert count == len(stationary.PROBLEMS) * len(stationary.SEEDS) * (2 * methods - 1)  # one is for ReLU alone
     assert all(row["moved"] <= stationary.REST for row in kept["tanh"] + kept["relu"])
     assert all(row["moved"] > stationary.REST for row in kept["wandering"])
     assert all(math.isfinite(row["gradient"]) for row in kept["tanh"] + kept["relu"])

@@ -54,8 +54,8 @@ def test_step(tmp_path, quick, capsys):
     assert (record["dtype"], record["machine"]["threads"]) == ("float64", 1)
     said = capsys.readouterr().out
     assert "8-6-3, batch 7" in said
-    assert "proxprop / proxbp" not in said  # a target of other nets
-    assert "# Benchmark\n\n![" in (tmp_path / "README.md").read_text()  # one picture, one sentence
+    assert "proxprop / proxbp" not in said  # a target for other networks
+    assert "# Benchmark\n\n![" in (tmp_path / "README.md").read_text()  # a picture first
     first = (tmp_path / "README.md").read_text().split("\n\n")
     assert "(step-cpu-1thread-ratios.png)" in first[1]
     assert "exact" in first[2]
@@ -115,7 +115,7 @@ def test_recording_a_graph_restores_the_weights(monkeypatch):
     """A replayed graph starts from the same weights as every other method."""
 
     def recorded(step, x, y):
-        step(x, y)  # as warming up does
+        step(x, y)  # advances the state, as the warm-up does
         return step
 
     monkeypatch.setattr(modes, "graph", recorded)
@@ -280,4 +280,4 @@ def test_a_foreign_file_among_the_records_is_refused(tmp_path, quick, capsys):
     words = ["step", "--net", "4-3-2", "--methods", "exact", *SMALL, "--no-memory"]
     assert main([*words, "--out", str(tmp_path)]) == 2
     assert "other.json" in capsys.readouterr().err
-    assert list(tmp_path.glob("step*.json"))  # what was measured is kept
+    assert list(tmp_path.glob("step*.json"))  # completed measurements are kept

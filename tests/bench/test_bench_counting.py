@@ -81,7 +81,7 @@ def by_hand(model, case, eta, lam, semi_implicit):
             phi = torch.cat([inputs, torch.ones(N, 1)], 1)
             system = phi.T @ phi + lam * torch.eye(n + 1)
             R = phi.T @ (eta * D)
-        X = torch.cholesky_solve(R, torch.linalg.cholesky(system))  # no product for the counter
+        X = torch.cholesky_solve(R, torch.linalg.cholesky(system))  # not counted as a matrix product
         dW, db = (X.T @ inputs, X.sum(0)) if in_span else (X[:-1].T, X[-1])
         if i > 0:
             back = D @ W if semi_implicit and in_span else D @ (W - dW if semi_implicit else W)
@@ -116,12 +116,12 @@ def test_closed_forms(case, method):
 @pytest.mark.parametrize("batch", [2, 9])  # the last convolution in span, with patches; all direct, without
 def test_closed_forms_of_convolutions(batch, method, optimizer):
     case = Case(CONVNET, batch)
-    model = case.model().double()  # which solves triangular systems where single precision takes an inverse
+    model = case.model().double()  # float64 solves triangular systems; float32 uses an inverse
     with disabled():
         done = counted(lambda: train(model, optimizer(model, prox_weight=1e4, solver="exact"), case))
     sizes = [(min(a.rows, a.inputs + 1), a.neurons) for a in layers_of(case.model(), case.shape, case.batch)]
-    looks = sum(2 * size**2 * m for size, m in sizes if size >= SINGLE)  # at the remainder, in double precision
-    assert done == products(method, case, case.model()) + other_halves(case) + looks
+    checks = sum(2 * size**2 * m for size, m in sizes if size >= SINGLE)  # residuals, in float64
+    assert done == products(method, case, case.model()) + other_halves(case) + checks
 
 
 @pytest.mark.parametrize("case", [SPAN, DIRECT, MIXED, Case(CONVNET, 2), Case(CONVNET, 9)], ids=str)

@@ -45,7 +45,7 @@ def record(**times):
 
 
 def rows_of(made):
-    """The rows of the table of a record's only net, by method; cells by column, the last of a name."""
+    """The table of a record's only network, by method and column; the last of equally named columns."""
     table = tables(step.sections(made))["step"]
     return {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
 
@@ -75,7 +75,7 @@ def test_verdicts_are_on_processor_time():
     made["cases"][0]["seconds_per_step"]["exact"] = [27.3] * 3
     assert verdicts_of(made, "exact") == ["≤ 1.35", "met"]
     assert rows_of(made)["exact"]["x SGD"].median == pytest.approx(27.3 / 7)
-    assert rows_of(made)["exact"]["x SGD's"] == pytest.approx(2.1)  # of memory
+    assert rows_of(made)["exact"]["x SGD's"] == pytest.approx(2.1)  # memory
     made["cases"][0]["processor_seconds_per_step"]["exact"] = [1.6] * 3
     assert verdicts_of(made, "exact") == ["≤ 1.35", "missed"]
 
@@ -237,7 +237,7 @@ def test_each_activation_is_a_separate_case():
     asked = choose_cases([], [], ["silu"])
     assert Case("784-500-500-10", 100, "silu") in asked
     assert {case.activation for case in asked} == {"silu"}
-    assert not any(case.net in ("resnet8", CONVNET) for case in asked)  # they have their own alone
+    assert not any(case.net in ("resnet8", CONVNET) for case in asked)  # tested only with their own activation
 
 
 @pytest.mark.parametrize(("net", "kind"), [("6-5-4-3", nn.Tanh), ("transformer_block", nn.SiLU)])
@@ -262,7 +262,7 @@ def test_the_transformer_block_is_the_one_of_the_table():
         *[(1024, 256, 256)] * 4, (1024, 256, 1024), (1024, 1024, 256), (16, 256, 10),
     ]  # fmt: skip
     assert [layer.activation for layer in layers] == [""] * 4 + ["gelu"] + [""] * 2
-    assert not any(layer.first for layer in layers)  # a norm's parameters come before each
+    assert not any(layer.first for layer in layers)  # a norm with parameters precedes each
     block = case.model()[0]
     x = torch.randn(2, 64, 256, generator=torch.Generator().manual_seed(0))
     attention = nn.MultiheadAttention(256, 4, batch_first=True)
@@ -334,7 +334,7 @@ def test_memory_of_training_in_a_separate_process():
     case = Case("100-80-10", 20)
     found = memory.measure(case, "exact", "cpu", "float32", 1)
     weights = sum(p.numel() for p in case.model().parameters()) * 4
-    assert 2 * weights < found["peak_bytes"] < 20 * weights  # weights and their decrease at least
+    assert 2 * weights < found["peak_bytes"] < 20 * weights  # at least the weights and their displacements
     assert found["first_step_seconds"] > 0
 
 

@@ -59,7 +59,7 @@ def test_short_steps_are_timed_in_stretches():
 
 @pytest.mark.parametrize(("seconds", "period", "steps"), [(0.001, 20, 40), (0.001, 100, 100), (1.0, 7, 7)])
 def test_a_stretch_is_a_whole_number_of_periods(seconds, period, steps):
-    """Otherwise a method that renews its preconditioner every 20 steps would look as cheap as its other 19."""
+    """Otherwise a method that renews its preconditioner every 20 steps would seem as cheap as the other 19 steps."""
     machine = Machine()
     worker = machine.worker("a", seconds)
     worker.period = period
@@ -78,7 +78,7 @@ def test_processor_time_is_recorded_with_wall_clock_time():
 def test_rounds_last_as_long_as_requested():
     machine = Machine()
     samples = interleave({"a": machine.worker("a", 1.0)}, 100.0, machine.clock).seconds
-    assert len(samples["a"]) == 10  # 10 + 1 seconds a round, and the last one starts in time
+    assert len(samples["a"]) == 10  # 10 + 1 seconds a round; the last round starts before the limit
 
 
 def test_a_slow_stretch_of_the_machine_cancels_in_ratios():
@@ -93,7 +93,7 @@ def test_a_slow_stretch_of_the_machine_cancels_in_ratios():
     a.restart = slower
     samples = interleave({"a": a, "b": b}, 0.0, machine.clock).seconds
     assert samples["b"] == [6.0, 6.0, 24.0, 24.0, 96.0]
-    # A round that b begins is measured before the machine slows down again.
+    # Rounds that start with b finish before the machine slows down again.
     assert ratios(samples["b"], samples["a"]).median == pytest.approx(3.0)
 
 

@@ -1,4 +1,4 @@
-"""The script for a machine with a GPU, as far as it can be tested without one."""
+"""The GPU script, as far as it can be tested without a GPU."""
 
 import re
 import shlex
@@ -16,7 +16,7 @@ from sibp.bench.workers import check_methods
 SCRIPT = Path(__file__).parents[2] / "scripts" / "gpu_check.sh"
 TEXT = SCRIPT.read_text().replace("\\\n", " ")
 STEPS = [shlex.split(line)[1:] for line in TEXT.splitlines() if re.match(r" *step [a-z0-9]+ \d", line)]
-FULL = TEXT.partition('exit "$failed"')[2]  # what follows the trial of `--tiny`
+FULL = TEXT.partition('exit "$failed"')[2]  # the part after the `--tiny` trial
 
 
 def test_the_script_has_valid_syntax():
@@ -28,7 +28,7 @@ def test_every_measurement_is_a_valid_command(words):
     args = _parser().parse_args(["step", *words[2:]])
     for case in choose_cases(args.net, args.batch, args.activation):
         if "resnet18" not in case.net and "8192" not in case.net and case.net != "transformer_6":
-            check_methods(args.methods, case, "cuda")  # which builds the net for some peers: not those of a GPU's size
+            check_methods(args.methods, case, "cuda")  # builds the network for some peers, so skip the GPU-sized ones
 
 
 def test_all_limits_together_are_at_most_eight_minutes():

@@ -1,4 +1,4 @@
-"""Steps of an earlier commit and of now."""
+"""`bench revisions`: times training steps of an earlier commit and of the present one."""
 
 import argparse
 import shutil

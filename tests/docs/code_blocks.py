@@ -40,7 +40,7 @@ class Block:
 
     @property
     def reason(self) -> str | None:
-        """Why it is left out, or None."""
+        """Why the block is not run, or None."""
         return self.marker.removeprefix("not run: ") if self.marker and self.marker != "run" else None
 
     def __str__(self) -> str:

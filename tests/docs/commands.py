@@ -36,7 +36,7 @@ def project_main(words: list[str]) -> tuple[Callable[[list[str]], int] | None, l
 
 
 def executable(name: str) -> str:
-    """A program of the environment that runs this, if it has it; else any other of that name."""
+    """The path of a program, in this interpreter's environment if it is there, otherwise on the path."""
     if name in PYTHONS:
         return sys.executable
     own = Path(sys.executable).parent / Path(name).name
@@ -44,7 +44,7 @@ def executable(name: str) -> str:
 
 
 def check(words: list[str]) -> None:
-    """Refuse a command that does not exist or would not take its words.
+    """Check that a command exists and accepts its arguments.
 
     Raises:
         AssertionError, SystemExit or UserError: with the reason.
@@ -108,7 +108,7 @@ def _torchrun(words: list[str]) -> None:
 
 
 def _anything(words: list[str]) -> None:
-    """Not the project's."""
+    """A command of another project."""
 
 
 _PROJECT: dict[str, Callable[[list[str]], None]] = {

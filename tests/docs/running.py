@@ -66,7 +66,7 @@ def run_blocks(page: Path) -> None:
 
 
 def copy_project() -> None:
-    """What a page needs that adds files to the project."""
+    """Copy the project to the current folder, for a page that adds files to it."""
     for name in COPIED:
         Path(name).parent.mkdir(exist_ok=True)
         if (ROOT / name).is_dir():
@@ -84,13 +84,13 @@ def patch(path: Path, block: Block) -> None:
 
 
 def same(shown: str, printed: str) -> bool:
-    """Whether the output is what the page shows, "..." standing for anything; blanks at the ends of lines count not."""
+    """Whether the output is what the page shows; "..." matches anything, and trailing blanks are ignored."""
     shown, printed = ("\n".join(line.rstrip() for line in text.rstrip().splitlines()) for text in (shown, printed))
     return CHECKER.check_output(shown + "\n", printed + "\n", doctest.ELLIPSIS)
 
 
 def output(action: Callable[[], object]) -> str:
-    """What is printed meanwhile."""
+    """Captures what is printed inside the context."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         action()
     return printed.getvalue()

@@ -15,7 +15,7 @@ from sibp.runs.errors import UserError
 
 ALL = [block for page in PAGES for block in blocks(page)]
 LEFT_OUT = [pytest.param(block, marks=pytest.mark.skip(block.reason), id=str(block)) for block in ALL if block.reason]
-TUTORIAL = ROOT / "docs" / "tutorial"  # has tests of its own: its pictures come of its code
+TUTORIAL = ROOT / "docs" / "tutorial"  # tested separately, as its code draws its pictures
 RUN = [block.page for block in ALL if block.language == "python" or block.marker == "run" or block.title]
 RUN = [page for page in dict.fromkeys(RUN) if page.parent != TUTORIAL]
 ONE_PROCESS = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
@@ -25,7 +25,7 @@ ONE_PROCESS = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MAST
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An empty folder; restores what a page may change for the whole process."""
     monkeypatch.chdir(tmp_path)
-    for key, value in {"MPLBACKEND": "Agg", **ONE_PROCESS}.items():  # as torchrun says it to a single process
+    for key, value in {"MPLBACKEND": "Agg", **ONE_PROCESS}.items():  # the environment torchrun gives a single process
         monkeypatch.setenv(key, value)
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()  # noqa: NPY002
@@ -38,7 +38,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 
 @pytest.mark.usefixtures("_elsewhere")
-@pytest.mark.filterwarnings("ignore:The epoch parameter in:UserWarning")  # SequentialLR of torch 2.6, of itself
+@pytest.mark.filterwarnings("ignore:The epoch parameter in:UserWarning")  # raised inside SequentialLR in torch 2.6
 @pytest.mark.parametrize("page", RUN, ids=lambda page: str(page.relative_to(ROOT)))
 def test_code_blocks_of_a_page_do_what_it_says(page: Path) -> None:
     run_page(page)
@@ -109,7 +109,7 @@ from the shell
 
 
 def look_at(page: Path) -> None:
-    """How the tests above treat a page."""
+    """Apply the tests above to one page."""
     run_page(page)
     for block in blocks(page):
         if block.language == "bash" and not block.marker:

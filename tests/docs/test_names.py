@@ -27,14 +27,14 @@ CLASSES = {
 
 
 def has(owner: type, name: str) -> bool:
-    """Whether a class has a member, be it only annotated or set in its methods."""
+    """Whether a class has a member, including those only annotated or assigned in its methods."""
     if hasattr(owner, name) or any(name in getattr(c, "__annotations__", {}) for c in owner.__mro__):
         return True
     return f"self.{name} =" in inspect.getsource(owner)
 
 
 def exists(code: str) -> bool:
-    """Whether a name or a path that looks like the project's is there; True for all that does not look so."""
+    """Whether a name or path exists, if it looks like the project's; True otherwise."""
     if re.fullmatch(rf"({'|'.join(FOLDERS)})/[a-z0-9_./-]*", code):
         return (ROOT / code).exists()
     first, *rest = re.sub(r"\(.*", "", code).split(".")

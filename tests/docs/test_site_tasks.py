@@ -52,7 +52,7 @@ def test_a_task_takes_two_clicks_at_most(browser: Any, site: Path, task: str) ->
         )
         target = browser.ask(f"{found}.href")
         assert target, f"{task}: no link to {address}"
-        browser.open(target, loaded(Path(link).name))  # a click, but for the race with the page that goes away
+        browser.open(target, loaded(Path(link).name))  # equivalent to a click, without racing the page's unload
     text = browser.ask("document.querySelector('article').innerText.replace(/\\s+/g, ' ')")
     assert read in text, task
 

@@ -31,7 +31,7 @@ def main(folder: Path) -> None:
     import lightning  # takes seconds, and the test itself needs none of it
 
     class Module(lightning.LightningModule):
-        """As the page "in your stack" has it, with `data_parallel=True`."""
+        """The module of the page "in your stack", with `data_parallel=True`."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -52,7 +52,7 @@ def _as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     threads, states = torch.get_num_threads(), (random.getstate(), np.random.get_state(), torch.get_rng_state())  # noqa: NPY002
     yield
-    torch._dynamo.reset()  # what it has found out about a compiled example's functions
+    torch._dynamo.reset()  # discards the compiled example's cache
     torch.set_num_threads(threads)
     random.setstate(states[0])
     np.random.set_state(states[1])  # noqa: NPY002

@@ -19,7 +19,7 @@ PROGRAM = Path(__file__).with_name("lightning_ranks.py")
 @pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="pip install sibp[examples]")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Lightning cannot fork here")
 def test_lightnings_ranks_take_the_steps_of_one_process(tmp_path: Path) -> None:
-    here = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}  # a machine may not find itself by its name
+    here = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}  # a host's own name may not resolve
     command = [sys.executable, "-W", "ignore", str(PROGRAM), str(tmp_path)]
     done = subprocess.run(command, env={**os.environ, **here}, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -14,7 +14,7 @@ from sibp.runs.folder import RunFolder
 
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], object], seed: int = 0) -> None:
-    """Make the training step after ``step`` steps of the run of a seed do something else first, once."""
+    """Run an action once, before the training step that follows ``step`` steps of a seed's run."""
     original, armed = Trainer._train_step, [True]
 
     def train_step(self: Trainer, indices: torch.Tensor) -> torch.Tensor:
@@ -40,7 +40,7 @@ def without_seconds(value: Any) -> Any:
 
 
 def assert_same_end(folder: RunFolder, other: RunFolder) -> None:
-    """Rows, summary and weights are the same to the last bit, and nothing half-written is left."""
+    """Rows, summary and weights are bit-identical, and no partial file is left."""
     rows, others = folder.rows(), other.rows()
     assert [without_seconds(row) for row in rows] == [without_seconds(row) for row in others]
     assert all(a["seconds"] <= b["seconds"] for a, b in itertools.pairwise(rows))

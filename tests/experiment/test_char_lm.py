@@ -77,7 +77,7 @@ def test_the_loss_is_a_mean_over_characters():
     logits, words = torch.randn(3, 5, 7), torch.randint(7, (3, 5))
     each = -F.log_softmax(logits, -1).gather(-1, words[..., None])
     assert NEXT_CHARACTER.loss(logits, words, words, "mean").item() == pytest.approx(each.mean().item(), rel=1e-5)
-    # Evaluation divides by the number of windows, and has to come to the same.
+    # Evaluation divides by the number of windows and must give the same mean.
     assert NEXT_CHARACTER.loss(logits, words, words, "sum").item() / 3 == pytest.approx(each.mean().item(), rel=1e-5)
 
 
@@ -178,5 +178,5 @@ def test_embeddings_and_norms_have_a_separate_learning_rate(optimizer, tmp_path,
     assert id(model.letters.weight) in held  # pyright: ignore
     named = compose([f"optimizer={optimizer}"]), compose([f"optimizer={optimizer}", "optimizer.fallback_lr=0.001"])
     assert run_name(named[0]) == run_name(named[1])
-    del named[1]["optimizer"]["fallback_lr"]  # as before this setting existed
+    del named[1]["optimizer"]["fallback_lr"]  # as in runs older than this setting
     assert run_name(named[0]) == run_name(named[1])

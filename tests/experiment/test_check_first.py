@@ -21,7 +21,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The sentence that a command line is refused with."""
+    """The error message of a command line."""
     capsys.readouterr()
     assert main(words) == 2
     out, err = capsys.readouterr()
@@ -31,7 +31,7 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return err
 
 
-# One job of two is wrong, or both; for what is wrong, the key that the sentence has to name.
+# One or both of two jobs are invalid; the values are what the error message must contain.
 SWEEPS = {
     "optimizer=sgd,adam batchsize=3": "did you mean batch_size?",
     "batch_size=50,0": "batch_size=0 is not possible",
@@ -88,7 +88,7 @@ SINGLE = {
     "data_root=": "data_root= is empty",
     f"run_root={'a' * 300}": "cannot be made (/: File name too long)",
     f"run_root={'a/' * 3000}": "cannot be made (/: File name too long)",
-    f"run_root=/tmp/{'a/' * 2035}": "cannot be made (/: File name too long)",  # with the run's name in it, not before
+    f"run_root=/tmp/{'a/' * 2035}": "cannot be made (/: File name too long)",  # too long with the run's name appended
     "run_root=choice(a,b)": "run_root=choice(a,b) gives several values: add -m",
     "optimizer=null": "optimizer=null is not possible: give a name, or leave it out.",
     "seed=${nope}": "seed=${nope} makes no config: Interpolation key 'nope' not found",

@@ -24,7 +24,7 @@ GRID = ["optimizer=sgd", "model.hidden=[8]", "max_steps=6", "log_every=3", "chec
 
 
 class Evil:
-    """Unpickling it makes a folder."""
+    """Creates a folder when unpickled."""
 
     def __init__(self, marker: Path):
         self.marker = marker
@@ -70,7 +70,7 @@ def test_a_wrong_byte_in_a_checkpoint_is_detected_or_harmless(half):
             state = load_checkpoint(half)
         except UserError:
             noticed += 1
-        else:  # between the archive's parts are bytes that nothing reads
+        else:  # the byte lies in padding between the archive's members
             assert state is not None
             assert state.keys() == good.keys()
             assert str(state["optimizer"]) == str(good["optimizer"])
@@ -229,7 +229,7 @@ def test_a_pickled_data_set_is_opened_only_with_its_published_checksum(tmp_path)
 
 
 def write_idx(folder: Path, part: str, images: torch.Tensor, labels: torch.Tensor) -> None:
-    """A part of an image set as the files of MNIST hold it: a magic number, sizes, bytes."""
+    """One part of an image set in MNIST's format: a magic number, sizes, bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     sizes = b"".join(size.to_bytes(4, "big") for size in images.shape)
     (folder / f"{part}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + sizes + images.numpy().tobytes())
@@ -238,7 +238,7 @@ def write_idx(folder: Path, part: str, images: torch.Tensor, labels: torch.Tenso
 
 @pytest.fixture
 def fashion(tmp_path, monkeypatch):
-    """Files of the right size and form, but for what a test changes; the MD5 sums are those of no file."""
+    """Well-formed files of the right size, for a test to change; the MD5 sums match no file."""
     monkeypatch.setattr(data, "FASHION_MNIST_MD5", {})
 
     def load(side: int = 28, label: int = 0, pixel: int = 1, count: int = 60000) -> data.Data:

@@ -21,7 +21,7 @@ def write_files(folder: Path, files: tuple[str, ...]) -> None:
 
 
 def test_digits_have_a_fixed_split(tmp_path):
-    data, again = load("digits", tmp_path), load("digits", tmp_path / "elsewhere")  # so that it is made anew
+    data, again = load("digits", tmp_path), load("digits", tmp_path / "elsewhere")  # not from a cache
     assert [len(part) for part in (data.train, data.val, data.test)] == [1297, 250, 250]
     assert data.train.images.shape[1:] == data.shape == (1, 8, 8)
     assert data.train.images.dtype == torch.float32
@@ -148,7 +148,7 @@ def test_cifar10_is_standardised_by_its_training_part(data_root):
 
 
 def test_an_incompatible_torchvision_is_one_sentence_and_digits_do_not_need_it(tmp_path, monkeypatch):
-    """As it fails beside a torch that it was not built for."""
+    """Fails as torchvision does with a torch that it was not built for."""
     write_files(tmp_path / "cifar-10-batches-py", CIFAR_FILES)
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(UserError, match=r"^torchvision reads this data set and cannot be imported \(.*\): install the"):

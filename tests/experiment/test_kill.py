@@ -46,7 +46,7 @@ def test_killed_before_any_change_of_the_disk(make_config, tmp_path):
         if children.exit_code(children.die_at_change, config, number) == 0:
             break
         assert_ends_as(config, whole)
-    assert number > 30  # config, rows, two checkpoints, events and summary have been gone through
+    assert number > 30  # covers config, rows, two checkpoints, events and summary
 
 
 def test_killed_before_any_change_while_force_deletes_the_old_run(make_config, tmp_path):
@@ -75,7 +75,7 @@ def half(make_config, tmp_path, monkeypatch):
     return config, run({**config, "run_root": str(tmp_path / "whole")}).folder
 
 
-# Smaller than a config, a row, a checkpoint, the event file; one larger than them all shows that nothing else fails.
+# Limits below the size of each file: config, rows, checkpoint, events. The last exceeds all and causes no failure.
 SIZES = (0, 10, 300, 500, 800, 2000, 4000, 6000, 8000, 10000, 12000, 10**6)
 
 

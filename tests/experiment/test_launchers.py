@@ -24,7 +24,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def own_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of configs/ that a test may spoil."""
+    """A copy of configs/ that a test may modify."""
     shutil.copytree(compose.CONFIGS, tmp_path / "configs")
     monkeypatch.setattr(compose, "CONFIGS", tmp_path / "configs")
     return tmp_path / "configs"
@@ -36,7 +36,7 @@ def test_files_edited_during_a_sweep_do_not_affect_its_jobs(launcher, own_config
         (own_configs / "optimizer" / "sgd.yaml").write_text("name: sgd\nlr: 0.9\n")
         (own_configs / "config.yaml").write_text("broken: [")
 
-    original = RunFolder.check_place  # what every run begins with, and the sweep before its first
+    original = RunFolder.check_place  # called at the start of every run, and by the sweep before its first run
 
     def check_place(self):
         original(self)

@@ -55,7 +55,7 @@ def test_every_setting_of_an_option_is_there_with_its_default(group, option):
     required = {
         key
         for key in arguments(group, config)
-        if group != "optimizer" or key in config  # one with a default of its own may be left out
+        if group != "optimizer" or key in config  # an optimizer's config may omit arguments that have defaults
     }
     assert required <= set(found)
 
@@ -86,7 +86,7 @@ CHOICES = [
     for group, option in OPTIONS
     for setting in of_option([CONFIGS], group, option)
     for choice in setting.choices
-    if option != "soap"  # a package of its own
+    if option != "soap"  # needs an optional package
 ]
 
 

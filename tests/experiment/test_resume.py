@@ -66,7 +66,7 @@ def test_lines_written_after_the_checkpoint_are_rewritten(make_config, tmp_path,
     config = make_config()
     folder = run(config).folder
     with folder.metrics.open("a") as file:
-        file.write('{"step": 12, "train_l')  # what a full disk or a power cut leaves
+        file.write('{"step": 12, "train_l')  # as left by a full disk or a power cut
     assert_same_end(run(config).folder, run({**config, "run_root": str(tmp_path / "whole")}).folder)
 
 

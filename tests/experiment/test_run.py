@@ -121,7 +121,7 @@ def test_a_diverged_run_is_kept_with_its_reason(make_config):
     outcome = run(config)
     summary = summary_of(outcome.folder)
     assert outcome.status == summary["status"] == "diverged"
-    assert summary["diverged_step"] == 2  # not the next step that is logged
+    assert summary["diverged_step"] == 2  # not the next logged step
     assert "at step 2" in summary["reason"]
     assert summary["diverged_loss"] in ("nan", "inf")
     assert outcome.folder.rows()[0]["step"] == 0
@@ -203,7 +203,7 @@ def test_settings_added_later_keep_the_names_of_earlier_runs(make_config):
 
 
 def test_an_mlp_from_before_its_activation_was_a_setting_keeps_its_name(make_config):
-    """An autoencoder's activation always was a setting, and stays in the name."""
+    """An autoencoder's activation has always been a setting, and stays in the name."""
     kept = (Path(__file__).parents[2] / "results/mnist_mlp/final/runs.jsonl").read_text().splitlines()
     shared, first = (json.loads(line) for line in kept[:2])
     config = shared["config"] | {key: shared["config"].get(key, {}) | value if isinstance(value, dict) else value
@@ -272,7 +272,7 @@ def test_training_seconds_hold_training_and_nothing_else(make_config, monkeypatc
     takes(100, RunFolder, "append_row")
     takes(1000, loop, "save_checkpoint")
     seconds = summary_of(run(make_config()).folder)["seconds"]
-    # 20 steps, 6 rows of training and validation figures, 4 checkpoints
+    # 20 steps, 6 rows of training and validation metrics, 4 checkpoints
     assert seconds == {"train": 20, "eval": 120, "log": 4600}
 
 
@@ -291,7 +291,7 @@ def test_batches_are_a_pure_function_of_seed_and_step():
     order = BatchOrder(count=103, batch_size=10, seed=3)
     assert order.steps_per_epoch == 10
     batches = [order.batch(step) for step in range(20)]
-    assert torch.equal(BatchOrder(103, 10, 3).batch(17), batches[17])  # with none of the steps before
+    assert torch.equal(BatchOrder(103, 10, 3).batch(17), batches[17])  # without drawing the earlier steps
     assert all(len(batch) == 10 for batch in batches)
     for epoch in (batches[:10], batches[10:]):
         assert len(torch.cat(epoch).unique()) == 100
@@ -302,13 +302,13 @@ def test_batches_are_a_pure_function_of_seed_and_step():
 def test_batches_drawn_with_replacement_are_a_pure_function_of_seed_and_step_and_may_repeat_an_image():
     order = BatchOrder(count=103, batch_size=50, seed=3, replacement=True)
     batches = [order.batch(step) for step in range(400)]
-    assert torch.equal(BatchOrder(103, 50, 3, replacement=True).batch(17), batches[17])  # with none before
+    assert torch.equal(BatchOrder(103, 50, 3, replacement=True).batch(17), batches[17])  # no earlier draws needed
     assert not torch.equal(BatchOrder(103, 50, 4, replacement=True).batch(17), batches[17])
     assert all(len(batch) == 50 for batch in batches)
-    assert sum(len(batch.unique()) < 50 for batch in batches) > 390  # all but impossible otherwise: 50 of 103 differ
+    assert sum(len(batch.unique()) < 50 for batch in batches) > 390  # 50 distinct ones of 103 are very unlikely
     counts = torch.bincount(torch.cat(batches), minlength=103)
     expected = 400 * 50 / 103
-    assert (counts - expected).abs().max() < 6 * expected**0.5  # every image as often as any other, to six sigma
+    assert (counts - expected).abs().max() < 6 * expected**0.5  # uniform over images, within six sigma
 
 
 def test_a_run_that_draws_with_replacement_has_other_batches(make_config):
@@ -389,7 +389,7 @@ def test_test_data_are_not_evaluated_until_requested(make_config, monkeypatch):
 
 
 def test_the_first_rows_are_logged_more_often_if_configured(make_config):
-    """Five rows `log_early` steps apart, the others as without it, so that no part of a curve is coarser."""
+    """Five rows `log_early` steps apart; the others are unchanged, so no part of a curve is coarser."""
     rows = run(make_config(log_early=2, log_every=8, max_steps=20, checkpoint_every=5)).folder.rows()
     assert [row["step"] for row in rows] == [0, 2, 4, 6, 8, 10, 16, 20]
     assert run_name(make_config(log_early=None)) == run_name({**make_config(), "log_early": None})
@@ -397,7 +397,7 @@ def test_the_first_rows_are_logged_more_often_if_configured(make_config):
 
 
 def test_rows_use_a_fixed_part_of_the_validation_images_if_limited(make_config, monkeypatch):
-    """The first so many images; a limit of all of them gives the run without a limit."""
+    """The limit takes the first images; a limit of all images gives the unlimited run."""
     looked_at, original = [], Trainer.evaluate
 
     def evaluate(self, split, limit=None):

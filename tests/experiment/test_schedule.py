@@ -62,7 +62,7 @@ def test_every_optimizer_trains_with_the_scheduled_step(make_config, settings_se
 
 
 def test_an_optimizers_own_schedule_replaces_the_runs(make_config, settings_seen):
-    """A quarter of the 20 steps rising, then a cosine, while the run's own schedule is a straight line."""
+    """Rises over a quarter of the 20 steps, then follows a cosine; the run's own schedule is linear."""
     config = make_config("adam", schedule="linear")
     config["optimizer"] |= {"schedule": "cosine", "warmup": 0.25}
     assert run(config).status == "completed"

@@ -26,7 +26,7 @@ SMALL = ["optimizer=sgd", "model.hidden=[8]", "epochs=null", "max_steps=4", "ten
 
 
 class Broken(io.TextIOWrapper):
-    """A stream whose reader went away, or whose disk is full, after some writes."""
+    """A stream whose reader disappears, or whose disk fills up, after some writes."""
 
     def __init__(self, writes: int, error: OSError):
         super().__init__(io.BytesIO(), encoding="utf-8")
@@ -69,7 +69,7 @@ def test_without_streams_nothing_is_written(tmp_path, monkeypatch):
 
 
 def test_output_buffered_for_a_lost_stream_is_not_written_at_exit(tmp_path):
-    """The interpreter flushes at its exit, and would make exit code 120 of what it cannot write."""
+    """The interpreter flushes at exit, and would exit with code 120 if that failed."""
     code = "import sys\nfrom sibp.runs.output import forgiving_output\nwith forgiving_output():\n    print('x' * 9)\n"
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE)
@@ -202,7 +202,7 @@ def test_a_finished_run_on_a_disk_that_cannot_be_written_is_skipped(make_config,
 
 
 def test_killing_a_sweep_ends_its_processes(tmp_path):
-    """They react at once, and write a checkpoint."""
+    """They stop at once and write a checkpoint."""
     words = [*SMALL, "max_steps=1000000", "-m", "seed=0,1", "hydra/launcher=sibp_joblib", "hydra.launcher.n_jobs=2"]
     words.append(f"run_root={tmp_path / 'runs'}")
     child = children.start(children.sweep, words, tmp_path / "out", tmp_path / "started", None)
@@ -286,7 +286,7 @@ def test_tuning_counts_a_trial_with_damaged_rows_as_failed(content, tmp_path, mo
 
 
 def test_a_run_whose_weights_cannot_change_has_diverged(make_config):
-    """At a step this long no layer has a finite solution, so the weights stay as they were drawn."""
+    """With a step this long no layer has a finite solution, so the initial weights stay."""
     for optimizer in ("sibp", "proxbp"):
         config = make_config(optimizer)
         config["optimizer"]["lr"] = 1e30

@@ -21,15 +21,15 @@ WORDS = [
 
 
 def test_progress_bars_one_line_per_run_and_resuming_after_ctrl_c(tmp_path):
-    outer, inner = os.openpty()  # 0 columns wide, as some terminals have it
+    outer, inner = os.openpty()  # 0 columns wide, as some terminals report
     terminal = os.ttyname(inner)
     program = [sys.executable, "-m", "sibp.train", "-m", *WORDS, "max_steps=6,1000000"]
-    # The first terminal that the leader of a session opens is the one whose Ctrl-C it gets.
+    # The first terminal that a session leader opens becomes its controlling terminal, which delivers Ctrl-C.
     shell = ["sh", "-c", f'exec "$0" "$@" <{terminal} >{terminal} 2>&1']
     with subprocess.Popen([*shell, *program], start_new_session=True, cwd=tmp_path) as child:
         shown, pressed = os.read(outer, 1024), False
         os.close(inner)
-        with contextlib.suppress(OSError):  # how the end of a terminal reads
+        with contextlib.suppress(OSError):  # reading a closed terminal raises OSError
             while part := os.read(outer, 1024):
                 shown += part
                 if not pressed and re.search(rb"[1-9]\d*/1000000 .*loss=", shown):
@@ -37,7 +37,7 @@ def test_progress_bars_one_line_per_run_and_resuming_after_ctrl_c(tmp_path):
     os.close(outer)
     assert child.returncode == 130
     bars = shown.decode()
-    # name, share, steps, time passed and time left, speed, figures
+    # name, percentage, steps, elapsed and remaining time, speed, metrics
     figures = r" \[\d\d:\d\d<\d+:[\d:]+, +[\d.]+step/s, loss=\d\.\d{4}, val_acc=\d\."
     assert re.search(r"sgd s0: 100%\|.*\| 6/6" + figures, bars)
     assert re.search(r"sgd s0: +0%\|.*/1000000" + figures, bars)

@@ -270,7 +270,7 @@ def test_a_run_ends_at_epochs_or_steps_whichever_comes_first(make_config, epochs
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_shipped_experiments_evaluate_early_and_for_at_most_a_third_of_the_time(experiment):
-    """Forward passes of images, of which a training step's gradient costs as much as three, and SIBP's step more."""
+    """Counted in forward passes of images: a gradient step costs three, a step of SIBP more."""
     sizes = {"digits": (1297, 250), "mnist": (55000, 5000), "cifar10": (45000, 5000), "python_docs": (7173, 398)}
     config = compose([f"experiment={experiment}"])
     train, val = sizes[config["dataset"]["name"]]

@@ -76,7 +76,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def done(whole: Path, tmp_path: Path) -> dict[str, Any]:
-    """The record of that sweep, which is found here as if it had just ended."""
+    """The record of that sweep, in a copy of its folder."""
     shutil.copytree(whole / "runs", tmp_path / "runs")
     return record()
 
@@ -294,8 +294,8 @@ def gets_signal_at_step(configs: Path, step: int, number: int) -> None:
 @pytest.mark.parametrize(
     ("number", "code", "step"),
     [
-        (signal.SIGKILL, -signal.SIGKILL, 4 * 8 + 3),  # in the second round of trials
-        (signal.SIGKILL, -signal.SIGKILL, 4 * 13 + 1),  # in a final run
+        (signal.SIGKILL, -signal.SIGKILL, 4 * 8 + 3),  # during the second round of trials
+        (signal.SIGKILL, -signal.SIGKILL, 4 * 13 + 1),  # during a final run
         (signal.SIGINT, 130, 2),
         (signal.SIGINT, 130, 4 * 9),  # the last step of a run
     ],

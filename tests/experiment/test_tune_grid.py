@@ -18,11 +18,11 @@ Judge = Callable[[tuple[float, ...]], Score]
 
 
 def play(axes: list[Axis], budget: int, judge: Judge) -> tuple[dict[Point, Score], list[list[Trial]]]:
-    """Tries rounds until none is left; returns (scores, rounds)."""
+    """Runs rounds of trials until none is left; returns (scores, rounds)."""
     done: dict[Point, Score] = {}
     rounds = []
     while batch := next_trials(done, axes, budget):
-        assert not any(trial.point in done for trial in batch)  # or it would never end
+        assert not any(trial.point in done for trial in batch)  # otherwise the search would not end
         rounds.append(batch)
         done |= {trial.point: judge(setting(axes, trial.point)) for trial in batch}
     return done, rounds

@@ -44,7 +44,7 @@ def test_float32_stays_within_ten_times_the_known_deviation(name):
     arrays = run(case)
     found = deviations(case, arrays, [key for key in case.golden if is_parameter(key)])
     assert max(found.values()) <= 10 * FLOAT32_DEVIATION[name]
-    # Not promised by rounding alone, but the line search is computed in differences so that it holds.
+    # Rounding alone would not guarantee this; it holds because the line search is computed from differences.
     decisions = [key for key in case.golden if key.endswith(("_m", "_m0"))]
     assert [key for key in decisions if not np.array_equal(arrays[key], case.golden[key])] == []
 

@@ -95,7 +95,7 @@ OWN = ["--config-dir", "my configs", "experiment=own", *QUICK]
 
 @pytest.fixture(autouse=True)
 def _their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A module and configs, in the current folder, which is not on the path; what they register is forgotten after."""
+    """A module and configs in the current folder, which is not on the path; undoes their registrations afterwards."""
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(PLUGIN)
     for name, text in CONFIGS.items():
@@ -198,7 +198,7 @@ def test_a_report_imports_nothing_that_a_run_names(capsys):
     assert report(["runs"]) == 0
     assert "1 runs" in capsys.readouterr().out
     assert not Path("imported").exists()
-    assert main([*QUICK, "max_steps=2", "optimizer=sgd", "force=true"]) == 0  # nor does the run that goes on there
+    assert main([*QUICK, "max_steps=2", "optimizer=sgd", "force=true"]) == 0  # nor does training there again
     assert not Path("imported").exists()
 
 
@@ -234,7 +234,7 @@ def test_an_error_is_one_sentence_and_nothing_is_trained(word, capsys):
     Path("taken.py").write_text("from sibp.plugins import register_optimizer\nregister_optimizer('sgd', print)\n")
     Path("hidden/optimizer").mkdir(parents=True)
     Path("hidden/optimizer/sgd.yaml").touch()
-    for _ in range(2):  # the second time is no better
+    for _ in range(2):  # the second attempt fails, too
         assert main([*QUICK, "max_steps=2", word]) == 2
         error = capsys.readouterr().err
         assert MISTAKES[word] in error

@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("sibp", "configs", "setup.py", "pyproject.toml", "README.md", "LICENSE")
-SETUPTOOLS = "77"  # the first that reads the licence as it is written in pyproject.toml
+SETUPTOOLS = "77"  # the first version that accepts pyproject.toml's licence format
 IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so")
 
 
@@ -32,7 +32,7 @@ def quick_compiler(folder: Path) -> dict[str, str]:
 
 
 def build(kind: str, source: Path, out: Path) -> None:
-    """Has the setuptools that is installed build a ``wheel`` or an ``sdist``, as pip and build would."""
+    """Builds a ``wheel`` or an ``sdist`` with the installed setuptools, as pip and build would."""
     words = f"from setuptools.build_meta import build_{kind} as build; build({str(out)!r})"
     command, here = [sys.executable, "-c", words], quick_compiler(out)
     done = subprocess.run(command, cwd=source, env=here, capture_output=True, text=True)

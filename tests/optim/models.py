@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class UnfoldedConv(nn.Module):
-    """A convolution and the ReLU behind it, written out: one `nn.Linear` per group, on patches cut by hand."""
+    """A convolution followed by ReLU, written out: one `nn.Linear` per group, on explicitly extracted patches."""
 
     def __init__(self, conv: nn.Conv1d | nn.Conv2d) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class UnfoldedConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.pad(x, self.pad, mode=self.mode)
         for i in range(self.dims):
-            # unfold cuts windows of the kernel's reach; every dilation-th entry belongs to the kernel.
+            # unfold extracts windows of the dilated kernel's extent; every dilation-th entry belongs to the kernel.
             reach = self.dilation[i] * (self.kernel[i] - 1) + 1
             x = x.unfold(2 + i, reach, self.stride[i])[..., :: self.dilation[i]]
         positions = x.shape[2 : 2 + self.dims]

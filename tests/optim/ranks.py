@@ -23,7 +23,7 @@ SERVER = multiprocessing.get_context("forkserver")
 # A process has one such server: the same list as in tests/experiment/children.py.
 SERVER.set_forkserver_preload(["sibp.train", "torch._dynamo", "sklearn.datasets"])
 STEPS = 4
-# By its own name a machine may not find itself.
+# A machine may be unable to resolve its own host name.
 SETTINGS = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
 F64 = torch.float64
 

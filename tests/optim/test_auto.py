@@ -45,7 +45,7 @@ def batch(seed: int = 1, rows: int = 20, inputs: int = 5) -> tuple[Tensor, Tenso
 
 
 def step(model: nn.Module, optimizer, x: Tensor, y: Tensor, *, give_loss: bool = True) -> float:
-    """One step; its loss before."""
+    """Takes one step; returns the loss before it."""
     optimizer.zero_grad()
     loss = F.cross_entropy(model(x), y)
     loss.backward()
@@ -88,7 +88,7 @@ def test_first_step_on_a_quadratic_ends_at_the_minimum_along_it():
 
 
 def test_takes_full_steps_on_an_unbounded_loss():
-    """That is 1.7 times as far as the subproblem asks, over weight and bias together, and both move by the same."""
+    """The length is 1.7 times the subproblem's, over weight and bias together, and both move by the same."""
     model, (x, _) = mlp(5, 3), batch()
     optimizer, old = AutoSIBP(model, lr=0.5), weights(model)
     optimizer.zero_grad()
@@ -156,7 +156,7 @@ def test_an_error_in_a_trial_restores_every_weight():
 
 
 def test_tiny_steps_are_plain_sibps_made_orthogonal_and_balanced():
-    """By singular vectors here, where Newton and Schulz's iterations leave singular values from .7 to 1.2."""
+    """The reference uses singular vectors; Newton-Schulz iterations leave singular values from .7 to 1.2."""
     options: dict[str, Any] = {"solver": "exact", "backward_weights": "old", "prox_weight_scaling": "relative"}
     auto, plain, (x, y) = mlp(5, 6, 3), mlp(5, 6, 3), batch()
     first, second = AutoSIBP(auto, lr=1e-4), SIBP(plain, lr=1e-4, **options)
@@ -258,7 +258,7 @@ def test_a_closure_does_what_evaluate_does():
 
 @pytest.mark.parametrize("clears", [False, True])
 def test_a_closure_on_part_of_an_accumulated_batch_is_refused(clears: bool):
-    """Like Lightning's, which accumulates by itself: trials would evaluate the last batch only."""
+    """Like Lightning's, which accumulates itself: trial points would be evaluated on the last batch only."""
     model, (x, y) = mlp(5, 6, 3), batch()
     optimizer, old = AutoSIBP(model), weights(model)
 
@@ -270,7 +270,7 @@ def test_a_closure_on_part_of_an_accumulated_batch_is_refused(clears: bool):
         return loss
 
     F.cross_entropy(model(x[:10]), y[:10]).backward()
-    if clears:  # what lay there is gone, and the closure sees all that is left
+    if clears:  # earlier gradients are gone, so the closure evaluates all that remains
         optimizer.step(closure)
         return
     with pytest.raises(RuntimeError, match=r"step\(evaluate=.*all their batches"):
@@ -331,7 +331,7 @@ def test_resumes_bitwise_from_a_distributed_checkpoint(make, tmp_path):
     import torch.distributed.checkpoint as files
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-    for steps in (3, 4):  # AutoSIBP has kept the last step for its next look, or has none to look back at
+    for steps in (3, 4):  # AutoSIBP has kept the last step to look back at, or has none
         model, other = mlp(5, 66, 66, 3), mlp(5, 66, 66, 3, seed=1)
         optimizer, again = make(model, 10.0), make(other, 10.0)
         for seed in range(steps):
@@ -350,7 +350,7 @@ def test_resumes_bitwise_from_a_distributed_checkpoint(make, tmp_path):
 
 @pytest.mark.parametrize("share", [0.5, 0.25])
 def test_a_lower_lr_shortens_every_step_in_proportion(share: float):
-    """The minimum along the step is below the lower lr: as a mere bound, that would change nothing."""
+    """The minimum along the step lies below the lower lr, which would have no effect as a mere bound."""
     x, _ = batch()
     target, moved = x @ torch.ones(5, 3, dtype=F64), []
     for factor in (1.0, share):
@@ -435,7 +435,7 @@ def test_relative_weights_are_measured_in_mean_squared_rows(method):
 
 @pytest.mark.parametrize("solver", ["exact", "cg:3"])
 def test_error_signals_through_the_old_weights_are_those_of_autograd(solver: str):
-    """Inputs of the lowest layer get the loss's own gradient through old weights, and another one through new."""
+    """The lowest layer's input gets the loss's own gradient through old weights, and another through new ones."""
     x, y = batch()
     gradients: list[Any] = []
     for weights_ in ("old", "new"):
@@ -455,7 +455,7 @@ def test_error_signals_through_the_old_weights_are_those_of_autograd(solver: str
 @pytest.mark.parametrize("make", SEARCHING, ids=NAMES)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_an_empty_batch_leaves_no_trace(make, bad: float):
-    """Not in the weights, not in the fallback's state, and not in the length of later steps."""
+    """It affects neither the weights, nor the fallback's state, nor the length of later steps."""
 
     def start() -> tuple[nn.Module, Any]:
         torch.manual_seed(0)
@@ -505,7 +505,7 @@ def test_absurd_settings_and_inputs_train():
 
 
 def test_batches_of_one_sample_train():
-    """Four classes far apart, four hidden layers: long steps for one sample would lose all others."""
+    """Four well-separated classes, four hidden layers: long steps for one sample would unlearn all others."""
     x, y = clusters()
     model = mlp(10, *[32] * 4, 4, dtype=torch.float32)
     optimizer, start = AutoSIBP(model), loss_of(model, x, y)
@@ -533,7 +533,7 @@ def clusters() -> tuple[Tensor, Tensor]:
 
 
 def test_ten_hidden_layers_with_small_weights_train():
-    """Torch's own initialisation: what tells samples apart is 1e-4 of a deep layer's features, and the slope 1e-6."""
+    """With torch's initialisation, samples differ by 1e-4 of a deep layer's features, and the slope is 1e-6."""
     x, y = clusters()
     model = mlp(10, *[32] * 10, 4, dtype=torch.float32)
     optimizer, start = AutoSIBP(model), loss_of(model, x, y)
@@ -543,12 +543,12 @@ def test_ten_hidden_layers_with_small_weights_train():
 
 
 def test_vanishing_error_signals_lengthen_steps_and_ordinary_ones_do_not():
-    """A step of lr, times what the ratio of mean square error signals to the output's exceeds 30 by."""
+    """The step is lr max(1, r / 30), with r the mean square of the output's error signal over that of the layer's."""
     x, y = batch()
     for scale in (4.0, 1e-3):
         model = mlp(5, 8, 8, 3)
         with torch.no_grad():
-            model.get_parameter("4.weight").mul_(scale)  # what carries error signals from the output down
+            model.get_parameter("4.weight").mul_(scale)  # scales the error signals of the layers below
         optimizer, asked, sizes = AutoSIBP(model, lr=2.0), {}, {}
         plain = optimizer.neuron_step
 

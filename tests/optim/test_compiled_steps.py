@@ -11,7 +11,7 @@ from torch._dynamo import compiled_autograd
 from sibp import SIBP, AutoSIBP, ProxBP
 
 F64 = torch.float64
-# Raised by the compiler itself, when it looks at tensors that a plain step has left behind.
+# Raised by the compiler when it inspects tensors left over from an eager step.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 
 
@@ -23,7 +23,7 @@ def net() -> nn.Sequential:
 
 
 def trained(method, wrap: Callable, inside: str) -> list[Tensor]:
-    """The weights after three steps, of which `wrap` gets the parts that are named in `inside`."""
+    """The weights after three steps; `wrap` is applied to the parts named in `inside`."""
     model = net()
     optimizer = method(model, lr=0.5)
     x, y = torch.linspace(-1, 1, 40, dtype=F64).reshape(8, 5).sin(), torch.arange(8) % 3
@@ -48,7 +48,7 @@ def trained(method, wrap: Callable, inside: str) -> list[Tensor]:
 
 
 def by_compiled_autograd(run: Callable) -> Callable:
-    """With the fastest backend: compilation is torch's, only the calls are ours."""
+    """Uses the fastest backend, as only the traced calls matter here, not torch's code generation."""
 
     def step() -> None:
         with compiled_autograd._enable(lambda graph: torch.compile(graph, backend="eager"), dynamic=False):
@@ -132,10 +132,10 @@ def test_a_whole_compiled_step_takes_batches_of_any_size(make: Callable):
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-@pytest.mark.filterwarnings("ignore:Skipping serialization of:UserWarning")  # torch 2.6, of its own configuration
+@pytest.mark.filterwarnings("ignore:Skipping serialization of:UserWarning")  # torch 2.6, about its own configuration
 def test_compiled_autograd_equals_the_eager_one():
     torch._dynamo.reset()
-    if torch.__version__.startswith("2.6."):  # whose compiled autograd calls a layer's backward twice
+    if torch.__version__.startswith("2.6."):  # its compiled autograd calls a layer's backward twice
         with pytest.raises(RuntimeError, match="runs more than once"):
             trained(SIBP, by_compiled_autograd, "backward")
         return
@@ -146,14 +146,14 @@ def test_compiled_autograd_equals_the_eager_one():
 
 
 def test_fullgraph_is_also_refused_after_the_model_was_traced():
-    """The compiler refuses in its own words; after `torch.compiler.reset` ours appear, and no weight has moved."""
+    """The compiler's own error comes first; after `torch.compiler.reset` ours appears. No weight has moved."""
     model = net()
     optimizer = SIBP(model)
     x, y = torch.randn(8, 5, dtype=F64), torch.arange(8) % 3
     torch.compile(model, backend="eager")(x)
     before = [p.detach().clone() for p in model.parameters()]
     for reset in (False, True):
-        # The second is what the compiler of torch 2.6 says of an exception in what it traces.
+        # The second alternative is torch 2.6's message for an exception in traced code.
         with pytest.raises(Exception, match="cannot be compiled|Observed exception" if reset else None):
             torch.compile(model, backend="eager", fullgraph=True)(x)
         torch.compiler.reset()
@@ -165,7 +165,7 @@ def test_fullgraph_is_also_refused_after_the_model_was_traced():
 
 
 def test_another_optimizer_s_compiled_step_passes_the_guard_of_a_direction():
-    """The guard looks at frames, which the compiler cannot trace, and would warn of."""
+    """The guard inspects stack frames, which the compiler cannot trace and would warn about."""
     direction = SIBP(net(), direction_only=True)
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -18,7 +18,7 @@ from sibp.optim.proximal import ProximalOptimizer
 
 F64 = torch.float64
 METHODS = [SIBP, ProxBP]
-COMPILED = "cannot be compiled|Observed exception"  # the second is what the compiler of torch 2.6 says instead
+COMPILED = "cannot be compiled|Observed exception"  # the second alternative is torch 2.6's message
 
 
 def net(dtype: torch.dtype = F64) -> nn.Sequential:
@@ -216,7 +216,7 @@ BAD_OPTIONS = [
     ({"lr": 10**400}, "Invalid lr: 1000"),
     ({"loss_average": -1}, "Invalid loss_average: -1"),
     ({"loss_average": "mean"}, "Invalid loss_average: 'mean'"),
-    ({"loss_average": 0}, "Invalid loss_average: 0; .* 1 or more"),  # nothing would move, and nobody would say so
+    ({"loss_average": 0}, "Invalid loss_average: 0; .* 1 or more"),  # weights would silently stay put
     ({"loss_average": 10**400}, "Invalid loss_average: 1000"),
 ]
 
@@ -226,12 +226,12 @@ def test_invalid_options_are_refused_with_their_value(method, options: dict[str,
     model = net()
     with pytest.raises(ValueError, match=f"^{message}"):
         method(model, **options)
-    assert "forward" not in vars(model[0])  # and nothing was left behind
+    assert "forward" not in vars(model[0])  # and the failed constructor leaves the model unchanged
     optimizer = method(net())
     optimizer.param_groups[0].update(options)
     optimizer.loss_average = options.get("loss_average", True)
     x, y = batch()
-    with pytest.raises(ValueError, match=f"^{message}"):  # a schedule that goes wrong is found at the next step
+    with pytest.raises(ValueError, match=f"^{message}"):  # a schedule may set an invalid value
         F.cross_entropy(optimizer.model(x), y).backward()
 
 
@@ -531,7 +531,7 @@ def test_paused_gives_the_ordinary_gradient(method):
     assert optimizer.solver_stats()
 
 
-# -- what has no proximal subproblem: an error that names the layer, before any weight changes
+# -- layers without a proximal subproblem: an error names the layer before any weight changes
 
 
 class Shared(nn.Module):
@@ -583,7 +583,7 @@ def test_invalid_uses_are_named(method, make, run, message):
 
 
 def test_an_input_that_is_no_tensor_is_refused_as_by_the_plain_layer(method):
-    """A batch that was not taken apart is the usual reason."""
+    """The usual cause is a batch passed without unpacking."""
     model, (x, y) = net(), batch()
     method(model)
     with pytest.raises(TypeError, match=r"argument 'input' .*must be Tensor, not list"):
@@ -636,7 +636,7 @@ def test_tied_modules_are_explicit(method):
 
 def test_layers_with_a_different_forward_are_explicit(method):
     class Odd(nn.Linear):
-        """Not the linear map that its class suggests."""
+        """Computes something other than its class's linear map."""
 
         def forward(self, input):
             return F.linear(input, self.weight.abs(), self.bias)

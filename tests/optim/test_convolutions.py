@@ -85,7 +85,7 @@ def test_unbatched_image_is_a_batch_of_one(method: str):
     dilation=st.integers(1, 2),
     bias=st.booleans(),
     batch=st.integers(1, 4),
-    size=st.integers(6, 10),  # a dilated kernel covers up to 5 of the second, shorter axis
+    size=st.integers(6, 10),  # a dilated kernel covers up to 5 entries of the second, shorter axis
 )
 def test_convolutions_of_any_shape(dims, groups, channels, kernel, stride, padding, dilation, bias, batch, size):
     kind = nn.Conv1d if dims == 1 else nn.Conv2d
@@ -105,13 +105,13 @@ def test_convolutions_of_any_shape(dims, groups, channels, kernel, stride, paddi
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("channels", [5, 16])
 def test_the_inputs_error_signal_has_the_inputs_memory_layout(channels, layout):
-    """However the layer's products are computed: where channels are no multiples of 16, in another order."""
+    """Holds for both orders of the products; which one is used depends on whether channels are a multiple of 16."""
     torch.manual_seed(0)
     conv = nn.Conv2d(16, channels, 3, padding=1).double()
     x = torch.randn(4, 16, 6, 5, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
     D = torch.randn(4, channels, 6, 5, dtype=torch.float64)
     (expected,) = torch.autograd.grad(conv(x), x, D)
-    optimizer = ProxBP(conv, lr=0.1, prox_weight=1.0)  # whose error signal goes back through the old weights
+    optimizer = ProxBP(conv, lr=0.1, prox_weight=1.0)  # propagates the error signal through the old weights
     conv(x).backward(D)
     torch.testing.assert_close(x.grad, expected, rtol=1e-12, atol=1e-12)
     assert x.grad.is_contiguous(memory_format=layout)

@@ -214,7 +214,7 @@ def test_trains_a_convolutional_network_or_names_the_supported_layers(row: Row):
             row.make(model)
         return
     losses = train(model, row.make(model), range(row.steps // 2), row.batch)
-    assert median(losses[-9:]) < 0.8 * losses[0]  # single batches may be far off in a step as long as momentum's
+    assert median(losses[-9:]) < 0.8 * losses[0]  # the median, as momentum's long steps make single batches noisy
 
 
 def test_an_invalid_learning_rate_is_refused_in_one_sentence(row: Row):

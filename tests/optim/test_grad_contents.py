@@ -87,7 +87,7 @@ def test_gradients_older_than_the_optimizer_are_refused():
     optimizer = SIBP(model)
     with pytest.raises(RuntimeError, match=r"layer '0': what lies in weight.grad .* before the first backward pass"):
         optimizer.step()
-    loss_of(model).backward()  # a displacement on top does not make it one
+    loss_of(model).backward()  # accumulating a displacement does not make the sum valid
     with pytest.raises(RuntimeError, match="before the first backward pass"):
         optimizer.step()
 
@@ -152,7 +152,7 @@ def test_a_scaled_loss_is_refused(unscale: bool):
         scaler.step(optimizer)
     optimizer.zero_grad()
     loss_of(model).backward()
-    optimizer.step()  # without the scaler nothing is left of it
+    optimizer.step()  # a step without the scaler is unaffected
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -169,10 +169,10 @@ def test_an_enabled_scaler_around_the_outer_optimizer_is_refused(enabled: bool):
         return
     with pytest.raises(RuntimeError, match="SGD steps along displacements of SIBP, from which a GradScaler"):
         scaler.step(outer)
-    del direction  # which the model's layers keep
+    del direction  # the model's layers keep it alive
     elsewhere = torch.optim.SGD(other.parameters(), 1.0)
     scaler.scale(loss_of(other)).backward()
-    scaler.step(elsewhere)  # of no concern to it
+    scaler.step(elsewhere)  # an unrelated model is unaffected
 
 
 def test_frameworks_may_clip():
@@ -254,7 +254,7 @@ def test_a_layer_that_replaces_a_tapped_one_is_not_listed_as_proximal():
     assert rows["0"].endswith("proximal")
 
 
-# -- inputs and transforms that have no step
+# -- unsupported inputs and transforms
 
 
 def forward_mode(model: nn.Module) -> None:

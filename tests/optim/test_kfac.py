@@ -39,7 +39,7 @@ def gradient(loss: Tensor, layer: nn.Linear) -> Tensor:
 
 @pytest.mark.parametrize("likelihood", list(LIKELIHOODS))
 def test_one_sample_gives_the_exact_block_of_every_layer(likelihood: str, monkeypatch: pytest.MonkeyPatch):
-    """The outer product of the gradients of log p(y), y the label that was drawn."""
+    """The outer product of the gradients of log p(y), with y the sampled label."""
     model, plain = net(), net()
     optimizer, drawn = KFAC(model, likelihood=likelihood), []
     draw = LIKELIHOODS[likelihood]
@@ -49,7 +49,7 @@ def test_one_sample_gives_the_exact_block_of_every_layer(likelihood: str, monkey
     z = plain(x)
     for layer, twin in ((model[0], plain[0]), (model[2], plain[2])):
         memory = optimizer.state[layer.weight]
-        g = gradient((z * drawn[0]).sum(), twin)  # its slope along z is the drawn difference
+        g = gradient((z * drawn[0]).sum(), twin)  # the gradient with respect to z is the drawn error signal
         torch.testing.assert_close(torch.kron(memory["A"], memory["G"]), torch.outer(g, g))
 
 

@@ -168,7 +168,7 @@ class WindowsGeometry(Geometry):
 
 
 class DenseWindowsGeometry(WindowsGeometry):
-    """The same by its matrix."""
+    """The same layer, defined by its matrix."""
 
     def features(self, x: Tensor, *, weight: bool, bias: bool) -> FeatureOperator:
         return DenseFeatures((x[..., 1:] + x[..., :-1]).flatten(0, -2), weight, bias)
@@ -227,7 +227,7 @@ def test_an_overridden_forward_is_explicit():
     assert geometry_of(Other(3, 2)) is None
     assert isinstance(geometry_of(Same(3, 2)), TransposedGeometry)
     assert geometry_of(nn.MultiheadAttention(4, 2).out_proj) is None
-    register_layer(Other)(TransposedGeometry)  # what its author says
+    register_layer(Other)(TransposedGeometry)  # declared by its author
     assert geometry_of(Other(3, 2)) is not None
 
 
@@ -261,7 +261,7 @@ def test_a_tied_head_is_explicit_and_names_the_tied_parameter():
 
 
 def small_gpt2() -> Any:
-    """Of one's own making: no weights are loaded."""
+    """Randomly initialised: no weights are loaded."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         transformers = pytest.importorskip("transformers", reason="needs the package transformers")

@@ -104,7 +104,7 @@ def test_activation_is_found_however_it_is_called(module: nn.Module, call):
     expected = changes(mlp(module))
     assert_same(changes(Functional(call)), expected)
     linearised = changes(mlp(module), solver="exact")
-    # The hidden layer's subproblem did contain the activation.
+    # The hidden layer's subproblem contains the activation.
     assert not torch.allclose(linearised["0.weight"], expected["0.weight"], rtol=1e-3)
 
 
@@ -113,7 +113,7 @@ def test_activation_is_found_however_it_is_called(module: nn.Module, call):
     [
         lambda z: F.relu(z) + 0 * z,  # used twice
         lambda z: F.relu(z + 0),  # not the layer's own output
-        lambda z: torch.clamp(z, min=0),  # not known
+        lambda z: torch.clamp(z, min=0),  # not a registered activation
         lambda z: torch.cat([F.relu(z[:, :3]), F.relu(z[:, 3:])], 1),
     ],
 )
@@ -267,7 +267,7 @@ def test_frozen_parameters_are_unchanged_and_propagate_gradients():
         assert set(found) == {"0.weight", "0.bias", "2.weight", "2.bias"} - set(names)
         return found
 
-    # Behind a frozen last layer the first one sees ordinary back propagation.
+    # Below a frozen last layer, back propagation is ordinary.
     found, plain = frozen("2.weight", "2.bias"), mlp(nn.ReLU())
     x, y = batch()
     z = plain[0](x)
@@ -385,7 +385,7 @@ def test_transformer_block_learns_with_every_linear_proximal():
 
 
 def test_multihead_attention_output_projection_is_explicit():
-    """Its forward is never called, so it cannot be tapped: it has to be stepped by the fallback."""
+    """Its forward is never called, so it cannot be tapped; the fallback must step it."""
     attention = nn.MultiheadAttention(8, 2, batch_first=True)
     with pytest.warns(UserWarning, match="SIBP found no layer with a proximal subproblem in MultiheadAttention"):
         optimizer = SIBP(attention, fallback=lambda p: torch.optim.SGD(p, 0.1))
@@ -502,7 +502,7 @@ def test_copies_and_pickles_of_the_model_are_untapped(tmp_path):
         other(x).square().sum().backward()
         plain = torch.autograd.grad(nn.functional.linear(x, other[0].weight, other[0].bias).sum(), other[0].weight)
         assert plain[0].shape == other[0].weight.grad.shape
-        own = SIBP(other)  # and they can be owned anew
+        own = SIBP(other)  # and another optimizer can take them
         assert type(other(x)) is not Tensor
         own.remove()
     assert type(model(x)) is not Tensor
@@ -538,7 +538,7 @@ def test_functional_call_with_other_weights_is_untouched():
 @pytest.mark.parametrize("solver", ["exact", "cg:2", "paper"])
 @pytest.mark.parametrize("inplace", [False, True])
 def test_a_step_leaves_nothing_behind(solver, inplace):
-    """Nor does a forward pass without a backward pass: everything of it is freed with its last user."""
+    """Nor does a forward pass without a backward pass: its memory is freed with its last user."""
     model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(inplace), nn.Linear(5, 3))
     optimizer = SIBP(model, solver=solver)
     gc.collect()
@@ -551,7 +551,7 @@ def test_a_step_leaves_nothing_behind(solver, inplace):
             optimizer.step()
         del loss
         gc.collect()
-        kinds = (type(thing) for thing in gc.get_objects())  # isinstance would ask the things themselves
+        kinds = (type(thing) for thing in gc.get_objects())  # isinstance would call the objects' own code
         counts.append(sum(issubclass(kind, torch.Tensor | torch.autograd.graph.Node) for kind in kinds))
     layer = weakref.ref(model[0])
     assert counts[1] == counts[3]

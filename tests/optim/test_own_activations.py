@@ -16,7 +16,7 @@ F64 = torch.float64
 
 
 class Net(nn.Module):
-    """Two linear layers and whatever is called between them."""
+    """Two linear layers with a given function between them."""
 
     def __init__(self, call) -> None:
         super().__init__()
@@ -150,9 +150,9 @@ def snake(z: Tensor, frequency: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (6, 1), (6, 7)])
 def test_a_learned_argument_is_constant_in_the_subproblem_and_gets_its_gradient(shape):
-    """The step is one with fixed numbers; the gradient autograd's, with the last layer's new weights."""
+    """The step is that for fixed numbers; their gradient is autograd's, with the last layer's new weights."""
     frequency = torch.linspace(0.8, 1.4, torch.Size(shape).numel(), dtype=F64).reshape(shape).requires_grad_()
-    unknown = first_change(lambda z: snake(z, frequency))  # the last layer's step is the same: it is linear
+    unknown = first_change(lambda z: snake(z, frequency))  # the last layer is linear, so its step is the same
     expected, frequency.grad = frequency.grad, None
     known = register_activation(snake, snake)
     change = first_change(lambda z: known(z, frequency))
@@ -189,7 +189,7 @@ class ConvNet(nn.Module):
 
 
 class PerChannel(nn.Module):
-    """LeakyReLU with a slope for each channel, one channel after the other: nothing that is inside a subproblem."""
+    """LeakyReLU with a slope per channel, channel by channel, which no subproblem recognises."""
 
     def __init__(self, slopes: Tensor) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ class PerChannel(nn.Module):
         return torch.stack([torch.where(c > 0, c, a * c) for c, a in zip(z.unbind(1), self.weight, strict=True)], 1)
 
 
-@pytest.mark.parametrize("batch", [2, 40])  # patches written out, and not
+@pytest.mark.parametrize("batch", [2, 40])  # with and without materialised patches
 def test_prelu_has_a_slope_for_each_channel_of_a_convolution(batch):
     """Its step is that of one convolution a channel, each with the LeakyReLU of its slope."""
     slopes = torch.tensor([0.1, 0.3, 0.6, -0.2], dtype=F64)
@@ -227,12 +227,12 @@ def test_prelu_has_a_slope_for_each_channel_of_a_convolution(batch):
     linearised = step(PerChannel(slopes))
     assert linearised.conv.weight.grad is not None
     assert not torch.allclose(found.conv.weight.grad, linearised.conv.weight.grad, rtol=1e-3)
-    # The slopes' own gradient is the loss's, through the last layer's new weights.
+    # The slopes' gradient is that of the loss, through the last layer's new weights.
     torch.testing.assert_close(prelu.weight.grad, linearised.activation.weight.grad, rtol=1e-9, atol=1e-12)
 
 
 class _Slopes(nn.Module):
-    """The net's own activation in value, but what the subproblem contains is the LeakyReLU of one channel's slope."""
+    """The same activation in value, but the subproblem contains the LeakyReLU with one channel's slope."""
 
     def __init__(self, slopes: Tensor, channel: int, slope: float) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ from sibp.optim import parallel
 from sibp.prox.solvers import nonlinear
 
 PAIR, UNEQUAL = (5, 5), (6, 1, 3)
-SEARCHING = ["auto", "line search"]  # whose ranks exchange losses, too
+SEARCHING = ["auto", "line search"]  # its ranks exchange losses, too
 PLAIN = [method for method in METHODS if method not in ("sgd for the rest", *SEARCHING)]
 CASES = {
     **{f"{net}, {method}": Case(net, method, PAIR) for net in ("wide", "narrow", "convolutions") for method in PLAIN},
@@ -182,7 +182,7 @@ def test_an_infinite_neuron_on_one_rank_changes_no_rank(results):
 
 
 def test_ranks_whose_neurons_need_different_precisions_agree(results, monkeypatch):
-    """Doubtful neurons, on the second rank alone, are solved again in float64, as a displacement."""
+    """Neurons with doubtful answers, all on the second rank, are solved again in float64 as displacements."""
     again, found = nonlinear._in_double_precision, []
     monkeypatch.setattr(nonlinear, "_in_double_precision", lambda *given: found.append(1) or again(*given))
     alone = nothing_fits_half_of_the_neurons(EQUAL_ROWS, 0, "cg:3")
@@ -235,7 +235,7 @@ def test_bytes_received_equal_the_formula(results, name):
 
 
 def test_each_solver_works_in_both_modes(results):
-    """On hidden layers, or the cases above would show less than they seem to."""
+    """Hidden layers are among them; otherwise the cases above would show less than intended."""
     ways = {
         (case.method, of_ranks(results, name, case)[0]["plans"]["0"].way)
         for name, case in CASES.items()
@@ -273,7 +273,7 @@ def device_of_a_group(
 @pytest.mark.parametrize("way", ["gather", "sum"])
 @pytest.mark.parametrize("method", ["sibp exact", "sibp cg:3", "proxbp gradient"])
 def test_both_modes_on_every_device(monkeypatch, device_of_a_group, method, way):
-    """With a single rank, as there may be a single GPU: nothing travels, but all of it is computed."""
+    """With a single rank, as there may be a single GPU: nothing is communicated, but everything is computed."""
     monkeypatch.setattr(parallel, "plan", lambda *args, **kwargs: parallel.Plan(way, 0))
     case = Case("norms", method, (10,))
     weights = []

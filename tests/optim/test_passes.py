@@ -308,7 +308,7 @@ def test_copies_are_ordinary_modules(how: str):
 @pytest.mark.parametrize("method", [SIBP, ProxBP])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_gradients_of_inputs_only_are_ordinary_gradients(method, frozen: bool):
-    """Adversarial examples, saliency, a generator's gradient through a discriminator: nobody asks for a step."""
+    """Adversarial examples, saliency, a generator's gradient through a discriminator: no step is wanted."""
     model, plain = net(), net()
     optimizer = method(model, lr=0.5)
     if frozen:
@@ -347,11 +347,11 @@ def test_second_derivatives_with_respect_to_weights_are_refused_by_layer_name():
         g.square().sum().backward()
 
 
-# -- calls that end in other ways than by returning
+# -- forward calls that raise
 
 
 class Stopping(nn.Module):
-    """An identity that raises while it is told to."""
+    """An identity that raises while told to."""
 
     raises: type[BaseException] | None = None
 
@@ -369,7 +369,7 @@ def stopped_net() -> tuple[nn.Sequential, Stopping]:
 def test_an_interrupted_call_ends_its_pass():
     model, stop = stopped_net()
     optimizer = SIBP(model, lr=0.5)
-    stop.raises = KeyboardInterrupt  # which torch tells no hook of
+    stop.raises = KeyboardInterrupt  # for which torch calls no hook
     with pytest.raises(KeyboardInterrupt):
         model(batch(3)[0])
     stop.raises = None

@@ -53,7 +53,7 @@ def one_step(
     optimizer: KFAC, model: nn.Module, x: torch.Tensor, y: torch.Tensor, **looks: object
 ) -> list[torch.Tensor]:
     """By how much every parameter moves."""
-    torch.manual_seed(1)  # of the drawn labels
+    torch.manual_seed(1)  # for the sampled labels
     before = [p.detach().clone() for p in model.parameters()]
     optimizer.zero_grad()
     loss = F.cross_entropy(model(x), y)
@@ -121,5 +121,5 @@ def test_schedule_free_evaluates_the_average_but_not_for_gradients():
     model.eval()
     model(x)
     model.train()
-    optimizer.step(closure)  # as after an evaluation: it was at the average until now
+    optimizer.step(closure)  # as after an evaluation, during which the weights were at the average
     assert (weight.detach() != between).any()

@@ -92,7 +92,7 @@ def test_weights_stay_finite_and_training_goes_on(name, inputs, first):
     for _ in range(2):
         step(model, optimizer, x, y)
     assert all(p.isfinite().all() for p in model.parameters())
-    if not inputs.startswith("times"):  # a curvature that large may well hold everything in place
+    if not inputs.startswith("times"):  # a curvature that large may leave the weights unchanged
         assert any(not torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
 
 
@@ -360,7 +360,7 @@ SETTINGS = {
 def test_torchs_optimizers_refuse_settings_out_of_range(name, key):
     values = [torch.nan, torch.inf, -0.1] + ([1.0] if key in ("momentum", "decay", "beta1", "beta2") else [])
     for value in values:
-        finite = value not in (torch.nan, torch.inf)  # what is not, no config may hold
+        finite = value not in (torch.nan, torch.inf)  # a config rejects non-finite values itself
         refusal = rf"cannot be built: Invalid {key}: {value}; it has to be >= 0 and" if finite else rf"optimizer.{key}="
         with pytest.raises(UserError, match=refusal):
             make(name, net(), **{key: value})
@@ -385,7 +385,7 @@ def test_counts_are_one_or_more(name, key):
     ],
 )
 def test_iteration_and_history_counts_are_bounded(name, key, most):
-    """Refuses 10^12 passes or a matrix of 10^6 x 10^6."""
+    """Settings that would take 10^12 passes or a matrix of 10^6 x 10^6 are refused."""
     make(name, net(), **{key: most})
     refusal = rf"cannot be built: Invalid {key}: {most + 1}; it has to be a whole number from 1 to {most}\."
     with pytest.raises(UserError, match=refusal):

@@ -77,7 +77,7 @@ def displacements(model: nn.Module, make: Callable[..., Any], seed: int) -> list
 
 
 def step_by_hand(model: nn.Module, optimizer: torch.optim.Optimizer, make: Callable[..., Any], seed: int) -> None:
-    """A step of a model that nobody has tapped: `.grad` is set to what the direction finds at its weights."""
+    """A step of an untapped model, whose `.grad` is set to the direction computed at its weights."""
     for p, g in zip(model.parameters(), displacements(model, make, seed), strict=True):
         p.grad = g
     optimizer.step()
@@ -96,7 +96,7 @@ def test_unit_sgd_takes_the_directions_own_steps(method):
 @pytest.mark.parametrize("method", [SIBP, ProxBP])
 def test_the_outer_optimizer_steps_on_displacements(method, outer):
     make = partial(method, lr=0.3, prox_weight=2.0)
-    fed, hand = (linear_net(), linear_net()) if outer == "muon" else (net(), net())  # Muon has no place for a norm
+    fed, hand = (linear_net(), linear_net()) if outer == "muon" else (net(), net())  # Muon takes only matrices
 
     def outer_of(model: nn.Module) -> torch.optim.Optimizer:
         if outer == "muon":
@@ -111,7 +111,7 @@ def test_the_outer_optimizer_steps_on_displacements(method, outer):
 
 
 def test_adams_first_step_is_the_sign_of_the_displacement():
-    """Its m / sqrt(v) is g / |g| then, so every weight moves by lr towards W_new (eps is 1e-8 of the rest)."""
+    """Then m / sqrt(v) = g / |g|, so every weight moves by lr towards W_new (eps is a relative 1e-8)."""
     model = linear_net()
     before = [p.detach().clone() for p in model.parameters()]
     wanted = displacements(model, SIBP, 0)
@@ -122,7 +122,7 @@ def test_adams_first_step_is_the_sign_of_the_displacement():
 
 
 def test_norms_are_stepped_once_on_their_ordinary_gradient():
-    """And not by the direction's fallback, whose Adam would move them by its own learning rate as well."""
+    """The direction's fallback, whose Adam has a learning rate of its own, leaves them alone."""
     model = net()
     norm, before = model[2], model[2].weight.detach().clone()
     optimizer = Preconditioned(ProxBP(model), partial(torch.optim.SGD, lr=0.25))
@@ -156,7 +156,7 @@ def test_the_outer_optimizer_steps_the_directions_parameters(direction_only):
 
 
 def test_the_directions_groups_keep_their_settings():
-    """A norm's group that stood between them is left out, as the outer optimizer steps it."""
+    """The norm's group between them is left out, as the outer optimizer steps it."""
     own, fed = net(), net()
 
     def groups(model: nn.Sequential) -> list[dict[str, Any]]:
@@ -244,8 +244,8 @@ def test_schedules_change_only_the_outer_learning_rate():
         step_by_hand(hand, by_hand, partial(SIBP, lr=0.3), seed)
         scheduler.step()
     assert_equal(model, hand)
-    torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, 10)  # finds Adam's betas to cycle
-    direction.param_groups[0]["lr"] = 0.0  # T = Z: the direction stands still
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, 10)  # cycles Adam's betas
+    direction.param_groups[0]["lr"] = 0.0  # T = Z, so the direction is zero
     optimizer.zero_grad()
     loss_of(model, 9).backward()
     assert all(not p.grad.any() for p in model.parameters())
@@ -365,7 +365,7 @@ def test_dropping_it_frees_the_model(direction_only):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-12, atol=1e-15)
 
 
-# -- what is refused --------------------------------------------------------------------------------------------------
+# -- refusals ---------------------------------------------------------------------------------------------------------
 
 
 def test_ordinary_gradients_are_refused():

@@ -20,7 +20,7 @@ from sibp.prox.solvers import linear
 
 
 class Branches(nn.Module):
-    """Three layers on one input, which `between` may change on the way."""
+    """Three layers on one input, which `between` may change between them."""
 
     def __init__(self, inputs: int = 12, between=lambda h: h, bias: tuple[bool, ...] = (True, True, True)) -> None:
         super().__init__()
@@ -80,11 +80,11 @@ def test_a_changed_input_is_not_shared(monkeypatch):
     together, built = trained(False, monkeypatch, between=changed)
     apart, _ = trained(True, monkeypatch, between=changed)
     assert all(map(torch.equal, together, apart))
-    assert built == 2 * 3  # q with v, and k alone
+    assert built == 2 * 3  # one matrix for q and v, one for k
 
 
 def test_an_input_changed_in_place_is_not_shared():
-    """Autograd refuses to differentiate the layer that saw it before: what follows shares nothing with that."""
+    """Autograd refuses to differentiate the layer that saw the earlier value; later layers share nothing with it."""
     one, h = ForwardPass(), torch.ones(3, 2)
     before = one.input(h)
     assert one.input(h) is before
@@ -173,7 +173,7 @@ def test_nothing_is_kept_after_the_last_layer(monkeypatch):
     with disabled():
         loss.backward()
     gc.collect()
-    assert len(factors) == 3  # of the first layer, of the three that share one, and of the last
+    assert len(factors) == 3  # one each for the first layer, the three that share an input, and the last
     assert all(factor() is None for factor in factors)
     assert optimizer.solver_stats()
 

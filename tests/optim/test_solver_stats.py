@@ -57,7 +57,7 @@ def test_a_long_step_is_measured_and_a_short_one_bounded(side, afterwards):
         update, _ = as_update(solution.scaled(scale) if afterwards else solution)
         weight, bias = update.W_decrease.double(), update.b_decrease.double()
         length, numbers = float(weight.square().sum() + bias.square().sum()), weight.numel() + bias.numel()
-        if scale == 1e28:  # its square is more than single precision holds
+        if scale == 1e28:  # its square overflows float32
             assert update.most_change == float("inf")
             assert length == 0
         elif length > numbers:

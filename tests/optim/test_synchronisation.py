@@ -1,4 +1,4 @@
-"""A training step reads no number off an accelerator: each reading would have the CPU wait for the device.
+"""A training step reads no value from an accelerator, as each read makes the CPU wait for the device.
 
 No accelerator is needed. Solvers decide by reading on the CPU alone, so the tests first have them take the way of an
 accelerator (`scalars.scalar` leaves tensors be, no kernels), and then forbid every operation by which a number is read.
@@ -20,17 +20,17 @@ from sibp.prox.kernels import disabled
 from sibp.prox.solvers import nonlinear
 
 ATEN = torch.ops.aten
-READING = {  # what copies numbers to the CPU, or has a shape that depends on them
+READING = {  # copies numbers to the CPU, or has a data-dependent shape
     ATEN._local_scalar_dense.default, ATEN.nonzero.default, ATEN.masked_select.default, ATEN.equal.default,
     ATEN._to_copy.default, ATEN.is_nonzero.default, ATEN.linalg_cholesky.default, ATEN._linalg_check_errors.default,
 }  # fmt: skip
 
 
 class NothingRead(TorchDispatchMode):
-    """Refuses operations for which an accelerator's queue would have to be empty."""
+    """Refuses operations that would synchronise with an accelerator."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Calls the operation, unless it reads."""
+        """Calls the operation, unless it synchronises."""
         kwargs = kwargs or {}
         copies = func is ATEN._to_copy.default and kwargs.get("device") is None  # another dtype, on the device
         masked = func is ATEN.index.Tensor and any(i is not None and i.dtype is torch.bool for i in args[1])

@@ -105,7 +105,7 @@ def test_the_split_minimises_every_entry(s):
 
         found = cost(split(V, Z, kappa, s)[:, None])[:, 0]
         assert (found <= cost(grid).amin(1) + 1e-12).all()
-    torch.testing.assert_close(split(s.value(Z), Z, 1.0, s), Z, rtol=0, atol=0)  # nothing to do: exactly nothing done
+    torch.testing.assert_close(split(s.value(Z), Z, 1.0, s), Z, rtol=0, atol=0)  # at the target already: bit-identical
 
 
 @pytest.mark.parametrize("shape", [(3, 7), (7, 3)])
@@ -164,7 +164,7 @@ def test_dtp_takes_the_published_steps():
 
 
 def test_the_inverses_of_dtp_learn_to_invert_their_layer():
-    """A layer that can be undone, trained on nothing else (lr = 0): the reconstruction error falls to its noise."""
+    """The inverse of an invertible layer, trained alone (lr = 0): the reconstruction error falls to the noise."""
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).to(F64)
     optimizer = DTP(model, lr=0.0, inverse_lr=0.01, noise=0.1)
     torch.manual_seed(0)

@@ -112,7 +112,7 @@ def test_hooks_on_all_optimizers_fire_once_per_step(method):
 
 
 def test_a_schedule_with_one_rate_for_all_scales_the_fallbacks_own(method):
-    """OneCycleLR writes the same rate into every group; the fallback's follows from its own, up to that and no more."""
+    """OneCycleLR writes one learning rate into every group; the fallback's follows in proportion, up to its own."""
     model = net()
     optimizer = method(model, lr=0.3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=20, cycle_momentum=False)
@@ -287,7 +287,7 @@ def test_a_solve_without_a_finite_answer_is_reported():
     assert torch.equal(model[0].weight, before)
 
 
-# -- which weights carry the error signal, and in what lam is measured
+# -- backward_weights and prox_weight_scaling
 
 
 @pytest.mark.parametrize("solver", ["cg:3", "exact"])

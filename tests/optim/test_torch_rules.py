@@ -1,4 +1,4 @@
-"""Torch's own optimizers as configs name them: that the settings mean what a few lines of NumPy say.
+"""Torch's own optimizers, selected by configs: their settings mean what a few lines of NumPy say.
 
 Every rule is written from its paper, for one vector and the gradients of a quadratic; sources beside them.
 """
@@ -79,7 +79,7 @@ def test_settings_have_the_papers_meaning(rule, settings):
 
 
 def lbfgs_step(max_iter: int, line_search: bool) -> tuple[np.ndarray, int]:
-    """Where a step of L-BFGS ends, and how often it looked at the loss."""
+    """The weights after a step of L-BFGS, and the number of loss evaluations."""
     model, losses = Quadratic(), []
     settings = {"name": "lbfgs", "lr": 0.3, "max_iter": max_iter, "history": 5, "line_search": line_search}
     optimizer = build_optimizer(settings, model)

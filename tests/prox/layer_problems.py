@@ -42,7 +42,7 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ten
 
 
 def features_matrix(features: DenseFeatures) -> np.ndarray:
-    """[A, 1] as numpy, without what does not move; (g, N, k)."""
+    """[A, 1] as numpy, without the columns of frozen parameters; (g, N, k)."""
     A = features.A.double().numpy()
     parts = [A] * features.weight + [np.ones((*A.shape[:-1], 1))] * features.bias
     return np.concatenate(parts, axis=-1)

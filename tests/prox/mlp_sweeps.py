@@ -116,7 +116,7 @@ def cg_solve(eta: float, lam: float, s: Callable[[Tensor], Tensor], iterations: 
 
 
 def relu_solve(eta: float, lam: float) -> Solve:
-    """The same for ReLU to the end: ridge regression on the active samples, until they are the active ones."""
+    """The same for ReLU to convergence: ridge regression on the active samples until the active set is stable."""
 
     def solve_neuron(P: np.ndarray, z: np.ndarray, t: np.ndarray) -> np.ndarray:
         active = z > 0
@@ -144,6 +144,6 @@ def assert_layers_close(found: list[Layer], expected: list[Layer], rtol: float =
 
 
 def displacement(before: list[Layer], after: list[Layer]) -> list[np.ndarray]:
-    """What moved, weights and biases one after the other."""
+    """The changes, weights and biases in turn."""
     pairs = [pair for old, new in zip(before, after, strict=True) for pair in zip(old, new, strict=True)]
     return [q - p for p, q in pairs if p is not None and q is not None]

@@ -16,7 +16,7 @@ def test_value_and_slope_are_those_of_torch(name):
     a = torch_function(z)
     (slope,) = torch.autograd.grad(a.sum(), z)
     torch.testing.assert_close(s.value(z.detach()), a.detach(), rtol=1e-13, atol=1e-13)
-    if name == "hardswish":  # at its kinks, older versions of torch take the derivative from the other side
+    if name == "hardswish":  # older versions of torch take the other one-sided derivative at its kinks
         slope = torch.where(z == -3, 0.0, torch.where(z == 3, 1.0, slope))
     torch.testing.assert_close(s.slope(z.detach()), slope, rtol=1e-12, atol=1e-12)
 

@@ -1,4 +1,4 @@
-"""Products and factors by blocks, against those of the whole matrix in float64."""
+"""Blocked products and factorisations, against those of the whole matrix in float64."""
 
 import pytest
 import torch

@@ -50,7 +50,7 @@ def made(dtype, A, units: float, m: int, bias: bool, seed: int, near: int):
 def test_no_output_units_objective_rises_and_metrics_match_the_displacement(
     side, dtype, A, units, m, iterations, bias, name, seed, near
 ):
-    """Up to the rounding of Z and T, which is all that there is to a residual near eps ||T||."""
+    """Up to the rounding of Z and T, which makes up all of a residual near eps ||T||."""
     features, Z, T, lam = made(dtype, A, units, m, bias, seed, near)
     s, torch_s = ACTIVATIONS[name]
     solution = solve_nonlinear(side(features), Z, T, lam, s, iterations)
@@ -71,7 +71,7 @@ def test_no_output_units_objective_rises_and_metrics_match_the_displacement(
 @pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("name", ["identity", "relu"])
 def test_cancelling_directions_are_not_followed(name):
-    """All gradients are multiples of the one row of Phi: what is left of two of them is rounding, in any direction."""
+    """All gradients are multiples of the one row of Phi, so their difference is rounding, in any direction."""
     s, torch_s = ACTIVATIONS[name]
     for seed in range(200):
         features = DenseFeatures(randn(1, 1 + seed % 8, seed=seed, dtype=torch.float32), bias=bool(seed % 2))
@@ -90,7 +90,7 @@ def test_cancelling_directions_are_not_followed(name):
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_one_compiled_iteration_equals_torchs(side, dtype, A, units, m, iterations, bias, name, seed, near):
-    """Later ones may part where a product of two directions is all rounding: what is promised of both is above."""
+    """Later iterations may differ where a product of two directions is rounding; tests above cover both."""
     del iterations, near
     features, Z, T, lam = made(dtype, A, units, m, bias, seed, 0)
     s, torch_s = ACTIVATIONS[name]
@@ -106,7 +106,7 @@ def test_one_compiled_iteration_equals_torchs(side, dtype, A, units, m, iteratio
 @pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("name", ["relu", "identity"])
 def test_residuals_in_all_but_null_directions_need_double_precision(name):
-    """What the strong directions of Phi could fit is left out: coefficients are large, their displacement is small."""
+    """The residual lacks Phi's strong directions, so coefficients are large and their displacement is small."""
     s, torch_s = ACTIVATIONS[name]
     for seed in range(40):
         A = matrix(18 + seed % 10, 150, 8 + seed % 10, 10.0 ** (3 + seed % 9), seed)
@@ -126,7 +126,7 @@ def test_residuals_in_all_but_null_directions_need_double_precision(name):
 @pytest.mark.parametrize(("factor", "left"), [(1.5, 1.5), (3.0, 0.75), (20.0, 1.25), (1e6, 0.0)])
 @pytest.mark.parametrize("side", SIDES)
 def test_displacements_whose_objective_rises_are_shortened(side, factor, left, monkeypatch: pytest.MonkeyPatch):
-    """Along the way to a minimum at 1, the objective is below its start up to 2: of 20 that is a sixteenth."""
+    """With the minimum at 1, the objective is below its start for steps up to 2; from 20 that takes a sixteenth."""
     features = DenseFeatures(randn(6, 4))
     Z, T = randn(6, 3, seed=1), randn(6, 3, seed=2)
     identity, torch_identity = ACTIVATIONS["identity"]

@@ -1,4 +1,4 @@
-"""Checked answers: which are accurate enough in the layer's precision, against float64 throughout."""
+"""Which answers are accepted as accurate enough in the layer's precision, against float64 throughout."""
 
 import math
 
@@ -55,7 +55,7 @@ def test_rich_features_are_solved_in_their_precision_for_any_lam(units):
 @pytest.mark.usefixtures("never_wide")
 @pytest.mark.parametrize("side", SIDES)
 def test_inaccurate_solutions_are_refined(side, monkeypatch):
-    """A lam of 30 times the rounding of G, and a residual that features all but dependent hardly fit."""
+    """A lam of 30 times the rounding of G, and a residual that nearly dependent features hardly fit."""
     refined, found = checked._Task.refined, []
     monkeypatch.setattr(checked._Task, "refined", lambda *given: found.append(refined(*given)) or found[-1])
     A = randn(100, 120, seed=3)[torch.arange(200) % 100] * torch.logspace(0, -3, 120)
@@ -115,7 +115,7 @@ def test_a_system_indefinite_in_single_precision_is_factored_in_double(monkeypat
 
 @pytest.mark.parametrize("side", SIDES)
 def test_an_inaccurate_answer_is_recomputed_in_float64(side):
-    """Rows in pairs with residuals that cancel: all that single precision finds to fit is its rounding."""
+    """Rows in pairs with residuals that cancel: float32 can fit only its own rounding."""
     features = DenseFeatures(randn(30, 20, dtype=torch.float32).repeat_interleave(2, 0))
     half = randn(30, 4, seed=1, dtype=torch.float32)
     R = torch.stack([half, -half], 1).flatten(0, 1)
@@ -139,7 +139,7 @@ def test_non_finite_systems_are_left_to_the_caller(bad):
 
 
 def test_the_norm_of_a_residual_is_estimated_from_random_signs():
-    """On average as large as it is, hardly ever below it; errors of units that cancel one another count, too."""
+    """Unbiased, and hardly ever below the true error; errors of units that cancel one another count, too."""
     features, found = DenseFeatures(randn(60, 30)), []
     coordinates = Direct(features)
     for units in range(40, 100, 2):
@@ -180,7 +180,7 @@ def linear_solution(coordinates, R):
 @pytest.mark.usefixtures("never_wide")
 @pytest.mark.parametrize("units", [3, 90])
 def test_span_coordinates_are_first_solved_in_single_precision(units, monkeypatch):
-    """The residual says whether that serves: here it does, with a lam of 300 times the rounding of G."""
+    """The residual shows that this suffices here, with a lam of 300 times the rounding of G."""
     if closed.minus_solve(torch.eye(2), torch.ones(2, 1), 1.0, 0.0) is None:
         pytest.skip("there are no kernels")
     monkeypatch.setattr(checked._System, "of", lambda *given: pytest.fail("factored again"))
@@ -204,7 +204,7 @@ def answer(error, *, norm=1.0, RR=3.0, RX=-1.0, XX=0.0):
     [
         (answer(0.9e-5), 16, True),
         (answer(1.1e-5), 16, False),
-        (answer(0.9e-5 * 16 / 4), 17, True),  # a mean of 16 samples, and a safety of 4
+        (answer(0.9e-5 * 16 / 4), 17, True),  # a mean of 16 samples, and a safety factor of 4
         (answer(1.1e-5 * 16 / 4), 17, False),
         (answer(0.0, norm=30.0, XX=1e6), 16, True),  # rounding of G: (1e-7 30)^2 1e6 = 0.9e-5
         (answer(0.0, norm=33.5, XX=1e6), 16, False),

@@ -38,7 +38,7 @@ def test_gram_matrices_do_not_depend_on_the_number_of_threads():
 
 
 def test_rows_at_any_address_have_the_same_gram_matrix():
-    """Rows that do not begin at a line of the cache are copied: not a number more or less is read."""
+    """Rows that are not aligned to a cache line are copied, and nothing outside them is read."""
     numbers = torch.randn(33 * 64 + 1)
     A = numbers[1:].view(33, 64)
     torch.testing.assert_close(closed.outer_gram(A, 1.0), closed.outer_gram(A.clone(), 1.0), rtol=0, atol=0)
@@ -63,7 +63,7 @@ def spectrum(r: int, gap: float, dtype: torch.dtype) -> torch.Tensor:
 @pytest.mark.parametrize("r", [1, 2, 3, 4, 5, 8, 63, 64, 65, 100, 257])
 @pytest.mark.parametrize("gap", [1.0, 1e6])
 def test_solutions_are_those_of_double_precision(r: int, gap: float, dtype: torch.dtype):
-    """A factor and two substitutions solve the system of a matrix that is a few units of rounding away."""
+    """Backward stability: the factorisation solves the system of a matrix a few units of rounding away."""
     G, lam, eps = spectrum(r, gap, dtype), 0.01, torch.finfo(dtype).eps
     for m in (0, 1, 7, 16, 64, 65, 130):
         R = torch.randn(r, m, dtype=dtype, generator=torch.Generator().manual_seed(m))
@@ -126,7 +126,7 @@ def test_a_lam_below_the_requested_resolution_has_no_solution():
 @pytest.mark.parametrize("r", [2, 3, 4, 30, 65])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_look_sums_over_what_was_computed(r: int, dtype: torch.dtype, threads: int, monkeypatch: pytest.MonkeyPatch):
-    """The factor reads one triangle and the residual all of G: one that is not symmetric has an error to be seen."""
+    """The factorisation reads one triangle and the residual all of G, so an asymmetric G has a visible error."""
     monkeypatch.setattr(closed, "_PARALLEL", 0)
     G, lam, before = spectrum(r, 10.0, dtype), 0.1, torch.get_num_threads()
     G = G + torch.ones(r, r, dtype=dtype).triu(1)

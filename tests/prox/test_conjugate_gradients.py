@@ -1,4 +1,4 @@
-"""The iterations of `solve_nonlinear` against the same ones written out neuron by neuron, and what each keeps."""
+"""The iterations of `solve_nonlinear` against a version written out neuron by neuron, and their invariants."""
 
 import itertools
 
@@ -30,7 +30,7 @@ def hard_problem(name: str, seed: int = 0, g: int = 1, N: int = 8, n: int = 5, m
 def reference(
     features: DenseFeatures, Z: Tensor, T: Tensor, name: str, iterations: int
 ) -> tuple[np.ndarray, list[Trace]]:
-    """All neurons of all groups, one after the other."""
+    """The reference solver on all neurons of all groups in turn."""
     P, z, t = features_matrix(features), Z.numpy(), T.numpy()
     groups, traces = [], []
     for i in range(len(P)):
@@ -138,7 +138,7 @@ def test_a_refused_step_is_reported_and_then_shortened():
 
 
 def test_a_step_that_changes_nothing_is_not_taken():
-    """At the minimum f cannot fall: the point stays to the last bit, and that is no failure."""
+    """At the minimum f cannot decrease: the point stays bit-identical, and the status is not a failure."""
     features = DenseFeatures(randn(1, 4, 3))
     Z = randn(1, 4, 2, seed=1)
     solution = solve_nonlinear(SIDES[0](features), Z, Z.relu(), 1.0, ACTIVATIONS["relu"][0], 5)

@@ -1,4 +1,4 @@
-"""Batches of one or none, dead layers, zero inputs, numbers that are none: weights stay finite, statuses honest."""
+"""Batches of one or none, dead layers, zero inputs, NaN: weights stay finite, statuses honest."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from torch import nn
 from sibp import SIBP, ProxBP
 from sibp.prox.status import Status
 
-pytestmark = pytest.mark.filterwarnings("ignore:layer .* Lower lr:RuntimeWarning")  # hopeless steps, as wanted
+pytestmark = pytest.mark.filterwarnings("ignore:layer .* Lower lr:RuntimeWarning")  # steps that must fail
 
 METHODS = {
     "SIBP cg": (SIBP, "cg:5"),
@@ -94,7 +94,7 @@ def test_a_dead_layer_and_all_layers_below_keep_their_weights(kind, layer):
     last_bias, last_bias_before = after[-1][1], before[-1][1]
     assert last_bias is not None
     assert last_bias_before is not None
-    assert np.abs(last_bias - last_bias_before).max() > 1e-3  # all that a constant layer below leaves to learn
+    assert np.abs(last_bias - last_bias_before).max() > 1e-3  # above a constant layer only the bias can learn
 
 
 @every_method
@@ -131,7 +131,7 @@ def test_nan_in_the_input_keeps_all_weights(kind, dtype):
 
 @every_method
 def test_infinity_in_the_input_keeps_the_affected_weights(kind):
-    """What lies above may go on: ReLU turns minus infinity into 0."""
+    """Layers above may continue: ReLU turns minus infinity into 0."""
     model = mlp(6, 5, 4, 3)
     before = layers(model)
     optimizer = optimizer_for(model, kind)

@@ -1,4 +1,4 @@
-"""The compiled iterations do what the ordinary ones do, up to rounding; and nothing breaks where there are none."""
+"""The compiled iterations equal the plain ones up to rounding; without kernels everything still works."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -42,7 +42,7 @@ def test_equals_the_ordinary_iterations(side, s, shape, iterations: int, lam: fl
         assert not fused.usable(coordinates, Z, s)
         ordinary = solve_nonlinear(coordinates, Z, T, lam, s, iterations)
     torch.testing.assert_close(compiled.x, ordinary.x, rtol=1e-7, atol=1e-9)
-    # Whether a neuron that has all but arrived takes one more step is up to rounding, which shows in the step lengths.
+    # Rounding decides whether a nearly converged neuron takes one more step, which shows in the step lengths.
     figures = ["status", "decrease", "squared_change"] + ["step_length"] * (iterations == 1)
     for key in figures:
         a, b = getattr(compiled.stats, key), getattr(ordinary.stats, key)
@@ -75,7 +75,7 @@ def test_non_finite_values_keep_the_weights(bad: float):
 
 
 def both(coordinates, Z, T, iterations: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the compiled and the ordinary iterations find."""
+    """The solutions of the compiled and the plain iterations."""
     compiled = solve_nonlinear(coordinates, Z, T, 1.0, RELU, iterations).x
     with disabled():
         return compiled, solve_nonlinear(coordinates, Z, T, 1.0, RELU, iterations).x
@@ -84,13 +84,13 @@ def both(coordinates, Z, T, iterations: int = 3) -> tuple[torch.Tensor, torch.Te
 @needs_kernels
 @pytest.mark.parametrize("side", [Span, Direct])
 def test_alternating_layer_sizes(side):
-    """Memory is kept between them: it has to be large enough for each, and what it held must not matter."""
+    """Buffers are kept between calls: they must be large enough for each, and their old content must not matter."""
     vars(kernels._buffers).clear()
     for shape in [(1, 4, 6, 3), (1, 9, 5, 8), (1, 30, 20, 25), (1, 4, 6, 3), (2, 9, 5, 8)]:
         compiled, ordinary = both(*problem(*shape, dtype=torch.float64, side=side))
         torch.testing.assert_close(compiled, ordinary, rtol=1e-9, atol=1e-11)
         for kept in vars(kernels._buffers).values():
-            kept.fill_(float("nan"))  # as a layer does whose input is not finite
+            kept.fill_(float("nan"))  # as a layer with a non-finite input does
 
 
 @needs_kernels

@@ -1,4 +1,4 @@
-"""Solves that the precision cannot carry: a finite answer that does not raise the objective, and its true name."""
+"""Solves beyond the precision: a finite answer that does not raise the objective, with the right status."""
 
 import math
 
@@ -19,7 +19,7 @@ from sibp.prox.status import Status
 
 pytestmark = [
     pytest.mark.usefixtures("both_ways"),
-    pytest.mark.filterwarnings("ignore:layer .* Lower lr:RuntimeWarning"),  # hopeless steps, as wanted
+    pytest.mark.filterwarnings("ignore:layer .* Lower lr:RuntimeWarning"),  # steps that must fail
 ]
 
 
@@ -125,7 +125,7 @@ def test_nan_and_overflow_change_nothing(where, bad, dtype, huge, side):
         solve_linear(coordinates, R, 1.0),
         *(solve_nonlinear(coordinates, Z, Z - R, 1.0, ACTIVATIONS[name][0], 3) for name in ("identity", "gelu")),
     ]
-    if (where, bad, dtype) == ("A", 1e30, torch.float32):  # the closed form goes on in double precision
+    if (where, bad, dtype) == ("A", 1e30, torch.float32):  # the closed form falls back to float64
         closed, *solutions = solutions
         start, end = linear_ends(coordinates.features, R, 1.0, moved(closed))
         assert end < start
@@ -137,7 +137,7 @@ def test_nan_and_overflow_change_nothing(where, bad, dtype, huge, side):
 
 
 def test_a_stalled_iteration_is_reported():
-    """GELU far left: the slope is all but 0, the Gauss-Newton step therefore far too long."""
+    """GELU far to the left: the slope is almost 0, so the Gauss-Newton step is far too long."""
     features = DenseFeatures(torch.ones(1, 1, 1, dtype=torch.float64), bias=False)
     Z, T = torch.full((1, 1, 1), -4.0, dtype=torch.float64), torch.full((1, 1, 1), -0.1, dtype=torch.float64)
     solution = solve_nonlinear(Span(features), Z, T, 1e-9, ACTIVATIONS["gelu"][0], 1)

@@ -1,4 +1,4 @@
-"""Kernels that are there, missing or broken; every vector width gives the same numbers."""
+"""Kernels present, missing or broken; every vector width gives the same numbers."""
 
 import importlib.util
 import warnings
@@ -17,7 +17,7 @@ from sibp.prox.solvers.nonlinear import solve_nonlinear
 
 @pytest.fixture
 def anew() -> Iterator[None]:
-    """Kernels are looked for again, before and after."""
+    """Makes kernels be searched for anew, before and after the test."""
     kept = (kernels._chosen, kernels._file, kernels._warn)
     for function in kept:
         function.cache_clear()
@@ -37,7 +37,7 @@ def test_without_kernels_everything_works_and_one_warning_says_what_to_install(
     coordinates, Z, T = problem(1, 6, 9, 4, torch.float32)
     with pytest.warns(RuntimeWarning, match=r"gcc or clang.*pip install"):
         assert not fused.usable(coordinates, Z, RELU)
-    assert not fused.usable(coordinates, Z.double(), RELU)  # without a second warning: here that would be an error
+    assert not fused.usable(coordinates, Z.double(), RELU)  # no second warning, which would be an error here
     assert solve_nonlinear(coordinates, Z, T, 1.0, RELU, 3).stats.decrease > 0
     assert not kernels.available()
     assert kernels.description() == "none"

@@ -1,4 +1,4 @@
-"""What a whole step tends to, and what it does not depend on."""
+"""Limits and invariances of a whole training step."""
 
 from collections.abc import Callable
 
@@ -130,7 +130,7 @@ def test_a_wrong_loss_average_scales_eta_by_the_batch_size(method):
         step(model, method(model, lr=lr, prox_weight=0.5, loss_average=told), x, y, reduction)
         return layers(model)
 
-    # A sum called a mean: each difference is multiplied by 7 once more; a mean called a sum: divided by it.
+    # A sum declared a mean multiplies each error signal by 7 once more; a mean declared a sum divides it by 7.
     assert_layers_close(after(True, "sum", 0.1), after(False, "sum", 0.7), 1e-9, 1e-10)
     assert_layers_close(after(False, "mean", 0.7), after(True, "mean", 0.1), 1e-9, 1e-10)
     with pytest.raises(AssertionError):

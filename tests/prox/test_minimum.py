@@ -21,7 +21,7 @@ MANY = 1000
 
 @dataclass
 class Neuron:
-    """f(x) = ||s(z + P x) - t||^2 + lam ||x||^2, and where the solver ended."""
+    """f(x) = ||s(z + P x) - t||^2 + lam ||x||^2, and the solver's final x."""
 
     P: np.ndarray
     z: np.ndarray

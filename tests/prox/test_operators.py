@@ -1,4 +1,4 @@
-"""A form of features that defines as little as it may answers all that a solver asks, and solves the same problem."""
+"""Minimal feature operators support everything a solver needs, and give the same solution."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def dense(x: Tensor, weight: bool, bias: bool) -> Tensor:
 
 
 class Matrix(FeatureOperator):
-    """The window by its matrix alone."""
+    """The window, defined by its matrix alone."""
 
     def __init__(self, x: Tensor, weight: bool = True, bias: bool = True) -> None:
         g, B, width = x.shape
@@ -30,7 +30,7 @@ class Matrix(FeatureOperator):
 
 
 class Products(FeatureOperator):
-    """The window by its products alone; with one axis of rows, so that the span serves too."""
+    """The window, defined by its products alone; with one axis of rows, so that span coordinates work too."""
 
     def __init__(self, x: Tensor, weight: bool = True, bias: bool = True) -> None:
         super().__init__(x, 2, (x.shape[1] * (x.shape[2] - 1),), (x.shape[0],), weight=weight, bias=bias)

@@ -62,7 +62,7 @@ def test_a_step_of_length_0_ignores_an_infinite_direction(both_ways):
 
 
 def test_a_rejected_neuron_is_unchanged(both_ways):
-    """Its E is that of its place, not that of the attempt, and so is its Z."""
+    """Its E and Z are those of the point kept, not of the refused one."""
     features, Z, T = convolution(2)
     outputs = outputs_of(features, Z, T, TANH)
     outputs.residual()

@@ -1,4 +1,4 @@
-"""Layers of which the optimizer moves one half: the other half gets the loss's own gradient."""
+"""Layers with only weight or bias optimized: the other one gets the loss's own gradient."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Patches that are never written out do what the matrix of all patches does."""
+"""Operations on implicit patches equal those with the explicit patch matrix."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ PAIRS = {
 
 
 def by_hand(patches: ConvolutionFeatures) -> torch.Tensor:
-    """Phi (g, B * P, size), one entry of the kernel after the other."""
+    """Phi (g, B * P, size), built kernel entry by kernel entry."""
     window, (B, channels, height, width) = patches.window, patches.x.shape
     rows, columns = patches.positions
     padded = patches.x.new_zeros(B, channels, height + 2 * window.padding[0], width + 2 * window.padding[1])
@@ -70,7 +70,7 @@ def test_products_are_those_of_the_patch_matrix(
 
 
 def test_single_precision_is_as_good_as_with_patches():
-    """On images whose mean is far from zero, as activations are: nothing is a difference of large sums."""
+    """On images whose mean is far from zero, as activations are: no result cancels from large sums."""
     window = Window((5, 5), (1, 1), (2, 2), (1, 1), 1)
     x = 3 + randn(20, 4, 16, 16)
     exact, patches = ConvolutionFeatures(x, window).gram(), ConvolutionFeatures(x.float(), window)
@@ -82,7 +82,7 @@ def test_single_precision_is_as_good_as_with_patches():
 @pytest.mark.parametrize(
     ("columns", "channels", "padding", "expected"),
     [
-        (32, 16, 2, (1, 32, 32)),  # as it is
+        (32, 16, 2, (1, 32, 32)),  # unchanged
         # Each column of 300 channels is a block, and meets four others on either side. Strips of one patch take 5 * 5
         # products of columns, a patch; those of two (6 * 6 - 2) / 2; those of four are 8 * 300 numbers wide.
         (8, 300, 2, (4, 6, 2)),

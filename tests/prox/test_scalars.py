@@ -1,4 +1,4 @@
-"""Deciding without looking: what a solver does on an accelerator, where no number may be read, is what it does here."""
+"""A solver decides the same on an accelerator, where no value may be read, as on the CPU."""
 
 import gc
 import math
@@ -47,7 +47,7 @@ def test_decisions_without_synchronisation_are_the_same(side, kind, name, monkey
     R = randn(1, 7, 4)
     with disabled():
         here = solve(kind, side, A, R, lam)
-        assert here.stats  # worked out when first asked for: now
+        assert here.stats  # evaluates the lazy statistics
         read_nothing(monkeypatch)
         there = solve(kind, side, A, R, lam)
     assert isinstance(there.finite, torch.Tensor)
@@ -65,12 +65,12 @@ def test_decisions_without_synchronisation_are_the_same(side, kind, name, monkey
 def test_without_synchronisation_lam_is_raised_to_the_rounding(side, monkeypatch):
     """Equal rows, and a lam 30 times below the floor of 16 eps ||Phi^T Phi||."""
     A, R = torch.ones(1, 7, 9), randn(1, 7, 4, dtype=torch.float32)
-    norm = 7 * 10.0  # of 7 equal rows of ten ones, that of the bias among them
+    norm = 7 * 10.0  # of 7 equal rows of ten ones (nine inputs and the bias)
     read_nothing(monkeypatch)
     with disabled():  # an accelerator has no kernels
         solution = solve("linear", side, A, R, 0.5 * torch.finfo(torch.float32).eps * norm)
     assert solution.stats.status == Status.DAMPED
-    best = float(R.double().mean(1).square().sum() * 7 / R.double().square().sum())  # all that equal rows can fit
+    best = float(R.double().mean(1).square().sum() * 7 / R.double().square().sum())  # the most that equal rows allow
     assert float(solution.stats.decrease) == pytest.approx(best, abs=0.02)
     X = moved(solution)
     change = torch.from_numpy(X.sum(-2, keepdims=True))  # a row of Phi is a row of ones
@@ -95,7 +95,7 @@ def test_neither_infinity_nor_nan_is_finite(figure, expected):
 
 @pytest.mark.parametrize(("rows", "held"), [(4, True), (40, False)])
 def test_unread_metrics_keep_nothing_larger_than_the_weights(rows, held):
-    """Rows beyond the inputs are a convolution's positions, by the million: their differences have to go."""
+    """More rows than inputs are a convolution's positions, up to millions: their error signals must be freed."""
     R = randn(rows, 3)
     known = weakref.ref(R)
     solution = solve_linear(smaller_side(DenseFeatures(randn(rows, 9, seed=1))), R, 0.5)

@@ -22,7 +22,7 @@ from torch import nn
 
 from sibp import SIBP
 
-pytestmark = pytest.mark.filterwarnings("ignore:layer .* Lower lr:RuntimeWarning")  # long steps, as wanted
+pytestmark = pytest.mark.filterwarnings("ignore:layer .* Lower lr:RuntimeWarning")  # intentionally long steps
 
 # Batches smaller and larger than the layers, so that both coordinates serve; with and without bias.
 NETS = {
@@ -114,7 +114,7 @@ def test_metrics_of_the_layers_are_those_of_the_sweep():
     for W, b in before:
         Zs.append(A @ W.T + b)
         A = np.maximum(Zs[-1], 0)
-    reached = [np.ones_like(Zs[-1], dtype=bool)]  # the output, then what is active under something reached
+    reached = [np.ones_like(Zs[-1], dtype=bool)]  # the output, then active units below a reached unit
     for Z in Zs[-2::-1]:
         reached.insert(0, (Z > 0) & reached[0].any(1, keepdims=True))
     assert list(stats) == ["4", "2", "0"]  # the order of the sweep

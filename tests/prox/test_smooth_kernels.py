@@ -63,7 +63,7 @@ def test_values_and_slopes_to_rounding(s, dtype):
     value, slope = points(s, z)
     true_value, true_slope = exact(s, z)
     eps = torch.finfo(dtype).eps
-    # Relative to the value itself, but for the tanh form, whose own argument z + 0.04 z^3 iterations in its far tail.
+    # Relative to the value, except for the tanh form: its argument z + 0.04 z^3 rounds in the far tail.
     scale = true_value.abs() if s.kernel != "gelu_tanh" else true_value.abs() * (1 + z.double().abs() ** 3 / 8)
     assert ((value.double() - true_value).abs() <= 4 * eps * scale + 20 * torch.finfo(dtype).tiny).all()
     assert ((slope.double() - true_slope).abs() <= 4 * eps).all()

@@ -1,4 +1,4 @@
-"""The closed form over spectra that a Gram matrix cannot carry, against the singular values of Phi in float64."""
+"""The closed form for spectra beyond a Gram matrix's precision, against the singular values of Phi in float64."""
 
 import math
 
@@ -13,7 +13,7 @@ from sibp.prox.solvers.coordinates import Span
 from sibp.prox.solvers.linear import solve_linear
 from sibp.prox.status import Status
 
-RESOLVED = 16.0  # lam / (eps ||Phi^T Phi||) from which on the answer has to be the best one
+RESOLVED = 16.0  # lam / (eps ||Phi^T Phi||) from which the answer must be optimal
 
 
 def matrix(rows: int, columns: int, rank: int, gap: float, seed: int) -> torch.Tensor:
@@ -25,7 +25,7 @@ def matrix(rows: int, columns: int, rank: int, gap: float, seed: int) -> torch.T
 
 @st.composite
 def inputs(draw) -> torch.Tensor:
-    """A layer's inputs: none, of any rank and scale, repeated, positive, or with rows of all sizes."""
+    """A layer's inputs: zero, of any rank and scale, repeated, positive, or with rows of very different norms."""
     N, n = draw(st.integers(0, 30)), draw(st.integers(0, 30))
     rank, gap = draw(st.integers(0, min(N, n))), 10 ** draw(st.floats(0, 12))
     A = matrix(N, n, rank, gap, draw(st.integers(0, 10**6))) * 10 ** draw(st.floats(-3, 6))
@@ -51,7 +51,7 @@ def test_the_solution_is_a_minimum_and_its_metrics_are_accurate(side, dtype, A, 
     features = DenseFeatures(A.to(dtype), bias=bias)
     U, S = spectrum(features)
     R = randn(len(A), m, seed=data.draw(st.integers(0, 10**6)))
-    if not fits:  # all but nothing of the residual lies in the span of Phi
+    if not fits:  # almost none of the residual lies in the span of Phi
         R = R - (1 - 1e-9) * U @ (U.T @ R)
     R = R.to(dtype)
     lam = 10**units * torch.finfo(dtype).eps * (float(S[:1].square().sum()) or 1.0)
@@ -102,7 +102,7 @@ def test_the_floor_is_set_by_the_largest_eigenvalue(side):
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_residual_outside_the_range_is_not_increased(side, dtype):
-    """Two groups of equal rows, and residuals that cancel within each: rounding is all that there is to fit."""
+    """Two groups of equal rows, and residuals that cancel within each: only rounding can be fitted."""
     rows = randn(2, 40, seed=2, dtype=dtype)
     features = DenseFeatures(rows.repeat_interleave(32, 0))
     half = torch.randint(-8, 9, (32, 24), generator=torch.Generator().manual_seed(3)).to(dtype)

@@ -1,4 +1,4 @@
-"""Run folders as the training command leaves them, made up."""
+"""Synthetic run folders in the training command's format."""
 
 import json
 import math

@@ -62,7 +62,7 @@ def test_the_cost_is_the_first_row_that_meets_the_target(root):
     assert costs(hard.entry("sibp cg:5"), hard.targets[1]) == {
         0: {"steps": 20, "seconds": pytest.approx(0.4)},
         1: {"steps": 20, "seconds": pytest.approx(0.4)},
-        2: {"steps": INF, "seconds": INF},  # it was there, and diverged afterwards
+        2: {"steps": INF, "seconds": INF},  # reached the target, then diverged
     }
 
 
@@ -76,7 +76,7 @@ def test_seconds_are_steps_times_the_median_time_of_a_step(tmp_path):
 
 
 def test_occasional_work_counts_in_the_pace(tmp_path):
-    """A second in one of three stretches: the median of the stretches would not see it."""
+    """One second in one of three measured intervals, which the median of the intervals would miss."""
     folder = write_run(tmp_path / "sgd", SGD, 0, (2.3, 1.0, 0.9, 0.5))
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for row in rows[2:]:
@@ -87,7 +87,7 @@ def test_occasional_work_counts_in_the_pace(tmp_path):
 
 
 def test_standings_over_two_problems(root):
-    """Six instances. Nobody else is there where SGD misses its own median; who was not entered has failed."""
+    """Six instances. Where SGD misses its own median, only SIBP reaches it; a method not entered has failed."""
     table = {each.name: each for each in standings(found_in(root))}
     assert list(table) == ["sibp cg:5", "sgd", "proxbp exact"]
     assert {name: each.entered for name, each in table.items()} == {"sgd": 2, "sibp cg:5": 2, "proxbp exact": 1}
@@ -156,7 +156,7 @@ def test_an_invalid_tuning_record_is_listed_and_the_arena_is_written(root, conte
 
 
 def test_one_against_all_is_paired_by_seed(tmp_path):
-    """SIBP needs half of SGD's steps, each twice as dear and a little more: better in steps, worse in seconds."""
+    """SIBP needs half of SGD's steps, each a little more than twice as expensive: better by steps, worse by seconds."""
     for seed in range(5):
         write_run(tmp_path / f"sgd{seed}", SGD, seed, (2.3, 1.0 + seed, 0.5))
         write_run(tmp_path / f"sibp{seed}", SIBP, seed, (2.3, 0.5, 0.5 + seed / 10), seconds_per_step=0.021)

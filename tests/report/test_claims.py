@@ -90,7 +90,7 @@ def test_a_win_by_steps_may_be_a_loss_by_seconds(results):
     assert found.holds is True
     assert found.after_seconds.word == "worse"  # SGD has ended, SIBP is half-way
     assert found.holds_per_second is False
-    # It is below SGD's end at its own last row alone, after as many steps, and its steps cost twice as much.
+    # It gets below SGD's end only at its own last row, after as many steps, and its steps cost twice as much.
     assert by_the_clock(found.clock) == "worse: 1 [1, 1], 2 [2, 2]"
 
 

@@ -64,7 +64,7 @@ def clock_file(root, **changes):
 
 
 def test_a_clock_of_one_thread_is_the_processor_s(tmp_path):
-    """Other work delays a step; with more threads, or on a GPU, processor time does not measure a step."""
+    """Other processes lengthen wall-clock time; with threads or a GPU, processor time is not a step's duration."""
     found, path = problem(tmp_path / "runs", pace=0.031), clock_file(tmp_path)
     record = json.loads(path.read_text())
     record["cases"][0]["processor_seconds_per_step"] = {"sgd": [0.5], "cg:5": [0.6]}
@@ -105,7 +105,7 @@ def test_runs_take_the_clock_s_time_for_each_step(tmp_path):
     assert training_seconds(sibp.runs[0]) == pytest.approx(30 * 0.0011)
     assert sibp.step_seconds() == pytest.approx(0.0011)
     assert any(setting is sibp.chosen for setting in sibp.settings)
-    assert all(run in sibp.all_runs for run in sibp.runs)  # one and the same, wherever it is
+    assert all(run in sibp.all_runs for run in sibp.runs)  # the same objects in every collection
 
 
 def test_a_method_that_the_clock_lacks_keeps_its_seconds(tmp_path):

@@ -146,7 +146,7 @@ def test_diverged_and_failed_runs_have_infinite_metrics_and_unfinished_ones_none
     failed = read_run(write_run(tmp_path / "b", losses=(2.0, 0.01), status="failed"))
     waiting = read_run(write_run(tmp_path / "c", losses=(2.0, 0.01), status=None))
     target = Target("val_acc", 0.9)
-    for run in (diverged, failed):  # although both were past the target once
+    for run in (diverged, failed):  # although both passed the target earlier
         assert outcomes.final(run, "train_loss") == INF
         assert outcomes.final(run, "val_acc") == -INF
         assert outcomes.test_metric(run, "test_acc") == -INF
@@ -165,7 +165,7 @@ def test_targets_are_reached_at_a_row_or_never(tmp_path):
 
 
 def test_the_choice_of_a_sweep_takes_precedence(tmp_path):
-    """One that chose by training loss; by validation, the rule where nobody chose, the other setting is the better."""
+    """A sweep that chose by training loss; by validation, the default rule, the other setting would be chosen."""
     for lr, end in ((0.1, 0.2), (1.0, 0.4)):
         for seed in (100, 101):
             write_run(tmp_path / f"trial{lr}-{seed}", {**SGD, "lr": lr}, seed, (2.0, end), role="trial")

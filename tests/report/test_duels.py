@@ -60,7 +60,7 @@ def test_a_winner_is_better_than_every_other(tmp_path):
     first, _, meaning = outcome(problem)
     assert first.startswith("Final train loss: sibp cg:5 won (0.22 [0.2, 0.24]), better than proxbp exact and sgd;")
     assert "proxbp exact, is behind by 0.1 [0.1, 0.1] at the median, on 5 of 5 seeds" in first
-    # SIBP is below SGD's final 0.5 after 20 steps, as SGD itself: a step may cost as much, and costs twice that.
+    # SIBP, like SGD, gets below SGD's final 0.5 after 20 steps: a step may cost as much as SGD's, and costs twice that.
     assert "a step of sibp cg:5 may cost up to 1 [1, 1] times as much as one of sgd" in meaning
     assert "and costs 2 [2, 2] times as much. By the seconds of these runs, it is worse than sgd and proxbp" in meaning
 
@@ -115,7 +115,7 @@ def test_a_config_is_written_as_the_overrides_that_make_it(words):
     found = overrides_of(config)
     assert found is not None
     assert compose(found) == config
-    assert len(found) <= 14  # only what differs from the defaults
+    assert len(found) <= 14  # only settings that differ from the defaults
     assert command(config, [3]) == shlex.join(["sibp", "train", *found, "seed=3"])
 
 

@@ -22,7 +22,7 @@ RESULTS = Path(__file__).parents[2] / "results"
 
 @pytest.mark.parametrize("path", sorted(RESULTS.rglob("runs.jsonl")), ids=lambda path: "/".join(path.parts[-3:-1]))
 def test_every_kept_run_is_still_the_one_of_its_settings(path):
-    """The digest in the name that it was kept by is the one that its settings have now."""
+    """The digest in a kept run's name equals the one computed from its settings now."""
     for run in read_packed(path):
         assert digest_in(run.path.name) == digest(run.config)
 
@@ -46,7 +46,7 @@ def test_every_optimizer_config_has_a_unique_method_name():
     names = [method_name(config) for config in configs]
     assert len(set(names)) == len(names)
     assert "sibp_fed" not in " ".join(names)
-    assert known_as({"name": "sibp_fed", "outer": "rmsprop"}) == "sibp_fed"  # one that no config has
+    assert known_as({"name": "sibp_fed", "outer": "rmsprop"}) == "sibp_fed"  # not in any config
 
 
 def test_a_folder_of_an_earlier_version_is_found_by_its_digest(tmp_path):
@@ -83,7 +83,7 @@ def made(lr: float, seed: int, accuracy: float, **config) -> Run:
 
 
 def test_the_report_reads_which_runs_were_trials():
-    """Seeds 0 to 4 are those of most settings, but runs say that 9 was for choosing; by it, the first is better."""
+    """Most settings have seeds 0 to 4, but the runs say that 9 was the tuning seed; by it, the first is better."""
     runs = [made(lr, seed, 0.5 + 0.4 * (lr == 0.2), role="final") for lr in (0.1, 0.2) for seed in range(5)]
     runs += [made(0.1, 9, 0.9, role="trial"), made(0.2, 9, 0.1, role="trial")]
     (problem,) = compare(runs, None, None)
@@ -97,7 +97,7 @@ def test_the_report_reads_which_runs_were_trials():
 def test_roles_of_runs_without_recorded_roles():
     assert role_of({"evaluate_test": False}) == "trial"
     assert role_of({"evaluate_test": True}) is None
-    assert role_of({"evaluate_test": True, "role": "trial"}) == "trial"  # test figures were added later
+    assert role_of({"evaluate_test": True, "role": "trial"}) == "trial"  # test metrics were added later
     assert role_of({"role": ["trial"]}) is None
 
 
@@ -149,5 +149,5 @@ def test_invalid_yaml_is_one_line_with_its_position(text, reason):
 
 
 def test_pyyaml_alone_would_differ():
-    """Which is why files are read in one way only."""
+    """Only one reader opens the files, for this reason."""
     assert yaml.safe_load("a: 1e-3") == {"a": "1e-3"}

@@ -41,15 +41,15 @@ def test_a_target_met_at_the_first_evaluation_is_marked(contest):
 
 
 def test_tuning_time_is_charged_to_the_method(contest):
-    """At the pace of the final runs: three trials of 20 steps at 0.02 seconds, whatever the trials' own clocks said."""
+    """Priced at the final runs' time per step: three trials of 20 steps at 0.02 seconds, whatever the trials took."""
     by_name = {method.name: method for method in contest.problem.methods}
     assert tuning_seconds(by_name["sibp cg:5"]) == pytest.approx(3 * 20 * 0.02)
     assert tuning_seconds(by_name["sgd"]) == 0
     found = scores([contest], "training")["sibp cg:5"]
-    assert found["SGD's end", "steps"] == pytest.approx(4 / 5)  # as fast as ProxBP, but for the seed that diverged
+    assert found["SGD's end", "steps"] == pytest.approx(4 / 5)  # as fast as ProxBP except on the diverged seed
     assert found["SGD's end", "seconds"] == pytest.approx(4 / 5 * (4 - 2) / 3)
     assert found["SGD's end", "seconds with tuning"] == 0
-    assert found["the best decile", "seconds with tuning"] == pytest.approx(4 / 5)  # nobody else gets there
+    assert found["the best decile", "seconds with tuning"] == pytest.approx(4 / 5)  # no other method reaches it
 
 
 def test_methods_that_fail_are_named(contest):

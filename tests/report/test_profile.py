@@ -104,7 +104,7 @@ def test_resamples_draw_problems_and_then_their_instances():
 
 
 def test_resamples_of_one_problem_are_of_its_instances():
-    """A coin with three sides, thrown three times: the mean of three draws out of 0, 0 and 1."""
+    """The mean of three draws with replacement from 0, 0 and 1."""
     (drawn,) = resampled_scores({"A": [math.inf, 1.0, math.inf]}, [3])
     values, counts = np.unique(drawn.round(9), return_counts=True)
     np.testing.assert_allclose(values, [0, 1 / 3, 2 / 3, 1], atol=1e-8)

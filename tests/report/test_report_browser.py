@@ -49,7 +49,7 @@ LOOKS = """
 
 
 def look(page: Path, *options: str) -> tuple[str, str]:
-    """Open a page; its final markup and everything that the browser said."""
+    """Open a page; return its final markup and the browser's console output."""
     assert CHROMIUM is not None
     words = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
     words += [
@@ -62,7 +62,7 @@ def look(page: Path, *options: str) -> tuple[str, str]:
 
 
 def ask(folder: Path, script: str, width: int) -> dict[str, Any]:
-    """What a script says in ``report.html`` of a folder, at a width."""
+    """The result of a script run in a folder's ``report.html``, at a given width."""
     frame = FRAME.replace("SCRIPT", script).replace("WIDTH", str(width))
     (folder / "frame.html").write_text(frame)
     markup, console = look(folder / "frame.html", "--window-size=1400,30000")

@@ -265,7 +265,7 @@ def test_any_content_of_a_run_folder_is_shown_as_text(tmp_path):
     assert "<script" not in markdown
     assert "\\`\\|\\`" in markdown
     methods = [row["method"] for row in table(tmp_path, "budget")]
-    assert "'=1+1" in methods  # a spreadsheet takes it for text
+    assert "'=1+1" in methods  # quoted, so that a spreadsheet reads it as text
     assert all("<" not in text for text in re.findall(r'"application/json">(.*?)</script>', html, re.DOTALL))
     assert any(line["group"].startswith(EVIL) for figure in plots(html) for line in figure["lines"])
 
@@ -388,13 +388,13 @@ def test_markdown_omits_folded_parts(study, written, tmp_path):
     assert "### The chosen setting of every method" in text
     assert len(text.splitlines()) < 120
     report(study, "--out", tmp_path / "report.html", "--format", "md")
-    assert "### Loss and accuracy" not in (tmp_path / "report.md").read_text()  # nothing is below it without pictures
+    assert "### Loss and accuracy" not in (tmp_path / "report.md").read_text()  # it would be empty
 
 
 def test_medians_are_runs_for_tensorboard(study, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    for _ in range(2):  # a second report replaces what the first one wrote
+    for _ in range(2):  # a second report replaces the first one's files
         report(study, "--out", tmp_path / "report.html", "--format", "tensorboard")
     files = list((tmp_path / "report-tensorboard").rglob("events.out.tfevents.*"))
     by_name = {file.parent.name: file for file in files}

@@ -1,4 +1,4 @@
-"""Tables of docs/ whose experiment is not kept say so, and are filled without a change to the page."""
+"""Tables in docs/ whose experiment is not kept say so, and are filled later without editing the page."""
 
 import importlib.util
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_a_page_names_missing_runs_and_is_filled_once_they_exist(shown, tmp_path
     assert "old" not in waiting
     assert "*Not run yet:* `python scripts/reproduce.py noise`\n<!-- end of table -->\n\nAfter." in waiting
     keep(tmp_path, "low", {"sgd": 0.80, "sibp": 0.90})
-    assert shown.filled(waiting) == waiting  # half of an experiment is none
+    assert shown.filled(waiting) == waiting  # half of an experiment fills no table
     keep(tmp_path, "high", {"sgd": 0.70, "sibp": 0.60})
     page = shown.filled(waiting)
     assert "| test acc, % | low | high |" in page
@@ -95,7 +95,7 @@ def test_the_arena_is_filled_problem_by_problem(shown, tmp_path, monkeypatch):
 
 
 def test_a_duel_has_a_verdict_for_every_problem(shown, tmp_path):
-    """SIBP needs half of SGD's steps, each three times as dear; there is no rival of another name."""
+    """SIBP needs half of SGD's steps, each three times as expensive; there is no other rival."""
     for seed in range(5):
         write_run(tmp_path / "made" / f"sgd{seed}", SGD, seed, (2.3, 1.0, 0.5))
         write_run(tmp_path / "made" / f"sibp{seed}", SIBP, seed, (2.3, 0.4, 0.3), seconds_per_step=0.03)

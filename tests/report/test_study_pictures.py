@@ -62,9 +62,7 @@ def test_pictures_are_the_same_bytes_every_time(results):
 
 
 def test_experiments_that_are_not_kept_are_not_drawn(results):
-    listed = experiments(
-        depth=["layers01", "layers10", "layers20"], auto_safe=["torch", "he"]
-    )  # one of its parts was not run
+    listed = experiments(depth=["layers01", "layers10", "layers20"], auto_safe=["torch", "he"])  # parts are missing
     (results / "rounds" / PACKED).unlink()
     (results / "stationary" / "limits.json").unlink()
     assert list(pictures(Evidence(results), listed)) == ["step_sizes", "auto_safe", "rounds_tuned"]

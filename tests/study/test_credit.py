@@ -46,7 +46,7 @@ def keep(tmp_path: Path, ends: dict[str, float], methods: dict[str, dict], name:
 
 
 def test_each_half_is_judged_with_and_without_the_other(tmp_path):
-    """Inside lowers the loss through old weights and raises it through new ones; new weights raise it with inside."""
+    """The activation inside lowers the loss through old weights only; with it, new weights raise the loss."""
     ends = {"proxbp": 0.4, "exact": 0.3, "old": 0.2, "new": 0.5}
     made = tables(keep(tmp_path, ends, HALVES))["2 x 2 by training loss"]("one").splitlines()
     assert made[0].count("|") == 5

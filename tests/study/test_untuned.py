@@ -19,7 +19,7 @@ def problems():
 
 
 def rows(path: str) -> list[dict[str, Any]]:
-    """The runs of a file, each with what it shares with the others only where these tests look."""
+    """The runs of a file, each completed with the shared fields that these tests read."""
     shared, *lines = map(json.loads, (RESULTS / path).read_text().splitlines())
     for line in lines:
         line["config"]["optimizer"] = shared["config"]["optimizer"] | line["config"].get("optimizer", {})
@@ -50,7 +50,7 @@ def test_within_is_the_worse_end_of_the_best_ones_interval(problems):
 
 
 def test_seconds_are_steps_at_the_measured_pace(problems):
-    """And tuning is paid for by those who were tuned: all their trials' steps at their own pace."""
+    """Tuned methods pay for tuning: all their trials' steps at their own time per step."""
     cases = json.loads((RESULTS / "bench/runs-cpu-1thread.json").read_text())["cases"]
     (clock,) = (c["processor_seconds_per_step"] for c in cases if (c["net"], c["batch"]) == ("784-500-10", 100))
     ratio = np.median(np.array(clock["sibp_auto"]) / np.array(clock["sgd"]))

@@ -26,7 +26,7 @@ def assert_gradients_equal(ours, theirs, *values, labels):
         np.testing.assert_allclose(node.gradient, leaf.grad.numpy(), rtol=0, atol=1e-10)
 
 
-# Each on matrices (3, 4); the second may be a row or a column that is repeated.
+# Each on matrices (3, 4); the second may be a row or a column, which is broadcast.
 OPERATIONS = {
     "add": (add, torch.add),
     "multiply": (multiply, torch.mul),

@@ -33,7 +33,7 @@ def as_model(layers):
 @pytest.mark.parametrize(("eta", "lam"), [(0.3, 1.0), (3.0, 0.3)])
 @pytest.mark.parametrize(("sizes", "B"), [((7, 6, 5, 4), 40), ((30, 20, 12, 4), 9), ((5, 3), 8)])
 def test_three_steps_are_the_optimizers(name, eta, lam, sizes, B):
-    """With more samples than inputs, and fewer: the optimizer then works in other coordinates."""
+    """With more samples than inputs, and fewer, for which the optimizer uses other coordinates."""
     method, solver, arguments = METHODS[name]
     rng = np.random.default_rng(sum(sizes) + B)
     layers = [(W, 0.3 * rng.normal(size=b.shape)) for W, b in backprop.new_layers(sizes, rng)]
