@@ -34,14 +34,14 @@ if sys.platform == "darwin":
 
 
 class BuildKernels(build_ext):
-    """Compiles the first three sources once for each dtype and vector width, the others once."""
+    """Compiles the first four sources once for each dtype and vector width, the others once."""
 
     def build_extension(self, ext: Extension) -> None:
         """Compiles and links."""
         if self.compiler.compiler_type != "unix":
             raise CCompilerError("the kernels need gcc or clang")
         openmp = self._openmp()
-        sources, others = ext.sources[:3], ext.sources[3:]
+        sources, others = ext.sources[:4], ext.sources[4:]
         objects = self._compiled(others, "common", ["-O2", f'-DSOURCES="{self._sources()}"'])
 
         def variant(width: str, real: str) -> list[str]:
@@ -90,7 +90,7 @@ setup(
     ext_modules=[
         Extension(
             "sibp.prox.kernels._native",
-            sources=[f"{FOLDER}/{name}.c" for name in ("fused", "outputs", "closed", "processor", "module")],
+            sources=[f"{FOLDER}/{name}.c" for name in ("fused", "outputs", "closed", "lagged", "processor", "module")],
             depends=[f"{FOLDER}/common.h", f"{FOLDER}/activations.h", f"{FOLDER}/turn.h", "setup.py"],
             optional=True,
             py_limited_api=True,

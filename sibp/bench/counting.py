@@ -17,7 +17,7 @@ pass. A product of (a, b) by (b, c) takes 2abc operations and moves ab + bc + ac
 
 In direct coordinates (N > p): Phi is materialised (N p numbers); Phi^T Phi: half of p N p; Phi^T R: p N m, in place of
 SGD's gradient; Cholesky and triangular solves with p for N; the pass over the weights. For a convolution Phi is not
-materialised, and Phi^T Phi consists of products of columns of the image (`sibp.prox.operators.window`).
+materialised: Phi^T Phi consists of products of pixels, each formed once (`sibp.prox.operators.patches`).
 
 **CG with K iterations** at layers followed by an activation, closed form at all others: no Cholesky; each iteration is
 one product with the Gram matrix (N N m), in direct coordinates two with Phi (N p m each). A few neurons at a time run
@@ -212,7 +212,7 @@ def _features(layer: Layer) -> list[Work]:
     if layer.in_span and layer.is_linear:
         return []
     if layer.features is not None:
-        return [Work("columns of the image", 0.0, layer.features.numbers_copied())]
+        return [Work("pixels", 0.0, layer.features.numbers_copied())]
     return [Work("features", 0.0, layer.entries + layer.rows * (layer.inputs + 1))]
 
 
@@ -222,7 +222,8 @@ def _gram(layer: Layer, made: set[tuple[str, int]]) -> list[Work]:
     if _is_made("gram", layer, made):
         return []
     if layer.features is not None:
-        return [*_features(layer), *(_product("Phi^T Phi", *sizes) for sizes in layer.features.gram_products())]
+        products = (replace(_product("Phi^T Phi", *sizes), piece=None) for sizes in layer.features.gram_products())
+        return [*_features(layer), *products]  # in compiled code, at the rate of a large product
     if layer.in_span:
         half = Work("A A^T", N * (N + 1) * n, N * n + N * N, is_product=True, piece=alone.product(N, n, N))
     else:

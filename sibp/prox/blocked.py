@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from sibp.prox import kernels
+
 _SMALLEST = 384  # rows above which the saved products outweigh the smaller blocks
 _PRODUCT, _FACTOR = 128, 256  # rows of a block
 
@@ -17,7 +19,13 @@ def symmetric_product(A: Tensor) -> Tensor:
     K = A.new_empty(N, N)
     for first, end in _spans(N, _PRODUCT):
         torch.mm(A[first:end], A[:end].T, out=K[first:end, :end])
+    if library := kernels.library(K):
+        library.mirror(K.data_ptr(), N)
+        return K
+    for first, end in _spans(N, _PRODUCT):
         K[:first, first:end] = K[first:end, :first].T
+        block = K[first:end, first:end]  # which some libraries do not round symmetrically
+        block.copy_(block.tril() + block.tril(-1).T)
     return K
 
 

@@ -9,7 +9,7 @@ from test_fused import needs_kernels
 
 from sibp.activations import IDENTITY, RELU, SIGMOID
 from sibp.prox import kernels
-from sibp.prox.operators import ConvolutionFeatures, DenseFeatures
+from sibp.prox.operators import ConvolutionFeatures, DenseFeatures, patches
 from sibp.prox.operators.window import Window
 from sibp.prox.outputs import CompiledOutputs, outputs_of
 from sibp.prox.solvers.nonlinear import solve_nonlinear
@@ -56,3 +56,14 @@ def test_convolutions_of_all_sizes(dtype):
         outputs.move(t)
         assert outputs.redirect(t, torch.ones_like(Z)).isfinite().all()
         torch.testing.assert_close(outputs.Z, Z - 1)
+
+
+@pytest.mark.usefixtures("width")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gram_matrices_of_convolutions_of_all_sizes(dtype, monkeypatch):
+    monkeypatch.setattr(patches, "_is_dense", lambda *_: False)
+    for channels, side, groups in itertools.product(SIZES, [1, 2, 5], [1, 2]):
+        x = randn(2, groups * channels, side, 3, dtype=dtype)
+        features = ConvolutionFeatures(x, Window((3, 2), (1, 2), (1, 1), (1, 1), groups))
+        phi = features.materialize()
+        torch.testing.assert_close(features.gram(), phi.mT @ phi, rtol=1e-5, atol=1e-4)

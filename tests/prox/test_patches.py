@@ -1,5 +1,8 @@
 """Operations on implicit patches equal those with the explicit patch matrix."""
 
+from collections.abc import Iterator
+from itertools import product
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -7,9 +10,10 @@ from hypothesis import strategies as st
 from layer_problems import randn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sibp.prox.operators import ConvolutionFeatures
-from sibp.prox.operators.patches import gram_products, patch_gram
-from sibp.prox.operators.window import Window, blocks, meetings, strips
+from sibp.prox import kernels
+from sibp.prox.operators import ConvolutionFeatures, patches
+from sibp.prox.operators.patches import gram_products, is_dense, patch_gram
+from sibp.prox.operators.window import Sharing, Window
 
 PAIRS = {
     "kernel": st.tuples(st.integers(1, 5), st.integers(1, 5)),
@@ -79,61 +83,90 @@ def test_single_precision_is_as_good_as_with_patches():
     assert error < 2 * usual
 
 
-@pytest.mark.parametrize(
-    ("columns", "channels", "padding", "expected"),
-    [
-        (32, 16, 2, (1, 32, 32)),  # unchanged
-        # Each column of 300 channels is a block, and meets four others on either side. Strips of one patch take 5 * 5
-        # products of columns, a patch; those of two (6 * 6 - 2) / 2; those of four are 8 * 300 numbers wide.
-        (8, 300, 2, (4, 6, 2)),
-        (8, 512, 2, (8, 5, 1)),  # the narrowest are too wide
-    ],
-)
-def test_strips_need_the_fewest_products(columns, channels, padding, expected):
-    cut = strips(Window((5, 5), (1, 1), (padding, padding), (1, 1), 1), columns, channels)
-    assert (cut.number, cut.width, cut.patches) == expected
+def pixels_of_patches(window: Window, rows: int, columns: int) -> Iterator[list[tuple[int, int]]]:
+    """The pixels of each patch, without those outside of the image."""
+    for row, column in product(*(range(number) for number in window.positions(rows, columns))):
+        seen = (
+            (
+                row * window.stride[0] - window.padding[0] + i * window.dilation[0],
+                column * window.stride[1] - window.padding[1] + j * window.dilation[1],
+            )
+            for i, j in product(*(range(size) for size in window.kernel))
+        )
+        yield [(y, x) for y, x in seen if 0 <= y < rows and 0 <= x < columns]
 
 
-@pytest.mark.parametrize(("width", "channels", "same"), [(12, 16, False), (12, 16, True), (5, 3, False), (9, 70, True)])
-def test_blocks_cover_every_pair_of_overlapping_columns(width, channels, same):
-    window = Window((1, 3), (1, 1), (0, 0), (1, 2), 1)  # up to four columns apart
-    found = [
-        (a, b)
-        for block in blocks(window, width, channels, same)
-        for a in range(block.first, block.end)
-        for b in range(block.low, block.high)
-    ]
-    assert len(set(found)) == len(found)
-    first = 0 if same else -4
-    assert {(a, b) for a in range(width) for b in range(width) if first <= b - a <= 4} <= set(found)
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(**PAIRS, size=st.tuples(st.integers(1, 9), st.integers(1, 9)))
+def test_each_product_is_formed_once(kernel, stride, padding, dilation, size):
+    """As many products as there are pairs of pixels that share a patch."""
+    window = Window(kernel, stride, padding, dilation, 1)
+    assume(min(window.positions(*size)) >= 1)
+    pairs = {frozenset((a, b)) for seen in pixels_of_patches(window, *size) for a in seen for b in seen}
+    assert Sharing.of(window, *size).products == len(pairs)
 
 
-@pytest.mark.parametrize(
-    ("kernel", "stride", "padding", "dilation", "groups", "size"),
-    [
-        ((3, 3), (1, 1), (1, 1), (1, 1), 1, (9, 33)),  # blocks of columns
-        ((3, 3), (1, 1), (1, 1), (1, 1), 2, (5, 70)),  # strips, two groups
-        ((3, 3), (2, 2), (1, 1), (1, 1), 1, (16, 16)),  # patches written out
-        ((1, 1), (2, 2), (0, 0), (1, 1), 2, (7, 9)),
-        ((5, 4), (1, 2), (2, 3), (2, 1), 1, (12, 20)),
-    ],
-)
-def test_gram_of_many_channels(kernel, stride, padding, dilation, groups, size):
-    """Enough channels for several blocks of each kind; and what is counted is what is computed."""
+def test_the_number_of_sums_grows_with_the_kernel_alone():
+    window = Window((3, 3), (1, 1), (1, 1), (1, 1), 1)
+    # Along an axis three stretches at lag 0 (the first row, the interior, the last), one at each of 1, 2, -1 and -2.
+    at_lag_0, with_others = 3 * (3 + 1 + 1), 3 + 4
+    assert len(Sharing.of(window, 10, 12).regions) == at_lag_0 + 2 * with_others
+    assert len(Sharing.of(window, 200, 100).regions) == at_lag_0 + 2 * with_others
+
+
+CONVOLUTIONS = [
+    # kernel, stride, padding, dilation, groups, size, channels of a group
+    ((3, 3), (1, 1), (1, 1), (1, 1), 1, (9, 33), 40),
+    ((3, 3), (1, 1), (1, 1), (1, 1), 2, (5, 70), 70),
+    ((3, 3), (2, 2), (1, 1), (1, 1), 1, (16, 15), 40),
+    ((3, 3), (1, 1), (2, 2), (2, 2), 3, (8, 9), 5),
+    ((1, 1), (2, 2), (0, 0), (1, 1), 2, (7, 9), 40),
+    ((5, 4), (1, 2), (2, 3), (2, 1), 1, (12, 20), 24),
+    ((2, 2), (2, 2), (0, 0), (1, 1), 1, (16, 16), 40),  # nothing is shared
+]
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding", "dilation", "groups", "size", "channels"), CONVOLUTIONS)
+@pytest.mark.parametrize("dense", [False, True])
+def test_gram_of_many_channels(monkeypatch, dense, kernel, stride, padding, dilation, groups, size, channels):
+    """Both ways, with and without the compiled one; and what is counted is what is computed."""
+    monkeypatch.setattr(patches, "_is_dense", lambda *_: dense)
     window = Window(kernel, stride, padding, dilation, groups)
-    x = randn(2, groups * 40, *size)
-    patches = ConvolutionFeatures(x, window, bias=False)
-    phi = patches.materialize()
-    with FlopCounterMode(display=False) as counter:
+    x = randn(2, groups * channels, *size)
+    phi = ConvolutionFeatures(x, window, bias=False).materialize()
+    torch.testing.assert_close(patch_gram(x, window), phi.mT @ phi, rtol=1e-10, atol=1e-10)
+    with FlopCounterMode(display=False) as counter, kernels.disabled():
         gram = patch_gram(x, window)
     torch.testing.assert_close(gram, phi.mT @ phi, rtol=1e-10, atol=1e-10)
-    products = gram_products(window, (2, groups * 40, *size))
+    products = gram_products(window, (2, groups * channels, *size))
     assert counter.get_total_flops() == groups * sum(2 * a * b * c for a, b, c in products)
 
 
-def test_rows_inside_the_image_are_combined():
-    """However large the image: the number of products grows with the kernel alone."""
-    window = Window((3, 3), (1, 1), (1, 1), (1, 1), 1)
-    found = meetings(window, 100)
-    assert len(found) == len(meetings(window, 10)) == 3 + 3 + 1
-    assert [m.rows for m in found if len(m.taps) == 3 and m.lag == 0] == [slice(1, 99, 1)]
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_do_not_change_the_gram(threads):
+    x, window = randn(9, 24, 40, 40, dtype=torch.float32), Window((3, 3), (1, 1), (1, 1), (1, 1), 2)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = patch_gram(x, window)
+        torch.set_num_threads(threads)
+        assert torch.equal(patch_gram(x, window), one)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "channels", "dense"),
+    [
+        ((3, 3), (1, 1), 16, False),  # 13 products of pixels a position, in place of 45
+        ((3, 3), (2, 2), 16, False),  # 34
+        ((3, 3), (1, 1), 3, True),  # of 3 channels, where 4 x 16 are taken at a time
+        ((2, 2), (2, 2), 16, False),  # ten of 16 x 16, in place of one of 64 x 64
+        ((2, 2), (2, 2), 8, True),
+        ((16, 16), (16, 16), 3, True),
+        ((11, 11), (4, 4), 3, True),
+    ],
+)
+def test_patches_are_materialized_where_that_takes_fewer_products(kernel, stride, channels, dense):
+    window = Window(kernel, stride, (kernel[0] // 2 * (stride[0] < kernel[0]),) * 2, (1, 1), 1)
+    assert is_dense(window, (8, channels, 32, 32)) is dense

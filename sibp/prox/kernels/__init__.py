@@ -38,6 +38,7 @@ _SIGNATURES = {
     "work_size": (ctypes.c_long, "llllll"),
     "iterate": (None, "ppppp llllllll dddddd p"),
     "outer_gram": (None, "ppp ll d l"),
+    "mirror": (None, "pl"),
     "solve_size": (ctypes.c_long, "ll"),
     "minus_solve": (ctypes.c_int, "ppppp lll dd p"),
     "outputs_size": (ctypes.c_long, "lll"),
@@ -45,7 +46,9 @@ _SIGNATURES = {
     "direct": (None, "ppp pp"),
     "redirect": (None, "pppppp pp"),
     "attempt": (None, "pppppp pp"),
-    "pixels": (None, "pp lllllll"),
+    "pixels_size": (ctypes.c_long, "lll"),
+    "pixels": (None, "pp lll"),
+    "lagged": (None, "ppp lllllll"),
     "nonzeros": (ctypes.c_long, "pl"),
 }
 """Result and arguments of functions: addresses, whole numbers, real numbers."""

@@ -68,7 +68,7 @@ static void add_tile(const REAL *A, long row, REAL *K, long N, long i, long j, l
 }
 
 /* The upper triangle from the lower, by square tiles: both then stay in the nearest cache. */
-static void mirror(REAL *K, long N)
+void KERNEL(mirror)(REAL *K, long N)
 {
     for (long i = 0; i < N; i += TILE)
         for (long j = 0; j <= i; j += TILE)
@@ -101,7 +101,7 @@ void KERNEL(outer_gram)(const REAL *A, REAL *K, REAL *work, long N, long n, doub
                 for (long i = j > begin ? j : begin; i < end; i += SIDE)
                     add_tile(A + first, row, K, N, i, j, least(STRETCH, row - first));
     }
-    mirror(K, N);
+    KERNEL(mirror)(K, N);
 }
 
 /* One strip of a product and what is to become of it: to - left right, SIDE x `vectors` vectors, where left[p, k] is at

@@ -182,19 +182,6 @@ void KERNEL(attempt)(
 #undef CALL
 }
 
-/* to, (g, height + 2 rows, B, width + 2 columns, c), from x, (B, g, c, height, width); what stands around stays. */
-void KERNEL(pixels)(
-    const REAL *x, REAL *to, long B, long g, long c, long height, long width, long rows, long columns)
-{
-    const long wide = (width + 2 * columns) * c, plane = height * width;
-    for (long k = 0; k < B; k++)
-        for (long group = 0; group < g; group++)
-            for (long row = 0; row < height; row++) {
-                const long place = (group * (height + 2 * rows) + rows + row) * B + k;
-                turn(x + (k * g + group) * c * plane + row * width, plane, c, width, to + place * wide + columns * c, c);
-            }
-}
-
 /* value = s(Z), slope = s'(Z), for whoever wants to look at them: N M numbers. */
 void KERNEL(points)(const Shape *shape, const REAL *Z, REAL *value, REAL *slope)
 {

@@ -1,14 +1,15 @@
-"""A convolution's patches, and which rows and columns of an image share one."""
+"""A convolution's patches, and the products of pixels that several entries of a patch share."""
 
-import itertools
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import NamedTuple
+from functools import cached_property, lru_cache
+from itertools import pairwise, product
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
 
 Pair = tuple[int, ...]  # of two
-_BLOCK = 64  # numbers in a block of columns: enough for an efficient product
-_WIDEST = 2048  # numbers of a strip: the square is the size of a product
 
 
 @dataclass(frozen=True)
@@ -30,116 +31,107 @@ class Window:
         return (size + 2 * self.padding[axis] - reach) // self.stride[axis] + 1
 
 
-@dataclass(frozen=True)
-class Strips:
-    """How an image's columns are cut into overlapping strips.
+class Stretch(NamedTuple):
+    """Rows (or columns) of an image, each multiplied with the one `lag` further on.
 
     Attributes:
-        number: of strips.
-        width: columns of each.
-        patches: adjacent ones in each.
-        padding: columns of zeros left of the first.
+        first: the first of them.
+        number: of them.
+        step: from one to the next.
+        lag: may be negative.
     """
-
-    number: int
-    width: int
-    patches: int
-    padding: int
-
-
-@lru_cache
-def strips(window: Window, columns: int, channels: int) -> Strips:
-    """A narrow image whole, others in the strips that take the fewest products.
-
-    Args:
-        window: of the convolution.
-        columns: of the image.
-        channels: c.
-    """
-    _, positions = window.positions(0, columns)
-    if columns * channels <= _WIDEST:
-        return Strips(1, columns, positions, 0)
-    found: list[Strips] = []
-    for patches in range(1, positions + 1):
-        if positions % patches == 0:
-            width = (patches - 1) * window.stride[1] + (window.kernel[1] - 1) * window.dilation[1] + 1
-            found.append(Strips(positions // patches, width, patches, window.padding[1]))
-
-    def cost(cut: Strips) -> tuple[int, int]:
-        products = sum((b.end - b.first) * (b.high - b.low) for b in blocks(window, cut.width, channels))
-        return max(cut.width * channels, _WIDEST), cut.number * products
-
-    return min(found, key=cost)
-
-
-class Block(NamedTuple):
-    """Columns `first` to `end` of a row, and columns `low` to `high` of another row that share a patch with them."""
 
     first: int
-    end: int
-    low: int
-    high: int
-
-
-def blocks(window: Window, width: int, channels: int, same: bool = False) -> list[Block]:
-    """The band of column pairs of two rows that share a patch, in blocks.
-
-    Args:
-        window: of the convolution.
-        width: columns of a row.
-        channels: numbers in a column.
-        same: whether both rows are the same: then a column is paired with itself and later ones only.
-    """
-    reach = (window.kernel[1] - 1) * window.dilation[1]
-    number = -(-width // max(1, _BLOCK // channels))
-    ends = [width * k // number for k in range(number + 1)]
-    return [
-        Block(first, end, first if same else max(0, first - reach), min(width, end + reach))
-        for first, end in itertools.pairwise(ends)
-    ]
-
-
-@dataclass(frozen=True)
-class Meeting:
-    """Pairs of image rows, common to all patches that see them under the same rows of the kernel.
-
-    Attributes:
-        taps: rows of the kernel; `rows` are all that lie under each of them.
-        lag: distance of `others` from `rows`, in rows of the kernel.
-        rows: of the image.
-        others: of the image, one for each of `rows`.
-    """
-
-    taps: list[int]
+    number: int
+    step: int
     lag: int
-    rows: slice
-    others: slice
+
+    @property
+    def own(self) -> slice:
+        """These rows."""
+        return slice(self.first, self.first + self.step * self.number, self.step)
+
+    @property
+    def others(self) -> slice:
+        """Those that they are multiplied with."""
+        return slice(self.first + self.lag, self.first + self.lag + self.step * self.number, self.step)
+
+
+Shared = dict[Pair, list[Stretch]]
+"""For each two rows of the kernel, the stretches of image rows that lie under the first in some patch."""
 
 
 @lru_cache
-def meetings(window: Window, rows: int) -> tuple[Meeting, ...]:
-    """All pairs of image rows that lie under one patch.
+def shared(kernel: int, stride: int, padding: int, dilation: int, size: int) -> Shared:
+    """The stretches along one axis: the fewest of which every pair of kernel rows takes whole ones.
 
-    Inside the image a row lies under every row of the kernel in turn; near its border, or with a stride, under some.
+    While patches slide over the image, a row lies under each row of the kernel in turn, so that pairs of kernel rows at
+    the same distance see the same pairs of image rows, but for some near the border. Rows outside of the image are 0.
 
     Args:
-        window: of the convolution.
-        rows: of the image.
+        kernel: its rows.
+        stride: of the convolution, like `padding` and `dilation`.
+        padding: rows of zeros on either side.
+        dilation: image rows from a kernel row to the next.
+        size: rows of the image.
     """
-    (kernel, step, padding, dilation), (positions, _) = (
-        (pair[0] for pair in (window.kernel, window.stride, window.padding, window.dilation)),
-        window.positions(rows, 0),
-    )
-    under: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for row in range(rows):
-        places = {tap: divmod(row + padding - tap * dilation, step) for tap in range(kernel)}
-        under[tuple(tap for tap, (p, rest) in places.items() if rest == 0 and 0 <= p < positions)].append(row)
-    found = []
-    for taps, lying in under.items():
-        for lag in range(kernel):
-            above = [tap for tap in taps if tap + lag < kernel]
-            own = [row for row in lying if row + lag * dilation < rows]
-            if above and own:
-                first, last, down = own[0], own[-1] + 1, lag * dilation
-                found.append(Meeting(above, lag, slice(first, last, step), slice(first + down, last + down, step)))
-    return tuple(found)
+    positions = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+    seen: dict[Pair, dict[Pair, Pair]] = defaultdict(dict)  # by lag and phase: pair of kernel rows -> first and end
+    for pair in product(range(kernel), repeat=2):
+        start, other = (tap * dilation - padding for tap in pair)
+        low, high = min(start, other), max(start, other)
+        before, after = max(0, -(low // stride)), min(positions, (size - 1 - high) // stride + 1)
+        if before < after:
+            seen[other - start, start % stride][pair] = (start + stride * before, start + stride * after)
+    found: Shared = {}
+    for (lag, _), spans in seen.items():
+        cuts = sorted({end for span in spans.values() for end in span})
+        parts = [Stretch(a, (b - a) // stride, stride, lag) for a, b in pairwise(cuts)]
+        for pair, (first, end) in spans.items():
+            found[pair] = [part for part in parts if first <= part.first < end]
+    return found
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """The products of pixels that make up the Gram matrix of all patches.
+
+    Attributes:
+        regions: of the image, as stretches of rows and of columns; each gives a matrix, the sum of x^T x_other over its
+            pixels x, with their channels in a row.
+        pairs: of kernel entries t <= u, whose block of the Gram matrix is the sum of some of these matrices.
+        sums: (pairs, regions) 1 where a region belongs to a pair, else 0; float64.
+    """
+
+    regions: tuple[tuple[Stretch, Stretch], ...]
+    pairs: tuple[Pair, ...]
+    sums: Tensor
+
+    @classmethod
+    @lru_cache
+    def of(cls, window: Window, rows: int, columns: int) -> Self:
+        """Those of a convolution of images of that size."""
+        along = zip(window.kernel, window.stride, window.padding, window.dilation, (rows, columns), strict=True)
+        above, beside = (shared(*axis) for axis in along)
+        taps = list(product(range(window.kernel[0]), range(window.kernel[1])))
+        places: dict[tuple[Stretch, Stretch], int] = {}
+        pairs, belongs = [], []
+        for t, (row, column) in enumerate(taps):
+            for u, (other_row, other_column) in enumerate(taps[t:], t):
+                stretches = above.get((row, other_row), ()), beside.get((column, other_column), ())
+                belongs += [(len(pairs), places.setdefault(region, len(places))) for region in product(*stretches)]
+                pairs.append((t, u))
+        sums = torch.zeros(len(pairs), len(places), dtype=torch.float64)
+        for pair, region in belongs:
+            sums[pair, region] = 1
+        return cls(tuple(places), tuple(pairs), sums)
+
+    @cached_property
+    def table(self) -> Tensor:
+        """(regions, 8) int64: first, number, step and lag of rows, and of columns; a row is a `Region` in lagged.c."""
+        return torch.tensor([[*above, *beside] for above, beside in self.regions])
+
+    @property
+    def products(self) -> int:
+        """Pairs of pixels that are multiplied, in one image."""
+        return sum(rows.number * columns.number for rows, columns in self.regions)

@@ -167,8 +167,7 @@ class _Task:
 
     def _decrease(self, x: Tensor) -> float:
         """Of the objective, by an x that solves the system."""
-        product = float((self.rhs * x).sum())
-        return -product if self.coordinates.direct else self.start + self.lam * product
+        return self.start - float(self.coordinates.minimum(self.start, float((self.rhs * x).sum()), self.lam))
 
     def solution(self, x: Tensor) -> Solution:
         """The answer x. That its decrease is the one of a solved system is what the checks have shown."""

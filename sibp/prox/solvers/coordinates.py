@@ -121,6 +121,16 @@ class Coordinates(ABC):
     def norms(x: Tensor, gram_x: Tensor, rhs: Tensor, RR: Scalar) -> tuple[Scalar, Scalar]:
         """||R + forward(x)||^2 and <x, x> over all output units; gram_x = gram x, rhs = adjoint(R), RR = ||R||^2."""
 
+    @staticmethod
+    @abstractmethod
+    def minimum(start: Scalar, product: Scalar, lam: float) -> Scalar:
+        """The least objective, from ||R||^2 and <adjoint(R), x> of the solution x of the normal equations."""
+
+    @staticmethod
+    @abstractmethod
+    def squared_norm_by(energy: float, XX: float, lam: float) -> float:
+        """<x, x> from x^T (gram + lam I) x and x's sum of squares, over all output units."""
+
     @abstractmethod
     def entries(self, x: Tensor) -> Tensor:
         """X in direct coordinates, (..., n, m)."""
@@ -221,6 +231,17 @@ class Span(Coordinates):
         del RR
         return scalar((rhs + gram_x).square().sum()), scalar((x * gram_x).sum())
 
+    @staticmethod
+    def minimum(start: Scalar, product: Scalar, lam: float) -> Scalar:
+        """||lam U||^2 + lam tr(U^T K U) = -lam <R, U>, as R + K U = -lam U."""
+        del start
+        return -lam * product
+
+    @staticmethod
+    def squared_norm_by(energy: float, XX: float, lam: float) -> float:
+        """tr(U^T K U)."""
+        return energy - lam * XX
+
     def entries(self, x: Tensor) -> Tensor:
         """Phi^T U."""
         return self.features.rmatmat(x)
@@ -312,6 +333,18 @@ class Direct(Coordinates):
     def norms(x: Tensor, gram_x: Tensor, rhs: Tensor, RR: Scalar) -> tuple[Scalar, Scalar]:
         """||R||^2 + 2 <Phi^T R, V> + <V, Phi^T Phi V>, in which nothing is N x m, and ||V||^2; all are (..., n, m)."""
         return RR + scalar((x * (2 * rhs + gram_x)).sum()), scalar(x.square().sum())
+
+    @staticmethod
+    def minimum(start: Scalar, product: Scalar, lam: float) -> Scalar:
+        """||R||^2 + <Phi^T R, V>."""
+        del lam
+        return start + product
+
+    @staticmethod
+    def squared_norm_by(energy: float, XX: float, lam: float) -> float:
+        """||V||^2."""
+        del energy, lam
+        return XX
 
     def entries(self, x: Tensor) -> Tensor:
         """V."""

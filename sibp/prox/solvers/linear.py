@@ -59,7 +59,7 @@ def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
         x, norm = answer.x, answer.norm
         if x is None or not looks_right(answer, lam, eps, rhs.shape[-1]):
             return checked(coordinates, R, rhs, lam, norm) or _in_double_precision(coordinates, R, lam)
-        return _solution(coordinates, R, rhs, x, lam, is_finite(answer.energy), lambda: Status.SOLVED, answer)
+        return _answered(coordinates, R, x, lam, answer)
     norm = scalar(torch.linalg.vector_norm(G))
     if isinstance(norm, Tensor):
         return _factorized(coordinates, R, rhs, lam, at_least(lam, FLOOR * eps * norm), norm)
@@ -105,39 +105,37 @@ def _factorized(
     factor = features.once((_Factor, damping), lambda: _Factor.of(G, damping))
     x, definite = factor.minus_solve(rhs), factor.definite
     x = choose(definite, lambda: x, lambda: rhs / -(lam + norm))
+    finite = is_finite(squared_norm(x))
+    squared_R = coordinates.squared_residual(R)
+    norms = coordinates.norms_of(x, rhs, squared_R)
 
     def status() -> Scalar:
         closed = choose(damping > lam, lambda: Status.DAMPED, lambda: Status.SOLVED)
         return choose(definite, lambda: closed, lambda: Status.GRADIENT)
 
-    return _solution(coordinates, R, rhs, x, lam, is_finite(squared_norm(x)), status)
-
-
-def _solution(
-    coordinates: Coordinates,
-    R: Tensor,
-    rhs: Tensor,
-    x: Tensor,
-    lam: float,
-    finite: Flag,
-    status: Callable[[], Scalar],
-    answer: closed.Answer | None = None,
-) -> Solution:
-    """A solution in the precision of the layer, with its metrics, and with what its answer says of its size."""
-    squared_R = coordinates.squared_residual(R)
-    norms = coordinates.norms_of(x, rhs, squared_R)
-
     def measure(squared_change: Scalar) -> Stats:
         start, end = squared_R(), norms()[0] + lam * squared_change
         return Stats.of(status(), finite, start, end, iterations=0, step_length=1.0, squared_change=squared_change)
 
-    x = choose(finite, lambda: x, lambda: torch.zeros_like(x))
-    solution = Solution(coordinates, x, finite, measure)
-    if answer is not None:
-        most = coordinates.most(answer.largest, answer.XX)
-        rounding = torch.finfo(rhs.dtype).eps * answer.energy  # of the difference that is <x, x>
-        if coordinates.resolves(answer.energy - lam * answer.XX - WELL_ABOVE * rounding, most):
-            solution.most_change, solution.squared_change = most, lambda: norms()[1]
+    return Solution(coordinates, choose(finite, lambda: x, lambda: torch.zeros_like(x)), finite, measure)
+
+
+def _answered(coordinates: Coordinates, R: Tensor, x: Tensor, lam: float, answer: closed.Answer) -> Solution:
+    """The solution x of an answer, with metrics that follow from the answer's sums."""
+    start, energy, finite = coordinates.squared_residual(R), answer.energy, math.isfinite(answer.energy)
+    minimum = coordinates.minimum  # a function, so that `measure` keeps no coordinates
+
+    def measure(squared_change: Scalar) -> Stats:
+        end = minimum(start(), -energy, lam)
+        return Stats.of(
+            Status.SOLVED, finite, start(), end, iterations=0, step_length=1.0, squared_change=squared_change
+        )
+
+    solution = Solution(coordinates, x if finite else torch.zeros_like(x), finite, measure)
+    most, XX = coordinates.most(answer.largest, answer.XX), coordinates.squared_norm_by(energy, answer.XX, lam)
+    rounding = torch.finfo(x.dtype).eps * energy  # of the difference that <x, x> is in the span
+    if coordinates.resolves(XX - WELL_ABOVE * rounding, most):
+        solution.most_change, solution.squared_change = most, lambda: XX
     return solution
 
 
