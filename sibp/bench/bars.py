@@ -3,12 +3,18 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sibp.analysis.statistics import Estimate
 from sibp.report.blocks import Figure
-from sibp.report.styles import GRID, styles
+from sibp.report.styles import GRID, KNOWN, styles
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_IN_A_ROW = 5  # groups whose names fit below them
 
 
 @dataclass(frozen=True)
@@ -36,29 +42,44 @@ def save_bars(figure: Bars, path: Path) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure as Canvas
 
+    rows = -(-len(figure.places) // _IN_A_ROW)
+    across = -(-len(figure.places) // max(1, rows))
+    named = styles(_method(name) for name in figure.bars)
     with rc_context({"text.usetex": False}):
-        canvas = Canvas(figsize=(max(6.4, 1.7 * len(figure.places)), 4.8), layout="constrained")
-        axes = canvas.subplots()
-        width, drawn = 0.8 / max(1, len(figure.bars)), styles(figure.bars)
-        for index, (name, heights) in enumerate(figure.bars.items()):
-            shown = [i for i, e in enumerate(heights) if e is not None and np.isfinite(e.median)]
-            found = [e for e in heights if e is not None and np.isfinite(e.median)]
-            x = np.array(shown) + (index - (len(figure.bars) - 1) / 2) * width
-            spread = np.array([_spread(e) for e in found]).reshape(-1, 2).T
-            middle = [e.median for e in found]
-            axes.bar(x, middle, width, color=drawn[name].colour, label=name)
-            axes.errorbar(x, middle, yerr=spread, fmt="none", ecolor="#444444")
-            for place, group in zip(x, shown, strict=True):
-                bound = figure.marks[name][group] if name in figure.marks else None
-                if bound is not None:
-                    axes.plot([place - width / 2, place + width / 2], [bound, bound], color="black", lw=2.5)
-        axes.set(title=figure.title, xlabel=figure.x_title, ylabel=figure.y_title)
-        axes.set_xlim(-0.5, len(figure.places) - 0.5)
-        axes.set_xticks(range(len(figure.places)), figure.places, fontsize="small")
-        axes.set_axisbelow(True)
-        axes.grid(axis="y", color=GRID)
-        axes.legend(fontsize="small")
+        canvas = Canvas(figsize=(max(6.4, 1.9 * across), 4.8 * max(1, rows)), layout="constrained")
+        canvas.suptitle(figure.title)
+        for row, axes in enumerate(canvas.subplots(max(1, rows), squeeze=False).flat):
+            places = range(row * across, min((row + 1) * across, len(figure.places)))
+            for index, name in enumerate(figure.bars):
+                _draw(axes, figure, name, index, places, named[_method(name)].colour)
+            axes.set(xlabel=figure.x_title, ylabel=figure.y_title)
+            axes.set_xlim(-0.5, across - 0.5)
+            axes.set_xticks(range(len(places)), [figure.places[place] for place in places], fontsize="small")
+            axes.set_axisbelow(True)
+            axes.grid(axis="y", color=GRID)
+            if row == 0:
+                axes.legend(fontsize="small")
         canvas.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def _draw(axes: "Axes", figure: Bars, name: str, index: int, places: range, colour: str) -> None:
+    """One method's bars in a row of groups."""
+    width = 0.8 / max(1, len(figure.bars))
+    heights = {place: figure.bars[name][place] for place in places}
+    found = {place: e for place, e in heights.items() if e is not None and np.isfinite(e.median)}
+    x = np.array([place - places.start for place in found]) + (index - (len(figure.bars) - 1) / 2) * width
+    middle, spread = [e.median for e in found.values()], np.array([_spread(e) for e in found.values()])
+    axes.bar(x, middle, width, color=colour, label=name)
+    axes.errorbar(x, middle, yerr=spread.reshape(-1, 2).T, fmt="none", ecolor="#444444")
+    for centre, place in zip(x, found, strict=True):
+        bound = figure.marks[name][place] if name in figure.marks else None
+        if bound is not None:
+            axes.plot([centre - width / 2, centre + width / 2], [bound, bound], color="black", lw=2.5)
+
+
+def _method(name: str) -> str:
+    """The method that a bar is of, by its name in other pictures: solvers are those of SIBP."""
+    return f"sibp {name}" if f"sibp {name}" in KNOWN else name
 
 
 def _spread(estimate: Estimate) -> tuple[float, float]:
