@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import html
 import io
+import itertools
 import os
 import posixpath
 import re
@@ -46,6 +47,9 @@ EMBEDDED = f"""<iframe class="report" src="{INTERACTIVE}" title="Interactive rep
 """
 TABLE = re.compile(r"<!-- results/.*?-->\n(.*?)<!-- end of table -->", re.DOTALL)
 
+TABLE_OF_PAGE = re.compile(r"<table>.*?</table>", re.DOTALL)
+LONG = 60  # characters of a cell that leaves no room for its neighbours on a phone
+
 # The output of pymdownx.arithmatex for $...$ and $$...$$.
 FORMULA = re.compile(r'(<(?:span|div) class="arithmatex">)\\(?:\((.*?)\\\)|\[(.*?)\\\])(?=</(?:span|div)>)', re.DOTALL)
 UNKNOWN = {
@@ -62,7 +66,7 @@ A prime would become a superscript, but most fonts already raise it.
 
 
 def on_page_content(content: str, page: Page, **_: Any) -> str:
-    """Typeset a page's formulas, and let the rows of the reference of settings stack on a phone (docs/site.css).
+    """Typeset a page's formulas, and let rows of text stack on a phone (docs/site.css).
 
     Args:
         content: the page in HTML.
@@ -70,6 +74,8 @@ def on_page_content(content: str, page: Page, **_: Any) -> str:
     """
     if page.file.src_uri == "settings.md":
         content = content.replace("<table>", '<div class="stacked"><table>').replace("</table>", "</table></div>")
+    else:
+        content = TABLE_OF_PAGE.sub(lambda table: stacked(table[0]), content)
 
     def typeset(formula: re.Match[str]) -> str:
         inline, block = formula[2], formula[3]
@@ -79,6 +85,24 @@ def on_page_content(content: str, page: Page, **_: Any) -> str:
         return formula[1] + convert(tex, display="inline" if inline else "block")
 
     return FORMULA.sub(typeset, content)
+
+
+def stacked(table: str) -> str:
+    """Mark a table of long texts, whose cells stand below one another on a phone, each below its column's name.
+
+    Args:
+        table: in HTML.
+
+    Returns:
+        The same; unchanged if it holds aligned numbers, or texts that are short.
+    """
+    names = [re.sub(r"<.*?>", "", name) for name in re.findall(r"<th[^>]*>(.*?)</th>", table, re.DOTALL)]
+    cells = [re.sub(r"<.*?>", "", cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", table, re.DOTALL)]
+    if "text-align: right" in table or len(names) < 2 or max(map(len, cells), default=0) < LONG:
+        return table
+    columns = itertools.cycle(names)
+    named = re.sub("<td", lambda _: f'<td data-column="{html.escape(next(columns))}"', table)
+    return f'<div class="stacked named">{named}</div>'
 
 
 def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
