@@ -50,6 +50,14 @@ def test_all_pages_are_on_the_site(site: Path) -> None:
         assert page == ROOT / "README.md" or (site / place.with_suffix(".html")).is_file(), page
 
 
+def test_no_sentence_is_shown_as_code(site: Path) -> None:
+    """A paragraph that is indented too far becomes a block of code, with its formulas unset."""
+    formula = re.compile(r"\$[^$\n]*\\[a-z]+[^$\n]*\$")
+    for page in site.rglob("*.html"):
+        for block in re.findall(r"<pre>.*?</pre>", page.read_text(), re.DOTALL):
+            assert not formula.search(block), f"{page.name}: {block[:200]}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_are_valid(page: Path) -> None:
     """Anchors are checked by the build (validation in mkdocs.yml), addresses on the web for their form alone."""
