@@ -22,7 +22,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CCompilerError, CompileError, LinkError
 
 FOLDER = "sibp/prox/kernels"
-# What is not finite has to stay so, and sums keep their order but where the code says that any will do (omp simd).
+# NaN and Inf are preserved, and sums keep their order except where the code allows any (omp simd).
 FLAGS = ["-O3", "-fno-math-errno", "-fno-signed-zeros", "-fno-trapping-math", "-fopenmp-simd"]
 WIDTHS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):

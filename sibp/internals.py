@@ -8,7 +8,7 @@ from operator import attrgetter
 import torch
 from torch._C._dynamo import eval_frame
 
-# The tree functions behind torch.func, vmap and export: public only as parts of those.
+# The tree functions behind torch.func, vmap and export, which are public only through these.
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 __all__ = [

@@ -19,7 +19,7 @@ from sibp.runs.outcome import Outcome
 from sibp.runs.output import forgiving_output
 from sibp.runs.state import state_of, status_table
 
-# What takes seconds to import (torch, Hydra) is imported where Ctrl-C is already answered without a traceback.
+# Slow imports (torch, Hydra) happen where Ctrl-C no longer prints a traceback.
 
 WRONG_INPUT = 2
 HELP = """Train one run, or a sweep with -m:
@@ -41,7 +41,7 @@ Settings (key=value; sibp train optimizer=NAME --help shows those of another opt
 
 -m sweeps over values separated by commas; --status shows where a command's runs stand; --cfg job shows the settings
 without training; --hydra-help lists Hydra's own options."""
-EXIT_CODES = {"failed": 1, "diverged": 3, "busy": 4}  # in the order in which they outweigh one another
+EXIT_CODES = {"failed": 1, "diverged": 3, "busy": 4}  # in order of precedence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parsed(arguments: list[str]) -> Any:
-    # Private: Hydra's own options, to which one of ours is added.
+    # Private: Hydra's own options, extended by one.
     from hydra._internal.utils import get_args_parser
 
     parser = get_args_parser()
@@ -145,7 +145,7 @@ def _train(jobs: Sequence[dict[str, Any]], launcher: Any, sweep: bool) -> int:
         return INTERRUPTED
     except UserError:
         raise
-    except Exception as error:  # a launcher's; every run's own are in its outcome
+    except Exception as error:  # of the launcher; those of runs are in their outcomes
         print(f"The launcher stopped: {type(error).__name__}: {str(error).strip()}", file=sys.stderr)
         return 1
     finally:
@@ -169,8 +169,8 @@ def _train_here(jobs: Sequence[dict[str, Any]], tell: Any, progress: Any) -> Non
 
 def _line(outcome: Outcome) -> str:
     """One line a run."""
-    first, *_ = outcome.message.splitlines() or [""]  # all of it is in summary.json
-    if outcome.wrong_input and not os.path.exists(outcome.folder.path):  # a name can be too long
+    first, *_ = outcome.message.splitlines() or [""]  # the rest is in summary.json
+    if outcome.wrong_input and not os.path.exists(outcome.folder.path):  # the name may be too long
         return f"{outcome.status:<11} {first}"
     return f"{outcome.status:<11} {outcome.folder.path}: {first}"
 

@@ -37,9 +37,9 @@ class Row:
     in_place: bool = False
 
 
-_LEARNED = object()  # in the place of a tensor among a call's arguments: nothing of the model's graph is kept
+_LEARNED = object()  # replaces a tensor among a call's arguments, so that the model's graph is not kept alive
 _rows: dict[Any, Row] = {}
-_HOLDERS = (torch, Tensor, F, torch.special, C_FUNCTIONS)  # where torch's functions are
+_HOLDERS = (torch, Tensor, F, torch.special, C_FUNCTIONS)  # modules with torch's functions
 
 
 def row_of(func: Callable[..., Any]) -> Row | None:

@@ -79,7 +79,7 @@ class PreActivation(Tensor):
         # forever.
         def used_directly(gradient: Tensor) -> None:
             if consumption.sent is not None and consumption.sent == (gradient.data_ptr(), version(gradient)):
-                return  # hooks have watched it, and changed nothing
+                return  # hooks ran and changed nothing
             if consumption.overwritten:
                 raise RuntimeError(
                     "A layer's output was overwritten by an in-place activation and then used by a custom autograd "
@@ -126,12 +126,12 @@ class PreActivation(Tensor):
         if func is Tensor.view_as and args[-1] is first and not torch.is_grad_enabled() and _is_marked(first):
             return first.watched()
         if func == _GRAD_FN and isinstance(first, cls) and "_plain" not in vars(first):
-            with as_plain_tensors():  # of one that torch has just put itself behind, for whom it looks for itself here
+            with as_plain_tensors():  # of a node that torch has just appended, and looks up here
                 return func(*args)
         marked = [leaf for leaf in _leaves((*args, *kwargs.values())) if _is_marked(leaf)]
         plain_args = [_map_marked(value) for value in args]
         plain_kwargs = {key: _map_marked(value) for key, value in kwargs.items()}
-        if func in _BACKWARD:  # runs checkpointed layers again, whose outputs are marked as ever
+        if func in _BACKWARD:  # recomputes checkpointed layers, whose outputs are marked as usual
             return func(*plain_args, **plain_kwargs)
         with as_plain_tensors():
             result = func(*plain_args, **plain_kwargs)
@@ -143,7 +143,7 @@ class PreActivation(Tensor):
 
 _GRAD_FN: Any = Tensor.grad_fn.__get__  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
 _BACKWARD = (Tensor.backward, torch.autograd.backward, torch.autograd.grad)
-_CONTAINERS = (list, tuple, dict)  # a call's arguments hardly ever are: only then a walk through what they hold
+_CONTAINERS = (list, tuple, dict)  # rare: only then the nested arguments are searched
 
 
 def _leaves(values: tuple[Any, ...]) -> Sequence[Any]:
@@ -160,8 +160,8 @@ def _map_marked(value: Any) -> Any:
 def _is_marked(value: Any) -> bool:
     if not isinstance(value, PreActivation):
         return False
-    held = vars(value)  # without both, it was re-wrapped by somebody, and is an ordinary tensor
-    if "_plain" not in held and "_consumption" in held:  # watched: torch has given it its place in the graph by now
+    held = vars(value)  # without both, other code has re-wrapped it, and it is an ordinary tensor
+    if "_plain" not in held and "_consumption" in held:  # hooked: torch has added it to the graph by now
         with as_plain_tensors():
             value._plain = value.as_subclass(Tensor)
     return "_consumption" in held
@@ -179,7 +179,7 @@ class _Activate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, consumption: Consumption, s: Activation, *learned: Tensor) -> Tensor:
-        ctx.save_for_backward(z, *learned)  # s has them too; so autograd notices if they are overwritten
+        ctx.save_for_backward(z, *learned)  # shared with s, so autograd notices if they are overwritten
         ctx.consumption, ctx.activation = consumption, s
         return s.value(z)
 

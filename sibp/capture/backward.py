@@ -73,7 +73,7 @@ def _update(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         )
     needs_x, needs_W, needs_b = ctx.needs_input_grad[:3]
     if not (needs_W and _is_asked_for(ctx, 1)) and not (needs_b and _is_asked_for(ctx, 2)):
-        consumption.clear()  # gradients of inputs alone are the loss's own
+        consumption.clear()  # gradients of inputs alone are ordinary ones
         return geometry.input_gradient(x, gradient, W) if needs_x else None, None, None, None
     tap.begin_backward()
     dtype = torch.promote_types(W.dtype, torch.float32)  # solves are never done in half precision

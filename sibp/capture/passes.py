@@ -43,7 +43,7 @@ class ForwardPass:
     def input(self, x: Tensor) -> SharedInput:
         """The record shared by the layers of this pass that are called with this very tensor."""
         known = self._inputs.get(id(x))
-        if known is None or not known.of(x):  # another tensor may have come to its place in memory
+        if known is None or not known.of(x):  # another tensor may have taken its address
             known = self._inputs[id(x)] = SharedInput(x)
         known.layers += 1
         return known
@@ -109,7 +109,7 @@ class Passes:
     def enter(self, module: nn.Module, inputs: Any) -> None:
         """A module is called: opens a pass if this is the outermost call."""
         calls, this = self._calls, id(module)
-        outermost = not calls or calls[0][0] == this  # which is running already only if its last call was interrupted
+        outermost = not calls or calls[0][0] == this  # already running only if its last call was interrupted
         one = (self._came_from(_leaves(inputs)) or ForwardPass(self)) if outermost else calls[-1][1]
         calls.append((this, one))
 
@@ -117,7 +117,7 @@ class Passes:
         """The call ended, or raised: closes the pass if it was the outermost call."""
         calls, this = self._calls, id(module)
         if all(running != this for running, _ in calls):
-            return  # it raised before it was entered
+            return  # it raised before it was recorded
         running, one = calls.pop()
         while running != this:
             running, one = calls.pop()

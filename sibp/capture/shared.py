@@ -42,7 +42,7 @@ class SharedInput:
             return make()
         known = self._known
         if known is None or not _same(known[0], x):
-            self._known = known = (x, {})  # holds x, so that no other tensor can come to its place in memory
+            self._known = known = (x, {})  # keeps x, so that no other tensor can take its address
         if key not in known[1]:
             known[1][key] = make().keeping()
         return known[1][key]

@@ -153,7 +153,7 @@ class Tap:
         if owner is None:
             self.remove()
         if owner is None or not owner.active() or not isinstance(input, Tensor):
-            return plain(module, input)  # which reports an input that is not a tensor
+            return plain(module, input)  # whose error names an input that is not a tensor
         if not torch.is_grad_enabled():
             self._run_unrecorded(owner, input)
             return plain(module, input)

@@ -8,7 +8,7 @@ training time, without evaluation and interruptions.
 """
 
 # pyright: reportAttributeAccessIssue=false
-# The classes of protocol buffers are made at import, where pyright does not see them.
+# Protocol buffer classes are created at import, invisible to pyright.
 
 import os
 import time
@@ -47,7 +47,7 @@ class Board:
         self._records = RecordWriter(self._file)
         self._before: Mapping[str, Any] | None = None
         self._write(Event(wall_time=self._started, file_version="brain.Event:2"))
-        # A TensorBoard that shows the old file now forgets what it read there.
+        # A running TensorBoard then drops what it has read from the old file.
         self._write(Event(wall_time=self._started, session_log=SessionLog(status=SessionLog.START)))
         for summary in head(config):
             self._add(summary, step=0, seconds=0.0)
@@ -58,7 +58,7 @@ class Board:
                 self._write(event)
         self.flush()
         for path in old:
-            os.truncate(path, 0)  # not deleted: a TensorBoard that is reading it would look for nothing else
+            os.truncate(path, 0)  # not deleted: a TensorBoard that is reading it would look for no other file
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Log one row of metrics.jsonl.

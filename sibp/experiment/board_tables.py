@@ -1,7 +1,7 @@
 """What TensorBoard shows of a run: names of curves, the layout of charts, the table of hyper-parameters."""
 
 # pyright: reportAttributeAccessIssue=false
-# The classes of protocol buffers are made at import, where pyright does not see them.
+# Protocol buffer classes are created at import, invisible to pyright.
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,7 +18,7 @@ from sibp.runs.identity import NOT_IN_NAME, essential
 
 QUANTITIES = {"loss": "loss", "accuracy": "acc"}
 PARTS = ("train", "val")
-OVER_TIME = "over_training_ms/"  # TensorBoard's horizontal axes know whole steps alone
+OVER_TIME = "over_training_ms/"  # TensorBoard's horizontal axes have integer steps only
 OVER_TOKENS = "over_tokens/"
 FINAL = ("train_loss", "val_loss", "val_acc", "test_loss", "test_acc", "seconds", "steps_to_target")
 
@@ -37,7 +37,7 @@ def curves(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> Iterator
     for quantity, key in QUANTITIES.items():
         for part in PARTS:
             value = row[f"{part}_{key}"]
-            if value is not None:  # as a value that is not finite reads in metrics.jsonl
+            if value is not None:  # a non-finite value in metrics.jsonl
                 yield f"{quantity}/{part}", step, value
                 yield f"{OVER_TIME}{quantity}/{part}", milliseconds, value
                 if "tokens" in row:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 TEXT = Path(__file__).parent / "text" / "python_docs.txt.gz"
-WINDOW = 64  # characters that a model sees at once
-OUT_OF = 20  # windows, the last but one for validation, the last for test
+WINDOW = 64  # characters in a window
+OUT_OF = 20  # windows, of which the last but one is for validation, the last for test
 
 
 def read_text() -> str:

@@ -21,10 +21,10 @@ def save_checkpoint(folder: RunFolder, state: dict[str, Any]) -> None:
         state: tensors, numbers, strings, and lists and mappings of these.
     """
     with folder.metrics.open("rb+") as file:
-        os.fsync(file.fileno())  # a checkpoint must never be ahead of its rows
+        os.fsync(file.fileno())  # a checkpoint is never ahead of its rows
         rows = file.read()
     state = {**state, "metrics_bytes": len(rows), "metrics_sha256": hashlib.sha256(rows).hexdigest()}
-    archive = io.BytesIO()  # torch's own writing to a file does not say why it failed
+    archive = io.BytesIO()  # torch's own file writer does not say why it failed
     torch.save(state, archive)
     write_atomic(folder.checkpoint, archive.getbuffer())
 
@@ -51,7 +51,7 @@ def load_checkpoint(folder: RunFolder) -> dict[str, Any] | None:
     rows = folder.metrics.read_bytes()[:length] if folder.metrics.exists() else b""
     if len(rows) < length:
         raise UserError(f"{folder.metrics} has lost lines that its checkpoint counts on: {AGAIN}")
-    if digest not in (None, hashlib.sha256(rows).hexdigest()):  # None: written before there were digests
+    if digest not in (None, hashlib.sha256(rows).hexdigest()):  # None: written before digests existed
         raise UserError(f"{folder.metrics} is damaged (its lines are not those of its checkpoint): {AGAIN}")
     if folder.metrics.exists() and folder.metrics.stat().st_size > length:
         os.truncate(folder.metrics, length)

@@ -26,7 +26,7 @@ from sibp.experiment.settings import Settings, refuse_unknown
 from sibp.runs.errors import UserError
 
 PACKAGE = Path(sibp.__file__).resolve().parent
-# The package sibp.configs: inside sibp where a wheel put it, beside it in a checkout.
+# The package sibp.configs: inside sibp in a wheel, beside it in a checkout.
 CONFIGS = next(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir())
 
 
@@ -157,7 +157,7 @@ def _base(overrides: Sequence[str], config_name: str) -> DictConfig:
     about_hydra = [override for override in overrides if override.lstrip("+").startswith("hydra")]
     try:
         return hydra_compose(config_name, about_hydra, return_hydra_config=True)
-    except Exception as error:  # Hydra, OmegaConf, antlr and YAML each have exceptions of their own
+    except Exception as error:  # Hydra, OmegaConf, antlr and YAML raise exceptions of their own
         raise UserError(_sentence(error, about_hydra, config_name)) from error
 
 
@@ -166,7 +166,7 @@ def _split(overrides: Sequence[str], config_name: str) -> list[list[str]]:
     base = _base(overrides, config_name)
     own = [f"{key}={value}" for key, value in (base.hydra.sweeper.params or {}).items()]
     try:
-        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())  # glob() looks around
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())  # glob() reads the folder
         (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides([*own, *overrides]), max_batch_size=None)
     except Exception as error:
         raise UserError(_sentence(error, overrides, config_name)) from error
@@ -209,7 +209,7 @@ def _sentence(error: Exception, overrides: Sequence[str], config_name: str) -> s
         groups = [
             override for override in overrides if override.lstrip("+").split("=")[0] in (*GROUPS, SEARCH_PATH, LAUNCHER)
         ]
-        with suppress(Exception):  # these overrides alone may be wrong, too
+        with suppress(Exception):  # these overrides may be wrong by themselves
             of_hydra = key.startswith("hydra.")
             config = hydra_compose(config_name, groups, return_hydra_config=of_hydra)
             known = OmegaConf.to_container(config, resolve=False)

@@ -280,7 +280,7 @@ def _read_parts(
             images, labels = read(train)
         except UserError:
             raise
-        except Exception as error:  # on a bad file torchvision raises whatever its reader raises
+        except Exception as error:  # on a bad file, torchvision passes on any error of its reader
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(_corrupted(folder, reason)) from error
         if problem := _problem(images, labels, count, shape):
@@ -310,7 +310,7 @@ def _torchvision() -> Any:
     """
     try:
         from torchvision import datasets
-    except Exception as error:  # built for another torch, it fails with various errors
+    except Exception as error:  # a build for another torch fails with various errors
         reason = " ".join(str(error).split())
         raise UserError(
             f"torchvision reads this data set and cannot be imported ({reason}): install the one that belongs to "

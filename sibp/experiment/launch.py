@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-# Private: a launcher needs a context of these, which Hydra makes for its own command line alone.
+# Private: a launcher needs a context of these, which Hydra creates only for its own command line.
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
@@ -95,7 +95,7 @@ def launch(
     finally:
         watch.end()
     if not watch.missing:
-        shutil.rmtree(folder)  # else it holds what submitit wrote about the processes that died
+        shutil.rmtree(folder)  # otherwise it has submitit's files about processes that died
 
 
 def check_launcher(config: DictConfig) -> None:
@@ -125,7 +125,7 @@ def work(config: DictConfig) -> str:
     from sibp.experiment.runner import run
 
     folder, number = Path(HydraConfig.get().sweep.dir), HydraConfig.get().job.num
-    parent = folder / "pid"  # of a sweep of this machine, with which its runs are to end
+    parent = folder / "pid"  # of a sweep on this machine, whose runs end with it
     with ending_with(int(parent.read_text())) if parent.exists() else nullcontext():
         outcome = run(json.loads((folder / f"{number}.config.json").read_text()))
     write_atomic(folder / f"{number}.outcome.json", json.dumps(answer_of(outcome)).encode())

@@ -27,10 +27,10 @@ from sibp.prox.status import Status
 from sibp.runs.errors import UserError
 from sibp.runs.folder import RunFolder, finite
 
-EVAL_BATCH = 1000  # images in one evaluation pass: as many as stay in a processor's cache
-EARLY_ROWS = 5  # that come every `log_early` steps
+EVAL_BATCH = 1000  # images in an evaluation pass: few enough to stay in a processor's cache
+EARLY_ROWS = 5  # logged every `log_early` steps
 STEPS_BETWEEN_CHECKS = 20  # on an accelerator: reading the loss back waits for the device
-SAMPLE = 300  # characters that a language model writes at every row
+SAMPLE = 300  # characters in a language model's sample at every row
 
 
 class DivergedError(Exception):
@@ -344,14 +344,14 @@ class Trainer:
     def _progress_bar(self) -> tqdm:
         quiet = not (self.settings.progress and sys.stderr is not None and sys.stderr.isatty())
         name = f"{self.settings.optimizer['name']} s{self.settings.seed}"
-        columns, rows = shutil.get_terminal_size((100, 24))  # unlike tqdm's own measure, never 0
+        columns, rows = shutil.get_terminal_size((100, 24))  # unlike tqdm's own value, never 0
         return tqdm(
             total=self.total,
             initial=self.step,
             desc=name,
             unit="step",
             disable=quiet,
-            leave=False,  # how the run ended is a line of its own
+            leave=False,  # the run's outcome is printed on a line of its own
             ncols=columns,
             nrows=rows,
         )

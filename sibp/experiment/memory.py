@@ -8,7 +8,7 @@ import torch
 
 from sibp.runs.errors import UserError
 
-# Weights, their gradients, and the copy with which a run takes its first step outside the clock; in float32.
+# Weights, gradients, and the copy for a run's first step, which is not timed; in float32.
 BYTES_PER_WEIGHT = 3 * 4
 OF_ALLOCATORS = (
     "DefaultCPUAllocator",

@@ -11,8 +11,8 @@ from sibp.runs.errors import UserError
 GROUPS = ("dataset", "model", "optimizer", "experiment")
 FOLDERS = ("run_root", "data_root")
 LAUNCHER = "hydra/launcher"
-SEARCH_PATH = "hydra.searchpath"  # comes from --config-dir alone
-# What other programs call these settings.
+SEARCH_PATH = "hydra.searchpath"  # from --config-dir only
+# Names of these settings in other programs.
 MEANT = {
     "learning_rate": "optimizer.lr",
     "step_size": "optimizer.lr",
@@ -30,7 +30,7 @@ MEANT = {
     "data_dir": "data_root",
     "num_threads": "threads",
 }
-# A value that Hydra reads as it stands; and a function of Hydra's, such as choice(a,b).
+# A value that Hydra reads unquoted, and a function of Hydra's, such as choice(a,b).
 PLAIN = re.compile(r"[\w/.+:%*@?|$ -]*", re.ASCII)
 FUNCTION = re.compile(r"(choice|range|glob|sort|shuffle|tag|str)\(.*\)")
 
@@ -54,7 +54,7 @@ def readable(overrides: Sequence[str]) -> list[str]:
 def _readable(override: str) -> str:
     key, equals, value = override.partition("=")
     if equals and key.startswith("+") and key.lstrip("+") in GROUPS:
-        return f"{key.lstrip('+')}={value}"  # they stand in config.yaml, where + would add them once more
+        return f"{key.lstrip('+')}={value}"  # already in config.yaml, where + would add them again
     if key not in FOLDERS or "${" in value or FUNCTION.fullmatch(value) or value[:1] in ("'", '"'):
         return override
     return f"{key}=" + ",".join(_quoted(part) for part in value.split(","))

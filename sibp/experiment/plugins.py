@@ -30,10 +30,10 @@ def load_plugins(names: Any) -> None:
         if not all(part.isidentifier() for part in name.split(".")):
             raise UserError(f"plugins=[{name}] is not possible: give the names of modules, such as [my_module].")
         if (here := str(Path.cwd())) not in sys.path:
-            sys.path.append(here)  # as python -m has it; a console command has not
+            sys.path.append(here)  # present with python -m, missing with a console command
         try:
             importlib.import_module(name)
-        except Exception as error:  # whatever a module of someone else's may raise
+        except Exception as error:  # a plugin may raise anything
             if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
                 raise UserError(
                     f"plugins=[{name}]: there is no module {error.name}: install its package, or give the command "
@@ -54,7 +54,7 @@ def load_installed() -> None:
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         try:
             point.load()
-        except Exception as error:  # whatever a module of someone else's may raise
+        except Exception as error:  # a plugin may raise anything
             package = point.dist.name if point.dist else point.value
             reason = " ".join(str(error).split())
             raise UserError(

@@ -53,7 +53,7 @@ def run(config: Mapping[str, Any]) -> Outcome:
         prepared = _prepare(settings, folder, device_of(settings.device))
     except UserError as error:
         return Outcome("failed", str(error), folder, wrong_input=True)
-    except Exception as error:  # no mistake of the user's: it is kept in the folder, with its traceback
+    except Exception as error:  # not the user's mistake: the folder keeps it with its traceback
         prepared = error
     try:
         with folder.locked():
@@ -173,7 +173,7 @@ def _run_locked(prepared: "_Prepared", started: str) -> Outcome:
     if folder.is_finished() and not trainer.settings.force:
         return _add_test(prepared)
     if trainer.settings.force:
-        folder.clear()  # only now: what was kept is lost to nothing less than a run that can start
+        folder.clear()  # only now: kept results are deleted only for a run that can start
     folder.write_config()
     folder.forget_end()  # of an attempt that failed
     try:
@@ -200,9 +200,9 @@ def _failed(folder: RunFolder, started: str, error: Exception) -> Outcome:
         batch, cause = folder.config.get("batch_size"), next(iter(str(error).splitlines()), type(error).__name__)
         reason = f"memory is not enough: give a smaller model, or a batch_size below {batch} ({cause})"
     try:
-        if not folder.is_finished():  # as it still is where force=true could not even start
+        if not folder.is_finished():  # unchanged where force=true could not start
             folder.write_summary({"status": "failed", "reason": reason, "traceback": trace, "started": started})
-    except OSError as problem:  # a full disk must not hide the reason
+    except OSError as problem:  # even on a full disk, the reason is reported
         print(f"summary.json could not be written: {problem}", file=sys.stderr)
     return Outcome("failed", reason, folder, wrong_input=trace is None)
 
@@ -285,7 +285,7 @@ def _results(trainer: Trainer) -> dict[str, Any]:
     met = next((row for row in rows if target is not None and row["val_acc"] >= target), None)
     return {
         "steps": trainer.step,
-        "first_step_seconds": trainer.first_step_seconds,  # with all that is compiled and loaded; not in any other
+        "first_step_seconds": trainer.first_step_seconds,  # including compilation and loading, which other steps lack
         "initial_train_loss": rows[0]["train_loss"],
         "final": {key: value for key, value in rows[-1].items() if key != "solver"},
         "best_val_acc": best["val_acc"],

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-INTERRUPTED = 130  # the exit code of a command that Ctrl-C has ended
+INTERRUPTED = 130  # the exit code of a command ended by Ctrl-C
 
 
 class StopRequest:
@@ -34,7 +34,7 @@ def ends_quietly() -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> None:
         with suppress(OSError):
             os.write(2, b"Interrupted before anything was trained.\n")
-        os._exit(INTERRUPTED)  # an import that is interrupted makes another exception of it
+        os._exit(INTERRUPTED)  # an interrupted import raises another exception
 
     signal.signal(signal.SIGINT, end)
     try:

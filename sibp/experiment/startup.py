@@ -23,11 +23,11 @@ def import_no_compiler() -> None:
             setattr(function, CACHE, functools.partial(_call, hidden, function))
 
 
-CACHE = "__dynamo_disable"  # where the decorator looks for what it made of the method
+CACHE = "__dynamo_disable"  # where the decorator stores the wrapped method
 
 
 def _call(hidden: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
     if "torch._dynamo" in sys.modules:
-        setattr(function, CACHE, None)  # so that the decorator makes its own now, as this version of torch does
+        setattr(function, CACHE, None)  # so that the decorator wraps it now, as this version of torch does
         return hidden(*args, **kwargs)
     return function(*args, **kwargs)

@@ -15,9 +15,9 @@ from sibp.runs.folder import RunFolder
 from sibp.runs.outcome import Outcome
 from sibp.runs.output import forgiving_output
 
-SECONDS_BETWEEN_LOOKS = 0.3  # at signals, and for progress displays
+SECONDS_BETWEEN_LOOKS = 0.3  # looks for signals, and updates progress
 Job = Mapping[str, Any]  # the resolved config of a run
-PRELOADED = ["sibp.experiment.runner"]  # so that a process starts in a fraction of a second
+PRELOADED = ["sibp.experiment.runner"]  # for a fast start of the process
 
 
 def count_of(n_jobs: Any) -> int:
@@ -107,7 +107,7 @@ def _outcome_of(process: Any, job: Job) -> Outcome:
 
 def _work(job: dict[str, Any], at_once: int, sender: Connection) -> None:
     """What a process does."""
-    os.setpgid(0, 0)  # Ctrl-C is for the one that started it, which asks politely
+    os.setpgid(0, 0)  # Ctrl-C goes to its parent, which asks it to stop
     stop_with_parent(multiprocessing.parent_process())
     import torch
 
@@ -120,7 +120,7 @@ def _work(job: dict[str, Any], at_once: int, sender: Connection) -> None:
             outcome = run({**job, "progress": False})
         except KeyboardInterrupt:
             os._exit(1)
-    with suppress(OSError):  # whoever started it may be gone
+    with suppress(OSError):  # the parent may have ended
         sender.send(answer_of(outcome))
 
 

@@ -212,7 +212,7 @@ class TappedOptimizer(torch.optim.Optimizer):
                         p.mul_(keep)
                     p.sub_(p.grad)
                     state = self.state[p]
-                    state["steps"] = state.get("steps", 0) + 1  # checkpoints of torch.distributed ask for a state
+                    state["steps"] = state.get("steps", 0) + 1  # checkpoints of torch.distributed require a state
         self.after_step()
         self.groups.fallback.step()
 

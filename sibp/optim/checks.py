@@ -270,7 +270,7 @@ def check_model(model: nn.Module, method: str) -> None:
             raise TypeError(
                 f"{method}: {here} is a TorchScript module, whose layers cannot be tapped; pass the original."
             )
-        # A compiled module says so in private names alone: those of torch.compile(module), and of module.compile().
+        # Only private names mark a compiled module: those of torch.compile(module) and of module.compile().
         if getattr(module, "_orig_mod", None) is not None or module._compiled_call_impl is not None:
             raise TypeError(f"{method}: {here} is compiled, and compiled layers cannot be tapped; pass the original.")
         if isinstance(module, nn.DataParallel):

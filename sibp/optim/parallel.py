@@ -180,7 +180,7 @@ class DataParallel:
         own = features.moving(weight=True, bias=False).materialize()
         A = _all_rows(self.exchange.all(_lengthened(own, max(rows))), rows)
         gathered = GatheredFeatures(A, features, self.exchange, m)
-        # The activation's solver takes D and Z, all others D_z: what nobody reads does not travel.
+        # A solver with the activation inside takes D and Z, all others D_z: unused arrays are not exchanged.
         Z, D, D_z = summed.Z, summed.D, features.flat(summed.D_z)
         if known and Z is not None and D is not None:
             Z, D = (self._my_neurons(features.flat(part), rows) for part in (Z, D))
@@ -296,7 +296,7 @@ def refuse_averaging(method: str) -> None:
     Raises:
         RuntimeError: if there is more than one process.
     """
-    # Private: the wrapper tells nobody else that its forward pass is running.
+    # Private: there is no public sign that the wrapper's forward pass is running.
     ddp = DistributedDataParallel._get_active_ddp_module()
     if ddp is not None and dist.get_world_size(ddp.process_group) > 1:
         raise RuntimeError(

@@ -22,8 +22,8 @@ def refuse_scaling(optimizer: torch.optim.Optimizer, method: str) -> None:
         RuntimeError: if a scaler is calling.
     """
     if hasattr(optimizer, "found_inf"):
-        for name in ("found_inf", "grad_scale"):  # which the scaler has set for its call of `step`, and leaves if that
-            delattr(optimizer, name)  # raises: the next step without a scaler would be taken for one with it
+        for name in ("found_inf", "grad_scale"):  # set by the scaler for its call of `step`, and left there if that
+            delattr(optimizer, name)  # raises: the next step without a scaler would look like one with it
         raise RuntimeError(
             f"{method} cannot undo the scale of a GradScaler, as displacements are not linear in the loss. {_WITHOUT}"
         )
@@ -44,7 +44,7 @@ def refuse_scaled_outer(direction: Any) -> torch.utils.hooks.RemovableHandle:
 
     def before_step(outer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
-        if torch.compiler.is_compiling():  # inside `GradScaler.step` no step is, and frames cannot be traced
+        if torch.compiler.is_compiling():  # no step runs inside `GradScaler.step`, and frames cannot be traced
             return
         one = this()
         if one is None or not _called_by_scaler():

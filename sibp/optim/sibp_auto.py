@@ -142,7 +142,7 @@ class AutoSIBP(SIBP):
         """
         memory, lr, factor = self._search_memory(), self._longest(), self._factor()
         if factor == 0:
-            return Outcome(1.0, before, 0, 1.0, 0.0, SearchStatus.TAKEN)  # only the fallback's parameters move
+            return Outcome(1.0, before, 0, 1.0, 0.0, SearchStatus.TAKEN)  # only the fallback's parameters change
         if math.isnan(memory["search_trust"]):
             rows = self._rows_of_all()
             memory["search_trust"] = min(1.0, rows / _ENOUGH) if rows else 1.0
@@ -166,7 +166,7 @@ class AutoSIBP(SIBP):
         if refused:
             self._forget_means()
         memory["search_reach"] = reach * _AFTER_REFUSAL if refused else found
-        # A length that did not do is measured anew in the next step.
+        # A rejected length is measured again in the next step.
         again = refused or (not due and outcome.status is SearchStatus.SHORTENED)
         memory["search_wait"] = 0 if again else LOOK_EVERY - 1 if due else self._wait() - 1
         self._keep_for_trust(trials, outcome.alpha, lr)

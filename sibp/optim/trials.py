@@ -52,7 +52,7 @@ class Trials:
         self._old = [p.detach().clone() for p in (*params, *others)]
         self._asked: list[Tensor] = []
         self._new: list[Tensor] = []
-        self._at: tuple[float, float] | None = None  # where the last move went
+        self._at: tuple[float, float] | None = None  # the last position
         self.expected = 1.0
         """The length at which the fallback's parameters have gone the whole way."""
 

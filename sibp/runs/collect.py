@@ -41,7 +41,7 @@ def collect(folders: Sequence[Path]) -> Collection:
         UsageError: a folder does not exist, or none contains a run.
     """
     for folder in folders:
-        if not os.path.isdir(folder):  # unlike the methods of a path, it says so of a name that is too long, too
+        if not os.path.isdir(folder):  # unlike Path.exists, it raises for a name that is too long
             what = "is not a folder" if os.path.exists(folder) else "does not exist"
             raise UsageError(f"{shown(str(folder))} {what}: give folders that hold runs.")
     unreadable: list[Broken] = []
@@ -56,7 +56,7 @@ def collect(folders: Sequence[Path]) -> Collection:
                 runs.append(read_run(path))
         except BrokenError as error:
             broken.append(Broken(path, str(error)))
-        except Exception as error:  # whatever else is in a folder must not take the report of all others down
+        except Exception as error:  # one odd folder must not prevent the report of all others
             broken.append(Broken(path, f"it cannot be read ({type(error).__name__}: {first_line(error)})"))
     if not runs and not broken:
         names = ", ".join(shown(str(folder)) for folder in folders)

@@ -19,7 +19,7 @@ from sibp.runs.values import BrokenError, shown
 from sibp.runs.yaml_file import yaml_text
 
 FINISHED = ("completed", "diverged")
-WHOLE = {"steps": int, "final": dict, "seconds": dict}  # without these, half a summary is left of a completed run
+WHOLE = {"steps": int, "final": dict, "seconds": dict}  # a completed run's summary has at least these
 AGAIN = "force=true trains the run again, and deletes what is there."
 
 
@@ -56,7 +56,7 @@ class RunFolder:
             os.fsencode(self.path)
             self.path.exists()
             above = next((place for place in (root, *root.absolute().parents) if place.exists()), above)
-        except (OSError, ValueError) as error:  # a name that is too long, or of signs that no name can have
+        except (OSError, ValueError) as error:  # too long a name, or invalid characters
             reason = getattr(error, "strerror", None) or "no file can have that name"
         if reason is None and not above.is_dir():
             reason = "Not a directory"
@@ -93,7 +93,7 @@ class RunFolder:
             if not _take(lock):
                 lock.seek(0)
                 raise BusyError(f"{self.path.name} is being trained by {shown(lock.read(200)) or 'another process'}")
-            with suppress(OSError):  # the name is a courtesy: even on a full disk a finished run is to be skipped
+            with suppress(OSError):  # optional: even on a full disk a finished run is skipped
                 os.truncate(lock.fileno(), 0)
                 os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
             yield
@@ -136,7 +136,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Delete the files of an earlier attempt, except config and lock."""
-        # In this order whoever is killed on the way leaves the old run, or one that starts again; never a damaged one.
+        # In this order, a process killed in between leaves the old run or one that starts again, never a damaged one.
         self.forget_end()
         for path in (self.checkpoint, self.metrics):
             path.unlink(missing_ok=True)
@@ -187,7 +187,7 @@ def _take(lock: IO[str]) -> bool:
 def _place(config: Mapping[str, Any]) -> Path:
     """The run's folder; one that an earlier version named differently before the digest is kept."""
     root, name = Path(str(config["run_root"])), run_name(config)
-    with suppress(OSError, ValueError):  # a folder that cannot be: check_place says so
+    with suppress(OSError, ValueError):  # an impossible folder, which check_place reports
         if not (root / name).exists():
             name = min((path.name for path in root.glob(f"*-{digest(config)}")), default=name)
     return root / name
@@ -212,7 +212,7 @@ def write_atomic(path: Path, content: bytes | memoryview) -> None:
         os.replace(new, path)
     except OSError:
         with suppress(OSError):
-            new.unlink(missing_ok=True)  # on a full disk, half a file is in the way of everything else
+            new.unlink(missing_ok=True)  # on a full disk, half a file takes space that others need
         raise
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from sibp.runs.values import canonical, shown
 
-# What says where and how a run is done and looked at, not what is trained: it has no part in the run's name.
+# Settings of where and how a run is executed and logged, not of what is trained: not part of the run's name.
 NOT_IN_NAME = (
     "run_root",
     "data_root",
@@ -22,7 +22,7 @@ NOT_IN_NAME = (
     "tensorboard",
     "histograms",
     "checkpoint_every",
-    "evaluate_test",  # a run without test metrics is the same training; asked for later, they are added
+    "evaluate_test",  # test metrics, requested later, are added to the same run
     "role",
 )
 # Settings that came after the first kept runs: a run without one was made with this value, and runs that have it at
@@ -46,9 +46,9 @@ LATER_OF_OPTIMIZER = {  # likewise, by the optimizer's name
     "proxbp": {"backward_weights": "old", **_PROXIMAL},
     "sibp_auto": _FALLBACK,
 }
-# What else has no part in the problem that methods are compared on: looking more or less often changes no result.
+# Other settings that do not define the problem: how often metrics are logged changes no result.
 NOT_A_PROBLEM = (*NOT_IN_NAME, "seed", "optimizer", "log_every", "log_early", "target_val_acc", "experiment", "plugins")
-# A direction in an outer optimizer, such as sibp_fed with outer=muon: people know it by the name of its config.
+# A direction in an outer optimizer, such as sibp_fed with outer=muon, is known by the name of its config.
 FED = {"sgd": "momentum", "adam": "adam", "adagrad": "adagrad", "muon": "muon"}
 TRIAL, FINAL = "trial", "final"
 ROLES = (TRIAL, FINAL)
@@ -144,7 +144,7 @@ def method_name(optimizer: Mapping[str, Any]) -> str:
     options = {key: value for key, value in essential(optimizer).items() if isinstance(value, str) and key != "name"}
     name = known_as(optimizer)
     if name != optimizer.get("name"):
-        del options["outer"]  # the name says it
+        del options["outer"]  # implied by the name
     ordered = sorted(options, key=lambda key: (key != "solver", key))
     return shown(" ".join([name, *(options[key] for key in ordered)]))
 
@@ -191,7 +191,7 @@ def role_of(config: Mapping[str, Any]) -> str | None:
     role = config.get("role")
     if role in ROLES:
         return role
-    return TRIAL if config.get("evaluate_test") is False else None  # as tuning said it before there were roles
+    return TRIAL if config.get("evaluate_test") is False else None  # as tuning recorded it before roles existed
 
 
 def _group(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -19,7 +19,7 @@ from sibp.runs.yaml_file import YamlError, parse_yaml
 METRICS = ("train_loss", "train_acc", "val_loss", "val_acc")
 STATUSES = ("completed", "diverged", "failed")
 UNFINISHED = "unfinished"
-MAX_CONFIG, MAX_SUMMARY, MAX_METRICS = 100_000, 10_000_000, 1_000_000_000  # bytes; no run comes near
+MAX_CONFIG, MAX_SUMMARY, MAX_METRICS = 100_000, 10_000_000, 1_000_000_000  # bytes, far above any run
 BEYOND_REASON = 1000.0  # times the first training loss
 LARGEST_STEP, LARGEST_SEED = 2**53, 2**64
 _OLD_NAMES = {"rounds": "iterations"}  # of statistics, in runs before November 2026
@@ -127,13 +127,13 @@ def read_text(path: Path, limit: int) -> str | None:
         BrokenError: it is not a regular file, too large, unreadable or not text.
     """
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a named pipe must not hang us
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # opening a named pipe would block
             about = os.fstat(file.fileno())
             if not stat.S_ISREG(about.st_mode):
                 raise BrokenError(f"{path.name} is not a file")
             if about.st_size > limit:
                 raise BrokenError(f"{path.name} has {about.st_size} bytes: too large")
-            content = file.read(limit + 1)  # what the system makes up as it is read says a size of 0
+            content = file.read(limit + 1)  # files generated on reading, as in /proc, have size 0
             if content is None or len(content) > limit:
                 raise BrokenError(f"{path.name} has no end")
             return content.decode("utf-8")

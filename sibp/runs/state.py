@@ -72,7 +72,7 @@ def is_locked(path: Path) -> bool:
         True if so; a process that requests the lock at this moment retries.
     """
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK)) as lock:  # a named pipe must not hang us
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK)) as lock:  # opening a named pipe would block
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 MAX_NODES, MAX_DEPTH, MAX_SHOWN = 10_000, 30, 200
-LARGEST_INTEGER = 2**64  # Python can hold longer ones, and refuses to write out the longest
+LARGEST_INTEGER = 2**64  # digits; Python refuses to convert longer integers to text
 
 
 class BrokenError(Exception):

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-MOST_MERGES = 10_000  # of `<<`; a file that doubles itself with each would fill the memory
+MOST_MERGES = 10_000  # uses of `<<`; a file that doubles with each would fill the memory
 
 
 class YamlError(Exception):

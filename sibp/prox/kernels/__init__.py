@@ -159,7 +159,7 @@ def _file() -> ctypes.CDLL | None:
         file = ctypes.CDLL(found.origin)
         file.sources.restype = ctypes.c_char_p
         return file if file.sources().decode() == _sources() else None
-    except (OSError, AttributeError):  # built for another machine, or incomplete; or before it told its sources
+    except (OSError, AttributeError):  # built for another machine, incomplete, or too old to have a checksum
         return None
 
 

@@ -1,5 +1,5 @@
-/* Activations with their slopes, as straight code that a compiler makes vectors of: without calls and branches. Each smooth one needs a single exponential, of what is never positive, so that nothing
- * overflows; it serves for the slope, too. What is NaN stays so.
+/* Activations and their slopes, without calls or branches, so that compilers vectorise them. Each smooth one takes a single
+ * exponential, of a number that is never positive and so cannot overflow, for both value and slope. NaN is preserved.
  *
  * Errors, against exact values: about 2 units in the last place of the value (4 for tanh and in the far tail of GELU),
  * and eps for slopes; tests/prox/test_smooth_kernels.py measures them. */
@@ -16,8 +16,8 @@ typedef __typeof__(__builtin_choose_expr(sizeof(REAL) == 4, 0u, 0ull)) Integer;
 #define IS_FLOAT (sizeof(REAL) == 4)
 #define FRACTION (IS_FLOAT ? 23 : 52) /* bits */
 #define BIAS (IS_FLOAT ? 127u : 1023u)
-#define WHOLE (IS_FLOAT ? (REAL)12582912 : (REAL)6755399441055744) /* 1.5 units of the place where units end */
-#define LOWEST (IS_FLOAT ? (REAL)-87 : (REAL)-708) /* below, the exponential is taken for 0 */
+#define WHOLE (IS_FLOAT ? (REAL)12582912 : (REAL)6755399441055744) /* 1.5 x 2^FRACTION: adding it rounds to an integer */
+#define LOWEST (IS_FLOAT ? (REAL)-87 : (REAL)-708) /* below, the exponential is 0 */
 
 typedef struct {
     REAL below, scale; /* e^x - scale, and scale, a power of 2; both 0 for an e^x of 0 */
@@ -27,14 +27,14 @@ typedef struct {
 #define WITH_SIGN(x, of) \
     (IS_FLOAT ? (REAL)__builtin_copysignf((float)(x), (float)(of)) : (REAL)__builtin_copysign((x), (of)))
 
-/* e^(x + rest) for x <= 0, or NaN, and a rest that is small beside 1. e^x = 2^n e^r with |r| <= log(2) / 2, and e^r - 1 by its
+/* e^(x + rest) for x <= 0 or NaN, and |rest| much less than 1: e^x = 2^n e^r with |r| <= log(2) / 2, and e^r - 1 by its
  * Taylor series. */
 static inline __attribute__((always_inline)) Exponential exponential(REAL x, REAL rest)
 {
-    const REAL high = IS_FLOAT ? (REAL)0.693359375 : (REAL)6.93147180369123816490e-01; /* log(2), its last bits 0 */
-    const REAL low = IS_FLOAT ? (REAL)-2.12194440054690583e-4 : (REAL)1.90821492927058770002e-10; /* the rest of it */
+    const REAL high = IS_FLOAT ? (REAL)0.693359375 : (REAL)6.93147180369123816490e-01; /* log(2) with its last bits cleared */
+    const REAL low = IS_FLOAT ? (REAL)-2.12194440054690583e-4 : (REAL)1.90821492927058770002e-10; /* log(2) - high */
     const REAL safe = x > LOWEST ? x : LOWEST;
-    const REAL shifted = safe * (REAL)1.44269504088896340736 + WHOLE, n = shifted - WHOLE; /* rounds to a whole number */
+    const REAL shifted = safe * (REAL)1.44269504088896340736 + WHOLE, n = shifted - WHOLE; /* rounds to an integer */
     const REAL r = ((safe - n * high) - n * low) + (x > LOWEST ? rest : (REAL)0);
     REAL p;
     if (IS_FLOAT) {
@@ -46,7 +46,7 @@ static inline __attribute__((always_inline)) Exponential exponential(REAL x, REA
         p = p * r + (REAL)(1.0 / 5040); p = p * r + (REAL)(1.0 / 720); p = p * r + (REAL)(1.0 / 120);
         p = p * r + (REAL)(1.0 / 24); p = p * r + (REAL)(1.0 / 6); p = p * r + (REAL)(1.0 / 2);
     }
-    Integer bits; /* n is in the last ones of `shifted` */
+    Integer bits; /* the last bits of `shifted` are n */
     memcpy(&bits, &shifted, sizeof bits);
     bits = (bits + BIAS) << FRACTION;
     REAL scale;
@@ -55,8 +55,8 @@ static inline __attribute__((always_inline)) Exponential exponential(REAL x, REA
     return (Exponential){scale * counts * (r + r * r * p) + none, scale * counts};
 }
 
-/* (1 - Phi(a)) e^(a^2 / 2) for a >= 0, Phi of the normal distribution. Times a + 5 it is as good as a polynomial in t =
- * (a - 5) / (a + 5): here those through Chebyshev's nodes, up to the a whose e^(-a^2 / 2) is 0. */
+/* (1 - Phi(a)) e^(a^2 / 2) for a >= 0, with Phi the normal distribution function. Multiplied by a + 5, it is a polynomial in
+ * t = (a - 5) / (a + 5) up to rounding: the one through the Chebyshev nodes, up to the a at which e^(-a^2 / 2) is 0. */
 static inline __attribute__((always_inline)) REAL tail(REAL a)
 {
     const REAL top = IS_FLOAT ? (REAL)13.5 : (REAL)38, within = a < top ? a : top;
@@ -84,7 +84,7 @@ static inline __attribute__((always_inline)) REAL tail(REAL a)
     return p * share;
 }
 
-/* The nearest number whose square is exact: half of its bits are 0. */
+/* a with the second half of its bits cleared, so that its square is exact. */
 static inline __attribute__((always_inline)) REAL rounded_to_half(REAL a)
 {
     Integer bits;
@@ -94,7 +94,7 @@ static inline __attribute__((always_inline)) REAL rounded_to_half(REAL a)
     return a;
 }
 
-/* Sigmoid of z as s and 1 - s, both to the last bits. */
+/* The sigmoid s of z, and 1 - s, both to full precision. */
 typedef struct {
     REAL s, other;
 } Shares;
@@ -106,7 +106,7 @@ static inline __attribute__((always_inline)) Shares shares(REAL z)
     return z > 0 ? (Shares){large, small} : (Shares){small, large};
 }
 
-/* s(z) and s'(z) of a kind that the compiler knows; a: the slope of PIECES below zero. */
+/* s(z) and s'(z); `kind` is a compile-time constant, and a the slope of PIECES below zero. */
 static inline __attribute__((always_inline)) Point at(REAL z, REAL a, const int kind)
 {
     if (kind == TANH) { /* (1 - e^-2|z|) / (1 + e^-2|z|), with z's sign */
@@ -131,14 +131,14 @@ static inline __attribute__((always_inline)) Point at(REAL z, REAL a, const int 
     }
     if (kind == GELU_TANH) { /* z times the sigmoid of 2 u, u = sqrt(2 / pi) (z + 0.044715 z^3) */
         const REAL scale = (REAL)1.59576912160573071, cubic = (REAL)0.044715;
-        const REAL square = z * z < 1000 ? z * z : (REAL)1000; /* where the sigmoid is 0 or 1 anyway */
+        const REAL square = z * z < 1000 ? z * z : (REAL)1000; /* beyond, the sigmoid is 0 or 1 */
         const Shares one = shares(scale * z * (1 + cubic * square));
         return (Point){z * one.s, one.s + z * one.other * one.s * (scale * (1 + 3 * cubic * square))};
     }
     return (Point){z > 0 ? z : a * z, z > 0 ? (REAL)1 : a};
 }
 
-/* Runs `call` with the kind as a constant. */
+/* Runs `call` with the kind as a compile-time constant. */
 #define BY_KIND(kind, call) \
     switch (kind) { \
     case TANH: call(TANH); break; \

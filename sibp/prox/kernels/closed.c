@@ -5,11 +5,11 @@
 
 #include "common.h"
 
-#define STRETCH 800 /* columns of A at a time: two strips of rows, and one that they meet, then stay in the nearest cache */
+#define STRETCH 800 /* columns of A at a time: two strips of rows, and one to multiply them with, stay in the first cache */
 #define STRIPS 2
 #define TILE 16
 #define LINE 64 /* bytes */
-#define PANEL (WIDE * LANES) /* columns that are worked on together */
+#define PANEL (WIDE * LANES) /* columns in a panel */
 
 typedef REAL Vector16 __attribute__((vector_size(16)));
 typedef REAL Vector32 __attribute__((vector_size(32)));
@@ -18,8 +18,8 @@ typedef REAL Vector32 __attribute__((vector_size(32)));
     memcpy(&low, from, sizeof low); \
     memcpy(&high, (const char *)(from) + sizeof low, sizeof high)
 
-/* The sum of each of some vectors, by halves, which is several times faster than one number after another. A function of
- * its own, as the compiler would keep sums whose halves are taken in memory from the beginning. */
+/* The sum of each vector by halves, several times faster than number by number. Not inlined: the compiler would keep the
+ * sums, whose halves are taken in memory, there from the beginning. */
 static __attribute__((noinline)) void sums_of(const Vector *vectors, long number, REAL *sums)
 {
     for (long k = 0; k < number; k++) {
@@ -43,8 +43,8 @@ static __attribute__((noinline)) void sums_of(const Vector *vectors, long number
     }
 }
 
-/* K[i..i+3, j..j+3] += A[i..i+3] A[j..j+3]^T over some columns, whole vectors; rows of A are `row` apart. In the place of
- * rows past the last, the last is read. */
+/* K[i..i+3, j..j+3] += A[i..i+3] A[j..j+3]^T over some columns, whole vectors; rows of A are `row` apart. In place of rows
+ * past the last, the last is read. */
 static void add_tile(const REAL *A, long row, REAL *K, long N, long i, long j, long columns)
 {
     const REAL *left[SIDE], *right[SIDE];
@@ -67,7 +67,7 @@ static void add_tile(const REAL *A, long row, REAL *K, long N, long i, long j, l
         for (long q = 0; q < SIDE && j + q < N; q++) K[(i + p) * N + j + q] += found[p][q];
 }
 
-/* The upper triangle from the lower, by square tiles: both then stay in the nearest cache. */
+/* Copies the lower triangle to the upper, by square tiles that stay in the first cache. */
 void KERNEL(mirror)(REAL *K, long N)
 {
     for (long i = 0; i < N; i += TILE)
@@ -76,8 +76,8 @@ void KERNEL(mirror)(REAL *K, long N)
                 for (long p = i > q + 1 ? i : q + 1; p < least(i + TILE, N); p++) K[q * N + p] = K[p * N + q];
 }
 
-/* K = A A^T + plus, N x N, for A of N rows and n columns. work: N rows of n numbers filled up to LINE bytes, where those of
- * A do not begin at lines of the cache; a copy costs less than loads across them. */
+/* K = A A^T + plus, N x N, for A of N rows and n columns. work: N rows of n numbers padded to LINE bytes, used where the rows
+ * of A do not begin at cache lines: a copy costs less than loads across them. */
 void KERNEL(outer_gram)(const REAL *A, REAL *K, REAL *work, long N, long n, double plus, long threads)
 {
     const long per_line = LINE / sizeof(REAL), row = (n + per_line - 1) / per_line * per_line;
@@ -104,8 +104,8 @@ void KERNEL(outer_gram)(const REAL *A, REAL *K, REAL *work, long N, long n, doub
     KERNEL(mirror)(K, N);
 }
 
-/* One strip of a product and what is to become of it: to - left right, SIDE x `vectors` vectors, where left[p, k] is at
- * p * left_p + k * left_k, and rows of right are PANEL apart. */
+/* out = to - left right, SIDE x `vectors` vectors, where left[p, k] is at p * left_p + k * left_k, and rows of right are
+ * PANEL apart. */
 static inline __attribute__((always_inline)) void subtract(
     const REAL *left, const long left_p, const long left_k, const REAL *right, long inner, const REAL *to, long to_row,
     Vector out[SIDE][WIDE], const int vectors)
@@ -120,7 +120,7 @@ static inline __attribute__((always_inline)) void subtract(
     }
 }
 
-/* Runs `call` with the number of vectors as a constant. */
+/* Runs `call` with the number of vectors as a compile-time constant. */
 #if WIDE > 3
 #define CASE_4(call) case 4: call(4); break;
 #else
@@ -168,12 +168,12 @@ static int factorize_block(REAL *M, long row)
     return 1;
 }
 
-/* The lower triangle of M (N x N) becomes its Cholesky factor, with the reciprocals of its diagonal; 0 if M is not
- * positive definite. N is a multiple of SIDE, rows are `row` apart. What lies right of the triangle may be overwritten.
- * memory: N PANEL numbers. */
+/* Overwrites the lower triangle of M (N x N) with its Cholesky factor, with reciprocals on the diagonal; 0 if M is not
+ * positive definite. N is a multiple of SIDE, rows are `row` apart. The upper triangle may be overwritten. memory: N PANEL
+ * numbers. */
 static int factorize(REAL *M, long N, long row, REAL *memory)
 {
-    for (long first = 0; first < N; first += PANEL) { /* panels of columns, from those before them */
+    for (long first = 0; first < N; first += PANEL) { /* left-looking, by panels of columns */
         const long end = least(first + PANEL, N), vectors = (end - first + LANES - 1) / LANES;
         for (long q = 0; first && q < PANEL; q++)
             for (long k = 0; k < first; k++) memory[k * PANEL + q] = q < end - first ? M[(first + q) * row + k] : (REAL)0;
@@ -192,7 +192,7 @@ static int factorize(REAL *M, long N, long row, REAL *memory)
                 if (i < end)
                     for (long s = 0; s < SIDE; s++) memory[s * PANEL + i - first] = l[s];
             }
-            /* The rest of the panel, by whole vectors: what is done already has zeros subtracted. */
+            /* The rest of the panel, by whole vectors: from finished columns, zeros are subtracted. */
             const long done = (c + SIDE - first) / LANES * LANES;
             for (long i = c + SIDE; i < N; i++) {
                 const REAL *l = M + i * row + c, l0 = l[0], l1 = l[1], l2 = l[2], l3 = l[3];
@@ -208,7 +208,7 @@ static int factorize(REAL *M, long N, long row, REAL *memory)
     return 1;
 }
 
-/* SIDE rows of Y (PANEL apart), from those before them: one step of L^-1 Y. */
+/* One step of L^-1 Y: SIDE rows of Y (PANEL apart), from those before them. */
 static inline __attribute__((always_inline)) void forward_of(
     const REAL *L, long row, long i, REAL *Y, const int vectors)
 {
@@ -223,7 +223,7 @@ static inline __attribute__((always_inline)) void forward_of(
         }
 }
 
-/* SIDE rows of Y, from those after them: one step of L^-T Y. */
+/* One step of L^-T Y: SIDE rows of Y, from those after them. */
 static inline __attribute__((always_inline)) void back_of(
     const REAL *L, long N, long row, long i, REAL *Y, const int vectors)
 {
@@ -239,7 +239,7 @@ static inline __attribute__((always_inline)) void back_of(
         }
 }
 
-/* Y (N x PANEL) becomes L^-T L^-1 Y; the sum of squares of L^-1 Y. */
+/* Overwrites Y (N x PANEL) with L^-T L^-1 Y; returns the sum of squares of L^-1 Y. */
 static double substitute(const REAL *L, long N, long row, REAL *Y, long vectors)
 {
     Vector squares[WIDE] = {0};
@@ -257,14 +257,14 @@ static double substitute(const REAL *L, long N, long row, REAL *Y, long vectors)
     return energy;
 }
 
-/* Rows and their length in memory: a panel that begins at the last column ends inside. */
+/* The padded number of rows, and their padded length, which contains a panel that begins at the last column. */
 static long rows_of(long r) { return (r + SIDE - 1) / SIDE * SIDE; }
 static long row_of(long r) { return filled_up(rows_of(r)) + PANEL; }
 
 #define PROBES ((long)16)
 
-/* What is summed up over a solution X; but for ||X||^2 of a look only. P and Q, rows_of(r) x PROBES, become X S and -R S
- * for the columns S of m numbers. */
+/* Sums over a solution X; all but ||X||^2 only for a look. P and Q, rows_of(r) x PROBES, become X S and -R S for probes S,
+ * m x PROBES. */
 struct look {
     const REAL *S;
     REAL *P, *Q;
@@ -296,7 +296,8 @@ static double squared_error(const REAL *G, const REAL *P, const REAL *Q, long r,
 
 long KERNEL(solve_size)(long r, long threads) { return rows_of(r) * (row_of(r) + threads * (PANEL + 2 * PROBES)); }
 
-/* Some panels of X = -(L L^T)^-1 R, r x m; the sum of squares of L^-1 R. look->S is NULL where nobody looks. */
+/* Panels `begin` to `end` of X = -(L L^T)^-1 R, r x m; returns the sum of squares of L^-1 R. Without a look, look->S is
+ * NULL. */
 static double solve_panels(
     const REAL *L, const REAL *R, REAL *X, REAL *Y, long r, long m, long begin, long end, struct look *look)
 {
@@ -330,10 +331,10 @@ static double solve_panels(
     return energy;
 }
 
-/* X = -(G + lam I)^-1 R by a Cholesky factor; 0 if there is none. G: r x r, R and X: r x m. For lam < resolved ||G||_F, S
- * (m x PROBES) is needed to look at X, else the result is 0; after a look, it is 2. work: solve_size() numbers.
- * found: ||G||_F, G's largest entry, <X, (G + lam I) X> and ||X||^2; then of a look ||R||^2, <R, X> and
- * ||(R + (G + lam I) X) S||^2. */
+/* X = -(G + lam I)^-1 R by a Cholesky factor. G: r x r, R and X: r x m. work: solve_size() numbers. Returns 0 without a
+ * solution: if there is no factor, or if lam < resolved ||G||_F and there are no probes S (m x PROBES) to look at X with; 2
+ * after a look; else 1. found: ||G||_F, G's largest entry, <X, (G + lam I) X> and ||X||^2; then of a look ||R||^2, <R, X>
+ * and ||(R + (G + lam I) X) S||^2. */
 int KERNEL(minus_solve)(
     const REAL *G, const REAL *R, REAL *X, const REAL *S, REAL *work, long r, long m, long threads, double lam,
     double resolved, double *found)
@@ -348,7 +349,7 @@ int KERNEL(minus_solve)(
     memset(L, 0, rows_of(r) * row_of(r) * sizeof(REAL));
     for (long i = 0; i < rows_of(r); i++) {
         if (i < r) memcpy(L + i * row_of(r), G + i * r, (i + 1) * sizeof(REAL));
-        L[i * row_of(r) + i] += i < r ? (REAL)lam : 1; /* what fills up is an identity */
+        L[i * row_of(r) + i] += i < r ? (REAL)lam : 1; /* the padding is an identity */
     }
     if (!factorize(L, rows_of(r), row_of(r), panels)) return 0;
     const long number = (m + PANEL - 1) / PANEL, share = (number + threads - 1) / threads;

@@ -1,6 +1,6 @@
-/* What the C files here share: vectors as wide as the processor's registers, products, and loops. setup.py compiles each
- * file once for every dtype and vector width: REAL is float or double, and SUFFIX, such as float_avx2, ends the names of
- * the functions that Python calls. */
+/* Shared by the C files: vectors of the registers' width, products, and loops. setup.py compiles each file once for every
+ * dtype and vector width: REAL is float or double, and SUFFIX, such as float_avx2, ends the names of the functions that
+ * Python calls. */
 #pragma once
 #include <string.h>
 
@@ -8,7 +8,7 @@
 #define EXPANDED(name, suffix) JOINED(name, suffix)
 #define KERNEL(name) EXPANDED(name, SUFFIX)
 
-/* Sums of a tile of a product: SIDE rows of WIDE vectors, which with their operands fill the vector registers. */
+/* A tile of a product has SIDE rows of WIDE vectors: with the operands, they fill the vector registers. */
 #define SIDE 4
 #if defined(__AVX512F__)
 #define BYTES 64
@@ -18,7 +18,7 @@
 #define WIDE 3
 #elif defined(__SSE2__)
 #define BYTES 16
-#define WIDE 2 /* products without FMA need registers, too */
+#define WIDE 2 /* without FMA, products take registers, too */
 #else
 #define BYTES 16
 #define WIDE 4
@@ -60,7 +60,7 @@ static inline __attribute__((always_inline)) void tile_of(
 static inline void tile(
     const REAL *in, long in_row, const REAL *M, long row, long inner, const REAL *X, REAL lam, REAL *out, long vectors)
 {
-    switch (vectors) { /* known to the compiler in each case */
+    switch (vectors) { /* a compile-time constant in each case */
 #if WIDE > 3
     case 4: tile_of(in, in_row, M, row, inner, X, lam, out, 4); break;
 #endif
@@ -73,13 +73,13 @@ static inline void tile(
 }
 
 #define TEXT(...) #__VA_ARGS__
-/* A loop whose passes do not depend on each other. */
+/* A loop of independent iterations. */
 #define EACH(i, n) _Pragma("omp simd") for (long i = 0; i < (n); i++)
 
-/* The same but for sums, whose names are given: they may be taken in any order. */
+/* The same except for sums into the given names, whose order is free. */
 #define SUMS(i, n, ...) _Pragma(TEXT(omp simd reduction(+ : __VA_ARGS__))) for (long i = 0; i < (n); i++)
 
-/* The loop after it, shared out among `threads` threads; in one thread where there is no OpenMP. */
+/* Distributes the following loop over `threads` threads; without OpenMP, one. */
 #ifdef _OPENMP
 #define SHARED(threads) _Pragma(TEXT(omp parallel for num_threads(threads) if ((threads) > 1) schedule(static)))
 #else

@@ -1,12 +1,12 @@
-/* The iterations of sibp.prox.solvers.nonlinear's conjugate gradients, for the activations of activations.h: those of two
- * linear pieces
+/* The conjugate gradient iterations of sibp.prox.solvers.nonlinear, for the activations of activations.h: those of two
+ * linear pieces,
  *     s(z) = z for z > 0, a z otherwise      (a = 0: ReLU, a = 1: identity),
- * and smooth ones, whose residuals and slopes are kept, as an exponential costs more than memory in the nearer caches.
+ * and smooth ones, whose residuals and slopes are stored, since an exponential costs more than a load from cache.
  *
- * Neurons are independent of each other, so a few of them take all their iterations before the next ones begin: what
- * they need then stays in the nearer caches. Their arrays have one row a neuron: outputs of N numbers, one a sample
- * (pre-activations, forward products), and coefficients of r, the size of the coordinates; rows are filled up with zeros
- * to whole vectors. The names are those of nonlinear.py; X stands for the coefficients x.
+ * Neurons are independent, so a block of them completes all iterations before the next block begins: its data then stay in
+ * cache. Arrays have one row per neuron: outputs have N numbers, one per sample (pre-activations, forward products), and
+ * coefficients r, the size of the coordinates; rows are padded with zeros to whole vectors. Names are those of
+ * nonlinear.py; X stands for the coefficients x.
  */
 
 #include <float.h>
@@ -15,7 +15,7 @@
 #include "activations.h"
 #include "turn.h"
 
-#define BLOCK 32 /* neurons together, a multiple of SIDE */
+#define BLOCK 32 /* neurons in a block, a multiple of SIDE */
 
 static inline REAL ratio(REAL p, REAL q) { return q > 0 ? p / q : (REAL)0; }
 
@@ -23,22 +23,22 @@ typedef struct {
     long N, r, m, direct, iterations, threads, kind;
     REAL a, lam, rounding, residual_rounding, shrink_factor, cancellation;
     REAL error, tolerated; /* squared */
-    REAL bound;            /* at least ||change||^2 / ||x||^2 */
+    REAL bound;            /* of ||change||^2 / ||x||^2 */
     const REAL *Z, *T;   /* N x m */
     const REAL *matrix;  /* N x N, the Gram matrix K; in direct coordinates Phi, N x r */
     REAL *X;             /* m x r, the answer */
     REAL *work;          /* work_size() numbers */
-    REAL *start, *f, *norm, *steps, *descent, *doubtful, *most; /* one number a neuron */
+    REAL *start, *f, *norm, *steps, *descent, *doubtful, *most; /* one number per neuron */
 } Problem;
 enum { START, END, NORM, STEPS, DESCENT, DOUBTFUL, MOST, METRICS };
 
 typedef struct {
-    long N, r, direct; /* N and r filled up */
+    long N, r, direct; /* N and r, padded */
     REAL *Z, *T, *KD, *KG;   /* outputs */
     REAL *X, *D, *G, *G_old; /* coefficients */
     REAL *R, *S;             /* outputs for smooth activations: s(Z) - T and s'(Z) */
-    REAL *R_try, *S_try;     /* the same of one neuron where it tries to go */
-    REAL *E; /* outputs, (s(Z) - T) s'(Z); in span coordinates lam x is added, and its memory is the next gradient's */
+    REAL *R_try, *S_try;     /* the same at one neuron's trial point */
+    REAL *E; /* outputs, (s(Z) - T) s'(Z); in span coordinates plus lam x, stored as the next gradient */
     REAL gg_old[BLOCK], dd[BLOCK], xd[BLOCK], shrink[BLOCK], negligible[BLOCK];
 } Block;
 
@@ -48,7 +48,7 @@ static void product(
 {
     const long vectors = row / LANES, tiles = (vectors + WIDE - 1) / WIDE;
     for (long k = 0, done = 0; k < tiles; k++) {
-        const long wide = (vectors - done + tiles - k - 1) / (tiles - k), c = done * LANES; /* as even as can be */
+        const long wide = (vectors - done + tiles - k - 1) / (tiles - k), c = done * LANES; /* tiles of nearly equal width */
         for (long p = 0; p < BLOCK; p += SIDE) {
             const REAL *from = in + p * in_row, *x = X + p * row + c;
             REAL *to = out + p * row + c;
@@ -58,7 +58,7 @@ static void product(
     }
 }
 
-/* s(z) - T, and s' where it is kept, at the points Z + t KD; the squared residual. Filled up, T has s(0) in the end. */
+/* s(z) - T, and s' where it is stored, at the points Z + t KD; returns the squared residual. T's padding is s(0). */
 static inline __attribute__((always_inline)) REAL look(
     const Problem *p, long N, const REAL *Z, REAL t, const REAL *KD, const REAL *T, REAL *R, REAL *S, const int kind)
 {
@@ -81,7 +81,7 @@ static inline __attribute__((always_inline)) REAL look(
     return residual;
 }
 
-/* A neuron at x = 0: f = ||s(Z) - T||^2, E, and the squared gradients that are nothing but rounding. */
+/* A neuron at x = 0: f = ||s(Z) - T||^2, E, and the squared gradient below which there is only rounding. */
 static inline __attribute__((always_inline)) void begin(const Problem *p, Block *b, long q, long j, const int kind)
 {
     const long N = b->N;
@@ -99,7 +99,7 @@ static inline __attribute__((always_inline)) void begin(const Problem *p, Block 
     p->norm[j] = b->gg_old[q] = b->dd[q] = b->xd[q] = p->steps[j] = p->descent[j] = 0;
 }
 
-/* From G and KG to the next point, with E and (in span coordinates) the gradient there, unless it is the last. */
+/* One iteration from G and KG to the next point; unless it is the last, also E and (in the span) the gradient there. */
 static inline __attribute__((always_inline)) void neuron(
     const Problem *p, Block *b, long q, long j, int last, const int direct, const int kind)
 {
@@ -108,7 +108,7 @@ static inline __attribute__((always_inline)) void neuron(
     REAL *Z = b->Z + q * N, *T = b->T + q * N, *KD = b->KD + q * N, *KG = b->KG + q * N, *E = b->E + q * N;
     REAL *R = b->R + q * N, *S = b->S + q * N;
     REAL *X = b->X + q * size, *D = b->D + q * size, *G = b->G + q * size, *G_old = b->G_old + q * size;
-    /* <x, y> is the plain product x.(dual y): with K y in span coordinates, with y itself in direct ones. */
+    /* <x, y> is the dot product of x with K y in span coordinates, and with y in direct ones. */
     REAL *dual_G = direct ? G : KG, *dual_D = direct ? D : KD;
 
     REAL gg = 0, g2 = 0, old = 0, gd = 0, xg = 0;
@@ -119,7 +119,7 @@ static inline __attribute__((always_inline)) void neuron(
         gd += G[i] * dual_D[i];
         xg += X[i] * dual_G[i];
     }
-    REAL gg_used = gg * (g2 > b->negligible[q] && gg > p->rounding * g2); /* a product: what is not finite stays so */
+    REAL gg_used = gg * (g2 > b->negligible[q] && gg > p->rounding * g2); /* a product preserves NaN and Inf */
     REAL beta = ratio(gg_used - old, b->gg_old[q]);
     beta = beta > 0 ? beta : (REAL)0;
     const REAL ahead = beta * beta * b->dd[q], left = ahead - 2 * beta * gd + gg;
@@ -182,7 +182,7 @@ static void neurons(const Problem *p, Block *b, long count, long first, int last
 #undef CALL
 }
 
-/* Whether rounding may have spoiled a neuron's answer, see _doubtful() in nonlinear.py; and the most it can change. */
+/* Whether a neuron's answer may be dominated by rounding (_doubtful() in nonlinear.py), and a bound of its change. */
 static void look_at_answer(const Problem *p, const REAL *X, long size, long j)
 {
     REAL xx = 0;
@@ -204,7 +204,7 @@ long KERNEL(work_size)(long N, long r, long m, long direct, long threads, long k
     return filled_up(matrices) + threads * block_size(N, r, direct, kind) + METRICS * m;
 }
 
-/* All iterations of the neurons from `first` on; memory: block_size() numbers. */
+/* All iterations of the block of neurons that begins at `first`; memory: block_size() numbers. */
 static void advance(const Problem *p, REAL *memory, const REAL *matrix, const REAL *turned, long first)
 {
     Block b = {.N = filled_up(p->N), .r = filled_up(p->direct ? p->r : p->N), .direct = p->direct};
@@ -221,7 +221,7 @@ static void advance(const Problem *p, REAL *memory, const REAL *matrix, const RE
         b.R_try = b.S + outputs;
         b.S_try = b.R_try + b.N;
     } else {
-        b.R = b.S = b.R_try = b.S_try = b.Z; /* never touched */
+        b.R = b.S = b.R_try = b.S_try = b.Z; /* unused */
     }
     turn(p->Z + first, p->m, p->N, count, b.Z, b.N);
     turn(p->T + first, p->m, p->N, count, b.T, b.N);
@@ -235,7 +235,7 @@ static void advance(const Problem *p, REAL *memory, const REAL *matrix, const RE
             neurons(p, &b, count, first, last);
         } else {
             product(b.G, b.N, matrix, b.N, p->N, b.KG, 0, b.KG);
-            b.E = b.G_old; /* the next gradient, where the older one is */
+            b.E = b.G_old; /* the next gradient overwrites the previous one */
             neurons(p, &b, count, first, last);
         }
         REAL *G = b.G;
@@ -246,7 +246,7 @@ static void advance(const Problem *p, REAL *memory, const REAL *matrix, const RE
     for (long q = 0; q < count; q++) memcpy(p->X + (first + q) * p->r, b.X + q * b.r, p->r * sizeof(REAL));
 }
 
-/* What of the numbers is rounding: see Coordinates.rounding, .amplification and .squared_norm_of_forward. */
+/* Bounds of rounding errors: see Coordinates.rounding, .amplification and .squared_norm_of_forward. */
 static void set_rounding(Problem *p, double rounding_units)
 {
     const double eps = sizeof(REAL) == 4 ? FLT_EPSILON : DBL_EPSILON;
@@ -255,9 +255,9 @@ static void set_rounding(Problem *p, double rounding_units)
     if (!p->direct)
         for (long i = 0; i < p->N; i++) largest = fmax(largest, p->matrix[i * p->N + i]);
     p->rounding = (REAL)(largest * eps * sqrt(p->N));
-    p->bound = p->direct ? 1 : (REAL)(largest * p->N); /* tr(K) at least */
+    p->bound = p->direct ? 1 : (REAL)(largest * p->N); /* at least tr(K) */
     p->residual_rounding = (REAL)((p->direct ? squares : 1) * rounding_units * eps * rounding_units * eps);
-    p->error = (REAL)squares * (REAL)(eps * eps); /* infinite for what single precision cannot hold: doubtful, then */
+    p->error = (REAL)squares * (REAL)(eps * eps); /* on overflow infinite, so doubtful */
 }
 
 /* All iterations of a group's neurons; totals: METRICS sums over them. */

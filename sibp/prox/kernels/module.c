@@ -9,5 +9,5 @@ static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, .m_name = "_nativ
 PyMODINIT_FUNC PyInit__native(void) { return PyModule_Create(&definition); }
 #endif
 
-/* The checksum of the sources that all of this was built from. */
+/* The checksum of the sources that this was built from. */
 const char *sources(void) { return SOURCES; }

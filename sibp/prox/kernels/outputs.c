@@ -1,6 +1,6 @@
-/* Passes over the outputs of a convolution; see outputs.py. Arrays are N x M: a row is a position of a sample, and its M
- * numbers, one a neuron, stand side by side, as convolutions are quickest with them. What is summed over rows or
- * scaled has one number a neuron. */
+/* Passes over the outputs of a convolution; see outputs.py. Arrays are N x M: a row is a position of a sample, with its M
+ * numbers, one per neuron, side by side, the layout in which convolutions are fastest. Sums over rows and scale factors have
+ * one number per neuron. */
 
 #include "activations.h"
 #include "turn.h"
@@ -10,11 +10,11 @@ typedef struct {
     REAL a;                   /* slope of PIECES below zero */
 } Shape;
 #define INLINE static inline __attribute__((always_inline)) void
-#define SHORTEST 256 /* numbers of a stripe */
-#define STRIPES 32   /* of a chunk */
+#define SHORTEST 256 /* numbers in a stripe */
+#define STRIPES 32   /* in a chunk */
 
-/* Rows are taken by stripes: as many together as fill whole vectors. Numbers that belong to neurons are spread out to the
- * length of a stripe, and sums are as long: so a loop over a stripe needs to know nothing of neurons. */
+/* Rows are processed in stripes of as many as fill whole vectors. Numbers per neuron are repeated to the length of a
+ * stripe, and sums are as long, so that a loop over a stripe needs no index of neurons. */
 static long rows_of_stripe(long M)
 {
     long rows = 1;
@@ -24,7 +24,7 @@ static long rows_of_stripe(long M)
 
 static long chunks_of(long N, long M) { return (N + STRIPES * rows_of_stripe(M) - 1) / (STRIPES * rows_of_stripe(M)); }
 
-/* Numbers that a pass needs for itself: what is spread out, and the sums of every chunk, or of every sample. */
+/* The size of a pass's workspace: repeated numbers, and the sums of each chunk, or of each sample. */
 long KERNEL(outputs_size)(long N, long M, long B)
 {
     const long chunks = chunks_of(N, M);
@@ -36,7 +36,7 @@ static void spread(const REAL *t, long M, REAL *table)
     for (long row = 0; row < rows_of_stripe(M); row++) memcpy(table + row * M, t, M * sizeof(REAL));
 }
 
-/* out = the sums of M neurons, from those of `parts` stripes, each `step` numbers after the one before. */
+/* out = the sums for M neurons, from those of `parts` stripes, which begin `step` numbers apart. */
 static void add_up(const REAL *sums, long parts, long step, long M, double *out)
 {
     for (long j = 0; j < M; j++) out[j] = 0;
@@ -45,14 +45,13 @@ static void add_up(const REAL *sums, long parts, long step, long M, double *out)
             for (long j = 0; j < M; j++) out[j] += sums[part * step + row * M + j];
 }
 
-/* Every stripe of the rows from `first` on: its numbers begin at `place`, and are `length`. */
+/* Loops over the stripes of rows `first` to `last`: each has `length` numbers from `place` on. */
 #define EACH_STRIPE(M, first, last) \
     for (long n = first, rows = rows_of_stripe(M), place = n * (M), length = least(rows, (last) - n) * (M); n < (last); \
          n += rows, place = n * (M), length = least(rows, (last) - n) * (M))
 
-/* `call` for every chunk of rows, from `first` to `last` with sums of its own, and then the sums of all. The choice of
- * the kind stands inside of what is shared among threads: a compiler makes one function of that, to which a constant from
- * outside would be a variable. */
+/* `call` for each chunk of rows, `first` to `last`, with sums of its own, which are then added up. The kind is chosen inside
+ * the parallel loop: compilers outline its body into a function, where a constant from outside would be a variable. */
 #define CHUNKS(shape, sums, found, call) \
     const long stripe = rows_of_stripe(shape->M) * shape->M, chunk = STRIPES * rows_of_stripe(shape->M); \
     const long chunks = chunks_of(shape->N, shape->M); \
@@ -80,8 +79,8 @@ INLINE begin(
         }
 }
 
-/* from_Z and from_T, of B samples with P positions each, as arrays here: as they are, or (`turned`) from B x M x P. With
- * `shifted`, from_T is D, and T = s(Z) - eta D. E = (s(Z) - T) s'(Z); found: ||s(Z) - T||^2 and ||T||^2, M each. */
+/* Copies from_Z and from_T, of B samples with P positions each: as they are, or (`turned`) from B x M x P. With `shifted`,
+ * from_T is D, and T = s(Z) - eta D. E = (s(Z) - T) s'(Z); found: ||s(Z) - T||^2 and ||T||^2, M numbers each. */
 void KERNEL(begin)(
     const Shape *shape, long B, const REAL *from_Z, long turned_Z, const REAL *from_T, long turned_T, long shifted,
     double eta, REAL *Z, REAL *T, REAL *E, REAL *work, double *found)
@@ -115,7 +114,7 @@ INLINE direct(long M, REAL a, long first, long last, const REAL *Z, REAL *KD, RE
         }
 }
 
-/* The first direction: KD, which is KG, becomes -KG; curvature = ||s'(Z) KD||^2. */
+/* The first direction: KD, given as KG, becomes -KG; curvature = ||s'(Z) KD||^2. */
 void KERNEL(direct)(const Shape *shape, const REAL *Z, REAL *KD, REAL *work, double *curvature)
 {
 #define CALL(kind) direct(shape->M, shape->a, first, last, Z, KD, S, kind)
@@ -182,7 +181,7 @@ void KERNEL(attempt)(
 #undef CALL
 }
 
-/* value = s(Z), slope = s'(Z), for whoever wants to look at them: N M numbers. */
+/* value = s(Z), slope = s'(Z), N M numbers each: for tests. */
 void KERNEL(points)(const Shape *shape, const REAL *Z, REAL *value, REAL *slope)
 {
 #define CALL(kind) \
@@ -195,11 +194,11 @@ void KERNEL(points)(const Shape *shape, const REAL *Z, REAL *value, REAL *slope)
 #undef CALL
 }
 
-/* How many of n numbers are not 0. */
+/* The number of nonzeros among n numbers. */
 long KERNEL(nonzeros)(const REAL *x, long n)
 {
     long found = 0;
-    for (long first = 0; first < n; first += 4096) { /* few enough for an int to count, which vectors hold more of */
+    for (long first = 0; first < n; first += 4096) { /* few enough for an int, of which a vector holds more */
         const long end = least(first + 4096, n);
         int some = 0;
         SUMS(i, end - first, some) some += x[first + i] != 0;

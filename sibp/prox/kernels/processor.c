@@ -1,4 +1,4 @@
-/* The widest vectors that there are kernels for and that this processor has. */
+/* The widest vectors of this processor for which there are kernels. */
 const char *widest(void)
 {
 #if defined(__x86_64__)

@@ -9,9 +9,9 @@
 #else
 #define SHUFFLED(a, b, ...) __builtin_shuffle(a, b, (__typeof__(int __attribute__((vector_size(16))))){__VA_ARGS__})
 #endif
-#define CORNER (16 / (long)sizeof(REAL)) /* rows and columns that are turned together */
+#define CORNER (16 / (long)sizeof(REAL)) /* rows and columns of a square */
 
-/* to = the transpose of CORNER x CORNER numbers. */
+/* to = the transpose of a square of CORNER x CORNER numbers. */
 static inline void turn_corner(const REAL *restrict from, long from_row, REAL *restrict to, long to_row)
 {
     typedef REAL Short __attribute__((vector_size(16)));
@@ -28,7 +28,7 @@ static inline void turn_corner(const REAL *restrict from, long from_row, REAL *r
     for (long p = 0; p < CORNER; p++) memcpy(to + p * to_row, &out[p], sizeof out[p]);
 }
 
-/* to (columns x to_row) = the transpose of some columns of from (rows x from_row); the rest of a row stays. */
+/* to (columns x to_row) = the transpose of the first `columns` of from (rows x from_row); the rest of to's rows is kept. */
 static void turn(const REAL *restrict from, long from_row, long rows, long columns, REAL *restrict to, long to_row)
 {
     const long whole_rows = rows / CORNER * CORNER, whole = columns / CORNER * CORNER;

@@ -158,7 +158,7 @@ def _iterate(
         beta = _useful(beta, coordinates.inner(G, G, forward_G), gd, dd)
         D = beta.unsqueeze(-2) * D - G
         curvature = outputs.redirect(beta, forward_G)
-        del forward_G  # as large as all else
+        del forward_G  # as large as all other arrays
         slope, dd, xd = (coordinates.inner(y, D, outputs.KD) for y in (-G, D, x))
         t = shrink * _ratio(slope, curvature + lam * dd) * (gg > 0)
         norm_try = norm + t * (2 * xd + t * dd)

@@ -198,7 +198,7 @@ def _minimise(
         prox = _slope_and_curvature(2 * lam * ed, lam * dd)
         data = _relu_change(P, Q, R) if relu else _slope_and_curvature(2 * rq, qq)
         m0 = _hidden_power(f, gd) if relu else -1
-        # A zero or NaN direction can not be accepted: save its trials.
+        # A zero or NaN direction cannot be accepted: skip its trials.
         m = _line_search(data, prox, f, gd, m0) if dd > 0 else -1
         if m > 0:
             E.add_(d, alpha=RHO**m)
