@@ -68,7 +68,7 @@ def test_a_long_step_is_measured_and_a_short_one_bounded(side, afterwards):
 
 @pytest.mark.parametrize(("rows", "prox_weight"), [(20, 1.0), (300, 1.0), (300, 1e-3)])
 @pytest.mark.parametrize("method", [SIBP, ProxBP])
-def test_metrics_keep_neither_inputs_nor_a_large_gram_matrix(method, rows, prox_weight, monkeypatch):
+def test_metrics_keep_neither_inputs_nor_the_gram_matrix(method, rows, prox_weight, monkeypatch):
     made, find = [], Span.find_gram
     monkeypatch.setattr(Span, "find_gram", lambda self: made.append(find(self)) or made[-1])
     model, x = nn.Sequential(nn.Linear(400, 9)), torch.randn(rows, 400)
@@ -78,7 +78,7 @@ def test_metrics_keep_neither_inputs_nor_a_large_gram_matrix(method, rows, prox_
     del x
     gc.collect()
     assert inputs() is None
-    assert (gram() is None) == (rows == 300)
+    assert gram() is None
     assert 0 < optimizer.solver_stats()["0"]["decrease"] <= 1
 
 

@@ -9,7 +9,6 @@ from sibp.prox.kernels import disabled
 from sibp.prox.operators import ConvolutionFeatures
 from sibp.prox.operators.window import Window
 from sibp.prox.outputs import CompiledOutputs, Outputs, Shifted, outputs_of, share_of_nonzeros
-from sibp.prox.solvers import nonlinear
 from sibp.prox.solvers.coordinates import Direct
 from sibp.prox.solvers.nonlinear import solve_nonlinear
 
@@ -36,25 +35,6 @@ def test_iterations_equal_those_on_explicit_patches(both_ways, s, iterations: in
         assert float(getattr(here.stats, key)) == pytest.approx(float(getattr(there.stats, key)), rel=1e-9), key
     assert torch.equal(Z, before[0])
     assert torch.equal(T, before[1])
-
-
-@pytest.mark.parametrize("shifted", [False, True])
-@pytest.mark.parametrize("groups", [1, 3])
-def test_blocks_of_output_units_are_solved_like_all_at_once(both_ways, monkeypatch, groups: int, shifted: bool):
-    """Units are independent; blocks of 2 of the 5 leave one alone."""
-    features, Z, T = convolution(groups)
-    target = Shifted(T, 0.3) if shifted else T
-    whole = solve_nonlinear(Direct(features), Z, target, 0.7, RELU, 3)
-    sizes = []
-    monkeypatch.setattr(nonlinear, "_TOGETHER", 2 * Z.numel() // 5)
-    monkeypatch.setattr(nonlinear, "_LEAST_UNITS", 2)
-    iterate = nonlinear._iterate
-    monkeypatch.setattr(nonlinear, "_iterate", lambda *a: sizes.append(a[1].shape[-1]) or iterate(*a))
-    blocks = solve_nonlinear(Direct(features), Z, target, 0.7, RELU, 3)
-    assert sizes == [2, 2, 1]
-    torch.testing.assert_close(blocks.x, whole.x, rtol=1e-12, atol=1e-12)
-    for key in ("status", "decrease", "squared_change", "step_length"):
-        assert float(getattr(blocks.stats, key)) == pytest.approx(float(getattr(whole.stats, key)), rel=1e-12), key
 
 
 def test_outputs_in_another_memory_layout(both_ways):

@@ -23,7 +23,7 @@ Shape = tuple[int, int, int, int]
 """Of an image, (B, g c, rows, columns)."""
 _COLUMNS = 96  # of a block of materialized patches
 _TILE = (4, 16)  # channels that the kernel takes at a time, of the one pixel and of the other
-_MOST = 2**22  # numbers in `Sharing.sums`
+_MOST = 2**22  # numbers in `Sharing.adding`
 _PARALLEL = 1_000_000  # multiply-adds above which several threads pay off
 
 
@@ -57,7 +57,7 @@ def gram_products(window: Window, shape: Shape) -> list[tuple[int, int, int]]:
     sharing = Sharing.of(window, rows, columns)
     return [
         *((c, B * above.number * beside.number, c) for above, beside in sharing.regions),
-        (len(sharing.pairs), len(sharing.regions), c * c),
+        (sharing.pairs, len(sharing.regions), c * c),
     ]
 
 
@@ -144,9 +144,9 @@ def _by_distance(x: Tensor, window: Window) -> Tensor:
     sharing = Sharing.of(window, *size)
     g, c, taps = window.groups, channels // window.groups, window.kernel[0] * window.kernel[1]
     found = _sums(x, sharing, g).flatten(2)  # (g, regions, c c)
-    blocks = (sharing.sums.to(x) @ found).unflatten(2, (c, c))
+    blocks = (sharing.adding(x.dtype, x.device) @ found).unflatten(2, (c, c))
     gram = x.new_empty(g, taps, taps, c, c)
-    first, second = torch.tensor(sharing.pairs, device=x.device).T
+    first, second = torch.triu_indices(taps, taps, device=x.device)
     gram[:, second, first] = blocks.mT
     gram[:, first, second] = blocks
     return gram.permute(0, 3, 1, 4, 2).reshape(g, c * taps, c * taps)

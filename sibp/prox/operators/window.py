@@ -92,20 +92,20 @@ def shared(kernel: int, stride: int, padding: int, dilation: int, size: int) -> 
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sharing:
     """The products of pixels that make up the Gram matrix of all patches.
 
     Attributes:
         regions: of the image, as stretches of rows and of columns; each gives a matrix, the sum of x^T x_other over its
             pixels x, with their channels in a row.
-        pairs: of kernel entries t <= u, whose block of the Gram matrix is the sum of some of these matrices.
-        sums: (pairs, regions) 1 where a region belongs to a pair, else 0; float64.
+        pairs: number of pairs of kernel entries t <= u, in the order of `torch.triu_indices`.
+        shares: (pair, region) wherever the pair's block of the Gram matrix contains the region's matrix.
     """
 
     regions: tuple[tuple[Stretch, Stretch], ...]
-    pairs: tuple[Pair, ...]
-    sums: Tensor
+    pairs: int
+    shares: tuple[Pair, ...]
 
     @classmethod
     @lru_cache
@@ -115,21 +115,26 @@ class Sharing:
         above, beside = (shared(*axis) for axis in along)
         taps = list(product(range(window.kernel[0]), range(window.kernel[1])))
         places: dict[tuple[Stretch, Stretch], int] = {}
-        pairs, belongs = [], []
+        pairs, shares = 0, []
         for t, (row, column) in enumerate(taps):
-            for u, (other_row, other_column) in enumerate(taps[t:], t):
+            for other_row, other_column in taps[t:]:
                 stretches = above.get((row, other_row), ()), beside.get((column, other_column), ())
-                belongs += [(len(pairs), places.setdefault(region, len(places))) for region in product(*stretches)]
-                pairs.append((t, u))
-        sums = torch.zeros(len(pairs), len(places), dtype=torch.float64)
-        for pair, region in belongs:
-            sums[pair, region] = 1
-        return cls(tuple(places), tuple(pairs), sums)
+                shares += [(pairs, places.setdefault(region, len(places))) for region in product(*stretches)]
+                pairs += 1
+        return cls(tuple(places), pairs, tuple(shares))
 
     @cached_property
     def table(self) -> Tensor:
         """(regions, 8) int64: first, number, step and lag of rows, and of columns; a row is a `Region` in lagged.c."""
         return torch.tensor([[*above, *beside] for above, beside in self.regions])
+
+    @lru_cache  # noqa: B019 (instances are cached, too)
+    def adding(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """(pairs, regions) 1 for each of `shares`, else 0; made on the device, as a copy would make the CPU wait."""
+        matrix = torch.zeros(self.pairs, len(self.regions), dtype=dtype, device=device)
+        for pair, region in self.shares:
+            matrix[pair, region] = 1
+        return matrix
 
     @property
     def products(self) -> int:

@@ -15,14 +15,12 @@ the displacement in the layer's precision, and the displacement shortened where 
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from sibp.activations import Activation
 from sibp.prox import fused
-from sibp.prox.operators import ConvolutionFeatures
 from sibp.prox.outputs import Shifted, Target, outputs_of
 from sibp.prox.scalars import Flag, Scalar, choose, is_finite, scalar
 from sibp.prox.solvers.coordinates import Coordinates, Direct
@@ -37,8 +35,6 @@ _TOLERANCE = 1e-3
 _CANCELLATION = 1e-3
 # Fractions of a displacement tried in turn until one decreases the layer's objective.
 _PARTS = (1.0, 0.25, 0.0625)
-# Numbers in an array of outputs that an iteration works on, and the fewest output units that a convolution does well.
-_TOGETHER, _LEAST_UNITS = 2**22, 8
 # Units in the last place by which a residual's rounding is overestimated.
 _ROUNDING = 4.0
 
@@ -96,41 +92,7 @@ def _taken(
         constants = {"shrink_factor": _SHRINK, "cancellation": _CANCELLATION}
         constants |= {"rounding_units": _ROUNDING, "tolerance": _TOLERANCE}
         return fused.iterate(coordinates, Z, _formed(T, Z, s), lam, s, iterations, **constants)
-    units = _units_together(coordinates, Z, s)
-    if units >= Z.shape[-1]:
-        return _iterate(coordinates, Z, T, lam, s, iterations)
-    coordinates = coordinates.on(coordinates.features.units_last())
-    blocks = zip(Z.split(units, -1), _split(T, units), strict=True)
-    return _joined([_iterate(coordinates, Z, T, lam, s, iterations) for Z, T in blocks])
-
-
-def _units_together(coordinates: Coordinates, Z: Tensor, s: Activation) -> int:
-    """How many output units are taken at a time, so that the arrays of a convolution's iterations stay small."""
-    convolution = isinstance(coordinates.features, ConvolutionFeatures)  # with all rows here: ranks go in step
-    if not convolution or not Z.is_cpu or s.learned is not None or not Z.numel():
-        return Z.shape[-1]
-    return max(1, _TOGETHER * Z.shape[-1] // Z.numel() // _LEAST_UNITS) * _LEAST_UNITS
-
-
-def _split(T: Target, units: int) -> list[Target]:
-    """The targets of blocks of output units."""
-    if isinstance(T, Shifted):
-        return [Shifted(D, T.eta) for D in T.D.split(units, -1)]
-    return list(T.split(units, -1))
-
-
-def _joined(blocks: Sequence[fused.Iterates]) -> fused.Iterates:
-    """The iterations of all output units from those of blocks of them."""
-    whole = sum(block.x.shape[-1] for block in blocks)
-    return fused.Iterates(
-        x=torch.cat([block.x for block in blocks], -1),
-        squared_change=sum(block.squared_change for block in blocks),
-        start=sum(block.start for block in blocks),
-        end=sum(block.end for block in blocks),
-        gradient=sum(block.gradient for block in blocks),
-        step_length=sum(block.step_length * (block.x.shape[-1] / whole) for block in blocks),
-        doubtful=sum(block.doubtful for block in blocks),
-    )
+    return _iterate(coordinates, Z, T, lam, s, iterations)
 
 
 def _iterate(
