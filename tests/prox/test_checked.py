@@ -52,16 +52,59 @@ def test_rich_features_are_solved_in_their_precision_for_any_lam(units):
     assert float(solution.stats.decrease) == pytest.approx(1 - best / start, rel=1e-2)
 
 
+HOSTILE = {
+    "equal columns but for noise": lambda N, n: 0.1 + 1e-3 * randn(N, n),
+    "one direction but for noise": lambda N, n: randn(N, 1) @ randn(1, n, seed=1) + 1e-5 * randn(N, n, seed=2),
+    "columns of a thousand to a thousandth": lambda N, n: randn(N, n) * torch.logspace(3, -3, n),
+    "every column twice": lambda N, n: randn(N, n // 2).repeat(1, 2),
+    "a smooth basis": lambda N, n: torch.cos(math.pi * torch.linspace(0, 1, N)[:, None] * torch.arange(n)[None] / 8),
+    "sparse": lambda N, n: randn(N, 20).relu() @ randn(20, n, seed=1).relu(),
+}
+
+
+@pytest.mark.parametrize("share", [1e-7, 1e-6, 1e-5, 1e-4])
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("fitted", [True, False])
+def test_accepted_answers_are_near_the_minimum(kind, share, fitted):
+    """In direct coordinates, whatever the columns and the residual have in common; lam: a share of ||G||."""
+    A = HOSTILE[kind](2000, 100).float()
+    R = (A @ randn(100, 7, seed=3, dtype=torch.float32)) if fitted else randn(2000, 7, seed=3, dtype=torch.float32)
+    features, wide, P = DenseFeatures(A, bias=False), R.double(), A.double()
+    G = P.T @ P
+    lam = share * float(G.norm())
+    solution = solve_linear(Direct(features), R, lam)
+    best = torch.linalg.solve(G + lam * torch.eye(100), -P.T @ wide)
+
+    def objective(X: torch.Tensor) -> float:
+        return float((wide + P @ X).square().sum() + lam * X.square().sum())
+
+    start, least = float(wide.square().sum()), objective(best)
+    assert solution.coordinates.direct
+    assert objective(solution.x.double()) - least <= 1e-5 * (start - least)
+
+
+def test_one_large_eigenvalue_costs_no_refinement(monkeypatch):
+    """As of positive inputs: the rounding of its entries hardly concerns the others, which are of the size of lam."""
+    monkeypatch.setattr(checked._Task, "refined", lambda *_: pytest.fail("refined"))
+    A = 0.1 + 4e-3 * randn(4000, 400)
+    features, R = DenseFeatures(A.float(), bias=False), randn(4000, 6, seed=1, dtype=torch.float32)
+    lam = 40 * EPS * float((A.T @ A).norm())
+    solution = solve_linear(Direct(features), R, lam)
+    end, best = ends(features, R, lam, moved(solution))
+    start = float(R.double().square().sum())
+    assert end - best <= 1e-5 * (start - best)
+
+
 @pytest.mark.usefixtures("never_wide")
 @pytest.mark.parametrize("side", SIDES)
 def test_inaccurate_solutions_are_refined(side, monkeypatch):
-    """A lam of 30 times the rounding of G, and a residual that nearly dependent features hardly fit."""
+    """A lam of few times the rounding of G, and a residual that nearly dependent features hardly fit."""
     refined, found = checked._Task.refined, []
     monkeypatch.setattr(checked._Task, "refined", lambda *given: found.append(refined(*given)) or found[-1])
     A = randn(100, 120, seed=3)[torch.arange(200) % 100] * torch.logspace(0, -3, 120)
     features = DenseFeatures(A.float())
     Phi = torch.from_numpy(features_matrix(features))
-    lam = 30 * EPS * float((Phi.T @ Phi).norm())
+    lam = (1 if side is Direct else 30) * EPS * float((Phi.T @ Phi).norm())
     R = (0.1 * Phi @ randn(121, 5, seed=4) + 3 * randn(200, 5, seed=5)).float()
     solution = solve_linear(side(features), R, lam)
     assert found == [solution]

@@ -6,13 +6,15 @@ normal equations, and its objective exceeds the minimum by
     direct   e^T (G + lam I)^-1 e  <=  ||e||^2 / mu,   mu the smallest eigenvalue of G + lam I
     span     ||e||^2 at most, as the displacement sees Phi^T e only.
 
-The factor's part of e can be computed: rhs + (G + lam I) x. The rounding of G, about eps ||G||, adds eps ||G|| ||x||,
-and that of rhs in direct coordinates eps ||Phi|| ||R||. In single precision e itself is not formed, as that would cost
-as much as solving: e times a vector of random signs has the norm of e on average (Freivalds 1977), and a few vectors
-suffice. 1 / mu is estimated likewise, by the norm of the inverse. The answer is accepted if all errors together raise
-the objective by less than a hundred-thousandth of its decrease. For rich features, such as those of a convolution over
-thousands of patches, mu is far above lam, and x far below ||R|| / sqrt(lam), the bound that a rule by lam alone must
-assume.
+The factor's part of e can be computed: rhs + (G + lam I) x. The rounding E of G adds E x. In the span, ||E x|| is taken
+as eps ||G|| ||x||. In direct coordinates, an entry of G is a long sum, whose error is about eps times the norms of its
+two columns of Phi; with independent errors (Higham & Mary 2019, SIAM J. Sci. Comput. 41), ||E x||^2 is about
+eps^2 tr(G) sum_j G_jj ||x_j||^2. The rounding of rhs there adds eps ||Phi|| ||R||. In single precision e itself is not
+formed, as that would cost as much as solving: e times a vector of random signs has the norm of e on average (Freivalds
+1977), and a few vectors suffice. 1 / mu is estimated likewise, by the norm of the inverse. The answer is accepted if
+all errors together raise the objective by less than a hundred-thousandth of its decrease. For rich features, such as
+those of a convolution over thousands of patches, mu is far above lam, and x far below ||R|| / sqrt(lam), the bound that
+a rule by lam alone must assume.
 
 An answer that is not accepted is refined as the displacement V = Phi^T x: e is recomputed with Phi in place of G, and
 solved for. The rounding of G then affects the correction only.
@@ -162,8 +164,12 @@ class _Task:
         return system.tolerates(error, self._decrease(x))
 
     def _from_rounding(self, x: Tensor) -> float:
-        """The share of ||e||^2 that the rounding of G, eps ||G||, causes."""
-        return (self._eps * self.norm) ** 2 * _squared(x)
+        """The share of ||e||^2 that the rounding of G causes: an estimate, several times as large as what is usual."""
+        if not self.coordinates.direct:
+            return (self._eps * self.norm) ** 2 * _squared(x)
+        diagonal = self.coordinates.gram.diagonal(dim1=-2, dim2=-1).double()
+        weighted = (diagonal * x.square().sum(-1).double()).sum(-1)
+        return _SAFETY * self._eps**2 * float((diagonal.sum(-1) * weighted).sum())
 
     def _decrease(self, x: Tensor) -> float:
         """Of the objective, by an x that solves the system."""
