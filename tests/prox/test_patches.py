@@ -165,6 +165,8 @@ def test_threads_do_not_change_the_gram(threads):
         ((2, 2), (2, 2), 8, True),
         ((16, 16), (16, 16), 3, True),
         ((11, 11), (4, 4), 3, True),
+        ((9, 9), (1, 1), 16, False),
+        ((11, 11), (1, 1), 16, True),  # too many sums
     ],
 )
 def test_patches_are_materialized_where_that_takes_fewer_products(kernel, stride, channels, dense):

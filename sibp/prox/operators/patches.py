@@ -23,7 +23,7 @@ Shape = tuple[int, int, int, int]
 """Of an image, (B, g c, rows, columns)."""
 _COLUMNS = 96  # of a block of materialized patches
 _TILE = (4, 16)  # channels that the kernel takes at a time, of the one pixel and of the other
-_MOST = 2**22  # numbers in `Sharing.adding`
+_MOST = 2**22  # numbers in `Sharing.adding`: enough for kernels of 9 x 9
 _PARALLEL = 1_000_000  # multiply-adds above which several threads pay off
 
 
@@ -93,6 +93,8 @@ def _is_dense(window: Window, channels: int, rows: int, columns: int) -> bool:
     if _regions_at_least(window) * taps * (taps + 1) // 2 > _MOST:
         return True
     sharing = Sharing.of(window, rows, columns)
+    if len(sharing.regions) * sharing.pairs > _MOST:
+        return True
     whole = [-(-c // side) * side for side in _TILE]
     return dense < sharing.products * whole[0] * whole[1]
 
