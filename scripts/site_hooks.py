@@ -96,8 +96,12 @@ def stacked(table: str) -> str:
     Returns:
         The same; unchanged if it holds aligned numbers, or texts that are short.
     """
-    names = [re.sub(r"<.*?>", "", name) for name in re.findall(r"<th[^>]*>(.*?)</th>", table, re.DOTALL)]
-    cells = [re.sub(r"<.*?>", "", cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", table, re.DOTALL)]
+
+    def texts(tag: str) -> list[str]:
+        found = re.findall(rf"<{tag}\b[^>]*>(.*?)</{tag}>", table, re.DOTALL)
+        return [html.unescape(re.sub(r"<.*?>", "", each)) for each in found]
+
+    names, cells = texts("th"), texts("td")
     if "text-align: right" in table or len(names) < 2 or max(map(len, cells), default=0) < LONG:
         return table
     columns = itertools.cycle(names)

@@ -42,13 +42,13 @@ def save_bars(figure: Bars, path: Path) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure as Canvas
 
-    rows = -(-len(figure.places) // _IN_A_ROW)
-    across = -(-len(figure.places) // max(1, rows))
+    rows = max(1, -(-len(figure.places) // _IN_A_ROW))
+    across = -(-len(figure.places) // rows)
     named = styles(_method(name) for name in figure.bars)
     with rc_context({"text.usetex": False}):
-        canvas = Canvas(figsize=(max(6.4, 1.9 * across), 4.8 * max(1, rows)), layout="constrained")
+        canvas = Canvas(figsize=(max(6.4, 1.9 * across), 4.8 * rows), layout="constrained")
         canvas.suptitle(figure.title)
-        for row, axes in enumerate(canvas.subplots(max(1, rows), squeeze=False).flat):
+        for row, axes in enumerate(canvas.subplots(rows, squeeze=False).flat):
             places = range(row * across, min((row + 1) * across, len(figure.places)))
             for index, name in enumerate(figure.bars):
                 _draw(axes, figure, name, index, places, named[_method(name)].colour)

@@ -22,11 +22,7 @@ def symmetric_product(A: Tensor) -> Tensor:
     if library := kernels.library(K):
         library.mirror(K.data_ptr(), N)
         return K
-    for first, end in _spans(N, _PRODUCT):
-        K[:first, first:end] = K[first:end, :first].T
-        block = K[first:end, first:end]  # which some libraries do not round symmetrically
-        block.copy_(block.tril() + block.tril(-1).T)
-    return K
+    return K.tril_().add_(K.tril(-1).T)  # the blocks on the diagonal, too: some libraries do not round symmetrically
 
 
 def factor_in_place(M: Tensor) -> bool:

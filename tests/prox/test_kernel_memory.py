@@ -61,7 +61,7 @@ def test_convolutions_of_all_sizes(dtype):
 @pytest.mark.usefixtures("width")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_gram_matrices_of_convolutions_of_all_sizes(dtype, monkeypatch):
-    monkeypatch.setattr(patches, "_is_dense", lambda *_: False)
+    monkeypatch.setattr(patches, "is_dense", lambda *_: False)
     for channels, side, groups in itertools.product(SIZES, [1, 2, 5], [1, 2]):
         x = randn(2, groups * channels, side, 3, dtype=dtype)
         features = ConvolutionFeatures(x, Window((3, 2), (1, 2), (1, 1), (1, 1), groups))

@@ -131,7 +131,7 @@ CONVOLUTIONS = [
 @pytest.mark.parametrize("dense", [False, True])
 def test_gram_of_many_channels(monkeypatch, dense, kernel, stride, padding, dilation, groups, size, channels):
     """Both ways, with and without the compiled one; and what is counted is what is computed."""
-    monkeypatch.setattr(patches, "_is_dense", lambda *_: dense)
+    monkeypatch.setattr(patches, "is_dense", lambda *_: dense)
     window = Window(kernel, stride, padding, dilation, groups)
     x = randn(2, groups * channels, *size)
     phi = ConvolutionFeatures(x, window, bias=False).materialize()

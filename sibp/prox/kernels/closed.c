@@ -120,25 +120,6 @@ static inline __attribute__((always_inline)) void subtract(
     }
 }
 
-/* Runs `call` with the number of vectors as a compile-time constant. */
-#if WIDE > 3
-#define CASE_4(call) case 4: call(4); break;
-#else
-#define CASE_4(call)
-#endif
-#if WIDE > 2
-#define CASE_3(call) case 3: call(3); break;
-#else
-#define CASE_3(call)
-#endif
-#define BY_WIDTH(vectors, call) \
-    switch (vectors) { \
-    CASE_4(call) \
-    CASE_3(call) \
-    case 2: call(2); break; \
-    default: call(1); \
-    }
-
 /* M[i.., first..] -= M[i.., ..first] memory, for SIDE rows. */
 static void subtract_panel(REAL *M, long row, long first, const REAL *memory, long vectors)
 {

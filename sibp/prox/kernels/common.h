@@ -57,19 +57,31 @@ static inline __attribute__((always_inline)) void tile_of(
         }
 }
 
+/* Runs `call` with the number of vectors as a compile-time constant. */
+#if WIDE > 3
+#define CASE_4(call) case 4: call(4); break;
+#else
+#define CASE_4(call)
+#endif
+#if WIDE > 2
+#define CASE_3(call) case 3: call(3); break;
+#else
+#define CASE_3(call)
+#endif
+#define BY_WIDTH(vectors, call) \
+    switch (vectors) { \
+    CASE_4(call) \
+    CASE_3(call) \
+    case 2: call(2); break; \
+    default: call(1); \
+    }
+
 static inline void tile(
     const REAL *in, long in_row, const REAL *M, long row, long inner, const REAL *X, REAL lam, REAL *out, long vectors)
 {
-    switch (vectors) { /* a compile-time constant in each case */
-#if WIDE > 3
-    case 4: tile_of(in, in_row, M, row, inner, X, lam, out, 4); break;
-#endif
-#if WIDE > 2
-    case 3: tile_of(in, in_row, M, row, inner, X, lam, out, 3); break;
-#endif
-    case 2: tile_of(in, in_row, M, row, inner, X, lam, out, 2); break;
-    default: tile_of(in, in_row, M, row, inner, X, lam, out, 1);
-    }
+#define CALL(vectors) tile_of(in, in_row, M, row, inner, X, lam, out, vectors)
+    BY_WIDTH(vectors, CALL)
+#undef CALL
 }
 
 #define TEXT(...) #__VA_ARGS__

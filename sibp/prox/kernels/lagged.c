@@ -4,7 +4,7 @@
 
 #define BAND (1L << 17) /* bytes of pixels that are worked on together, so that they stay in the second cache */
 #define SUMMED 512      /* pixels, about, that are summed one after the other: few, for the sake of rounding */
-#define NARROW (2 * SIDE) /* channels of the first pixel where the second one has a single vector: enough sums to fill a pipeline */
+#define NARROW (2 * SIDE) /* rows of a tile of one vector, so that enough sums fill the pipeline */
 
 /* Rows or columns: `number` of them, `step` apart, each multiplied with the one `lag` further on. */
 typedef struct {
@@ -50,17 +50,9 @@ static void add_square(const REAL *a, const REAL *b, const Grid *grid, REAL *to,
     for (long j = 0; j < c; j += WIDE * LANES) {
         const long vectors = least(WIDE, (c - j + LANES - 1) / LANES), side = vectors > 1 ? SIDE : NARROW;
         for (long i = 0; i < c; i += side) {
-#define CALL(side, vectors) add_products(a + i, b + j, grid, to + i * c + j, c, c - i, c - j, side, vectors)
-            switch (vectors) {
-#if WIDE > 3
-            case 4: CALL(SIDE, 4); break;
-#endif
-#if WIDE > 2
-            case 3: CALL(SIDE, 3); break;
-#endif
-            case 2: CALL(SIDE, 2); break;
-            default: CALL(NARROW, 1);
-            }
+#define CALL(vectors) \
+    add_products(a + i, b + j, grid, to + i * c + j, c, c - i, c - j, (vectors) > 1 ? SIDE : NARROW, vectors)
+            BY_WIDTH(vectors, CALL)
 #undef CALL
         }
     }
@@ -82,7 +74,8 @@ void KERNEL(lagged)(
     const REAL *x, REAL *out, const Region *regions, long number, long B, long height, long width, long C, long c,
     long threads)
 {
-    const long fitting = least(BAND / (long)(C * sizeof(REAL)), SUMMED) / width, band = least(fitting > 1 ? fitting : 1, height);
+    const long fitting = least(BAND / (long)(C * sizeof(REAL)), SUMMED) / width; /* rows */
+    const long band = least(fitting > 1 ? fitting : 1, height);
     const long images = band < height ? 1 : fitting / height > 1 ? fitting / height : 1;
     memset(out, 0, number * c * c * sizeof(REAL));
     for (long k = 0; k < B; k += images)

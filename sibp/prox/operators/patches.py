@@ -75,6 +75,7 @@ def numbers_copied(window: Window, shape: Shape) -> float:
     return 2 * image
 
 
+@lru_cache
 def is_dense(window: Window, shape: Shape) -> bool:
     """Whether materialized patches take fewer products.
 
@@ -82,31 +83,17 @@ def is_dense(window: Window, shape: Shape) -> bool:
         window: of the convolution.
         shape: of the image.
     """
-    return _is_dense(window, *shape[1:])
-
-
-@lru_cache
-def _is_dense(window: Window, channels: int, rows: int, columns: int) -> bool:
+    _, channels, rows, columns = shape
     c, (above, beside) = channels // window.groups, window.positions(rows, columns)
     taps = window.kernel[0] * window.kernel[1]
     dense = above * beside * sum((end - first) * end for first, end in _halves(taps * c))
-    if _regions_at_least(window) * taps * (taps + 1) // 2 > _MOST:
+    if taps * taps * (taps + 1) // 2 > _MOST:  # the first entry alone is at `taps` distances
         return True
     sharing = Sharing.of(window, rows, columns)
     if len(sharing.regions) * sharing.pairs > _MOST:
         return True
     whole = [-(-c // side) * side for side in _TILE]
     return dense < sharing.products * whole[0] * whole[1]
-
-
-def _regions_at_least(window: Window) -> int:
-    """Half the pairs of kernel entries at different distances, or in different phases of the stride."""
-    along = (
-        sum(min(stride, kernel - abs(lag)) for lag in range(1 - kernel, kernel))
-        for kernel, stride in zip(window.kernel, window.stride, strict=True)
-    )
-    above, beside = along
-    return above * beside // 2
 
 
 def _halves(n: int) -> list[tuple[int, int]]:

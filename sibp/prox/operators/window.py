@@ -24,9 +24,10 @@ class Window:
 
     def positions(self, rows: int, columns: int) -> Pair:
         """Rows and columns of the output, for an image of that size."""
-        return self._along(0, rows), self._along(1, columns)
+        return self.along(0, rows), self.along(1, columns)
 
-    def _along(self, axis: int, size: int) -> int:
+    def along(self, axis: int, size: int) -> int:
+        """Rows (axis 0) or columns (axis 1) of the output, for as many of the image."""
         reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1
         return (size + 2 * self.padding[axis] - reach) // self.stride[axis] + 1
 
@@ -61,24 +62,21 @@ Shared = dict[Pair, list[Stretch]]
 """For each two rows of the kernel, the stretches of image rows that lie under the first in some patch."""
 
 
-@lru_cache
-def shared(kernel: int, stride: int, padding: int, dilation: int, size: int) -> Shared:
+def shared(window: Window, axis: int, size: int) -> Shared:
     """The stretches along one axis: the fewest of which every pair of kernel rows takes whole ones.
 
     While patches slide over the image, a row lies under each row of the kernel in turn, so that pairs of kernel rows at
     the same distance see the same pairs of image rows, but for some near the border. Rows outside of the image are 0.
 
     Args:
-        kernel: its rows.
-        stride: of the convolution, like `padding` and `dilation`.
-        padding: rows of zeros on either side.
-        dilation: image rows from a kernel row to the next.
+        window: of the convolution.
+        axis: 0 for rows, 1 for columns.
         size: rows of the image.
     """
-    positions = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+    stride, positions = window.stride[axis], window.along(axis, size)
     seen: dict[Pair, dict[Pair, Pair]] = defaultdict(dict)  # by lag and phase: pair of kernel rows -> first and end
-    for pair in product(range(kernel), repeat=2):
-        start, other = (tap * dilation - padding for tap in pair)
+    for pair in product(range(window.kernel[axis]), repeat=2):
+        start, other = (tap * window.dilation[axis] - window.padding[axis] for tap in pair)
         low, high = min(start, other), max(start, other)
         before, after = max(0, -(low // stride)), min(positions, (size - 1 - high) // stride + 1)
         if before < after:
@@ -111,8 +109,7 @@ class Sharing:
     @lru_cache
     def of(cls, window: Window, rows: int, columns: int) -> Self:
         """Those of a convolution of images of that size."""
-        along = zip(window.kernel, window.stride, window.padding, window.dilation, (rows, columns), strict=True)
-        above, beside = (shared(*axis) for axis in along)
+        above, beside = shared(window, 0, rows), shared(window, 1, columns)
         taps = list(product(range(window.kernel[0]), range(window.kernel[1])))
         places: dict[tuple[Stretch, Stretch], int] = {}
         pairs, shares = 0, []
