@@ -1,4 +1,4 @@
-"""What a subproblem knows of an activation: its value, its slope, and the tensors that it depends on."""
+"""An activation as a subproblem needs it: value, slope, and the tensors that it depends on."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ class Activation:
     """An elementwise function s.
 
     Attributes:
-        name: as users know it.
+        name: for users.
         value: s, any shape.
-        slope: s', same shape; at a kink what autograd takes there, so that ReLU is [z > 0] strictly, as in the paper's
+        slope: s', same shape; at a kink the value that autograd uses, so ReLU's is [z > 0] strictly, as in the paper's
             code.
         negative_slope: a, if s(z) is z for z > 0 and a z otherwise, which compiled code needs; None for any other.
-        through: maps (D, z) to D * s'(z); only given where that can be had in one pass.
-        learned: the tensors that s depends on, such as the slopes of PReLU, if there are any.
-        kernel: its name in `sibp.prox.kernels.KINDS`, if compiled code has it and `negative_slope` does not say it all.
+        through: maps (D, z) to D * s'(z), if that is possible in one pass.
+        learned: the tensors that s depends on, such as the slopes of PReLU, if any.
+        kernel: its name in `sibp.prox.kernels.KINDS`, if it has compiled code that `negative_slope` does not determine.
     """
 
     name: str
@@ -38,14 +38,14 @@ class Activation:
         return self.learned is not None and any(t.numel() > 1 for t in self.learned.tensors)
 
     def backward(self, D: Tensor, z: Tensor) -> Tensor:
-        """D * s'(z): an error signal on s(z), taken back to z; all of one shape."""
+        """D * s'(z): the error signal on z from that on s(z); all of one shape."""
         return self.through(D, z) if self.through is not None else D * self.slope(z)
 
     def rearranged(self, shape: torch.Size, layout: Elementwise) -> "Activation":
-        """The same function of a Z whose entries are in another order.
+        """The same function for a Z with its entries in another order.
 
         Args:
-            shape: of z in the order in which the model has it.
+            shape: of z in the model's order.
             layout: maps a tensor of that shape to the other order.
         """
         if self.learned is None:
@@ -54,13 +54,13 @@ class Activation:
         return self.learned.rebuild(*tensors)
 
     def detached(self) -> "Activation":
-        """The same, but with learned tensors that are in no graph."""
+        """The same, with learned tensors detached from the graph."""
         if self.learned is None:
             return self
         return self.learned.rebuild(*(t.detach() for t in self.learned.tensors))
 
     def learned_gradients(self, D: Tensor, z: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
-        """The gradients of sum(D * s(z)) for the learned tensors, each of its tensor's shape; None where not wanted."""
+        """The gradients of sum(D * s(z)) for the learned tensors, each in its tensor's shape; None where not needed."""
         if self.learned is None or not any(wanted):
             return [None] * len(wanted)
         with torch.enable_grad():
@@ -72,11 +72,11 @@ class Activation:
 
 @dataclass(frozen=True)
 class Learned:
-    """Tensors that an activation depends on; a subproblem takes them as they are.
+    """Tensors that an activation depends on; constants in a subproblem.
 
     Attributes:
         tensors: each broadcasts to z's shape.
-        rebuild: gives the activation with other tensors in their place.
+        rebuild: creates the activation with other tensors instead.
     """
 
     tensors: tuple[Tensor, ...]
@@ -84,7 +84,7 @@ class Learned:
 
 
 def slope_by_autograd(value: Elementwise) -> Elementwise:
-    """The derivative of an elementwise function, as autograd finds it."""
+    """The derivative of an elementwise function, by autograd."""
 
     def slope(z: Tensor) -> Tensor:
         with torch.enable_grad():

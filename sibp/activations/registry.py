@@ -1,7 +1,7 @@
-"""Which calls compute which activation: one table, open to users.
+"""A table of calls and the activations that they compute, which users can extend.
 
-A row is a function as `__torch_function__` reports it (`torch.tanh`, `Tensor.tanh_`, ...) and what makes an
-`Activation` of the call's further arguments. `register_activation` adds rows.
+A row maps a function as `__torch_function__` reports it (`torch.tanh`, `Tensor.tanh_`, ...) to a constructor of the
+`Activation` from the call's other arguments. `register_activation` adds rows.
 """
 
 import functools
@@ -26,10 +26,10 @@ Make = Callable[..., Activation]
 
 @dataclass(frozen=True)
 class Row:
-    """What a registered function computes.
+    """The activation that a registered function computes.
 
     Attributes:
-        make: the activation of a call.
+        make: creates the activation of a call.
         in_place: whether the function always overwrites z.
     """
 
@@ -55,7 +55,7 @@ def register_activation(
 ) -> Callable[..., Any]:
     """Lets subproblems contain an elementwise activation of your own.
 
-    From then on every model that calls it right after a layer has it in that layer's subproblem:
+    In every model that calls it directly after a layer, it is then part of that layer's subproblem:
 
         register_activation(torch.sin, torch.sin, torch.cos)
 
@@ -65,15 +65,15 @@ def register_activation(
         squared_relu = register_activation(squared_relu, squared_relu)
 
     Args:
-        fn: what models call. A function of torch is also found as a method, in place, and in the modules that call it.
-            A function of your own is found through the one that is returned, which also takes its place in the module
-            where it was defined. Of a module's class, every instance is found.
-        value: s; called with z of any shape, and with the further arguments of the call but `inplace`. A tensor among
-            those gets its ordinary gradient; it has to broadcast to z's shape.
-        slope: s', called likewise; by autograd where none is given.
+        fn: what models call. For a function of torch, this includes its method, its in-place forms and the modules that
+            call it. A function of your own is recognised through the returned one, which also replaces it in the module
+            where it is defined. For a module's class, all instances are recognised.
+        value: s; called with z of any shape, and with the other arguments of the call except `inplace`. A tensor among
+            these gets its ordinary gradient; it must broadcast to z's shape.
+        slope: s', called likewise; by default from autograd.
 
     Returns:
-        What to call; `fn` itself if that is a function of torch or a class.
+        The function to call; `fn` itself if it is a function of torch or a class.
 
     Raises:
         TypeError: if `fn` cannot be found when it is called, or if `value` or `slope` is not a function.
@@ -105,7 +105,7 @@ def register_activation(
 
 
 def _register_class(kind: type[nn.Module], value: Callable[..., Tensor], slope: Callable[..., Tensor] | None) -> type:
-    """Has all modules of a class report their calls."""
+    """Makes all modules of a class report their calls."""
     if kind.__module__.startswith("torch."):
         raise TypeError(
             f"register_activation: {kind.__name__} is torch's own class, with settings that a value of z does not "
@@ -142,7 +142,7 @@ def _same_function(fn: Callable[..., Any]) -> Iterator[tuple[Callable[..., Any],
 
 
 def _overridable(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, but a tensor subclass sees its call, and not what it is made of."""
+    """The same function, except that tensor subclasses see its call instead of those inside."""
 
     @functools.wraps(fn)
     def call(z: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -161,7 +161,7 @@ def _activation_of_call(
     *args: Any,
     **kwargs: Any,
 ) -> Activation:
-    """The activation that a call with these arguments after z computes."""
+    """The activation that a call computes, from its arguments after z."""
     given = (*args, *kwargs.values())
     tensors = tuple(item for item in given if isinstance(item, Tensor))
     for t in tensors:
@@ -193,11 +193,11 @@ def check(
     value: Callable[..., Tensor],
     slope: Callable[..., Tensor] | None,
 ) -> None:
-    """Tries an activation on a few numbers; one that wants further arguments is not tried.
+    """Tests an activation on a few numbers, unless it needs other arguments.
 
     Args:
         name: for messages.
-        fn: what models call, if it can be called with z alone.
+        fn: what models call, with z alone if possible.
         value: s.
         slope: s', or None.
 
@@ -225,7 +225,7 @@ def check(
 
 
 def _know(make: Make, *names: str) -> None:
-    """Puts rows for all of torch's functions of these names, plain and in place."""
+    """Adds rows for all of torch's functions of these names, plain and in place."""
     for name in names:
         for holder in _HOLDERS:
             for end in ("", "_"):

@@ -1,10 +1,10 @@
-"""Finding the activation that follows a layer, whatever way the model calls it.
+"""Finds the activation that follows a layer, however the model calls it.
 
-A tapped layer returns a `PreActivation`: its output, marked. The first thing that the model does with it decides what
-the layer's subproblem contains. An activation that `sibp.activations` knows (as a module, a function, a method,
-in place or not) is computed by `_Activate`, which keeps what the subproblem needs: the pre-activation Z and, in the
-backward pass, the unmasked error signal D_l on the activation's output. Anything else gets the plain tensor, and so
-does everything from there on: the mark never travels further than one operation.
+A tapped layer returns a `PreActivation`: its output, marked. The first operation on it determines the layer's
+subproblem. An activation that `sibp.activations` knows (a module, a function or a method, in place or not) is computed
+by `_Activate`, which keeps what the subproblem needs: the pre-activation Z and, in the backward pass, the unmasked
+error signal D_l on the activation's output. Any other operation gets the plain tensor. The mark never survives more
+than one operation.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,13 +24,13 @@ class Consumption:
     """How one output of a tapped layer was used.
 
     Attributes:
-        activation: the known activation it went into, if that was the first consumer.
-        consumers: operations that used it and required a gradient.
-        names: of the consumers, for people to read.
-        overwritten: whether an in-place activation has put its result in the output's place.
-        watched: whether a module's backward hooks stand between the layer and what used its output.
-        sent: where watched, the address and the version of the gradient that the activation has sent on.
-        Z: pre-activation, there from the activation's backward pass to the layer's.
+        activation: the known activation, if that was the first consumer.
+        consumers: number of operations that used the output and required a gradient.
+        names: of the consumers, for messages.
+        overwritten: whether an in-place activation has overwritten the output.
+        watched: whether a module's backward hooks are between the layer and the consumer of its output.
+        sent: if watched, address and version of the gradient that the activation has passed on.
+        Z: pre-activation, kept from the activation's backward pass to the layer's.
         D: error signal on the activation's output, likewise.
     """
 
@@ -61,7 +61,7 @@ class PreActivation(Tensor):
 
     @classmethod
     def mark(cls, z: Tensor, consumption: Consumption) -> "PreActivation":
-        """Marks z, sharing its memory and its place in the graph.
+        """Marks z, sharing its memory and its node in the graph.
 
         Args:
             z: a layer's output, in the layer's own shape.
@@ -92,7 +92,7 @@ class PreActivation(Tensor):
         return marked
 
     def watched(self) -> "PreActivation":
-        """The same again, for backward hooks of a module: torch makes a view of it and puts itself between the two."""
+        """A marked view of the output, for backward hooks of a module, which torch inserts between the two."""
         self._consumption.watched = True
         with as_plain_tensors():
             seen = self.view_as(self).as_subclass(PreActivation)
@@ -100,7 +100,7 @@ class PreActivation(Tensor):
         return seen
 
     def consumed_by(self, name: str) -> Tensor:
-        """The plain tensor, of the same shape, noting that something other than an activation used it."""
+        """The plain tensor, of the same shape; records that something other than an activation used it."""
         if not _is_marked(self):
             return _unmark(self)
         self._consumption.consumers += 1
@@ -160,7 +160,7 @@ def _map_marked(value: Any) -> Any:
 def _is_marked(value: Any) -> bool:
     if not isinstance(value, PreActivation):
         return False
-    held = vars(value)  # without both, other code has re-wrapped it, and it is an ordinary tensor
+    held = vars(value)  # without both, other code has wrapped it again, and it is an ordinary tensor
     if "_plain" not in held and "_consumption" in held:  # hooked: torch has added it to the graph by now
         with as_plain_tensors():
             value._plain = value.as_subclass(Tensor)
@@ -201,7 +201,7 @@ def _activate(marked: PreActivation, s: Activation, *, in_place: bool) -> Tensor
     consumption.names.append(s.name)
     a: Tensor = _Activate.apply(marked._plain, consumption, s, *learned)  # pyright: ignore[reportAssignmentType]
     if in_place:
-        # In place: references to the layer's output now hold the activation's, which may be used any number of times.
+        # In place: references to the layer's output now hold the activation's, which may have any number of consumers.
         consumption.overwritten = True
         marked._plain = a
         marked._consumption = Consumption()

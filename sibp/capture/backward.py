@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class Call(NamedTuple):
-    """One call of a layer, as its backward call needs it.
+    """What the backward call of one call of a layer needs.
 
     Attributes:
-        tap: the layer's.
-        consumption: what became of the output.
-        one: the pass that it belongs to.
-        shared: the input, which other layers may have, too.
+        tap: of the layer.
+        consumption: how the output was used.
+        one: the pass that the call belongs to.
+        shared: the input, which other layers may share.
     """
 
     tap: "Tap"
@@ -62,7 +62,7 @@ class TappedLayer(torch.autograd.Function):
 
 @left_alone
 def _update(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradients for x, W and b: the error signal that goes on, and the layer's displacements."""
+    """The gradients for x, W and b: the error signal to pass on, and the layer's displacements."""
     x, W, b = ctx.saved_tensors
     call: Call = ctx.call
     tap, consumption, one, shared = call
@@ -76,7 +76,7 @@ def _update(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         consumption.clear()  # gradients of inputs alone are ordinary ones
         return geometry.input_gradient(x, gradient, W) if needs_x else None, None, None, None
     tap.begin_backward()
-    dtype = torch.promote_types(W.dtype, torch.float32)  # solves are never done in half precision
+    dtype = torch.promote_types(W.dtype, torch.float32)  # subproblems are never solved in half precision
     given = x
     if needs_x:
         x, gradient = geometry.arranged(x, gradient)
@@ -137,7 +137,7 @@ def _input_gradient(
     update: LayerUpdate,
     through_new: bool,
 ) -> Tensor:
-    """D_{l-1} = D_z W, with the new W or the old one (the paper's equation 10); `gradient` is D_z as it came."""
+    """D_{l-1} = D_z W, with the new or the old W (equation 10 of the paper); `gradient` is D_z as it arrived."""
     W = _as(W, gradient.dtype)
     if update.input_difference is not None:
         sent = update.input_difference.reshape(x.shape)
@@ -172,5 +172,5 @@ def _bias_gradient(tap: "Tap", b: Any, problem: LayerProblem, update: LayerUpdat
 
 
 def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`Tensor.to`, which itself takes a microsecond where there is nothing to do."""
+    """`Tensor.to`, without its overhead of a microsecond if there is nothing to do."""
     return tensor if tensor.dtype is dtype else tensor.to(dtype)

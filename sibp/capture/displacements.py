@@ -19,7 +19,7 @@ class _Held:
     """One parameter's `.grad`, as the last accumulation left it.
 
     Attributes:
-        fault: anything in it besides displacements, as the end of a sentence; None if there is nothing.
+        fault: what it holds besides displacements, as the end of a sentence; None if nothing.
         memory: its address.
         version: torch's version counter; clipping and scaling increase it, which is allowed.
         applied: whether a step has applied it.
@@ -50,7 +50,7 @@ class Displacements:
         """A gradient is about to be accumulated into `parameter.grad`.
 
         Args:
-            key: of the parameter.
+            key: the parameter's.
             parameter: with its `.grad` before the accumulation.
             fault: why the gradient is not a displacement; None if it is one.
         """

@@ -1,8 +1,8 @@
-"""How a layer is a matrix product Z = A W^T + b: one class for each kind of layer, in a table that users can add to.
+"""Layers as matrix products Z = A W^T + b: one class for each kind of layer, in a table that users can extend.
 
 A geometry turns a layer's tensors into matrices: inputs A (g, N, n), outputs Z (g, N, m), weights (g, m, n), biases
-(g, m). The leading g is for the groups of a convolution; a linear layer's matrices are without. Where the operator of
-the features has several axes of rows, so have the outputs: (g, B, P, m).
+(g, m). The leading g is for the groups of a convolution; a linear layer's matrices have no such axis. If the features'
+operator has several row axes, so do the outputs: (g, B, P, m).
 """
 
 import math
@@ -19,13 +19,13 @@ from sibp.prox.operators import ConvolutionFeatures, DenseFeatures, FeatureOpera
 
 
 class Geometry(ABC):
-    """One kind of layer, with a parameter `weight` and, if it has one, `bias`.
+    """One kind of layer, with a parameter `weight` and an optional `bias`.
 
     Subclasses implement `forward` and `features`. The other defaults fit a layer without groups whose output units are
     the last axis, and whose weight is (m, ...).
 
     Args:
-        module: a layer of the kind, whose settings stay as they are.
+        module: a layer of the kind, whose settings do not change.
     """
 
     rows_are_inputs: ClassVar[bool] = False
@@ -60,7 +60,7 @@ class Geometry(ABC):
         return x.shape[0] if x.dim() > 1 else 1
 
     def outputs(self, z: Tensor, features: FeatureOperator) -> Tensor:
-        """Z (..., *row_shape, m), as `features` have their rows, from a tensor of the output's shape."""
+        """Z (..., *row_shape, m), with rows as in `features`, from a tensor of the output's shape."""
         return z.reshape(*features.leading, *features.row_shape, z.shape[-1])
 
     def matrix(self, W: Tensor) -> Tensor:
@@ -96,10 +96,10 @@ def register_layer(*layers: type[nn.Module] | str) -> Callable[[Kind], Kind]:
 
     Args:
         layers: classes of modules, or their full names, such as "transformers.pytorch_utils.Conv1D", for packages that
-            need not be there. Subclasses belong to them unless they have a `forward` of their own.
+            may not be installed. Includes subclasses, unless they define a `forward` of their own.
 
     Raises:
-        TypeError: if a layer is neither, or what is decorated is no geometry.
+        TypeError: if a layer is neither, or the decorated class is not a `Geometry`.
     """
     for layer in layers:
         if not isinstance(layer, str) and not (isinstance(layer, type) and issubclass(layer, nn.Module)):
@@ -122,7 +122,7 @@ def own_class(module: nn.Module) -> type[nn.Module]:
 def geometry_of(module: nn.Module) -> Geometry | None:
     """The geometry of a layer that can be updated proximally, or None.
 
-    Only the classes' own `forward` is supported: a subclass with another one, or a module whose weight is not a plain
+    Only the classes' own `forward` is supported: a subclass that overrides it, or a module whose weight is not a plain
     parameter (weight normalisation, pruning), may compute something else.
     """
     if "weight" not in dict(module.named_parameters(recurse=False)):
@@ -225,7 +225,7 @@ class ConvGeometry(Geometry):
         return convolve(x, W, b, self.stride, self.padding, self.dilation, self.groups)
 
     def features(self, x: Tensor, *, weight: bool, bias: bool) -> FeatureOperator:
-        """The patches of the layer's input; as a matrix A (g, N, n) if they are few, so that N x N is small."""
+        """The patches of the layer's input; as a matrix A (g, N, n) if they are so few that N x N is small."""
         x = self._batched(x)
         patches = ConvolutionFeatures(x if self._is_2d else x.unsqueeze(-1), self._window, weight, bias)
         return patches.dense() if patches.rows <= patches.size else patches
@@ -244,10 +244,9 @@ class ConvGeometry(Geometry):
         return b.unflatten(0, (self.groups, -1))
 
     def arranged(self, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """On a CPU with the channels of a pixel side by side, where these are no multiples of 16.
+        """On a CPU in channels-last order, unless the channels are multiples of 16.
 
-        What is laid out by channels goes through blocks of 16 there, of which a part would be zeros; two copies take
-        less time.
+        The other layout is processed there in blocks of 16 channels, padded with zeros; two copies take less time.
         """
         if x.dim() != 4 or not x.is_cpu or (x.shape[1] % 16 == 0 and gradient.shape[1] % 16 == 0):
             return x, gradient
@@ -284,7 +283,7 @@ def _ahead(conv: Any) -> tuple[int, ...]:
     """A convolution's padding as `F.pad` takes it: (before, after) of the last axis, then of the one before, ..."""
     if conv.padding == "valid":
         return (0, 0) * len(conv.kernel_size)
-    if conv.padding == "same":  # of an odd total, the longer part comes last
+    if conv.padding == "same":  # of an odd total, the larger part comes last
         totals = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
         pairs = [(total // 2, total - total // 2) for total in totals]
     else:

@@ -1,4 +1,4 @@
-"""Forward passes as objects: which layers ran together, and on how many samples."""
+"""Forward passes as objects: the layers that ran together, and their number of samples."""
 
 import threading
 import weakref
@@ -11,29 +11,29 @@ from torch import Tensor, nn
 from sibp.capture.shared import SharedInput
 from sibp.internals import as_plain_tensors, backward_pass, tree_leaves
 
-_REACH = 64  # nodes of the graph above an input in which the pass that it came from is looked for
+_REACH = 64  # graph nodes above an input that are searched for the pass that computed it
 
 
 class ForwardPass:
     """One call of the model, or of a part of it, from outside.
 
-    The layers of the pass carry it to their backward call in autograd's context, so it lives as long as its outputs can
-    be differentiated.
+    Its layers pass it to their backward calls in autograd's context, so it lives as long as its outputs can be
+    differentiated.
 
     Attributes:
-        batch: samples, the leading dimension at the first tapped layer that ran; None before. A layer that ran without
-            gradients counts only as long as none has started from data with gradients on.
+        batch: number of samples, the leading dimension at the first tapped layer that ran; None before. A layer that
+            ran without gradients counts only until one starts from data with gradients enabled.
         layers: names of the tapped layers in the order in which they ran.
-        differentiable: whether the call was made with gradients on.
+        differentiable: whether gradients were enabled at the call.
         recomputes: whether it runs inside a backward pass, as activation checkpoints do.
-        original: the pass that it runs again, once that is known.
-        opener: what opened it.
+        original: the pass that it recomputes, once known.
+        opener: the module whose call opened it.
     """
 
     def __init__(self, opener: "Passes | None" = None) -> None:
         self.opener = opener
         self.batch: int | None = None
-        self._preliminary = True  # whether `batch` is that of a layer that ran without gradients
+        self._preliminary = True  # whether `batch` comes from a layer that ran without gradients
         self.layers: list[str] = []
         self.differentiable = torch.is_grad_enabled()
         self.recomputes = backward_pass() != -1
@@ -41,9 +41,9 @@ class ForwardPass:
         self._inputs: dict[int, SharedInput] = {}  # by identity
 
     def input(self, x: Tensor) -> SharedInput:
-        """The record shared by the layers of this pass that are called with this very tensor."""
+        """The record shared by the layers of this pass that are called with this same tensor."""
         known = self._inputs.get(id(x))
-        if known is None or not known.of(x):  # another tensor may have taken its address
+        if known is None or not known.of(x):  # another tensor may have the same address by now
             known = self._inputs[id(x)] = SharedInput(x)
         known.layers += 1
         return known
@@ -52,10 +52,10 @@ class ForwardPass:
         """Records that a layer runs.
 
         Args:
-            layer: name.
+            layer: its name.
             batch: leading dimension of its input.
-            recorded: whether with gradients on. Without, it may be the first run of an activation checkpoint, or
-                something that is never differentiated (a teacher's view of other samples).
+            recorded: whether gradients are enabled. If not, it may be the first run of an activation checkpoint, or
+                something that is never differentiated (a teacher on other samples).
             from_data: whether its input needs no gradient, so that it does not follow a checkpoint.
         """
         if self.batch is None or (self._preliminary and recorded and from_data):
@@ -72,8 +72,8 @@ class ForwardPass:
 class Passes:
     """Opens a pass when a module that contains tapped layers is called from outside, and closes it with that call.
 
-    A call whose input comes directly from an earlier pass (the head after the body, a model whose `forward` was called
-    by name) continues that pass. Each thread has its own passes.
+    A call whose input comes directly from an earlier pass (a head after its body, a model whose `forward` was called
+    directly) continues that pass. Each thread has its own passes.
     """
 
     def __init__(self) -> None:
@@ -137,7 +137,7 @@ class Passes:
         return calls
 
     def _attach(self, one: ForwardPass, outputs: Iterable[Any]) -> None:
-        """Ties a pass to the graph of its outputs, which keeps it alive where all its layers are checkpointed."""
+        """Ties a pass to the graph of its outputs, which keeps it alive even if all its layers are checkpointed."""
         if one.layers and one.differentiable:
             for node in _nodes(outputs):
                 _metadata(node)[self] = one
@@ -164,12 +164,12 @@ class Passes:
 
 def _nodes(values: Iterable[Any]) -> list[Any]:
     """The graph nodes of those values that have one."""
-    with as_plain_tensors():  # a marked output (`PreActivation`) stays what it is
+    with as_plain_tensors():  # a marked output (`PreActivation`) stays marked
         return [node for node in (value.grad_fn for value in values if isinstance(value, Tensor)) if node is not None]
 
 
 def _leaves(tree: Any) -> Sequence[Any]:
-    """The leaves of a tree, which hardly ever is more than one tensor."""
+    """The leaves of a tree, usually a single tensor."""
     return (tree,) if isinstance(tree, Tensor) else tree_leaves(tree)
 
 
@@ -188,16 +188,16 @@ def _refuse_compiler(module: nn.Module) -> None:
 
 
 class Unrecorded:
-    """Passes in which a layer ran without gradients although the model was called with them, latest last.
+    """Passes in which a layer ran without gradients although they were enabled at the model's call, latest last.
 
-    Reentrant activation checkpoints do this, and run the layer again in the backward pass.
+    Reentrant activation checkpoints do this, and rerun the layer in the backward pass.
     """
 
     def __init__(self) -> None:
         self._passes: list[weakref.ref[ForwardPass]] = []
 
     def add(self, one: ForwardPass) -> None:
-        """Remembers a pass for as long as it can be differentiated."""
+        """Remembers a pass while it can be differentiated."""
         self._passes = [known for known in self._passes if known() is not None]
         self._passes.append(weakref.ref(one))
 
@@ -211,7 +211,7 @@ class Unrecorded:
 
 
 class _Gate:
-    """The hooks of one module; those of a copied module do nothing."""
+    """The hooks of one module; a copied module's do nothing."""
 
     def __init__(self, passes: Passes | None = None, module: nn.Module | None = None) -> None:
         self.passes = weakref.ref(passes) if passes is not None else lambda: None

@@ -10,14 +10,14 @@ from sibp.prox.operators import FeatureOperator
 
 
 class SharedInput:
-    """The input of one or more layers of a pass, as it was when they were called.
+    """The input of one or more layers of a pass, at the time of their calls.
 
-    The layers' backward calls find here the features that an earlier one has made, with the Gram matrix and its factors
-    (`FeatureOperator.kept`), until the last of them has been here. A backward pass that leaves some out keeps them
-    until the graph is freed.
+    The layers' backward calls share the features that the first of them creates, with the Gram matrix and its factors
+    (`FeatureOperator.kept`), until the last call has ended. If a backward pass skips some layers, they are kept until
+    the graph is freed.
 
     Attributes:
-        layers: calls with it.
+        layers: number of calls with this input.
     """
 
     def __init__(self, x: Tensor) -> None:
@@ -31,12 +31,12 @@ class SharedInput:
         return self._x() is x and self._version == version(x)
 
     def features(self, x: Tensor, key: Hashable, make: Callable[[], FeatureOperator]) -> FeatureOperator:
-        """A layer's features, made now or by an earlier layer with the same key.
+        """A layer's features, created now or by an earlier layer with the same key.
 
         Args:
             x: the input as the backward call has it, which a hook may have replaced.
-            key: what features depend on besides; None for a layer that shares nothing.
-            make: makes them.
+            key: what else the features depend on; None for a layer that shares nothing.
+            make: creates them.
         """
         if self.layers < 2 or key is None:
             return make()
@@ -48,7 +48,7 @@ class SharedInput:
         return known[1][key]
 
     def leave(self) -> None:
-        """A layer's backward call has ended; the last one frees the features."""
+        """Ends a layer's backward call; the last one frees the features."""
         self._visits += 1
         if self._visits >= self.layers:
             self._visits, known, self._known = 0, self._known, None

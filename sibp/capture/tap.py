@@ -1,9 +1,9 @@
 """Taps: how a layer's input, output and error signal reach the solver inside ordinary autograd.
 
-A `Tap` computes one layer's forward pass. The output is what it was before, but comes from an autograd Function whose
-backward call asks the optimizer for the layer's new weights, returns W_old - W_new (and b_old - b_new) as the
-parameters' gradients, and sends the error signal on through the weights that the method prescribes: the new ones for
-semi-implicit back propagation, the old ones for ProxBP.
+A `Tap` computes one layer's forward pass. The output is unchanged, but comes from an autograd Function whose backward
+call asks the optimizer for the layer's new weights, returns W_old - W_new (and b_old - b_new) as the parameters'
+gradients, and passes the error signal on through the weights that the method prescribes: the new ones for semi-implicit
+back propagation, the old ones for ProxBP.
 """
 
 import weakref
@@ -23,13 +23,13 @@ from sibp.internals import are_transforms_active, backward_pass, is_tracing, own
 
 
 class Owner(Protocol):
-    """The optimizer, as a tap sees it."""
+    """The part of the optimizer that taps need."""
 
     passes: Passes
     """The forward passes of its model."""
 
     def active(self) -> bool:
-        """Whether forward passes are to be tapped now."""
+        """Whether forward passes are tapped now."""
         ...
 
     def before_forward(self, layer: str) -> None:
@@ -49,15 +49,15 @@ class Owner(Protocol):
         ...
 
     def goes_back_through_new(self, tap: "Tap") -> bool:
-        """Whether the error signal travels on through the layer's new weights, or through its old ones."""
+        """Whether the error signal goes back through the layer's new weights, or else through the old ones."""
         ...
 
 
 class Tap:
     """Computes a layer's forward pass while an optimizer owns the layer.
 
-    The layer gets a subclass of its class, whose `forward` is the tap; copies and pickles of it have the original
-    class, and no optimizer.
+    The layer gets a subclass of its class, whose `forward` is the tap. Copies and pickles have the original class, and
+    no optimizer.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Tap:
         Args:
             name: of the module, for messages.
             module: the layer.
-            geometry: how it is a matrix product.
+            geometry: the layer as a matrix product.
             owner: the optimizer; only a weak reference is kept, so that dropping the optimizer frees the model.
             weight: whether the optimizer updates the layer's weight.
             bias: whether it updates the layer's bias.
@@ -89,7 +89,7 @@ class Tap:
         self._hooks: dict[str, list[torch.utils.hooks.RemovableHandle]] = {}
 
     def install(self) -> None:
-        """Taps the layer; an earlier optimizer loses it."""
+        """Taps the layer, taking it from an earlier optimizer."""
         earlier = tap_of(self.module)
         if earlier is not None:
             earlier.remove()
@@ -103,7 +103,7 @@ class Tap:
 
     @property
     def replaced(self) -> str | None:
-        """The parameter or method of the layer that was replaced since it was tapped; None if none was."""
+        """The parameter or method of the layer that has been replaced since it was tapped; None if none has."""
         held = own_parameters(self.module)
         for key, p in self.parameters.items():
             if held.get(key) is not p:
@@ -147,13 +147,13 @@ class Tap:
             input: of the layer.
 
         Raises:
-            RuntimeError: where the layer cannot be tapped: in a copy, in a compiled model, under `torch.func`.
+            RuntimeError: if the layer cannot be tapped here: in a copy, in a compiled model, under `torch.func`.
         """
         owner, plain = self.owner(), self._kind.forward
         if owner is None:
             self.remove()
         if owner is None or not owner.active() or not isinstance(input, Tensor):
-            return plain(module, input)  # whose error names an input that is not a tensor
+            return plain(module, input)  # its error names an input that is not a tensor
         if not torch.is_grad_enabled():
             self._run_unrecorded(owner, input)
             return plain(module, input)
@@ -195,7 +195,7 @@ class Tap:
             self._unrecorded.add(one)
 
     def _moves(self) -> bool:
-        """Whether a parameter is trained, and all are still the ones that were tapped."""
+        """Whether a parameter is trained, and none has been replaced."""
         held, moves = own_parameters(self.module), False
         for key, p in self.parameters.items():
             if held.get(key) is not p:
@@ -204,7 +204,7 @@ class Tap:
         return moves
 
     def _refuse(self, module: nn.Module, input: Tensor, method: str) -> None:
-        """Raises where the backward call could not be this layer's proximal update."""
+        """Raises if the backward call could not be this layer's proximal update."""
         here = f"layer '{self.name}'"
         if torch.compiler.is_compiling():
             raise RuntimeError(
@@ -252,7 +252,7 @@ class Tap:
         """Records a backward pass through the layer.
 
         Raises:
-            RuntimeError: under `create_graph=True`, or if the same backward pass has been here already.
+            RuntimeError: under `create_graph=True`, or if the same backward pass has already been through the layer.
         """
         if torch.is_grad_enabled():
             raise RuntimeError(
@@ -270,20 +270,20 @@ class Tap:
             del self._returned[min(self._returned)]
 
     def returns(self, key: str, gradient: Tensor) -> Tensor:
-        """Remembers which gradient was handed to autograd for a parameter, so that no other can slip in.
+        """Remembers the gradient returned to autograd for a parameter, in order to detect any other.
 
         Args:
             key: "weight" or "bias".
             gradient: the displacement p_old - p_new or the ordinary gradient, of the parameter's shape.
 
         Returns:
-            The gradient as it was given.
+            The gradient.
         """
         self._returned[backward_pass()][key] = (gradient.data_ptr(), version(gradient))
         return gradient
 
     def _guard(self) -> None:
-        """Registers hooks on the parameters that require gradients, which may have changed since the last call."""
+        """Registers hooks on the parameters that require gradients now."""
         this: weakref.ref[Tap] = weakref.ref(self)
         for key, parameter in self.parameters.items():
             if parameter.requires_grad and key not in self._hooks:
@@ -294,12 +294,12 @@ class Tap:
 
     @left_alone
     def before_accumulation(self, key: str, parameter: nn.Parameter, gradient: Tensor) -> None:
-        """Records a parameter's gradient, refusing one that did not come from the tap, or not only.
+        """Records a parameter's gradient; refuses one that is not entirely the tap's.
 
         Args:
             key: "weight" or "bias".
-            parameter: it is for.
-            gradient: what autograd is about to put into `.grad`, of the parameter's shape.
+            parameter: the parameter.
+            gradient: what autograd is about to add to `.grad`, of the parameter's shape.
 
         Raises:
             RuntimeError: if the parameter was used outside its layer's forward pass.
@@ -331,7 +331,7 @@ def tap_of(module: nn.Module) -> Tap | None:
 
 
 def _tapped(kind: type[nn.Module], tap: Tap) -> type[nn.Module]:
-    """A class like `kind`, and called like it, whose `forward` is the tap's; copies are of the class `kind`."""
+    """A subclass of `kind` with its name, whose `forward` is the tap's; copies are of the class `kind`."""
 
     def forward(self: nn.Module, input: Tensor) -> Tensor:
         return tap.forward(self, input)

@@ -1,4 +1,4 @@
-"""What all tapped optimizers share: taps on a model's layers, and the torch.optim contract."""
+"""Base of all tapped optimizers: taps on a model's layers, and the torch.optim contract."""
 
 import contextlib
 import copy
@@ -33,14 +33,13 @@ class Options(TypedDict, total=False):
 
     Attributes:
         params: parameters of the model or param group dicts, for settings of their own; default all.
-        fallback: makes the optimizer of the parameters that have no proximal subproblem, from a list of them; default
+        fallback: creates the optimizer of the parameters without a proximal subproblem from a list of them; default:
             Adam with learning rate 1e-3.
-        explicit: modules that are left to the fallback with all inside them: names as in `model.named_modules()`,
-            patterns of names ("blocks.*.norm"), or classes.
-        direction_only: only fill `.grad`, as the gradient of another optimizer; `step` is then that one's. For a torch
-            optimizer on top, `Preconditioned` is the whole of it.
-        data_parallel: every process holds a part of the batch, and all take the step of the whole batch together: True
-            for all processes of `torch.distributed`, or a process group of it. See docs/distributed.md.
+        explicit: modules that are left to the fallback, with everything inside them: names as in
+            `model.named_modules()`, patterns of names ("blocks.*.norm"), or classes.
+        direction_only: only fill `.grad`, for another optimizer that takes the steps; `Preconditioned` combines both.
+        data_parallel: each process holds a part of the batch, and all take the whole batch's step: True for all
+            processes of `torch.distributed`, or a process group. See docs/distributed.md.
     """
 
     params: Iterable[nn.Parameter] | Iterable[dict[str, Any]] | None
@@ -51,17 +50,19 @@ class Options(TypedDict, total=False):
 
 
 class TappedOptimizer(torch.optim.Optimizer):
-    """Base of the methods that solve layer by layer in the backward pass; see `SIBP` for the user's side.
+    """Base of the methods that solve layer by layer in the backward pass; see `SIBP` for how to use them.
 
     A backward pass leaves W_old - W_new in `.grad` of every parameter of a tapped layer (`sibp.capture.tap`), so
     `step` only subtracts it. Parameters without a proximal subproblem (norms, embeddings, layers with a custom
     `forward`) are in separate param groups, marked `update="explicit"`, and are stepped by a torch optimizer, the
-    fallback, whose state and groups are part of this one's. With `direction_only` they are in no group, but left to
+    fallback, whose state and groups are part of this one's. With `direction_only` they are in no group, and left to
     the optimizer that takes the steps.
 
     Attributes:
-        layers, groups: the tapped layers, and what keeps the proximal groups apart from those of the fallback.
-        passes, parallel: the model's forward passes, and the exchange between ranks, None in a single process.
+        layers: the tapped layers.
+        groups: separates the proximal groups from those of the fallback.
+        passes: the model's forward passes.
+        parallel: the exchange between ranks; None in a single process.
     """
 
     backward_weights: str = "old"
@@ -113,7 +114,7 @@ class TappedOptimizer(torch.optim.Optimizer):
 
     @abstractmethod
     def check(self, group: dict[str, Any]) -> None:
-        """Raises ValueError if a setting of the group is out of its range."""
+        """Raises ValueError if a setting of the group is out of range."""
 
     @abstractmethod
     def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
@@ -141,7 +142,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         return self.group_of(tap).get("backward_weights", self.backward_weights) == "new"
 
     def loss_terms(self, one: ForwardPass) -> float:
-        """What turns the loss's gradient into a sum over samples: the batch size for a mean, 1 for a sum."""
+        """The factor that turns the loss's gradient into a sum over samples: the batch size for a mean, 1 for a sum."""
         self._batch, average = one.batch, self.loss_average
         if average is True:
             return float(one.batch or 0)
@@ -149,7 +150,7 @@ class TappedOptimizer(torch.optim.Optimizer):
 
     @property
     def last_terms(self) -> int | None:
-        """How many terms the loss of the last pass averaged over, 0 for a sum; None if no layer has run."""
+        """Number of terms that the loss of the last pass averaged over, 0 for a sum; None if no layer has run."""
         return self._batch if self.loss_average is True else int(self.loss_average)
 
     def solve(self, tap: Tap, problem: LayerProblem) -> LayerUpdate:
@@ -173,10 +174,10 @@ class TappedOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Applies what the backward pass found: p <- p - p.grad for every parameter of a tapped layer.
+        """Applies the displacements: p <- p - p.grad for every parameter of a tapped layer.
 
-        With a `weight_decay` w, p is first multiplied by 1 - lr w, decoupled as in AdamW: the proximal step does not
-        see it. Parameters whose gradient is None stay as they are.
+        With a `weight_decay` w, p is first multiplied by 1 - lr w, decoupled from the subproblem as in AdamW.
+        Parameters whose gradient is None stay as they are.
 
         Args:
             closure: clears the gradients, computes the loss, calls `backward` and returns the loss.
@@ -185,8 +186,8 @@ class TappedOptimizer(torch.optim.Optimizer):
             The closure's loss, or None.
 
         Raises:
-            RuntimeError: if something else than displacements of this optimizer, each once, lies in `.grad` of a tapped
-                layer; if the layer belongs to another optimizer, or was replaced; if a GradScaler has scaled the loss.
+            RuntimeError: if `.grad` of a tapped layer holds anything but displacements of this optimizer, each added
+                once; if the layer belongs to another optimizer, or was replaced; if a GradScaler has scaled the loss.
         """
         if self.direction_only:
             raise RuntimeError(
@@ -217,7 +218,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         self.groups.fallback.step()
 
     def before_step(self) -> None:
-        """Refuses a `.grad` that `step` must not apply; also called by an optimizer that steps in place of this one.
+        """Refuses a `.grad` that `step` must not apply; also called by an optimizer that steps instead of this one.
 
         Raises:
             RuntimeError: see `step`.
@@ -230,11 +231,11 @@ class TappedOptimizer(torch.optim.Optimizer):
         self.layers.applied()
 
     def become_direction(self) -> dict[nn.Parameter, str | None]:
-        """Leaves all steps to an optimizer that holds this one, as `Preconditioned` does; `direction_only` from now on.
+        """Leaves all steps to an optimizer that wraps this one, such as `Preconditioned`, as with `direction_only`.
 
         Returns:
-            All parameters, in the model's order, with their names if they were given any. Those without a proximal
-            subproblem, which were the fallback's, get ordinary gradients.
+            All parameters, in the model's order, with their names if they have any. Those without a proximal
+            subproblem, formerly the fallback's, get ordinary gradients.
         """
         self.direction_only = True
         self.layers.release()
@@ -279,9 +280,9 @@ class TappedOptimizer(torch.optim.Optimizer):
         """Leaves parameters without a proximal subproblem to the fallback, or to the optimizer that takes the steps.
 
         Args:
-            params: of `new`.
-            new: what the user added.
-            settings: of their group, by the fallback's names.
+            params: a part of `new`.
+            new: the parameters that the user added.
+            settings: the group's settings, named as in the fallback.
         """
         self._average(params)
         if self.direction_only:
@@ -311,7 +312,7 @@ class TappedOptimizer(torch.optim.Optimizer):
             self._hooks += self.parallel.average_gradients(params, self)
 
     def _reset(self) -> None:
-        """Resets what is never saved: it belongs to this model and its running passes."""
+        """Resets what is never saved, because it belongs to this model and its running passes."""
         self.layers = LayerRegistry()
         self._checked: dict[int, tuple[Any, ...]] = {}  # settings of groups, by identity
         self.passes = Passes()
@@ -360,7 +361,7 @@ class TappedOptimizer(torch.optim.Optimizer):
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Inside, the model is untapped: gradients are those of the loss (if forward and backward are both inside)."""
+        """A context without taps: gradients are those of the loss (if forward and backward are both inside)."""
         before, self._paused = self._paused, True
         try:
             yield

@@ -1,4 +1,4 @@
-"""Refusing, in one clear sentence, what cannot work."""
+"""Checks of arguments, each with a one-sentence error."""
 
 import difflib
 import fnmatch
@@ -40,15 +40,15 @@ def check_group(group: dict[str, Any]) -> tuple[float, float]:
 
 
 def one_of(group: dict[str, Any], key: str, choices: tuple[str, ...]) -> str:
-    """A setting of a group that is one of several names.
+    """A setting of a group that must be one of several names.
 
     Args:
-        group: with the key.
-        key: of the setting.
+        group: the param group.
+        key: the setting.
         choices: the names.
 
     Raises:
-        ValueError: if it is none of them.
+        ValueError: if the setting is none of them.
     """
     if group[key] not in choices:
         raise ValueError(f"Invalid {key}: {group[key]!r}; choose one of {', '.join(map(repr, choices))}.")
@@ -58,17 +58,17 @@ def one_of(group: dict[str, Any], key: str, choices: tuple[str, ...]) -> str:
 def in_range(
     group: dict[str, Any], key: str, low: float, high: float = math.inf, *, open_at_low: bool = False
 ) -> float:
-    """A setting of a group, as a number from `low` (without it, if `open_at_low`) to below `high`.
+    """A setting of a group, as a number in [low, high), or in (low, high) if `open_at_low`.
 
     Args:
-        group: with the key.
-        key: of the setting.
-        low: smallest value.
-        high: what it has to stay below.
-        open_at_low: whether `low` itself is out.
+        group: the param group.
+        key: the setting.
+        low: the lower end of the range.
+        high: the upper end, excluded.
+        open_at_low: whether `low` is excluded, too.
 
     Raises:
-        ValueError: if it is not in there.
+        ValueError: if the setting is out of range.
     """
     value = _number(group, key)
     if not (low < value < high or (value == low and not open_at_low)):
@@ -82,12 +82,12 @@ def whole(group: dict[str, Any], key: str, most: int | None = None) -> int:
     """A setting of a group, as a whole number from 1 to `most`.
 
     Args:
-        group: with the key.
-        key: of the setting.
-        most: largest value, for what a step repeats or keeps that often; None if there is none.
+        group: the param group.
+        key: the setting.
+        most: the largest value; None if there is none.
 
     Raises:
-        ValueError: if it is not that.
+        ValueError: if the setting is no such number.
     """
     value = group[key]
     if type(value) is not int or value < 1 or (most is not None and value > most):
@@ -97,16 +97,16 @@ def whole(group: dict[str, Any], key: str, most: int | None = None) -> int:
 
 
 def checked_loss_average(value: Any) -> bool | int:
-    """What the loss averages over.
+    """A valid `loss_average`.
 
     Args:
-        value: as the user gave it: True, False or a whole number, in a tensor of one element if need be.
+        value: as the user passed it: True, False or a whole number, possibly as a tensor of one element.
 
     Returns:
         The bool or the number.
 
     Raises:
-        ValueError: if it is none of these. A number is 1 or more, and small enough for a float to count it.
+        ValueError: if it is none of these, below 1, or too large for a float to represent exactly.
     """
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         value = value.item()
@@ -122,10 +122,10 @@ def check_settings(**settings: float) -> None:
     """Refuses settings of torch's own optimizers that are out of their range; torch itself lets NaN pass.
 
     Args:
-        settings: by name: what is a share of the past (momentum, decay, ...) from 0 to below 1, all else 0 or more.
+        settings: by name; weights of the past (momentum, decay, ...) must be in [0, 1), all others at least 0.
 
     Raises:
-        ValueError: if one is out of its range.
+        ValueError: if one is out of range.
     """
     for key in settings:
         in_range(settings, key, 0, 1 if key in ("momentum", "decay", "beta1", "beta2") else math.inf)
@@ -135,7 +135,7 @@ def refuse_float16(model: nn.Module, reason: str) -> None:
     """Refuses a model with float16 weights.
 
     Args:
-        model: to be optimized.
+        model: the model to be optimized.
         reason: why the method cannot train it.
 
     Raises:
@@ -148,7 +148,7 @@ def refuse_float16(model: nn.Module, reason: str) -> None:
 
 def _number(group: dict[str, Any], key: str) -> float:
     value = group[key]
-    if type(value) is float:  # nearly always, in every layer of every step
+    if type(value) is float:  # the usual case, in every layer of every step
         return value
     single = not isinstance(value, torch.Tensor) or (value.numel() == 1 and not value.is_complex())
     if isinstance(value, bool) or not isinstance(value, int | float | torch.Tensor) or not single:
@@ -160,14 +160,14 @@ def _number(group: dict[str, Any], key: str) -> float:
 
 
 def chosen_modules(model: nn.Module, wanted: Iterable[str | type[nn.Module]]) -> tuple[str, ...]:
-    """Names of the modules that the user named.
+    """Names of the modules that the user selected.
 
     Args:
-        model: to be optimized.
+        model: the model to be optimized.
         wanted: names, patterns of names (as in a shell: "blocks.*.norm"), or classes of modules.
 
     Raises:
-        ValueError: if one of them fits no module.
+        ValueError: if one of them matches no module.
     """
     wanted = (wanted,) if isinstance(wanted, str | type) else tuple(wanted)
     modules = dict(model.named_modules())
@@ -193,8 +193,8 @@ def named(params: Any, method: str) -> tuple[list[nn.Parameter], dict[nn.Paramet
         method: name of the optimizer, for the message.
 
     Raises:
-        TypeError: if they are in a set, or are no tensors.
-        ValueError: if some have names and others not.
+        TypeError: if they are in a set, or not tensors.
+        ValueError: if only some have names.
     """
     if isinstance(params, set | frozenset):
         raise TypeError(f"{method}: params is a set, whose order differs from run to run; give a list.")
@@ -213,12 +213,12 @@ def check_loaded(state_dict: dict[str, Any], groups: list[dict[str, Any]], metho
     """Refuses the state of another optimizer.
 
     Args:
-        state_dict: to be loaded.
-        groups: of the optimizer that is to load it.
+        state_dict: the state to be loaded.
+        groups: param groups of the optimizer that loads it.
         method: its name.
 
     Raises:
-        ValueError: if the groups are not of the same method, one by one.
+        ValueError: if a group differs in method or kind of update.
     """
     loaded = state_dict["param_groups"]
     for place, (there, here) in enumerate(zip(loaded, groups, strict=False)):
@@ -249,14 +249,14 @@ def check_real(name: str, params: Iterable[nn.Parameter], method: str) -> None:
 
 
 def check_model(model: nn.Module, method: str) -> None:
-    """Refuses what cannot be tapped.
+    """Refuses models that cannot be tapped.
 
     Args:
-        model: to be optimized.
+        model: the model to be optimized.
         method: name of the optimizer, for the message.
 
     Raises:
-        TypeError: if it is not an `nn.Module`, or is one that runs elsewhere than in its own `forward`s.
+        TypeError: if it is not an `nn.Module`, or is compiled, scripted, replicated or sharded.
         ValueError: if a lazy module has not been run yet.
     """
     if not isinstance(model, nn.Module):

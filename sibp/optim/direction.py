@@ -1,10 +1,10 @@
-r"""Which way to go, before a search says how far: Muon's rule on the steps that the subproblems ask for, at low rank.
+r"""AutoSIBP's search direction: Muon's rule at low rank, applied to the steps that the subproblems ask for.
 
-A step asks most of the few directions of weight space along which a batch's features and error signals are large. Muon
-(Jordan et al. 2024, kellerjordan.github.io/posts/muon) makes all of them equal: of a running mean M = U S V^T of steps
-it takes U V^T. With M of 500 x 784 that costs several times as much as the training step, so here the columns of U are
-looked for in a space of `RANK` dimensions only, which follows M by a subspace iteration a step, as in Dion (Ahn et al.
-2025, arXiv 2504.05295). What is left out is the noise of single batches, which no step has in common with the next.
+A step is dominated by the few directions of weight space along which a batch's features and error signals are large.
+Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) gives all directions equal weight: it replaces a running
+mean M = U S V^T of steps by U V^T. For M of 500 x 784 that costs several times as much as the training step, so here U
+is restricted to a subspace of `RANK` dimensions, which follows M by one subspace iteration per step, as in Dion (Ahn et
+al. 2025, arXiv 2504.05295). The remainder is mostly noise of single batches, which consecutive steps do not share.
 """
 
 import torch
@@ -12,18 +12,18 @@ from torch import Tensor
 
 from sibp.optim.muon import POLYNOMIAL
 
-MEMORY = 0.5  # share of the mean of earlier steps in the mean with this one
+MEMORY = 0.5  # weight of earlier steps in the running mean
 RANK = 64
-ITERATIONS = 4  # of Newton and Schulz
-LONGER = 1.7  # the longest step, times the norm of what the subproblems ask for
+ITERATIONS = 4  # Newton-Schulz iterations
+LONGER = 1.7  # length of the longest step, in units of the step that the subproblems ask for
 
 
 def averaged(mean: Tensor, step: Tensor) -> Tensor:
-    """Adds a step to a running mean, and looks ahead as Nesterov does: to the mean with another step like this one.
+    """Adds a step to a running mean, and looks ahead like Nesterov: to the mean after another step like this one.
 
     Args:
-        mean: of the steps before, 0 if there was none; becomes MEMORY mean + (1 - MEMORY) step.
-        step: this one.
+        mean: of the earlier steps, initially 0; becomes MEMORY mean + (1 - MEMORY) step.
+        step: the current one.
 
     Returns:
         MEMORY mean + (1 - MEMORY) step, with the new mean.
@@ -32,16 +32,16 @@ def averaged(mean: Tensor, step: Tensor) -> Tensor:
 
 
 def orthogonal_rows(B: Tensor) -> Tensor:
-    """About U V^T of B = U S V^T, with singular values between 0.7 and 1.2.
+    """Approximately U V^T of B = U S V^T, with singular values between 0.7 and 1.2.
 
-    The Newton-Schulz iterations X <- (a + b X X^T + c (X X^T)^2) X all multiply B from the left, so that only the
-    product of these factors is iterated, with T = X X^T <- Q T Q: matrices of the size of the smaller side.
+    The Newton-Schulz iterations X <- (a + b X X^T + c (X X^T)^2) X all multiply B from the left, so it suffices to
+    iterate the product of these factors and T = X X^T <- Q T Q, which are matrices of the size of the smaller side.
 
     Args:
         B: (k, n), k <= n; of any scale.
 
     Returns:
-        As B; 0 for 0.
+        (k, n); zero for B = 0.
     """
     a, b, c = POLYNOMIAL
     B = B / B.abs().amax().clamp(min=torch.finfo(B.dtype).tiny)
@@ -56,22 +56,22 @@ def orthogonal_rows(B: Tensor) -> Tensor:
 
 
 def has_basis(shape: torch.Size) -> bool:
-    """Whether a matrix, or a kernel as a matrix with a row for each output channel, is larger than `RANK`."""
+    """Whether both sides of a weight as a matrix (a convolution's kernel: a row per output channel) exceed `RANK`."""
     return min(shape[0], shape[1:].numel()) > RANK
 
 
 def orthogonal(M: Tensor, basis: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """About U V^T of M = U S V^T, of the `RANK` largest singular values as far as the basis has found them.
+    """Approximately U V^T of M = U S V^T, restricted to the `RANK` leading singular vectors that the basis has found.
 
-    With P an orthonormal basis of M `basis`, it is P times `orthogonal_rows(P^T M)`.
+    That is P times `orthogonal_rows(P^T M)`, with P an orthonormal basis of M `basis`.
 
     Args:
-        M: (m, n), at least of single precision.
-        basis: (n, RANK), about the right singular vectors; 0 to begin with. None if a side of M is RANK or less: then
-            all singular values count.
+        M: (m, n), in single precision at least.
+        basis: (n, RANK), approximate right singular vectors; initially 0. None if a side of M is at most RANK: then all
+            singular values are used.
 
     Returns:
-        As M, and the basis for the next step.
+        (m, n), and the basis for the next step.
     """
     if basis is None:
         return (orthogonal_rows(M) if len(M) <= M.shape[1] else orthogonal_rows(M.T).T), None

@@ -1,4 +1,4 @@
-"""The optimizer of the parameters that have no proximal subproblem, as a part of a proximal one."""
+"""The optimizer of the parameters without a proximal subproblem, as a part of a proximal optimizer."""
 
 import inspect
 from collections.abc import Callable, Iterable
@@ -15,10 +15,10 @@ FALLBACK_LR = 1e-3
 
 
 def adam(lr: float) -> MakeFallback:
-    """Adam, which suits norms and embeddings with no other setting.
+    """Adam, whose defaults suit norms and embeddings.
 
     Args:
-        lr: its learning rate, >= 0.
+        lr: the learning rate, >= 0.
     """
     return partial(torch.optim.Adam, lr=lr)
 
@@ -30,7 +30,7 @@ class Fallback:
     """A torch optimizer whose param groups and state belong to another optimizer.
 
     Args:
-        make: makes it, from the first parameters.
+        make: creates it from the first parameters.
     """
 
     def __init__(self, make: MakeFallback | None) -> None:
@@ -41,12 +41,12 @@ class Fallback:
     def add(
         self, params: list[nn.Parameter], names: dict[nn.Parameter, str], options: dict[str, Any]
     ) -> dict[str, Any]:
-        """Adds parameters, as one group.
+        """Adds parameters as one group.
 
         Args:
-            params: that no group has yet.
-            names: of the parameters; empty if they have none.
-            options: settings of their own, by the fallback's names.
+            params: parameters that are in no group yet.
+            names: their names; empty if they have none.
+            options: settings of the group, named as in the fallback.
 
         Returns:
             The group.
@@ -63,21 +63,21 @@ class Fallback:
 
     @property
     def name(self) -> str:
-        """The optimizer's, for people."""
+        """The optimizer's name, for messages."""
         return type(self.optimizer).__name__
 
     @property
     def state(self) -> Any:
-        """The optimizer's state; empty before it is made."""
+        """The optimizer's state; empty before it exists."""
         return {} if self.optimizer is None else self.optimizer.state
 
     def share(self, groups: list[dict[str, Any]], state: Any) -> None:
-        """Binds to these groups and this state, which belong to the other optimizer."""
+        """Shares these groups and this state with the other optimizer, which owns them."""
         if self.optimizer is not None:
             self.optimizer.param_groups, self.optimizer.state = groups, state
 
     def step(self) -> None:
-        """Steps as a part of the other optimizer's step, for which global hooks have been called already."""
+        """Steps as a part of the other optimizer's step, which has already called torch's global hooks."""
         if self.optimizer is not None:
             step_within(self.optimizer)
 
@@ -88,10 +88,10 @@ class Fallback:
 
 
 def _stepped_alone(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The optimizer, if it steps without a closure: as a part of another one's step it gets none.
+    """The optimizer, if it can step without a closure, as a part of another optimizer's step must.
 
     Raises:
-        TypeError: if it needs one, as LBFGS does.
+        TypeError: if it needs a closure, like LBFGS.
     """
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
@@ -109,17 +109,17 @@ def evaluated(closure: Callable[[], Any] | None) -> Any:
 
 
 def step_within(optimizer: torch.optim.Optimizer, closure: Callable[[], Any] | None = None) -> Any:
-    """Steps an optimizer as a part of another one, for which global hooks have been called already.
+    """Steps an optimizer as a part of another one's step, which has already called torch's global hooks.
 
     Args:
-        optimizer: the part.
+        optimizer: the inner optimizer.
         closure: as for `step`.
 
     Returns:
-        What `step` returns.
+        The result of `step`.
     """
     step: Any = type(optimizer).step
-    # torch wraps `step` in what calls the hooks, and marks it so.
+    # torch wraps `step` in a function that calls the hooks, and marks it with an attribute.
     inner = step.__wrapped__ if getattr(step, "hooked", False) else step
     return inner(optimizer) if closure is None else inner(optimizer, closure)
 
@@ -127,10 +127,10 @@ def step_within(optimizer: torch.optim.Optimizer, closure: Callable[[], Any] | N
 class FollowingGroup(dict[str, Any]):
     """A param group of the fallback, whose learning rate follows schedules of the proximal groups in proportion.
 
-    A scheduler that multiplies (LambdaLR, StepLR, cosine) multiplies the fallback's own rate. One that writes the same
-    rate into all groups (OneCycleLR, a loop over `param_groups`) means the proximal ones: what it writes here becomes
-    the fallback's own rate times the written one over the schedule's highest ("max_lr"), or over the proximal rate at
-    the start.
+    A scheduler that multiplies rates (LambdaLR, StepLR, cosine) multiplies the fallback's own rate. A scheduler that
+    writes the same rate into all groups (OneCycleLR, a loop over `param_groups`) means that of the proximal groups: the
+    fallback's own rate is then multiplied by the written rate over the schedule's highest ("max_lr"), or over the
+    initial proximal rate.
 
     Attributes:
         leader: the first proximal group; None if there is none.
@@ -140,7 +140,7 @@ class FollowingGroup(dict[str, Any]):
 
     @classmethod
     def of(cls, group: dict[str, Any], leader: dict[str, Any] | None) -> "FollowingGroup":
-        """The group with a learning rate that follows `leader`'s."""
+        """The group, with a learning rate that follows that of `leader`."""
         following = group if isinstance(group, cls) else cls(group)
         if leader is not None and "lr" in group:
             following.setdefault("own_lr", float(group["lr"]))

@@ -1,4 +1,4 @@
-"""The param groups of a tapped optimizer: proximal ones, whose layers are solved, and explicit ones, the fallback's."""
+"""Param groups of a tapped optimizer: proximal ones, whose layers are solved for, and the fallback's explicit ones."""
 
 from collections.abc import Collection
 from typing import Any, NamedTuple
@@ -11,11 +11,11 @@ from sibp.optim.fallback import Fallback, FollowingGroup, MakeFallback
 
 
 class NewParameters(NamedTuple):
-    """Parameters that are to become one group, or two.
+    """Parameters that will form one group, or two.
 
     Attributes:
         params: all of them.
-        names: of the parameters; empty if they have none.
+        names: their names; empty if they have none.
         settings: the group's other entries.
     """
 
@@ -29,17 +29,17 @@ class NewParameters(NamedTuple):
 
 
 class ParamGroups:
-    """Separates the groups that are solved from those that the fallback steps.
+    """Separates the groups whose layers are solved for from those that the fallback steps.
 
     The groups themselves are in `optimizer.param_groups`, where torch and its schedulers expect them. The optimizer is
     an argument of each call: an attribute would be a reference cycle, which keeps a model in memory.
 
     Args:
-        make: makes the fallback; None for the default.
+        make: creates the fallback; None for the default.
 
     Attributes:
         fallback: steps the explicit groups.
-        left: parameters in no group, which another optimizer steps, with their names if they were given one.
+        left: parameters in no group, which another optimizer steps, with their names if they have any.
     """
 
     def __init__(self, make: MakeFallback | None) -> None:
@@ -49,11 +49,11 @@ class ParamGroups:
     def read(
         self, optimizer: torch.optim.Optimizer, param_group: dict[str, Any], known: Collection[nn.Parameter]
     ) -> NewParameters:
-        """A group as the user gave it.
+        """The user's param group, checked.
 
         Args:
-            optimizer: that is to have it.
-            param_group: the user's.
+            optimizer: the optimizer that will own it.
+            param_group: as the user passed it.
             known: the model's parameters.
 
         Raises:
@@ -81,10 +81,10 @@ class ParamGroups:
         """Gives parameters to the fallback, sharing group and state with it.
 
         Args:
-            optimizer: that has the group, too.
-            params: without a proximal subproblem.
-            new: with their names.
-            settings: of their group, by the fallback's names.
+            optimizer: the optimizer that owns the group.
+            params: parameters without a proximal subproblem.
+            new: the parameters that the user added, with their names.
+            settings: the group's settings, named as in the fallback.
         """
         group = self.fallback.add(params, new.names, settings)
         group["update"] = "explicit"
@@ -93,7 +93,7 @@ class ParamGroups:
         self.share(optimizer)
 
     def share(self, optimizer: torch.optim.Optimizer) -> None:
-        """Binds the fallback to the optimizer's explicit groups and state, at rates that follow the first group."""
+        """Shares the explicit groups and the state with the fallback; their learning rates follow the first group's."""
         groups = optimizer.param_groups
         leader = next((group for group in groups if group["update"] == "proximal"), None)
         optimizer.param_groups = [
@@ -111,13 +111,13 @@ class ParamGroups:
                     group.setdefault(key, value)
 
     def leave_explicit(self, optimizer: torch.optim.Optimizer) -> tuple[list[int], dict[nn.Parameter, str | None]]:
-        """Leaves the explicit groups to an optimizer that holds this one.
+        """Leaves the explicit groups to an optimizer that wraps this one.
 
         Args:
-            optimizer: with the groups.
+            optimizer: the owner of the groups.
 
         Returns:
-            The places of the groups that stay, and the names of all parameters, of these and of those.
+            The indices of the remaining groups, and the names of all parameters, remaining or not.
         """
         names, groups = dict(self.left), optimizer.param_groups
         for group in groups:

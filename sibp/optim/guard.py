@@ -36,8 +36,8 @@ class PeerOptions(TargetOptions, total=False):
     """Those of peers that leave some parameters to a fallback optimizer.
 
     Attributes:
-        fallback: makes the optimizer of the parameters of other than linear layers and convolutions; see `SIBP`.
-        explicit: modules that are left to the fallback with all inside them; see `SIBP`.
+        fallback: creates the optimizer of all parameters outside linear layers and convolutions; see `SIBP`.
+        explicit: modules that are left to the fallback, with everything inside them; see `SIBP`.
     """
 
     fallback: MakeFallback | None
@@ -52,7 +52,7 @@ class GuardedOptimizer(TappedOptimizer):
     Args:
         model: any module.
         defaults: the method's own settings of a param group, "lr" among them.
-        **options: what all share.
+        **options: the options that all methods share.
 
     Raises:
         TypeError: for an option that the method does not have.
@@ -73,7 +73,7 @@ class GuardedOptimizer(TappedOptimizer):
         super().__init__(model, defaults=defaults, **given)
 
     def check(self, group: dict[str, Any]) -> None:
-        """Raises ValueError if a setting of the group is out of its range; a method adds its own."""
+        """Raises ValueError if a setting of the group is out of range; methods add their own checks."""
         in_range(group, "lr", 0)
         in_range(group, "weight_decay", 0)
 
@@ -112,7 +112,7 @@ class GuardedOptimizer(TappedOptimizer):
         self._warned: set[str] = set()
 
     def warn(self, tap: Tap) -> None:
-        """Names a layer whose step was left out, the first time."""
+        """Warns about a layer whose step was skipped, once."""
         if tap.name not in self._warned:
             self._warned.add(tap.name)
             warnings.warn(
@@ -139,10 +139,10 @@ def _finite(t: Tensor) -> Flag:
 
 
 def finite_or(value: Tensor, otherwise: Callable[[], Tensor]) -> Tensor:
-    """The value, if all of its entries are finite, else what `otherwise` gives: a tensor of its shape."""
+    """The value, if all of its entries are finite, else the result of `otherwise`, of the same shape."""
     return choose(all_finite(value), lambda: value, otherwise)
 
 
 def nan_unless(finite: Flag, step: Tensor) -> Tensor:
-    """The step, or NaN in its place, which `GuardedOptimizer` then skips."""
+    """The step if `finite`, else NaN, which `GuardedOptimizer` skips."""
     return choose(finite, lambda: step, lambda: torch.full_like(step, torch.nan))

@@ -34,8 +34,8 @@ def new_taps(owner: Owner, params: Iterable[nn.Parameter], owners: Owners, expli
     Args:
         owner: the optimizer.
         params: parameters of one group.
-        owners: of all of the model's parameters.
-        explicit: names of modules that get none, nor anything inside them.
+        owners: the modules that hold each of the model's parameters.
+        explicit: names of modules that get no taps, nor anything inside them.
 
     Raises:
         ValueError: if a layer's weight and bias would be in different groups.
@@ -71,11 +71,11 @@ def _forward_is_its_own(module: nn.Module) -> bool:
 
 
 def containers(model: nn.Module, taps: Iterable[Tap]) -> list[nn.Module]:
-    """The modules of the model that contain tapped layers, a tapped layer not being one itself.
+    """The modules of the model that contain tapped layers, without the layers themselves.
 
     Args:
-        model: the optimizer's.
-        taps: on its layers.
+        model: the optimizer's model.
+        taps: the taps on its layers.
     """
     tapped = {id(tap.module) for tap in taps}
     return [
@@ -91,14 +91,14 @@ def summary_table(
     """A table of all modules that hold parameters.
 
     Args:
-        model: the optimizer's.
+        model: the optimizer's model.
         tapped: (followed by, solver) of every layer that is updated proximally.
         mine: identities of the parameters in the optimizer's groups.
-        replaced: names of tapped layers that were replaced, or tapped by another optimizer, since.
+        replaced: names of tapped layers that have since been replaced, or tapped by another optimizer.
         method: the optimizer's name.
 
     Returns:
-        Lines of text: layer, kind, parameters, what follows, solver, update.
+        Lines of text: layer, kind, parameters, following activation, solver, update.
     """
     owners = parameter_owners(model)
     rows = [("layer", "kind", "parameters", "followed by", "solver", "update")]

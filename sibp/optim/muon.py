@@ -21,7 +21,7 @@ def orthogonal(G: Tensor) -> Tensor:
         G: a matrix (m, n).
 
     Returns:
-        About U V^T of G = U S V^T, in bfloat16.
+        Approximately U V^T of G = U S V^T, in bfloat16.
     """
     X = G.bfloat16()
     X = X.T if len(G) > G.shape[1] else X
@@ -81,7 +81,7 @@ class Muon(torch.optim.Optimizer):
 def build(model: nn.Module, *, lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
     """Muon on the weights of linear layers but the last; AdamW on biases, norms, kernels and the last layer.
 
-    So Muon's authors use it, but for convolutions: here it takes two-dimensional weights only.
+    This is how Muon's authors use it, except for convolutions: here it takes two-dimensional weights only.
 
     Args:
         model: as configs name them.

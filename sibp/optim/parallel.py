@@ -1,12 +1,13 @@
-"""Data parallel training: every rank holds a part of the batch, and all solve the subproblems of the whole batch.
+"""Data parallel training: every rank holds a part of the batch, and all solve the whole batch's subproblems.
 
-A layer's subproblem couples all rows of the batch: an average of the ranks' own solutions would solve another one. Of
-two ways to share it, each layer takes the one that moves fewer bytes (`docs/distributed.md` has the byte counts):
+A layer's subproblem couples all rows of the batch: averaging the ranks' own solutions would solve a different problem.
+There are two ways to share it, of which each layer uses the one that moves fewer bytes (`docs/distributed.md` has the
+byte counts):
 
-    gather  every rank gets all rows of A, solves for its share of the output units (which are independent), and the
-            coefficients of the displacement are gathered: little for small batches and wide layers
-    sum     every rank keeps its rows; what the solver sums over rows (Phi^T Phi, Phi^T R, squared residuals) is summed
-            over ranks, and all solve for all output units: little for convolutions and large batches
+    gather  every rank gets all rows of A and solves for its share of the output units (which are independent); the
+            coefficients of the displacement are gathered. Cheap for small batches and wide layers.
+    sum     every rank keeps its rows; the solver's sums over rows (Phi^T Phi, Phi^T R, squared residuals) are completed
+            over ranks, and all solve for all output units. Cheap for convolutions and large batches.
 """
 
 import math
@@ -34,7 +35,7 @@ class Plan:
 
     Attributes:
         way: "gather" or "sum".
-        received: bytes that each rank gets from others for it.
+        received: bytes that each rank receives from others for it.
     """
 
     way: str
@@ -61,10 +62,10 @@ def plan(
         size: columns of Phi.
         neurons: m.
         groups: of a convolution, each with matrices of these sizes.
-        known: whether iterations are taken on an activation, which needs both Z and D.
+        known: whether the solver iterates on an activation, which needs both Z and D.
         solver: "exact" for closed forms, "cg" with its iterations, or "gradient".
         itemsize: bytes of a number.
-        by_row: whether the activation is another one in every row: then rows have to stay where they are.
+        by_row: whether the activation differs between rows, which must then stay where they are.
     """
     ranks, N, K = len(rows), sum(rows), solver.iterations
     width, longest = units_of_each(neurons, ranks), max(rows)
@@ -81,23 +82,23 @@ def plan(
 
 
 class Averaging(Protocol):
-    """The optimizer, as the averages of gradients see it."""
+    """The part of the optimizer that averaging of gradients needs."""
 
     loss_average: bool | int
 
     @property
     def last_terms(self) -> int | None:
-        """How many terms the loss of the last pass averaged over."""
+        """Number of terms that the loss of the last pass averaged over."""
         ...
 
     def active(self) -> bool:
-        """Whether what backward passes leave is this optimizer's."""
+        """Whether the optimizer uses the results of backward passes now."""
         ...
 
 
 @dataclass
 class DataParallel:
-    """Lets ranks solve the subproblems of their batches together.
+    """Lets ranks solve the subproblems of their common batch together.
 
     Attributes:
         exchange: between the ranks.
@@ -109,7 +110,7 @@ class DataParallel:
 
     @classmethod
     def of(cls, wanted: object, method: str) -> Self | None:
-        """What the user's `data_parallel` says: True for all processes, or a process group; None if there is but one.
+        """The exchange for the user's `data_parallel` (True or a process group); None if there is only one process.
 
         Raises:
             TypeError: if it is neither.
@@ -131,10 +132,10 @@ class DataParallel:
         return None if exchange.size == 1 else cls(exchange)
 
     def start(self, model: nn.Module) -> None:
-        """Gives all ranks the parameters and buffers of the first.
+        """Copies the first rank's parameters and buffers to all ranks.
 
         Raises:
-            ValueError: if the ranks' models differ in more than numbers.
+            ValueError: if the ranks' models differ in more than their values.
         """
         tensors = [*model.named_parameters(), *model.named_buffers()]
         mine = [f"{name} {tuple(t.shape)} {t.dtype}" for name, t in tensors]
@@ -155,12 +156,12 @@ class DataParallel:
 
         Args:
             problem: with this rank's rows.
-            solver: what will be done with it.
+            solver: the solver that will be used.
             lr: eta.
             prox_weight: lam.
 
         Raises:
-            RuntimeError: if the ranks are not at the same layer with the same settings.
+            RuntimeError: if the ranks are at different layers, or have different settings.
         """
         features, m, known = problem.features, problem.D_z.shape[-1], problem.activation is not None
         summed = replace(
@@ -192,10 +193,10 @@ class DataParallel:
         """The loss of all ranks' batches together, from that of this rank's; the same number on all.
 
         Args:
-            loss: of this rank.
-            terms: that it averages over.
-            mean: whether it is an average, and not a sum.
-            device: that the ranks exchange tensors on.
+            loss: this rank's loss.
+            terms: number of terms that it averages over.
+            mean: whether it is a mean; else it is a sum.
+            device: for the exchange.
         """
         if not mean:
             return float(self.exchange.sum(torch.tensor([loss], dtype=torch.float64, device=device)))
@@ -207,9 +208,9 @@ class DataParallel:
         """The gradient of the loss of all ranks' batches together, from that of this rank's.
 
         Args:
-            gradient: of this rank's loss, of the parameter's shape.
-            terms: that this rank's loss averages over.
-            mean: whether the loss is an average, and not a sum.
+            gradient: of this rank's loss, in the parameter's shape.
+            terms: number of terms that this rank's loss averages over.
+            mean: whether the loss is a mean; else it is a sum.
         """
         if not mean:
             return self.exchange.sum(gradient)
@@ -220,14 +221,14 @@ class DataParallel:
     def average_gradients(
         self, params: Iterable[nn.Parameter], owner: "Averaging"
     ) -> list[torch.utils.hooks.RemovableHandle]:
-        """Has backward passes leave the gradient of all ranks' loss in the `.grad` of parameters.
+        """Makes backward passes leave the gradient of all ranks' loss in the parameters' `.grad`.
 
         Args:
-            params: without a proximal subproblem; those that need no gradient are left alone.
+            params: parameters without a proximal subproblem; those that need no gradient are ignored.
             owner: the optimizer; only a weak reference is kept.
 
         Returns:
-            The hooks that do it.
+            The hooks' handles.
         """
         this = weakref.ref(owner)
 
@@ -254,7 +255,7 @@ class DataParallel:
         return _all_rows(columns, rows)[..., :mine]
 
     def _agree(self, problem: LayerProblem, solver: Solver, lr: float, prox_weight: float) -> list[int]:
-        """The rows of every rank, once it is sure that all are about to do the same."""
+        """The number of rows of every rank, after checking that all are about to do the same."""
         features, s = problem.features, problem.activation
         mine = {
             "layer": zlib.crc32(problem.name.encode()),
@@ -281,12 +282,12 @@ class DataParallel:
 
 
 def _lengthened(X: Tensor, rows: int) -> Tensor:
-    """X with rows of zeros below: collectives want the same shape from all."""
+    """X with rows of zeros appended: collectives need the same shape on all ranks."""
     return X if X.shape[-2] == rows else F.pad(X, (0, 0, 0, rows - X.shape[-2]))
 
 
 def _all_rows(parts: Tensor, rows: list[int]) -> Tensor:
-    """(..., N, c) from (ranks, ..., longest, c), without the rows that were added."""
+    """(..., N, c) from (ranks, ..., longest, c), without the appended rows."""
     return torch.cat([part[..., :N, :] for part, N in zip(parts, rows, strict=True)], -2)
 
 
@@ -296,7 +297,7 @@ def refuse_averaging(method: str) -> None:
     Raises:
         RuntimeError: if there is more than one process.
     """
-    # Private: there is no public sign that the wrapper's forward pass is running.
+    # Private: nothing public says that the wrapper's forward pass is running.
     ddp = DistributedDataParallel._get_active_ddp_module()
     if ddp is not None and dist.get_world_size(ddp.process_group) > 1:
         raise RuntimeError(

@@ -40,9 +40,9 @@ class Preconditioned(torch.optim.Optimizer):
     optimizer on their ordinary gradients; the direction's fallback is not used.
 
     Args:
-        direction: `SIBP(model, ...)`, `ProxBP` or any other method of `sibp.optim` that has no line search; it
-            must not be stepped itself any more.
-        outer: makes the outer optimizer from a list of all parameters of the direction, in the model's order. It may
+        direction: `SIBP(model, ...)`, `ProxBP` or any other method of `sibp.optim` without a line search; do not step
+            it yourself any more.
+        outer: creates the outer optimizer from a list of all parameters of the direction, in the model's order. It may
             split them into groups, and add parameters that the direction does not have.
 
     Attributes:
@@ -50,7 +50,7 @@ class Preconditioned(torch.optim.Optimizer):
         outer: takes the steps; its `param_groups` and `state` are shared.
 
     Raises:
-        TypeError: `direction` is not such an optimizer, or `outer` does not make a torch optimizer.
+        TypeError: `direction` is not such an optimizer, or `outer` does not return a torch optimizer.
         ValueError: the direction has a line search, a weight decay or a fallback of its own, or the outer optimizer
             does not step all of its parameters.
     """
@@ -77,13 +77,13 @@ class Preconditioned(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Steps the outer optimizer on the displacements of one backward pass or more.
+        """Steps the outer optimizer on the displacements of one or more backward passes.
 
         Args:
             closure: clears the gradients, computes the loss, calls `backward` and returns the loss.
 
         Returns:
-            What the outer optimizer's `step` returns: the closure's loss, or None.
+            The result of the outer optimizer's `step`: the closure's loss, or None.
 
         Raises:
             RuntimeError: if `.grad` of a layer of the direction holds anything but its displacements, each once;
@@ -126,7 +126,7 @@ class Preconditioned(torch.optim.Optimizer):
                 "direction" a dict of the direction's settings, if they differ from its defaults.
 
         Raises:
-            TypeError, ValueError: as both optimizers do; parameters that one of them already has are refused.
+            TypeError, ValueError: like both optimizers, for example if one of them already has the parameters.
         """
         if "direction" not in vars(self):  # called by the constructor, for groups that both already have
             super().add_param_group(param_group)
@@ -144,16 +144,15 @@ class Preconditioned(torch.optim.Optimizer):
     # -- state ------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The outer optimizer's state and groups as torch has them, and the direction's under "direction"."""
+        """The outer optimizer's state and groups in torch's format, and the direction's under "direction"."""
         return {**super().state_dict(), "direction": self.direction.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads what `state_dict` returned.
+        """Loads a `state_dict`.
 
         Args:
-            state_dict: of the same direction in the same outer optimizer, for a model of the same layers. Where
-                "direction" was left out (as by `torch.distributed.checkpoint`), SIBP and ProxBP keep their present
-                settings.
+            state_dict: of the same direction in the same outer optimizer, for a model of the same layers. Without
+                "direction" (which `torch.distributed.checkpoint` drops), SIBP and ProxBP keep their settings.
 
         Raises:
             ValueError: if it is of another optimizer or model, or lacks the direction's running statistics.

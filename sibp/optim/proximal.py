@@ -24,15 +24,15 @@ from sibp.prox.outputs import share_of_nonzeros
 from sibp.prox.scalars import Scalar
 from sibp.prox.status import Measure
 
-# An absurd step: this many times the layer's norm, and above this root mean square per entry.
+# A step is absurd above this multiple of the layer's norm and this root mean square per entry.
 _ABSURD_CHANGE, _ABSURD_SIZE = 100.0, 1.0
 
 
-_AFTER_REFUSAL = 0.1  # of the first trial: where the next search begins after one that found nothing
+_AFTER_REFUSAL = 0.1  # of the first trial: where the next search begins after a refused step
 
 
 class ProximalOptimizer(TappedOptimizer):
-    """Base of the proximal methods; see `SIBP` for the arguments and the user's side."""
+    """Base of the proximal methods; see `SIBP` for the arguments and how to use them."""
 
     solvers: ClassVar[tuple[str, ...]] = ()
     activation_inside: ClassVar[bool] = False
@@ -60,10 +60,10 @@ class ProximalOptimizer(TappedOptimizer):
     def update(
         self, problem: LayerProblem, solver: Solver, eta: float, prox_weight: float
     ) -> tuple[LayerUpdate, Measure]:
-        """One layer's update by the method, eta in units of the problem's error signals; a pure function."""
+        """One layer's update, for eta in units of the problem's error signals; a pure function."""
 
     def check(self, group: dict[str, Any]) -> None:
-        """Raises ValueError if a setting of the group is out of its range, or names no solver."""
+        """Raises ValueError if a setting of the group is out of range, or the solver is unknown."""
         check_group(group)
         one_of(group, "backward_weights", ("new", "old"))
         one_of(group, "prox_weight_scaling", ("absolute", "relative"))
@@ -102,26 +102,26 @@ class ProximalOptimizer(TappedOptimizer):
         evaluate: Evaluate | None = None,
         loss: Tensor | float | None = None,
     ) -> Any:
-        """Applies the displacements; with a line search, as far as the loss does not rise.
+        """Applies the displacements; with a line search, shortened so that the loss does not rise.
 
-        A search covers the whole step, with weight decay and with what the fallback does to its parameters. If no
-        length is found, all weights stay exactly what they were. Trials leave buffers and random numbers alone.
+        The search covers the whole step, including weight decay and the fallback's step. If no length is acceptable,
+        all weights stay exactly as they were. Trials restore buffers and the random state.
 
         Args:
             closure: clears the gradients, computes the loss, calls `backward` and returns the loss. With a line search,
-                trials call it too, at the price of a backward pass each.
-            evaluate: the loss again, at the weights that the model has when it is called; it is called with gradients
-                disabled. For accumulated gradients, the loss of all their batches.
-            loss: what `evaluate` gives at the present weights, if known; it saves one call. Leave it out if the model
-                draws random numbers (dropout), which trials share among them but not with the pass before.
+                trials call it too, at the cost of a backward pass each.
+            evaluate: returns the loss at the model's weights at the time of the call; gradients are disabled. For
+                accumulated gradients, the loss of all their batches.
+            loss: the value of `evaluate` at the current weights, if known; saves one call. Omit it if the model uses
+                random numbers (dropout): all trials share the same ones, the preceding pass does not.
 
         Returns:
             The closure's loss, or None.
 
         Raises:
-            RuntimeError: if a line search has nothing to evaluate, or a closure that evaluates a part of what was
-                accumulated; and see `TappedOptimizer.step`.
-            ValueError: if there is something to evaluate and no line search.
+            RuntimeError: if a line search has neither `evaluate` nor a closure, or if the closure evaluates only a part
+                of the accumulated batches; see also `TappedOptimizer.step`.
+            ValueError: if `evaluate` or `loss` is given without a line search.
         """
         if not self.line_search:
             if evaluate is not None:
@@ -157,7 +157,7 @@ class ProximalOptimizer(TappedOptimizer):
     def _step_along(
         self, evaluate: Evaluate | None, closure: Callable[[], Any] | None, loss: Tensor | float | None
     ) -> None:
-        """One step, of the length that the search chooses."""
+        """Takes a step of the length that the search chooses."""
         proximal, explicit = self._moving("proximal"), self._moving("explicit")
         if evaluate is None:
             if closure is None:
@@ -176,7 +176,7 @@ class ProximalOptimizer(TappedOptimizer):
         self._outcome = (outcome, before)
 
     def _leave_out(self, loss: float) -> None:
-        """Skips the step of a loss that is not finite: it changes no weight, memory or outer state."""
+        """Skips the step if the loss is not finite: no weights and no state change."""
         self._outcome = (Outcome(0.0, loss, 0, 0.0, math.nan, SearchStatus.REFUSED), loss)
         if "" not in self._warned:
             self._warned.add("")
@@ -188,13 +188,13 @@ class ProximalOptimizer(TappedOptimizer):
             )
 
     def search(self, trials: Trials, before: float) -> Outcome:
-        """The length of the step: all of it, or what is left after halving it while the loss rises.
+        """The length of the step: the whole step, halved while it raises the loss.
 
         The first trial is at most twice as long as the last step.
 
         Args:
             trials: the losses along the step.
-            before: the loss where it starts.
+            before: the loss before the step.
         """
         memory = self._search_memory()
         trials.expected = first = min(1.0, 2 * memory["search_length"])
@@ -203,12 +203,12 @@ class ProximalOptimizer(TappedOptimizer):
         return outcome
 
     def search_stats(self) -> dict[str, float]:
-        """What the line search of the last step did; empty before the first.
+        """Metrics of the last step's line search; empty before the first step.
 
         Returns:
-            `step` (taken, as a share of what the subproblems ask for), `trials` (evaluations, without one for the loss
-            before the step), `decrease` (of the loss), `predicted_decrease` (by the parabola; NaN where there was none)
-            and `status` (a `sibp.optim.search.SearchStatus`).
+            `step` (its length, as a share of the step that the subproblems ask for), `trials` (evaluations, not
+            counting the loss before the step), `decrease` (of the loss), `predicted_decrease` (by the parabola; NaN
+            without one) and `status` (a `sibp.optim.search.SearchStatus`).
         """
         if self._outcome is None:
             return {}
@@ -227,7 +227,7 @@ class ProximalOptimizer(TappedOptimizer):
         return [p for group in groups for p in group["params"] if p.grad is not None]
 
     def _search_memory(self) -> dict[str, Any]:
-        """A search's memory between steps; part of the state of the first parameter."""
+        """The search's state between steps; stored with the first parameter."""
         first = next((g["params"][0] for g in self.param_groups if g["update"] == "proximal"), None)
         memory = {} if first is None else self.state[first]
         for key, value in self.search_start.items():
@@ -235,7 +235,7 @@ class ProximalOptimizer(TappedOptimizer):
         return memory
 
     def begin_search(self) -> None:
-        """Makes what a search keeps from step to step."""
+        """Creates the search's state."""
         self._search_memory()
 
     def _nothing_to_apply(self) -> bool:
@@ -244,11 +244,11 @@ class ProximalOptimizer(TappedOptimizer):
         return not any(p.grad is not None and p.grad.any() for p in params)
 
     def __getstate__(self) -> dict[str, Any]:
-        """With the constructor's setting."""
+        """Includes the constructor's setting."""
         return {**super().__getstate__(), "line_search": self.line_search}
 
     def _of_all_ranks(self, value: float) -> float:
-        """A loss, or its slope, over all ranks' batches, so that all ranks decide alike."""
+        """Averages a loss or a slope over all ranks, so that all make the same decision."""
         if self.parallel is None:
             return value
         device = self.param_groups[0]["params"][0].device
@@ -260,10 +260,10 @@ class ProximalOptimizer(TappedOptimizer):
         """Warns once for each layer whose solve failed, or whose step is absurdly long."""
         change = update.most_change
         if change is None or isinstance(change, Tensor) or change <= _ABSURD_SIZE**2:
-            return  # on an accelerator, looking would make it wait
+            return  # reading values would synchronise an accelerator
         numbers = sum(p.numel() for p in tap.parameters.values())
         if change <= _ABSURD_SIZE**2 * numbers or self.line_search or tap.name in self._warned:
-            return  # a search shortens it
+            return  # the search shortens it
         advice = f"Lower lr or raise prox_weight of {type(self).__name__}. (Said once for each layer.)"
         if not math.isfinite(change):
             self._warned.add(tap.name)
@@ -328,11 +328,11 @@ class ProximalOptimizer(TappedOptimizer):
 
 
 def builder(method: Callable[..., ProximalOptimizer], backward_weights: str) -> Callable[..., ProximalOptimizer]:
-    """The factory that configs call; its keyword arguments are the config's keys.
+    """The function that configs call to build a method; its keyword arguments are the config's keys.
 
     Args:
         method: the optimizer's class.
-        backward_weights: the method's own, for a config that does not say.
+        backward_weights: the default if a config does not set it.
     """
 
     def build(

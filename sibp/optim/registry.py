@@ -24,9 +24,9 @@ class LayerRegistry:
         """Taps a layer.
 
         Args:
-            tap: for the layer, not yet installed.
-            place: of its group in `param_groups`.
-            keeper: the optimizer, if nothing else may hold a reference to it because it is never stepped.
+            tap: the layer's tap, not yet installed.
+            place: index of its group in `param_groups`.
+            keeper: the optimizer, if nothing else may reference it because it is never stepped.
         """
         self.taps[tap.name], self.places[tap.name] = tap, place
         tap.keeps = keeper
@@ -47,10 +47,10 @@ class LayerRegistry:
             tap.remove()
 
     def replaced(self, model: nn.Module) -> set[str]:
-        """Names of layers that were replaced, or tapped by another optimizer, since.
+        """Names of layers that have since been replaced, or tapped by another optimizer.
 
         Args:
-            model: the optimizer's.
+            model: the optimizer's model.
         """
         modules = dict(model.named_modules())
         return {

@@ -1,8 +1,8 @@
 """How far to go along a step: pure functions of the loss phi(alpha) at p_old + alpha (p_new - p_old), 0 <= alpha <= 1.
 
-What is taken was tried, and a length that raises the loss is never taken. Among those that do not, the minimum of a
-parabola through phi(0), phi'(0) and one trial is looked for. The trial is a long one on purpose: near alpha = 0 a loss
-curves more than it does further out, and the minimum that a short trial predicts is several times too near.
+Every length is tried before it is taken, and one that raises the loss is never taken. Among the others, the search
+aims at the minimum of the parabola through phi(0), phi'(0) and one trial. That trial is deliberately long: near
+alpha = 0 a loss curves more than further out, so a short trial predicts a minimum that is several times too near.
 """
 
 import math
@@ -11,33 +11,33 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 Phi = Callable[[float], float]
-"""The loss at a length alpha; NaN or infinite where the weights are of no use."""
+"""The loss at a length alpha; NaN or infinite where the weights are useless."""
 
-MAX_TRIALS = 12  # of ever shorter steps, before a step is refused
+MAX_TRIALS = 12  # ever shorter, before the step is refused
 _SHORTEST, _HALF, _UNKNOWN = 0.05, 0.5, 0.1  # factors from one trial to the next
-_FARTHEST = 4.0  # how many times the longest trial a parabola may be followed
-_GAIN, _LEAST_TRUST = 0.5, 1e-3  # how fast trust moves, and its lower end
+_FARTHEST = 4.0  # a parabola is trusted up to this multiple of the trial
+_GAIN, _LEAST_TRUST = 0.5, 1e-3  # how fast trust changes, and its lower limit
 
 
 class SearchStatus(IntEnum):
     """How a search ended."""
 
-    TAKEN = 0  # with the first length that was tried
-    SHORTENED = 1  # after lengths that raised the loss
-    REFUSED = 2  # no length was found; the weights stay
+    TAKEN = 0  # the first length tried
+    SHORTENED = 1  # longer ones raised the loss
+    REFUSED = 2  # no acceptable length: the weights stay
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
-        alpha: the length to take; 0 if none was found.
+        alpha: the length to take; 0 if none is acceptable.
         loss: phi(alpha).
-        trials: how often phi was evaluated.
-        optimum: where the parabola has its minimum, within [0, 1]; `alpha` where there was no parabola.
-        predicted: the decrease of the loss that the parabola predicts at `alpha`; NaN where there was none.
-        status: how it ended.
+        trials: number of evaluations of phi.
+        optimum: the minimum of the parabola, clamped to [0, 1]; `alpha` without a parabola.
+        predicted: the decrease of the loss that the parabola predicts at `alpha`; NaN without one.
+        status: how the search ended.
     """
 
     alpha: float
@@ -49,12 +49,12 @@ class Outcome:
 
 
 def acceptable(loss: float, before: float) -> bool:
-    """Whether the loss is finite and not above that of before; any finite one is, where that was not a number."""
+    """Whether the loss is finite and no larger than `before`; any finite loss will do if `before` is NaN."""
     return math.isfinite(loss) and not loss > before
 
 
 def parabola_minimum(alpha: float, rise: float, slope: float) -> float:
-    """Where the parabola through phi(0), phi'(0) and phi(alpha) has its minimum.
+    """The minimum of the parabola through phi(0), phi'(0) and phi(alpha).
 
     Args:
         alpha: of the trial, > 0.
@@ -62,7 +62,7 @@ def parabola_minimum(alpha: float, rise: float, slope: float) -> float:
         slope: phi'(0).
 
     Returns:
-        A length > 0; infinite for a curve that falls for ever, NaN where the slope does not fall or the rise is not
+        A length > 0; infinite if the curve never stops falling, NaN if the slope is not negative or the rise is not
         finite.
 
     Example:
@@ -78,13 +78,13 @@ def parabola_minimum(alpha: float, rise: float, slope: float) -> float:
 def backtrack(phi: Phi, before: float, first: float, slope: float = math.nan) -> Outcome:
     """The first length that does not raise the loss, from `first` down.
 
-    Each trial is at most half of the last one: where the parabola says, if there is one.
+    Each trial is at most half as long as the last one: at the parabola's minimum, if there is one.
 
     Args:
         phi: the loss.
         before: phi(0).
         first: length of the first trial, 0 < first <= 1.
-        slope: phi'(0); NaN if nobody knows.
+        slope: phi'(0); NaN if unknown.
     """
     alpha = first
     for trials in range(1, MAX_TRIALS + 1):
@@ -100,22 +100,22 @@ def backtrack(phi: Phi, before: float, first: float, slope: float = math.nan) ->
 
 
 def _next(share: float, *, finite: bool) -> float:
-    """The next trial as a share of the last: by the parabola, within bounds; half of it where there is none."""
+    """The next trial as a share of the last: by the parabola, within bounds; half without one."""
     if not finite:
         return _UNKNOWN
     return _HALF if math.isnan(share) else min(max(share, _SHORTEST), _HALF)
 
 
 def minimise(phi: Phi, before: float, first: float, slope: float, trust: float = 1.0) -> Outcome:
-    """`trust` times the length at which the parabola has its minimum: phi's own, if that is a parabola.
+    """Takes `trust` times the length of the parabola's minimum, which is phi's own if phi is a parabola.
 
-    Where this length raises the loss, the trial is taken that the parabola came from.
+    If this length raises the loss, the search takes the trial that determined the parabola.
 
     Args:
         phi: the loss.
         before: phi(0).
         first: length of the trial, 0 < first <= 1.
-        slope: phi'(0); NaN if nobody knows, and then this is `backtrack`.
+        slope: phi'(0); if unknown, NaN, which makes this `backtrack`.
         trust: share of the way to the minimum, 0 < trust <= 1.
     """
     tried = backtrack(phi, before, first, slope)
@@ -133,23 +133,24 @@ def minimise(phi: Phi, before: float, first: float, slope: float, trust: float =
 
 
 def trust_after(trust: float, fresh: float, expected: float, usual: float = 0.0) -> float:
-    """What share of the way to a batch's minimum is worth going, after a look at the step from the next batch.
+    """Updates the share of the way to a batch's minimum that steps take, by the next batch's slope along the last step.
 
-    The loss of one batch falls further along its own step than the loss of all data does. How far too far the last
-    step went is what the next batch's gradient, which knows nothing of it, says along it: falling still, the step was
-    too short; rising, too long. With the same batch again, the slope at the minimum is 0 and trust stays.
+    Along its own step, the loss of a batch falls further than the loss of all data. The gradient of the next batch,
+    which is independent of that step, tells whether it was too long: if the next batch's loss still falls along it, the
+    step was too short; if it rises, too long. If the batch is always the same, the slope at its minimum is 0, and trust
+    stays as it is.
 
-    Single samples disagree far more than batches do: most of them hardly move a trained net, and what a few ruin must
-    not count as one voice among many. So slopes are compared with what is usual, and a flat one says little.
+    Batches of a single sample disagree much more: most of them hardly change a trained net, and a few change it a lot.
+    So slopes are compared with their usual size, and a small slope has little influence.
 
     Args:
         trust: the present share, > 0 and <= 1.
         fresh: slope of the next batch's loss along the last step.
         expected: slope that a step of this length has where it starts, < 0.
-        usual: mean of -`expected` over the last looks, >= 0.
+        usual: running mean of -`expected`, >= 0.
 
     Returns:
-        The share from now on, in [1e-3, 1]; the present one where the slopes say nothing.
+        The new share, in [1e-3, 1]; the present one if a slope is unusable.
     """
     if not expected < 0 or not math.isfinite(fresh) or not math.isfinite(expected):
         return trust

@@ -1,4 +1,4 @@
-"""Layers whose rows of features are spread over ranks: what is sent between them, and the operators that hide it."""
+"""Features whose rows are distributed over ranks: the collectives, and the operators that hide them."""
 
 from typing import Any, Self
 
@@ -17,8 +17,8 @@ class Exchange:
     """The collectives of one process group.
 
     Attributes:
-        group: of the ranks; None for the default one.
-        received: bytes that a rank got from others so far, as ring algorithms move them.
+        group: the process group; None for the default one.
+        received: bytes that this rank has received so far, as ring algorithms move them.
     """
 
     def __init__(self, group: ProcessGroup | None) -> None:
@@ -26,7 +26,7 @@ class Exchange:
         self.received = 0.0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """A process group cannot be copied: it is shared."""
+        """A process group cannot be copied, so the copy shares it."""
         return self
 
     @property
@@ -36,11 +36,11 @@ class Exchange:
 
     @property
     def rank(self) -> int:
-        """This process's place among them."""
+        """This process's rank."""
         return dist.get_rank(self.group)
 
     def sum(self, part: Tensor) -> Tensor:
-        """The sum of the ranks' tensors, which have one shape; equal to the last bit on all."""
+        """The sum of the ranks' tensors of equal shape; bitwise equal on all ranks."""
         total = part.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total, group=self.group)
         self.received += 2 * _bytes(total) * (self.size - 1) / self.size
@@ -54,7 +54,7 @@ class Exchange:
         return everything.view(self.size, *part.shape)
 
     def swap(self, parts: Tensor) -> Tensor:
-        """(ranks, ...) what each rank has for this one, from what this one has for each."""
+        """(ranks, ...) the tensors from each rank for this one, given this rank's tensors for each."""
         for_me, parts = torch.empty_like(parts, memory_format=torch.contiguous_format), parts.contiguous()
         dist.all_to_all_single(for_me, parts, group=self.group)
         self.received += _bytes(parts) * (self.size - 1) / self.size
@@ -66,7 +66,7 @@ def _bytes(tensor: Tensor) -> int:
 
 
 class GatheredFeatures(DenseFeatures):
-    """All rows on this rank, for a subproblem with its share of the output units only.
+    """All rows on this rank, for a subproblem with its share of the output units.
 
     Args:
         A: (..., N, n) of all ranks.
@@ -82,8 +82,8 @@ class GatheredFeatures(DenseFeatures):
     def all_units(self, coordinates: Coordinates, x: Tensor, finite: Flag) -> tuple[Coordinates, Tensor, Flag]:
         """Coefficients of all output units, (..., r, m), from this rank's; finite only if they are everywhere.
 
-        Solvers decide by the units that they have, so that one rank may have gone to direct coordinates for precision
-        and another not. Its flag says so, and then all send their displacements.
+        Each rank's solver decides by its own units, so one may have switched to direct coordinates for precision while
+        another has not. A flag of each rank says so; if one has, all send displacements.
         """
         elsewhere = coordinates.direct and self.spanned
         flag = finite.to(x.dtype).reshape(1) if isinstance(finite, Tensor) else x.new_full((1,), finite)
@@ -105,7 +105,7 @@ class GatheredFeatures(DenseFeatures):
 
 
 class SummedFeatures(FeatureOperator):
-    """This rank's rows, for the subproblem of all rows: sums over rows are completed over ranks.
+    """This rank's rows, for the subproblem of all rows; sums over rows are completed over ranks.
 
     Args:
         own: of this rank.
@@ -122,7 +122,7 @@ class SummedFeatures(FeatureOperator):
         return False
 
     def moving(self, *, weight: bool, bias: bool) -> Self:
-        """The same layer with other trained parts."""
+        """The same layer, with another choice of trained parameters."""
         return type(self)(self.own.moving(weight=weight, bias=bias), self.exchange)
 
     def to(self, dtype: torch.dtype) -> Self:

@@ -1,4 +1,4 @@
-"""AutoSIBP: proximal steps whose length nobody has to choose."""
+"""AutoSIBP: proximal steps whose length needs no tuning."""
 
 import math
 from collections.abc import Mapping
@@ -16,21 +16,21 @@ from sibp.optim.search import Outcome, SearchStatus, backtrack, minimise, trust_
 from sibp.optim.sibp import SIBP
 from sibp.optim.trials import Trials
 
-_AFTER_REFUSAL = 0.1  # of the reach, where the next search begins after one that found nothing
-_UNEQUAL = 30.0  # in mean square: by so much, error signals of well-behaved nets differ from layer to layer
-_ENOUGH = 16  # rows of the output; a smaller batch is trusted in proportion, until the next ones have been seen
-_USUAL = 0.1  # weight of the latest look in the mean that slopes are compared with
+_AFTER_REFUSAL = 0.1  # after a refused step, the next search begins at this share of the reach
+_UNEQUAL = 30.0  # ratio of mean square error signals between layers that is normal in well-behaved nets
+_ENOUGH = 16  # rows of the output; smaller batches are initially trusted in proportion
+_USUAL = 0.1  # weight of the latest slope in the running mean that slopes are compared with
 LOOK_EVERY = 3  # steps from one measurement of the gradient to the next
-_UNKNOWN = math.nan  # until it has been measured
+_UNKNOWN = math.nan  # until measured
 
 
 class AutoSIBP(SIBP):
     r"""Proximal steps with a line search along the whole step: nothing to tune.
 
     Every layer solves its linear proximal subproblem, with a proximal weight in units of its inputs' size and the error
-    signal of ordinary back propagation. A mean of the last steps is made orthogonal, as in Muon but at low rank (see
-    `sibp.optim.direction`), so that all parameters and all directions of weight space count alike. The step of all
-    layers together, in this direction and at most `lr` long, is then taken as far as it does good:
+    signal of ordinary back propagation. A running mean of steps is made orthogonal, as in Muon but at low rank (see
+    `sibp.optim.direction`), so that all parameters and all directions of weight space count alike. A line search
+    decides how far to go in this direction, for all layers together and at most `lr`:
 
         opt = AutoSIBP(model)
         opt.zero_grad()
@@ -38,35 +38,33 @@ class AutoSIBP(SIBP):
         loss.backward()
         opt.step(evaluate=lambda: F.cross_entropy(model(x), y), loss=loss)
 
-    - A step is only taken after its loss was seen, and not if that rises: then it is halved until it does not, and left
-      out if that does not help. `loss`, that before the step, may be left out at the price of one more evaluation.
-    - Every third step, a trial twice as long as the last optimum gives a parabola, whose minimum is the length that
-      this batch asks for (`reach`); the steps between use that of before.
-    - Of this length, a share is taken, `trust`: a batch's loss falls further along its own step than that of all data.
-      `trust` follows the slope of the next batches' losses along the step, and with one batch for ever comes to 1. It
-      begins there, too, but for batches of less than 16, which are trusted in proportion to their size.
-    - A scheduler acts on the step: where it has lowered `lr` to a fifth of what it was at first, a fifth is taken of
-      the length that would be taken otherwise.
-    - Where the direction does not lead down, as a measured slope says, the subproblems' own step is taken instead, and
-      after a step that was refused the mean begins anew.
+    - The loss is evaluated before a step is taken. While it is higher than before, the step is shortened, by half at
+      least; if that does not help, the weights stay. `loss`, the loss before the step, saves one evaluation.
+    - Every third step, a trial twice as long as the last optimum determines a parabola. Its minimum is the length that
+      this batch asks for (`reach`), which the next two steps use as well.
+    - Steps take a share of this length, `trust`, since a batch's loss falls further along its own step than the loss of
+      all data. `trust` follows the slopes of later batches' losses along the step. It starts at 1 (for batches of less
+      than 16, in proportion to their size), and approaches 1 if the batch is always the same.
+    - A scheduler scales the step: at a fifth of the initial `lr`, steps are a fifth as long as otherwise.
+    - If the measured slope along the direction is not negative, the subproblems' own step is searched instead. A
+      refused step resets the running mean.
 
-    With weight decay or a fallback see `step`. Where evaluations have noise of their own, a search finds what lowers
-    the noise; a loss that falls for ever makes every step `lr` long.
+    For weight decay and fallback see `step`. If evaluations are noisy, the search fits the noise. If the loss has no
+    minimum along the step, the step is `lr` long.
 
     Args:
         model: any module.
-        lr: the longest step on the neurons that subproblems ask for, >= 0; lowered later, it shortens all steps in
-            proportion.
-        prox_weight: of the mean squared norm of a layer's feature rows, > 0.
-        solver: see `SIBP`. The search measures slopes by the error signals that the layers get, so that other values of
-            this and of `backward_weights` are for comparisons.
+        lr: the longest step on the neurons, >= 0; lowering it later shortens all steps in proportion.
+        prox_weight: proximal weight in units of the mean squared norm of a layer's feature rows, > 0.
+        solver: see `SIBP`. Slopes are measured with the error signals that the layers receive, so other values of this
+            and of `backward_weights` are for comparisons only.
         loss_average: whether the loss is a mean over the batch; see `SIBP`.
         weight_decay: see `SIBP`.
         backward_weights: see `SIBP`; "old" makes the error signals those of the loss.
         prox_weight_scaling: see `SIBP`.
-        **options: `params`, `fallback`, `explicit`, `data_parallel`: see `sibp.optim.base.Options`. One step length
-            serves all groups, in proportion to their `lr`; losses are averaged over all ranks before anything is
-            decided; `direction_only` is not possible.
+        **options: `params`, `fallback`, `explicit`, `data_parallel`: see `sibp.optim.base.Options`. All groups share
+            one step length, in proportion to their `lr`. Decisions use the mean loss of all ranks. `direction_only` is
+            not supported.
 
     Raises:
         ValueError: for hyper-parameters out of range, parameters that are not the model's.
@@ -79,7 +77,7 @@ class AutoSIBP(SIBP):
         "search_usual": _UNKNOWN,
         "search_wait": 0,
         "search_last": 0.0,
-        "search_looks_back": False,  # whether `search_step` of the parameters is the last step
+        "search_looks_back": False,  # whether the parameters' `search_step` is the last step
     }
 
     def __init__(
@@ -109,16 +107,17 @@ class AutoSIBP(SIBP):
         )
 
     def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
-        """The layer's update; now and then its gradient as well, which is the loss's with old weights."""
+        """The layer's update; when a measurement is due, also its gradient (that of the loss, with old weights)."""
         if self._is_due():
             self._add_gradient(tap, problem)
         return super().layer_update(tap, problem, group)
 
     def neuron_step(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> float:
-        """The longest step, longer for layers that error signals hardly reach, shorter for those where they have grown.
+        """The longest step on a layer's neurons: longer where error signals have vanished, shorter where they exploded.
 
-        Where error signals are `_UNEQUAL` times (in their mean square) smaller or larger than at the output, steps are
-        longer or shorter by what exceeds this: all layers then promise a decrease of the loss of like size.
+        If the mean square error signal is smaller than the output's by a factor r > `_UNEQUAL`, the step is multiplied
+        by r / `_UNEQUAL`; if it is larger by such a factor, divided by it. The promised decreases of the loss are then
+        of similar size in all layers.
         """
         lr = float(group["lr"]) / (self._factor() or 1.0)
         size = (problem.terms * float(torch.linalg.vector_norm(problem.D_z, dtype=torch.float64))) ** 2
@@ -134,21 +133,21 @@ class AutoSIBP(SIBP):
         return lr * (max(ratio / _UNEQUAL, 1.0) if ratio > 1 else min(ratio * _UNEQUAL, 1.0))
 
     def search(self, trials: Trials, before: float) -> Outcome:
-        """How far to go: see the class.
+        """How far to go; see the class.
 
         Args:
             trials: the losses along the step.
-            before: the loss where it starts.
+            before: the loss before the step.
         """
         memory, lr, factor = self._search_memory(), self._longest(), self._factor()
         if factor == 0:
-            return Outcome(1.0, before, 0, 1.0, 0.0, SearchStatus.TAKEN)  # only the fallback's parameters change
+            return Outcome(1.0, before, 0, 1.0, 0.0, SearchStatus.TAKEN)  # only the fallback's parameters move
         if math.isnan(memory["search_trust"]):
             rows = self._rows_of_all()
             memory["search_trust"] = min(1.0, rows / _ENOUGH) if rows else 1.0
         self._output_rows = 0
         self._turn(trials)
-        reach, due = min(lr, memory["search_reach"]), self._is_due()  # lr as long as that is NaN
+        reach, due = min(lr, memory["search_reach"]), self._is_due()  # lr while the reach is NaN
         if due:
             slope = self._slope(trials, lr)
             if not slope < 0:
@@ -173,20 +172,20 @@ class AutoSIBP(SIBP):
         return outcome
 
     def search_stats(self) -> dict[str, float]:
-        """What the line search of the last step did; empty before the first.
+        """Metrics of the last step's line search; empty before the first step.
 
         Returns:
-            What `SIBP.search_stats` says, and `reach` (the length that the last measured batch asked for, in the units
-            of lr) and `trust` (the share of it that is taken).
+            The entries of `SIBP.search_stats`, `reach` (the length that the last measured batch asked for, in units of
+            lr) and `trust` (the share of it that is taken).
         """
         stats, memory = super().search_stats(), self._search_memory()
         if stats:
             stats["reach"] = float(memory["search_reach"])
-            stats["trust"] = min(1.0, float(memory["search_trust"]))  # 1 as long as that is NaN
+            stats["trust"] = min(1.0, float(memory["search_trust"]))  # 1 while it is NaN
         return stats
 
     def _turn(self, trials: Trials) -> None:
-        """Turns a step into the direction that is searched along; see `sibp.optim.direction`.
+        """Turns the step into the direction of the search; see `sibp.optim.direction`.
 
         Every parameter moves by the same root mean square, in proportion to its group's lr.
         """
@@ -209,7 +208,7 @@ class AutoSIBP(SIBP):
         trials.turn(turned)
 
     def _direction(self, p: Tensor, step: Tensor) -> Tensor:
-        """Where a parameter goes, of any length; keeps what the next step has to know."""
+        """The direction of one parameter, of any length; updates its state."""
         state = self._remembered(p)
         ahead = averaged(state["search_mean"], step)
         if p.ndim < 2 or p in self._outer:
@@ -222,7 +221,7 @@ class AutoSIBP(SIBP):
         return M.reshape(p.shape).to(p.dtype)
 
     def _remembered(self, p: Tensor) -> dict[str, Any]:
-        """A proximal parameter's state, with what its direction needs: 0 at first."""
+        """A proximal parameter's state, with the entries of its direction, initially 0."""
         state = self.state[p]
         if "search_mean" not in state:
             state["search_mean"] = torch.zeros_like(p)
@@ -231,20 +230,20 @@ class AutoSIBP(SIBP):
         return state
 
     def _forget_means(self) -> None:
-        """After a step that was refused, the mean of steps begins anew."""
+        """Resets the running means of steps, after a refused step."""
         for group in self.param_groups:
             for p in group["params"] if group["update"] == "proximal" else ():
                 self._remembered(p)["search_mean"].zero_()
 
     def _slope(self, trials: Trials, lr: float) -> float:
-        """Slope of the loss along the step, in units of its whole length; NaN where no gradient was measured."""
+        """Slope of the loss along the step, per whole step; NaN if no gradient was measured."""
         gradients = [self._gradients.get(p) for p in trials.params]
         if lr == 0 or all(g is None for g in gradients):
             return math.nan
         return self._of_all_ranks(trials.slope(gradients))
 
     def _trust(self, trials: Trials, slope: float) -> float:
-        """The share of a batch's own optimum that is taken from now on; `slope` is for a length of 1."""
+        """Updates and returns the share of a batch's own optimum that is taken; `slope` is per unit of length."""
         memory = self._search_memory()
         trust, usual, expected = memory["search_trust"], memory["search_usual"], slope * memory["search_last"]
         last = [self.state[p].get("search_step") if memory["search_looks_back"] else None for p in trials.params]
@@ -259,14 +258,14 @@ class AutoSIBP(SIBP):
         return trust
 
     def _rows_of_all(self) -> float:
-        """Rows of the output that the gradient is of, on all ranks together; 0 if the output has no subproblem."""
+        """Rows of the output over all ranks; 0 if the output has no subproblem."""
         if self.parallel is None:
             return float(self._output_rows)
         device = next(iter(self._first_group()["params"])).device
         return self.parallel.whole_loss(self._output_rows, 0, mean=False, device=device)
 
     def _keep_for_trust(self, trials: Trials, alpha: float, lr: float) -> None:
-        """Keeps the step that is taken if the next one looks back at it; drops the gradients of this one."""
+        """Keeps the taken step if the next one measures slopes; drops the gradients of this one."""
         self._gradients.clear()
         self._outer.clear()
         memory = self._search_memory()
@@ -278,20 +277,20 @@ class AutoSIBP(SIBP):
         self._keep_steps(dict(zip(trials.params, trials.taken(), strict=True)))
 
     def begin_search(self) -> None:
-        """Creates the memory of a search, which includes the last step of every parameter."""
+        """Creates the search's state, including the last step of every parameter."""
         super().begin_search()
         self._keep_steps({})
         self._forget_means()
 
     def _keep_steps(self, steps: Mapping[Tensor, Tensor]) -> None:
-        """Keeps the last step of every proximal parameter, 0 where it was not moved."""
+        """Keeps the last step of every proximal parameter; 0 for those that did not move."""
         for group in self.param_groups:
             for p in group["params"] if group["update"] == "proximal" else ():
                 step = steps.get(p)
                 self.state[p]["search_step"] = torch.zeros_like(p) if step is None else step
 
     def _add_gradient(self, tap: Tap, problem: LayerProblem) -> None:
-        """Adds a layer's gradient to what the backward passes since the last `zero_grad` have left."""
+        """Adds a layer's gradient to those of earlier backward passes since the last `zero_grad`."""
         parts = problem.features.displacement(problem.D_z)
         for key, part in zip(("weight", "bias"), parts, strict=True):
             p = tap.parameters.get(key)
@@ -312,21 +311,21 @@ class AutoSIBP(SIBP):
         return int(self._search_memory()["search_wait"])
 
     def _longest(self) -> float:
-        """The longest step: the first proximal group's lr, or what that was at first if it is lower now."""
+        """The longest step: the first proximal group's lr, or its initial lr if that is larger."""
         first = self._first_group()
         return max(float(first["lr"]), first["longest"]) if first else 0.0
 
     def _factor(self) -> float:
-        """What a scheduler, or whoever lowered lr, makes of every step: lr as a share of the longest."""
+        """The factor by which a lowered lr shortens every step: lr / longest."""
         first, longest = self._first_group(), self._longest()
         return float(first["lr"]) / longest if longest else 0.0
 
     def _first_group(self) -> dict[str, Any]:
-        """The proximal group in whose lr lengths are counted; empty if there is none."""
+        """The proximal group whose lr is the unit of length; empty if there is none."""
         return next((g for g in self.param_groups if g["update"] == "proximal"), {})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group, which keeps in mind what its lr is now; see `SIBP`."""
+        """Adds a group and records its initial lr; see `SIBP`."""
         super().add_param_group(param_group)
         for group in self.param_groups:
             if group["update"] == "proximal":
@@ -336,10 +335,10 @@ class AutoSIBP(SIBP):
         super()._reset()
         self._gradients: dict[Tensor, Tensor] = {}
         self._signal_at_output = math.nan
-        self._output_rows = 0  # of the output in the backward passes since the last step
+        self._output_rows = 0  # of the output, over the backward passes since the last step
         self._outer: set[Tensor] = set()  # parameters of the output layer
 
 
 def build(model: nn.Module, *, lr: float, prox_weight: float, fallback_lr: float = FALLBACK_LR) -> AutoSIBP:
-    """Proximal steps with a line search, as a config names it."""
+    """AutoSIBP from the settings of its config."""
     return AutoSIBP(model, lr, prox_weight, fallback=adam(fallback_lr))

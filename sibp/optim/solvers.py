@@ -25,7 +25,7 @@ class Solver:
 
     Attributes:
         kind: "cg", "exact", "paper" or "gradient".
-        iterations: of "cg"; 0 for the others.
+        iterations: for "cg"; 0 for the others.
     """
 
     kind: str
@@ -40,8 +40,8 @@ def parse_solver(name: str, allowed: tuple[str, ...]) -> Solver:
     """Reads a solver's name, such as "cg:5" or "exact".
 
     Args:
-        name: as the user gave it.
-        allowed: the kinds that the method has.
+        name: as the user passed it.
+        allowed: the kinds that the method supports.
 
     Raises:
         ValueError: if there is no such solver.
@@ -110,8 +110,8 @@ def _change(
 ) -> tuple[Callable[[], Scalar], Scalar]:
     """||W_new - W||^2 + ||b_new - b||^2, and an upper bound that is exact where it is above 1 for each number.
 
-    A pass over the displacement of a wide layer takes a twentieth of a training step: it is put off where the bound
-    alone says that all is finite and no step absurdly long.
+    A pass over the displacement of a wide layer takes a twentieth of a training step. It is deferred if the bound alone
+    shows that all entries are finite and the step is not absurdly long.
 
     Args:
         solution: the solver's.
@@ -153,7 +153,7 @@ def paper_update(problem: LayerProblem, eta: float, prox_weight: float) -> tuple
     """The authors' own solver, first W and then b; see `sibp.prox.solvers.paper`.
 
     Args:
-        problem: the layer's, a plain linear one followed by ReLU (hidden) or by the loss (output).
+        problem: of a linear layer followed by ReLU (hidden) or by the loss (output).
         eta: step on the neurons, for error signals as they are in the problem.
         prox_weight: lam, for both W and b.
 
@@ -185,7 +185,7 @@ def paper_update(problem: LayerProblem, eta: float, prox_weight: float) -> tuple
 
 
 def check_paper(name: str, weight: Tensor) -> None:
-    """Refuses layers that the authors' solver does not know.
+    """Refuses layers that the authors' solver does not support.
 
     Args:
         name: the layer's.

@@ -1,4 +1,4 @@
-"""The loss at trial weights: every trial leaves the model, its statistics and the random numbers as they were."""
+"""The loss at trial weights. A trial changes neither the model's statistics nor the state of random numbers."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 Evaluate = Callable[[], Tensor | float]
-"""The loss again, at the weights that the model has when it is called."""
+"""Returns the loss at the model's weights at the time of the call."""
 
 
 def as_number(loss: Tensor | float) -> float:
     """A loss as a float.
 
     Raises:
-        TypeError: if it is not one number.
+        TypeError: if it is not a single number.
     """
     if isinstance(loss, Tensor) and loss.numel() == 1:
         return loss.detach().item()
@@ -28,15 +28,15 @@ def as_number(loss: Tensor | float) -> float:
 class Trials:
     """The losses along a step, p_old + alpha (p_new - p_old).
 
-    Parameters of the fallback go the whole way unless the step is shorter than was expected: their learning rate is
-    their own, and has nothing to do with the length that suits the others.
+    Parameters of the fallback take their whole step, unless the search shortens the step below what was expected: they
+    have a learning rate of their own, unrelated to the length that suits the others.
 
     Args:
-        model: that is trained.
-        params: that the step moves, the proximal ones.
-        others: that it moves, the fallback's.
-        evaluate: the loss at the present weights.
-        average: makes one loss of all ranks' losses.
+        model: the model being trained.
+        params: the proximal parameters that the step changes.
+        others: the fallback's parameters that the step changes.
+        evaluate: returns the loss at the current weights.
+        average: averages a loss over all ranks.
     """
 
     def __init__(
@@ -52,36 +52,36 @@ class Trials:
         self._old = [p.detach().clone() for p in (*params, *others)]
         self._asked: list[Tensor] = []
         self._new: list[Tensor] = []
-        self._at: tuple[float, float] | None = None  # the last position
+        self._at: tuple[float, float] | None = None  # current position
         self.expected = 1.0
-        """The length at which the fallback's parameters have gone the whole way."""
+        """The length at which the fallback's parameters take their whole step."""
 
     def stepped(self) -> None:
-        """Notes that the parameters are at alpha = 1 now."""
+        """Records the current parameters as those at alpha = 1."""
         self._new = self._asked = [p.detach().clone() for p in (*self.params, *self.others)]
 
     def turn(self, by: list[Tensor] | None) -> None:
-        """Leads another way.
+        """Changes the direction.
 
         Args:
-            by: what is added to the proximal parameters where `stepped` saw them, and is overwritten; None for nothing.
+            by: added to the proximal parameters recorded by `stepped`; overwritten. None restores their own direction.
         """
         count = 0 if by is None else len(self.params)
         turned = [change.add_(new) for change, new in zip(by or [], self._asked[:count], strict=True)]
         self._new, self._at = [*turned, *self._asked[count:]], None
 
     def slope(self, gradients: list[Tensor | None]) -> float:
-        """<gradient, p_new - p_old>, from gradients of the proximal parameters (None: it has none)."""
+        """<gradient, p_new - p_old>, from the proximal parameters' gradients (None counts as zero)."""
         steps = zip(gradients, self._old, self._new, strict=False)
         return sum(float(torch.sum(g * (new - old))) for g, old, new in steps if g is not None)
 
     def taken(self) -> list[Tensor]:
-        """How far the proximal parameters are from where they were."""
+        """The displacements of the proximal parameters at the current position."""
         return [p.detach() - old for p, old in zip(self.params, self._old, strict=False)]
 
     @torch.no_grad()
     def move(self, alpha: float) -> None:
-        """Puts all parameters at alpha, from the saved ones: at 0 and at 1 exactly there."""
+        """Moves all parameters to alpha; exactly to the saved values at 0 and at 1."""
         if self._at == (alpha, self.expected):
             return
         self._at = (alpha, self.expected)
@@ -93,18 +93,18 @@ class Trials:
                 torch.lerp(old, new, share, out=p.detach())
 
     def loss_at(self, alpha: float) -> float:
-        """The loss at alpha, of all ranks together."""
+        """The loss at alpha, over all ranks."""
         self.move(alpha)
         return self.loss()
 
     def loss(self) -> float:
-        """The loss at the present weights, of all ranks together."""
+        """The loss at the current weights, over all ranks."""
         with _as_it_was(self._model), torch.no_grad():
             return self._average(as_number(self._evaluate()))
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Puts the old weights back if something is raised inside."""
+        """Restores the old weights if the block raises."""
         try:
             yield
         except BaseException:
@@ -116,7 +116,7 @@ class Trials:
 
 @contextmanager
 def _as_it_was(model: nn.Module) -> Iterator[None]:
-    """Inside, the model may count and draw: its buffers and the random numbers are put back."""
+    """Restores the model's buffers and the random state on exit."""
     buffers = [
         (module, name, tensor, tensor.clone())
         for module in model.modules()
@@ -131,11 +131,11 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
 
 
 def by_closure(closure: Callable[[], Any], params: list[Tensor]) -> Evaluate:
-    """A closure as what is evaluated: it may call `backward`, whose gradients are thrown away.
+    """Makes `evaluate` from a closure; gradients of its `backward` are discarded.
 
     Args:
         closure: clears the gradients, computes the loss, calls `backward` and returns the loss.
-        params: whose `.grad` stays what it is.
+        params: parameters whose `.grad` is preserved.
     """
 
     def evaluate() -> float:
