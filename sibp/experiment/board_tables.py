@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run: names of curves, the layout of charts, the table of hyper-parameters."""
+"""A run in TensorBoard: names of curves, layout of charts, table of hyper-parameters."""
 
 # pyright: reportAttributeAccessIssue=false
 # Protocol buffer classes are created at import, invisible to pyright.
@@ -54,7 +54,7 @@ def curves(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> Iterator
 
 
 def head(config: Mapping[str, Any]) -> list[Summary]:
-    """What stands at the start of an event file: hyper-parameters, layout of the charts, config.
+    """The start of an event file: hyper-parameters, layout of the charts, config.
 
     Args:
         config: the run's settings.
@@ -122,6 +122,6 @@ def _value(value: Any) -> Value:
 
 
 def _line(tag: str, part: HParamsPluginData) -> Summary:
-    """A part of the run's line in the table; SummaryWriter.add_hparams would make a run of its own for it."""
+    """A part of the run's line in the table; SummaryWriter.add_hparams would create a separate run for it."""
     content = metadata.create_summary_metadata(part)
     return Summary(value=[Summary.Value(tag=tag, metadata=content, tensor=metadata.NULL_TENSOR)])

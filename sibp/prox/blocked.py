@@ -44,6 +44,6 @@ def factor_in_place(M: Tensor) -> bool:
 
 
 def _spans(N: int, block: int) -> Iterator[tuple[int, int]]:
-    """N rows as stretches of nearly equal length, none longer than a block."""
+    """N rows as ranges of nearly equal length, none longer than a block."""
     number = -(-N // block)
     return ((N * k // number, N * (k + 1) // number) for k in range(number))

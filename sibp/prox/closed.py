@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sibp.prox import kernels
 
-_LARGEST = 1024  # rows of a system up to which the kernel is the faster way
-_LARGEST_GRAM = 767  # likewise of A; above, the products of a numerical library are faster than those of the kernel
+_LARGEST = 1024  # rows of a system up to which the kernel is faster
+_LARGEST_GRAM = 767  # rows of A up to which the kernel is faster than a numerical library
 _PARALLEL = 2_000_000  # multiply-adds above which several threads pay off
 _LINE = 64  # bytes of a cache line
 _Found = ctypes.c_double * 7
@@ -29,7 +29,7 @@ def outer_gram(A: Tensor, plus: float) -> Tensor | None:
         plus: added to every entry.
 
     Returns:
-        None where no kernel supports the inputs.
+        None if no kernel supports the inputs.
     """
     if A.dim() != 2 or not 0 < A.shape[0] <= _LARGEST_GRAM or not A.is_contiguous():
         return None
@@ -46,7 +46,7 @@ def outer_gram(A: Tensor, plus: float) -> Tensor | None:
 
 
 class Look(NamedTuple):
-    """Sums over a solution X of (G + lam I) X = -R: ||R||^2, <R, X>, and ||(R + (G + lam I) X) S||^2."""
+    """Sums that check a solution X of (G + lam I) X = -R: ||R||^2, <R, X>, and ||(R + (G + lam I) X) S||^2."""
 
     RR: float
     RX: float
@@ -54,15 +54,15 @@ class Look(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What `minus_solve` found.
+    """The result of `minus_solve`.
 
     Attributes:
-        x: the solution; None if a pivot is not positive, or for a lam that is too small without probes.
+        x: the solution; None if a pivot is not positive, or if lam is too small and there are no probes.
         norm: ||G||_F.
         largest: the largest entry of G, which is on its diagonal.
-        energy: <x, (G + lam I) x>; meaningless without x, like what follows.
+        energy: <x, (G + lam I) x>; meaningless without x, like the following ones.
         XX: ||x||^2.
-        look: where lam is too small, and there are probes.
+        look: the checking sums, if lam is too small and there are probes.
     """
 
     x: Tensor | None
@@ -80,11 +80,11 @@ def minus_solve(G: Tensor, R: Tensor, lam: float, resolved: float, probes: Tenso
         G: (r, r) symmetric, positive semidefinite but for rounding; or (1, r, r).
         R: (r, m), or (1, r, m).
         lam: damping.
-        resolved: the smallest lam / ||G|| for which the solution need not be looked at.
-        probes: (m, 16) S of a look.
+        resolved: the smallest lam / ||G|| for which the solution needs no check.
+        probes: (m, 16) S of `Look`.
 
     Returns:
-        None where no kernel supports the inputs.
+        None if no kernel supports the inputs.
     """
     *leading, r, m = R.shape
     if not 0 < r <= _LARGEST or (leading and leading != [1]) or not G.is_contiguous():

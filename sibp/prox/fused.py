@@ -1,9 +1,9 @@
 """The iterations of `sibp.prox.solvers.nonlinear` in compiled form: the same arithmetic, several times faster on a CPU.
 
 Between two products with the Gram matrix, an iteration is a long chain of cheap operations on (N, m) tensors, each of
-which costs a trip through memory. `kernels/fused.c` takes a few neurons through all their iterations at once, in the
-nearer caches. Where it is missing (`sibp.prox.kernels`) or the inputs are unsupported, `solve_nonlinear` uses torch
-operations, with the same results up to rounding.
+which is a pass through memory. `kernels/fused.c` runs all iterations of a few neurons at a time, within the nearer
+caches. If it is missing (`sibp.prox.kernels`) or the inputs are unsupported, `solve_nonlinear` uses torch operations,
+with the same results up to rounding.
 """
 
 import ctypes
@@ -32,7 +32,7 @@ class Iterates(NamedTuple):
         gradient: squared gradient norms summed over neurons and iterations.
         step_length: mean accepted step length over neurons and iterations.
         doubtful: number of neurons whose answer may be dominated by rounding.
-        most_change: an upper bound of <x, x>; infinite where nobody has found one.
+        most_change: an upper bound of <x, x>; infinite if unknown.
     """
 
     x: Tensor

@@ -1,8 +1,8 @@
-"""What conjugate gradients keep of a layer's outputs: pre-activations Z, and how they change along a direction.
+"""The arrays of outputs in conjugate gradients: pre-activations Z, and their change along a direction.
 
-These are the large arrays of an iteration (a number for each sample, or each sample's position, and neuron), so every
-pass over them counts. `Outputs` has the passes as torch operations, for any activation and device; `CompiledOutputs`
-has them in C (`kernels/outputs.c`), over the layout in which convolutions are quickest.
+These are the large arrays of an iteration (a number for each sample, or each sample's position, and neuron), so the
+number of passes over them matters. `Outputs` implements the passes as torch operations, for any activation and device;
+`CompiledOutputs` in C (`kernels/outputs.c`), for the layout in which convolutions are fastest.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ _PARALLEL = 100_000  # numbers in an array above which several threads pay off
 
 @dataclass(frozen=True)
 class Shifted:
-    """The target s(Z) - eta D of a step on the neurons, not yet formed: a convolution's is one more large array.
+    """The target s(Z) - eta D of a step on the neurons, not yet formed, since a convolution's is a large array.
 
     Attributes:
         D: error signal on s(Z), of Z's shape.
@@ -35,7 +35,7 @@ class Shifted:
     def formed(self, Z: Tensor, s: Activation) -> Tensor:
         """The target for pre-activations Z."""
         value = s.value(Z)
-        if value.is_cpu and value.data_ptr() != Z.data_ptr():  # saves a large array when most memory is in use
+        if value.is_cpu and value.data_ptr() != Z.data_ptr():  # saves a large array when memory use peaks
             return value.sub_(self.D, alpha=self.eta)
         return torch.sub(value, self.D, alpha=self.eta)
 
@@ -44,10 +44,10 @@ Target = Tensor | Shifted
 
 
 class Outputs:
-    """Z on its way to the target T, with E = (s(Z) - T) s'(Z), and the forward product KD of the direction.
+    """Z, which approaches the target T, with E = (s(Z) - T) s'(Z), and the forward product KD of the direction.
 
-    Sums are one number an output unit, (..., m), over all rows; so are step lengths. `features` make the products that
-    go with it. `target_norm` is ||T||^2 once `residual` was called.
+    Sums over rows and step lengths are one number per output unit, (..., m). `features` are those of the products.
+    `target_norm` is ||T||^2, after a call of `residual`.
     """
 
     target_norm: Tensor
@@ -66,7 +66,7 @@ class Outputs:
         return self.features.over_rows(difference.square())
 
     def take_E(self) -> Tensor:  # noqa: N802 (the name above)
-        """E, which may be freed afterwards."""
+        """E; this object may free it afterwards."""
         return self.E
 
     def redirect(self, beta: Tensor, KG: Tensor) -> Tensor:
@@ -89,14 +89,14 @@ class Outputs:
 
 
 class CompiledOutputs(Outputs):
-    """The same for rows along two axes, in its own memory (B, P, g m): units last is fastest for convolutions.
+    """The same for rows along two axes, in arrays (B, P, g m) of its own: units last is fastest for convolutions.
 
-    Each pass does as much as it can while numbers are in cache: an attempt already computes E at its end point, in case
+    Each pass does as much as possible while numbers are in cache: an attempt also computes E at its end point, in case
     it is accepted, and Z is updated when the next direction is formed.
     """
 
     def __init__(self, features: FeatureOperator, Z: Tensor, T: Target, s: Activation) -> None:
-        """Takes a copy of Z and T when `residual` is called; see `usable`."""
+        """Copies Z and T when `residual` is called; see `usable`."""
         self.features, self.s, self.Z, self._target = features.units_last(), s, Z, T
         g, B, P, m = Z.shape
         threads = torch.get_num_threads() if Z.numel() >= _PARALLEL else 1
@@ -110,7 +110,7 @@ class CompiledOutputs(Outputs):
 
     @staticmethod
     def usable(features: FeatureOperator, Z: Tensor, s: Activation) -> bool:
-        """Whether there is compiled code: for rows as of a convolution, activations with a kernel, CPUs."""
+        """Whether there is compiled code: for a convolution's rows, activations with a kernel, on a CPU."""
         as_convolutions = len(features.leading) == 1 and len(features.row_shape) == 2 and Z.shape[-1] > 0
         return as_convolutions and kernels.kind_of(s) is not None and kernels.library(Z) is not None
 
@@ -126,7 +126,7 @@ class CompiledOutputs(Outputs):
         return self._found(0)
 
     def take_E(self) -> Tensor:  # noqa: N802 (the name above)
-        """E, whose memory is released once the next E has memory of its own."""
+        """E, whose memory is released when the next E has been allocated."""
         E = self.E
         if self._begun:
             del self.E
@@ -170,7 +170,7 @@ class CompiledOutputs(Outputs):
         return self.Z.new_empty(B, P, g, m).permute(2, 0, 1, 3)
 
     def _laid_out(self, array: Tensor) -> Tensor:
-        """The array (g, B, P, m) with its numbers in the order of (B, P, g, m)."""
+        """The array (g, B, P, m) stored in the order (B, P, g, m)."""
         return array.permute(1, 2, 0, 3).contiguous().permute(2, 0, 1, 3)
 
     def _found(self, place: int) -> Tensor:
@@ -183,7 +183,7 @@ class CompiledOutputs(Outputs):
 
 
 def _as_it_lies(array: Tensor) -> tuple[Tensor, bool]:
-    """An array (g, B, P, m) without gaps, and whether its numbers lie in the order of (B, g, m, P)."""
+    """An array (g, B, P, m) without gaps, and whether it is stored in the order (B, g, m, P)."""
     if array.permute(1, 2, 0, 3).is_contiguous():
         return array, False
     return array.permute(1, 0, 3, 2).contiguous().permute(1, 0, 3, 2), True

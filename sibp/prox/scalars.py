@@ -1,4 +1,4 @@
-"""Scalars that steer a solver, without ever synchronising an accelerator with the CPU."""
+"""Scalars that control a solver, without synchronising an accelerator with the CPU."""
 
 import math
 from collections.abc import Callable
@@ -43,9 +43,9 @@ def choose(flag: Flag, yes: Callable[[], Chosen], no: Callable[[], Chosen]) -> C
     """`yes()` where `flag` holds, else `no()`; on an accelerator both are computed.
 
     Args:
-        flag: decides.
-        yes: gives a tensor or a `Scalar`.
-        no: gives the same kind.
+        flag: the condition.
+        yes: returns a tensor or a `Scalar`.
+        no: returns the same kind.
     """
     if not isinstance(flag, Tensor):
         return yes() if flag else no()

@@ -21,7 +21,7 @@ WELL_ABOVE = 1e4
 
 
 class Status(IntEnum):
-    """How a proximal subproblem ended; larger is worse. `sentence` puts it into words."""
+    """How the solution of a subproblem ended; larger is worse. `sentence` explains it."""
 
     SOLVED = 0
     DAMPED = 1
@@ -101,8 +101,8 @@ class Solution:
         finite: whether all numbers were finite.
         measure: computes `stats` from the displacement's squared norm.
         most_change: an upper bound of the displacement's squared norm; infinite where none is known.
-        squared_change: that norm, evaluated lazily; None where the displacement itself has to be measured.
-        factor: the displacement is this times that of x.
+        squared_change: that norm, evaluated lazily; None if the displacement itself has to be measured.
+        factor: factor from the displacement of x to the answer.
     """
 
     coordinates: "Coordinates"

@@ -1,9 +1,8 @@
-"""The kernels in C: whether they are there, and which of them this processor runs.
+"""The kernels in C: whether they are installed, and which of them this processor runs.
 
-They are compiled when sibp is installed (`setup.py`), each for several vector widths, of which the widest that the
-processor has is taken when they are first needed. Where they are missing, or were built from other sources than those
-beside this file, torch operations take their place, with the same results up to rounding, and one warning says what to
-install.
+They are compiled when sibp is installed (`setup.py`), each for several vector widths; the widest that the processor
+supports is chosen on first use. If they are missing, or were built from other sources than those beside this file,
+torch operations replace them, with the same results up to rounding, and one warning says what to install.
 """
 
 import contextlib
@@ -58,7 +57,7 @@ class Kernels:
     """The functions of the C files for one dtype and vector width, as attributes under their names in the source."""
 
     def __init__(self, file: ctypes.CDLL, suffix: str) -> None:
-        """Takes the functions of a loaded file whose names end in _suffix."""
+        """Wraps the functions of a loaded file whose names end in _suffix."""
         self._file, self._suffix = file, suffix
 
     def __getattr__(self, name: str) -> Any:
@@ -94,7 +93,7 @@ def description() -> str:
 
 
 def widest() -> str:
-    """The widest vectors that this processor and the kernels have: "avx512", "avx2" or "baseline"; if `available()`."""
+    """The widest vectors that processor and kernels support: "avx512", "avx2" or "baseline"; if `available()`."""
     file = _file()
     assert file is not None
     file.widest.restype = ctypes.c_char_p
@@ -105,12 +104,12 @@ def library(tensor: torch.Tensor) -> Kernels | None:
     """The kernels for a tensor's dtype.
 
     Args:
-        tensor: they are to work on.
+        tensor: the tensor that they will work on.
 
     Returns:
-        Kernels for the widest vectors of this processor; None where there are none, inside `disabled()`, in
-        what torch.compile traces, and for tensors on a device or of another dtype. The first time that kernels are
-        missing, a warning says how to get them.
+        Kernels for the widest vectors of this processor; None if there are none, inside `disabled()`, while
+        torch.compile traces, and for tensors on a device or of another dtype. The first time that kernels are missing,
+        a warning says how to get them.
     """
     if not _enabled or not tensor.is_cpu or tensor.dtype not in C_TYPES:
         return None
@@ -122,7 +121,7 @@ def library(tensor: torch.Tensor) -> Kernels | None:
 def workspace(dtype: torch.dtype, size: int) -> torch.Tensor:
     """Memory of `size` numbers or more for a kernel's own use, until the next call in the same thread.
 
-    It is kept from layer to layer and step to step, as fresh memory costs more than its use; but for a large one.
+    It is kept from layer to layer and step to step, unless it is large: fresh memory costs more than its use.
     """
     if size * dtype.itemsize > _LARGEST_KEPT:
         return torch.empty(size, dtype=dtype)
@@ -134,7 +133,7 @@ def workspace(dtype: torch.dtype, size: int) -> torch.Tensor:
 
 
 def kind_of(s: Activation) -> int | None:
-    """The place of an activation in `KINDS`; None for one without a kernel."""
+    """The index of an activation in `KINDS`; None if it has no kernel."""
     if s.negative_slope is not None:
         return 0
     return KINDS.index(s.kernel) if s.kernel else None
@@ -151,7 +150,7 @@ def _chosen(dtype: torch.dtype) -> Kernels | None:
 
 @cache
 def _file() -> ctypes.CDLL | None:
-    """What setup.py built, if it built it from these sources: one of another version may take other arguments."""
+    """The file that setup.py built, if from these sources: those of another version may take other arguments."""
     found = importlib.util.find_spec(f"{__name__}._native")
     if found is None or found.origin is None:
         return None

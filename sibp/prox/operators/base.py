@@ -22,14 +22,14 @@ class FeatureOperator:
     """Phi = [A, 1] (..., N, size): A (..., N, n) is a layer's input as a matrix, the ones stand for its bias.
 
     A layer is the map Z = A W^T + b; its subproblem varies those of W and b that are trained, so Phi has the columns
-    of A if the weight is, and a column of ones if the bias is. Arrays with a number for each row and output unit,
-    (..., N, m), may have their rows along several axes, as the layer's output has them: (..., *row_shape, m). The
-    groups of a layer are leading axes, `leading`.
+    of A if the weight is trained, and a column of ones if the bias is. Arrays with a number for each row and output
+    unit, (..., N, m), may have their rows along several axes, like the layer's output: (..., *row_shape, m). The groups
+    of a layer are leading axes, `leading`.
 
     A subclass implements `materialize`, or both `matmat` and `rmatmat`, and may override the fallbacks by faster code.
 
     Args:
-        x: the tensor that A is made of.
+        x: the tensor that contains A's entries.
         inputs: n.
         row_shape: axes of rows; their product is N.
         leading: axes of groups.
@@ -92,11 +92,11 @@ class FeatureOperator:
 
     @property
     def spanned(self) -> bool:
-        """Whether Phi has no more rows than columns, and all its rows are here, along one axis."""
+        """Whether Phi has at most as many rows as columns, all of them local and along one axis."""
         return len(self.row_shape) == 1 and self.rows <= self.size
 
     def moving(self, *, weight: bool, bias: bool) -> Self:
-        """The same layer with other trained parts."""
+        """The same layer, with another choice of trained parameters."""
         return self._changed(weight=weight, bias=bias)
 
     def to(self, dtype: torch.dtype) -> Self:

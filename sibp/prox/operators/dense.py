@@ -1,4 +1,4 @@
-"""Features whose matrix is at hand: linear layers, and patches that are few enough to be written out."""
+"""Features with an explicit matrix: linear layers, and patches that are few enough to be materialized."""
 
 from functools import cached_property
 from typing import ClassVar
@@ -16,9 +16,9 @@ class DenseFeatures(FeatureOperator):
     """Phi (..., N, size), from A itself.
 
     Args:
-        A: (..., N, n) inputs, one row a sample, or a sample's position.
-        weight: whether W moves.
-        bias: whether b moves.
+        A: (..., N, n) inputs, one row per sample, or per position of a sample.
+        weight: whether W is trained.
+        bias: whether b is trained.
     """
 
     matrix_free: ClassVar[bool] = False
@@ -38,7 +38,7 @@ class DenseFeatures(FeatureOperator):
         return columns[0] if len(columns) == 1 else torch.cat(columns, -1)
 
     def materialize(self) -> Tensor:
-        """Phi itself, (..., N, size), written once."""
+        """Phi itself, (..., N, size), formed once."""
         return self._phi
 
     def gram(self) -> Tensor:
@@ -65,7 +65,7 @@ class DenseFeatures(FeatureOperator):
             return None
         if self.leading:
             return (E.mT if factor == 1 else factor * E.mT) @ self.x
-        return torch.addmm(self.x.new_empty(1), E.mT, self.x, beta=0, alpha=factor)  # not a pass of its own
+        return torch.addmm(self.x.new_empty(1), E.mT, self.x, beta=0, alpha=factor)  # without an additional pass
 
     def forward(self, W: Tensor, b: Tensor | None) -> Tensor:
         """A W^T + b, (..., N, m)."""

@@ -103,7 +103,7 @@ def _halves(n: int) -> list[tuple[int, int]]:
 
 
 def _written_out(x: Tensor, window: Window) -> Tensor:
-    """The Gram matrix from patches, a row of the image at a time."""
+    """The Gram matrix from materialized patches, a row of the image at a time."""
     (kernel, taps), (B, channels, height, width) = window.kernel, x.shape
     P, Q = window.positions(height, width)
     g, c = window.groups, channels // window.groups

@@ -33,13 +33,13 @@ class Window:
 
 
 class Stretch(NamedTuple):
-    """Rows (or columns) of an image, each multiplied with the one `lag` further on.
+    """Rows (or columns) of an image, each multiplied by the one `lag` further on.
 
     Attributes:
-        first: the first of them.
-        number: of them.
-        step: from one to the next.
-        lag: may be negative.
+        first: index of the first.
+        number: their number.
+        step: distance from one to the next.
+        lag: distance to the other factor; may be negative.
     """
 
     first: int
@@ -54,7 +54,7 @@ class Stretch(NamedTuple):
 
     @property
     def others(self) -> slice:
-        """Those that they are multiplied with."""
+        """The rows that they are multiplied by."""
         return slice(self.first + self.lag, self.first + self.lag + self.step * self.number, self.step)
 
 
@@ -63,10 +63,10 @@ Shared = dict[Pair, list[Stretch]]
 
 
 def shared(window: Window, axis: int, size: int) -> Shared:
-    """The stretches along one axis: the fewest of which every pair of kernel rows takes whole ones.
+    """The stretches along one axis: the smallest set such that every pair of kernel rows uses whole stretches.
 
-    While patches slide over the image, a row lies under each row of the kernel in turn, so that pairs of kernel rows at
-    the same distance see the same pairs of image rows, but for some near the border. Rows outside of the image are 0.
+    As patches slide over the image, a row lies under each row of the kernel in turn, so pairs of kernel rows at the
+    same distance see the same pairs of image rows, except near the border. Rows outside the image are 0.
 
     Args:
         window: of the convolution.

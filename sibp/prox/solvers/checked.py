@@ -157,7 +157,7 @@ class _Task:
         return _estimate(_squared(self._left_over(x @ S, self.rhs @ S)), units)
 
     def serves(self, system: _System, x: Tensor, uncertain: Tensor | None = None) -> bool:
-        """Whether x is accurate despite rounding; `uncertain` is the part computed from G, if not all of x."""
+        """Whether x is accurate despite rounding; `uncertain` is the part of x computed from G, by default all."""
         error = self._from_rounding(x if uncertain is None else uncertain)
         if self.coordinates.direct:
             error += self._eps**2 * self.norm * self.start
@@ -176,7 +176,7 @@ class _Task:
         return self.start - float(self.coordinates.minimum(self.start, float((self.rhs * x).sum()), self.lam))
 
     def solution(self, x: Tensor) -> Solution:
-        """The answer x. That its decrease is the one of a solved system is what the checks have shown."""
+        """The answer x; its decrease is that of a solved system, as the checks have shown."""
         return Solution(self.coordinates, x, True, partial(_solved, self.start, self.start - self._decrease(x)))
 
     def refined(self, system: _System, x: Tensor) -> Solution | None:

@@ -27,7 +27,7 @@ from sibp.prox.operators.base import Parts
 from sibp.prox.scalars import Scalar, scalar
 from sibp.prox.status import WELL_ABOVE, squared_norm
 
-_SMALL = 2**16  # numbers of a Gram matrix that is kept though a layer has fewer weights
+_SMALL = 2**16  # entries of a Gram matrix that is kept even if the layer has fewer weights
 
 
 class Coordinates(ABC):
@@ -180,7 +180,7 @@ class Span(Coordinates):
 
     @cached_property
     def rounding(self) -> Tensor:
-        """N terms, each with the error of K's largest entry; (..., 1)."""
+        """N terms, each with the rounding error of K's largest entry; (..., 1)."""
         N = self.gram.shape[-1]
         largest = self.gram.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True) if N else self.gram.new_zeros(1)
         return largest * (torch.finfo(self.gram.dtype).eps * math.sqrt(N))
@@ -261,8 +261,8 @@ class Span(Coordinates):
     def low_rank_is_cheaper(self, m: int) -> bool:
         """As `Coordinates` says.
 
-        The one costs N^2 (n + m) multiply-adds, the other some m n numbers moved through memory, each of which takes
-        the time of 20 to 60 multiply-adds, by the machine and by how much memory is fresh.
+        The former takes N^2 (n + m) multiply-adds, the latter moves about m n numbers through memory, each of which
+        takes as long as 20 to 60 multiply-adds, depending on the machine and on how much of the memory is fresh.
         """
         N, n = self.features.rows, self.features.inputs
         return N * N * (n + m) < 30 * m * n

@@ -40,7 +40,7 @@ _ROUNDING = 4.0
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """The quotient, and 0 where the denominator is not positive (a dead or finished neuron)."""
+    """The quotient; 0 where the denominator is not positive (a dead or finished neuron)."""
     return torch.where(denominator > 0, numerator / denominator, 0.0)
 
 
