@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sibp.prox import kernels
 
-_SMALLEST = 384  # rows above which the saved products outweigh the smaller blocks
+_SMALLEST = 256  # rows above which the saved products outweigh the smaller blocks
 _PRODUCT, _FACTOR = 128, 256  # rows of a block
 
 
@@ -18,7 +18,7 @@ def symmetric_product(A: Tensor) -> Tensor:
         return A @ A.mT
     K = A.new_empty(N, N)
     for first, end in _spans(N, _PRODUCT):
-        torch.mm(A[first:end], A[:end].T, out=K[first:end, :end])
+        torch.mm(A[first:], A[first:end].T, out=K[first:, first:end])
     if library := kernels.library(K):
         library.mirror(K.data_ptr(), N)
         return K

@@ -86,14 +86,11 @@ def minus_solve(G: Tensor, R: Tensor, lam: float, resolved: float, probes: Tenso
     Returns:
         None if no kernel supports the inputs.
     """
-    *leading, r, m = R.shape
-    if not 0 < r <= _LARGEST or (leading and leading != [1]) or not G.is_contiguous():
+    place = _place_for(G, R)
+    if place is None:
         return None
-    library = kernels.library(G)
-    if library is None:
-        return None
-    threads = torch.get_num_threads() if r * r * m >= _PARALLEL else 1
-    work = kernels.workspace(G.dtype, library.solve_size(r, threads))
+    library, work, threads = place
+    r, m = R.shape[-2:]
     R = R.contiguous()
     X, found, S = torch.empty_like(R), _Found(), None if probes is None else probes.data_ptr()
     done = library.minus_solve(
@@ -101,3 +98,35 @@ def minus_solve(G: Tensor, R: Tensor, lam: float, resolved: float, probes: Tenso
     )
     norm, largest, energy, XX, RR, RX, error = found
     return Answer(X if done else None, norm, largest, energy, XX, Look(RR, RX, error) if done == 2 else None)
+
+
+def minus_substitute(L: Tensor, R: Tensor) -> Tensor | None:
+    """-(L L^T)^-1 R, of the shape of R, from a Cholesky factor; up to three times faster than `torch.cholesky_solve`.
+
+    Args:
+        L: (r, r), or (1, r, r); only the lower triangle is read.
+        R: (r, m), or (1, r, m), of the same dtype.
+
+    Returns:
+        None if no kernel supports the inputs.
+    """
+    place = _place_for(L, R)
+    if place is None:
+        return None
+    library, work, threads = place
+    R = R.contiguous()
+    X = torch.empty_like(R)
+    library.minus_substitute(L.data_ptr(), R.data_ptr(), X.data_ptr(), work.data_ptr(), *R.shape[-2:], threads)
+    return X
+
+
+def _place_for(M: Tensor, R: Tensor) -> tuple[kernels.Kernels, Tensor, int] | None:
+    """The kernels for a system M X = R, their workspace and number of threads; None if they do not support it."""
+    *leading, r, m = R.shape
+    if not 0 < r <= _LARGEST or (leading and leading != [1]) or not M.is_contiguous():
+        return None
+    library = kernels.library(M)
+    if library is None:
+        return None
+    threads = torch.get_num_threads() if r * r * m >= _PARALLEL else 1
+    return library, kernels.workspace(M.dtype, library.solve_size(r, threads)), threads

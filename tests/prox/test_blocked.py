@@ -8,11 +8,11 @@ from sibp.prox.blocked import factor_in_place, symmetric_product
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("N", "n"), [(383, 50), (384, 50), (500, 3), (513, 600)])
+@pytest.mark.parametrize(("N", "n"), [(255, 50), (256, 50), (500, 3), (513, 600)])
 def test_a_symmetric_product_is_the_product(N, n, dtype):
     for A in (randn(N, n, dtype=dtype), randn(n, N, dtype=dtype).T):
         K, exact = symmetric_product(A), A.double() @ A.double().T
-        assert torch.equal(K, K.T) or N < 384  # left to the library, which may round otherwise above the diagonal
+        assert torch.equal(K, K.T) or N < 256  # left to the library, which may round otherwise above the diagonal
         assert K.dtype is dtype
         bound = float(torch.finfo(dtype).eps * n**0.5 * exact.diagonal().max())
         torch.testing.assert_close(K.double(), exact, rtol=0, atol=4 * bound)

@@ -85,17 +85,36 @@ def test_solutions_are_those_of_double_precision(r: int, gap: float, dtype: torc
         assert energy == pytest.approx(float((x.double() * (system @ x.double())).sum()), rel=1e3 * eps, abs=0)
 
 
+@pytest.mark.usefixtures("width")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("r", [1, 3, 4, 66, 257])
+def test_a_factor_solves_its_system(r: int, dtype: torch.dtype):
+    """Backward stability; nothing above the diagonal of the factor is read."""
+    system, eps = spectrum(r, 100.0, dtype) + torch.eye(r, dtype=dtype), torch.finfo(dtype).eps
+    L = torch.linalg.cholesky(system).contiguous()
+    size = float(torch.linalg.matrix_norm(system.double(), 2))
+    for m in (0, 1, 16, 65, 300):
+        R = torch.randn(r, m, dtype=dtype, generator=torch.Generator().manual_seed(m))
+        x = closed.minus_substitute(L + torch.ones_like(L).triu(1), R)
+        assert x is not None
+        residual = system.double() @ x.double() + R.double()
+        assert residual.norm() <= 10 * eps * r**0.5 * size * x.double().norm()
+
+
 def test_solutions_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch):
     G, R, before = spectrum(70, 10.0, torch.float32), torch.randn(70, 700), torch.get_num_threads()
     monkeypatch.setattr(closed, "_PARALLEL", 0)
-    found = []
+    L = torch.linalg.cholesky(G + 0.1 * torch.eye(70)).contiguous()
+    found, substituted = [], []
     try:
         for threads in (1, 2, 7):
             torch.set_num_threads(threads)
             found.append(closed.minus_solve(G, R, 0.1, 0.0))
+            substituted.append(closed.minus_substitute(L, R))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(found[0].x, other.x) for other in found[1:])
+    assert all(torch.equal(substituted[0], other) for other in substituted[1:])
     assert [other.energy for other in found[1:]] == pytest.approx([found[0].energy] * 2, rel=1e-6)
     assert [other.XX for other in found[1:]] == pytest.approx([found[0].XX] * 2, rel=1e-6)
 
@@ -105,6 +124,9 @@ def test_matrices_of_a_batch_of_one_and_right_hand_sides_of_any_stride():
     x, same = closed.minus_solve(G, R, 0.1, 0.0).x, closed.minus_solve(G[None], R[None], 0.1, 0.0).x
     assert torch.equal(x, same[0])
     torch.testing.assert_close(x, -torch.linalg.solve(G + 0.1 * torch.eye(6), R))
+    L = torch.linalg.cholesky(G + 0.1 * torch.eye(6)).contiguous()
+    torch.testing.assert_close(closed.minus_substitute(L, R), x)
+    torch.testing.assert_close(closed.minus_substitute(L[None], R[None])[0], x)
 
 
 def test_a_matrix_that_is_not_positive_definite_has_no_solution():
@@ -158,3 +180,4 @@ def test_unsupported_systems_are_left_to_torch(shape: tuple[int, ...]):
     *leading, r, _ = shape
     assert closed.minus_solve(torch.eye(r).expand(*leading, -1, -1), torch.ones(shape), 1.0, 0.0) is None
     assert closed.minus_solve(torch.ones(3, 2).T, torch.ones(2, 1), 1.0, 0.0) is None
+    assert closed.minus_substitute(torch.eye(r).expand(*leading, -1, -1), torch.ones(shape)) is None

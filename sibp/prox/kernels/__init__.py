@@ -40,6 +40,7 @@ _SIGNATURES = {
     "mirror": (None, "pl"),
     "solve_size": (ctypes.c_long, "ll"),
     "minus_solve": (ctypes.c_int, "ppppp lll dd p"),
+    "minus_substitute": (None, "pppp lll"),
     "outputs_size": (ctypes.c_long, "lll"),
     "begin": (None, "pl pl pl l d ppp pp"),
     "direct": (None, "ppp pp"),

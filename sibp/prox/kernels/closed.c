@@ -312,6 +312,33 @@ static double solve_panels(
     return energy;
 }
 
+/* The lower triangle of M (r x r) in rows_of(r) rows, continued by an identity. */
+static void pad(const REAL *M, long r, REAL *L)
+{
+    memset(L, 0, rows_of(r) * row_of(r) * sizeof(REAL));
+    for (long i = 0; i < rows_of(r); i++) {
+        if (i < r) memcpy(L + i * row_of(r), M + i * r, (i + 1) * sizeof(REAL));
+        else L[i * row_of(r) + i] = 1;
+    }
+}
+
+/* X = -(F F^T)^-1 R for a Cholesky factor F, of which only the lower triangle (r x r) is read. R and X: r x m. work:
+ * solve_size() numbers. */
+void KERNEL(minus_substitute)(const REAL *F, const REAL *R, REAL *X, REAL *work, long r, long m, long threads)
+{
+    const long number = (m + PANEL - 1) / PANEL, share = (number + threads - 1) / threads;
+    REAL *L = work, *panels = L + rows_of(r) * row_of(r);
+    pad(F, r, L);
+    for (long i = 0; i < r; i++) L[i * row_of(r) + i] = 1 / L[i * row_of(r) + i];
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+#endif
+    for (long thread = 0; thread < threads; thread++) {
+        struct look none = {NULL, NULL, NULL, 0, 0, 0};
+        solve_panels(L, R, X, panels + thread * rows_of(r) * PANEL, r, m, thread * share, (thread + 1) * share, &none);
+    }
+}
+
 /* X = -(G + lam I)^-1 R by a Cholesky factor. G: r x r, R and X: r x m. work: solve_size() numbers. Returns 0 without a
  * solution: if there is no factor, or if lam < resolved ||G||_F and there are no probes S (m x PROBES) to look at X with; 2
  * after a look; else 1. found: ||G||_F, G's largest entry, <X, (G + lam I) X> and ||X||^2; then of a look ||R||^2, <R, X>
@@ -327,11 +354,8 @@ int KERNEL(minus_solve)(
     if (lam >= resolved * found[0]) S = NULL;
     else if (!S && m) return 0; /* an empty tensor has no address */
     REAL *L = work, *panels = L + rows_of(r) * row_of(r), *probed = panels + threads * rows_of(r) * PANEL;
-    memset(L, 0, rows_of(r) * row_of(r) * sizeof(REAL));
-    for (long i = 0; i < rows_of(r); i++) {
-        if (i < r) memcpy(L + i * row_of(r), G + i * r, (i + 1) * sizeof(REAL));
-        L[i * row_of(r) + i] += i < r ? (REAL)lam : 1; /* the padding is an identity */
-    }
+    pad(G, r, L);
+    for (long i = 0; i < r; i++) L[i * row_of(r) + i] += (REAL)lam;
     if (!factorize(L, rows_of(r), row_of(r), panels)) return 0;
     const long number = (m + PANEL - 1) / PANEL, share = (number + threads - 1) / threads;
     const long probes = S ? rows_of(r) * PROBES : 0;

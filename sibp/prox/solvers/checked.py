@@ -69,7 +69,8 @@ def checked(coordinates: Coordinates, R: Tensor, rhs: Tensor, lam: float, norm: 
     for dtype in (torch.float32, torch.float64) if large else (torch.float64,):
         system = features.once((_System, lam, dtype), partial(_System.of, coordinates, lam, dtype))
         if system is not None and (x := task.solved(system)) is not None:
-            return task.solution(x) if task.serves(system, x) else task.refined(system, x)
+            decrease = task.decrease(x)
+            return task.solution(x, decrease) if task.serves(system, x, decrease) else task.refined(system, x)
     return None
 
 
@@ -92,14 +93,16 @@ class _System:
         """Factored in a dtype; None if it is not positive definite in it."""
         system = coordinates.gram.to(dtype, copy=True)
         system.diagonal(dim1=-2, dim2=-1).add_(lam)
-        if system.dim() == 2:
-            return cls(coordinates.direct, lam, system) if factor_in_place(system) else None
+        if system.numel() == system.shape[-1] ** 2:  # a single matrix
+            return cls(coordinates.direct, lam, system) if factor_in_place(system.view(system.shape[-2:])) else None
         L, info = torch.linalg.cholesky_ex(system)
         return None if info.any() else cls(coordinates.direct, lam, L)
 
     def minus_solve(self, rhs: Tensor) -> Tensor:
         """-(G + lam I)^-1 rhs, (..., r, m), in the dtype of rhs."""
-        return torch.cholesky_solve(rhs.to(self.L.dtype), self.L).neg_().to(rhs.dtype)
+        given = rhs.to(self.L.dtype)
+        x = closed.minus_substitute(self.L, given)
+        return (torch.cholesky_solve(given, self.L).neg_() if x is None else x).to(rhs.dtype)
 
     @cached_property
     def _norm_of_inverse(self) -> float:
@@ -107,7 +110,7 @@ class _System:
         size = self.L.shape[-1]
         if size <= 2 * _PROBES:
             return float(torch.linalg.vector_norm(torch.cholesky_inverse(self.L)))
-        probes = torch.cholesky_solve(signs(size, self.L.dtype).expand(*self.L.shape[:-1], -1), self.L)
+        probes = self.minus_solve(signs(size, self.L.dtype).expand(*self.L.shape[:-1], -1))
         return math.sqrt(_SAFETY / _PROBES) * float(torch.linalg.vector_norm(probes))
 
     def tolerates(self, squared_error: float, decrease: float) -> bool:
@@ -139,7 +142,7 @@ class _Task:
         if system.L.dtype is not self.rhs.dtype:
             return x
         for _ in range(1 + _REFINEMENTS):
-            if system.tolerates(self._squared_error(x), self._decrease(x)):
+            if system.tolerates(self._squared_error(x), self.decrease(x)):
                 return x
             x = x + system.minus_solve(self._left_over(x, self.rhs))
         return None
@@ -156,12 +159,12 @@ class _Task:
         S = signs(units, x.dtype)
         return _estimate(_squared(self._left_over(x @ S, self.rhs @ S)), units)
 
-    def serves(self, system: _System, x: Tensor, uncertain: Tensor | None = None) -> bool:
+    def serves(self, system: _System, x: Tensor, decrease: float, uncertain: Tensor | None = None) -> bool:
         """Whether x is accurate despite rounding; `uncertain` is the part of x computed from G, by default all."""
         error = self._from_rounding(x if uncertain is None else uncertain)
         if self.coordinates.direct:
             error += self._eps**2 * self.norm * self.start
-        return system.tolerates(error, self._decrease(x))
+        return system.tolerates(error, decrease)
 
     def _from_rounding(self, x: Tensor) -> float:
         """The share of ||e||^2 that the rounding of G causes: an estimate, several times as large as what is usual."""
@@ -171,13 +174,13 @@ class _Task:
         weighted = (diagonal * x.square().sum(-1).double()).sum(-1)
         return _SAFETY * self._eps**2 * float((diagonal.sum(-1) * weighted).sum())
 
-    def _decrease(self, x: Tensor) -> float:
+    def decrease(self, x: Tensor) -> float:
         """Of the objective, by an x that solves the system."""
         return self.start - float(self.coordinates.minimum(self.start, float((self.rhs * x).sum()), self.lam))
 
-    def solution(self, x: Tensor) -> Solution:
+    def solution(self, x: Tensor, decrease: float) -> Solution:
         """The answer x; its decrease is that of a solved system, as the checks have shown."""
-        return Solution(self.coordinates, x, True, partial(_solved, self.start, self.start - self._decrease(x)))
+        return Solution(self.coordinates, x, True, partial(_solved, self.start, self.start - decrease))
 
     def refined(self, system: _System, x: Tensor) -> Solution | None:
         """The displacement of x, corrected with Phi itself; None if that is not accurate enough either."""
@@ -192,7 +195,7 @@ class _Task:
                 coordinates.inner(e, more, coordinates.forward(more) if not coordinates.direct else more).sum()
             )
             x, V = x + more, V + coordinates.entries(more)
-            if self.serves(system, x, uncertain=more) and math.isfinite(_squared(V)):
+            if self.serves(system, x, self.decrease(x), uncertain=more) and math.isfinite(_squared(V)):
                 return Solution(Direct(features), V, True, partial(_solved, self.start, objective + gained))
         return None
 
