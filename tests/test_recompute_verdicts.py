@@ -24,12 +24,13 @@ from sibp.study.criteria import Evidence  # noqa: E402
 
 @pytest.fixture
 def script(tmp_path, monkeypatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     spec = importlib.util.spec_from_file_location("recompute", ROOT / "scripts" / "recompute_verdicts.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(module.raw_runs, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(sys, "argv", ["recompute_verdicts.py"])
     (tmp_path / "docs").mkdir()
