@@ -38,6 +38,7 @@ from sibp.study.credit import tables as tables_of_credit
 from sibp.study.criteria import FINAL_TRAIN_ACC, Evidence, OpenError
 from sibp.study.experiments import Experiment, read_experiments
 from sibp.study.provenance import provenance
+from sibp.study.safety import tables as tables_of_safety
 from sibp.study.untuned_page import tables as tables_of_untuned
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,8 +46,6 @@ PICTURE = ROOT / "docs" / "images" / "mnist_mlp.svg"
 PLACE = re.compile(
     r"(?P<begin><!-- results/(?P<name>[\w/]*): (?P<table>.+?) -->\n).*?(?P<end><!-- end of table -->)", re.DOTALL
 )
-
-
 RESULTS = ROOT / "results"
 EXPERIMENTS = read_experiments(RESULTS / "experiments.yaml")
 EVIDENCE = Evidence(RESULTS)
@@ -363,6 +362,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "failures": failed,
     **tables_of_untuned(RESULTS),
     **tables_of_credit(EVIDENCE),
+    **tables_of_safety(EVIDENCE, EXPERIMENTS),
     "outcome": outcome,
     "sibp cg:3 against proxbp": partial(duel, mine="sibp cg:3", rival="proxbp"),
     "sibp muon cg:3 against muon": partial(duel, mine="sibp muon cg:3", rival="muon"),
