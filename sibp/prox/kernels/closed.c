@@ -7,6 +7,7 @@
 
 #define STRETCH 800 /* columns of A at a time: two strips of rows, and one to multiply them with, stay in the first cache */
 #define STRIPS 2
+#define ACROSS (BYTES == 64 ? SIDE : SIDE / 2) /* there are 32 registers of 64 bytes, but 16 shorter ones */
 #define TILE 16
 #define LINE 64 /* bytes */
 #define PANEL (WIDE * LANES) /* columns in a panel */
@@ -44,27 +45,28 @@ static __attribute__((noinline)) void sums_of(const Vector *vectors, long number
 }
 
 /* K[i..i+3, j..j+3] += A[i..i+3] A[j..j+3]^T over some columns, whole vectors; rows of A are `row` apart. In place of rows
- * past the last, the last is read. */
+ * past the last, the last is read. ACROSS of the four columns at a time: their sums fit into the processor's registers. */
 static void add_tile(const REAL *A, long row, REAL *K, long N, long i, long j, long columns)
 {
-    const REAL *left[SIDE], *right[SIDE];
-    for (long p = 0; p < SIDE; p++) {
-        left[p] = A + least(i + p, N - 1) * row;
-        right[p] = A + least(j + p, N - 1) * row;
-    }
-    Vector sums[SIDE][SIDE] = {0};
-    for (long c = 0; c < columns; c += LANES) {
-        Vector a[SIDE];
-        for (long p = 0; p < SIDE; p++) a[p] = load(left[p] + c);
-        for (long q = 0; q < SIDE; q++) {
-            const Vector b = load(right[q] + c);
-            for (long p = 0; p < SIDE; p++) sums[p][q] += a[p] * b;
+    const REAL *left[SIDE];
+    for (long p = 0; p < SIDE; p++) left[p] = A + least(i + p, N - 1) * row;
+    for (long first = 0; first < SIDE; first += ACROSS) {
+        const REAL *right[ACROSS];
+        for (long q = 0; q < ACROSS; q++) right[q] = A + least(j + first + q, N - 1) * row;
+        Vector sums[SIDE][ACROSS] = {0};
+        for (long c = 0; c < columns; c += LANES) {
+            Vector a[SIDE];
+            for (long p = 0; p < SIDE; p++) a[p] = load(left[p] + c);
+            for (long q = 0; q < ACROSS; q++) {
+                const Vector b = load(right[q] + c);
+                for (long p = 0; p < SIDE; p++) sums[p][q] += a[p] * b;
+            }
         }
+        REAL found[SIDE][ACROSS];
+        sums_of(*sums, SIDE * ACROSS, *found);
+        for (long p = 0; p < SIDE && i + p < N; p++)
+            for (long q = 0; q < ACROSS && j + first + q < N; q++) K[(i + p) * N + j + first + q] += found[p][q];
     }
-    REAL found[SIDE][SIDE];
-    sums_of(*sums, SIDE * SIDE, *found);
-    for (long p = 0; p < SIDE && i + p < N; p++)
-        for (long q = 0; q < SIDE && j + q < N; q++) K[(i + p) * N + j + q] += found[p][q];
 }
 
 /* Copies the lower triangle to the upper, by square tiles that stay in the first cache. */
