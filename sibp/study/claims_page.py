@@ -59,8 +59,8 @@ def judged(claims: Sequence[Claim], evidence: Evidence) -> list[Judged]:
 
 def verdict_table(found: Sequence[Judged]) -> str:
     """One row per claim, as Markdown."""
-    rows = [[str(i), each.claim.claim, each.tally(), each.tally(per_second=True)] for i, each in enumerate(found, 1)]
-    return lines_of_table(("", "claim", "verdict, same steps", "same seconds"), rows)
+    rows = [[f"{i}. {each.claim.claim}", each.tally(), each.tally(per_second=True)] for i, each in enumerate(found, 1)]
+    return lines_of_table(("claim", "verdict, same steps", "same seconds"), rows)
 
 
 def page(found: Sequence[Judged], experiments: Mapping[str, Experiment], results: Path, pictures: Sequence[str]) -> str:

@@ -298,8 +298,8 @@ def test_the_page_has_verdicts_commands_metrics_and_uncounted_criteria(results):
     assert [verdict_of(each) for each in found] == ["partly", "inconclusive"]
     assert [verdict_of(each, per_second=True) for each in found] == ["partly", "inconclusive"]
     text = page(found, EXPERIMENTS, results, ["one"])
-    assert "| 1 | It is faster. | **partly**: 1 of 2 hold | **partly**: 1 of 2 hold |" in text
-    assert "| 2 | It is faster. | **inconclusive**: 0 of 2 hold, 2 open |" in text
+    assert "| 1. It is faster. | **partly**: 1 of 2 hold | **partly**: 1 of 2 hold |" in text
+    assert "| 2. It is faster. | **inconclusive**: 0 of 2 hold, 2 open |" in text
     assert "| **yes** | sibp cg:5 | sgd | training loss | one | 0.42 [0.4, 0.44] | 0.52 [0.5, 0.54] | -0.1" in text
     assert "| no | sibp cg:5 | proxbp exact | training loss | one | 0.42 [0.4, 0.44] | 0.42 [0.4, 0.44] | 0 " in text
     assert "- one: Who is better? `python scripts/reproduce.py one`, about 3 minutes. Seconds mean nothing." in text
@@ -367,7 +367,7 @@ def test_no_verdict_per_second_without_seconds(results):
     (results / "rest" / "limits.json").write_text(json.dumps({"limits": [{"gradient": 0}]}))
     found = judged(read_claims(write(results, still=claim(criteria=[EVERY])), EXPERIMENTS), Evidence(results))
     assert (verdict_of(found[0]), verdict_of(found[0], per_second=True)) == ("reproduced", "–")
-    assert "| 1 | It is faster. | **reproduced**: 1 of 1 hold | – |" in verdict_table(found)
+    assert "| 1. It is faster. | **reproduced**: 1 of 1 hold | – |" in verdict_table(found)
 
 
 def test_step_by_step_and_second_by_second_may_differ(results):
