@@ -68,8 +68,8 @@ def checked(coordinates: Coordinates, R: Tensor, rhs: Tensor, lam: float, norm: 
     large = rhs.dtype is torch.float32 and coordinates.size >= SINGLE
     for dtype in (torch.float32, torch.float64) if large else (torch.float64,):
         system = features.once((_System, lam, dtype), partial(_System.of, coordinates, lam, dtype))
-        if system is not None and (x := task.solved(system)) is not None:
-            decrease = task.decrease(x)
+        if system is not None and (solved := task.solved(system)) is not None:
+            x, decrease = solved
             return task.solution(x, decrease) if task.serves(system, x, decrease) else task.refined(system, x)
     return None
 
@@ -136,14 +136,15 @@ class _Task:
     def _eps(self) -> float:
         return torch.finfo(self.rhs.dtype).eps
 
-    def solved(self, system: _System) -> Tensor | None:
-        """x, as accurate as by a factor in float64; None if a factor in the layer's precision does not suffice."""
+    def solved(self, system: _System) -> tuple[Tensor, float] | None:
+        """The x of a system and its decrease, as accurate as with a float64 factor; None if that fails."""
         x = system.minus_solve(self.rhs)
         if system.L.dtype is not self.rhs.dtype:
-            return x
+            return x, self.decrease(x)
         for _ in range(1 + _REFINEMENTS):
-            if system.tolerates(self._squared_error(x), self.decrease(x)):
-                return x
+            decrease = self.decrease(x)
+            if system.tolerates(self._squared_error(x), decrease):
+                return x, decrease
             x = x + system.minus_solve(self._left_over(x, self.rhs))
         return None
 
