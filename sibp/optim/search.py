@@ -7,7 +7,7 @@ alpha = 0 a loss curves more than further out, so a short trial predicts a minim
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 Phi = Callable[[float], float]
@@ -16,6 +16,8 @@ Phi = Callable[[float], float]
 MAX_TRIALS = 12  # ever shorter, before the step is refused
 _SHORTEST, _HALF, _UNKNOWN = 0.05, 0.5, 0.1  # factors from one trial to the next
 _FARTHEST = 4.0  # a parabola is trusted up to this multiple of the trial
+_SUFFICIENT = 0.25  # least decrease of the loss as a share of what the slope promises
+_RESOLUTION = 1e-6  # of a loss in single precision, relative
 _GAIN, _LEAST_TRUST = 0.5, 1e-3  # how fast trust changes, and its lower limit
 
 
@@ -23,7 +25,7 @@ class SearchStatus(IntEnum):
     """How a search ended."""
 
     TAKEN = 0  # the first length tried
-    SHORTENED = 1  # longer ones raised the loss
+    SHORTENED = 1  # longer ones raised the loss, or lowered it too little
     REFUSED = 2  # no acceptable length: the weights stay
 
 
@@ -109,7 +111,8 @@ def _next(share: float, *, finite: bool) -> float:
 def minimise(phi: Phi, before: float, first: float, slope: float, trust: float = 1.0) -> Outcome:
     """Takes `trust` times the length of the parabola's minimum, which is phi's own if phi is a parabola.
 
-    If this length raises the loss, the search takes the trial that determined the parabola.
+    If this length raises the loss, the search takes the trial that determined the parabola. A length along which the
+    loss falls by less than a quarter of what the slope promises is halved until it does not.
 
     Args:
         phi: the loss.
@@ -119,17 +122,39 @@ def minimise(phi: Phi, before: float, first: float, slope: float, trust: float =
         trust: share of the way to the minimum, 0 < trust <= 1.
     """
     tried = backtrack(phi, before, first, slope)
-    target = trust * tried.optimum
-    if tried.status is SearchStatus.REFUSED or target == tried.alpha:
+    if tried.status is SearchStatus.REFUSED:
         return tried
-    loss, trials = phi(target), tried.trials + 1
-    if not acceptable(loss, before):
-        return Outcome(tried.alpha, tried.loss, trials, tried.optimum, tried.predicted, tried.status)
-    decrease = math.nan
-    if slope < 0:
-        curvature = (tried.loss - before - slope * tried.alpha) / tried.alpha**2
-        decrease = -(slope + curvature * target) * target
-    return Outcome(target, loss, trials, tried.optimum, decrease, tried.status)
+    outcome, target = tried, trust * tried.optimum
+    if target != tried.alpha:
+        loss, trials = phi(target), tried.trials + 1
+        if acceptable(loss, before):
+            outcome = replace(tried, alpha=target, loss=loss, trials=trials)
+        else:
+            outcome = replace(tried, trials=trials)
+    outcome = _sufficient(phi, before, slope, outcome)
+    curvature = (tried.loss - before - slope * tried.alpha) / tried.alpha**2
+    predicted = -(slope + curvature * outcome.alpha) * outcome.alpha if slope < 0 else math.nan
+    return replace(outcome, predicted=predicted)
+
+
+def _sufficient(phi: Phi, before: float, slope: float, outcome: Outcome) -> Outcome:
+    """Halves the length, and the optimum with it, until the decrease is a fair share of what the slope promises.
+
+    Armijo's rule. A parabola falls at its minimum by half of what its slope promises, whereas a loss that reaches its
+    lowest value early, and stays there, allows lengths of any size, which harm other batches. Decreases that single
+    precision does not resolve are not compared.
+    """
+    alpha, loss, trials = outcome.alpha, outcome.loss, outcome.trials
+    while trials < MAX_TRIALS and (promised := -slope * alpha) > _RESOLUTION * abs(before):
+        if acceptable(loss, before) and before - loss >= _SUFFICIENT * promised:
+            share = alpha / outcome.alpha
+            status = outcome.status if share == 1 else SearchStatus.SHORTENED
+            return replace(
+                outcome, alpha=alpha, loss=loss, trials=trials, optimum=share * outcome.optimum, status=status
+            )
+        alpha /= 2
+        loss, trials = phi(alpha), trials + 1
+    return replace(outcome, trials=trials)
 
 
 def trust_after(trust: float, fresh: float, expected: float, usual: float = 0.0) -> float:

@@ -59,10 +59,43 @@ def test_trials_at_least_halve_until_the_loss_does_not_rise():
 
 def test_a_predicted_minimum_with_a_higher_loss_is_not_taken():
     def phi(a: float) -> float:
-        return {1.0: 1.0, 0.5: 9.0}[a]
+        return 0.5 if a == 1 else 9.0
+
+    found = minimise(phi, 1.0, 1.0, slope=-1.25)
+    assert parabola_minimum(1.0, -0.5, -1.25) == pytest.approx(5 / 6)
+    assert (found.alpha, found.loss) == (1.0, 0.5)
+
+
+def test_a_length_must_achieve_a_quarter_of_what_its_slope_promises():
+    def phi(a: float) -> float:
+        return max(1 - 100 * a, 0.0)  # at its lowest from .01 on; a quarter of the promise until .04
+
+    found = minimise(phi, 1.0, 1.0, slope=-100.0)
+    assert 0.02 < found.alpha <= 0.04  # halved no more often than necessary
+    assert (found.loss, found.optimum) == (0.0, found.alpha)
+    assert found.status is SearchStatus.SHORTENED
+    half = minimise(phi, 1.0, 1.0, slope=-100.0, trust=0.5)
+    assert half.alpha == pytest.approx(half.optimum / 2)  # the next steps' reach shrinks with the length
+
+
+def test_halving_goes_past_lengths_that_raise_the_loss():
+    def phi(a: float) -> float:
+        if a > 0.5:
+            return 0.9
+        return 2.0 if a > 0.05 else 1 - a
 
     found = minimise(phi, 1.0, 1.0, slope=-1.0)
-    assert (found.alpha, found.loss) == (1.0, 1.0)
+    assert found.alpha <= 0.05
+    assert found.loss == phi(found.alpha)
+
+
+@pytest.mark.parametrize(("slope", "trials"), [(-1e9, MAX_TRIALS), (-3e-7, 1)])
+def test_a_slope_that_no_length_confirms_is_ignored(slope: float, trials: int):
+    """It is wrong, or what it promises is less than single precision resolves."""
+    found = minimise(lambda a: 1 - 1e-9 * a, 1.0, 1.0, slope, trust=1.0)
+    plain = backtrack(lambda a: 1 - 1e-9 * a, 1.0, 1.0, slope)
+    assert found.alpha in (plain.alpha, plain.optimum)
+    assert trials <= found.trials <= trials + 1
 
 
 def test_trust_scales_the_step():
