@@ -112,7 +112,7 @@ def minimise(phi: Phi, before: float, first: float, slope: float, trust: float =
     """Takes `trust` times the length of the parabola's minimum, which is phi's own if phi is a parabola.
 
     If this length raises the loss, the search takes the trial that determined the parabola. A length along which the
-    loss falls by less than a quarter of what the slope promises is halved until it does not.
+    loss falls by less than a quarter of what the slope promises is halved, at least, until it does not.
 
     Args:
         phi: the loss.
@@ -138,21 +138,23 @@ def minimise(phi: Phi, before: float, first: float, slope: float, trust: float =
 
 
 def _sufficient(phi: Phi, before: float, slope: float, outcome: Outcome) -> Outcome:
-    """Halves the length, and the optimum with it, until the decrease is a fair share of what the slope promises.
+    """Shortens the length, and the optimum with it, until the decrease is a fair share of what the slope promises.
 
     Armijo's rule. A parabola falls at its minimum by half of what its slope promises, whereas a loss that reaches its
-    lowest value early, and stays there, allows lengths of any size, which harm other batches. Decreases that single
+    lowest value early, and stays there, allows lengths of any size, which harm other batches. Each trial is at most
+    half as long as the last one, and no longer than the last one's decrease would suffice for. Decreases that single
     precision does not resolve are not compared.
     """
     alpha, loss, trials = outcome.alpha, outcome.loss, outcome.trials
     while trials < MAX_TRIALS and (promised := -slope * alpha) > _RESOLUTION * abs(before):
-        if acceptable(loss, before) and before - loss >= _SUFFICIENT * promised:
+        sufficient = (before - loss) / (_SUFFICIENT * promised) if acceptable(loss, before) else 0.0
+        if sufficient >= 1:
             share = alpha / outcome.alpha
             status = outcome.status if share == 1 else SearchStatus.SHORTENED
             return replace(
                 outcome, alpha=alpha, loss=loss, trials=trials, optimum=share * outcome.optimum, status=status
             )
-        alpha /= 2
+        alpha *= min(sufficient or _HALF, _HALF)
         loss, trials = phi(alpha), trials + 1
     return replace(outcome, trials=trials)
 

@@ -41,7 +41,7 @@ class AutoSIBP(SIBP):
     - The loss is evaluated before a step is taken. While it is higher than before, the step is shortened, by half at
       least; if that does not help, the weights stay. `loss`, the loss before the step, saves one evaluation.
     - Every third step, a trial twice as long as the last optimum determines a parabola. Its minimum is the length that
-      this batch asks for (`reach`), which the next two steps use as well. The length is halved while the loss decreases
+      this batch asks for (`reach`), which the next two steps use as well. The length is shortened while the loss falls
       by less than a quarter of what the slope promises.
     - Steps take a share of this length, `trust`, since a batch's loss falls further along its own step than the loss of
       all data. `trust` follows the slopes of later batches' losses along the step. It starts at 1 (for batches of less
