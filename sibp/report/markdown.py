@@ -9,7 +9,7 @@ from urllib.parse import quote
 from sibp.report.blocks import Block, Cell, Document, Figure, Link, Matrix, Table, Text
 from sibp.report.cells import cell_text, link
 
-NUMBER = re.compile(r"(\*\*)?[−-]?[\d.∞][^a-z]*$|–?$")  # with or without an interval, or empty
+NUMBER = re.compile(r"(\*\*)?[−-]?[\d.∞]([^a-z]|e[+-]\d)*$|–?$")  # with or without an interval, or empty
 NUMBERED = re.compile(r"[\d∞]")
 SPECIAL = str.maketrans({c: "\\" + c for c in "\\`*_[]|#"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 

@@ -13,6 +13,7 @@ import pytest
 from fake_runs import PROXBP, SGD, SIBP, write_run
 
 from sibp.report.__main__ import main
+from sibp.report.markdown import lines_of_table
 
 PACKAGE = Path(__file__).parents[2] / "sibp" / "report"
 RUNS = PACKAGE.parent / "runs"
@@ -420,3 +421,17 @@ def test_columns_of_numbers_are_right_aligned(written):
     columns = dict(zip(lines[head].split(" | "), lines[head + 1].split(" | "), strict=True))
     assert columns["final train loss"] == columns["ms per step"] == "---:"
     assert columns["setting"] == "---"
+
+
+@pytest.mark.parametrize(
+    ("cell", "rule"),
+    [
+        ("1.395e-07 [2e-08, 3e-07]", "---:"),
+        ("**0.5**", "---:"),
+        ("∞ [1, ∞]", "---:"),
+        ("3 seeds", "---"),
+        ("e-07", "---"),
+    ],
+)
+def test_a_number_may_have_an_exponent_an_interval_and_a_mark(cell: str, rule: str):
+    assert lines_of_table(["a"], [[cell], ["0.25"]]).splitlines()[1] == f"| {rule} |"
