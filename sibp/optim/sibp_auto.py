@@ -18,7 +18,9 @@ from sibp.optim.trials import Trials
 
 _AFTER_REFUSAL = 0.1  # after a refused step, the next search begins at this share of the reach
 _UNEQUAL = 30.0  # ratio of mean square error signals between layers that is normal in well-behaved nets
-_ENOUGH = 16  # rows of the output; smaller batches are initially trusted in proportion
+_ENOUGH = 16  # rows of the output; the first step trusts smaller batches in proportion
+_STEADY = 100  # rows of the output; later steps trust smaller batches by the square root, as noise shrinks
+_SAME = 1e-4  # relative difference of losses that rounding explains
 _USUAL = 0.1  # weight of the latest slope in the running mean that slopes are compared with
 LOOK_EVERY = 3  # steps from one measurement of the gradient to the next
 _UNKNOWN = math.nan  # until measured
@@ -44,8 +46,8 @@ class AutoSIBP(SIBP):
       this batch asks for (`reach`), which the next two steps use as well. The length is shortened while the loss falls
       by less than a quarter of what the slope promises.
     - Steps take a share of this length, `trust`, since a batch's loss falls further along its own step than the loss of
-      all data. `trust` follows the slopes of later batches' losses along the step. It starts at 1 (for batches of less
-      than 16, in proportion to their size), and approaches 1 if the batch is always the same.
+      all data. `trust` follows the slopes of later batches' losses along the step. It starts at 1, for
+      batches of B < 16 samples at B / 16. If the second batch is another one of B < 100, it is at most sqrt(B / 100).
     - A scheduler scales the step: at a fifth of the initial `lr`, steps are a fifth as long as otherwise.
     - If the measured slope along the direction is not negative, the subproblems' own step is searched instead. A
       refused step resets the running mean.
@@ -76,6 +78,7 @@ class AutoSIBP(SIBP):
         "search_reach": _UNKNOWN,
         "search_trust": _UNKNOWN,
         "search_usual": _UNKNOWN,
+        "search_ended": _UNKNOWN,  # the loss that the first step ended at, until the second
         "search_wait": 0,
         "search_last": 0.0,
         "search_looks_back": False,  # whether the parameters' `search_step` is the last step
@@ -143,9 +146,7 @@ class AutoSIBP(SIBP):
         memory, lr, factor = self._search_memory(), self._longest(), self._factor()
         if factor == 0:
             return Outcome(1.0, before, 0, 1.0, 0.0, SearchStatus.TAKEN)  # only the fallback's parameters move
-        if math.isnan(memory["search_trust"]):
-            rows = self._rows_of_all()
-            memory["search_trust"] = min(1.0, rows / _ENOUGH) if rows else 1.0
+        first = self._limit_trust(before)
         self._output_rows = 0
         self._turn(trials)
         reach, due = min(lr, memory["search_reach"]), self._is_due()  # lr while the reach is NaN
@@ -169,6 +170,8 @@ class AutoSIBP(SIBP):
         # A rejected length is measured again in the next step.
         again = refused or (not due and outcome.status is SearchStatus.SHORTENED)
         memory["search_wait"] = 0 if again else LOOK_EVERY - 1 if due else self._wait() - 1
+        if first:
+            memory["search_ended"] = outcome.loss
         self._keep_for_trust(trials, outcome.alpha, lr)
         return outcome
 
@@ -257,6 +260,22 @@ class AutoSIBP(SIBP):
                 memory["search_usual"] = usual
             trust = memory["search_trust"] = trust_after(trust, fresh, expected, 0.0 if math.isnan(usual) else usual)
         return trust
+
+    def _limit_trust(self, before: float) -> bool:
+        """Limits the trust of the first step and, unless its batch is the same, of the second; whether it is the first.
+
+        Args:
+            before: the loss before the step; that at the end of the last step if the batch is the same.
+        """
+        memory, ended = self._search_memory(), self._search_memory()["search_ended"]
+        if math.isnan(memory["search_trust"]):
+            rows = self._rows_of_all()
+            memory["search_trust"] = min(1.0, rows / _ENOUGH) if rows else 1.0
+            return True
+        if abs(before - ended) > _SAME * abs(ended) and (rows := self._rows_of_all()):  # never if `ended` is NaN
+            memory["search_trust"] = min(memory["search_trust"], math.sqrt(rows / _STEADY))
+        memory["search_ended"] = _UNKNOWN
+        return False
 
     def _rows_of_all(self) -> float:
         """Rows of the output over all ranks; 0 if the output has no subproblem."""

@@ -525,6 +525,28 @@ def test_small_batches_start_with_reduced_trust():
         assert optimizer.search_stats()["trust"] == trust
 
 
+@pytest.mark.parametrize(("rows", "second", "trust"), [(25, 1, 0.5), (25, 0, 1.0), (4, 1, 0.2), (100, 1, 1.0)])
+def test_a_second_small_batch_lowers_trust_unless_it_is_the_first_again(rows: int, second: int, trust: float):
+    model = mlp(5, 6, 3)
+    optimizer = AutoSIBP(model)
+    optimizer.param_groups[0]["lr"] = optimizer.param_groups[0]["longest"] = 0.01  # the loss hardly falls
+    step(model, optimizer, *batch(0, rows))
+    step(model, optimizer, *batch(second, rows))
+    assert optimizer.search_stats()["trust"] == pytest.approx(trust)
+
+
+def test_noisy_batches_of_sixteen_lower_the_loss_of_all_data():
+    """A step fits such a batch at once; its share of that step must not undo what earlier ones have learned."""
+    generator = torch.Generator().manual_seed(1)
+    x, W = torch.randn(600, 30, generator=generator), torch.randn(30, 5, generator=generator)
+    y = (x @ W + 0.5 * torch.randn(600, 5, generator=generator)).argmax(1)
+    model = mlp(30, 64, 5, dtype=torch.float32)
+    optimizer, start = AutoSIBP(model), loss_of(model, x, y)
+    for rows in torch.randint(600, (80, 16), generator=generator):
+        step(model, optimizer, x[rows], y[rows])
+    assert loss_of(model, x, y) < 0.4 * start
+
+
 def clusters() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     means = 2 * torch.randn(4, 10, generator=generator)
