@@ -56,7 +56,7 @@ def train(method: str, seed: int, data: Data) -> list[Tensor]:
         images; float64.
     """
     config = compose(["experiment=mnist_mlp", *METHODS[method]])
-    images, labels = data.train.images[:10_000], data.train.labels[:10_000]
+    images, labels = data.train.inputs[:10_000], data.train.labels[:10_000]
     model = build_model(config["model"], data.shape, data.classes, seed)
     optimizer = build_optimizer(config["optimizer"], model)
     loss_of = objective_of(config["model"]).loss
@@ -69,7 +69,7 @@ def train(method: str, seed: int, data: Data) -> list[Tensor]:
                 found.append(torch.cat([*(p.flatten() for p in model.parameters()), loss.reshape(1)]).double())
         rows = order.batch(step)
         optimizer.zero_grad()
-        loss_of(model(data.train.images[rows]), data.train.images[rows], data.train.labels[rows], "mean").backward()
+        loss_of(model(data.train.inputs[rows]), data.train.inputs[rows], data.train.labels[rows], "mean").backward()
         optimizer.step()
     return found
 

@@ -50,9 +50,9 @@ class Training:
         optimizer = run.config["optimizer"]
         self.period = max([1, *(int(optimizer[key]) for key in PERIODS if optimizer.get(key))])
         self._length = max(2 * self.period, int(run.columns["step"][-1]))
-        order = torch.randperm(len(data.train.images), generator=torch.Generator().manual_seed(0))
+        order = torch.randperm(len(data.train.inputs), generator=torch.Generator().manual_seed(0))
         rows = order.split(run.config["batch_size"])[:_BATCHES]
-        self._batches = [(data.train.images[some], data.train.labels[some]) for some in rows]
+        self._batches = [(data.train.inputs[some], data.train.labels[some]) for some in rows]
         self._begin()
 
     def _begin(self) -> None:

@@ -50,12 +50,13 @@ FASHION_MNIST_MD5 = {
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, channels, height, width) or (N, pixels), float32, and their labels (N,), int64.
+    """Inputs and labels of the same samples.
 
-    For a text, windows (N, characters), int64, replace images; labels of the same shape are the next characters.
+    Images (N, channels, height, width) or (N, pixels), float32, with labels (N,), int64; or windows of a text
+    (N, characters), int64, whose labels, of the same shape, are the next characters.
     """
 
-    images: torch.Tensor
+    inputs: torch.Tensor
     labels: torch.Tensor
 
     def __len__(self) -> int:
@@ -89,8 +90,8 @@ class Data:
         """
 
         def move(split: Split) -> Split:
-            images = split.images.flatten(1) if flat else split.images
-            return Split(images.to(device), split.labels.to(device))
+            inputs = split.inputs.flatten(1) if flat else split.inputs
+            return Split(inputs.to(device), split.labels.to(device))
 
         return replace(self, train=move(self.train), val=move(self.val), test=move(self.test))
 
@@ -110,7 +111,7 @@ class Data:
             return self
         if count > len(self.train):
             raise UserError(f"train_limit={count} is more than the {len(self.train)} training samples: give fewer.")
-        return replace(self, train=Split(self.train.images[:count], self.train.labels[:count]))
+        return replace(self, train=Split(self.train.inputs[:count], self.train.labels[:count]))
 
     def with_label_noise(self, fraction: float, seed: int) -> "Data":
         """The same data with some wrong training labels, selected and drawn by the seed.
@@ -133,7 +134,7 @@ class Data:
         labels = self.train.labels.clone()
         shift = torch.randint(1, self.classes, labels[wrong].shape, generator=generator)
         labels[wrong] = (labels[wrong] + shift) % self.classes
-        return replace(self, train=Split(self.train.images, labels))
+        return replace(self, train=Split(self.train.inputs, labels))
 
 
 Builder = Callable[[Path, bool], Data]

@@ -27,7 +27,7 @@ from sibp.prox.status import Status
 from sibp.runs.errors import UserError
 from sibp.runs.folder import RunFolder, finite
 
-EVAL_BATCH = 1000  # images in an evaluation pass: few enough to stay in a processor's cache
+EVAL_BATCH = 1000  # samples in an evaluation pass: few enough to stay in a processor's cache
 EARLY_ROWS = 5  # logged every `log_early` steps
 STEPS_BETWEEN_CHECKS = 20  # on an accelerator: reading the loss back waits for the device
 SAMPLE = 300  # characters in a language model's sample at every row
@@ -85,7 +85,7 @@ class Trainer:
         self.device = data.train.labels.device
         if settings.batch_size > len(data.train):
             raise UserError(
-                f"batch_size={settings.batch_size} is more than the {len(data.train)} training images: "
+                f"batch_size={settings.batch_size} is more than the {len(data.train)} training samples: "
                 "give a smaller one."
             )
         self.order = BatchOrder(len(data.train), settings.batch_size, settings.seed, settings.replacement)
@@ -149,7 +149,7 @@ class Trainer:
         """Mean loss and accuracy, in evaluation mode and without a graph.
 
         Args:
-            split: the images.
+            split: the samples.
             limit: use only the first so many.
 
         Returns:
@@ -162,9 +162,9 @@ class Trainer:
         with torch.no_grad():
             for start in range(0, count, EVAL_BATCH):
                 end = min(start + EVAL_BATCH, count)
-                images, labels = split.images[start:end], split.labels[start:end]
-                outputs = self.model(images)
-                loss += self.objective.loss(outputs, images, labels, "sum")
+                inputs, labels = split.inputs[start:end], split.labels[start:end]
+                outputs = self.model(inputs)
+                loss += self.objective.loss(outputs, inputs, labels, "sum")
                 if self.objective.right is not None:
                     right += self.objective.right(outputs, labels)
         self.model.train()
@@ -202,20 +202,20 @@ class Trainer:
         return self._optimize(indices)
 
     def _optimize(self, indices: torch.Tensor) -> torch.Tensor:
-        images, labels = self.data.train.images[indices], self.data.train.labels[indices]
+        inputs, labels = self.data.train.inputs[indices], self.data.train.labels[indices]
 
         def closure() -> torch.Tensor:
             self.optimizer.zero_grad()
-            loss = self.objective.loss(self.model(images), images, labels, "mean")
+            loss = self.objective.loss(self.model(inputs), inputs, labels, "mean")
             loss.backward()
             return loss
 
         if getattr(self.optimizer, "line_search", False):
-            return self._search(closure, images, labels)
+            return self._search(closure, inputs, labels)
         # A closure, as L-BFGS looks at the loss several times a step; all others once.
         return self.optimizer.step(closure).detach()  # pyright: ignore[reportCallIssue, reportArgumentType]
 
-    def _search(self, closure: Callable[[], torch.Tensor], images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _search(self, closure: Callable[[], torch.Tensor], inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """A step with a line search; trial losses use the same batch and dropout masks."""
         cpu = torch.get_rng_state()
         cuda = torch.cuda.get_rng_state(self.device) if self._on_cuda() else None
@@ -225,7 +225,7 @@ class Trainer:
             torch.set_rng_state(cpu)
             if cuda is not None:
                 torch.cuda.set_rng_state(cuda, self.device)
-            return self.objective.loss(self.model(images), images, labels, "mean")
+            return self.objective.loss(self.model(inputs), inputs, labels, "mean")
 
         self.optimizer.step(evaluate=again, loss=loss)  # pyright: ignore[reportCallIssue]
         return loss
@@ -318,7 +318,7 @@ class Trainer:
             raise UserError(
                 f"target_val_acc={self.settings.target_val_acc}: model={name} has no accuracy; leave it out."
             )
-        if (needed := self.objective.misfit(train.images, train.labels)) is not None:
+        if (needed := self.objective.misfit(train.inputs, train.labels)) is not None:
             raise UserError(
                 f"model={name} is {needed}, not for dataset={self.settings.dataset['name']}: choose another of them."
             )

@@ -12,45 +12,45 @@ class Objective:
     """A loss on outputs, with or without an accuracy.
 
     Attributes:
-        loss: maps outputs (B, n), images, labels (B,) and a reduction, ``mean`` over the batch or ``sum``, to a number.
+        loss: maps outputs (B, n), inputs, labels (B,) and a reduction, ``mean`` over the batch or ``sum``, to a number.
         right: counts correct outputs; None without an accuracy.
-        misfit: the kind of data needed, if images and labels are of another kind, else None.
+        misfit: the kind of data needed, if inputs and labels are of another kind, else None.
     """
 
     loss: Callable[[Tensor, Tensor, Tensor, str], Tensor]
     right: Callable[[Tensor, Tensor], Tensor] | None
-    misfit: Callable[[Tensor, Tensor], str | None] = lambda images, labels: None
+    misfit: Callable[[Tensor, Tensor], str | None] = lambda inputs, labels: None
 
 
-def _cross_entropy(outputs: Tensor, images: Tensor, labels: Tensor, reduction: str) -> Tensor:
-    del images
+def _cross_entropy(outputs: Tensor, inputs: Tensor, labels: Tensor, reduction: str) -> Tensor:
+    del inputs
     return F.cross_entropy(outputs, labels, reduction=reduction)
 
 
-def _no_images(images: Tensor, labels: Tensor) -> str | None:
+def _no_images(inputs: Tensor, labels: Tensor) -> str | None:
     return None if labels.ndim == 1 else "for images with a label each"
 
 
-def _reconstruction(outputs: Tensor, images: Tensor, labels: Tensor, reduction: str) -> Tensor:
+def _reconstruction(outputs: Tensor, inputs: Tensor, labels: Tensor, reduction: str) -> Tensor:
     """Binary cross-entropy of every pixel, summed over the pixels of an image."""
     del labels
-    total = F.binary_cross_entropy_with_logits(outputs, images.flatten(1), reduction="sum")
-    return total / len(images) if reduction == "mean" else total
+    total = F.binary_cross_entropy_with_logits(outputs, inputs.flatten(1), reduction="sum")
+    return total / len(inputs) if reduction == "mean" else total
 
 
-def _no_chances(images: Tensor, labels: Tensor) -> str | None:
-    fit = images.is_floating_point() and images.min() >= 0 and images.max() <= 1
+def _no_chances(inputs: Tensor, labels: Tensor) -> str | None:
+    fit = inputs.is_floating_point() and inputs.min() >= 0 and inputs.max() <= 1
     return None if fit else "for pixels between 0 and 1"
 
 
-def _next_character(outputs: Tensor, images: Tensor, labels: Tensor, reduction: str) -> Tensor:
+def _next_character(outputs: Tensor, inputs: Tensor, labels: Tensor, reduction: str) -> Tensor:
     """Mean over the T characters of a window, for outputs (B, T, letters); then over the batch, or summed."""
-    del images
+    del inputs
     total = F.cross_entropy(outputs.flatten(0, 1), labels.flatten(), reduction=reduction)
     return total if reduction == "mean" else total / labels.shape[1]
 
 
-def _no_text(images: Tensor, labels: Tensor) -> str | None:
+def _no_text(inputs: Tensor, labels: Tensor) -> str | None:
     return None if labels.ndim == 2 else "for text"
 
 

@@ -235,7 +235,7 @@ def _prepare(settings: Settings, folder: RunFolder, device: torch.device) -> _Pr
     facts = {
         "initial_weights_sha256": _digest(trainer.model),
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
-        "images": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
+        "samples": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
         "data_sha256": data.sha256,
         "environment": describe(device),
     }

@@ -136,7 +136,7 @@ def test_invalid_combinations_are_one_sentence(case: str, make_config):
 
 def test_pixels_outside_0_to_1_are_refused(make_config, monkeypatch):
     digits = load_data({"name": "digits"}, "", False)
-    bright = replace(digits, train=Split(2 * digits.train.images, digits.train.labels))
+    bright = replace(digits, train=Split(2 * digits.train.inputs, digits.train.labels))
     monkeypatch.setattr(runner, "load_data", lambda *_: bright)
     outcome = run(make_config(model=MODEL, target_val_acc=None))
     assert outcome.wrong_input

@@ -58,13 +58,13 @@ def test_no_window_is_in_two_splits(text_data):
     masks = torch.stack(characters.parts(7969))
     assert masks.sum(0).eq(1).all()
     assert [len(part) for part in (text_data.train, text_data.val, text_data.test)] == [7173, 398, 398]
-    first = "".join(text_data.letters[code] for code in text_data.train.images[0].tolist())
+    first = "".join(text_data.letters[code] for code in text_data.train.inputs[0].tolist())
     assert first == characters.read_text()[:64]
 
 
 def test_a_prediction_does_not_depend_on_later_characters(text_data):
     model = build_model(compose(TINY)["model"], text_data.shape, text_data.classes, 0)
-    one = text_data.train.images[:1].clone()
+    one = text_data.train.inputs[:1].clone()
     other = one.clone()
     other[0, 40] = (other[0, 40] + 1) % text_data.classes
     before, after = model(one), model(other)
@@ -89,7 +89,7 @@ def test_a_proximal_step_is_that_of_the_loss_summed_over_characters(tmp_path, te
     model = build_model(config["model"], text_data.shape, text_data.classes, 0)
     method = build_optimizer(config["optimizer"] | own, model)
     trainer = Trainer(Settings.from_config(config), RunFolder(config), text_data, model, method)
-    x, y = text_data.train.images[:4], text_data.train.labels[:4]
+    x, y = text_data.train.inputs[:4], text_data.train.labels[:4]
     trainer.objective.loss(model(x), x, y, "mean").backward()
     told = model.head.weight.grad.clone()  # pyright: ignore
     inner = method.direction if isinstance(method, Preconditioned) else method

@@ -23,11 +23,11 @@ def write_files(folder: Path, files: tuple[str, ...]) -> None:
 def test_digits_have_a_fixed_split(tmp_path):
     data, again = load("digits", tmp_path), load("digits", tmp_path / "elsewhere")  # not from a cache
     assert [len(part) for part in (data.train, data.val, data.test)] == [1297, 250, 250]
-    assert data.train.images.shape[1:] == data.shape == (1, 8, 8)
-    assert data.train.images.dtype == torch.float32
-    assert (data.train.images.min(), data.train.images.max()) == (0, 1)
-    assert torch.equal(data.val.images, again.val.images)
-    whole = torch.cat([part.images.flatten(1) for part in (data.train, data.val, data.test)])
+    assert data.train.inputs.shape[1:] == data.shape == (1, 8, 8)
+    assert data.train.inputs.dtype == torch.float32
+    assert (data.train.inputs.min(), data.train.inputs.max()) == (0, 1)
+    assert torch.equal(data.val.inputs, again.val.inputs)
+    whole = torch.cat([part.inputs.flatten(1) for part in (data.train, data.val, data.test)])
     assert len(whole.unique(dim=0)) == 1797  # no image is in two parts: all of the originals differ
     assert data.test.labels.unique().tolist() == list(range(10))
 
@@ -35,15 +35,15 @@ def test_digits_have_a_fixed_split(tmp_path):
 def test_flat_images_are_vectors_of_the_same_pixels(tmp_path):
     data = load("digits", tmp_path)
     flat = data.prepared(flat=True, device=torch.device("cpu"))
-    assert flat.train.images.shape == (1297, 64)
-    assert torch.equal(flat.train.images[5].view(1, 8, 8), data.train.images[5])
+    assert flat.train.inputs.shape == (1297, 64)
+    assert torch.equal(flat.train.inputs[5].view(1, 8, 8), data.train.inputs[5])
     assert flat.shape == data.shape
 
 
 def test_training_can_be_limited_to_the_first_samples(tmp_path):
     data = load_data({"name": "digits"}, str(tmp_path), False)
     few = data.first(30)
-    assert torch.equal(few.train.images, data.train.images[:30])
+    assert torch.equal(few.train.inputs, data.train.inputs[:30])
     assert torch.equal(few.train.labels, data.train.labels[:30])
     assert (len(few.val), len(few.test)) == (250, 250)
     assert len(data.first(None).train) == 1297
@@ -61,7 +61,7 @@ def test_label_noise_changes_the_given_fraction_of_training_labels_only(tmp_path
     assert not torch.equal(wrong, other.train.labels != data.train.labels)
     for part in ("val", "test"):
         assert torch.equal(getattr(noisy, part).labels, getattr(data, part).labels)
-    assert torch.equal(noisy.train.images, data.train.images)
+    assert torch.equal(noisy.train.inputs, data.train.inputs)
     assert torch.equal(data.with_label_noise(0.0, 7).train.labels, data.train.labels)
 
 
@@ -132,7 +132,7 @@ def test_mnist_is_split_by_its_own_order(data_root):
     data = load("mnist", data_root)
     assert [len(part) for part in (data.train, data.val, data.test)] == [55000, 5000, 10000]
     original = MNIST(str(data_root), train=True)
-    assert torch.equal(data.val.images[:, 0] * 255, original.data[55000:].float())
+    assert torch.equal(data.val.inputs[:, 0] * 255, original.data[55000:].float())
     assert torch.equal(data.val.labels, original.targets[55000:])
     assert data.shape == (1, 28, 28)
 
@@ -140,11 +140,11 @@ def test_mnist_is_split_by_its_own_order(data_root):
 def test_cifar10_is_standardised_by_its_training_part(data_root):
     data = load("cifar10", data_root)
     assert [len(part) for part in (data.train, data.val, data.test)] == [45000, 5000, 10000]
-    assert data.train.images.shape[1:] == data.shape == (3, 32, 32)
-    std, mean = torch.std_mean(data.train.images, dim=(0, 2, 3))
+    assert data.train.inputs.shape[1:] == data.shape == (3, 32, 32)
+    std, mean = torch.std_mean(data.train.inputs, dim=(0, 2, 3))
     assert mean.abs().max() < 1e-3
     assert (std - 1).abs().max() < 1e-3
-    assert data.test.images.mean().abs() > 1e-4
+    assert data.test.inputs.mean().abs() > 1e-4
 
 
 def test_an_incompatible_torchvision_is_one_sentence_and_digits_do_not_need_it(tmp_path, monkeypatch):

@@ -45,7 +45,7 @@ def test_a_run_folder_has_the_documented_files(make_config):
     assert summary["final"] == rows[-1]
     assert summary["best_val_acc"] == max(row["val_acc"] for row in rows)
     assert summary["initial_train_loss"] == rows[0]["train_loss"] == pytest.approx(math.log(10), abs=0.2)
-    assert summary["images"] == {"train": 1297, "val": 250, "test": 250}
+    assert summary["samples"] == {"train": 1297, "val": 250, "test": 250}
     assert {"test_loss", "test_acc", "seconds", "environment"} <= summary.keys()
     assert rows[-1]["train_loss"] < 0.9 * rows[0]["train_loss"]
     assert summary["environment"]["kernels"] == kernels.description()

@@ -27,14 +27,14 @@ def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> fl
 def test_networks_improve_within_one_epoch(name: str, make):
     data = load_data({"name": "digits"}, "", False)
     model = build_model({"name": name}, data.shape, data.classes, seed=0)
-    before = accuracy(model, data.val.images, data.val.labels)
+    before = accuracy(model, data.val.inputs, data.val.labels)
     optimizer = make(model)
     for step in range(STEPS):
         batch = slice(step * BATCH, (step + 1) * BATCH)
         optimizer.zero_grad()
-        F.cross_entropy(model(data.train.images[batch]), data.train.labels[batch]).backward()
+        F.cross_entropy(model(data.train.inputs[batch]), data.train.labels[batch]).backward()
         optimizer.step()
-    after = accuracy(model, data.val.images, data.val.labels)
+    after = accuracy(model, data.val.inputs, data.val.labels)
     assert before < 0.25
     assert after > 0.8
     assert all(stats["status"] == 0 for stats in optimizer.solver_stats().values())
