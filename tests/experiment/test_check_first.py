@@ -35,7 +35,7 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 SWEEPS = {
     "optimizer=sgd,adam batchsize=3": "did you mean batch_size?",
     "batch_size=50,0": "batch_size=0 is not possible",
-    "batch_size=50,5000": "batch_size=5000 is more than the 1297 training images",
+    "batch_size=50,5000": "batch_size=5000 is more than the 1297 training samples",
     "seed=0,18446744073709551616": "seed=18446744073709551616 is not possible",
     "optimizer.lr=0.1,nan": "optimizer.lr=NaN is not possible: give a finite number",
     "optimizer.lr=0.1,fast": "optimizer.lr=fast is not possible: give a number",

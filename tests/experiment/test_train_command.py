@@ -102,7 +102,7 @@ FAILURES = {
     "optimizer.nesterov=1": "optimizer.nesterov=1 is not possible: give true or false",
     "dataset.name=svhn": "There is no dataset 'svhn'; choose one of: digits, mnist, fashion_mnist, cifar10",
     "dataset=mnist": "set data_root=... to the folder that holds them, or add download=true",
-    "batch_size=5000": "batch_size=5000 is more than the 1297 training images",
+    "batch_size=5000": "batch_size=5000 is more than the 1297 training samples",
     "batch_size=0": "batch_size=0 is not possible: give a whole number of 1 or more",
     "batch_size=true": "batch_size=true is not possible: give a whole number",
     "batch_size=2.5": "batch_size=2.5 is not possible: give a whole number",
