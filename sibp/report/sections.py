@@ -33,7 +33,13 @@ def build(collection: Collection, problems: Sequence[Problem], command: str) -> 
         broken_and_notes(collection, problems),
         how_made(collection.runs, command),
     ]
-    return Document(f"Who won? {_about(problems)}", sections, tally(collection), ("verdicts", "clock"))
+    return Document(f"{_question(problems)} {_about(problems)}", sections, tally(collection), ("verdicts", "clock"))
+
+
+def _question(problems: Sequence[Problem]) -> str:
+    """What the report answers; the method's name if there is only one."""
+    methods = {method.name for problem in problems for method in problem.methods}
+    return f"{methods.pop()}:" if len(methods) == 1 else "Who won?"
 
 
 def _about(problems: Sequence[Problem]) -> str:

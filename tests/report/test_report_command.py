@@ -138,6 +138,14 @@ def test_weak_points_are_warnings(written):
     assert sum("edge of the grid" in warning for warning in warnings) == 1  # all edges in one
 
 
+def test_the_page_of_a_single_method_is_named_after_it(tmp_path):
+    for seed in range(3):
+        write_run(tmp_path / "runs" / str(seed), SGD, seed)
+    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "report.html")]) == 0
+    (title,) = re.findall(r"<h1>(.*?)</h1>", (tmp_path / "report.html").read_text())
+    assert title == "sgd: digits · mlp 64 · batch 50 · 1 epoch"
+
+
 def test_the_page_names_its_problem_and_states_the_rules(written):
     html, text = (written / "report.html").read_text(), (written / "report.md").read_text()
     (title,) = re.findall(r"<h1>(.*?)</h1>", html)
