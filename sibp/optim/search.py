@@ -1,7 +1,7 @@
 """How far to go along a step: pure functions of the loss phi(alpha) at p_old + alpha (p_new - p_old), 0 <= alpha <= 1.
 
 Every length is tried before it is taken, and one that raises the loss is never taken. Among the others, the search
-aims at the minimum of the parabola through phi(0), phi'(0) and one trial. That trial is deliberately long: near
+aims at the minimum of the parabola through phi(0), phi'(0) and one trial, or nearer where the loss falls too little. That trial is deliberately long: near
 alpha = 0 a loss curves more than further out, so a short trial predicts a minimum that is several times too near.
 """
 
@@ -37,7 +37,8 @@ class Outcome:
         alpha: the length to take; 0 if none is acceptable.
         loss: phi(alpha).
         trials: number of evaluations of phi.
-        optimum: the minimum of the parabola, clamped to [0, 1]; `alpha` without a parabola.
+        optimum: the minimum of the parabola, clamped to [0, 1] and shortened in proportion where `minimise` shortens a
+            length; `alpha` without a parabola.
         predicted: the decrease of the loss that the parabola predicts at `alpha`; NaN without one.
         status: how the search ended.
     """
