@@ -1,8 +1,9 @@
 """How far to go along a step: pure functions of the loss phi(alpha) at p_old + alpha (p_new - p_old), 0 <= alpha <= 1.
 
 Every length is tried before it is taken, and one that raises the loss is never taken. Among the others, the search
-aims at the minimum of the parabola through phi(0), phi'(0) and one trial, or nearer where the loss falls too little. That trial is deliberately long: near
-alpha = 0 a loss curves more than further out, so a short trial predicts a minimum that is several times too near.
+aims at the minimum of the parabola through phi(0), phi'(0) and one trial, or nearer where the loss falls too little.
+That trial is deliberately long: near alpha = 0 a loss curves more than further out, so a short trial predicts a minimum
+that is several times too near.
 """
 
 import math
