@@ -100,7 +100,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range, batc
     accuracy(model)
     for step in steps:
         rows = torch.arange(step * batch, (step + 1) * batch) % len(data)
-        x, y = data.images[rows].to(dtype), data.labels[rows]
+        x, y = data.inputs[rows].to(dtype), data.labels[rows]
 
         def closure(x: Tensor = x, y: Tensor = y) -> Tensor:
             optimizer.zero_grad()
@@ -120,7 +120,7 @@ def accuracy(model: nn.Module) -> float:
     data = digits().val
     model.eval()
     with torch.no_grad():
-        outputs = model(data.images.to(next(model.parameters()).dtype))
+        outputs = model(data.inputs.to(next(model.parameters()).dtype))
     model.train()
     return (outputs.argmax(1) == data.labels).double().mean().item()
 
