@@ -114,7 +114,7 @@ def minimise(phi: Phi, before: float, first: float, slope: float, trust: float =
     """Takes `trust` times the length of the parabola's minimum, which is phi's own if phi is a parabola.
 
     If this length raises the loss, the search takes the trial that determined the parabola. A length along which the
-    loss falls by less than a quarter of what the slope promises is halved, at least, until it does not.
+    loss falls by less than a quarter of what the slope promises is shortened, by half at least, until it suffices.
 
     Args:
         phi: the loss.

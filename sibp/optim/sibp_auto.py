@@ -146,7 +146,8 @@ class AutoSIBP(SIBP):
         memory, lr, factor = self._search_memory(), self._longest(), self._factor()
         if factor == 0:
             return Outcome(1.0, before, 0, 1.0, 0.0, SearchStatus.TAKEN)  # only the fallback's parameters move
-        first = self._limit_trust(before)
+        first = math.isnan(memory["search_trust"])
+        self._limit_trust(before)
         self._output_rows = 0
         self._turn(trials)
         reach, due = min(lr, memory["search_reach"]), self._is_due()  # lr while the reach is NaN
@@ -261,21 +262,21 @@ class AutoSIBP(SIBP):
             trust = memory["search_trust"] = trust_after(trust, fresh, expected, 0.0 if math.isnan(usual) else usual)
         return trust
 
-    def _limit_trust(self, before: float) -> bool:
-        """Limits the trust of the first step and, unless its batch is the same, of the second; whether it is the first.
+    def _limit_trust(self, before: float) -> None:
+        """Sets the trust of the first step; limits that of the second, unless its batch is the same.
 
         Args:
-            before: the loss before the step; that at the end of the last step if the batch is the same.
+            before: the loss before the step; for the same batch, that at the end of the last step.
         """
-        memory, ended = self._search_memory(), self._search_memory()["search_ended"]
+        memory = self._search_memory()
         if math.isnan(memory["search_trust"]):
             rows = self._rows_of_all()
             memory["search_trust"] = min(1.0, rows / _ENOUGH) if rows else 1.0
-            return True
+            return
+        ended = memory["search_ended"]
         if abs(before - ended) > _SAME * abs(ended) and (rows := self._rows_of_all()):  # never if `ended` is NaN
             memory["search_trust"] = min(memory["search_trust"], math.sqrt(rows / _STEADY))
         memory["search_ended"] = _UNKNOWN
-        return False
 
     def _rows_of_all(self) -> float:
         """Rows of the output over all ranks; 0 if the output has no subproblem."""
