@@ -26,6 +26,7 @@ from sibp.optim.base import TappedOptimizer
 from sibp.prox.status import Status
 from sibp.runs.errors import UserError
 from sibp.runs.folder import RunFolder, finite
+from sibp.runs.reading import ends_beyond_reason
 
 EVAL_BATCH = 1000  # samples in an evaluation pass: few enough to stay in a processor's cache
 EARLY_ROWS = 5  # logged every `log_early` steps
@@ -34,7 +35,7 @@ SAMPLE = 300  # characters in a language model's sample at every row
 
 
 class DivergedError(Exception):
-    """The training loss is not finite, or no finite step exists."""
+    """The training loss is not finite or ended far above its start, or no finite step exists."""
 
     def __init__(self, step: int, loss: float, reason: str | None = None):
         super().__init__(reason or f"the training loss became {loss} at step {step}")
@@ -108,7 +109,7 @@ class Trainer:
                 compiling and loading are not timed.
 
         Raises:
-            DivergedError: the loss is not finite; earlier rows are kept.
+            DivergedError: the loss is not finite, or ended far above its start; all rows are kept.
             StoppedError: a signal came; a checkpoint was written.
         """
         self.restore()
@@ -133,6 +134,10 @@ class Trainer:
         finally:
             if board is not None:
                 board.close()
+        if ends_beyond_reason(self.rows):
+            first, loss = (self.rows[at]["train_loss"] for at in (0, -1))
+            reason = f"the training loss ended at {loss:.3g}, from {first:.3g} at the start: lower lr"
+            raise DivergedError(self.step, loss, reason)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Show TensorBoard how the run ended.

@@ -5,7 +5,7 @@ import math
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ def run_of(
     status = summary.get("status", UNFINISHED)
     if status == "completed":
         status = _complete(rows, summary, notes)
-    if status == "completed" and _beyond_reason(rows):
+    if status == "completed" and ends_beyond_reason(rows):
         status = "diverged"
         notes.append(f"taken as diverged: the training loss ended at {rows[-1]['train_loss']:.3g}")
     return Run(folder, config, summary, status, _columns(rows), _solver(rows), tuple(notes))
@@ -290,8 +290,15 @@ def _complete(rows: list[dict[str, Any]], summary: Mapping[str, Any], notes: lis
     return "completed"
 
 
-def _beyond_reason(rows: list[dict[str, Any]]) -> bool:
-    """Whether the final training loss is finite but far above the initial one, which counts as divergence."""
+def ends_beyond_reason(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the final training loss is finite but far above the initial one, which counts as divergence.
+
+    Args:
+        rows: of a run, each with its ``train_loss``; NaN where none is known.
+
+    Returns:
+        True if the last loss is `BEYOND_REASON` times the first, or 1 where the first is smaller.
+    """
     losses = [row["train_loss"] for row in rows if not math.isnan(row["train_loss"])]
     return len(losses) > 1 and losses[-1] > BEYOND_REASON * max(1.0, losses[0])
 

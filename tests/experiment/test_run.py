@@ -131,6 +131,18 @@ def test_a_diverged_run_is_kept_with_its_reason(make_config):
     assert "force=true" in again.message
 
 
+def test_a_finite_loss_far_above_the_start_is_divergence(make_config):
+    config = make_config(optimizer="sgd", max_steps=2)
+    config["optimizer"]["lr"] = 1e6
+    outcome = run(config)
+    summary, rows = summary_of(outcome.folder), outcome.folder.rows()
+    assert 1000 * rows[0]["train_loss"] < rows[-1]["train_loss"] < float("inf")
+    assert outcome.status == summary["status"] == "diverged"
+    assert summary["diverged_step"] == rows[-1]["step"] == 2  # all steps were taken
+    assert f"ended at {rows[-1]['train_loss']:.3g}" in outcome.message
+    assert "test_acc" not in summary
+
+
 @pytest.mark.parametrize(
     "error",
     [
