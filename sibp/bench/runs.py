@@ -66,21 +66,24 @@ class Training:
             self._begin()
 
     def step(self) -> None:
-        """Takes a step as in an ordinary training loop."""
+        """Takes a step as the training loop does."""
         x, y = self._batches[self._taken % len(self._batches)]
         self._taken += 1
 
         def loss_now() -> torch.Tensor:
             return self._objective.loss(self.model(x), x, y, "mean")
 
-        self.optimizer.zero_grad()
-        loss = loss_now()
-        loss.backward()
+        def closure() -> torch.Tensor:
+            self.optimizer.zero_grad()
+            loss = loss_now()
+            loss.backward()
+            return loss
+
         searched: Any = self.optimizer
         if getattr(searched, "line_search", False):
-            searched.step(evaluate=loss_now, loss=loss.detach())
+            searched.step(evaluate=loss_now, loss=closure().detach())
         else:
-            searched.step()
+            searched.step(closure)
 
 
 def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:

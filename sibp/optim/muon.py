@@ -15,15 +15,15 @@ ITERATIONS = 5
 
 
 def orthogonal(G: Tensor) -> Tensor:
-    """Newton-Schulz iterations in bfloat16, which take every singular value to between 0.7 and 1.2.
+    """Newton-Schulz iterations, which take every singular value to between 0.7 and 1.2.
 
     Args:
         G: a matrix (m, n).
 
     Returns:
-        Approximately U V^T of G = U S V^T, in bfloat16.
+        Approximately U V^T of G = U S V^T, in bfloat16, or in float32 on processors without instructions for bfloat16.
     """
-    X = G.bfloat16()
+    X = G.to(torch.bfloat16 if _multiplies_bfloat16(G.device) else torch.float32)
     X = X.T if len(G) > G.shape[1] else X
     X = X / X.norm().clamp(min=1e-7)
     a, b, c = POLYNOMIAL
@@ -31,6 +31,12 @@ def orthogonal(G: Tensor) -> Tensor:
         K = X @ X.T
         X = torch.addmm(X, torch.addmm(K, K, K, beta=b, alpha=c), X, beta=a)
     return X.T if len(G) > G.shape[1] else X
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16; a processor without them multiplies in fifty times the time."""
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # torch has no public name for it
+    return device.type != "cpu" or (supported is not None and supported())
 
 
 class Muon(torch.optim.Optimizer):

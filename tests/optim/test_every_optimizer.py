@@ -54,6 +54,7 @@ ROWS = [
     Row("locoprop_s", {"activation_lr": 0.1}),
     Row("muon", {"lr": 0.01}),
     Row("nesterov"),
+    Row("prodigy", {"lr": 0.2}),
     Row("proxbp"),
     Row("proxbp_adam", {"lr": 0.01}),
     Row("proxbp_momentum"),
@@ -70,6 +71,7 @@ ROWS = [
     Row("sibp_growing"),
     Row("sibp_momentum"),
     Row("sibp_muon", {"lr": 0.01}),
+    Row("sls"),
     Row("soap", {"lr": 0.01}),
 ]
 

@@ -1,7 +1,8 @@
-"""Rules that the papers of aProx, adaptive K-FAC and Schedule-Free state."""
+"""Rules that the papers of aProx, adaptive K-FAC, Schedule-Free, Prodigy and the stochastic line search state."""
 
 import copy
 import math
+import sys
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from sibp.experiment.optimizers import build_optimizer
 from sibp.optim.aprox import AProx
 from sibp.optim.kfac import KFAC
 from sibp.optim.kfac_adaptive import EVERY, OMEGA, AdaptiveKFAC
+from sibp.optim.sls import LineSearchSGD
+from sibp.runs.errors import UserError
 
 F64 = torch.float64
 
@@ -123,3 +126,92 @@ def test_schedule_free_evaluates_the_average_but_not_for_gradients():
     model.train()
     optimizer.step(closure)  # as after an evaluation, during which the weights were at the average
     assert (weight.detach() != between).any()
+
+
+def line_search(start: float = 3.0, **settings: float) -> tuple[nn.Linear, LineSearchSGD]:
+    """Half of w^2, whose slope is w: Armijo's condition holds up to a length of 2 (1 - c)."""
+    model = nn.Linear(1, 1, bias=False).to(F64)
+    model.weight.data.fill_(start)
+    return model, LineSearchSGD(model, **settings)
+
+
+def half_square(model: nn.Linear) -> torch.Tensor:
+    return model(torch.ones(1, 1, dtype=F64)).square().sum() / 2
+
+
+def searched(model: nn.Linear, optimizer: LineSearchSGD) -> None:
+    optimizer.zero_grad()
+    half_square(model).backward()
+    optimizer.step(evaluate=lambda: half_square(model))
+
+
+@pytest.mark.parametrize(
+    ("settings", "length"),
+    [
+        ({"length": 1.5, "growth": 1.0}, 1.5),
+        ({"length": 1.5, "growth": 1.1}, 1.65),
+        ({"length": 4.0, "growth": 1.0}, 4.0 * 0.9**8),
+        ({"length": 4.0, "growth": 1.0, "shrink": 0.5}, 1.0),
+        ({"length": 4.0, "growth": 1.0, "decrease": 0.5}, 4.0 * 0.9**14),
+        ({"length": 4.0, "lr": 0.3}, 0.3),
+    ],
+)
+def test_a_line_search_takes_the_first_length_by_which_the_loss_falls_enough(settings, length):
+    model, optimizer = line_search(**settings)
+    assert length <= 2 * (1 - settings.get("decrease", 0.1))
+    searched(model, optimizer)
+    assert model.weight.item() == pytest.approx(3.0 * (1 - length), rel=1e-9)
+    assert optimizer.param_groups[0]["length"] == pytest.approx(length)  # where the next step begins
+    kept = copy.deepcopy(optimizer.state_dict())
+    _, other = line_search()
+    other.load_state_dict(kept)
+    assert other.param_groups[0]["length"] == optimizer.param_groups[0]["length"]
+
+
+def test_a_line_search_leaves_the_weights_if_no_length_helps_or_nothing_is_known():
+    model, optimizer = line_search()
+    with pytest.raises(RuntimeError, match="needs the loss of the batch"):
+        optimizer.step()
+    optimizer.zero_grad()
+    half_square(model).backward()
+    optimizer.step(evaluate=lambda: math.inf, loss=1.0)
+    assert model.weight.item() == 3.0
+    optimizer.step(evaluate=lambda: half_square(model), loss=math.nan)
+    assert model.weight.item() == 3.0
+    assert model.weight.grad is not None
+    model.weight.grad.fill_(math.inf)
+    optimizer.step(evaluate=lambda: half_square(model))
+    assert model.weight.item() == 3.0
+
+
+def test_a_line_search_takes_a_closure_instead():
+    model, optimizer = line_search(length=1.5, growth=1.0)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = half_square(model)
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() == 4.5
+    assert model.weight.item() == pytest.approx(-1.5)
+
+
+@pytest.mark.parametrize(("name", "package"), [("prodigy", "pytorch_optimizer"), ("schedule_free", "schedulefree")])
+def test_a_missing_package_is_named(monkeypatch, name, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=rf"it is in the package {package}: pip install"):
+        build_optimizer(compose([f"optimizer={name}"])["optimizer"], problem()[0])
+
+
+def test_prodigy_steps_by_its_estimate_of_the_distance():
+    """The first estimate is 1e-6; the means of one gradient g are .1 g and .001 g^2."""
+    model, x, y = problem()
+    optimizer = build_optimizer(compose(["optimizer=prodigy"])["optimizer"], model)
+    before = [p.detach().clone() for p in model.parameters()]
+    F.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    for p, old in zip(model.parameters(), before, strict=True):
+        assert p.grad is not None
+        moved = p.grad.abs() > 1e-3  # so that the 1e-8 added to the root is negligible
+        torch.testing.assert_close((p - old)[moved], -1e-6 * 0.1 / 0.001**0.5 * p.grad[moved].sign(), rtol=1e-3, atol=0)

@@ -63,6 +63,18 @@ def test_a_run_is_trained_as_it_was_and_from_the_start_after_its_steps(tmp_path,
     assert timed.optimizer.search_stats() == {}
 
 
+APROX = {"name": "aprox", "lr": 1.0, "least": 0.0}
+SLS = {"name": "sls", "lr": 10.0, "length": 1.0, "growth": 1.0, "shrink": 0.5, "decrease": 0.1}
+
+
+@pytest.mark.parametrize("optimizer", [APROX, SLS, FOOF])
+def test_methods_that_need_the_loss_of_the_batch_get_it(tmp_path, digits, optimizer):
+    timed = training(tmp_path, digits, optimizer)
+    start = [p.detach().clone() for p in timed.model.parameters()]
+    timed.step()
+    assert all((a != b).any() for a, b in zip(start, timed.model.parameters(), strict=True))
+
+
 def test_dear_steps_count_in_proportion(tmp_path, digits):
     assert training(tmp_path, digits, FOOF).period == 7
 

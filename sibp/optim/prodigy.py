@@ -1,0 +1,29 @@
+"""Prodigy (Mishchenko & Defazio, ICML 2024, arXiv 2306.06101), from the package pytorch_optimizer."""
+
+import torch
+from torch import nn
+
+from sibp.optim.checks import check_settings, refuse_float16
+
+
+def build(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """Adam whose step size is estimated from the distance to the initial weights.
+
+    Args:
+        model: the model.
+        lr: multiple of the estimated step size, 1 in the paper.
+        weight_decay: decoupled.
+
+    Returns:
+        The package's optimizer.
+
+    Raises:
+        ValueError: the package is not installed, a setting is out of range, or weights are float16.
+    """
+    check_settings(lr=lr, weight_decay=weight_decay)
+    refuse_float16(model, "in which the initial estimate of the distance, 1e-6, has one digit")
+    try:
+        from pytorch_optimizer import Prodigy
+    except ImportError as error:
+        raise ValueError('it is in the package pytorch_optimizer: pip install -e ".[peers]"') from error
+    return Prodigy(model.parameters(), lr, weight_decay=weight_decay)

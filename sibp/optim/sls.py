@@ -1,0 +1,108 @@
+"""SGD with Armijo's line search (Vaswani et al., NeurIPS 2019, arXiv 1905.09997), their stochastic line search."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from sibp.optim.checks import check_settings, in_range
+from sibp.optim.trials import Evaluate, Trials, as_number, by_closure
+
+MOST_TRIALS = 100  # after these, the weights stay
+
+
+class LineSearchSGD(torch.optim.Optimizer):
+    r"""Steps along the gradient of the batch, as long as the loss of the same batch permits.
+
+    The length eta begins at the last one times `growth` (at most `lr`), and is multiplied by `shrink` until
+
+    .. math:: f(w - \eta \nabla f(w)) \leq f(w) - c\, \eta\, \lVert \nabla f(w) \rVert^2
+
+    (equation 1 and algorithm 2, option 2, of the paper).
+
+    Args:
+        model: whose parameters to train.
+        lr: the longest step, eta_max.
+        length: eta of the first step.
+        growth: from one step to the next, gamma^(b / n) for batches of b of n samples.
+        shrink: beta, above 0, below 1.
+        decrease: c, below 1.
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
+
+    line_search = True
+    """It evaluates the loss at trial weights: `step(evaluate=...)`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 10.0,
+        length: float = 1.0,
+        growth: float = 2 ** (1 / 500),
+        shrink: float = 0.9,
+        decrease: float = 0.1,
+    ) -> None:
+        settings = {"lr": lr, "length": length, "growth": growth, "shrink": shrink, "decrease": decrease}
+        check_settings(lr=lr, length=length)
+        in_range(settings, "growth", 1)
+        in_range(settings, "shrink", 0, 1, open_at_low=True)
+        in_range(settings, "decrease", 0, 1)
+        super().__init__(model.parameters(), settings)
+        self._model = model
+
+    @torch.no_grad()
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        evaluate: Evaluate | None = None,
+        loss: Any = None,
+    ) -> Any:
+        """Steps all parameters by one length; no step if the loss or the gradient is not finite.
+
+        Args:
+            closure: clears the gradients, computes the loss, calls `backward` and returns the loss.
+            evaluate: computes the loss of the same batch, without backward; by default, the closure does.
+            loss: the loss of the batch, if no closure is given; by default, `evaluate` computes it.
+
+        Returns:
+            The closure's loss, or the one given.
+
+        Raises:
+            RuntimeError: with neither closure nor `evaluate`.
+        """
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        group = self.param_groups[0]
+        moved: list[torch.Tensor] = [p for p in group["params"] if p.grad is not None]
+        if evaluate is None and closure is None:
+            raise RuntimeError("The line search needs the loss of the batch: call step(closure) or step(evaluate=...).")
+        trials = Trials(self._model, moved, [], evaluate or by_closure(closure, moved), float)  # pyright: ignore
+        before = as_number(loss) if loss is not None else trials.loss()
+        lr, square = float(group["lr"]), sum(float(torch.linalg.vector_norm(p.grad)) ** 2 for p in moved)
+        if not math.isfinite(before) or not 0 < lr * square < math.inf:
+            return loss
+        with trials.guarded():
+            for p in moved:
+                p.sub_(p.grad, alpha=lr)  # pyright: ignore[reportArgumentType]
+            trials.stepped()
+            length = min(group["length"] * group["growth"], lr)
+            for _ in range(MOST_TRIALS):
+                if trials.loss_at(length / lr) <= before - group["decrease"] * length * square:
+                    group["length"] = length
+                    return loss
+                length *= group["shrink"]
+            trials.move(0.0)
+        return loss
+
+
+def build(
+    model: nn.Module, *, lr: float, length: float, growth: float, shrink: float, decrease: float
+) -> LineSearchSGD:
+    """SGD with a line search, from the settings of its config."""
+    return LineSearchSGD(model, lr, length, growth, shrink, decrease)
