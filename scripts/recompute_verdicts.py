@@ -1,6 +1,6 @@
 """Recompute every published verdict from the raw rows, without the project's code: only numpy and scipy.
 
-    python scripts/recompute_verdicts.py            # those of results/claims.csv and of the tables in docs/findings.md
+    python scripts/recompute_verdicts.py            # those of results/claims.csv and of tables in docs/
     python scripts/recompute_verdicts.py --verbose  # and print each
 
 It reads results/**/runs.jsonl, by the rules that docs/tuning.md and results/README.md state in words, and says each
@@ -341,6 +341,42 @@ def check_parts(check: Check, page: Path) -> None:
                 check.same(about, tuple(said), (word, str(wins), str(len(differences))))
 
 
+UNTUNED = re.compile(
+    r"<!-- results/untuned_peers: untuned (training loss|validation|by the clock) -->\n(.*?)<!-- end of table -->",
+    re.DOTALL,
+)
+AUTO, OWN = "sibp_auto", "auto_untuned"
+
+
+def check_untuned(check: Check, page: Path) -> None:
+    """The verdicts on methods with their defaults against AutoSIBP."""
+    for kind, text in UNTUNED.findall(page.read_text()):
+        head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.strip().splitlines()]
+        for name, *cells, _ in rows:
+            for title, cell in zip(head[1:-1], cells, strict=True):
+                part = title.replace(" ", "_")
+                runs = check.runs(f"untuned_peers/{part}")
+                own = check.runs(f"{OWN}/{part}") if (raw_runs.RESULTS / OWN / part).is_dir() else runs
+                if name != AUTO and cell != "–":
+                    word = untuned(kind, part, chosen(runs, name), [run for run in own if run["method"] == AUTO], name)
+                    check.same(f"{page.name}, {name} on {title}, {kind}", cell.partition(" ")[2], word)
+
+
+def untuned(kind: str, part: str, mine: list[Run], auto: list[Run], name: str) -> str:
+    """A verdict on one method against AutoSIBP."""
+    if kind == "by the clock":
+        rivals = {run["seed"]: run for run in auto}
+        pairs = [(run, rivals[run["seed"]]) for run in mine if run["seed"] in rivals]
+        even = interval([ratio for pair in pairs if (ratio := break_even(*pair)) is not None])
+        pace = paces(f"untuned_peers/{part}")
+        cost = interval([a / b for a, b in zip(pace[name], pace[AUTO], strict=True)])
+        return "better" if cost[2] < even[1] else "worse" if cost[1] > even[2] else "within the noise"
+    larger = kind == "validation" and not all(np.isnan(run["rows"]["val_acc"]).all() for run in mine)
+    column = "train_loss" if kind == "training loss" else "val_acc" if larger else "val_loss"
+    a, b = ({run["seed"]: x for run in runs if (x := last(run, column)) is not None} for runs in (mine, auto))
+    return verdict(a, b, larger)[0]
+
+
 def main() -> int:
     """Run the command line.
 
@@ -353,6 +389,7 @@ def main() -> int:
     check_claims(check)
     check_tables(check, ROOT / "docs" / "findings.md")
     check_parts(check, ROOT / "docs" / "findings.md")
+    check_untuned(check, ROOT / "docs" / "howto" / "auto-sibp.md")
     print(
         f"{check.count} published verdicts and numbers recomputed from {sum(map(len, check.cache.values()))} runs: ",
         end="",

@@ -1,6 +1,7 @@
 """Verdicts recomputed without the report's code agree with it on made-up runs; a changed verdict is noticed."""
 
 import importlib.util
+import json
 import math
 import sys
 from pathlib import Path
@@ -20,6 +21,9 @@ from sibp.study.claims import Better, Claim, Every  # noqa: E402
 from sibp.study.claims_page import csv_text, judged  # noqa: E402
 from sibp.study.credit import tables  # noqa: E402
 from sibp.study.criteria import Evidence  # noqa: E402
+from sibp.study.untuned_page import tables as untuned_tables  # noqa: E402
+
+AUTO = {"name": "sibp_auto", "lr": 10.0, "prox_weight": 1.0}
 
 
 @pytest.fixture
@@ -33,8 +37,9 @@ def script(tmp_path, monkeypatch) -> ModuleType:
     monkeypatch.setattr(module.raw_runs, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(sys, "argv", ["recompute_verdicts.py"])
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "findings.md").write_text("no tables\n")
+    (tmp_path / "docs" / "howto").mkdir(parents=True)
+    for page in ("findings.md", "howto/auto-sibp.md"):
+        (tmp_path / "docs" / page).write_text("no tables\n")
     return module
 
 
@@ -119,6 +124,44 @@ def test_the_tables_of_parts_are_recomputed_from_the_rows(tmp_path, script, caps
     (tmp_path / "results" / "claims.csv").write_text("claim\n")
     assert script.main() == changed
     assert ("DIFFERS  findings.md, two, sibp exact against proxbp exact" in capsys.readouterr().out) == changed
+
+
+@pytest.mark.parametrize(
+    ("title", "changed"),
+    [
+        ("untuned training loss", ""),
+        ("untuned training loss", "0.3 worse"),
+        ("untuned validation", "0.741 worse"),
+        ("untuned by the clock", "0.50 better"),
+    ],
+)
+def test_verdicts_on_untuned_methods_are_recomputed_from_the_rows(
+    tmp_path, script, monkeypatch, capsys, title, changed
+):
+    """AutoSIBP ends lower on all seeds. SGD falls below its rival's end in as many steps, each half as long."""
+    results = tmp_path / "results"
+    for place, optimizer, losses in (("untuned_peers", SGD, (2.0, 1.0, 0.3)), ("auto_untuned", AUTO, (2.0, 0.5, 0.2))):
+        for seed in range(7 if place == "auto_untuned" else 5):
+            ends = (*losses[:2], losses[2] + seed / 1e6)
+            write_run(tmp_path / place / str(seed), optimizer, seed, ends)
+        (results / place / "some_part").mkdir(parents=True)
+        (results / place / "some_part" / PACKED).write_text(pack(collect([tmp_path / place]).runs))
+    paces = {"sgd": [0.1, 0.1], "sibp_auto": [0.2, 0.2]}
+    cases = [{"net": "64-64-10", "batch": 50, "processor_seconds_per_step": paces, "seconds_per_step": paces}]
+    (results / "bench").mkdir()
+    record = {"machine": {"device": "cpu", "threads": 1}, "cases": cases}
+    (results / "bench" / "runs-cpu-1thread.json").write_text(json.dumps(record))
+    monkeypatch.setattr(script.raw_runs, "RECORD", results / "bench" / "runs-cpu-1thread.json")
+    table = untuned_tables(results)[title]("untuned_peers")
+    assert table.splitlines()[0] == "| method | some part | better, worse |"
+    assert changed in table
+    if changed:
+        table = table.replace(changed, changed.partition(" ")[0] + " no difference")
+    begin = f"<!-- results/untuned_peers: {title} -->"
+    (tmp_path / "docs" / "howto" / "auto-sibp.md").write_text(f"{begin}\n{table}<!-- end of table -->\n")
+    (results / "claims.csv").write_text("claim\n")
+    assert script.main() == bool(changed)
+    assert ("DIFFERS  auto-sibp.md, sgd on some part" in capsys.readouterr().out) == bool(changed)
 
 
 def test_the_least_loss_decides_between_two_opposite_infinities(script):

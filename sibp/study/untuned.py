@@ -2,7 +2,7 @@
 
 The tuned methods are the kept runs of the arena (or of the experiment in `ELSEWHERE`). Seconds of all methods are those
 measured in turn, `sibp.analysis.clock.KEPT`. Rankings by time use the tuned methods' seeds; final metrics use all seeds
-of AutoSIBP.
+of AutoSIBP. `beside_defaults` has it against other methods with their own defaults.
 """
 
 from collections.abc import Collection
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sibp.analysis.arena import ARENA, GOALS, REFERENCE, Contest, contests, costs_by_seed, own_names
 from sibp.analysis.clock import KEPT, cost_ratios, time_all
-from sibp.analysis.comparison import Method, compare
+from sibp.analysis.comparison import Method, Problem, compare
 from sibp.analysis.duels import by_seed
 from sibp.analysis.levels import targets, tuning_seconds
 from sibp.analysis.outcomes import Target
@@ -21,6 +21,7 @@ from sibp.runs.collect import collect
 from sibp.runs.packed import PACKED
 
 AUTO, FOLDER, OF_SGD = "sibp_auto", "auto_untuned", "_sgd"
+PEERS = "untuned_peers"  # others with their own defaults
 FAMILY = ("proxbp", "sibp exact", "sibp cg:3", "sibp cg:5")  # without an outer optimizer
 ELSEWHERE = {"label_noise": "label_noise/noise40"}  # problem -> its tuned methods, if not in the arena
 
@@ -74,6 +75,20 @@ def _untuned(results: Path, folder: Path) -> Untuned:
     ratio = median(cost_ratios(methods[AUTO], sgd, contest.problem.clock))
     all_sgd = replace(sgd, runs=sorted([*sgd.runs, *more], key=lambda run: run.seed))
     return Untuned(folder.name, contest, Method(AUTO, [], None, None, list(own)), all_sgd, ratio)
+
+
+def beside_defaults(results: Path) -> dict[str, Problem]:
+    """Every kept problem of results/untuned_peers, by its folder, with AutoSIBP entered on the same seeds."""
+    found = {}
+    for folder in sorted(path.parent for path in (results / PEERS).glob("*/" + PACKED)):
+        own, rivals = results / FOLDER / folder.name, collect([folder]).runs
+        seeds = {run.seed for run in rivals}
+        entered = [run for run in collect([own]).runs if run.seed in seeds] if own.is_dir() else []
+        problems = compare([*rivals, *entered], None, None)
+        if (record := results / KEPT).exists():
+            time_all(problems, record)
+        (found[folder.name],) = problems
+    return found
 
 
 def at_the_end(problem: Untuned, goal: str, among: Collection[str] | None = None) -> Beside:

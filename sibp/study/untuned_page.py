@@ -1,27 +1,46 @@
-"""Tables of AutoSIBP with its default settings against tuned methods."""
+"""Tables of AutoSIBP with its default settings against tuned methods, and against others with their defaults."""
 
 import math
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 
 from sibp.analysis.arena import GOALS
+from sibp.analysis.clock import timed
+from sibp.analysis.comparison import Method, Problem
+from sibp.analysis.duels import by_seed
 from sibp.analysis.levels import COSTS, LEVELS, scores
-from sibp.report.cells import cell_text, seeds_text
+from sibp.analysis.outcomes import FINAL_LOSS, Quantity
+from sibp.analysis.scoring import BETTER, WORSE, verdict
+from sibp.analysis.statistics import median
+from sibp.report.cells import cell_text, four_digits, seeds_text
 from sibp.report.markdown import lines_of_table
 from sibp.study.criteria import OpenError
-from sibp.study.untuned import AUTO, ELSEWHERE, FAMILY, Untuned, at_the_end, total_costs, untuned
+from sibp.study.untuned import AUTO, ELSEWHERE, FAMILY, Untuned, at_the_end, beside_defaults, total_costs, untuned
 
 
 def tables(results: Path) -> dict[str, Callable[[str], str]]:
     """Title -> table."""
-    by_goal = {"end": end_table, "total cost": cost_table}
-    found = {
-        f"{goal} {title}": lambda _, make=make, goal=goal: make(_problems(results), goal)
-        for title, make in by_goal.items()
-        for goal in GOALS
+    tuned = {"end": end_table, "total cost": cost_table}
+    found = {f"{goal} {title}": partial(_tuned, results, partial(make, goal=goal))
+             for title, make in tuned.items() for goal in GOALS}  # fmt: skip
+    defaults = {
+        "untuned training loss": partial(peers_table, quantity=FINAL_LOSS),
+        "untuned validation": partial(peers_table, quantity=None),
+        "untuned by the clock": peers_by_the_clock,
     }
-    return found | {"by the clock": lambda _: clock_table(_problems(results))}
+    found |= {title: partial(_defaults, results, make) for title, make in defaults.items()}
+    return found | {"by the clock": partial(_tuned, results, clock_table)}
+
+
+def _tuned(results: Path, make: Callable[[Sequence[Untuned]], str], name: str) -> str:
+    del name
+    return make(_problems(results))
+
+
+def _defaults(results: Path, make: Callable[[Mapping[str, Problem]], str], name: str) -> str:
+    del name
+    return make(_beside_defaults(results))
 
 
 @cache  # several tables use the same runs
@@ -29,6 +48,55 @@ def _problems(results: Path) -> list[Untuned]:
     if not (found := untuned(results)):
         raise OpenError
     return found
+
+
+@cache
+def _beside_defaults(results: Path) -> dict[str, Problem]:
+    if not (found := beside_defaults(results)):
+        raise OpenError
+    return found
+
+
+def peers_table(problems: Mapping[str, Problem], quantity: Quantity | None) -> str:
+    """A row per method: medians and verdicts against AutoSIBP; by the validation metric if ``quantity`` is None."""
+
+    def cell(problem: Problem, method: Method) -> tuple[str, str]:
+        of = quantity or problem.quantities[0]
+        own, auto = by_seed(method, of), by_seed(_named(problem, AUTO), of)
+        word = "" if method.name == AUTO else verdict(own, auto, of.larger_is_better).word
+        return f"{four_digits(median(list(own.values())), 3)} {word}".strip(), word
+
+    return _by_method(problems, cell)
+
+
+def peers_by_the_clock(problems: Mapping[str, Problem]) -> str:
+    """A row per method: verdicts by the clock against AutoSIBP on the training loss, with the cost of a step."""
+
+    def cell(problem: Problem, method: Method) -> tuple[str, str]:
+        if method.name == AUTO:
+            return "1", ""
+        found = timed(method, _named(problem, AUTO), problem.clock)
+        return (f"{found.measured.median:.2f} {found.word}", found.word) if found else ("–", "")
+
+    return _by_method(problems, cell)
+
+
+def _by_method(problems: Mapping[str, Problem], cell: Callable[[Problem, Method], tuple[str, str]]) -> str:
+    """One row per method, AutoSIBP first, one column per problem; and how many of its verdicts are which."""
+    names = sorted(
+        {method.name for problem in problems.values() for method in problem.methods}, key=lambda n: n != AUTO
+    )
+    rows = []
+    for name in names:
+        cells = [cell(problem, _named(problem, name)) for problem in problems.values()]
+        words = [word for _, word in cells]
+        count = "" if name == AUTO else f"{words.count(BETTER)}, {words.count(WORSE)}"
+        rows.append([name, *(text for text, _ in cells), count])
+    return lines_of_table(["method", *(name.replace("_", " ") for name in problems), "better, worse"], rows)
+
+
+def _named(problem: Problem, name: str) -> Method:
+    return next(method for method in problem.methods if method.name == name)
 
 
 def end_table(problems: Sequence[Untuned], goal: str) -> str:
