@@ -19,6 +19,7 @@ from sibp.analysis.scoring import Verdict, verdict
 from sibp.analysis.statistics import Estimate, estimate, median
 from sibp.runs.collect import collect
 from sibp.runs.packed import PACKED
+from sibp.study.criteria import OWN_CLOCK
 
 AUTO, FOLDER, OF_SGD = "sibp_auto", "auto_untuned", "_sgd"
 PEERS = "untuned_peers"  # others with their own defaults
@@ -79,13 +80,14 @@ def _untuned(results: Path, folder: Path) -> Untuned:
 
 def beside_defaults(results: Path) -> dict[str, Problem]:
     """Every kept problem of results/untuned_peers, by its folder, with AutoSIBP entered on the same seeds."""
-    found = {}
+    found, own_record = {}, results / PEERS / OWN_CLOCK
+    record = own_record if own_record.exists() else results / KEPT
     for folder in sorted(path.parent for path in (results / PEERS).glob("*/" + PACKED)):
         own, rivals = results / FOLDER / folder.name, collect([folder]).runs
         seeds = {run.seed for run in rivals}
         entered = [run for run in collect([own]).runs if run.seed in seeds] if own.is_dir() else []
         problems = compare([*rivals, *entered], None, None)
-        if (record := results / KEPT).exists():
+        if record.exists():
             time_all(problems, record)
         (found[folder.name],) = problems
     return found

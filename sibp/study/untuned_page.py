@@ -83,9 +83,8 @@ def peers_by_the_clock(problems: Mapping[str, Problem]) -> str:
 
 def _by_method(problems: Mapping[str, Problem], cell: Callable[[Problem, Method], tuple[str, str]]) -> str:
     """One row per method, AutoSIBP first, one column per problem; and how many of its verdicts are which."""
-    names = sorted(
-        {method.name for problem in problems.values() for method in problem.methods}, key=lambda n: n != AUTO
-    )
+    found = {method.name for problem in problems.values() for method in problem.methods}
+    names = sorted(found, key=lambda name: (name != AUTO, name))
     rows = []
     for name in names:
         cells = [cell(problem, _named(problem, name)) for problem in problems.values()]
