@@ -21,7 +21,7 @@ def build(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Op
         ValueError: the package is not installed, a setting is out of range, or weights are float16.
     """
     check_settings(lr=lr, weight_decay=weight_decay)
-    refuse_float16(model, "in which the initial estimate of the distance, 1e-6, has one digit")
+    refuse_float16(model, "in which Prodigy's means of the gradient, at first a millionth of it, are 0")
     try:
         from pytorch_optimizer import Prodigy
     except ImportError as error:

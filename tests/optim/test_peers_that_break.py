@@ -276,7 +276,7 @@ def test_kfacs_labels_come_from_its_generator(likelihood):
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "optimizer").glob("*.yaml")))
 def test_resumes_bitwise_in_every_dtype(name, dtype, tmp_path):
     """And statistics of half-precision weights stay float32, in which steps are computed."""
-    if name in ("lbfgs", "schedule_free", "soap") and dtype is torch.float16:
+    if name in ("lbfgs", "prodigy", "schedule_free", "soap") and dtype is torch.float16:
         pytest.skip("refused")
     model, other, (x, y) = net(dtype), net(dtype), batch(dtype)
     torch.manual_seed(1)
@@ -392,7 +392,7 @@ def test_iteration_and_history_counts_are_bounded(name, key, most):
         make(name, net(), **{key: most + 1})
 
 
-@pytest.mark.parametrize("name", ["lbfgs", "soap"])
+@pytest.mark.parametrize("name", ["lbfgs", "prodigy", "schedule_free", "soap"])
 def test_float16_is_refused_where_epsilon_underflows(name):
     with pytest.raises(UserError, match=rf"optimizer={name} cannot be built: 0\.weight is float16, in which"):
         make(name, net(torch.float16))
