@@ -256,13 +256,20 @@ def timed(check: Check, place: str, said: Any, larger: bool) -> str:
 
 def by_the_clock(check: Check, place: str, said: Any) -> tuple[str, tuple[float, ...], tuple[float, ...]]:
     """The word, how much a step may cost in steps of the other before it loses, and how much it costs."""
-    runs = check.runs(place)
-    mine, other = ({run["seed"]: run for run in chosen(runs, said[who])} for who in ("method", "other"))
-    pairs = [(mine[seed], other[seed]) for seed in sorted(mine.keys() & other.keys())]
+    mine, other = (chosen(check.runs(place), said[who]) for who in ("method", "other"))
+    return clock_verdict(mine, other, paces(place))
+
+
+def clock_verdict(
+    mine: list[Run], other: list[Run], pace: dict[str, list[float]]
+) -> tuple[str, tuple[float, ...], tuple[float, ...]]:
+    """The same for the runs of two methods, with measured seconds per step by method, if there are any."""
+    rivals = {run["seed"]: run for run in other}
+    pairs = [(run, rivals[run["seed"]]) for run in sorted(mine, key=lambda run: run["seed"]) if run["seed"] in rivals]
     even = interval([ratio for pair in pairs if (ratio := break_even(*pair)) is not None])
-    pace = paces(place)
-    if said["method"] in pace and said["other"] in pace:
-        costs = [a / b for a, b in zip(pace[said["method"]], pace[said["other"]], strict=True)]
+    first, second = mine[0]["method"], other[0]["method"]
+    if first in pace and second in pace:
+        costs = [a / b for a, b in zip(pace[first], pace[second], strict=True)]
     else:
         costs = [own_pace(a) / own_pace(b) for a, b in pairs]
     cost = interval(costs)
@@ -358,19 +365,14 @@ def check_untuned(check: Check, page: Path) -> None:
                 runs = check.runs(f"untuned_peers/{part}")
                 own = check.runs(f"{OWN}/{part}") if (raw_runs.RESULTS / OWN / part).is_dir() else runs
                 if name != AUTO and cell != "–":
-                    word = untuned(kind, part, chosen(runs, name), [run for run in own if run["method"] == AUTO], name)
+                    word = untuned(kind, part, chosen(runs, name), [run for run in own if run["method"] == AUTO])
                     check.same(f"{page.name}, {name} on {title}, {kind}", cell.partition(" ")[2], word)
 
 
-def untuned(kind: str, part: str, mine: list[Run], auto: list[Run], name: str) -> str:
+def untuned(kind: str, part: str, mine: list[Run], auto: list[Run]) -> str:
     """A verdict on one method against AutoSIBP."""
     if kind == "by the clock":
-        rivals = {run["seed"]: run for run in auto}
-        pairs = [(run, rivals[run["seed"]]) for run in mine if run["seed"] in rivals]
-        even = interval([ratio for pair in pairs if (ratio := break_even(*pair)) is not None])
-        pace = paces(f"untuned_peers/{part}")
-        cost = interval([a / b for a, b in zip(pace[name], pace[AUTO], strict=True)])
-        return "better" if cost[2] < even[1] else "worse" if cost[1] > even[2] else "within the noise"
+        return clock_verdict(mine, auto, paces(f"untuned_peers/{part}"))[0]
     larger = kind == "validation" and not all(np.isnan(run["rows"]["val_acc"]).all() for run in mine)
     column = "train_loss" if kind == "training loss" else "val_acc" if larger else "val_loss"
     a, b = ({run["seed"]: x for run in runs if (x := last(run, column)) is not None} for runs in (mine, auto))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sibp.analysis.clock import KEPT, time_all
+from sibp.analysis.clock import time_kept
 from sibp.analysis.comparison import Method, Problem, compare
 from sibp.analysis.duels import by_seed
 from sibp.analysis.outcomes import FINAL_LOSS, Quantity, Target, to_target, training_seconds
@@ -57,8 +57,7 @@ def kept(results: Path, place: str = ARENA) -> list[Contest]:
     if not any((results / place).rglob(PACKED)):
         return []
     problems = compare(collect([results / place]).runs, None, None)
-    if (record := results / KEPT).exists():
-        time_all(problems, record)
+    time_kept(problems, results)
     return contests(problems, own_names([results / ARENA], []))
 
 

@@ -18,6 +18,9 @@ from sibp.runs.values import UsageError
 NOISE = "within the noise"
 INPUTS = {"digits": 64, "mnist": 784, "fashion_mnist": 784, "cifar10": 3072}  # pixels and channels of an image
 KEPT = "bench/runs-cpu-1thread.json"  # in results/: the record that times all kept runs
+OWN_CLOCK = Path(KEPT).name
+"""In an experiment's folder: a record in place of the common one, for methods that the common one lacks, or settings
+whose steps cost more or less than in other experiments (no momentum, repeated iterations)."""
 Clock = Mapping[str, Sequence[float]]  # method -> seconds per step, one sample per interleaved measurement
 
 
@@ -126,6 +129,22 @@ def time_all(problems: Sequence[Problem], path: Path) -> None:
     for problem in problems:
         if clock := read_clock(path, problem):
             time_by(problem, clock)
+
+
+def time_kept(problems: Sequence[Problem], results: Path, experiment: str = "") -> None:
+    """Sets the clocks by the experiment's own record, or else by the common one, if there is any.
+
+    Args:
+        problems: of kept runs.
+        results: the folder of kept runs.
+        experiment: the first part of its name.
+
+    Raises:
+        UsageError: the file is not such a record.
+    """
+    own = results / experiment / OWN_CLOCK
+    if (record := own if own.exists() else results / KEPT).exists():
+        time_all(problems, record)
 
 
 def _timed(method: Method, pace: float) -> Method:

@@ -2,6 +2,7 @@
 
 import difflib
 import fnmatch
+import importlib
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -144,6 +145,22 @@ def refuse_float16(model: nn.Module, reason: str) -> None:
     for name, p in model.named_parameters():
         if p.dtype is torch.float16:
             raise ValueError(f"{name} is float16, {reason}; use bfloat16 or float32.")
+
+
+def from_peers(package: str, name: str) -> Any:
+    """An optimizer of a package that only comparisons need.
+
+    Args:
+        package: of the extra ``peers``.
+        name: of the class.
+
+    Raises:
+        ValueError: the package is not installed.
+    """
+    try:
+        return getattr(importlib.import_module(package), name)
+    except ImportError as error:
+        raise ValueError(f'it is in the package {package}: pip install -e ".[peers]"') from error
 
 
 def _number(group: dict[str, Any], key: str) -> float:

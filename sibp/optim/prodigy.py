@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from sibp.optim.checks import check_settings, refuse_float16
+from sibp.optim.checks import check_settings, from_peers, refuse_float16
 
 
 def build(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -22,8 +22,4 @@ def build(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Op
     """
     check_settings(lr=lr, weight_decay=weight_decay)
     refuse_float16(model, "in which Prodigy's means of the gradient, at first a millionth of it, are 0")
-    try:
-        from pytorch_optimizer import Prodigy
-    except ImportError as error:
-        raise ValueError('it is in the package pytorch_optimizer: pip install -e ".[peers]"') from error
-    return Prodigy(model.parameters(), lr, weight_decay=weight_decay)
+    return from_peers("pytorch_optimizer", "Prodigy")(model.parameters(), lr, weight_decay=weight_decay)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sibp.optim.checks import check_settings, refuse_float16
+from sibp.optim.checks import check_settings, from_peers, refuse_float16
 
 
 def build(model: nn.Module, *, lr: float, beta: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -31,11 +31,8 @@ def build(model: nn.Module, *, lr: float, beta: float, weight_decay: float) -> t
     if not 0 < beta < 1:
         raise ValueError(f"beta={beta} is not possible: give a number between 0 and 1")
     refuse_float16(model, "in which the 1e-8 that Adam adds to its roots is 0")
-    try:
-        from schedulefree import AdamWScheduleFree
-    except ImportError as error:
-        raise ValueError('it is in the package schedulefree: pip install -e ".[peers]"') from error
-    optimizer = AdamWScheduleFree(model.parameters(), lr, betas=(beta, 0.999), weight_decay=weight_decay)
+    make = from_peers("schedulefree", "AdamWScheduleFree")
+    optimizer = make(model.parameters(), lr, betas=(beta, 0.999), weight_decay=weight_decay)
     optimizer.train()
     model.register_forward_pre_hook(_Mode(optimizer))
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sibp.optim.checks import check_settings, refuse_float16, whole
+from sibp.optim.checks import check_settings, from_peers, refuse_float16, whole
 from sibp.optim.combined import CombinedOptimizer
 from sibp.optim.fallback import evaluated
 
@@ -42,11 +42,7 @@ def build(
     whole({"every": every}, "every")
     whole({"largest": largest}, "largest", LARGEST)
     refuse_float16(model, "in which the 1e-8 that SOAP adds to its roots is 0")
-    try:
-        from pytorch_optimizer import SOAP
-    except ImportError as error:
-        raise ValueError('it is in the package pytorch_optimizer: pip install -e ".[peers]"') from error
-    soap = SOAP(
+    soap = from_peers("pytorch_optimizer", "SOAP")(
         model.named_parameters(),
         lr,
         betas=(beta1, beta2),

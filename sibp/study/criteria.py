@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sibp.analysis.clock import KEPT, Timed, time_all, timed
+from sibp.analysis.clock import Timed, time_kept, timed
 from sibp.analysis.comparison import Method, Problem, compare
 from sibp.analysis.duels import after_equal_seconds, by_seed
 from sibp.analysis.outcomes import FINAL_LOSS, FINAL_VAL, TEST_ACC, Quantity, final
@@ -35,11 +35,6 @@ OVER_SETTINGS: dict[str, Callable[[Mapping[float, tuple[float, float]]], float]]
     REACH: reach,
     ROOM: room,
 }
-
-
-OWN_CLOCK = Path(KEPT).name
-"""In an experiment's folder: a record in place of the common one, for settings whose steps cost more or less than those
-in other experiments (no momentum, repeated iterations)."""
 
 
 class OpenError(Exception):
@@ -85,9 +80,7 @@ class Evidence:
         problems = compare(collect([folder]).runs, None, None)
         if len(problems) != 1:
             raise UsageError(f"results/{place} has {len(problems)} problems: name one of its folders.")
-        own = self.results / Path(place).parts[0] / OWN_CLOCK
-        if (record := own if own.exists() else self.results / KEPT).exists():
-            time_all(problems, record)
+        time_kept(problems, self.results, Path(place).parts[0])
         return problems[0]
 
     def method(self, place: str, name: str) -> Method:

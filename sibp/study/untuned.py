@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sibp.analysis.arena import ARENA, GOALS, REFERENCE, Contest, contests, costs_by_seed, own_names
-from sibp.analysis.clock import KEPT, cost_ratios, time_all
+from sibp.analysis.clock import cost_ratios, time_kept
 from sibp.analysis.comparison import Method, Problem, compare
 from sibp.analysis.duels import by_seed
 from sibp.analysis.levels import targets, tuning_seconds
@@ -19,7 +19,6 @@ from sibp.analysis.scoring import Verdict, verdict
 from sibp.analysis.statistics import Estimate, estimate, median
 from sibp.runs.collect import collect
 from sibp.runs.packed import PACKED
-from sibp.study.criteria import OWN_CLOCK
 
 AUTO, FOLDER, OF_SGD = "sibp_auto", "auto_untuned", "_sgd"
 PEERS = "untuned_peers"  # others with their own defaults
@@ -68,8 +67,7 @@ def _untuned(results: Path, folder: Path) -> Untuned:
     tuned = collect([kept]).runs
     seeds = {run.seed for run in tuned}
     problems = compare([*tuned, *(run for run in own if run.seed in seeds)], None, None)
-    if (record := results / KEPT).exists():
-        time_all(problems, record)
+    time_kept(problems, results)
     (contest,) = contests(problems, own_names([results / ARENA, kept], []))
     methods = {method.name: method for method in contest.problem.methods}
     sgd = methods[REFERENCE]
@@ -80,15 +78,13 @@ def _untuned(results: Path, folder: Path) -> Untuned:
 
 def beside_defaults(results: Path) -> dict[str, Problem]:
     """Every kept problem of results/untuned_peers, by its folder, with AutoSIBP entered on the same seeds."""
-    found, own_record = {}, results / PEERS / OWN_CLOCK
-    record = own_record if own_record.exists() else results / KEPT
+    found = {}
     for folder in sorted(path.parent for path in (results / PEERS).glob("*/" + PACKED)):
         own, rivals = results / FOLDER / folder.name, collect([folder]).runs
         seeds = {run.seed for run in rivals}
         entered = [run for run in collect([own]).runs if run.seed in seeds] if own.is_dir() else []
         problems = compare([*rivals, *entered], None, None)
-        if record.exists():
-            time_all(problems, record)
+        time_kept(problems, results, PEERS)
         (found[folder.name],) = problems
     return found
 

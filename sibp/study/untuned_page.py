@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from sibp.analysis.arena import GOALS
 from sibp.analysis.clock import timed
@@ -21,38 +22,30 @@ from sibp.study.untuned import AUTO, ELSEWHERE, FAMILY, Untuned, at_the_end, bes
 
 def tables(results: Path) -> dict[str, Callable[[str], str]]:
     """Title -> table."""
-    tuned = {"end": end_table, "total cost": cost_table}
-    found = {f"{goal} {title}": partial(_tuned, results, partial(make, goal=goal))
-             for title, make in tuned.items() for goal in GOALS}  # fmt: skip
-    defaults = {
+    tuned: dict[str, Callable[[Any], str]] = {"by the clock": clock_table}
+    for goal in GOALS:
+        tuned[f"{goal} end"] = partial(end_table, goal=goal)
+        tuned[f"{goal} total cost"] = partial(cost_table, goal=goal)
+    defaults: dict[str, Callable[[Any], str]] = {
         "untuned training loss": partial(peers_table, quantity=FINAL_LOSS),
         "untuned validation": partial(peers_table, quantity=None),
         "untuned by the clock": peers_by_the_clock,
     }
-    found |= {title: partial(_defaults, results, make) for title, make in defaults.items()}
-    return found | {"by the clock": partial(_tuned, results, clock_table)}
+    return {
+        title: partial(_table, read, results, make)
+        for read, makers in ((untuned, tuned), (beside_defaults, defaults))
+        for title, make in makers.items()
+    }
 
 
-def _tuned(results: Path, make: Callable[[Sequence[Untuned]], str], name: str) -> str:
-    del name
-    return make(_problems(results))
-
-
-def _defaults(results: Path, make: Callable[[Mapping[str, Problem]], str], name: str) -> str:
-    del name
-    return make(_beside_defaults(results))
+def _table(read: Callable[[Path], Any], results: Path, make: Callable[[Any], str], name: str) -> str:
+    del name  # of the experiment: the only one that has such a table
+    return make(_kept(read, results))
 
 
 @cache  # several tables use the same runs
-def _problems(results: Path) -> list[Untuned]:
-    if not (found := untuned(results)):
-        raise OpenError
-    return found
-
-
-@cache
-def _beside_defaults(results: Path) -> dict[str, Problem]:
-    if not (found := beside_defaults(results)):
+def _kept(read: Callable[[Path], Any], results: Path) -> Any:
+    if not (found := read(results)):
         raise OpenError
     return found
 

@@ -10,13 +10,13 @@ import pytest
 import yaml
 from fake_runs import PROXBP, SGD, SIBP, write_run
 
-from sibp.analysis.clock import KEPT
+from sibp.analysis.clock import KEPT, OWN_CLOCK
 from sibp.runs.collect import collect
 from sibp.runs.packed import PACKED, pack
 from sibp.runs.values import UsageError
 from sibp.study.claims import Better, Every, judge, read_claims
 from sibp.study.claims_page import Judged, by_the_clock, csv_text, judged, page, verdict_table
-from sibp.study.criteria import OWN_CLOCK, Evidence, find
+from sibp.study.criteria import Evidence, find
 from sibp.study.experiments import Experiment
 
 START = 2.0
