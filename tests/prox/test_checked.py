@@ -8,7 +8,7 @@ from layer_problems import SIDES, features_matrix, moved, randn, ridge
 
 from sibp.prox import closed
 from sibp.prox.kernels import disabled
-from sibp.prox.operators import DenseFeatures
+from sibp.prox.operators import ConvolutionFeatures, DenseFeatures, Window
 from sibp.prox.solvers import checked, linear
 from sibp.prox.solvers.coordinates import Direct, Span
 from sibp.prox.solvers.linear import solve_linear
@@ -93,6 +93,37 @@ def test_one_large_eigenvalue_costs_no_refinement(monkeypatch):
     end, best = ends(features, R, lam, moved(solution))
     start = float(R.double().square().sum())
     assert end - best <= 1e-5 * (start - best)
+
+
+@pytest.mark.usefixtures("never_wide")
+def test_smooth_images_with_a_residual_of_noise_are_solved_in_their_precision():
+    """As in a first layer: 76 unknowns fit a thousandth of the noise, and G's smallest eigenvalues are those of lam."""
+    place, phase = torch.linspace(0, 6, 32), 6 * torch.rand(60, 1, generator=torch.Generator().manual_seed(0))
+    smooth = (1 + torch.sin(place + phase))[:, None, :, None] * (2 + torch.cos(place - phase))[:, None, None]
+    images = smooth / 3 + 0.02 * randn(60, 3, 32, 32)
+    features = ConvolutionFeatures(images.float(), Window((5, 5), (1, 1), (2, 2), (1, 1), 1))
+    R = 0.01 * randn(1, 60, 1024, 8, dtype=torch.float32)
+    solution = solve_linear(Direct(features), R, 1.0)
+    P, wide = torch.from_numpy(features_matrix(features.dense()))[0], R.double().flatten(1, 2)[0]
+    G = P.T @ P + torch.eye(76)
+    best, X = torch.linalg.solve(G, -P.T @ wide), solution.coordinates.entries(solution.x)[0].double()
+    decrease = -float((P.T @ wide * best).sum())
+    assert decrease < 2e-3 * float(wide.square().sum())
+    assert float(((X - best) * (G @ (X - best))).sum()) <= 1e-5 * decrease
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_weighted_trace_of_the_inverse_is_an_upper_bound(dtype):
+    """Exact for small systems, estimated for large ones."""
+    for size, factor in ((40, 1.0), (checked.SINGLE + 20, checked._SAFETY)):
+        coordinates = Direct(DenseFeatures(randn(2 * size, size - 1, dtype=dtype) * torch.logspace(0, 1, size - 1)))
+        system = checked._System.of(coordinates, 0.5, dtype)
+        assert system is not None
+        G = coordinates.gram.double()
+        inverse = torch.linalg.inv(G + 0.5 * torch.eye(size, dtype=torch.float64))
+        trace = float((G.diagonal() * inverse.diagonal()).sum())
+        found = system.weighs(G.diagonal())
+        assert found == pytest.approx(factor * trace, rel=1e-4 if factor == 1 else 0.3)
 
 
 @pytest.mark.usefixtures("never_wide")

@@ -9,12 +9,17 @@ normal equations, and its objective exceeds the minimum by
 The factor's part of e can be computed: rhs + (G + lam I) x. The rounding E of G adds E x. In the span, ||E x|| is taken
 as eps ||G|| ||x||. In direct coordinates, an entry of G is a long sum, whose error is about eps times the norms of its
 two columns of Phi; with independent errors (Higham & Mary 2019, SIAM J. Sci. Comput. 41), ||E x||^2 is about
-eps^2 tr(G) sum_j G_jj ||x_j||^2. The rounding of rhs there adds eps ||Phi|| ||R||. In single precision e itself is not
-formed, as that would cost as much as solving: e times a vector of random signs has the norm of e on average (Freivalds
-1977), and a few vectors suffice. 1 / mu is estimated likewise, by the norm of the inverse. The answer is accepted if
-all errors together raise the objective by less than a hundred-thousandth of its decrease. For rich features, such as
-those of a convolution over thousands of patches, mu is far above lam, and x far below ||R|| / sqrt(lam), the bound that
-a rule by lam alone must assume.
+eps^2 tr(G) sum_j G_jj ||x_j||^2. The rounding of rhs there has rows of about eps sqrt(G_jj) ||R||, at most
+eps ||Phi|| ||R|| together; as they are independent, they raise the objective by
+
+    eps^2 ||R||^2 sum_j G_jj [(G + lam I)^-1]_jj.
+
+Rows of E x are not weighted like that, as the entries of a convolution's G share their sums. In single precision e
+itself is not formed, as that would cost as much as solving: e times a vector of random signs has the norm of e on
+average (Freivalds 1977), and a few vectors suffice. 1 / mu and the weighted trace are estimated likewise. The answer is
+accepted if all errors together raise the objective by less than a hundred-thousandth of its decrease. For rich
+features, such as those of a convolution over thousands of patches, mu is far above lam, and x far below
+||R|| / sqrt(lam), the bound that a rule by lam alone must assume.
 
 An answer that is not accepted is refined as the displacement V = Phi^T x: e is recomputed with Phi in place of G, and
 solved for. The rounding of G then affects the correction only.
@@ -113,9 +118,18 @@ class _System:
         probes = self.minus_solve(signs(size, self.L.dtype).expand(*self.L.shape[:-1], -1))
         return math.sqrt(_SAFETY / _PROBES) * float(torch.linalg.vector_norm(probes))
 
-    def tolerates(self, squared_error: float, decrease: float) -> bool:
-        """Whether ||e||^2 raises the objective by a negligible share of its decrease."""
-        most = _TOLERANCE * decrease
+    def weighs(self, diagonal: Tensor) -> float:
+        """sum_j d_j [(G + lam I)^-1]_jj for a diagonal d (..., r), or an estimate that is very rarely too small."""
+        size = self.L.shape[-1]
+        if size < SINGLE:
+            inverse = torch.cholesky_inverse(self.L)
+            return float((diagonal * inverse.diagonal(dim1=-2, dim2=-1)).sum())
+        probes = diagonal.sqrt().to(self.L.dtype).unsqueeze(-1) * signs(size, self.L.dtype)
+        return -_SAFETY / _PROBES * float((probes * self.minus_solve(probes)).sum())
+
+    def tolerates(self, squared_error: float, decrease: float, excess: float = 0.0) -> bool:
+        """Whether ||e||^2 and a known excess raise the objective by a negligible share of its decrease."""
+        most = _TOLERANCE * decrease - excess
         if not self.direct:
             return squared_error <= most
         return squared_error / self.lam <= most or squared_error * self._norm_of_inverse <= most
@@ -163,15 +177,23 @@ class _Task:
     def serves(self, system: _System, x: Tensor, decrease: float, uncertain: Tensor | None = None) -> bool:
         """Whether x is accurate despite rounding; `uncertain` is the part of x computed from G, by default all."""
         error = self._from_rounding(x if uncertain is None else uncertain)
-        if self.coordinates.direct:
-            error += self._eps**2 * self.norm * self.start
-        return system.tolerates(error, decrease)
+        if not self.coordinates.direct:
+            return system.tolerates(error, decrease)
+        of_rhs = self._eps**2 * self.start
+        return system.tolerates(error + of_rhs * self.norm, decrease) or system.tolerates(
+            error, decrease, of_rhs * system.weighs(self._diagonal)
+        )
+
+    @cached_property
+    def _diagonal(self) -> Tensor:
+        """Of G, (..., r), in float64."""
+        return self.coordinates.gram.diagonal(dim1=-2, dim2=-1).double()
 
     def _from_rounding(self, x: Tensor) -> float:
         """The share of ||e||^2 that the rounding of G causes: an estimate, several times as large as what is usual."""
         if not self.coordinates.direct:
             return (self._eps * self.norm) ** 2 * _squared(x)
-        diagonal = self.coordinates.gram.diagonal(dim1=-2, dim2=-1).double()
+        diagonal = self._diagonal
         weighted = (diagonal * x.square().sum(-1).double()).sum(-1)
         return _SAFETY * self._eps**2 * float((diagonal.sum(-1) * weighted).sum())
 
