@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sibp.analysis.arena import ARENA, kept, standings
-from sibp.analysis.clock import KEPT
+from sibp.analysis.clock import KEPT, OWN_CLOCK
 from sibp.report.__main__ import main as report
 from sibp.runs.packed import PACKED
 from sibp.runs.values import UsageError
@@ -28,8 +28,9 @@ from sibp.study.pictures import arena_picture, pictures
 
 RESULTS = Path(__file__).parents[1] / "results"
 MADE_BY = "Made by: python -m sibp.report "
-FIRST = f"{MADE_BY}. --out report.html --format md --clock ../{KEPT}"
-FIRST_OF = {ARENA: f"{FIRST} --arena"}
+WORDS = f"{MADE_BY}. --out report.html --format md --clock"
+FIRST = f"{WORDS} ../{KEPT}"
+FIRST_OF = {ARENA: f"{WORDS} {OWN_CLOCK} --arena"}
 
 
 def rebuild(old: Path) -> bytes:

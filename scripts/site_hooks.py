@@ -28,7 +28,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from sibp.analysis.clock import KEPT
+from sibp.analysis.clock import KEPT, OWN_CLOCK
 from sibp.report.__main__ import main as report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -185,6 +185,7 @@ def _interactive(path: Path) -> Path:
     sources = [
         *path.parent.rglob("runs.jsonl"),
         ROOT / "results" / KEPT,
+        *path.parent.glob(OWN_CLOCK),
         *(ROOT / "sibp").glob("analysis/*.py"),
         *(ROOT / "sibp/report").glob("*.*"),
     ]

@@ -57,7 +57,7 @@ def kept(results: Path, place: str = ARENA) -> list[Contest]:
     if not any((results / place).rglob(PACKED)):
         return []
     problems = compare(collect([results / place]).runs, None, None)
-    time_kept(problems, results)
+    time_kept(problems, results, ARENA)
     return contests(problems, own_names([results / ARENA], []))
 
 

@@ -28,8 +28,7 @@ class Consumption:
         consumers: number of operations that used the output and required a gradient.
         names: of the consumers, for messages.
         overwritten: whether an in-place activation has overwritten the output.
-        watched: whether a module's backward hooks are between the layer and the consumer of its output.
-        sent: if watched, address and version of the gradient that the activation has passed on.
+        sent: address and version of the gradient that the activation has passed on; hooks may change it.
         Z: pre-activation, kept from the activation's backward pass to the layer's.
         D: error signal on the activation's output, likewise.
     """
@@ -38,7 +37,6 @@ class Consumption:
     consumers: int = 0
     names: list[str] = field(default_factory=list)
     overwritten: bool = False
-    watched: bool = False
     sent: tuple[int, int] | None = None
     Z: Tensor | None = None
     D: Tensor | None = None
@@ -93,7 +91,6 @@ class PreActivation(Tensor):
 
     def watched(self) -> "PreActivation":
         """A marked view of the output, for backward hooks of a module, which torch inserts between the two."""
-        self._consumption.watched = True
         with as_plain_tensors():
             seen = self.view_as(self).as_subclass(PreActivation)
         seen._consumption = self._consumption
@@ -117,13 +114,14 @@ class PreActivation(Tensor):
     ) -> Any:
         """Computes `func` on plain tensors and records it."""
         kwargs = kwargs or {}
-        activation = recognise(func, args, kwargs)
+        recorded = torch.is_grad_enabled()
+        activation = recognise(func, args, kwargs) if recorded else None
         if activation is not None:
             z = args[0] if args else kwargs["input"]
             if z._consumption.consumers == 0:
                 return _activate(z, activation, in_place=_writes_in_place(func, kwargs))
         first: Any = args[0] if args else None
-        if func is Tensor.view_as and args[-1] is first and not torch.is_grad_enabled() and _is_marked(first):
+        if func is Tensor.view_as and args[-1] is first and not recorded and _is_marked(first):
             return first.watched()
         if func == _GRAD_FN and isinstance(first, cls) and "_plain" not in vars(first):
             with as_plain_tensors():  # of a node that torch has just appended, and looks up here
@@ -135,7 +133,8 @@ class PreActivation(Tensor):
             return func(*plain_args, **plain_kwargs)
         with as_plain_tensors():
             result = func(*plain_args, **plain_kwargs)
-        if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in _leaves((result,))):
+        written = recorded and func is Tensor.__setitem__  # z[...] = v, or v[...] = z: no result
+        if written or any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in _leaves((result,))):
             for z in marked:
                 z.consumed_by(getattr(func, "__name__", str(func)))
         return result
@@ -188,9 +187,8 @@ class _Activate(torch.autograd.Function):
         z, *_ = ctx.saved_tensors
         ctx.consumption.Z, ctx.consumption.D = z.detach(), D[0]
         learned = ctx.activation.learned_gradients(D[0], z, ctx.needs_input_grad[3:])
-        D_z = ctx.activation.backward(D[0], z)
-        if ctx.consumption.watched:
-            ctx.consumption.sent = (D_z.data_ptr(), version(D_z))
+        D_z = ctx.activation.backward(D[0], z).to(z.dtype)
+        ctx.consumption.sent = (D_z.data_ptr(), version(D_z))
         return D_z, None, None, *learned
 
 

@@ -12,7 +12,7 @@ from sibp.capture.geometry import Geometry
 from sibp.capture.passes import ForwardPass
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.shared import SharedInput
-from sibp.internals import will_be_executed
+from sibp.internals import version, will_be_executed
 from sibp.prox.operators import FeatureOperator
 
 if TYPE_CHECKING:
@@ -24,12 +24,14 @@ class Call(NamedTuple):
 
     Attributes:
         tap: of the layer.
+        geometry: the layer as a matrix product, with the settings of this call.
         consumption: how the output was used.
         one: the pass that the call belongs to.
         shared: the input, which other layers may share.
     """
 
     tap: "Tap"
+    geometry: Geometry
     consumption: Consumption
     one: ForwardPass
     shared: SharedInput
@@ -43,12 +45,17 @@ class TappedLayer(torch.autograd.Function):
         """The layer's output, for its input x and parameters."""
         ctx.save_for_backward(x, W, b)
         ctx.call, ctx.forward_pass = call, call.one  # the latter for `Passes`
-        return call.tap.geometry.forward(x, W, b)
+        return call.geometry.forward(x, W, b)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         """The error signal on x, and the displacements of the parameters."""
-        return _update(ctx, grad_outputs[0])
+        (gradient,) = grad_outputs
+        device = gradient.device.type
+        if not torch.is_autocast_enabled(device):
+            return _update(ctx, gradient)
+        with torch.autocast(device, enabled=False):  # its products would be in half precision
+            return _update(ctx, gradient)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
@@ -65,18 +72,21 @@ def _update(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients for x, W and b: the error signal to pass on, and the layer's displacements."""
     x, W, b = ctx.saved_tensors
     call: Call = ctx.call
-    tap, consumption, one, shared = call
-    owner, geometry = tap.owner(), tap.geometry
+    tap, geometry, consumption, one, shared = call
+    owner = tap.owner()
     if owner is None or not tap.installed:
         raise RuntimeError(
             f"layer '{tap.name}': the optimizer that this forward pass was made for is gone; run it again."
         )
     needs_x, needs_W, needs_b = ctx.needs_input_grad[:3]
+    dtype = torch.promote_types(W.dtype, torch.float32)  # subproblems are never solved in half precision
     if not (needs_W and _is_asked_for(ctx, 1)) and not (needs_b and _is_asked_for(ctx, 2)):
         consumption.clear()  # gradients of inputs alone are ordinary ones
-        return geometry.input_gradient(x, gradient, W) if needs_x else None, None, None, None
+        ordinary = _adjoint(geometry, x, _as(gradient, dtype), _as(W, dtype)) if needs_x else None
+        return None if ordinary is None else _as(ordinary, x.dtype), None, None, None
     tap.begin_backward()
-    dtype = torch.promote_types(W.dtype, torch.float32)  # subproblems are never solved in half precision
+    if consumption.known and consumption.sent != (gradient.data_ptr(), version(gradient)):
+        consumption.consumers += 1  # a hook on the layer's output has changed the activation's gradient
     given = x
     if needs_x:
         x, gradient = geometry.arranged(x, gradient)
@@ -103,7 +113,7 @@ def _update(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     grad_x = _input_gradient(geometry, x, wide, W, problem, update, new) if needs_x else None
     if grad_x is not None and x is not given:
         grad_x = grad_x.contiguous()
-    grad_W = _weight_gradient(tap, W, problem, update) if needs_W else None
+    grad_W = _weight_gradient(tap, geometry, W, problem, update) if needs_W else None
     grad_b = _bias_gradient(tap, b, problem, update) if needs_b else None
     shared.leave()
     return grad_x, grad_W, grad_b, None
@@ -142,23 +152,28 @@ def _input_gradient(
     if update.input_difference is not None:
         sent = update.input_difference.reshape(x.shape)
     elif not through_new or update.W_decrease is None:
-        sent = geometry.input_gradient(x, gradient, W)
+        sent = _adjoint(geometry, x, gradient, W)
     elif geometry.rows_are_inputs and update.backward_change is not None:
         change = update.backward_change(problem.D_z)
         sent = geometry.input_gradient(x, gradient, W)
         if change is not None:
             sent = sent.add_(change if x.dim() == 2 else change.reshape(x.shape))
     else:
-        sent = geometry.input_gradient(x, gradient, W - geometry.weight(update.W_decrease, W.shape))
+        sent = _adjoint(geometry, x, gradient, W - geometry.weight(update.W_decrease, W.shape))
     return _as(sent, x.dtype)
 
 
-def _weight_gradient(tap: "Tap", W: Tensor, problem: LayerProblem, update: LayerUpdate) -> Tensor:
+def _adjoint(geometry: Geometry, x: Tensor, gradient: Tensor, W: Tensor) -> Tensor:
+    """`Geometry.input_gradient`, with x in the dtype of the others (under autocast it has its own)."""
+    return geometry.input_gradient(x if geometry.rows_are_inputs else _as(x, gradient.dtype), gradient, W)
+
+
+def _weight_gradient(tap: "Tap", geometry: Geometry, W: Tensor, problem: LayerProblem, update: LayerUpdate) -> Tensor:
     """W_old - W_new; the ordinary gradient of the loss for a weight that the optimizer does not own."""
     if update.W_decrease is None:
         ordinary = problem.features.moving(weight=True, bias=False).rmatmat(problem.D_z).mT
-        return _as(tap.geometry.weight(ordinary, W.shape), W.dtype)
-    return tap.returns("weight", _as(tap.geometry.weight(update.W_decrease, W.shape), W.dtype))
+        return _as(geometry.weight(ordinary, W.shape), W.dtype)
+    return tap.returns("weight", _as(geometry.weight(update.W_decrease, W.shape), W.dtype))
 
 
 def _bias_gradient(tap: "Tap", b: Any, problem: LayerProblem, update: LayerUpdate) -> Tensor:

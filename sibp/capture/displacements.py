@@ -45,6 +45,24 @@ class Displacements:
     def __init__(self) -> None:
         self._held: dict[str, _Held] = {}
         self._fault: dict[str, str | None] = {}
+        self._began: dict[str, bool | None] = {}  # watched parameters: whether the next accumulation began at 0
+
+    def watch(self, key: str) -> None:
+        """Notes for `began_at_zero` what the next accumulation adds to."""
+        self._began[key] = None
+
+    def began_at_zero(self, key: str) -> bool:
+        """Whether the first accumulation since `watch` found no gradient, or one that was zeroed in place."""
+        return self._began.pop(key, None) is True
+
+    def clear(self) -> None:
+        """Forgets all gradients: they were set to None, and their memory may hold others next."""
+        self._held.clear()
+
+    def not_applied(self) -> None:
+        """Takes `applied` back."""
+        for held in self._held.values():
+            held.applied = False
 
     def before(self, key: str, parameter: nn.Parameter, fault: str | None) -> None:
         """A gradient is about to be accumulated into `parameter.grad`.
@@ -55,6 +73,8 @@ class Displacements:
             fault: why the gradient is not a displacement; None if it is one.
         """
         grad, held = parameter.grad, self._held.get(key)
+        if key in self._began and self._began[key] is None:
+            self._began[key] = grad is None or not grad.any()
         if grad is None:
             there = None
         elif held is None or not held.is_in(grad):

@@ -25,8 +25,11 @@ class Geometry(ABC):
     the last axis, and whose weight is (m, ...).
 
     Args:
-        module: a layer of the kind, whose settings do not change.
+        module: a layer of the kind.
     """
+
+    methods: ClassVar[tuple[str, ...]] = ("forward",)
+    """Methods of the layer that compute its output: a subclass that overrides one is another kind of layer."""
 
     rows_are_inputs: ClassVar[bool] = False
     """Whether A is the layer's input, reshaped."""
@@ -42,6 +45,11 @@ class Geometry(ABC):
 
     def __init__(self, module: nn.Module) -> None:
         del module
+
+    def fits(self, module: nn.Module) -> bool:
+        """Whether the layer's settings are still those that this geometry was made for."""
+        del module
+        return True
 
     @abstractmethod
     def forward(self, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
@@ -132,7 +140,9 @@ def geometry_of(module: nn.Module) -> Geometry | None:
         for key in (layer, f"{layer.__module__}.{layer.__qualname__}"):
             if key in _kinds:
                 kind = _kinds[key]
-                return None if kind is None or own.forward is not layer.forward else kind(module)
+                if kind is None or any(getattr(own, name) is not getattr(layer, name) for name in kind.methods):
+                    return None
+                return kind(module)
     return None
 
 
@@ -200,7 +210,10 @@ class ConvGeometry(Geometry):
     `prepare`, in ordinary autograd.
     """
 
+    methods = ("forward", "_conv_forward")
+
     def __init__(self, module: Any) -> None:
+        self._settings = _settings(module)
         self.kernel, self.stride, self.dilation = (
             tuple(given) for given in (module.kernel_size, module.stride, module.dilation)
         )
@@ -210,6 +223,10 @@ class ConvGeometry(Geometry):
         self.pad_ahead: tuple[int, ...] = _ahead(module) if ahead else ()
         padding: Any = (0,) * len(self.kernel) if ahead else module.padding
         self.padding: tuple[int, ...] = tuple(padding)
+
+    def fits(self, module: nn.Module) -> bool:
+        """Whether stride, padding, dilation and groups are still the same."""
+        return self._settings == _settings(module)
 
     def prepare(self, x: Tensor) -> Tensor:
         """Pads x, ([B,] channels, *positions), where the convolution itself does not."""
@@ -277,6 +294,10 @@ class ConvGeometry(Geometry):
 
     def _batched(self, x: Tensor) -> Tensor:
         return x if x.dim() == len(self.kernel) + 2 else x.unsqueeze(0)
+
+
+def _settings(conv: Any) -> tuple[Any, ...]:
+    return conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
 
 
 def _ahead(conv: Any) -> tuple[int, ...]:

@@ -171,9 +171,11 @@ class Tap:
         held = own_parameters(module)
         weight, bias = held["weight"], held.get("bias")
         self.consumption = consumption = Consumption()  # another thread may replace the tap's at any time
+        if not self.geometry.fits(module):
+            self.geometry = type(self.geometry)(module)
         x = self.geometry.prepare(input)
         z: Tensor = TappedLayer.apply(  # pyright: ignore[reportAssignmentType]
-            x, weight, bias, Call(self, consumption, one, one.input(x))
+            x, weight, bias, Call(self, self.geometry, consumption, one, one.input(x))
         )
         return PreActivation.mark(z, consumption) if owner.wants_activation(self) else z
 

@@ -24,9 +24,13 @@ class AProx(torch.optim.Optimizer):
         params: as for torch's optimizers.
         lr: eta, 0 or more.
         least: f_*, a lower bound of the loss; 0 for cross-entropy and squared errors.
+
+    Raises:
+        ValueError: lr is out of its range.
     """
 
     def __init__(self, params: Any, lr: float = 1.0, least: float = 0.0) -> None:
+        check_settings(lr=lr)
         super().__init__(params, {"lr": lr})
         self.least = least
 
@@ -60,6 +64,10 @@ class AProx(torch.optim.Optimizer):
                     p.sub_(_times(p.grad, size))
         return loss
 
+    def __getstate__(self) -> dict[str, Any]:
+        """With the lower bound, for copies."""
+        return {**super().__getstate__(), "least": self.least}
+
 
 def _times(gradient: Tensor, size: Tensor) -> Tensor:
     """Zero for a step of length 0, also if the gradient is not finite."""
@@ -68,5 +76,4 @@ def _times(gradient: Tensor, size: Tensor) -> Tensor:
 
 def build(model: nn.Module, *, lr: float, least: float) -> AProx:
     """Makes implicit SGD with the truncated model from a config."""
-    check_settings(lr=lr)
     return AProx(model.parameters(), lr, least)

@@ -206,7 +206,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             if group["update"] == "explicit":
                 continue
-            keep = 1 - float(group["lr"]) * group["weight_decay"]
+            keep = 1 - self.decay_rate(group) * group["weight_decay"]
             for p in group["params"]:
                 if p.grad is not None:
                     if keep != 1:
@@ -216,6 +216,10 @@ class TappedOptimizer(torch.optim.Optimizer):
                     state["steps"] = state.get("steps", 0) + 1  # checkpoints of torch.distributed require a state
         self.after_step()
         self.groups.fallback.step()
+
+    def decay_rate(self, group: dict[str, Any]) -> float:
+        """The learning rate of the group's weight decay."""
+        return float(group["lr"])
 
     def before_step(self) -> None:
         """Refuses a `.grad` that `step` must not apply; also called by an optimizer that steps instead of this one.
@@ -247,6 +251,8 @@ class TappedOptimizer(torch.optim.Optimizer):
         """Clears the gradients, as in torch."""
         self.passes.forget()
         super().zero_grad(set_to_none)
+        if set_to_none:
+            self.layers.cleared()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters of the model, tapping their layers; those without a subproblem get the fallback optimizer.

@@ -25,6 +25,8 @@ class CombinedOptimizer(torch.optim.Optimizer):
         self.parts: list[torch.optim.Optimizer] = []
         super().__init__([group for part in parts for group in part.param_groups], {})
         self.parts = list(parts)
+        for part in self.parts:
+            self.state.update(part.state)
         self._share()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The optimizer of the parameters without a proximal subproblem, as a part of a proximal optimizer."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ MakeFallback = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 """Makes the optimizer of the parameters that have no proximal subproblem."""
 
 FALLBACK_LR = 1e-3
+_ROUNDING = 1e-6  # of a learning rate in a float32 tensor, relative
 
 
 def adam(lr: float) -> MakeFallback:
@@ -34,32 +36,43 @@ class Fallback:
     """
 
     def __init__(self, make: MakeFallback | None) -> None:
+        if make is not None and not callable(make):
+            raise TypeError(
+                f"fallback is {type(make).__name__}, but has to make an optimizer: give a function of the parameters, "
+                "such as fallback=lambda params: torch.optim.AdamW(params, lr=1e-3)."
+            )
         self.given = make is not None
         self.make = make or DEFAULT
         self.optimizer: torch.optim.Optimizer | None = None
 
     def add(
         self, params: list[nn.Parameter], names: dict[nn.Parameter, str], options: dict[str, Any]
-    ) -> dict[str, Any]:
-        """Adds parameters as one group.
+    ) -> list[dict[str, Any]]:
+        """Adds parameters: the first as the factory groups them, later ones as one group.
 
         Args:
             params: parameters that are in no group yet.
             names: their names; empty if they have none.
-            options: settings of the group, named as in the fallback.
+            options: settings of the groups, named as in the fallback.
 
         Returns:
-            The group.
+            The groups.
+
+        Raises:
+            TypeError: if the factory returns no optimizer, or one that needs a closure.
+            ValueError: if the optimizer has not exactly these parameters.
         """
         if self.optimizer is None:
-            self.optimizer = _stepped_alone(self.make(params))
-            self.optimizer.param_groups[-1].update(options)
+            self.optimizer = _checked(self.make(params), params)
+            new = list(self.optimizer.param_groups)
+            for group in new:
+                group.update(options)
         else:
-            given = [(names[p], p) for p in params] if names else params
-            self.optimizer.add_param_group({"params": given, **options})
-        if names:
-            self.optimizer.param_groups[-1]["param_names"] = [names[p] for p in params]
-        return self.optimizer.param_groups[-1]
+            self.optimizer.add_param_group({"params": [(names[p], p) for p in params] if names else params, **options})
+            new = self.optimizer.param_groups[-1:]
+        for group in new if names else ():
+            group["param_names"] = [names[p] for p in group["params"]]
+        return new
 
     @property
     def name(self) -> str:
@@ -87,12 +100,21 @@ class Fallback:
         return {"given": self.given, "make": make, "optimizer": self.optimizer}
 
 
-def _stepped_alone(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The optimizer, if it can step without a closure, as a part of another optimizer's step must.
+def _checked(optimizer: Any, params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer, if it has these parameters and can step as a part of another optimizer's step.
 
     Raises:
-        TypeError: if it needs a closure, like LBFGS.
+        TypeError: if it is none, or needs a closure, like LBFGS.
+        ValueError: if it has other parameters, or not all of these.
     """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"fallback returned {type(optimizer).__name__}; it has to return a torch optimizer.")
+    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    if sorted(held) != sorted(id(p) for p in params):
+        raise ValueError(
+            f"fallback: {type(optimizer).__name__} has {len(held)} parameters, of the {len(params)} that it was given "
+            "or others: it has to step exactly those that it is given, in one group or several."
+        )
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         name = type(optimizer).__name__
@@ -150,7 +172,12 @@ class FollowingGroup(dict[str, Any]):
 
     def __setitem__(self, key: str, value: Any) -> None:
         leader = self.leader
-        if key == "lr" and leader is not None and "own_lr" in self and float(value) == float(leader["lr"]):
+        if key == "lr" and leader is not None and "own_lr" in self and self._means_the_leaders(float(value)):
             highest = self.get("max_lr", self["leader_lr"])
             value = self["own_lr"] * float(value) / highest if highest else 0.0
         super().__setitem__(key, value)
+
+    def _means_the_leaders(self, rate: float) -> bool:
+        """Whether a written rate is that of the proximal groups (a tensor's is rounded), and not what is there."""
+        leaders = float((self.leader or self)["lr"])
+        return math.isclose(rate, leaders, rel_tol=_ROUNDING) and rate != float(self["lr"])

@@ -86,10 +86,10 @@ class ParamGroups:
             new: the parameters that the user added, with their names.
             settings: the group's settings, named as in the fallback.
         """
-        group = self.fallback.add(params, new.names, settings)
-        group["update"] = "explicit"
+        for group in self.fallback.add(params, new.names, settings):
+            group["update"] = "explicit"
+            optimizer.param_groups.append(group)
         optimizer.state.update(self.fallback.state)
-        optimizer.param_groups.append(group)
         self.share(optimizer)
 
     def share(self, optimizer: torch.optim.Optimizer) -> None:

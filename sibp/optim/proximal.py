@@ -1,7 +1,6 @@
 """Common base of SIBP and ProxBP: a proximal subproblem for every layer, its solver by name, and its metrics."""
 
 import math
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +15,7 @@ from sibp.capture.tap import Tap
 from sibp.optim.base import TappedOptimizer
 from sibp.optim.checks import check_group, one_of
 from sibp.optim.fallback import FALLBACK_LR, adam
+from sibp.optim.notices import Notices, norm_of
 from sibp.optim.search import Outcome, SearchStatus, backtrack
 from sibp.optim.solvers import Solver, check_paper, parse_solver
 from sibp.optim.trials import Evaluate, Trials, as_number, by_closure
@@ -24,11 +24,8 @@ from sibp.prox.outputs import share_of_nonzeros
 from sibp.prox.scalars import Scalar
 from sibp.prox.status import Measure
 
-# A step is absurd above this multiple of the layer's norm and this root mean square per entry.
-_ABSURD_CHANGE, _ABSURD_SIZE = 100.0, 1.0
-
-
 _AFTER_REFUSAL = 0.1  # of the first trial: where the next search begins after a refused step
+SHORTEST = 1e-9  # of the whole step: where a search begins at the least
 
 
 class ProximalOptimizer(TappedOptimizer):
@@ -88,9 +85,10 @@ class ProximalOptimizer(TappedOptimizer):
             whole = self.parallel.share(problem, Solver("exact") if closed else solver, lr, prox_weight)
         if group["prox_weight_scaling"] != "absolute":
             prox_weight *= mean_squared_row(whole.features)
-        update, measure = self.update(whole, solver, lr * whole.terms, prox_weight)
+        eta = min(lr * whole.terms, torch.finfo(problem.D_z.dtype).max)
+        update, measure = self.update(whole, solver, eta, prox_weight)
         self._stats[tap.name] = (measure, _reached(problem))
-        self._warn_of_absurd_steps(tap, update)
+        self._notices.of_layer(tap, update, searched=self.line_search)
         return update
 
     # -- the line search --------------------------------------------------------------------------------------------
@@ -144,7 +142,7 @@ class ProximalOptimizer(TappedOptimizer):
             pending = self.layers.pending()
             with torch.enable_grad():
                 found = closure()
-            if evaluate is None and any(p.grad is before for p, before in pending):
+            if evaluate is None and self.layers.added_to(pending):
                 raise RuntimeError(
                     f"{type(self).__name__}: the closure has added to what an earlier backward pass left in .grad, so "
                     "its loss is a part of the step's only. For accumulated gradients call step(evaluate=...) with the "
@@ -162,30 +160,34 @@ class ProximalOptimizer(TappedOptimizer):
         if evaluate is None:
             if closure is None:
                 raise AssertionError("step() has refused this")
-            evaluate = by_closure(closure, [*proximal, *explicit])
+            evaluate = by_closure(closure, list(self.model.parameters()))
         trials = Trials(self.model, proximal, explicit, evaluate, self._of_all_ranks)
         with self.paused(), trials.guarded():
             before = trials.loss() if loss is None else self._of_all_ranks(as_number(loss))
+            if any(p.grad is None for p in proximal):
+                raise RuntimeError(
+                    f"{type(self).__name__}: evaluate has cleared the gradients that the step is made of; it has to "
+                    "compute the loss only, without zero_grad()."
+                )
             if not math.isfinite(before):
                 self._leave_out(before)
                 return
-            super().step()
-            trials.stepped()
-            outcome = self.search(trials, before)
-            trials.move(outcome.alpha)
+            self._notices.before_search()
+            try:
+                super().step()
+                trials.stepped()
+                outcome = self.search(trials, before)
+                trials.move(outcome.alpha)
+            except BaseException:
+                self.layers.not_applied()
+                raise
         self._outcome = (outcome, before)
+        self._notices.after_search(refused=outcome.status is SearchStatus.REFUSED)
 
     def _leave_out(self, loss: float) -> None:
         """Skips the step if the loss is not finite: no weights and no state change."""
         self._outcome = (Outcome(0.0, loss, 0, 0.0, math.nan, SearchStatus.REFUSED), loss)
-        if "" not in self._warned:
-            self._warned.add("")
-            warnings.warn(
-                f"{type(self).__name__}: the loss before the step is {loss}, so no step was taken and all weights were "
-                "kept. Look for NaN or infinite numbers in the batch and in the model's output. (Said once.)",
-                RuntimeWarning,
-                stacklevel=4,
-            )
+        self._notices.loss_not_finite(loss)
 
     def search(self, trials: Trials, before: float) -> Outcome:
         """The length of the step: the whole step, halved while it raises the loss.
@@ -199,7 +201,7 @@ class ProximalOptimizer(TappedOptimizer):
         memory = self._search_memory()
         trials.expected = first = min(1.0, 2 * memory["search_length"])
         outcome = backtrack(trials.loss_at, before, first)
-        memory["search_length"] = outcome.alpha or first * _AFTER_REFUSAL
+        memory["search_length"] = max(outcome.alpha or first * _AFTER_REFUSAL, SHORTEST)
         return outcome
 
     def search_stats(self) -> dict[str, float]:
@@ -256,34 +258,6 @@ class ProximalOptimizer(TappedOptimizer):
 
     # -- metrics ----------------------------------------------------------------------------------------------------
 
-    def _warn_of_absurd_steps(self, tap: Tap, update: LayerUpdate) -> None:
-        """Warns once for each layer whose solve failed, or whose step is absurdly long."""
-        change = update.most_change
-        if change is None or isinstance(change, Tensor) or change <= _ABSURD_SIZE**2:
-            return  # reading values would synchronise an accelerator
-        numbers = sum(p.numel() for p in tap.parameters.values())
-        if change <= _ABSURD_SIZE**2 * numbers or self.line_search or tap.name in self._warned:
-            return  # the search shortens it
-        advice = f"Lower lr or raise prox_weight of {type(self).__name__}. (Said once for each layer.)"
-        if not math.isfinite(change):
-            self._warned.add(tap.name)
-            warnings.warn(
-                f"layer '{tap.name}': its subproblem has no finite solution in this precision, or its inputs are not "
-                f"finite; its weights were kept. {advice}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            return
-        norm = _norm(tap)
-        if math.sqrt(change) > _ABSURD_CHANGE * norm:
-            self._warned.add(tap.name)
-            warnings.warn(
-                f"layer '{tap.name}': one step changes its weights by {math.sqrt(change):.1e}, where their norm is "
-                f"{norm:.1e}. {advice}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-
     def solver_stats(self) -> dict[str, dict[str, float]]:
         """Metrics of the last backward pass; reading them synchronises the device.
 
@@ -297,7 +271,7 @@ class ProximalOptimizer(TappedOptimizer):
     def _layer_stats(self, name: str) -> dict[str, float]:
         measure, reached = self._stats[name]
         stats = measure()
-        norm = _norm(self.layers.taps[name])
+        norm = norm_of(self.layers.taps[name])
         change = math.sqrt(stats.squared_change)
         return {
             "decrease": float(stats.decrease),
@@ -311,7 +285,7 @@ class ProximalOptimizer(TappedOptimizer):
     def _reset(self) -> None:
         super()._reset()
         self._stats: dict[str, tuple[Measure, Callable[[], Scalar]]] = {}
-        self._warned: set[str] = set()  # layers; "" for the loss
+        self._notices = Notices(type(self).__name__)
         self._outcome: tuple[Outcome, float] | None = None  # of the last search, and the loss before it
 
     def own(self, tap: Tap, group: int) -> None:
@@ -358,11 +332,6 @@ def builder(method: Callable[..., ProximalOptimizer], backward_weights: str) -> 
         )
 
     return build
-
-
-def _norm(tap: Tap) -> float:
-    """Of a layer's weight and bias together."""
-    return math.sqrt(sum(float(p.detach().double().square().sum()) for p in tap.parameters.values()))
 
 
 def mean_squared_row(features: FeatureOperator) -> float:

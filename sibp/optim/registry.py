@@ -74,7 +74,27 @@ class LayerRegistry:
     def pending(self) -> list[tuple[nn.Parameter, Tensor]]:
         """Parameters whose `.grad` holds displacements that no step has applied, with these tensors."""
         held = [(tap, key, p, p.grad) for tap in self for key, p in tap.parameters.items()]
-        return [(p, grad) for tap, key, p, grad in held if grad is not None and tap.displacements.only(key, grad)]
+        found = [(tap, key, p, grad) for tap, key, p, grad in held if grad is not None]
+        found = [each for each in found if each[0].displacements.only(each[1], each[3])]
+        for tap, key, _, _ in found:
+            tap.displacements.watch(key)
+        return [(p, grad) for _, _, p, grad in found]
+
+    def added_to(self, pending: list[tuple[nn.Parameter, Tensor]]) -> bool:
+        """Whether one of these is still in place: added to by a backward pass since `pending`, or left as it was."""
+        there = {id(p) for p, before in pending if p.grad is before}
+        held = [(tap, key) for tap in self for key, p in tap.parameters.items() if id(p) in there]
+        return any(not tap.displacements.began_at_zero(key) for tap, key in held)
+
+    def cleared(self) -> None:
+        """Records that every `.grad` was set to None."""
+        for tap in self:
+            tap.displacements.clear()
+
+    def not_applied(self) -> None:
+        """Takes `applied` back, after a step that was undone."""
+        for tap in self:
+            tap.displacements.not_applied()
 
     def applied(self) -> None:
         """Records that `.grad` has been applied, so that no step applies it again."""

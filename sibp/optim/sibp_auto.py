@@ -12,6 +12,7 @@ from sibp.capture.tap import Tap
 from sibp.optim.base import Options
 from sibp.optim.direction import LONGER, RANK, averaged, has_basis, orthogonal
 from sibp.optim.fallback import FALLBACK_LR, adam
+from sibp.optim.proximal import SHORTEST
 from sibp.optim.search import Outcome, SearchStatus, backtrack, minimise, trust_after
 from sibp.optim.sibp import SIBP
 from sibp.optim.trials import Trials
@@ -123,14 +124,15 @@ class AutoSIBP(SIBP):
         by r / `_UNEQUAL`; if it is larger by such a factor, divided by it. The promised decreases of the loss are then
         of similar size in all layers.
         """
-        lr = float(group["lr"]) / (self._factor() or 1.0)
-        size = (problem.terms * float(torch.linalg.vector_norm(problem.D_z, dtype=torch.float64))) ** 2
+        lr = self.decay_rate(group)
+        norm = problem.terms * float(torch.linalg.vector_norm(problem.D_z, dtype=torch.float64))
+        size = norm * norm  # infinite, where ** 2 would raise
         if self.parallel is not None:
             size = self.parallel.whole_loss(size, 0, mean=False, device=problem.D_z.device)
         if problem.ends[1] == tap.name:
             self._outer.update(tap.parameters.values())
             self._signal_at_output = size
-            self._output_rows += problem.D_z.numel() * problem.W.shape[-1] // problem.W.numel()
+            self._output_rows += problem.D_z.numel() // max(math.prod(problem.W.shape[:-1]), 1)
         ratio = self._signal_at_output / size if size > 0 else math.nan
         if not 0 < ratio < math.inf:
             return lr
@@ -144,8 +146,10 @@ class AutoSIBP(SIBP):
             before: the loss before the step.
         """
         memory, lr, factor = self._search_memory(), self._longest(), self._factor()
-        if factor == 0:
-            return Outcome(1.0, before, 0, 1.0, 0.0, SearchStatus.TAKEN)  # only the fallback's parameters move
+        if factor == 0:  # only the fallback's parameters move
+            self._output_rows = 0
+            still = Outcome(1.0, before, 0, 1.0, 0.0, SearchStatus.TAKEN)
+            return backtrack(trials.loss_at, before, 1.0) if trials.others else still
         first = math.isnan(memory["search_trust"])
         self._limit_trust(before)
         self._output_rows = 0
@@ -167,7 +171,7 @@ class AutoSIBP(SIBP):
         refused = outcome.status is SearchStatus.REFUSED
         if refused:
             self._forget_means()
-        memory["search_reach"] = reach * _AFTER_REFUSAL if refused else found
+        memory["search_reach"] = max(reach * _AFTER_REFUSAL if refused else found, SHORTEST * lr)
         # A rejected length is measured again in the next step.
         again = refused or (not due and outcome.status is SearchStatus.SHORTENED)
         memory["search_wait"] = 0 if again else LOOK_EVERY - 1 if due else self._wait() - 1
@@ -342,8 +346,18 @@ class AutoSIBP(SIBP):
         return float(first["lr"]) / longest if longest else 0.0
 
     def _first_group(self) -> dict[str, Any]:
-        """The proximal group whose lr is the unit of length; empty if there is none."""
-        return next((g for g in self.param_groups if g["update"] == "proximal"), {})
+        """The proximal group whose lr is the unit of length: the first that moves; empty if there is none."""
+        proximal = [g for g in self.param_groups if g["update"] == "proximal"]
+        return next((g for g in proximal if float(g["lr"]) > 0), next(iter(proximal), {}))
+
+    def decay_rate(self, group: dict[str, Any]) -> float:
+        """The group's lr before a schedule lowers it, as the search scales the whole step with the schedule."""
+        return float(group["lr"]) / (self._factor() or 1.0)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the gradients, and the count of the samples behind them."""
+        super().zero_grad(set_to_none)
+        self._output_rows = 0
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group and records its initial lr; see `SIBP`."""

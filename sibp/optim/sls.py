@@ -47,7 +47,8 @@ class LineSearchSGD(torch.optim.Optimizer):
         decrease: float = 0.1,
     ) -> None:
         settings = {"lr": lr, "length": length, "growth": growth, "shrink": shrink, "decrease": decrease}
-        check_settings(lr=lr, length=length)
+        check_settings(lr=lr)
+        in_range(settings, "length", 0, open_at_low=True)
         in_range(settings, "growth", 1)
         in_range(settings, "shrink", 0, 1, open_at_low=True)
         in_range(settings, "decrease", 0, 1)
@@ -78,11 +79,11 @@ class LineSearchSGD(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        group = self.param_groups[0]
-        moved: list[torch.Tensor] = [p for p in group["params"] if p.grad is not None]
+        group = self.param_groups[0]  # whose settings hold for parameters that were added later, too
+        moved = [p for each in self.param_groups for p in each["params"] if p.grad is not None]
         if evaluate is None and closure is None:
             raise RuntimeError("The line search needs the loss of the batch: call step(closure) or step(evaluate=...).")
-        trials = Trials(self._model, moved, [], evaluate or by_closure(closure, moved), float)  # pyright: ignore
+        trials = Trials(self._model, moved, [], evaluate or by_closure(closure, list(self._model.parameters())), float)  # pyright: ignore
         before = as_number(loss) if loss is not None else trials.loss()
         lr, square = float(group["lr"]), sum(float(torch.linalg.vector_norm(p.grad)) ** 2 for p in moved)
         if not math.isfinite(before) or not 0 < lr * square < math.inf:
@@ -99,6 +100,10 @@ class LineSearchSGD(torch.optim.Optimizer):
                 length *= group["shrink"]
             trials.move(0.0)
         return loss
+
+    def __getstate__(self) -> dict[str, Any]:
+        """With the model, for copies."""
+        return {**super().__getstate__(), "_model": self._model}
 
 
 def build(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,12 @@ def as_number(loss: Tensor | float) -> float:
     Raises:
         TypeError: if it is not a single number.
     """
-    if isinstance(loss, Tensor) and loss.numel() == 1:
+    if isinstance(loss, Tensor) and loss.numel() == 1 and not loss.is_complex():
         return loss.detach().item()
-    if isinstance(loss, int | float):
+    if isinstance(loss, SupportsFloat) and not isinstance(loss, Tensor) and getattr(loss, "shape", ()) == ():
         return float(loss)
     what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+    what = "a complex number" if isinstance(loss, Tensor) and loss.is_complex() else what
     raise TypeError(f"A line search needs a loss that is one number, and got {what}: let evaluate return the loss.")
 
 
@@ -118,16 +119,26 @@ class Trials:
 def _as_it_was(model: nn.Module) -> Iterator[None]:
     """Restores the model's buffers and the random state on exit."""
     buffers = [
-        (module, name, tensor, tensor.clone())
+        (module, name, tensor, _unexpanded(tensor).clone())
         for module in model.modules()
         for name, tensor in module.named_buffers(recurse=False)
     ]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=[device.index for device in devices]):
-        yield
-    for module, name, tensor, kept in buffers:
-        tensor.copy_(kept)
-        setattr(module, name, tensor)
+    try:
+        with torch.random.fork_rng(devices=[device.index for device in devices]):
+            yield
+    finally:
+        for module, name, tensor, kept in buffers:
+            _unexpanded(tensor).copy_(kept)
+            setattr(module, name, tensor)
+
+
+def _unexpanded(tensor: Tensor) -> Tensor:
+    """The tensor without the copies that `expand` makes, which share their memory."""
+    for axis, stride in enumerate(tensor.stride() if tensor.layout is torch.strided else ()):
+        if stride == 0 and tensor.shape[axis] > 1:
+            tensor = tensor.narrow(axis, 0, 1)
+    return tensor
 
 
 def by_closure(closure: Callable[[], Any], params: list[Tensor]) -> Evaluate:
@@ -135,7 +146,7 @@ def by_closure(closure: Callable[[], Any], params: list[Tensor]) -> Evaluate:
 
     Args:
         closure: clears the gradients, computes the loss, calls `backward` and returns the loss.
-        params: parameters whose `.grad` is preserved.
+        params: parameters whose `.grad` is preserved: all that the closure's backward reaches.
     """
 
     def evaluate() -> float:

@@ -67,7 +67,7 @@ def _untuned(results: Path, folder: Path) -> Untuned:
     tuned = collect([kept]).runs
     seeds = {run.seed for run in tuned}
     problems = compare([*tuned, *(run for run in own if run.seed in seeds)], None, None)
-    time_kept(problems, results)
+    time_kept(problems, results, ARENA)
     (contest,) = contests(problems, own_names([results / ARENA, kept], []))
     methods = {method.name: method for method in contest.problem.methods}
     sgd = methods[REFERENCE]

@@ -1,0 +1,98 @@
+"""What a proximal optimizer warns about, each said once: solves that fail, absurd steps, steps that are not taken."""
+
+import math
+import warnings
+
+from torch import Tensor
+
+from sibp.capture.problem import LayerUpdate
+from sibp.capture.tap import Tap
+
+# A step is absurd above this multiple of the layer's norm and this root mean square per entry.
+_ABSURD_CHANGE, _ABSURD_SIZE = 100.0, 1.0
+_REFUSALS = 10  # of a line search in a row, after which a warning is due
+_LOSS, _SEARCH = "the loss", "the search"
+
+
+class Notices:
+    """Warnings of one optimizer.
+
+    Args:
+        method: its name.
+    """
+
+    def __init__(self, method: str) -> None:
+        self._method = method
+        self._said: set[str] = set()  # layers, `_LOSS`, `_SEARCH`
+        self._unsolved: list[str] = []  # layers, since the last step
+        self._refused = 0  # searches in a row
+
+    def of_layer(self, tap: Tap, update: LayerUpdate, *, searched: bool) -> None:
+        """Warns of a failed solve, or of an absurdly long step.
+
+        Args:
+            tap: of the layer.
+            update: its displacement.
+            searched: whether a line search follows, which shortens steps; `before_search` then tells of failed solves.
+        """
+        change = update.most_change
+        if change is None or isinstance(change, Tensor) or change <= _ABSURD_SIZE**2:
+            return  # reading values would synchronise an accelerator
+        numbers = sum(p.numel() for p in tap.parameters.values())
+        if change <= _ABSURD_SIZE**2 * numbers or tap.name in self._said:
+            return
+        if not math.isfinite(change):
+            self._unsolved.append(tap.name)
+        if searched:
+            return
+        self.before_search()
+        if math.isfinite(change) and math.sqrt(change) > _ABSURD_CHANGE * (norm := norm_of(tap)):
+            self._say(
+                tap.name,
+                f"layer '{tap.name}': one step changes its weights by {math.sqrt(change):.1e}, where their norm is "
+                f"{norm:.1e}. {self._advice}",
+            )
+
+    def before_search(self) -> None:
+        """Warns of layers whose solve has failed although the loss is finite."""
+        for name in dict.fromkeys(self._unsolved):
+            self._say(
+                name,
+                f"layer '{name}': its subproblem has no finite solution in this precision, or its inputs are not "
+                f"finite; its weights were kept. {self._advice}",
+            )
+        self._unsolved.clear()
+
+    def loss_not_finite(self, loss: float) -> None:
+        """Warns that a step was left out."""
+        self._unsolved.clear()
+        self._say(
+            _LOSS,
+            f"{self._method}: the loss before the step is {loss}, so no step was taken and all weights were "
+            "kept. Look for NaN or infinite numbers in the batch and in the model's output. (Said once.)",
+        )
+
+    def after_search(self, *, refused: bool) -> None:
+        """Warns if no length has been acceptable for many steps in a row."""
+        self._refused = self._refused + 1 if refused else 0
+        if self._refused == _REFUSALS:
+            self._say(
+                _SEARCH,
+                f"{self._method}: no length was acceptable in {_REFUSALS} steps in a row, so all weights were kept. "
+                "Either evaluate does not compute the loss of the backward pass (another batch, a loss that is not "
+                "finite at trial weights), or lr is so large that the direction is useless. (Said once.)",
+            )
+
+    @property
+    def _advice(self) -> str:
+        return f"Lower lr or raise prox_weight of {self._method}. (Said once for each layer.)"
+
+    def _say(self, about: str, sentence: str) -> None:
+        if about not in self._said:
+            self._said.add(about)
+            warnings.warn(sentence, RuntimeWarning, stacklevel=4)
+
+
+def norm_of(tap: Tap) -> float:
+    """Of a layer's weight and bias together."""
+    return math.sqrt(sum(float(p.detach().double().square().sum()) for p in tap.parameters.values()))
