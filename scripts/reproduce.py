@@ -75,15 +75,26 @@ def _choices(name: str) -> Iterator[list[str]]:
     for method in json.loads(path.read_text())["methods"]:
         if method["chosen"]:
             setting = method["optimizer"] | method["chosen"]
-            config = _config_of(setting.pop("name"))
-            yield [f"optimizer={config}", *(f"optimizer.{k}={_word(v)}" for k, v in setting.items())]
+            config = _config_of(setting)
+            yield [f"optimizer={config}", *(f"optimizer.{k}={_word(v)}" for k, v in setting.items() if k != "name")]
 
 
-def _config_of(optimizer: str) -> str:
-    """The config of an optimizer, or one of several: locoprop_s for locoprop. All its settings are overridden."""
-    configs = sorted((ROOT / "configs" / "optimizer").glob("*.yaml"))
-    named = [path.stem for path in configs if parse_yaml(path.read_text()).get("name") == optimizer]
-    return named[0] if named else optimizer
+def _config_of(setting: dict[str, Any]) -> str:
+    """The config of an optimizer with these keys, all of whose values are overridden: locoprop_s for locoprop."""
+    names = sorted(path.stem for path in (ROOT / "configs" / "optimizer").glob("*.yaml"))
+    fitting = [
+        (len(given), name)
+        for name in names
+        if (given := _settings_of(name))["name"] == setting["name"] and setting.keys() <= given.keys()
+    ]
+    return min(fitting)[1] if fitting else setting["name"]
+
+
+def _settings_of(config: str) -> dict[str, Any]:
+    """The settings of an optimizer's config, with those of the configs that it extends."""
+    own = parse_yaml((ROOT / "configs" / "optimizer" / f"{config}.yaml").read_text())
+    extended = [_settings_of(base) for base in own.pop("defaults", []) if base != "_self_"]
+    return {key: value for settings in (*extended, own) for key, value in settings.items()}
 
 
 def _word(value: Any) -> str:

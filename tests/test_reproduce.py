@@ -172,8 +172,8 @@ def test_chosen_settings_are_those_of_the_kept_record(reproduce, tmp_path, monke
 def test_a_chosen_setting_finds_its_config_where_that_has_another_name(reproduce, tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
     (tmp_path / "other").mkdir()
-    for words in (["optimizer=locoprop_m"], ["optimizer=sibp_adam"], ["optimizer=proxprop_adam"], ["optimizer=foof"]):
-        optimizer = compose(words)["optimizer"]
+    for config in ("locoprop_m", "sibp_adam", "proxprop_adam", "foof", "adam", "adam_cosine", "schedule_free"):
+        optimizer = compose([f"optimizer={config}"])["optimizer"]
         rest = {"lr": optimizer.pop("lr")}
         record = {"methods": [{"name": "x", "optimizer": optimizer, "chosen": rest}]}
         (tmp_path / "other" / "tuning.json").write_text(json.dumps(record))
