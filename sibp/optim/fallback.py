@@ -172,12 +172,18 @@ class FollowingGroup(dict[str, Any]):
 
     def __setitem__(self, key: str, value: Any) -> None:
         leader = self.leader
-        if key == "lr" and leader is not None and "own_lr" in self and self._means_the_leaders(float(value)):
+        if (
+            key == "lr"
+            and leader is not None
+            and "own_lr" in self
+            and _same(value, leader["lr"])
+            and value != self["lr"]
+        ):
             highest = self.get("max_lr", self["leader_lr"])
             value = self["own_lr"] * float(value) / highest if highest else 0.0
         super().__setitem__(key, value)
 
-    def _means_the_leaders(self, rate: float) -> bool:
-        """Whether a written rate is that of the proximal groups (a tensor's is rounded), and not what is there."""
-        leaders = float((self.leader or self)["lr"])
-        return math.isclose(rate, leaders, rel_tol=_ROUNDING) and rate != float(self["lr"])
+
+def _same(rate: Any, other: Any) -> bool:
+    """Whether two learning rates are equal up to the rounding of a tensor."""
+    return math.isclose(float(rate), float(other), rel_tol=_ROUNDING)
