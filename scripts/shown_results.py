@@ -366,6 +366,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "outcome": outcome,
     "sibp cg:3 against proxbp": partial(duel, mine="sibp cg:3", rival="proxbp"),
     "sibp muon cg:3 against muon": partial(duel, mine="sibp muon cg:3", rival="muon"),
+    "sibp muon cg:3 against proxbp muon": partial(duel, mine="sibp muon cg:3", rival="proxbp muon"),
     "training loss by part": lambda name: parts(name, FINAL_LOSS),
     "test accuracy by part": lambda name: parts(name, TEST_ACC),
 }

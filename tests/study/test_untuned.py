@@ -51,7 +51,7 @@ def test_within_is_the_worse_end_of_the_best_ones_interval(problems):
 
 def test_seconds_are_steps_at_the_measured_pace(problems):
     """Tuned methods pay for tuning: all their trials' steps at their own time per step."""
-    cases = json.loads((RESULTS / "bench/runs-cpu-1thread.json").read_text())["cases"]
+    cases = json.loads((RESULTS / "arena/runs-cpu-1thread.json").read_text())["cases"]
     (clock,) = (c["processor_seconds_per_step"] for c in cases if (c["net"], c["batch"]) == ("784-500-10", 100))
     ratio = np.median(np.array(clock["sibp_auto"]) / np.array(clock["sgd"]))
     assert problems["shallow"].ratio == pytest.approx(ratio)
