@@ -75,9 +75,9 @@ def scores(table: Sequence[Standing]) -> list[Figure]:
     for goal, unit, ranked in _rankings(table):
         found_of = enumerate((each.name, each.scores[goal, unit]) for each in ranked)
         lines = [interval(name, row, score, muted=row >= BEST) for row, (name, score) in found_of]
-        title = f"score with 95 % interval: {unit} to the {goal} target"
+        title = f"score in {unit}, {goal} target"
         rows = [line.label for line in lines]
-        found.append(Figure(f"score-{goal}-{unit}", title, f"score in {unit}", "", lines, rows=rows))
+        found.append(Figure(f"score-{goal}-{unit}", title, "score with 95 % interval", "", lines, rows=rows))
     return found
 
 
