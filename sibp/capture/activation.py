@@ -84,6 +84,7 @@ class PreActivation(Tensor):
                     "Function, which cannot see the new value: use the activation's result instead of its argument."
                 )
             consumption.consumers += 1
+            consumption.names.append("Function")
 
         with as_plain_tensors():
             marked.register_hook(used_directly)
@@ -133,8 +134,7 @@ class PreActivation(Tensor):
             return func(*plain_args, **plain_kwargs)
         with as_plain_tensors():
             result = func(*plain_args, **plain_kwargs)
-        written = recorded and func is Tensor.__setitem__  # z[...] = v, or v[...] = z: no result
-        if written or any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in _leaves((result,))):
+        if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in _leaves((result,))):
             for z in marked:
                 z.consumed_by(getattr(func, "__name__", str(func)))
         return result
@@ -188,8 +188,16 @@ class _Activate(torch.autograd.Function):
         ctx.consumption.Z, ctx.consumption.D = z.detach(), D[0]
         learned = ctx.activation.learned_gradients(D[0], z, ctx.needs_input_grad[3:])
         D_z = ctx.activation.backward(D[0], z).to(z.dtype)
-        ctx.consumption.sent = (D_z.data_ptr(), version(D_z))
+        ctx.consumption.sent = _identity(D_z)
         return D_z, None, None, *learned
+
+
+def _identity(gradient: Tensor) -> tuple[int, int] | None:
+    """Address and version; None for one of several vectorised gradients, which has no memory of its own."""
+    try:
+        return gradient.data_ptr(), version(gradient)
+    except RuntimeError:
+        return None
 
 
 def _activate(marked: PreActivation, s: Activation, *, in_place: bool) -> Tensor:

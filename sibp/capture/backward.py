@@ -52,7 +52,7 @@ class TappedLayer(torch.autograd.Function):
         """The error signal on x, and the displacements of the parameters."""
         (gradient,) = grad_outputs
         device = gradient.device.type
-        if not torch.is_autocast_enabled(device):
+        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
             return _update(ctx, gradient)
         with torch.autocast(device, enabled=False):  # its products would be in half precision
             return _update(ctx, gradient)
@@ -86,7 +86,7 @@ def _update(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return None if ordinary is None else _as(ordinary, x.dtype), None, None, None
     tap.begin_backward()
     if consumption.known and consumption.sent != (gradient.data_ptr(), version(gradient)):
-        consumption.consumers += 1  # a hook on the layer's output has changed the activation's gradient
+        consumption.consumers += 1  # something between the two has changed the activation's gradient
     given = x
     if needs_x:
         x, gradient = geometry.arranged(x, gradient)

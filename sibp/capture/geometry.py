@@ -140,7 +140,7 @@ def geometry_of(module: nn.Module) -> Geometry | None:
         for key in (layer, f"{layer.__module__}.{layer.__qualname__}"):
             if key in _kinds:
                 kind = _kinds[key]
-                if kind is None or any(getattr(own, name) is not getattr(layer, name) for name in kind.methods):
+                if kind is None or any(getattr(own, m, None) is not getattr(layer, m, None) for m in kind.methods):
                     return None
                 return kind(module)
     return None

@@ -60,11 +60,11 @@ class Fallback:
 
         Raises:
             TypeError: if the factory returns no optimizer, or one that needs a closure.
-            ValueError: if the optimizer has not exactly these parameters.
+            ValueError: if the optimizer has other parameters, or lacks one that is trained.
         """
         if self.optimizer is None:
             self.optimizer = _checked(self.make(params), params)
-            new = list(self.optimizer.param_groups)
+            new = [group for group in self.optimizer.param_groups if group["params"]]
             for group in new:
                 group.update(options)
         else:
@@ -105,15 +105,16 @@ def _checked(optimizer: Any, params: list[nn.Parameter]) -> torch.optim.Optimize
 
     Raises:
         TypeError: if it is none, or needs a closure, like LBFGS.
-        ValueError: if it has other parameters, or not all of these.
+        ValueError: if it has other parameters, or lacks one that is trained.
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"fallback returned {type(optimizer).__name__}; it has to return a torch optimizer.")
-    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
-    if sorted(held) != sorted(id(p) for p in params):
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not {id(p) for p in params if p.requires_grad} <= held <= {id(p) for p in params}:
         raise ValueError(
             f"fallback: {type(optimizer).__name__} has {len(held)} parameters, of the {len(params)} that it was given "
-            "or others: it has to step exactly those that it is given, in one group or several."
+            "or others: it has to step exactly those that it is given, in one group or several (frozen ones may be "
+            "missing)."
         )
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
@@ -172,13 +173,7 @@ class FollowingGroup(dict[str, Any]):
 
     def __setitem__(self, key: str, value: Any) -> None:
         leader = self.leader
-        if (
-            key == "lr"
-            and leader is not None
-            and "own_lr" in self
-            and _same(value, leader["lr"])
-            and value != self["lr"]
-        ):
+        if key == "lr" and leader is not None and "own_lr" in self and _same(value, leader["lr"]):
             highest = self.get("max_lr", self["leader_lr"])
             value = self["own_lr"] * float(value) / highest if highest else 0.0
         super().__setitem__(key, value)

@@ -63,9 +63,13 @@ class Notices:
             )
         self._unsolved.clear()
 
+    def forget(self) -> None:
+        """Forgets failed solves whose gradients were discarded."""
+        self._unsolved.clear()
+
     def loss_not_finite(self, loss: float) -> None:
         """Warns that a step was left out."""
-        self._unsolved.clear()
+        self.forget()
         self._say(
             _LOSS,
             f"{self._method}: the loss before the step is {loss}, so no step was taken and all weights were "

@@ -116,6 +116,9 @@ class ProximalOptimizer(TappedOptimizer):
         Returns:
             The closure's loss, or None.
 
+        If `evaluate` raises, weights and buffers are as before, and the step can be repeated; the state of the fallback
+        and of the direction has advanced.
+
         Raises:
             RuntimeError: if a line search has neither `evaluate` nor a closure, or if the closure evaluates only a part
                 of the accumulated batches; see also `TappedOptimizer.step`.
@@ -173,8 +176,8 @@ class ProximalOptimizer(TappedOptimizer):
                 self._leave_out(before)
                 return
             self._notices.before_search()
+            super().step()
             try:
-                super().step()
                 trials.stepped()
                 outcome = self.search(trials, before)
                 trials.move(outcome.alpha)
@@ -203,6 +206,11 @@ class ProximalOptimizer(TappedOptimizer):
         outcome = backtrack(trials.loss_at, before, first)
         memory["search_length"] = max(outcome.alpha or first * _AFTER_REFUSAL, SHORTEST)
         return outcome
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the gradients, and what was noticed about them."""
+        super().zero_grad(set_to_none)
+        self._notices.forget()
 
     def search_stats(self) -> dict[str, float]:
         """Metrics of the last step's line search; empty before the first step.

@@ -341,14 +341,20 @@ class AutoSIBP(SIBP):
         return max(float(first["lr"]), first["longest"]) if first else 0.0
 
     def _factor(self) -> float:
-        """The factor by which a lowered lr shortens every step: lr / longest."""
+        """The factor by which a lowered lr shortens every step: lr / longest, or that of others if the first rests."""
         first, longest = self._first_group(), self._longest()
-        return float(first["lr"]) / longest if longest else 0.0
+        own = float(first["lr"]) / longest if longest else 0.0
+        others = [float(g["lr"]) / g["longest"] for g in self._proximal_groups() if g["longest"] > 0]
+        return own or min(max(others, default=0.0), 1.0)
 
     def _first_group(self) -> dict[str, Any]:
-        """The proximal group whose lr is the unit of length: the first that moves; empty if there is none."""
-        proximal = [g for g in self.param_groups if g["update"] == "proximal"]
-        return next((g for g in proximal if float(g["lr"]) > 0), next(iter(proximal), {}))
+        """The proximal group whose lr is the unit of length: the first that ever moves; empty if there is none."""
+        proximal = self._proximal_groups()
+        moving = (g for g in proximal if max(float(g["lr"]), g["longest"]) > 0)
+        return next(moving, next(iter(proximal), {}))
+
+    def _proximal_groups(self) -> list[dict[str, Any]]:
+        return [group for group in self.param_groups if group["update"] == "proximal"]
 
     def decay_rate(self, group: dict[str, Any]) -> float:
         """The group's lr before a schedule lowers it, as the search scales the whole step with the schedule."""
