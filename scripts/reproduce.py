@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,7 @@ def _config_of(setting: dict[str, Any]) -> str:
     return min(fitting)[1] if fitting else setting["name"]
 
 
+@cache
 def _settings_of(config: str) -> dict[str, Any]:
     """The settings of an optimizer's config, with those of the configs that it extends."""
     own = parse_yaml((ROOT / "configs" / "optimizer" / f"{config}.yaml").read_text())

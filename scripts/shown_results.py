@@ -345,6 +345,7 @@ def of_problem(make: Callable[[Problem], str]) -> Callable[[str], str]:
     return lambda name: make(EVIDENCE.problem(name))
 
 
+DUELS = (("sibp cg:3", "proxbp"), ("sibp muon cg:3", "muon"), ("sibp muon cg:3", "proxbp muon"))
 TABLES: dict[str, Callable[[str], str]] = {
     "comparison": of_problem(comparison),
     "accuracy of cg:3": of_problem(lambda problem: grid(problem, "sibp cg:3", FINAL_VAL.of, ".4f")),
@@ -364,9 +365,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     **tables_of_credit(EVIDENCE),
     **tables_of_safety(EVIDENCE, EXPERIMENTS),
     "outcome": outcome,
-    "sibp cg:3 against proxbp": partial(duel, mine="sibp cg:3", rival="proxbp"),
-    "sibp muon cg:3 against muon": partial(duel, mine="sibp muon cg:3", rival="muon"),
-    "sibp muon cg:3 against proxbp muon": partial(duel, mine="sibp muon cg:3", rival="proxbp muon"),
+    **{f"{mine} against {rival}": partial(duel, mine=mine, rival=rival) for mine, rival in DUELS},
     "training loss by part": lambda name: parts(name, FINAL_LOSS),
     "test accuracy by part": lambda name: parts(name, TEST_ACC),
 }

@@ -131,7 +131,7 @@ def time_all(problems: Sequence[Problem], path: Path) -> None:
             time_by(problem, clock)
 
 
-def time_kept(problems: Sequence[Problem], results: Path, experiment: str = "") -> None:
+def time_kept(problems: Sequence[Problem], results: Path, experiment: str) -> None:
     """Sets the clocks by the experiment's own record, or else by the common one, if there is any.
 
     Args:

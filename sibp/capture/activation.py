@@ -46,6 +46,10 @@ class Consumption:
         """Whether only the activation used the output, and its backward call has run."""
         return self.activation is not None and self.consumers == 1 and self.D is not None
 
+    def has_sent(self, gradient: Tensor) -> bool:
+        """Whether this is the gradient that the activation has passed on, as it was."""
+        return self.sent is not None and self.sent == _identity(gradient)
+
     def clear(self) -> None:
         """Releases the tensors."""
         self.Z = self.D = self.sent = None
@@ -76,7 +80,7 @@ class PreActivation(Tensor):
         # arrives only here. The hook lives in the graph: a reference to a tensor of the graph would keep both alive
         # forever.
         def used_directly(gradient: Tensor) -> None:
-            if consumption.sent is not None and consumption.sent == (gradient.data_ptr(), version(gradient)):
+            if consumption.has_sent(gradient):
                 return  # hooks ran and changed nothing
             if consumption.overwritten:
                 raise RuntimeError(

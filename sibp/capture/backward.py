@@ -12,7 +12,7 @@ from sibp.capture.geometry import Geometry
 from sibp.capture.passes import ForwardPass
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.shared import SharedInput
-from sibp.internals import version, will_be_executed
+from sibp.internals import will_be_executed
 from sibp.prox.operators import FeatureOperator
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _update(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         ordinary = _adjoint(geometry, x, _as(gradient, dtype), _as(W, dtype)) if needs_x else None
         return None if ordinary is None else _as(ordinary, x.dtype), None, None, None
     tap.begin_backward()
-    if consumption.known and consumption.sent != (gradient.data_ptr(), version(gradient)):
+    if consumption.known and not consumption.has_sent(gradient):
         consumption.consumers += 1  # something between the two has changed the activation's gradient
     given = x
     if needs_x:
@@ -155,7 +155,7 @@ def _input_gradient(
         sent = _adjoint(geometry, x, gradient, W)
     elif geometry.rows_are_inputs and update.backward_change is not None:
         change = update.backward_change(problem.D_z)
-        sent = geometry.input_gradient(x, gradient, W)
+        sent = _adjoint(geometry, x, gradient, W)
         if change is not None:
             sent = sent.add_(change if x.dim() == 2 else change.reshape(x.shape))
     else:

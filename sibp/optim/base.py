@@ -206,7 +206,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             if group["update"] == "explicit":
                 continue
-            keep = 1 - self.decay_rate(group) * group["weight_decay"]
+            keep = 1 - self.whole_lr(group) * group["weight_decay"]
             for p in group["params"]:
                 if p.grad is not None:
                     if keep != 1:
@@ -217,8 +217,8 @@ class TappedOptimizer(torch.optim.Optimizer):
         self.after_step()
         self.groups.fallback.step()
 
-    def decay_rate(self, group: dict[str, Any]) -> float:
-        """The learning rate of the group's weight decay."""
+    def whole_lr(self, group: dict[str, Any]) -> float:
+        """The group's learning rate, of the displacements and of weight decay, as applied by a whole step."""
         return float(group["lr"])
 
     def before_step(self) -> None:

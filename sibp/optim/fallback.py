@@ -112,9 +112,8 @@ def _checked(optimizer: Any, params: list[nn.Parameter]) -> torch.optim.Optimize
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if not {id(p) for p in params if p.requires_grad} <= held <= {id(p) for p in params}:
         raise ValueError(
-            f"fallback: {type(optimizer).__name__} has {len(held)} parameters, of the {len(params)} that it was given "
-            "or others: it has to step exactly those that it is given, in one group or several (frozen ones may be "
-            "missing)."
+            f"fallback: {type(optimizer).__name__} has other parameters than it was given, or lacks some: it has to "
+            "step exactly those that it is given, in one group or several (frozen ones may be missing)."
         )
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:

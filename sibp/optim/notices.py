@@ -33,7 +33,7 @@ class Notices:
         Args:
             tap: of the layer.
             update: its displacement.
-            searched: whether a line search follows, which shortens steps; `before_search` then tells of failed solves.
+            searched: whether a line search follows, which shortens steps; `of_failed_solves` is then called before it.
         """
         change = update.most_change
         if change is None or isinstance(change, Tensor) or change <= _ABSURD_SIZE**2:
@@ -45,7 +45,7 @@ class Notices:
             self._unsolved.append(tap.name)
         if searched:
             return
-        self.before_search()
+        self.of_failed_solves()
         if math.isfinite(change) and math.sqrt(change) > _ABSURD_CHANGE * (norm := norm_of(tap)):
             self._say(
                 tap.name,
@@ -53,7 +53,7 @@ class Notices:
                 f"{norm:.1e}. {self._advice}",
             )
 
-    def before_search(self) -> None:
+    def of_failed_solves(self) -> None:
         """Warns of layers whose solve has failed although the loss is finite."""
         for name in dict.fromkeys(self._unsolved):
             self._say(

@@ -73,7 +73,7 @@ class ProximalOptimizer(TappedOptimizer):
     def neuron_step(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> float:
         """eta, the step of a layer's neurons."""
         del tap, problem
-        return float(group["lr"])
+        return self.whole_lr(group)
 
     def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
         """Solves a layer's subproblem and keeps the metrics."""
@@ -145,7 +145,7 @@ class ProximalOptimizer(TappedOptimizer):
             pending = self.layers.pending()
             with torch.enable_grad():
                 found = closure()
-            if evaluate is None and self.layers.added_to(pending):
+            if evaluate is None and any(each.remains() for each in pending):
                 raise RuntimeError(
                     f"{type(self).__name__}: the closure has added to what an earlier backward pass left in .grad, so "
                     "its loss is a part of the step's only. For accumulated gradients call step(evaluate=...) with the "
@@ -163,7 +163,7 @@ class ProximalOptimizer(TappedOptimizer):
         if evaluate is None:
             if closure is None:
                 raise AssertionError("step() has refused this")
-            evaluate = by_closure(closure, list(self.model.parameters()))
+            evaluate = by_closure(closure, self.model)
         trials = Trials(self.model, proximal, explicit, evaluate, self._of_all_ranks)
         with self.paused(), trials.guarded():
             before = trials.loss() if loss is None else self._of_all_ranks(as_number(loss))
@@ -175,7 +175,7 @@ class ProximalOptimizer(TappedOptimizer):
             if not math.isfinite(before):
                 self._leave_out(before)
                 return
-            self._notices.before_search()
+            self._notices.of_failed_solves()
             super().step()
             try:
                 trials.stepped()

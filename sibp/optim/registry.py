@@ -1,10 +1,31 @@
 """The layers that an optimizer solves for, and which `.grad` it may apply to them."""
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from sibp.capture.tap import Owner, Tap
+
+
+class Pending(NamedTuple):
+    """A `.grad` that holds displacements that no step has applied.
+
+    Attributes:
+        tap: of the layer.
+        key: the parameter's, "weight" or "bias".
+        parameter: the parameter.
+        grad: its `.grad`.
+    """
+
+    tap: Tap
+    key: str
+    parameter: nn.Parameter
+    grad: Tensor
+
+    def remains(self) -> bool:
+        """Whether it is still there: added to by a backward pass, or left as it was."""
+        return self.parameter.grad is self.grad and not self.tap.displacements.began_at_zero(self.key)
 
 
 class LayerRegistry:
@@ -71,20 +92,13 @@ class LayerRegistry:
         for tap in self:
             _refuse_what_is_not_ours(tap, method)
 
-    def pending(self) -> list[tuple[nn.Parameter, Tensor]]:
-        """Parameters whose `.grad` holds displacements that no step has applied, with these tensors."""
-        held = [(tap, key, p, p.grad) for tap in self for key, p in tap.parameters.items()]
-        found = [(tap, key, p, grad) for tap, key, p, grad in held if grad is not None]
-        found = [each for each in found if each[0].displacements.only(each[1], each[3])]
-        for tap, key, _, _ in found:
-            tap.displacements.watch(key)
-        return [(p, grad) for _, _, p, grad in found]
-
-    def added_to(self, pending: list[tuple[nn.Parameter, Tensor]]) -> bool:
-        """Whether one of these is still in place: added to by a backward pass since `pending`, or left as it was."""
-        there = {id(p) for p, before in pending if p.grad is before}
-        held = [(tap, key) for tap in self for key, p in tap.parameters.items() if id(p) in there]
-        return any(not tap.displacements.began_at_zero(key) for tap, key in held)
+    def pending(self) -> list[Pending]:
+        """The `.grad` tensors that hold displacements that no step has applied; watches what is added to them."""
+        held = [Pending(tap, key, p, p.grad) for tap in self for key, p in tap.parameters.items() if p.grad is not None]
+        found = [each for each in held if each.tap.displacements.only(each.key, each.grad)]
+        for each in found:
+            each.tap.displacements.watch(each.key)
+        return found
 
     def cleared(self) -> None:
         """Records that every `.grad` was set to None."""

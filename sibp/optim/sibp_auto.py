@@ -1,7 +1,7 @@
 """AutoSIBP: proximal steps whose length needs no tuning."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -124,7 +124,7 @@ class AutoSIBP(SIBP):
         by r / `_UNEQUAL`; if it is larger by such a factor, divided by it. The promised decreases of the loss are then
         of similar size in all layers.
         """
-        lr = self.decay_rate(group)
+        lr = self.whole_lr(group)
         norm = problem.terms * float(torch.linalg.vector_norm(problem.D_z, dtype=torch.float64))
         size = norm * norm  # infinite, where ** 2 would raise
         if self.parallel is not None:
@@ -240,8 +240,8 @@ class AutoSIBP(SIBP):
 
     def _forget_means(self) -> None:
         """Resets the running means of steps, after a refused step."""
-        for group in self.param_groups:
-            for p in group["params"] if group["update"] == "proximal" else ():
+        for group in self._proximal_groups():
+            for p in group["params"]:
                 self._remembered(p)["search_mean"].zero_()
 
     def _slope(self, trials: Trials, lr: float) -> float:
@@ -309,8 +309,8 @@ class AutoSIBP(SIBP):
 
     def _keep_steps(self, steps: Mapping[Tensor, Tensor]) -> None:
         """Keeps the last step of every proximal parameter; 0 for those that did not move."""
-        for group in self.param_groups:
-            for p in group["params"] if group["update"] == "proximal" else ():
+        for group in self._proximal_groups():
+            for p in group["params"]:
                 step = steps.get(p)
                 self.state[p]["search_step"] = torch.zeros_like(p) if step is None else step
 
@@ -343,20 +343,20 @@ class AutoSIBP(SIBP):
     def _factor(self) -> float:
         """The factor by which a lowered lr shortens every step: lr / longest, or that of others if the first rests."""
         first, longest = self._first_group(), self._longest()
-        own = float(first["lr"]) / longest if longest else 0.0
-        others = [float(g["lr"]) / g["longest"] for g in self._proximal_groups() if g["longest"] > 0]
-        return own or min(max(others, default=0.0), 1.0)
+        if longest and float(first["lr"]) > 0:
+            return float(first["lr"]) / longest
+        others = (float(g["lr"]) / g["longest"] for g in self._proximal_groups() if g["longest"] > 0)
+        return min(max(others, default=0.0), 1.0)
 
     def _first_group(self) -> dict[str, Any]:
         """The proximal group whose lr is the unit of length: the first that ever moves; empty if there is none."""
-        proximal = self._proximal_groups()
-        moving = (g for g in proximal if max(float(g["lr"]), g["longest"]) > 0)
-        return next(moving, next(iter(proximal), {}))
+        moving = (g for g in self._proximal_groups() if max(float(g["lr"]), g["longest"]) > 0)
+        return next(moving, next(self._proximal_groups(), {}))
 
-    def _proximal_groups(self) -> list[dict[str, Any]]:
-        return [group for group in self.param_groups if group["update"] == "proximal"]
+    def _proximal_groups(self) -> Iterator[dict[str, Any]]:
+        return (group for group in self.param_groups if group["update"] == "proximal")
 
-    def decay_rate(self, group: dict[str, Any]) -> float:
+    def whole_lr(self, group: dict[str, Any]) -> float:
         """The group's lr before a schedule lowers it, as the search scales the whole step with the schedule."""
         return float(group["lr"]) / (self._factor() or 1.0)
 
@@ -368,9 +368,8 @@ class AutoSIBP(SIBP):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group and records its initial lr; see `SIBP`."""
         super().add_param_group(param_group)
-        for group in self.param_groups:
-            if group["update"] == "proximal":
-                group.setdefault("longest", float(group["lr"]))
+        for group in self._proximal_groups():
+            group.setdefault("longest", float(group["lr"]))
 
     def _reset(self) -> None:
         super()._reset()

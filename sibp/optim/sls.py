@@ -83,7 +83,7 @@ class LineSearchSGD(torch.optim.Optimizer):
         moved = [p for each in self.param_groups for p in each["params"] if p.grad is not None]
         if evaluate is None and closure is None:
             raise RuntimeError("The line search needs the loss of the batch: call step(closure) or step(evaluate=...).")
-        trials = Trials(self._model, moved, [], evaluate or by_closure(closure, list(self._model.parameters())), float)  # pyright: ignore
+        trials = Trials(self._model, moved, [], evaluate or by_closure(closure, self._model), float)  # pyright: ignore
         before = as_number(loss) if loss is not None else trials.loss()
         lr, square = float(group["lr"]), sum(float(torch.linalg.vector_norm(p.grad)) ** 2 for p in moved)
         if not math.isfinite(before) or not 0 < lr * square < math.inf:

@@ -17,12 +17,14 @@ def as_number(loss: Tensor | float) -> float:
     Raises:
         TypeError: if it is not a single number.
     """
-    if isinstance(loss, Tensor) and loss.numel() == 1 and not loss.is_complex():
-        return loss.detach().item()
-    if isinstance(loss, SupportsFloat) and not isinstance(loss, Tensor) and getattr(loss, "shape", ()) == ():
+    if isinstance(loss, Tensor):
+        if loss.numel() == 1 and not loss.is_complex():
+            return loss.detach().item()
+        what = "a complex number" if loss.is_complex() else f"a tensor of shape {tuple(loss.shape)}"
+    elif isinstance(loss, SupportsFloat) and getattr(loss, "shape", ()) == ():
         return float(loss)
-    what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-    what = "a complex number" if isinstance(loss, Tensor) and loss.is_complex() else what
+    else:
+        what = type(loss).__name__
     raise TypeError(f"A line search needs a loss that is one number, and got {what}: let evaluate return the loss.")
 
 
@@ -141,13 +143,14 @@ def _unexpanded(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def by_closure(closure: Callable[[], Any], params: list[Tensor]) -> Evaluate:
+def by_closure(closure: Callable[[], Any], model: nn.Module) -> Evaluate:
     """Makes `evaluate` from a closure; gradients of its `backward` are discarded.
 
     Args:
         closure: clears the gradients, computes the loss, calls `backward` and returns the loss.
-        params: parameters whose `.grad` is preserved: all that the closure's backward reaches.
+        model: whose parameters keep their `.grad`.
     """
+    params = list(model.parameters())
 
     def evaluate() -> float:
         held = [p.grad for p in params]
