@@ -28,6 +28,7 @@ class Call(NamedTuple):
         consumption: how the output was used.
         one: the pass that the call belongs to.
         shared: the input, which other layers may share.
+        within: the backward pass that recomputes the call, as activation checkpoints do; -1 outside one.
     """
 
     tap: "Tap"
@@ -35,6 +36,7 @@ class Call(NamedTuple):
     consumption: Consumption
     one: ForwardPass
     shared: SharedInput
+    within: int
 
 
 class TappedLayer(torch.autograd.Function):
@@ -72,7 +74,7 @@ def _update(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients for x, W and b: the error signal to pass on, and the layer's displacements."""
     x, W, b = ctx.saved_tensors
     call: Call = ctx.call
-    tap, geometry, consumption, one, shared = call
+    tap, geometry, consumption, one, shared, within = call
     owner = tap.owner()
     if owner is None or not tap.installed:
         raise RuntimeError(
@@ -84,7 +86,7 @@ def _update(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         consumption.clear()  # gradients of inputs alone are ordinary ones
         ordinary = _adjoint(geometry, x, _as(gradient, dtype), _as(W, dtype)) if needs_x else None
         return None if ordinary is None else _as(ordinary, x.dtype), None, None, None
-    tap.begin_backward()
+    tap.begin_backward(within)
     if consumption.known and not consumption.has_sent(gradient):
         consumption.consumers += 1  # something between the two has changed the activation's gradient
     given = x

@@ -51,6 +51,10 @@ class Geometry(ABC):
         del module
         return True
 
+    def replaced_method(self, module: nn.Module) -> str | None:
+        """The first of `methods` that was replaced on the layer itself; None if none was."""
+        return next((method for method in self.methods if method in vars(module)), None)
+
     @abstractmethod
     def forward(self, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
         """The layer's output for the input x, with parameters in the layer's own shapes."""

@@ -7,6 +7,7 @@ back propagation, the old ones for ProxBP.
 """
 
 import weakref
+from collections import deque
 from typing import Any, Protocol
 
 import torch
@@ -85,6 +86,7 @@ class Tap:
         self.parameters = {key: p for key, p in module.named_parameters(recurse=False) if wanted.get(key)}
         self._kind = own_class(module)
         self._unrecorded = Unrecorded()
+        self._passed: deque[int] = deque(maxlen=_PARALLEL_PASSES)  # backward passes that have been through the layer
         self._returned: dict[int, dict[str, tuple[int, int]]] = {}  # by backward pass and parameter
         self._hooks: dict[str, list[torch.utils.hooks.RemovableHandle]] = {}
 
@@ -108,7 +110,7 @@ class Tap:
         for key, p in self.parameters.items():
             if held.get(key) is not p:
                 return key
-        return "forward" if "forward" in vars(self.module) else None
+        return self.geometry.replaced_method(self.module)
 
     def refuse_replaced(self, method: str) -> None:
         """Raises RuntimeError if a part of the layer was replaced.
@@ -175,7 +177,7 @@ class Tap:
             self.geometry = type(self.geometry)(module)
         x = self.geometry.prepare(input)
         z: Tensor = TappedLayer.apply(  # pyright: ignore[reportAssignmentType]
-            x, weight, bias, Call(self, self.geometry, consumption, one, one.input(x))
+            x, weight, bias, Call(self, self.geometry, consumption, one, one.input(x), backward_pass())
         )
         return PreActivation.mark(z, consumption) if owner.wants_activation(self) else z
 
@@ -250,8 +252,12 @@ class Tap:
             )
         self.remove()
 
-    def begin_backward(self) -> None:
+    def begin_backward(self, within: int) -> None:
         """Records a backward pass through the layer.
+
+        Args:
+            within: the backward pass that recomputed the layer, which started this one (a reentrant checkpoint); -1 if
+                none did.
 
         Raises:
             RuntimeError: under `create_graph=True`, or if the same backward pass has already been through the layer.
@@ -262,11 +268,13 @@ class Tap:
                 "wrap that forward pass in `with optimizer.paused():`."
             )
         task = backward_pass()
-        if task in self._returned:
+        whole = task if within == -1 else within
+        if whole in self._passed:
             raise RuntimeError(
                 f"layer '{self.name}' runs more than once in this loss (a shared layer), so it has no single proximal "
                 f"subproblem; leave it to the fallback optimizer with explicit=['{self.name}']."
             )
+        self._passed.append(whole)
         self._returned[task] = {}
         while len(self._returned) > _PARALLEL_PASSES:
             del self._returned[min(self._returned)]
@@ -318,8 +326,9 @@ class Tap:
             self.refuse_replaced(type(owner).__name__)
             raise RuntimeError(
                 f"layer '{self.name}': its {key} is also used outside the layer's own forward pass (tied weights, a "
-                "penalty in the loss, a functional call), which a proximal update cannot include; use the optimizer's "
-                f"weight_decay for a penalty, or leave the layer to the fallback with explicit=['{self.name}']."
+                "penalty in the loss, a functional call, a forward pass inside paused() without its backward pass), "
+                "which a proximal update cannot include; use the optimizer's weight_decay for a penalty, or leave the "
+                f"layer to the fallback with explicit=['{self.name}']."
             )
         self.displacements.before(key, parameter, None if ours else PAUSED)
 

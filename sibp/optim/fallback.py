@@ -87,7 +87,8 @@ class Fallback:
     def share(self, groups: list[dict[str, Any]], state: Any) -> None:
         """Shares these groups and this state with the other optimizer, which owns them."""
         if self.optimizer is not None:
-            self.optimizer.param_groups, self.optimizer.state = groups, state
+            # As `load_state_dict` does: an optimizer made of others passes them on.
+            self.optimizer.__setstate__({"state": state, "param_groups": groups})
 
     def step(self) -> None:
         """Steps as a part of the other optimizer's step, which has already called torch's global hooks."""

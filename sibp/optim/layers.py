@@ -29,7 +29,7 @@ def new_taps(owner: Owner, params: Iterable[nn.Parameter], owners: Owners, expli
     """Taps (not yet installed) for the layers whose weight or bias is among `params`.
 
     A layer has none if its kind is not known (`geometry_of`), if one of its parameters is shared with another module,
-    if its `forward` was already replaced, or if the user excluded it.
+    if a method that computes its output was already replaced, or if the user excluded it.
 
     Args:
         owner: the optimizer.
@@ -47,7 +47,7 @@ def new_taps(owner: Owner, params: Iterable[nn.Parameter], owners: Owners, expli
         name, module = owners[parameter][0]
         geometry = geometry_of(module)
         held = dict(module.named_parameters(recurse=False))
-        if name in taps or geometry is None or not _forward_is_its_own(module):
+        if name in taps or geometry is None or geometry.replaced_method(module) is not None:
             continue
         if any(len(owners[p]) > 1 for p in held.values()):
             continue
@@ -62,12 +62,6 @@ def new_taps(owner: Owner, params: Iterable[nn.Parameter], owners: Owners, expli
         mine = {key: id(p) in wanted for key, p in held.items()}
         taps[name] = Tap(name, module, geometry, owner, weight=mine.get("weight", False), bias=mine.get("bias", False))
     return list(taps.values())
-
-
-def _forward_is_its_own(module: nn.Module) -> bool:
-    """Whether `module.forward` is the class's, not replaced on the instance."""
-    forward = vars(module).get("forward")
-    return forward is None or getattr(forward, "__func__", None) is own_class(module).forward
 
 
 def containers(model: nn.Module, taps: Iterable[Tap]) -> list[nn.Module]:

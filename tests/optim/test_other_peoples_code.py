@@ -110,6 +110,38 @@ def test_a_vectorised_jacobian_of_an_input_is_the_ordinary_one(activation):
     assert optimizer.layers.taps["0"].installed
 
 
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_layer_in_two_checkpoints_of_one_loss_is_refused(reentrant: bool):
+    """Each reentrant checkpoint runs a backward pass of its own, inside that of the loss."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+    optimizer = SIBP(model)
+    h = torch.randn(3, 4, requires_grad=True)
+    for _ in range(2):
+        h = checkpoint(model, h, use_reentrant=reentrant)
+    with pytest.raises(RuntimeError, match="layer '0' runs more than once in this loss"):
+        h.square().sum().backward()
+    assert optimizer.layers.taps["0"].installed
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpoint_in_two_losses_gives_the_sum_of_their_steps(reentrant: bool):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+    optimizer = SIBP(model)
+    single = []
+    inputs = [torch.randn(3, 4, requires_grad=True) for _ in range(2)]
+    for x in inputs:
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        single.append([p.grad.clone() for p in model.parameters()])
+    optimizer.zero_grad()
+    for loss in [checkpoint(model, x, use_reentrant=reentrant).square().sum() for x in inputs]:
+        loss.backward()
+    for p, parts in zip(model.parameters(), zip(*single, strict=True), strict=True):
+        torch.testing.assert_close(p.grad, sum(parts))
+
+
 def test_an_activation_in_a_reentrant_checkpoint_is_shown_as_linearised():
     model, (x, y) = mlp(), data()
     optimizer = SIBP(model, solver="cg:3")
@@ -212,6 +244,26 @@ def test_a_convolution_with_its_own_way_to_convolve_is_left_to_the_fallback():
     assert [group["update"] for group in optimizer.param_groups] == ["proximal", "explicit"]
 
 
+def test_a_convolution_whose_way_to_convolve_is_replaced_is_left_to_the_fallback():
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(18, 2))
+    plain = model[0]._conv_forward
+    model[0]._conv_forward = lambda x, W, b: 2 * plain(x, W, b)
+    optimizer = SIBP(model)
+    assert [group["update"] for group in optimizer.param_groups] == ["proximal", "explicit"]
+
+
+def test_a_convolution_whose_way_to_convolve_is_replaced_later_is_refused():
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(nn.Conv2d(1, 2, 3))
+    optimizer = SIBP(model)
+    plain = model[0]._conv_forward
+    model[0]._conv_forward = lambda x, W, b: 2 * plain(x, W, b)
+    model(torch.randn(2, 1, 5, 5)).square().mean().backward()
+    with pytest.raises(RuntimeError, match="layer '0': its _conv_forward was replaced"):
+        optimizer.step()
+
+
 def test_settings_of_a_convolution_may_change():
     torch.manual_seed(0)
     model: Any = nn.Sequential(nn.Conv2d(1, 2, 3)).double()
@@ -231,6 +283,20 @@ def test_settings_of_a_convolution_may_change():
 
 
 # -- the fallback -----------------------------------------------------------------------------------------------------
+
+
+def test_a_fallback_made_of_several_optimizers_follows_the_schedule():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 3))
+    optimizer = SIBP(
+        model, fallback=lambda p: CombinedOptimizer([torch.optim.SGD(p[:1], lr=0.1), torch.optim.Adam(p[1:], lr=0.01)])
+    )
+    LambdaLR(optimizer, lambda epoch: 0.0)
+    before = copy.deepcopy(model.state_dict())
+    F.cross_entropy(model(torch.tensor([1, 2, 3])), torch.tensor([0, 1, 2])).backward()
+    optimizer.step()
+    for key in ("0.weight", "2.weight", "2.bias"):
+        assert torch.equal(model.state_dict()[key], before[key])
 
 
 def with_norm() -> Any:
