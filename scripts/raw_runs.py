@@ -48,14 +48,14 @@ def runs_below(place: str) -> list[Run]:
     return [min(same, key=lambda run: (RANK.index(run["status"]), -run["started"])) for same in found.values()]
 
 
-def paces(place: str) -> dict[str, list[float]]:
-    """All measured seconds per step by method, if the net and batch size of results/PLACE were measured."""
+def paces(place: str, record: Path | None = None) -> dict[str, list[float]]:
+    """All measured seconds per step by method, if the record (default: that of results/PLACE) has net and batch size."""
     shared, line = map(json.loads, next((RESULTS / place).rglob("runs.jsonl")).read_text().splitlines()[:2])
     config = merged(shared, line)["config"]
     hidden, name = config["model"].get("hidden"), config["model"]["name"]
     net = "-".join(map(str, [INPUTS[config["dataset"]["name"]], *hidden, 10])) if hidden else name
     own = RESULTS / Path(place).parts[0] / RECORD.name
-    cases = json.loads((own if own.exists() else RECORD).read_text())["cases"]
+    cases = json.loads((record or (own if own.exists() else RECORD)).read_text())["cases"]
     measured = {(case["net"], case["batch"]): case["processor_seconds_per_step"] for case in cases}
     return measured.get((net, config["batch_size"]), {})
 

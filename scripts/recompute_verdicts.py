@@ -254,10 +254,12 @@ def timed(check: Check, place: str, said: Any, larger: bool) -> str:
     return verdict({s: p[0] for s, p in known.items()}, {s: p[1] for s, p in known.items()}, larger)[0]
 
 
-def by_the_clock(check: Check, place: str, said: Any) -> tuple[str, tuple[float, ...], tuple[float, ...]]:
+def by_the_clock(
+    check: Check, place: str, said: Any, record: Path | None = None
+) -> tuple[str, tuple[float, ...], tuple[float, ...]]:
     """The word, how much a step may cost in steps of the other before it loses, and how much it costs."""
     mine, other = (chosen(check.runs(place), said[who]) for who in ("method", "other"))
-    return clock_verdict(mine, other, paces(place))
+    return clock_verdict(mine, other, paces(place, record))
 
 
 def clock_verdict(
@@ -314,6 +316,23 @@ def check_tables(check: Check, page: Path) -> None:
             check.same(f"{about}, same seconds", row["same seconds"], timed(check, place, said, larger=False))
             clock = row["by the clock: break-even, measured"].partition(":")[0]
             check.same(f"{about}, by the clock", clock, by_the_clock(check, place, said)[0])
+
+
+PROCESSORS = re.compile(r"<!-- results/(\w+): processors -->\n(.*?)<!-- end of table -->", re.DOTALL)
+
+
+def check_processors(check: Check, page: Path) -> None:
+    """The verdicts by the clock against SGD, with the costs of a step in each of two records."""
+    records = raw_runs.RECORD, raw_runs.RESULTS / "arena" / raw_runs.RECORD.name
+    for place, text in PROCESSORS.findall(page.read_text()):
+        for line in text.strip().splitlines()[2:]:
+            name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+            for cell, record in zip(cells, records, strict=True):
+                word, even, cost = by_the_clock(check, place, {"method": name, "other": "sgd"}, record)
+                shown = [float(number) for number in re.findall(r"[\d.]+", cell)]
+                about = f"{page.name}, {place}, {name} in {record.parent.name}"
+                check.same(f"{about}, by the clock", cell.partition(":")[0], word)
+                check.same(f"{about}, ratios", shown, [float(f"{number:.3g}") for number in (*even, *cost)])
 
 
 PART = re.compile(r"<!-- results/(\w+): (2 x 2|directions) by ([a-z ]+) -->\n(.*?)<!-- end of table -->", re.DOTALL)
@@ -390,6 +409,7 @@ def main() -> int:
     check = Check(parser.parse_args().verbose)
     check_claims(check)
     check_tables(check, ROOT / "docs" / "findings.md")
+    check_processors(check, ROOT / "docs" / "findings.md")
     check_parts(check, ROOT / "docs" / "findings.md")
     check_untuned(check, ROOT / "docs" / "howto" / "auto-sibp.md")
     print(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from sibp.analysis.arena import ARENA, GOALS, UNITS, Contest, kept, standings
-from sibp.analysis.clock import timed
+from sibp.analysis.clock import KEPT, OWN_CLOCK, read_clock, timed
 from sibp.analysis.comparison import Method, Problem, Setting
 from sibp.analysis.duels import SAME_SECONDS, duels
 from sibp.analysis.levels import COSTS, LEVELS, Level, failures, levels, scores
@@ -100,6 +100,19 @@ def comparison(problem: Problem) -> str:
         ])  # fmt: skip
     columns = ("method", "setting", "test accuracy, %", "training loss", "same steps", "same seconds")
     return lines_of_table([*columns, BY_THE_CLOCK, "ms per step"], [[cell_text(cell) for cell in row] for row in rows])
+
+
+def processors(problem: Problem) -> str:
+    """Verdicts by the clock against SGD, with the costs measured on each processor."""
+    paths = RESULTS / KEPT, RESULTS / ARENA / OWN_CLOCK
+    clocks = {json.loads(path.read_text())["machine"]["processor"]: read_clock(path, problem) for path in paths}
+    sgd = next(method for method in problem.methods if method.name == "sgd")
+    others = [method for method in problem.methods if method is not sgd]
+    rows = [
+        [method.name, *(by_the_clock(timed(method, sgd, clock) if clock else None) for clock in clocks.values())]
+        for method in others
+    ]
+    return lines_of_table(["verdict: break-even, measured", *clocks], rows)
 
 
 def in_percent(share: float) -> str:
@@ -348,6 +361,7 @@ def of_problem(make: Callable[[Problem], str]) -> Callable[[str], str]:
 DUELS = (("sibp cg:3", "proxbp"), ("sibp muon cg:3", "muon"), ("sibp muon cg:3", "proxbp muon"))
 TABLES: dict[str, Callable[[str], str]] = {
     "comparison": of_problem(comparison),
+    "processors": of_problem(processors),
     "accuracy of cg:3": of_problem(lambda problem: grid(problem, "sibp cg:3", FINAL_VAL.of, ".4f")),
     "accuracy of exact": of_problem(lambda problem: grid(problem, "sibp exact", FINAL_VAL.of, ".4f")),
     "accuracy of proxbp": of_problem(lambda problem: grid(problem, "proxbp exact", FINAL_VAL.of, ".4f")),

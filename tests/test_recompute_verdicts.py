@@ -164,6 +164,36 @@ def test_verdicts_on_untuned_methods_are_recomputed_from_the_rows(
     assert ("DIFFERS  auto-sibp.md, sgd on some part" in capsys.readouterr().out) == bool(changed)
 
 
+@pytest.mark.parametrize("changed", [False, True])
+def test_verdicts_on_both_processors_are_recomputed_from_the_rows(tmp_path, script, monkeypatch, changed):
+    """SIBP falls below SGD's end in half as many steps: one record has its steps at 1.5 times SGD's, the other at 3."""
+    results = tmp_path / "results"
+    for optimizer, losses in ((SGD, (2.0, 1.0, 0.5)), (SIBP, (2.0, 0.4, 0.3))):
+        for seed in range(5):
+            write_run(tmp_path / "made" / f"{optimizer['name']}{seed}", optimizer, seed, losses, role="final")
+    (results / "two").mkdir(parents=True)
+    (results / "two" / PACKED).write_text(pack(collect([tmp_path / "made"]).runs))
+    for folder, cost in (("bench", 0.15), ("arena", 0.3)):
+        paces = {"sgd": [0.1, 0.1], "sibp cg:5": [cost, cost]}
+        cases = [{"net": "64-64-10", "batch": 50, "processor_seconds_per_step": paces, "seconds_per_step": paces}]
+        (results / folder).mkdir()
+        machine = {"device": "cpu", "threads": 1, "processor": f"that of {folder}"}
+        record = {"machine": machine, "cases": cases}
+        (results / folder / "runs-cpu-1thread.json").write_text(json.dumps(record))
+    monkeypatch.setattr(script.raw_runs, "RECORD", results / "bench" / "runs-cpu-1thread.json")
+    shown = importlib.import_module("shown_results")
+    monkeypatch.setattr(shown, "RESULTS", results)
+    table = shown.processors(Evidence(results).problem("two"))
+    assert table.splitlines()[0] == "| verdict: break-even, measured | that of bench | that of arena |"
+    assert "| better: 2 [2, 2], 1.5 [1.5, 1.5] | worse: 2 [2, 2], 3 [3, 3] |" in table
+    if changed:
+        table = table.replace("3 [3, 3]", "2.9 [2.9, 2.9]")
+    page = f"<!-- results/two: processors -->\n{table}<!-- end of table -->\n"
+    (tmp_path / "docs" / "findings.md").write_text(page)
+    (results / "claims.csv").write_text("claim\n")
+    assert script.main() == changed
+
+
 def test_the_least_loss_decides_between_two_opposite_infinities(script):
     assert script.middle([-math.inf, math.inf]) == 0.0
     assert script.middle([1.0, math.inf, 2.0]) == 2.0

@@ -2,9 +2,8 @@
 
 The first line has what all runs share; every other line is a run, ``{"run": folder name, "config": ..., "summary": ...,
 "rows": column -> list, "solver": layer -> statistic -> list}``, without the shared part. It keeps all settings, the
-whole
-summary, and at most `ROWS` evenly spaced logged rows including the first and the last; solver statistics are rounded to
-`DIGITS` digits. Checkpoints and the place of the run (host, command, paths) are omitted.
+whole summary, and at most `ROWS` evenly spaced logged rows including the first and the last; solver statistics are
+rounded to `DIGITS` digits. Checkpoints and the place of the run (host, command, paths) are omitted.
 """
 
 import json
@@ -48,7 +47,8 @@ def pack(runs: Iterable[Run]) -> str:
     lines = [_line(run) for run in sorted(runs, key=lambda run: run.path.name)]
     shared = {key: value for key, value in reduce(common, lines).items() if key != "run"}
     return "".join(
-        json.dumps(line, allow_nan=False) + "\n" for line in [shared, *(less(line, shared) for line in lines)]
+        json.dumps(line, allow_nan=False, separators=(",", ":")) + "\n"
+        for line in [shared, *(less(line, shared) for line in lines)]
     )
 
 

@@ -72,7 +72,7 @@ def test_shared_and_remaining_entries_make_the_whole(a, b):
 
 DAMAGES = {
     "is damaged": lambda lines: [lines[0], lines[1][:-5]],
-    "names no run": lambda lines: [lines[0], lines[1].replace('"run": "a"', '"run": "../a"')],
+    "names no run": lambda lines: [lines[0], lines[1].replace('"run":"a"', '"run":"../a"')],
     "rows are not lists": lambda lines: [lines[0].replace('"seconds"', '"minutes"'), lines[1]],
     "names no optimizer": lambda lines: [lines[0].replace('"optimizer"', '"optimiser"'), lines[1]],
     "is no object": lambda lines: [lines[0], "[]"],
