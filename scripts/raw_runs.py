@@ -49,7 +49,7 @@ def runs_below(place: str) -> list[Run]:
 
 
 def paces(place: str, record: Path | None = None) -> dict[str, list[float]]:
-    """All measured seconds per step by method, if the record (default: that of results/PLACE) has net and batch size."""
+    """All measured seconds per step by method, if the record (default: that of PLACE) has its net and batch size."""
     shared, line = map(json.loads, next((RESULTS / place).rglob("runs.jsonl")).read_text().splitlines()[:2])
     config = merged(shared, line)["config"]
     hidden, name = config["model"].get("hidden"), config["model"]["name"]
