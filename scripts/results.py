@@ -2,7 +2,7 @@
 
 results/*/report.md: a report states the command that made it; the command is run again in the report's folder. Runs
 without a report get one. results/README.md and claims.csv: the claims of claims.yaml with their verdicts.
-results/NAME/NAME.svg: pictures of some experiments, and of the arena.
+results/NAME/NAME.svg: a picture of each experiment, shown at the top of its report.
 """
 
 import argparse
@@ -12,24 +12,27 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from sibp.analysis.arena import ARENA, kept, standings
-from sibp.analysis.clock import KEPT, OWN_CLOCK
+from sibp.analysis.clock import KEPT, OWN_CLOCK, time_kept
+from sibp.analysis.comparison import compare
 from sibp.report.__main__ import main as report
+from sibp.runs.collect import collect
 from sibp.runs.packed import PACKED
 from sibp.runs.values import UsageError
 from sibp.study.claims import read_claims
 from sibp.study.claims_page import csv_text, judged, page
 from sibp.study.criteria import Evidence
 from sibp.study.experiments import read_experiments
-from sibp.study.pictures import arena_picture, pictures
+from sibp.study.pictures import arena_picture, outline, pictures
 
 RESULTS = Path(__file__).parents[1] / "results"
 MADE_BY = "Made by: python -m sibp.report "
 WORDS = f"{MADE_BY}. --out report.html --format md --clock"
 FIRST = f"{WORDS} ../{KEPT}"
+NOT_OUTLINED = ("auto_safe_full", "auto_safe_arena")  # step sizes, not curves
 FIRST_OF = {ARENA: f"{WORDS} {OWN_CLOCK} --arena"}
 
 
@@ -60,15 +63,27 @@ def rebuild(old: Path) -> bytes:
         return (copy / old.name).read_bytes()
 
 
+def outlined(folder: Path, drawn: Collection[str]) -> bytes | None:
+    """The picture of an experiment's kept problems; None if it has one of its own, or no curves."""
+    if folder.name in (*drawn, ARENA, *NOT_OUTLINED):
+        return None
+    problems = compare(collect([folder]).runs, None, None)
+    time_kept(problems, RESULTS, folder.name)
+    return outline(problems)
+
+
+def with_picture(report: bytes, name: str) -> bytes:
+    """A report with the experiment's picture below its title."""
+    title, _, rest = report.decode().partition("\n")
+    return f"{title}\n\n![{name}]({name}.svg)\n{rest}".encode()
+
+
 def wanted() -> Iterator[tuple[Path, bytes]]:
     """The generated files of results/, one after the other; the claims come last and are also printed.
 
     Raises:
         UsageError: a claim or an experiment is invalid.
     """
-    for folder in sorted({path.relative_to(RESULTS).parts[0] for path in RESULTS.rglob(PACKED)}):
-        path = RESULTS / folder / "report.md"
-        yield path, rebuild(path)
     experiments = read_experiments(RESULTS / "experiments.yaml")
     evidence = Evidence(RESULTS)
     drawn = pictures(evidence, experiments)
@@ -76,6 +91,13 @@ def wanted() -> Iterator[tuple[Path, bytes]]:
         yield RESULTS / name / f"{name}.svg", svg
     if arena := kept(RESULTS):
         yield RESULTS / ARENA / f"{ARENA}.svg", arena_picture(standings(arena))
+    for folder in sorted({path.relative_to(RESULTS).parts[0] for path in RESULTS.rglob(PACKED)}):
+        svg = outlined(RESULTS / folder, drawn)
+        if svg is not None:
+            yield RESULTS / folder / f"{folder}.svg", svg
+        path = RESULTS / folder / "report.md"
+        shown = folder in (*drawn, ARENA) or svg is not None
+        yield path, with_picture(rebuild(path), folder) if shown else rebuild(path)
     found = judged(read_claims(RESULTS / "claims.yaml", experiments), evidence)
     yield RESULTS / "claims.csv", csv_text(found).encode()
     yield RESULTS / "README.md", page(found, experiments, RESULTS, list(drawn)).encode()

@@ -350,7 +350,8 @@ def mean_squared_row(features: FeatureOperator) -> float:
     Args:
         features: of the layer.
     """
-    rows = max(float(features.total(features.x.new_tensor(float(features.rows * features.groups)))), 1.0)
+    x, count = features.x, float(features.rows * features.groups)
+    rows = max(float(features.total(torch.tensor(count, dtype=x.dtype, device=x.device))), 1.0)
     return float(features.squared_norm().sum()) / rows or 1.0
 
 

@@ -145,20 +145,25 @@ def _sufficient(phi: Phi, before: float, slope: float, outcome: Outcome) -> Outc
     Armijo's rule. A parabola falls at its minimum by half of what its slope promises, whereas a loss that reaches its
     lowest value early, and stays there, allows lengths of any size, which harm other batches. Each trial is at most
     half as long as the last one, and no longer than the last one's decrease would suffice for. Decreases that single
-    precision does not resolve are not compared.
+    precision does not resolve are not compared. If none suffices, the shortest is taken, unless it raises the loss.
     """
     alpha, loss, trials = outcome.alpha, outcome.loss, outcome.trials
     while trials < MAX_TRIALS and (promised := -slope * alpha) > _RESOLUTION * abs(before):
         sufficient = (before - loss) / (_SUFFICIENT * promised) if acceptable(loss, before) else 0.0
         if sufficient >= 1:
-            share = alpha / outcome.alpha
-            status = outcome.status if share == 1 else SearchStatus.SHORTENED
-            return replace(
-                outcome, alpha=alpha, loss=loss, trials=trials, optimum=share * outcome.optimum, status=status
-            )
+            return _shortened(outcome, alpha, loss, trials)
         alpha *= min(sufficient or _HALF, _HALF)
         loss, trials = phi(alpha), trials + 1
+    if trials == MAX_TRIALS and alpha < outcome.alpha and acceptable(loss, before):
+        return _shortened(outcome, alpha, loss, trials)
     return replace(outcome, trials=trials)
+
+
+def _shortened(outcome: Outcome, alpha: float, loss: float, trials: int) -> Outcome:
+    """The outcome at another length, with the optimum in proportion."""
+    share = alpha / outcome.alpha
+    status = outcome.status if share == 1 else SearchStatus.SHORTENED
+    return replace(outcome, alpha=alpha, loss=loss, trials=trials, optimum=share * outcome.optimum, status=status)
 
 
 def trust_after(trust: float, fresh: float, expected: float, usual: float = 0.0) -> float:

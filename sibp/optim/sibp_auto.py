@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -23,6 +24,7 @@ _ENOUGH = 16  # rows of the output; the first step trusts smaller batches in pro
 _STEADY = 100  # rows of the output; later steps trust smaller batches by the square root, as noise shrinks
 _SAME = 1e-4  # relative difference of losses that rounding explains
 _USUAL = 0.1  # weight of the latest slope in the running mean that slopes are compared with
+_LONGER = 30.0  # how many times longer than recent ones a step may be
 LOOK_EVERY = 3  # steps from one measurement of the gradient to the next
 _UNKNOWN = math.nan  # until measured
 
@@ -45,7 +47,7 @@ class AutoSIBP(SIBP):
       least; if that does not help, the weights stay. `loss`, the loss before the step, saves one evaluation.
     - Every third step, a trial twice as long as the last optimum determines a parabola. Its minimum is the length that
       this batch asks for (`reach`), which the next two steps use as well. The length is shortened while the loss falls
-      by less than a quarter of what the slope promises.
+      by less than a quarter of what the slope promises, and to 30 times the last measured steps.
     - Steps take a share of this length, `trust`, since a batch's loss falls further along its own step than the loss of
       all data. `trust` follows the slopes of later batches' losses along the step. It starts at 1, for
       batches of B < 16 samples at B / 16. If the second batch is another one of B < 100, it is at most sqrt(B / 100).
@@ -81,6 +83,7 @@ class AutoSIBP(SIBP):
         "search_usual": _UNKNOWN,
         "search_ended": _UNKNOWN,  # the loss that the first step ended at, until the second
         "search_wait": 0,
+        "search_moved": math.inf,  # norm of recent measured steps
         "search_last": 0.0,
         "search_looks_back": False,  # whether the parameters' `search_step` is the last step
     }
@@ -153,8 +156,9 @@ class AutoSIBP(SIBP):
         first = math.isnan(memory["search_trust"])
         self._limit_trust(before)
         self._output_rows = 0
-        self._turn(trials)
+        norm = self._turn(trials)
         reach, due = min(lr, memory["search_reach"]), self._is_due()  # lr while the reach is NaN
+        farthest = self._farthest(norm)
         if due:
             slope = self._slope(trials, lr)
             if not slope < 0:
@@ -164,8 +168,13 @@ class AutoSIBP(SIBP):
             trials.expected = min(1.0, share * reach / lr)
             outcome = minimise(trials.loss_at, before, min(1.0, 2 * reach / lr), slope, share)
             found = outcome.optimum * lr
+            if outcome.alpha > farthest:
+                nearer = backtrack(trials.loss_at, before, farthest)
+                status = max(nearer.status, SearchStatus.SHORTENED)
+                outcome = replace(nearer, trials=outcome.trials + nearer.trials, status=status)
+                found = outcome.alpha * lr
         else:
-            trials.expected = min(1.0, factor * memory["search_trust"] * reach / lr)
+            trials.expected = min(1.0, factor * memory["search_trust"] * reach / lr, farthest)
             outcome = backtrack(trials.loss_at, before, trials.expected)
             found = reach
         refused = outcome.status is SearchStatus.REFUSED
@@ -175,6 +184,9 @@ class AutoSIBP(SIBP):
         # A rejected length is measured again in the next step.
         again = refused or (not due and outcome.status is SearchStatus.SHORTENED)
         memory["search_wait"] = 0 if again else LOOK_EVERY - 1 if due else self._wait() - 1
+        if due and not refused:  # half of the last one at least: a batch that asks for nothing says little
+            known = memory["search_moved"]
+            memory["search_moved"] = max(outcome.alpha * norm, known / 2 if known < math.inf else 0.0)
         if first:
             memory["search_ended"] = outcome.loss
         self._keep_for_trust(trials, outcome.alpha, lr)
@@ -193,10 +205,25 @@ class AutoSIBP(SIBP):
             stats["trust"] = min(1.0, float(memory["search_trust"]))  # 1 while it is NaN
         return stats
 
-    def _turn(self, trials: Trials) -> None:
+    def _farthest(self, norm: float) -> float:
+        """The length at which a step is `_LONGER` times longer than recent measured ones.
+
+        A batch without the samples that matter (a rare class of a large weight) has a small loss, which a step of
+        almost any length lowers.
+
+        Args:
+            norm: of the whole step.
+        """
+        recent = self._search_memory()["search_moved"]
+        return min(_LONGER * recent / norm, 1.0) if 0 < norm < math.inf and recent > 0 else 1.0
+
+    def _turn(self, trials: Trials) -> float:
         """Turns the step into the direction of the search; see `sibp.optim.direction`.
 
         Every parameter moves by the same root mean square, in proportion to its group's lr.
+
+        Returns:
+            The norm of the step before the search shortens it, over all proximal parameters.
         """
         lr_of = {p: float(group["lr"]) for group in self.param_groups for p in group["params"]}
         asked, turned, wanted = [], [], []
@@ -208,13 +235,15 @@ class AutoSIBP(SIBP):
             wanted.append(lr_of[p] * math.sqrt(p.numel()))
         sizes = [float(torch.linalg.vector_norm(t)) for t in turned]
         whole = math.hypot(*(w for w, size in zip(wanted, sizes, strict=True) if size > 0))
-        length = LONGER * math.hypot(*asked) / whole if whole > 0 else math.nan
+        norm = math.hypot(*asked)
+        length = LONGER * norm / whole if whole > 0 else math.nan
         if not 0 < length < math.inf:
-            return
+            return norm
         scales = [length * w / size if size > 0 else 0.0 for w, size in zip(wanted, sizes, strict=True)]
         for p, t, scale in zip(trials.params, turned, scales, strict=True):
             torch.sub(p.grad, t, alpha=scale, out=t)  # pyright: ignore[reportArgumentType, reportCallIssue]
         trials.turn(turned)
+        return LONGER * norm
 
     def _direction(self, p: Tensor, step: Tensor) -> Tensor:
         """The direction of one parameter, of any length; updates its state."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from sibp.analysis.outcomes import FINAL_LOSS, FINAL_VAL, Quantity, over_runs
 from sibp.analysis.statistics import Estimate
 from sibp.report.arena_page import profiles, scores
 from sibp.report.blocks import Figure, Line
+from sibp.report.curves import overview
 from sibp.report.pictures import picture
 from sibp.study.criteria import Evidence, OpenError
 from sibp.study.experiments import Experiment
@@ -32,6 +34,14 @@ def pictures(evidence: Evidence, experiments: Mapping[str, Experiment]) -> dict[
             panels = [(figure, figure.x_title) for figure in figures]
             found[name] = picture(panels, "svg", columns=len(panels), seeds=True)
     return found
+
+
+def outline(problems: Sequence[Problem]) -> bytes | None:
+    """The curves and final metrics of a problem, or the training losses of several, as SVG; None without any curve."""
+    panels = overview(problems[0]) if len(problems) == 1 else []
+    for problem in problems if len(problems) > 1 else ():
+        panels += [(replace(figure, title=problem.title), axis) for figure, axis in overview(problem)[:1]]
+    return picture(panels, "svg", columns=min(3, len(panels))) if panels else None
 
 
 def arena_picture(table: Sequence[Standing]) -> bytes:

@@ -33,6 +33,7 @@ from sibp.prox.status import WELL_ABOVE, Solution, Stats, Status, squared_norm
 
 _RESOLVED = 1000.0  # lam / (eps ||G||) from which rounding raises the objective by a few parts in a million
 _ATTEMPTS = 4  # at a factorisation, each with eight times the damping of the previous one
+_REFINEMENTS = 2  # of a solution in float64
 
 
 def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
@@ -148,7 +149,16 @@ def _in_double_precision(coordinates: Coordinates, R: Tensor, lam: float) -> Sol
         return _kept(coordinates, R.to(dtype))
     damping, solve = _factored(side, lam, norm, torch.finfo(dtype).eps)
     status = Status.GRADIENT if solve is None else Status.DAMPED if damping > lam else Status.SOLVED
-    V = side.features.rmatmat(R) / -(damping + norm) if solve is None else side.entries(solve(side.adjoint(R)))
+    if solve is None:
+        V = side.features.rmatmat(R) / -(damping + norm)
+    else:
+        X = solve(side.adjoint(R))
+        V = side.entries(X)
+        for _ in range(_REFINEMENTS if damping == lam else 0):
+            # Phi V is formed without G, and V corrected in place: the rounding of G, and that of Phi^T U for a long U,
+            # may be a fair share of lam.
+            correction = solve(side.adjoint(R + side.features.matmat(V)) + lam * X)
+            X, V = X + correction, V + side.entries(correction)
     V = V.to(dtype)
     # The objective along V, for every output unit: f(tV) = f(0) + 2 t slope + t^2 curvature.
     change_of_Z = side.features.matmat(V.double())
