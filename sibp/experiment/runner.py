@@ -23,7 +23,7 @@ from sibp.experiment.plugins import load_plugins
 from sibp.experiment.settings import Settings, known_builder
 from sibp.experiment.startup import import_no_compiler
 from sibp.runs.errors import UserError
-from sibp.runs.folder import AGAIN, FINISHED, BusyError, RunFolder
+from sibp.runs.folder import AGAIN, FINISHED, BusyError, RunFolder, resuming
 from sibp.runs.identity import NOT_IN_NAME, run_name
 from sibp.runs.outcome import Outcome
 from sibp.runs.values import canonical
@@ -64,7 +64,7 @@ def run(config: Mapping[str, Any]) -> Outcome:
             try:
                 return _run_locked(prepared, started)
             except StoppedError as stop:
-                return Outcome("interrupted", f"{stop}: the same command resumes from there", folder)
+                return Outcome("interrupted", f"{stop}: {resuming(config)} resumes from there", folder)
             except Exception as error:
                 return _failed(folder, started, error)
     except BusyError as busy:
@@ -210,7 +210,7 @@ def _failed(folder: RunFolder, started: str, error: Exception) -> Outcome:
 def _unwritten(error: OSError, folder: RunFolder) -> str:
     return (
         f"{error.filename or folder.path} cannot be read or written ({error.strerror or error}): all up to the last "
-        "checkpoint is kept, and the same command resumes from there once this is fixed."
+        f"checkpoint is kept, and {resuming(folder.config)} resumes from there once this is fixed."
     )
 
 

@@ -23,6 +23,15 @@ WHOLE = {"steps": int, "final": dict, "seconds": dict}  # a completed run's summ
 AGAIN = "force=true trains the run again, and deletes what is there."
 
 
+def resuming(config: Mapping[str, Any]) -> str:
+    """The subject of "... resumes from there": with ``force=true`` the same command would begin again.
+
+    Args:
+        config: of the run, or of one run of the command.
+    """
+    return f"the same command{' without force=true' if config.get('force') is True else ''}"
+
+
 class BusyError(Exception):
     """Another process is training this run."""
 

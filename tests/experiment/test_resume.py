@@ -61,6 +61,15 @@ def test_a_signal_leaves_a_resumable_run(make_config, tmp_path, monkeypatch, num
     assert_same_end(run(config).folder, run({**config, "run_root": str(tmp_path / "whole")}).folder)
 
 
+def test_an_interrupted_forced_run_resumes_without_force_as_the_message_says(make_config, monkeypatch):
+    fail_at(monkeypatch, 7, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    config = make_config()
+    stopped = run({**config, "force": True})
+    assert stopped.message.endswith("all of it kept: the same command without force=true resumes from there")
+    fail_at(monkeypatch, 0, lambda: pytest.fail("it starts anew"))
+    assert run(config).status == "completed"
+
+
 def test_lines_written_after_the_checkpoint_are_rewritten(make_config, tmp_path, monkeypatch):
     fail_at(monkeypatch, 13, crash)
     config = make_config()
