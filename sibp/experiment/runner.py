@@ -15,6 +15,7 @@ from sibp.experiment import data as data_sets_known
 from sibp.experiment import optimizers as optimizers_known
 from sibp.experiment.data import Data, load_data
 from sibp.experiment.environment import describe
+from sibp.experiment.history import Environment, notes_of
 from sibp.experiment.loop import DivergedError, StoppedError, Trainer
 from sibp.experiment.memory import is_out_of_memory
 from sibp.experiment.models import build_model, is_flat
@@ -64,7 +65,9 @@ def run(config: Mapping[str, Any]) -> Outcome:
             try:
                 return _run_locked(prepared, started)
             except StoppedError as stop:
-                return Outcome("interrupted", f"{stop}: {resuming(config)} resumes from there", folder)
+                return Outcome(
+                    "interrupted", _noted(f"{stop}: {resuming(config)} resumes from there", prepared), folder
+                )
             except Exception as error:
                 return _failed(folder, started, error)
     except BusyError as busy:
@@ -183,11 +186,22 @@ def _run_locked(prepared: "_Prepared", started: str) -> Outcome:
         status, reason = "diverged", str(error)
         ending = {"diverged_step": error.step, "diverged_loss": str(error.loss)}
     summary = {"status": status, "reason": reason, **ending, **_results(trainer), **prepared.facts, "started": started}
+    if trainer.earlier_environments:
+        summary |= {"earlier_environments": trainer.earlier_environments, "notes": _notes(trainer)}
     if status == "completed" and trainer.settings.evaluate_test:
         summary |= _test_metrics(trainer)
     trainer.finish(summary)
     folder.write_summary(summary)
-    return Outcome(status, reason or _in_short(summary), folder)
+    return Outcome(status, _noted(reason or _in_short(summary), prepared), folder)
+
+
+def _notes(trainer: Trainer) -> list[str]:
+    return notes_of(trainer.earlier_environments, trainer.environment)
+
+
+def _noted(message: str, prepared: "_Prepared") -> str:
+    """A message that ends with what a resumption changed."""
+    return "; ".join([message, *_notes(prepared.trainer)])
 
 
 def _failed(folder: RunFolder, started: str, error: Exception) -> Outcome:
@@ -231,21 +245,24 @@ def _prepare(settings: Settings, folder: RunFolder, device: torch.device) -> _Pr
     data = load_data(settings.dataset, settings.data_root, settings.download)
     data = data.first(settings.train_limit).with_label_noise(settings.label_noise, settings.seed)
     data = data.prepared(is_flat(settings.model), device)
-    trainer = _trainer(settings, folder, data, device)
+    environment = describe(device, settings.plugins)
+    trainer = _trainer(settings, folder, data, device, environment)
     facts = {
         "initial_weights_sha256": _digest(trainer.model),
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "samples": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
         "data_sha256": data.sha256,
-        "environment": describe(device),
+        "environment": environment,
     }
     return _Prepared(folder, trainer, lambda: _trainer(settings, folder, data, device), facts)
 
 
-def _trainer(settings: Settings, folder: RunFolder, data: Data, device: torch.device) -> Trainer:
+def _trainer(
+    settings: Settings, folder: RunFolder, data: Data, device: torch.device, environment: Environment | None = None
+) -> Trainer:
     import_no_compiler()
     model = build_model(settings.model, data.shape, data.classes, settings.seed).to(device)
-    return Trainer(settings, folder, data, model, build_optimizer(settings.optimizer, model))
+    return Trainer(settings, folder, data, model, build_optimizer(settings.optimizer, model), environment)
 
 
 def device_of(name: str) -> torch.device:
