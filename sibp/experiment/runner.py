@@ -1,6 +1,7 @@
 """One run, from its config to its summary."""
 
 import hashlib
+import math
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +28,7 @@ from sibp.runs.errors import UserError
 from sibp.runs.folder import AGAIN, FINISHED, BusyError, RunFolder, resuming
 from sibp.runs.identity import NOT_IN_NAME, run_name
 from sibp.runs.outcome import Outcome
-from sibp.runs.values import canonical
+from sibp.runs.values import canonical, number_or_nan
 
 
 def run(config: Mapping[str, Any]) -> Outcome:
@@ -86,10 +87,10 @@ def is_done(settings: Settings, folder: RunFolder) -> bool:
         folder: its folder.
 
     Returns:
-        False if it is to be trained again, or test metrics are to be added.
+        False if it is to be trained again, test metrics are to be added, or no report can use it.
     """
     summary = folder.summary() or {}
-    if settings.force or summary.get("status") not in FINISHED:
+    if settings.force or summary.get("status") not in FINISHED or folder.damage():
         return False
     return summary["status"] == "diverged" or not settings.evaluate_test or "test_acc" in summary
 
@@ -143,11 +144,12 @@ def _try_out(config: Mapping[str, Any], elsewhere: bool, data_sets: dict[str, Da
     if key not in data_sets:
         data_sets.clear()  # one at a time in memory
         data_sets[key] = load_data(settings.dataset, settings.data_root, settings.download)
-    data = data_sets[key].prepared(is_flat(settings.model), torch.device("cpu"))
-    _trainer(settings, folder, data, torch.device("cpu"))
+    device = torch.device("cpu")
+    _trainer(settings, folder, samples(settings, data_sets[key], device), device)
 
 
 def _kept(folder: RunFolder) -> Outcome:
+    folder.repair_config()
     summary = folder.summary() or {}
     status = "skipped" if summary["status"] == "completed" else summary["status"]
     return Outcome(status, f"{summary['status']} before; force=true trains it again", folder, kept=True)
@@ -156,6 +158,8 @@ def _kept(folder: RunFolder) -> Outcome:
 def _add_test(prepared: "_Prepared") -> Outcome:
     """Evaluate a completed run on test data, without training."""
     folder, trainer = prepared.folder, prepared.trainer
+    if damage := folder.damage():
+        raise UserError(f"The finished run in {folder.path} is damaged ({damage}): {AGAIN}")
     if not folder.checkpoint.exists():
         raise UserError(f"{folder.path} has no checkpoint to compute test metrics from: {AGAIN}")
     trainer.restore()
@@ -242,9 +246,7 @@ def _prepare(settings: Settings, folder: RunFolder, device: torch.device) -> _Pr
     load_plugins(settings.plugins)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    data = load_data(settings.dataset, settings.data_root, settings.download)
-    data = data.first(settings.train_limit).with_label_noise(settings.label_noise, settings.seed)
-    data = data.prepared(is_flat(settings.model), device)
+    data = samples(settings, load_data(settings.dataset, settings.data_root, settings.download), device)
     environment = describe(device, settings.plugins)
     trainer = _trainer(settings, folder, data, device, environment)
     facts = {
@@ -255,6 +257,29 @@ def _prepare(settings: Settings, folder: RunFolder, device: torch.device) -> _Pr
         "environment": environment,
     }
     return _Prepared(folder, trainer, lambda: _trainer(settings, folder, data, device), facts)
+
+
+def samples(settings: Settings, data: Data, device: torch.device) -> Data:
+    """The samples of a run, on its device.
+
+    Args:
+        settings: the run's.
+        data: the whole data set.
+        device: to train on.
+
+    Returns:
+        The data in the model's form, limited and with wrong labels as the settings say.
+
+    Raises:
+        UserError: there are fewer training samples than asked for, or none of a part that is evaluated.
+    """
+    name = settings.dataset["name"]
+    if len(data.val) == 0:
+        raise UserError(f"dataset={name} has no validation samples, which every run evaluates: give it some.")
+    if len(data.test) == 0 and settings.evaluate_test:
+        raise UserError(f"dataset={name} has no test samples: give it some, or evaluate_test=false.")
+    data = data.first(settings.train_limit).with_label_noise(settings.label_noise, settings.seed)
+    return data.prepared(is_flat(settings.model), device)
 
 
 def _trainer(
@@ -317,15 +342,16 @@ def _results(trainer: Trainer) -> dict[str, Any]:
 
 def _badness(row: Mapping[str, Any]) -> tuple[float, float]:
     """A score, smaller is better: by accuracy, or by loss without an accuracy."""
-    accuracy = row["val_acc"]
-    return (-accuracy, 0.0) if accuracy is not None else (0.0, row["val_loss"])
+    accuracy, loss = row["val_acc"], number_or_nan(row["val_loss"])  # null in a resumed run's rows if not finite
+    return (-accuracy, 0.0) if accuracy is not None else (0.0, math.inf if math.isnan(loss) else loss)
 
 
 def _in_short(summary: Mapping[str, Any]) -> str:
     final = summary["final"]
-    kind, key = ("accuracy", "acc") if final["val_acc"] is not None else ("loss", "loss")
-    test = f"test {kind} {summary[f'test_{key}']:.4f} " if f"test_{key}" in summary else "no test "
+    kind, key = ("accuracy", "acc") if final.get("val_acc") is not None else ("loss", "loss")
+    val, tested = (number_or_nan(value) for value in (final.get(f"val_{key}"), summary.get(f"test_{key}")))
+    test = f"test {kind} {tested:.4f} " if f"test_{key}" in summary else "no test "
     return (
-        f"train loss {final['train_loss']:.4f}, validation {kind} {final[f'val_{key}']:.4f}, {test}"
+        f"train loss {final['train_loss']:.4f}, validation {kind} {val:.4f}, {test}"
         f"after {summary['steps']} steps, {summary['seconds']['train']:.1f} s of training"
     )
