@@ -98,7 +98,7 @@ def _planned(args: Any) -> tuple[list[dict[str, Any]], Any]:
     from sibp.experiment.settings import Settings
 
     refuse(args.overrides)
-    refuse_idle(args.overrides)
+    refuse_idle(args.overrides, args.multirun)
     overrides = with_folder(args.overrides, args.config_dir)
     name = args.config_name or "config"
     jobs = plan(overrides, args.multirun, name)

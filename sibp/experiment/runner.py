@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -226,8 +227,10 @@ def _failed(folder: RunFolder, started: str, error: Exception) -> Outcome:
 
 
 def _unwritten(error: OSError, folder: RunFolder) -> str:
+    path = error.filename or folder.path
+    name = os.fsdecode(path) if isinstance(path, bytes) else path
     return (
-        f"{error.filename or folder.path} cannot be read or written ({error.strerror or error}): all up to the last "
+        f"{name} cannot be read or written ({error.strerror or error}): all up to the last "
         f"checkpoint is kept, and {resuming(folder.config)} resumes from there once this is fixed."
     )
 

@@ -69,6 +69,8 @@ def test_one_invalid_job_refuses_the_sweep(words, capsys):
 
 
 SINGLE = {
+    "=3": "=3 names no setting: write key=value",
+    "hydra/launcher=sibp_joblib": "hydra/launcher=sibp_joblib has no effect on a single run: add -m, or leave it out.",
     "run_root=null": "run_root=null is not possible",
     "run_root=5": "run_root=5 is not possible",
     "run_root=true": "run_root=true is not possible",

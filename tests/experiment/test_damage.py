@@ -149,6 +149,15 @@ def test_a_run_with_no_finite_validation_loss_resumes(make_config, monkeypatch):
     assert (outcome.status, "validation loss nan" in outcome.message) == ("completed", True)
 
 
+def test_a_folder_among_the_event_files_is_named(make_config, monkeypatch):
+    fail_at(monkeypatch, 13, crash)
+    config = make_config(tensorboard=True)
+    folder = run(config).folder
+    obstacle = folder.board / "events.out.tfevents.1.1"
+    obstacle.mkdir()
+    assert run(config).message.startswith(f"{obstacle} cannot be read or written (Is a directory)")
+
+
 def test_an_invalid_forced_run_keeps_the_completed_one(make_config):
     config = make_config()
     summary = run(config).folder.summary()
