@@ -15,6 +15,7 @@ from typing import Any
 import sibp
 from sibp.experiment.signals import INTERRUPTED, ends_quietly
 from sibp.runs.errors import UserError
+from sibp.runs.folder import resuming
 from sibp.runs.outcome import Outcome
 from sibp.runs.output import forgiving_output
 from sibp.runs.state import state_of, status_table
@@ -28,8 +29,8 @@ HELP = """Train one run, or a sweep with -m:
   sibp train -m experiment=mnist_mlp optimizer=sgd,proxbp,sibp seed=0,1,2,3,4 data_root=DIR
 
 A run's folder is named by its settings: the same command resumes unfinished runs and skips complete ones;
-force=true trains it again. Exit code: 0 completed, 1 failed, 2 wrong input, 3 diverged, 4 being trained by another
-process, 130 interrupted.
+force=true deletes it and trains it again, each time it is given. Exit code: 0 completed, 1 failed, 2 wrong input,
+3 diverged, 4 being trained by another process, 130 interrupted.
 
 Groups (group=option):
 
@@ -97,7 +98,7 @@ def _planned(args: Any) -> tuple[list[dict[str, Any]], Any]:
     from sibp.experiment.settings import Settings
 
     refuse(args.overrides)
-    refuse_idle(args.overrides)
+    refuse_idle(args.overrides, args.multirun)
     overrides = with_folder(args.overrides, args.config_dir)
     name = args.config_name or "config"
     jobs = plan(overrides, args.multirun, name)
@@ -141,7 +142,8 @@ def _train(jobs: Sequence[dict[str, Any]], launcher: Any, sweep: bool) -> int:
             _train_here(jobs, tell, progress)
     except KeyboardInterrupt:
         progress.close()
-        print("Interrupted: the same command resumes from here.", file=sys.stderr)
+        forced = next((job for job in jobs if job.get("force")), jobs[0])
+        print(f"Interrupted: {resuming(forced)} resumes from here.", file=sys.stderr)
         return INTERRUPTED
     except UserError:
         raise

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sibp.experiment.signals import INTERRUPTED, ends_quietly
 from sibp.runs.errors import UserError
-from sibp.runs.folder import FINISHED, RunFolder
+from sibp.runs.folder import FINISHED, RunFolder, resuming
 from sibp.runs.outcome import Outcome
 from sibp.runs.output import forgiving_output
 from sibp.runs.state import duration
@@ -132,7 +132,7 @@ def _tune(sweep: "Sweep", launcher: Any) -> int:
     for warning in content(study)["warnings"]:
         print(f"Warning: {warning}", file=sys.stderr)
     if study.interrupted:
-        print("Interrupted: the same command resumes from here.", file=sys.stderr)
+        print(f"Interrupted: {resuming(sweep.methods[0].config)} resumes from here.", file=sys.stderr)
     print(_tally(outcomes), flush=True)
     return INTERRUPTED if study.interrupted else _exit_code(study)
 

@@ -12,10 +12,11 @@ from sibp.analysis.comparison import Method, Problem
 from sibp.analysis.outcomes import FINAL_LOSS, seconds_per_step
 from sibp.analysis.scoring import BETTER, MIN_SEEDS, TOO_FEW, WORSE, first_reach
 from sibp.analysis.statistics import Estimate, estimate
-from sibp.runs.reading import Run
-from sibp.runs.values import UsageError
+from sibp.runs.reading import Run, read_text
+from sibp.runs.values import BrokenError, UsageError
 
 NOISE = "within the noise"
+MAX_RECORD = 100_000_000  # bytes, far above any record
 INPUTS = {"digits": 64, "mnist": 784, "fashion_mnist": 784, "cifar10": 3072}  # pixels and channels of an image
 KEPT = "bench/runs-cpu-1thread.json"  # in results/: the record that times all kept runs
 OWN_CLOCK = Path(KEPT).name
@@ -99,14 +100,19 @@ def read_clock(path: Path, problem: Problem) -> Clock | None:
         UsageError: the file is not such a record.
     """
     try:
-        record = json.loads(path.read_text())
+        text = read_text(path, MAX_RECORD)
+        if text is None:
+            raise BrokenError("there is no such file")
+        record = json.loads(text)
         machine = record.get("machine", {})
         alone = machine.get("device") == "cpu" and machine.get("threads") == 1
         kind = "processor_seconds_per_step" if alone else "seconds_per_step"
         known = {(case["net"], case["batch"]): case.get(kind, case["seconds_per_step"]) for case in record["cases"]}
         found = known.get((net_of(problem), problem.config.get("batch_size")), {})
         return {_name(method): [float(value) for value in samples] for method, samples in found.items()} or None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except BrokenError as error:
+        raise UsageError(f"--clock {path} is not a record of `sibp bench runs` or `step` ({error}).") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             f"--clock {path} is not a record of `sibp bench runs` or `step` ({type(error).__name__})."
         ) from error

@@ -9,7 +9,7 @@ import torch
 
 from sibp.bench import revisions, roofline, runs, scaling, step, time_to_target
 from sibp.bench.nets import NAMED
-from sibp.bench.record import Usage, machine_line, save, shown, warnings
+from sibp.bench.record import Usage, check_folder, machine_line, save, shown, warnings
 from sibp.bench.workers import PEERS
 from sibp.runs.errors import UserError
 
@@ -56,14 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(args: argparse.Namespace, words: list[str]) -> None:
-    """Measures, writes and prints one record."""
+    """Measures, prints and writes one record."""
+    check_folder(args.out)
     module, usage = COMMANDS[args.command], Usage()
     record = module.measure(args, words)
     record["others"] = usage.others()
-    written = save(record, args.out, MAKERS, step.headline)
     print(machine_line(record["machine"]))
     print(*(warning.text for warning in warnings(record)), sep="\n")
     print(shown(module.sections(record)))
+    written = save(record, args.out, MAKERS, step.headline)  # last: what was measured is printed, whatever happens
     print(f"\nWritten: {', '.join(map(str, written))}")
 
 

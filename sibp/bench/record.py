@@ -99,6 +99,25 @@ def file_name(record: Mapping[str, Any]) -> str:
     return f"{record['command']}-{where}"
 
 
+def check_folder(folder: Path) -> None:
+    """Check, before anything is measured, that results can be written.
+
+    Args:
+        folder: need not exist.
+
+    Raises:
+        UserError: it can be neither created nor written.
+    """
+    try:
+        above = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        reason = None if above.is_dir() else f"{above} is not a folder"
+        reason = reason or (None if os.access(above, os.W_OK | os.X_OK) else f"{above} cannot be written to")
+    except OSError as error:  # too long a name
+        reason = error.strerror
+    if reason:
+        raise UserError(f"The results cannot be written to {folder} ({reason}): give another --out.")
+
+
 def save(
     record: dict[str, Any], folder: Path, makers: Mapping[str, Sections], headline: Callable[[dict[str, Any]], str]
 ) -> list[Path]:

@@ -2,15 +2,19 @@
 
 import hashlib
 import io
+import math
 import os
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sibp.experiment.clock import BUCKETS
 from sibp.runs.errors import UserError
 from sibp.runs.folder import AGAIN, RunFolder, write_atomic
+from sibp.runs.values import shown
 
 
 def save_checkpoint(folder: RunFolder, state: dict[str, Any]) -> None:
@@ -30,7 +34,7 @@ def save_checkpoint(folder: RunFolder, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(folder: RunFolder) -> dict[str, Any] | None:
-    """Read checkpoint.pt and truncate metrics.jsonl to the time it was written.
+    """Read checkpoint.pt.
 
     Args:
         folder: of the run.
@@ -53,9 +57,56 @@ def load_checkpoint(folder: RunFolder) -> dict[str, Any] | None:
         raise UserError(f"{folder.metrics} has lost lines that its checkpoint counts on: {AGAIN}")
     if digest not in (None, hashlib.sha256(rows).hexdigest()):  # None: written before digests existed
         raise UserError(f"{folder.metrics} is damaged (its lines are not those of its checkpoint): {AGAIN}")
-    if folder.metrics.exists() and folder.metrics.stat().st_size > length:
-        os.truncate(folder.metrics, length)
     return state
+
+
+def drop_later_rows(folder: RunFolder, state: Mapping[str, Any]) -> None:
+    """Truncate metrics.jsonl to the time a checkpoint was written.
+
+    Args:
+        folder: of the run.
+        state: from `load_checkpoint`.
+    """
+    if folder.metrics.exists() and folder.metrics.stat().st_size > state["metrics_bytes"]:
+        os.truncate(folder.metrics, state["metrics_bytes"])
+
+
+def checked_position(state: Mapping[str, Any], total: int) -> tuple[int, dict[str, float]]:
+    """Where a checkpoint stands in its run.
+
+    Args:
+        state: from `load_checkpoint`.
+        total: steps of the whole run.
+
+    Returns:
+        Its step, and the seconds so far.
+
+    Raises:
+        ValueError: it is no step of the run, or a time is no number of seconds.
+    """
+    step, seconds = state["step"], {bucket: float(state["seconds"][bucket]) for bucket in BUCKETS}
+    if type(step) is not int or not 0 <= step <= total:
+        raise ValueError(f"step {shown(step)} of {total}")
+    if not all(0 <= value < math.inf for value in seconds.values()):
+        raise ValueError("its seconds are not")
+    return step, seconds
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimizer's state, which torch does for another optimizer's, too.
+
+    Args:
+        optimizer: new.
+        state: of a checkpoint.
+
+    Raises:
+        ValueError: it lacks settings of this optimizer.
+    """
+    needed = [set(group) for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for keys, group in zip(needed, optimizer.param_groups, strict=True):
+        if missing := keys - set(group):
+            raise ValueError(f"its optimizer has no {min(missing)}")
 
 
 def _read_archive(path: Path) -> dict[str, Any]:

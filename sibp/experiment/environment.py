@@ -7,24 +7,26 @@ import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sibp.experiment.plugins import versions_of_installed
+from sibp.experiment.plugins import digest_of, versions_of_installed
 from sibp.prox import kernels
 
 
-def describe(device: torch.device) -> dict[str, Any]:
+def describe(device: torch.device, plugins: Sequence[str] = ()) -> dict[str, Any]:
     """Everything in the environment that can affect a number or a time.
 
     Args:
         device: the training device.
+        plugins: the modules named by the setting.
 
     Returns:
-        Versions, git state, machine, processor, load, device, threads, kernels, and command line.
+        Versions, digests of plugins, git state, machine, processor, load, device, threads, kernels, command line.
     """
     return {
         "git_commit": _git("rev-parse", "HEAD"),
@@ -34,6 +36,7 @@ def describe(device: torch.device) -> dict[str, Any]:
             **{name: version(name) for name in ("sibp", "torch", "numpy", "hydra-core")},
             **versions_of_installed(),
         },
+        **({"plugins": {name: digest_of(name) for name in plugins}} if plugins else {}),
         "host": socket.gethostname(),
         "system": platform.platform(),
         "processor": _processor(),

@@ -14,9 +14,17 @@ from tqdm import tqdm
 
 from sibp.experiment import characters
 from sibp.experiment.board import Board
-from sibp.experiment.checkpoint import load_checkpoint, save_checkpoint
+from sibp.experiment.checkpoint import (
+    checked_position,
+    drop_later_rows,
+    load_checkpoint,
+    load_optimizer,
+    save_checkpoint,
+)
 from sibp.experiment.clock import Clock
 from sibp.experiment.data import Data, Split
+from sibp.experiment.history import Environment, earlier_environments
+from sibp.experiment.memory import is_out_of_memory
 from sibp.experiment.models import objective_of
 from sibp.experiment.schedule import Schedule
 from sibp.experiment.seeding import BatchOrder
@@ -25,8 +33,8 @@ from sibp.experiment.signals import stop_on_signals
 from sibp.optim.base import TappedOptimizer
 from sibp.prox.status import Status
 from sibp.runs.errors import UserError
-from sibp.runs.folder import RunFolder, finite
-from sibp.runs.reading import ends_beyond_reason
+from sibp.runs.folder import AGAIN, RunFolder, finite
+from sibp.runs.reading import ends_beyond_reason, first_line
 
 EVAL_BATCH = 1000  # samples in an evaluation pass: few enough to stay in a processor's cache
 EARLY_ROWS = 5  # logged every `log_early` steps
@@ -69,6 +77,7 @@ class Trainer:
         data: in the model's form and on its device.
         model: with its initial weights.
         optimizer: over the model's parameters.
+        environment: of this process, for checkpoints.
     """
 
     def __init__(
@@ -78,9 +87,12 @@ class Trainer:
         data: Data,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
+        environment: Environment | None = None,
     ):
         self.settings, self.folder, self.data = settings, folder, data
         self.model, self.optimizer = model, optimizer
+        self.environment = environment
+        self.earlier_environments: list[Environment] = []
         self.objective = objective_of(settings.model)
         self._check_objective()
         self.device = data.train.labels.device
@@ -294,6 +306,9 @@ class Trainer:
                     "model": self.model.state_dict(),
                     "optimizer": self.optimizer.state_dict(),
                     "step": self.step,
+                    "data_sha256": self.data.sha256,
+                    "environment": self.environment,
+                    "earlier_environments": self.earlier_environments,
                     "batches_sha256": self.batches_sha256,
                     "seconds": dict(self.clock.seconds),
                     "random_cpu": torch.get_rng_state(),
@@ -302,19 +317,40 @@ class Trainer:
             )
 
     def restore(self) -> None:
-        """Restore the last checkpoint, or the initial state without one."""
+        """Restore the last checkpoint, or the initial state without one.
+
+        Raises:
+            UserError: it is damaged, does not fit this run, or was trained on other data.
+        """
         state = load_checkpoint(self.folder)
         if state is None:
             self.folder.clear()  # rows without a checkpoint cannot be continued
             return
+        if state.get("data_sha256", self.data.sha256) != self.data.sha256:
+            raise UserError(
+                f"{self.folder.path} was begun with other data (data_sha256 differs): give those back to resume it; "
+                f"{AGAIN}"
+            )
+        try:
+            self._take(state)
+        except Exception as error:  # torch has one for everything that can be wrong
+            if is_out_of_memory(error):
+                raise
+            why = f"{type(error).__name__}: {first_line(error)}"
+            raise UserError(f"{self.folder.checkpoint} does not fit this run ({why}): {AGAIN}") from error
+        drop_later_rows(self.folder, state)
+        self.rows = self.folder.rows()
+
+    def _take(self, state: dict[str, Any]) -> None:
+        self.step, seconds = checked_position(state, self.total)
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.batches_sha256 = state["step"], state["batches_sha256"]
-        self.clock.seconds.update(state["seconds"])
+        load_optimizer(self.optimizer, state["optimizer"])
+        self.batches_sha256 = str(state["batches_sha256"])
+        self.earlier_environments = earlier_environments(state, self.environment)
+        self.clock.seconds.update(seconds)
         torch.set_rng_state(state["random_cpu"])
         if self._on_cuda() and state["random_cuda"]:
             torch.cuda.set_rng_state(state["random_cuda"][0], self.device)
-        self.rows = self.folder.rows()
 
     def _check_objective(self) -> None:
         """Refuse data that the model is not for, and a target where there is no accuracy."""

@@ -54,8 +54,11 @@ def _no_text(inputs: Tensor, labels: Tensor) -> str | None:
     return None if labels.ndim == 2 else "for text"
 
 
-CLASSIFICATION = Objective(
-    _cross_entropy, lambda outputs, labels: (outputs.argmax(dim=1) == labels).sum(), misfit=_no_images
-)
+def _right(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Outputs with NaN are wrong, although NaN is the largest for argmax."""
+    return ((outputs.argmax(dim=1) == labels) & ~outputs.isnan().any(dim=1)).sum()
+
+
+CLASSIFICATION = Objective(_cross_entropy, _right, misfit=_no_images)
 RECONSTRUCTION = Objective(_reconstruction, None, misfit=_no_chances)
 NEXT_CHARACTER = Objective(_next_character, None, misfit=_no_text)

@@ -82,6 +82,8 @@ def refuse(overrides: Sequence[str], trusted: bool = False) -> None:
         key = override.partition("=")[0].lstrip("+~")
         if "\0" in override:
             raise UserError(f"{cut(override)} is not possible: it has a NUL byte in it.")
+        if not key:
+            raise UserError(f"{cut(override)} names no setting: write key=value, such as seed=3.")
         if key in GROUPS and override.endswith(("=null", "=")):
             raise UserError(f"{override} is not possible: give a name, or leave it out.")
         if override.startswith("~"):
@@ -95,17 +97,20 @@ def refuse(overrides: Sequence[str], trusted: bool = False) -> None:
             raise UserError(f"{override} is not possible: of Hydra's own settings, only its launcher's can be given.")
 
 
-def refuse_idle(overrides: Sequence[str]) -> None:
-    """Refuse settings of a launcher where none is chosen.
+def refuse_idle(overrides: Sequence[str], multirun: bool) -> None:
+    """Refuse a launcher without a sweep, and settings of a launcher where none is chosen.
 
     Args:
         overrides: of a command that trains.
+        multirun: whether it is a sweep.
 
     Raises:
         UserError: names the override.
     """
     keys = [override.partition("=")[0].lstrip("+") for override in overrides]
     for key, override in zip(keys, overrides, strict=True):
+        if key == LAUNCHER and not multirun and not override.endswith("=basic"):
+            raise UserError(f"{cut(override)} has no effect on a single run: add -m, or leave it out.")
         if key.startswith(f"{LAUNCHER.replace('/', '.')}.") and LAUNCHER not in keys:
             raise UserError(f"{cut(override)} has no effect without {LAUNCHER}=...: give both or neither.")
 

@@ -5,6 +5,7 @@ They are named by a command, ``plugins=[my_module]``, or by an installed package
 folders may name one; reading run folders (reports, tables) imports nothing.
 """
 
+import hashlib
 import importlib
 import sys
 from importlib.metadata import entry_points
@@ -61,6 +62,25 @@ def load_installed() -> None:
                 f"The plugin {point.name} of the package {package} cannot be imported ({type(error).__name__}: "
                 f"{reason}): fix it, or uninstall the package."
             ) from error
+
+
+def digest_of(name: str) -> str | None:
+    """A digest of a plugin's source, a package's with all its modules.
+
+    Args:
+        name: of an imported module.
+
+    Returns:
+        SHA-256 in hexadecimal; None if it has no source.
+    """
+    module = sys.modules[name]
+    files = [path for folder in getattr(module, "__path__", ()) for path in sorted(Path(folder).rglob("*.py"))]
+    if not files and module.__file__:
+        files = [Path(module.__file__)]
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest() if files else None
 
 
 def versions_of_installed() -> dict[str, str]:

@@ -1,6 +1,8 @@
 """One run, from its config to its summary."""
 
 import hashlib
+import math
+import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +17,7 @@ from sibp.experiment import data as data_sets_known
 from sibp.experiment import optimizers as optimizers_known
 from sibp.experiment.data import Data, load_data
 from sibp.experiment.environment import describe
+from sibp.experiment.history import Environment, notes_of
 from sibp.experiment.loop import DivergedError, StoppedError, Trainer
 from sibp.experiment.memory import is_out_of_memory
 from sibp.experiment.models import build_model, is_flat
@@ -23,10 +26,10 @@ from sibp.experiment.plugins import load_plugins
 from sibp.experiment.settings import Settings, known_builder
 from sibp.experiment.startup import import_no_compiler
 from sibp.runs.errors import UserError
-from sibp.runs.folder import AGAIN, FINISHED, BusyError, RunFolder
+from sibp.runs.folder import AGAIN, FINISHED, BusyError, RunFolder, resuming
 from sibp.runs.identity import NOT_IN_NAME, run_name
 from sibp.runs.outcome import Outcome
-from sibp.runs.values import canonical
+from sibp.runs.values import canonical, number_or_nan
 
 
 def run(config: Mapping[str, Any]) -> Outcome:
@@ -64,7 +67,9 @@ def run(config: Mapping[str, Any]) -> Outcome:
             try:
                 return _run_locked(prepared, started)
             except StoppedError as stop:
-                return Outcome("interrupted", f"{stop}: the same command resumes from there", folder)
+                return Outcome(
+                    "interrupted", _noted(f"{stop}: {resuming(config)} resumes from there", prepared), folder
+                )
             except Exception as error:
                 return _failed(folder, started, error)
     except BusyError as busy:
@@ -83,10 +88,10 @@ def is_done(settings: Settings, folder: RunFolder) -> bool:
         folder: its folder.
 
     Returns:
-        False if it is to be trained again, or test metrics are to be added.
+        False if it is to be trained again, test metrics are to be added, or no report can use it.
     """
     summary = folder.summary() or {}
-    if settings.force or summary.get("status") not in FINISHED:
+    if settings.force or summary.get("status") not in FINISHED or folder.damage():
         return False
     return summary["status"] == "diverged" or not settings.evaluate_test or "test_acc" in summary
 
@@ -140,11 +145,12 @@ def _try_out(config: Mapping[str, Any], elsewhere: bool, data_sets: dict[str, Da
     if key not in data_sets:
         data_sets.clear()  # one at a time in memory
         data_sets[key] = load_data(settings.dataset, settings.data_root, settings.download)
-    data = data_sets[key].prepared(is_flat(settings.model), torch.device("cpu"))
-    _trainer(settings, folder, data, torch.device("cpu"))
+    device = torch.device("cpu")
+    _trainer(settings, folder, samples(settings, data_sets[key], device), device)
 
 
 def _kept(folder: RunFolder) -> Outcome:
+    folder.repair_config()
     summary = folder.summary() or {}
     status = "skipped" if summary["status"] == "completed" else summary["status"]
     return Outcome(status, f"{summary['status']} before; force=true trains it again", folder, kept=True)
@@ -153,6 +159,8 @@ def _kept(folder: RunFolder) -> Outcome:
 def _add_test(prepared: "_Prepared") -> Outcome:
     """Evaluate a completed run on test data, without training."""
     folder, trainer = prepared.folder, prepared.trainer
+    if damage := folder.damage():
+        raise UserError(f"The finished run in {folder.path} is damaged ({damage}): {AGAIN}")
     if not folder.checkpoint.exists():
         raise UserError(f"{folder.path} has no checkpoint to compute test metrics from: {AGAIN}")
     trainer.restore()
@@ -183,11 +191,22 @@ def _run_locked(prepared: "_Prepared", started: str) -> Outcome:
         status, reason = "diverged", str(error)
         ending = {"diverged_step": error.step, "diverged_loss": str(error.loss)}
     summary = {"status": status, "reason": reason, **ending, **_results(trainer), **prepared.facts, "started": started}
+    if trainer.earlier_environments:
+        summary |= {"earlier_environments": trainer.earlier_environments, "notes": _notes(trainer)}
     if status == "completed" and trainer.settings.evaluate_test:
         summary |= _test_metrics(trainer)
     trainer.finish(summary)
     folder.write_summary(summary)
-    return Outcome(status, reason or _in_short(summary), folder)
+    return Outcome(status, _noted(reason or _in_short(summary), prepared), folder)
+
+
+def _notes(trainer: Trainer) -> list[str]:
+    return notes_of(trainer.earlier_environments, trainer.environment)
+
+
+def _noted(message: str, prepared: "_Prepared") -> str:
+    """A message that ends with what a resumption changed."""
+    return "; ".join([message, *_notes(prepared.trainer)])
 
 
 def _failed(folder: RunFolder, started: str, error: Exception) -> Outcome:
@@ -208,9 +227,11 @@ def _failed(folder: RunFolder, started: str, error: Exception) -> Outcome:
 
 
 def _unwritten(error: OSError, folder: RunFolder) -> str:
+    path = error.filename or folder.path
+    name = os.fsdecode(path) if isinstance(path, bytes) else path
     return (
-        f"{error.filename or folder.path} cannot be read or written ({error.strerror or error}): all up to the last "
-        "checkpoint is kept, and the same command resumes from there once this is fixed."
+        f"{name} cannot be read or written ({error.strerror or error}): all up to the last "
+        f"checkpoint is kept, and {resuming(folder.config)} resumes from there once this is fixed."
     )
 
 
@@ -228,24 +249,48 @@ def _prepare(settings: Settings, folder: RunFolder, device: torch.device) -> _Pr
     load_plugins(settings.plugins)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    data = load_data(settings.dataset, settings.data_root, settings.download)
-    data = data.first(settings.train_limit).with_label_noise(settings.label_noise, settings.seed)
-    data = data.prepared(is_flat(settings.model), device)
-    trainer = _trainer(settings, folder, data, device)
+    data = samples(settings, load_data(settings.dataset, settings.data_root, settings.download), device)
+    environment = describe(device, settings.plugins)
+    trainer = _trainer(settings, folder, data, device, environment)
     facts = {
         "initial_weights_sha256": _digest(trainer.model),
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "samples": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
         "data_sha256": data.sha256,
-        "environment": describe(device),
+        "environment": environment,
     }
     return _Prepared(folder, trainer, lambda: _trainer(settings, folder, data, device), facts)
 
 
-def _trainer(settings: Settings, folder: RunFolder, data: Data, device: torch.device) -> Trainer:
+def samples(settings: Settings, data: Data, device: torch.device) -> Data:
+    """The samples of a run, on its device.
+
+    Args:
+        settings: the run's.
+        data: the whole data set.
+        device: to train on.
+
+    Returns:
+        The data in the model's form, limited and with wrong labels as the settings say.
+
+    Raises:
+        UserError: there are fewer training samples than asked for, or none of a part that is evaluated.
+    """
+    name = settings.dataset["name"]
+    if len(data.val) == 0:
+        raise UserError(f"dataset={name} has no validation samples, which every run evaluates: give it some.")
+    if len(data.test) == 0 and settings.evaluate_test:
+        raise UserError(f"dataset={name} has no test samples: give it some, or evaluate_test=false.")
+    data = data.first(settings.train_limit).with_label_noise(settings.label_noise, settings.seed)
+    return data.prepared(is_flat(settings.model), device)
+
+
+def _trainer(
+    settings: Settings, folder: RunFolder, data: Data, device: torch.device, environment: Environment | None = None
+) -> Trainer:
     import_no_compiler()
     model = build_model(settings.model, data.shape, data.classes, settings.seed).to(device)
-    return Trainer(settings, folder, data, model, build_optimizer(settings.optimizer, model))
+    return Trainer(settings, folder, data, model, build_optimizer(settings.optimizer, model), environment)
 
 
 def device_of(name: str) -> torch.device:
@@ -300,15 +345,16 @@ def _results(trainer: Trainer) -> dict[str, Any]:
 
 def _badness(row: Mapping[str, Any]) -> tuple[float, float]:
     """A score, smaller is better: by accuracy, or by loss without an accuracy."""
-    accuracy = row["val_acc"]
-    return (-accuracy, 0.0) if accuracy is not None else (0.0, row["val_loss"])
+    accuracy, loss = row["val_acc"], number_or_nan(row["val_loss"])  # null in a resumed run's rows if not finite
+    return (-accuracy, 0.0) if accuracy is not None else (0.0, math.inf if math.isnan(loss) else loss)
 
 
 def _in_short(summary: Mapping[str, Any]) -> str:
     final = summary["final"]
-    kind, key = ("accuracy", "acc") if final["val_acc"] is not None else ("loss", "loss")
-    test = f"test {kind} {summary[f'test_{key}']:.4f} " if f"test_{key}" in summary else "no test "
+    kind, key = ("accuracy", "acc") if final.get("val_acc") is not None else ("loss", "loss")
+    val, tested = (number_or_nan(value) for value in (final.get(f"val_{key}"), summary.get(f"test_{key}")))
+    test = f"test {kind} {tested:.4f} " if f"test_{key}" in summary else "no test "
     return (
-        f"train loss {final['train_loss']:.4f}, validation {kind} {final[f'val_{key}']:.4f}, {test}"
+        f"train loss {final['train_loss']:.4f}, validation {kind} {val:.4f}, {test}"
         f"after {summary['steps']} steps, {summary['seconds']['train']:.1f} s of training"
     )

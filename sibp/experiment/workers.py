@@ -11,7 +11,7 @@ from typing import Any
 
 from sibp.experiment.signals import stop_on_signals
 from sibp.runs.errors import UserError
-from sibp.runs.folder import RunFolder
+from sibp.runs.folder import RunFolder, resuming
 from sibp.runs.outcome import Outcome
 from sibp.runs.output import forgiving_output
 
@@ -101,7 +101,7 @@ def _outcome_of(process: Any, job: Job) -> Outcome:
     code = process.exitcode
     how = f"signal {signal.Signals(-code).name}" if code and code < 0 else f"exit code {code}"
     if process.asked_to_stop:
-        return Outcome("interrupted", "stopped: the same command resumes from its last checkpoint", folder)
+        return Outcome("interrupted", f"stopped: {resuming(job)} resumes from its last checkpoint", folder)
     return Outcome("failed", f"its process died ({how}; often for memory): the same command tries again", folder)
 
 

@@ -124,7 +124,7 @@ class Solution:
         measure, square = self.measure, factor * factor
 
         def measured(squared_change: Scalar) -> Stats:
-            stats = measure(squared_change / square)
+            stats = measure(squared_change / square if square else 0.0)  # 0: too small for a float
             return replace(stats, squared_change=stats.squared_change * square)
 
         most, change = self.most_change * square, self.squared_change

@@ -14,13 +14,34 @@ from typing import IO, Any
 
 from sibp.runs.errors import UserError
 from sibp.runs.identity import digest, run_name
-from sibp.runs.reading import MAX_METRICS, MAX_SUMMARY, checked_row, checked_summary, first_line, read_text
-from sibp.runs.values import BrokenError, shown
+from sibp.runs.reading import (
+    MAX_METRICS,
+    MAX_SUMMARY,
+    checked_row,
+    checked_summary,
+    first_line,
+    read_config,
+    read_rows,
+    read_summary,
+    read_text,
+    run_of,
+)
+from sibp.runs.values import BrokenError, number_or_nan, shown
 from sibp.runs.yaml_file import yaml_text
 
 FINISHED = ("completed", "diverged")
-WHOLE = {"steps": int, "final": dict, "seconds": dict}  # a completed run's summary has at least these
+WHOLE = {"steps": int, "final": dict, "seconds": dict}  # a completed run's summary has at least these,
+NUMBERS = {"final": "train_loss", "seconds": "train"}  # and these numbers in them
 AGAIN = "force=true trains the run again, and deletes what is there."
+
+
+def resuming(config: Mapping[str, Any]) -> str:
+    """The subject of "... resumes from there": with ``force=true`` the same command would begin again.
+
+    Args:
+        config: of the run, or of one run of the command.
+    """
+    return f"the same command{' without force=true' if config.get('force') is True else ''}"
 
 
 class BusyError(Exception):
@@ -111,11 +132,28 @@ class RunFolder:
         except (ValueError, RecursionError, BrokenError):
             return None
         whole = all(isinstance(summary.get(key), kind) for key, kind in WHOLE.items())
+        whole = whole and not any(math.isnan(number_or_nan(summary[key].get(part))) for key, part in NUMBERS.items())
         return summary if whole or summary["status"] != "completed" else None
 
     def is_finished(self) -> bool:
         """Whether the run ended with a result, which includes divergence."""
         return (self.summary() or {}).get("status") in FINISHED
+
+    def damage(self) -> str | None:
+        """Why a report cannot use the finished run, whose config.yaml can be written again; None if it can."""
+        try:
+            summary, (rows, notes) = read_summary(self.path / "summary.json"), read_rows(self.metrics)
+            run = run_of(self.path, self.config, summary, rows, notes)
+        except BrokenError as error:
+            return str(error)
+        return None if run.status in FINISHED else run.notes[-1]
+
+    def repair_config(self) -> None:
+        """Write config.yaml again if it is missing or damaged."""
+        try:
+            read_config(self.path / "config.yaml")
+        except BrokenError:
+            self.write_config()
 
     def write_config(self) -> None:
         """Write config.yaml."""

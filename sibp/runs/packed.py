@@ -55,12 +55,18 @@ def pack(runs: Iterable[Run]) -> str:
 def _line(run: Run) -> dict[str, Any]:
     summary = dict(run.summary)
     if isinstance(summary.get("environment"), dict):
-        summary["environment"] = {k: v for k, v in summary["environment"].items() if k not in ("host", "command")}
+        summary["environment"] = _placeless(summary["environment"])
+    if isinstance(earlier := summary.get("earlier_environments"), list):
+        summary["earlier_environments"] = [_placeless(each) for each in earlier if isinstance(each, dict)]
     count = len(run.columns["step"])
     kept = np.unique(np.linspace(0, count - 1, min(ROWS, count)).round().astype(int))
     rows = {name: [_number(value) for value in run.columns[name][kept].tolist()] for name in COLUMNS}
     line = {"run": run.path.name, "config": run.config | PLACES, "summary": summary, "rows": rows}
     return line | ({"solver": _solver(run, rows["step"])} if run.solver else {})
+
+
+def _placeless(environment: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in environment.items() if key not in ("host", "command")}
 
 
 def _solver(run: Run, steps: Sequence[float | int | None]) -> dict[str, dict[str, list[float | int | None]]]:

@@ -80,9 +80,9 @@ def read_run(folder: Path) -> Run:
     Raises:
         BrokenError: the files are not a usable run; says which file and why.
     """
-    config = _read_config(folder / "config.yaml")
-    summary = _read_summary(folder / "summary.json")
-    rows, notes = _read_rows(folder / "metrics.jsonl")
+    config = read_config(folder / "config.yaml")
+    summary = read_summary(folder / "summary.json")
+    rows, notes = read_rows(folder / "metrics.jsonl")
     return run_of(folder, config, summary, rows, notes)
 
 
@@ -145,7 +145,12 @@ def read_text(path: Path, limit: int) -> str | None:
         raise BrokenError(f"{path.name} is not text (byte {error.start})") from error
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """A run's checked settings.
+
+    Raises:
+        BrokenError: the file is missing or damaged.
+    """
     text = read_text(path, MAX_CONFIG)
     if text is None:
         raise BrokenError("config.yaml is missing")
@@ -180,7 +185,12 @@ def checked_config(config: Any) -> dict[str, Any]:
     return config
 
 
-def _read_summary(path: Path) -> dict[str, Any]:
+def read_summary(path: Path) -> dict[str, Any]:
+    """A run's checked summary; empty if there is none.
+
+    Raises:
+        BrokenError: it is damaged.
+    """
     text = read_text(path, MAX_SUMMARY)
     if text is None:
         return {}
@@ -212,8 +222,12 @@ def checked_summary(summary: Any) -> dict[str, Any]:
     return summary
 
 
-def _read_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The checked rows; an incomplete last line from a killed process is dropped."""
+def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The checked rows, and a note where an incomplete last line from a killed process was dropped.
+
+    Raises:
+        BrokenError: they are damaged.
+    """
     text = read_text(path, MAX_METRICS)
     rows: list[dict[str, Any]] = []
     if text is None:

@@ -9,8 +9,9 @@ import torch
 from sibp.experiment.clock import Clock
 from sibp.experiment.data import load_data
 from sibp.experiment.loop import EARLY_ROWS, Trainer
-from sibp.experiment.models import build_model, is_flat
+from sibp.experiment.models import build_model
 from sibp.experiment.optimizers import build_optimizer
+from sibp.experiment.runner import samples
 from sibp.experiment.settings import Settings
 from sibp.runs.folder import RunFolder
 
@@ -47,7 +48,7 @@ def seconds_from_steps(config: dict[str, Any]) -> float:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     device = torch.device("cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu")
-    data = load_data(settings.dataset, settings.data_root, settings.download).prepared(is_flat(settings.model), device)
+    data = samples(settings, load_data(settings.dataset, settings.data_root, settings.download), device)
     model = build_model(settings.model, data.shape, data.classes, settings.seed).to(device)
     trainer = Trainer(settings, RunFolder(config), data, model, build_optimizer(settings.optimizer, model))
     steps = [

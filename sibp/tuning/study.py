@@ -118,12 +118,13 @@ class Study:
     def _choose(self, record: MethodRecord) -> None:
         done, axes = _scores(record), record.method.axes
         place = best(done, axes)
+        if done[place][0] == math.inf:
+            return
+        record.chosen = next(each for each in record.trials if each.trial.point == place)
         record.edges = [
             f"{axes[i].name} = {axes[i].at(place[i]):g} is the {'largest' if sign > 0 else 'smallest'} tried"
             for i, sign in edges(done, axes)
         ]
-        if done[place][0] < math.inf:
-            record.chosen = next(each for each in record.trials if each.trial.point == place)
 
     def _finals(self) -> None:
         """Seed by seed, so that a slower machine slows all methods alike."""

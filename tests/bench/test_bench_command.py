@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from sibp.bench import memory, modes
+from sibp.bench import memory, modes, step
 from sibp.bench.__main__ import main
 from sibp.bench.nets import Case
 from sibp.bench.record import Usage
@@ -268,11 +268,25 @@ def test_a_missing_device_is_refused(tmp_path, capsys):
     assert "--device cpu" in capsys.readouterr().err
 
 
-def test_an_unwritable_folder_is_refused(tmp_path, quick, capsys):
+def test_an_unwritable_folder_is_refused_before_measuring(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(step, "measure", lambda *_: pytest.fail("nothing is to be measured"))
     (tmp_path / "file").write_text("")
+    for out in ("file", "file/deeper", "a" * 300):
+        assert main(["step", *SMALL, "--out", str(tmp_path / out)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith("give another --out.")
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert main(["step", *SMALL, "--out", str(tmp_path / "new")]) == 2
+    assert f"({tmp_path} cannot be written to)" in capsys.readouterr().err
+
+
+def test_a_record_that_cannot_be_written_is_printed(tmp_path, quick, capsys):
+    (tmp_path / "README.md").mkdir()
     words = ["step", "--net", "4-3-2", "--methods", "exact", *SMALL, "--no-memory"]
-    assert main([*words, "--out", str(tmp_path / "file")]) == 2
-    assert "--out" in capsys.readouterr().err
+    assert main([*words, "--out", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert "give another --out" in err
+    assert "4-3-2" in out
 
 
 def test_a_foreign_file_among_the_records_is_refused(tmp_path, quick, capsys):

@@ -35,6 +35,7 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 SWEEPS = {
     "optimizer=sgd,adam batchsize=3": "did you mean batch_size?",
     "batch_size=50,0": "batch_size=0 is not possible",
+    "train_limit=50 batch_size=50,60": "batch_size=60 is more than the 50 training samples",
     "batch_size=50,5000": "batch_size=5000 is more than the 1297 training samples",
     "seed=0,18446744073709551616": "seed=18446744073709551616 is not possible",
     "optimizer.lr=0.1,nan": "optimizer.lr=NaN is not possible: give a finite number",
@@ -68,6 +69,8 @@ def test_one_invalid_job_refuses_the_sweep(words, capsys):
 
 
 SINGLE = {
+    "=3": "=3 names no setting: write key=value",
+    "hydra/launcher=sibp_joblib": "hydra/launcher=sibp_joblib has no effect on a single run: add -m, or leave it out.",
     "run_root=null": "run_root=null is not possible",
     "run_root=5": "run_root=5 is not possible",
     "run_root=true": "run_root=true is not possible",
@@ -205,6 +208,8 @@ TUNES = {
     "data_root=null": "data_root=null is not possible",
     "dataset=cifar10": "CIFAR-10 is not there",
     "batch_size=5000": "batch_size=5000 is more than",
+    "train_limit=20 --dry": "is more than the 20 training samples",
+    "train_limit=20": "is more than the 20 training samples",
     "device=tpu": "device=tpu is not there",
     "role=final": "role=final is not possible",
 }
@@ -212,7 +217,7 @@ TUNES = {
 
 @pytest.mark.parametrize("word", TUNES)
 def test_tuning_checks_its_methods_on_the_sweeps_data(word, capsys):
-    assert tune(["sweep=digits_quick", word]) == 2
+    assert tune(["sweep=digits_quick", *word.split()]) == 2
     err = capsys.readouterr().err
     assert TUNES[word] in err
     assert len(err.splitlines()) == 1

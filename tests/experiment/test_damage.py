@@ -1,5 +1,7 @@
 """Damaged or misplaced files are named in one sentence; nothing kept is lost, and no code in them runs."""
 
+import json
+import math
 import os
 import pickle
 import random
@@ -8,15 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from disturbed import assert_same_end, crash, fail_at
+from disturbed import assert_same_end, crash, fail_at, without_seconds
 
 from sibp.experiment import data
 from sibp.experiment.checkpoint import load_checkpoint
 from sibp.experiment.data import CIFAR_FILES, load_data
+from sibp.experiment.loop import Trainer
 from sibp.experiment.runner import run
 from sibp.report.__main__ import main as report
 from sibp.runs.errors import UserError
-from sibp.runs.folder import RunFolder
+from sibp.runs.folder import AGAIN, RunFolder
 from sibp.runs.state import state_of
 from sibp.train import main
 
@@ -97,6 +100,62 @@ def test_a_truncated_summary_is_rewritten(make_config, tmp_path):
         (folder.path / "summary.json").write_bytes(text)
         assert run(config).status == "completed"
         assert_same_end(folder, whole)
+
+
+@pytest.mark.parametrize("part", ['"final": {}', '"seconds": {}', '"final": {"train_loss": null}'])
+def test_a_summary_that_lost_its_numbers_is_rewritten(make_config, part):
+    config = make_config()
+    folder = run(config).folder
+    text, good = (folder.path / "summary.json").read_text(), folder.summary()
+    (folder.path / "summary.json").write_text(json.dumps({**json.loads(text), **json.loads("{" + part + "}")}))
+    assert state_of(config).status == "stopped"
+    assert run(config).status == "completed"
+    assert without_seconds(folder.summary()) == without_seconds(good)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"garbage", b'{"step": 0, "sec\n{}\n'])
+def test_a_completed_run_without_its_rows_is_not_done(make_config, content):
+    config = make_config()
+    folder = run(config).folder
+    summary = (folder.path / "summary.json").read_bytes()
+    folder.metrics.unlink()
+    if content is not None:
+        folder.metrics.write_bytes(content)
+    outcome = run(config)
+    assert (outcome.status, outcome.wrong_input) == ("failed", True)
+    assert outcome.message.startswith(f"The finished run in {folder.path} is damaged (")
+    assert outcome.message.endswith(f"): {AGAIN}")
+    assert (folder.path / "summary.json").read_bytes() == summary
+    assert run({**config, "force": True}).status == "completed"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"- garbage: ["])
+def test_a_lost_config_of_a_completed_run_is_rewritten(make_config, content):
+    config = make_config()
+    path = run(config).folder.path / "config.yaml"
+    good = path.read_bytes()
+    path.unlink() if content is None else path.write_bytes(content)
+    assert run(config).status == "skipped"
+    assert path.read_bytes() == good
+
+
+def test_a_run_with_no_finite_validation_loss_resumes(make_config, monkeypatch):
+    """Its rows have null there."""
+    monkeypatch.setattr(Trainer, "evaluate", lambda *_: (1.0, None) if _[1] is _[0].data.train else (math.nan, None))
+    fail_at(monkeypatch, 13, crash)
+    config = make_config(target_val_acc=None)
+    assert run(config).status == "failed"
+    outcome = run(config)
+    assert (outcome.status, "validation loss nan" in outcome.message) == ("completed", True)
+
+
+def test_a_folder_among_the_event_files_is_named(make_config, monkeypatch):
+    fail_at(monkeypatch, 13, crash)
+    config = make_config(tensorboard=True)
+    folder = run(config).folder
+    obstacle = folder.board / "events.out.tfevents.1.1"
+    obstacle.mkdir()
+    assert run(config).message.startswith(f"{obstacle} cannot be read or written (Is a directory)")
 
 
 def test_an_invalid_forced_run_keeps_the_completed_one(make_config):

@@ -1,12 +1,14 @@
 """Data sets: split sizes, scaling, and one sentence for every faulty file."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from sibp.experiment.data import CIFAR_FILES, DATASETS, IDX_FILES, load_data
+from sibp.experiment.data import CIFAR_FILES, DATASETS, IDX_FILES, Split, load_data
+from sibp.experiment.runner import run
 from sibp.runs.errors import UserError
 
 
@@ -49,6 +51,21 @@ def test_training_can_be_limited_to_the_first_samples(tmp_path):
     assert len(data.first(None).train) == 1297
     with pytest.raises(UserError, match="train_limit=1298 is more than the 1297 training samples"):
         data.first(1298)
+
+
+def test_a_part_without_samples_is_refused_by_name_where_it_is_evaluated(make_config, monkeypatch):
+    digits = DATASETS["digits"]
+    for part, name in (("val", "validation"), ("test", "test")):
+
+        def empty(*args, part=part):
+            data = digits(*args)
+            return replace(data, **{part: Split(data.val.inputs[:0], data.val.labels[:0])})
+
+        monkeypatch.setitem(DATASETS, "digits", empty)
+        outcome = run(make_config())
+        assert (outcome.wrong_input, outcome.folder.path.exists()) == (True, False)
+        assert f"dataset=digits has no {name} samples" in outcome.message
+    assert run(make_config(evaluate_test=False, max_steps=1)).status == "completed"
 
 
 def test_label_noise_changes_the_given_fraction_of_training_labels_only(tmp_path):

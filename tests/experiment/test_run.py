@@ -13,6 +13,7 @@ from sibp.experiment import loop
 from sibp.experiment.clock import Clock
 from sibp.experiment.loop import Trainer
 from sibp.experiment.models import build_model
+from sibp.experiment.objectives import CLASSIFICATION
 from sibp.experiment.runner import run
 from sibp.experiment.seeding import BatchOrder
 from sibp.prox import kernels
@@ -83,6 +84,12 @@ def test_target_is_the_first_logged_step_that_meets_it(make_config):
     assert met["val_acc"] >= 0.5
     assert all(row["val_acc"] < 0.5 for row in before)
     assert summary["seconds_to_target"] == met["seconds"]
+
+
+def test_outputs_that_are_not_numbers_are_wrong():
+    outputs = torch.tensor([[math.nan] * 3, [1.0, math.nan, 0.0], [2.0, -math.inf, 0.0]])
+    assert CLASSIFICATION.right is not None
+    assert CLASSIFICATION.right(outputs, torch.tensor([0, 1, 0])) == 1
 
 
 def test_a_target_never_met_is_null(make_config):

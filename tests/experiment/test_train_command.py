@@ -196,10 +196,11 @@ def test_an_interrupted_sweep_stops_and_reports_what_is_left(monkeypatch, capsys
         return original(self, indices)
 
     monkeypatch.setattr(Trainer, "_train_step", train_step)
-    words = [*SMALL, "-m", "seed=0,1,2"]
+    words = [*SMALL, "-m", "seed=0,1,2", "force=true"]
     assert main(words) == 130
     out, err = capsys.readouterr()
-    assert "the same command resumes from there" in err
+    assert "the same command without force=true resumes from there" in err
+    assert err.splitlines()[-1] == "Interrupted: the same command without force=true resumes from here."
     expected = "3 runs: 1 completed, 0 diverged, 0 failed, 0 skipped, 1 interrupted, 1 not ended"
     assert out.splitlines()[-1] == expected
     monkeypatch.undo()

@@ -215,7 +215,8 @@ def test_a_method_that_only_diverges_has_no_choice(capsys):
     (sgd, sibp) = record()["methods"]
     assert (sgd["chosen"], sgd["final_runs"], len(sgd["trials"])) == (None, [], 6)
     assert len(sibp["final_runs"]) == 2
-    assert "Warning: sgd: no setting completed, so none is chosen." in capsys.readouterr().err
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Warning: sgd: ")]
+    assert warnings == ["Warning: sgd: no setting completed, so none is chosen."]
     assert not record()["finished"]
 
 

@@ -47,6 +47,15 @@ def test_the_relative_change_remains_after_the_batch(method):
     assert changes[1] == pytest.approx(changes[0], rel=1e-4)
 
 
+@pytest.mark.parametrize("lr", [1e-320, 1e-200])
+@pytest.mark.parametrize("method", [SIBP, ProxBP])
+def test_a_step_size_whose_square_is_no_float_is_measured(method, lr):
+    model, x = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), torch.randn(4, 6)
+    optimizer = method(model, lr=lr)
+    F.cross_entropy(model(x), torch.arange(4) % 3).backward()
+    assert [stats["relative_change"] for stats in optimizer.solver_stats().values()] == [0, 0]
+
+
 @pytest.mark.parametrize("afterwards", [False, True])
 @pytest.mark.parametrize("side", [Span, Direct])
 def test_a_long_step_is_measured_and_a_short_one_bounded(side, afterwards):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 from fake_runs import SGD, SIBP, write_run
@@ -129,6 +130,14 @@ def test_an_invalid_clock_file_is_refused_in_one_sentence(tmp_path, text, capsys
         read_clock(tmp_path / "clock.json", found)
     assert main([str(tmp_path / "runs"), "--clock", str(tmp_path / "nowhere.json")]) == 2
     assert "nowhere.json is not a record" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(60)
+def test_a_clock_without_an_end_is_refused(tmp_path, monkeypatch):
+    found = problem(tmp_path / "runs")
+    monkeypatch.setattr(Path, "read_text", lambda *_: pytest.fail("it is read without a limit"))
+    with pytest.raises(UsageError, match=r"/dev/zero is not a record .*zero is not a file"):
+        read_clock(Path("/dev/zero"), found)
 
 
 def test_holm_multiplies_the_smallest_most_and_preserves_the_order():

@@ -36,12 +36,14 @@ def test_packed_runs_are_the_runs_of_the_folders(tmp_path):
 
 
 def test_no_path_of_the_machine_is_kept(tmp_path):
-    about = {"environment": {"host": "mill", "command": "train.py data_root=/mill/data", "cpus": 2}}
+    environment = {"host": "mill", "command": "train.py data_root=/mill/data", "cpus": 2}
+    about = {"environment": environment, "earlier_environments": [{**environment, "until_step": 8}]}
     write_run(tmp_path / "runs" / "a", summary=about, data_root="/mill/data", run_root="/mill/runs")
     text = packed(tmp_path / "runs", tmp_path / "kept").read_text()
     assert "mill" not in text
     (run,) = collect([tmp_path / "kept"]).runs
     assert run.summary["environment"] == {"cpus": 2}
+    assert run.summary["earlier_environments"] == [{"cpus": 2, "until_step": 8}]
 
 
 def test_long_runs_are_thinned_and_keep_their_ends(tmp_path):
