@@ -10,7 +10,7 @@ import numpy as np
 
 from sibp.report.blocks import Document, Figure, Line
 from sibp.report.curves import SECONDS
-from sibp.report.styles import DASHES, GRID, MARKS, MUTED, Style, styles
+from sibp.report.styles import DASHES, GRID, MARKED, MARKS, MUTED, Style, styles
 from sibp.runs.folder import write_atomic
 
 LONGEST_TITLE, LONGEST_LABEL, LONGEST_ROW = 60, 48, 24  # characters in a picture
@@ -110,7 +110,8 @@ def _draw(axes: Any, line: Line, x: np.ndarray | None, style: Style) -> None:
     else:
         wide = {"lw": 1.0, "zorder": 1} if line.muted else {"lw": 1.8}
         wide = {"lw": 0.7, "alpha": 0.4} if line.kind == "seed" else wide
-        mark = {"marker": MARKS[style.mark], "markersize": 4} if line.kind != "seed" and len(x) < 15 else {}
+        mark = {"marker": MARKS[style.mark], "markersize": 4, "markevery": max(1, len(x) // MARKED)}
+        mark = {} if line.kind == "seed" or line.muted else mark
         axes.plot(x, line.y, color=style.colour, ls=DASHES[style.dash], label=label, **wide, **mark)
         if line.low is not None and line.high is not None:
             axes.fill_between(x, line.low, line.high, color=style.colour, alpha=0.16, lw=0)
