@@ -3,6 +3,7 @@
 import io
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ def picture(
 def _panel(axes: Any, figure: Figure, axis: str, drawn: Mapping[str, Style], seeds: bool) -> None:
     from matplotlib.ticker import LogLocator
 
+    figure = _as_errors(figure) if figure.curves and figure.y_title.endswith("acc") else figure
     for line in figure.lines:
         if line.kind != "seed" or seeds:
             _draw(axes, line, line.x if axis == figure.x_title else line.also.get(axis), drawn[line.group])
@@ -89,6 +91,19 @@ def _panel(axes: Any, figure: Figure, axis: str, drawn: Mapping[str, Style], see
         axes.set_yticks(range(len(figure.rows)), [_literal(row, LONGEST_ROW) for row in figure.rows])
         axes.set_ylim(len(figure.rows) - 0.5, -0.5)
     axes.grid(color=GRID, lw=0.6)
+
+
+def _as_errors(figure: Figure) -> Figure:
+    """Curves of an accuracy as 1 - accuracy on a logarithmic axis; no error at all is half the smallest one there."""
+    values = [1 - array for line in figure.lines for array in (line.y, line.low, line.high) if array is not None]
+    found = np.concatenate(values)
+    floor = found[found > 0].min(initial=1) / 2
+
+    def errors(values: np.ndarray | None) -> np.ndarray | None:
+        return None if values is None else np.maximum(1 - values, floor)
+
+    lines = [replace(each, y=errors(each.y), low=errors(each.high), high=errors(each.low)) for each in figure.lines]
+    return replace(figure, y_title=f"1 − {figure.y_title}", lines=lines, y_log=True)
 
 
 def _draw(axes: Any, line: Line, x: np.ndarray | None, style: Style) -> None:
