@@ -172,7 +172,7 @@ def test_a_point_names_method_setting_seed_step_and_value(folder):
     assert say["marked"] == [10] * 3  # of a curve's points carry the method's marker
     for part in ("sibp cg:5", "lr=0.3 prox_weight=1", "step 30, 0.12 s", f"val acc {np.exp(-0.0255):.5f}"):
         assert part in say["median"]
-    for part in ("sibp cg:5", "seed 0", "step 30, 0.12 s", "train loss 0.025"):
+    for part in ("sibp cg:5", "lr=0.3 prox_weight=1, seed 0", "step 30, 0.12 s", "train loss 0.025"):
         assert part in say["seed"]
 
 
