@@ -183,6 +183,7 @@ function setTheme(dark) {
 }
 theme.addEventListener("click", () => setTheme(document.documentElement.dataset.theme !== "dark"));
 system.addEventListener("change", () => setTheme(system.matches));
+addEventListener("message", ({ data }) => { if (typeof data?.dark === "boolean") setTheme(data.dark); }); // of a page around it
 setTheme(system.matches);
 for (const event of ["load", "scroll", "resize"]) addEventListener(event, drawNear, { passive: true });
 document.addEventListener("toggle", drawNear, true); // a folded part was opened
