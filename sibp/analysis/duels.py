@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import combinations
+from itertools import combinations, product
 
 from sibp.analysis.comparison import Method, Problem
 from sibp.analysis.outcomes import FINAL_LOSS, Quantity, at_equal_seconds
@@ -45,12 +45,12 @@ class Answer:
     quantity: str  # such as ``final train loss``
     medians: Sequence[tuple[Method, Estimate]]  # of every method with results, the best first
     leader: Method | None  # the method with the best median; None for a tie
-    duels: Sequence[Duel]  # the leader's against every other, in the order of the medians
+    duels: Sequence[Duel]  # of those with the best median against every other, in the order of the medians
 
     @property
     def clear(self) -> bool:
         """Whether the leader is better than every other method."""
-        return bool(self.duels) and all(duel.verdict.word == BETTER for duel in self.duels)
+        return self.leader is not None and bool(self.duels) and all(d.verdict.word == BETTER for d in self.duels)
 
 
 @lru_cache(maxsize=4)
@@ -98,11 +98,10 @@ def answer(problem: Problem, quantity: Quantity) -> Answer | None:
         return None
     better = quantity.larger_is_better
     medians.sort(key=lambda each: -each[1].median if better else each[1].median)
-    (leader, best), *others = medians
-    if any(of.median == best.median for _, of in others):
-        return Answer(quantity.title, medians, None, [])
-    rivals = [(other, verdict(values[leader], values[other], better)) for other, _ in others]
-    return Answer(quantity.title, medians, leader, [Duel(quantity.title, leader, *rival) for rival in rivals])
+    best = [method for method, of in medians if of.median == medians[0][1].median]
+    rest = [method for method, _ in medians[len(best) :]]
+    found = [Duel(quantity.title, a, b, verdict(values[a], values[b], better)) for a, b in product(best, rest)]
+    return Answer(quantity.title, medians, best[0] if len(best) == 1 else None, found)
 
 
 def missing_seeds(problem: Problem, found: Sequence[Duel]) -> Mapping[Method, list[int]]:

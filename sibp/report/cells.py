@@ -16,12 +16,12 @@ def four_digits(value: float, digits: int = 4) -> str:
     """A number with four, or ``digits``, significant digits.
 
     Example:
-        >>> four_digits(0.97449), four_digits(5500.0), four_digits(float("inf")), four_digits(float("-inf"))
-        ('0.9745', '5500', '∞', '−∞')
+        >>> four_digits(0.97449), four_digits(5500.0), four_digits(-0.0), four_digits(float("-inf"))
+        ('0.9745', '5500', '0', '−∞')
     """
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    return f"{value:.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.{digits}g}"
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e7 else f"{value + 0.0:.{digits}g}"  # -0.0 + 0.0 is 0.0
 
 
 def cell_text(cell: Cell, digits: int = 4) -> str:

@@ -93,7 +93,12 @@ def _seed_line(method: Method, run: Run, metric: str) -> Line:
     keep = thinned(np.flatnonzero(~np.isnan(run.columns[metric])))
     x, y = run.columns["step"][keep], run.columns[metric][keep]
     also = {title: _axis(run, title)[keep] for title in AXES if title != STEPS}
-    return Line(method.name, method.name, x, y, kind="seed", detail=f"seed {run.seed}", also=also)
+    return Line(method.name, method.name, x, y, kind="seed", detail=_who(method, run), also=also)
+
+
+def _who(method: Method, run: Run) -> str:
+    """A run's setting, if it has numbers, and its seed."""
+    return ", ".join(filter(None, (method.label, f"seed {run.seed}")))
 
 
 def _axis(run: Run, title: str) -> np.ndarray:
@@ -113,7 +118,7 @@ def _endings(method: Method, runs: Sequence[Run], metric: str) -> list[Line]:
         return []
     y = np.array([run.columns[metric][i] for run, i in zip(ended, last, strict=True)])
     at = {title: np.array([_axis(run, title)[i] for run, i in zip(ended, last, strict=True)]) for title in AXES}
-    texts = [f"{method.name}, seed {run.seed}: {run.status}" for run in ended]
+    texts = [f"{method.name}, {_who(method, run)}: {run.status}" for run in ended]
     return [Line(f"{method.name}: ended here", method.name, at.pop(STEPS), y, kind="cross", texts=texts, also=at)]
 
 

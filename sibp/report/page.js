@@ -1,6 +1,7 @@
 // Draws the figures, and lets a reader switch, sort, filter and download. Nothing leaves the reader's machine.
 "use strict";
 const MARGIN = 600; // pixels: figures are drawn when they come near the window
+const MARKED = 10; // points of a curve, at most, that carry the method's marker
 const DASHES = { solid: "", dash: "8 5", dot: "2 4", dashdot: "8 4 2 4", longdash: "14 5", longdashdot: "14 4 2 4" };
 const touch = matchMedia("(pointer: coarse)").matches;
 const styles = JSON.parse(document.getElementById("styles").textContent);
@@ -55,7 +56,7 @@ function traces(line, figure, state) {
   }
   if (line.kind === "seed") return [{ ...base, mode: "lines", line: { color: style.colour, width: 1, dash: style.dash }, opacity: 0.5 }];
   const legend = line.muted ? null : escaped(line.label + (line.detail ? ` (${line.detail})` : ""));
-  const main = { ...base, meta: { legend }, mode: x.length < 15 && !line.muted ? "lines+markers" : "lines", marker, line: { color: style.colour, width: line.muted ? 1 : 2.5, dash: style.dash } };
+  const main = { ...base, meta: { legend }, mode: line.muted ? "lines" : "lines+markers", marker: { ...marker, maxdisplayed: MARKED }, line: { color: style.colour, width: line.muted ? 1 : 2.5, dash: style.dash } };
   if (!line.low || (curve && state.spread !== "band")) return [main];
   const edge = { type: "scatter", x, mode: "lines", hoverinfo: "skip", showlegend: false, line: { width: 0, color: style.colour } };
   const upper = { ...edge, y: ready(line.high), fill: "tonexty", fillcolor: shade(style.colour) };
@@ -182,6 +183,7 @@ function setTheme(dark) {
 }
 theme.addEventListener("click", () => setTheme(document.documentElement.dataset.theme !== "dark"));
 system.addEventListener("change", () => setTheme(system.matches));
+addEventListener("message", ({ data }) => { if (typeof data?.dark === "boolean") setTheme(data.dark); }); // of a page around it
 setTheme(system.matches);
 for (const event of ["load", "scroll", "resize"]) addEventListener(event, drawNear, { passive: true });
 document.addEventListener("toggle", drawNear, true); // a folded part was opened

@@ -3,6 +3,7 @@
 import io
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from sibp.report.blocks import Document, Figure, Line
 from sibp.report.curves import SECONDS
-from sibp.report.styles import DASHES, GRID, MARKS, MUTED, Style, styles
+from sibp.report.styles import DASHES, GRID, MARKED, MARKS, MUTED, Style, styles
 from sibp.runs.folder import write_atomic
 
 LONGEST_TITLE, LONGEST_LABEL, LONGEST_ROW = 60, 48, 24  # characters in a picture
@@ -73,6 +74,7 @@ def picture(
 def _panel(axes: Any, figure: Figure, axis: str, drawn: Mapping[str, Style], seeds: bool) -> None:
     from matplotlib.ticker import LogLocator
 
+    figure = _as_errors(figure) if figure.curves and figure.y_title.endswith("acc") else figure
     for line in figure.lines:
         if line.kind != "seed" or seeds:
             _draw(axes, line, line.x if axis == figure.x_title else line.also.get(axis), drawn[line.group])
@@ -89,6 +91,19 @@ def _panel(axes: Any, figure: Figure, axis: str, drawn: Mapping[str, Style], see
         axes.set_yticks(range(len(figure.rows)), [_literal(row, LONGEST_ROW) for row in figure.rows])
         axes.set_ylim(len(figure.rows) - 0.5, -0.5)
     axes.grid(color=GRID, lw=0.6)
+
+
+def _as_errors(figure: Figure) -> Figure:
+    """Curves of an accuracy as 1 - accuracy on a logarithmic axis; no error at all is half the smallest one there."""
+    values = [1 - array for line in figure.lines for array in (line.y, line.low, line.high) if array is not None]
+    found = np.concatenate(values)
+    floor = found[found > 0].min(initial=1) / 2
+
+    def errors(values: np.ndarray | None) -> np.ndarray | None:
+        return None if values is None else np.maximum(1 - values, floor)
+
+    lines = [replace(each, y=errors(each.y), low=errors(each.high), high=errors(each.low)) for each in figure.lines]
+    return replace(figure, y_title=f"1 − {figure.y_title}", lines=lines, y_log=True)
 
 
 def _draw(axes: Any, line: Line, x: np.ndarray | None, style: Style) -> None:
@@ -110,7 +125,8 @@ def _draw(axes: Any, line: Line, x: np.ndarray | None, style: Style) -> None:
     else:
         wide = {"lw": 1.0, "zorder": 1} if line.muted else {"lw": 1.8}
         wide = {"lw": 0.7, "alpha": 0.4} if line.kind == "seed" else wide
-        mark = {"marker": MARKS[style.mark], "markersize": 4} if line.kind != "seed" and len(x) < 15 else {}
+        mark = {"marker": MARKS[style.mark], "markersize": 4, "markevery": max(1, len(x) // MARKED)}
+        mark = {} if line.kind == "seed" or line.muted else mark
         axes.plot(x, line.y, color=style.colour, ls=DASHES[style.dash], label=label, **wide, **mark)
         if line.low is not None and line.high is not None:
             axes.fill_between(x, line.low, line.high, color=style.colour, alpha=0.16, lw=0)

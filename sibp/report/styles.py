@@ -1,13 +1,16 @@
 """One colour, dash and marker per method, the same in every picture of the project.
 
-The colours are Okabe and Ito's, safe for the colour-blind; dashes and markers distinguish methods in grey.
+The colours are Okabe and Ito's, safe for the colour-blind, with violet, grey, brown and olive. Methods differ without
+colour too: no two have the same dash and marker.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7b5ea7", "#8a8f98")
+BLUE, RED, GREEN, PINK, ORANGE = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00"
+SKY, VIOLET, GREY, BROWN, OLIVE = "#56b4e9", "#7b5ea7", "#8a8f98", "#8c564b", "#999933"
+COLOURS = (BLUE, RED, GREEN, PINK, ORANGE, SKY, VIOLET, GREY, BROWN, OLIVE)
 DASHES = {  # plotly's name -> matplotlib's
     "solid": "-",
     "dash": "--",
@@ -16,7 +19,19 @@ DASHES = {  # plotly's name -> matplotlib's
     "longdash": (0, (9, 3)),
     "longdashdot": (0, (9, 3, 2, 3)),
 }
-MARKS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "triangle-down": "v", "cross": "P"}
+MARKS = {  # likewise
+    "circle": "o",
+    "square": "s",
+    "diamond": "D",
+    "triangle-up": "^",
+    "triangle-down": "v",
+    "cross": "P",
+    "star": "*",
+    "triangle-left": "<",
+    "triangle-right": ">",
+    "pentagon": "p",
+}
+MARKED = 10  # points of a curve, at most about, that carry the marker
 GRID, MUTED = "#e3e6ea", "#b9c0c8"
 
 
@@ -29,29 +44,60 @@ class Style:
     mark: str
 
 
-KNOWN = {
-    "sgd": Style("#e69f00", "dash", "square"),
-    "nesterov": Style("#e69f00", "dot", "square"),
-    "adam": Style("#cc79a7", "dot", "triangle-up"),
-    "adamw": Style("#cc79a7", "dashdot", "triangle-up"),
-    "proxbp": Style("#009e73", "dashdot", "diamond"),
-    "proxbp exact": Style("#009e73", "dashdot", "diamond"),
-    "proxbp cg:5": Style("#009e73", "longdash", "diamond"),
-    "sibp cg:3": Style("#0072b2", "solid", "circle"),
-    "sibp cg:5": Style("#56b4e9", "solid", "triangle-down"),
-    "sibp cg:20": Style("#0072b2", "longdash", "cross"),
-    "sibp exact": Style("#7b5ea7", "longdashdot", "circle"),
-    "sibp paper": Style("#d55e00", "longdash", "cross"),
-    "sibp_auto": Style("#d55e00", "solid", "diamond"),
-    "sibp muon cg:3": Style("#d55e00", "dash", "circle"),
-    "sibp adam cg:3": Style("#cc79a7", "solid", "square"),
-    "sibp momentum cg:3": Style("#e69f00", "longdash", "circle"),
-    "sibp momentum exact": Style("#e69f00", "dashdot", "triangle-up"),
-    "proxbp momentum": Style("#009e73", "dot", "square"),
-    "muon": Style("#8c564b", "dash", "triangle-down"),
-    "soap": Style("#8c564b", "dot", "cross"),
-    "kfac": Style("#8c564b", "longdash", "diamond"),
+FIXED = {  # style -> the method's name in sweeps and the arena, and in reports where that differs
+    Style(ORANGE, "dash", "square"): ["sgd"],
+    Style(ORANGE, "dot", "square"): ["nesterov"],
+    Style(ORANGE, "solid", "cross"): ["aprox"],
+    Style(ORANGE, "longdashdot", "square"): ["sls constant"],
+    Style(ORANGE, "longdash", "circle"): ["sibp momentum cg:3", "sibp_momentum cg:3"],
+    Style(ORANGE, "dashdot", "square"): ["sibp momentum exact", "sibp_momentum exact"],
+    Style(PINK, "dot", "triangle-up"): ["adam"],
+    Style(PINK, "dash", "triangle-left"): ["adam cosine"],
+    Style(PINK, "dashdot", "triangle-up"): ["adamw"],
+    Style(PINK, "longdashdot", "triangle-left"): ["adamw cosine"],
+    Style(PINK, "longdash", "triangle-up"): ["prodigy"],
+    Style(PINK, "solid", "square"): ["sibp adam cg:3", "sibp_adam cg:3"],
+    Style(GREEN, "dashdot", "diamond"): ["proxbp", "proxbp exact"],
+    Style(GREEN, "longdash", "diamond"): ["proxbp cg:5"],
+    Style(GREEN, "dot", "diamond"): ["proxbp momentum", "proxbp_momentum exact", "proxprop", "proxprop exact sgd"],
+    Style(GREEN, "longdashdot", "triangle-up"): ["proxprop cg:3 adam"],
+    Style(GREEN, "dash", "triangle-up"): ["proxbp adam", "proxbp_adam exact"],
+    Style(GREEN, "solid", "triangle-left"): ["proxbp muon", "proxbp_muon exact"],
+    Style(BROWN, "longdash", "triangle-down"): ["muon"],
+    Style(BROWN, "dot", "cross"): ["soap"],
+    Style(BROWN, "longdashdot", "diamond"): ["kfac", "kfac categorical", "kfac bernoulli"],
+    Style(BROWN, "solid", "diamond"): ["kfac adaptive", "kfac_adaptive categorical", "kfac_adaptive bernoulli"],
+    Style(BROWN, "dash", "star"): ["foof"],
+    Style(BROWN, "dashdot", "cross"): ["lbfgs"],
+    Style(OLIVE, "dash", "triangle-down"): ["locoprop S", "locoprop softmax squared", "locoprop sigmoid squared"],
+    Style(OLIVE, "dashdot", "triangle-down"): ["locoprop M", "locoprop softmax matching", "locoprop sigmoid matching"],
+    Style(OLIVE, "dot", "triangle-left"): ["bcd"],
+    Style(OLIVE, "longdash", "triangle-left"): ["dtp"],
+    Style(GREY, "dash", "cross"): ["adagrad"],
+    Style(GREY, "dot", "triangle-down"): ["rmsprop"],
+    Style(GREY, "dashdot", "star"): ["schedule free", "schedule_free constant"],
+    Style(BLUE, "dot", "circle"): ["sibp cg:1"],
+    Style(BLUE, "solid", "circle"): ["sibp cg:3"],
+    Style(BLUE, "dash", "circle"): ["sibp cg:3 old"],
+    Style(BLUE, "longdashdot", "cross"): ["sibp cg:10"],
+    Style(BLUE, "longdash", "cross"): ["sibp cg:20"],
+    Style(BLUE, "dashdot", "circle"): ["sibp growing cg:3", "sibp_growing cg:3"],
+    Style(SKY, "solid", "triangle-down"): ["sibp cg:5"],
+    Style(SKY, "longdash", "pentagon"): ["sibp_momentum cg:5"],
+    Style(SKY, "dot", "triangle-right"): ["sibp_adam cg:5"],
+    Style(SKY, "longdashdot", "pentagon"): ["sibp_muon cg:5"],
+    Style(SKY, "dashdot", "pentagon"): ["sibp_growing cg:5"],
+    Style(VIOLET, "longdashdot", "circle"): ["sibp exact"],
+    Style(VIOLET, "dot", "pentagon"): ["sibp foof", "sibp_foof"],
+    Style(VIOLET, "dashdot", "triangle-right"): ["sibp cg:2"],
+    Style(VIOLET, "dash", "triangle-right"): ["sibp cg:4"],
+    Style(VIOLET, "longdash", "triangle-right"): ["sibp cg:7"],
+    Style(VIOLET, "solid", "triangle-right"): ["sibp cg:15"],
+    Style(RED, "dot", "star"): ["sibp paper"],
+    Style(RED, "dash", "diamond"): ["sibp_auto", "sibp auto"],
+    Style(RED, "longdashdot", "triangle-down"): ["sibp muon cg:3", "sibp_muon cg:3"],
 }
+KNOWN = {name: style for style, names in FIXED.items() for name in names}
 
 
 def styles(names: Iterable[str]) -> dict[str, Style]:

@@ -33,8 +33,11 @@ def who_won(found: Answer) -> str:
     title = found.quantity.capitalize()
     best = found.medians[0][1]
     if found.leader is None:
-        names = _listed([method.name for method, of in found.medians if of.median == best.median])
-        return f"{title}: {names} share the best median ({four_digits(best.median)})."
+        tied = [method.name for method, of in found.medians if of.median == best.median]
+        missed = {duel.other for duel in found.duels if duel.verdict.word != BETTER}
+        beaten = [method.name for method, _ in found.medians[len(tied) :] if method not in missed]
+        both = f"; {'both' if len(tied) == 2 else 'all'} are better than {_listed(beaten)}" if beaten else ""
+        return f"{title}: {_listed(tied)} share the best median ({four_digits(best.median)}){both}."
     if not found.duels:
         return f"{title}: only {found.leader.name} has a result ({cell_text(best)})."
     if not found.clear:
@@ -79,33 +82,35 @@ def _size(difference: Estimate | None) -> str:
 
 
 def _meaning(problem: Problem, found: Answer) -> str:
-    """The price of the best training loss: seconds."""
+    """What a step of the method with the best training loss costs, what it may cost, and who is ahead by time."""
     timed = [each for each in by_the_clock(problem) if each.method is found.leader and each.word != TOO_FEW]
     if not timed:
-        return "There is no verdict by the clock: too few shared seeds, or no recorded seconds."
+        return "There is no verdict by time: too few shared seeds, or no recorded seconds."
     words = {word: [each.other.name for each in timed if each.word == word] for word in CLOCK_WORDS}
-    judged = ", ".join(f"{CLOCK_WORDS[word]} {_listed(names)}" for word, names in words.items() if names)
+    *first, last = (f"{CLOCK_WORDS[word]} {_listed(names)}" for word, names in words.items() if names)
+    judged = f"{', '.join(first)}, and {last}" if first else last
     against = next((each for each in timed if each.other.name == "sgd"), timed[0])
-    may, does = (cell_text(of, 3) for of in (against.break_even, against.measured))
+    name, may, does = against.method.name, cell_text(against.break_even, 3), cell_text(against.measured, 3)
+    bound = f", and {name} would still be ahead at up to" if against.word == BETTER else f"; {name} is ahead only below"
     return (
-        f"This means: a step of {against.method.name} may cost up to {may} times as much as one of "
-        f"{against.other.name}, and costs {does} times as much. By {clock_of(problem)}, it is {judged}."
+        f"A step of {name} costs {does} times one of {against.other.name}{bound} {may} times. "
+        f"By time ({clock_of(problem)}), {name} is {judged}."
     )
 
 
 def clock_of(problem: Problem) -> str:
     """Whose seconds decide, in words."""
-    return "the seconds of these runs" if problem.clock is None else "seconds per step measured separately, interleaved"
+    return "seconds of these runs" if problem.clock is None else "seconds per step measured separately, interleaved"
 
 
 def clock_table(problem: Problem) -> list[Table]:
-    """Every verdict by the clock with its ratios; nothing without seconds."""
+    """Every verdict by time with its ratios; nothing without seconds."""
     columns = ("method", "verdict", "against", "break-even ratio", "measured ratio", "seeds", "samples")
     rows: list[list[Cell]] = [
         [*(each.method.name, each.word, each.other.name, each.break_even, each.measured),
          each.break_even.count, each.measured.count] for each in by_the_clock(problem)
     ]  # fmt: skip
-    title = f"Verdicts by {clock_of(problem)}: break-even and measured cost ratio of a step"
+    title = f"Verdicts by time ({clock_of(problem)}): break-even and measured cost ratio of a step"
     return [Table("clock", columns, rows, title, folded=True)] if rows else []
 
 
@@ -120,14 +125,14 @@ def _missing(problem: Problem, found: Sequence[Duel]) -> list[str]:
 
 
 def verdicts(problem: Problem) -> list[Block]:
-    """A verdict matrix for each metric and for the clock; nothing if there is nothing to compare."""
+    """A verdict matrix for each metric and by time; nothing if there is nothing to compare."""
     found = duels(problem)
     names = [method.name for method in problem.methods if method.runs]
     quantities = dict.fromkeys(duel.quantity for duel in found if duel.quantity != SAME_SECONDS)
     timed = by_the_clock(problem)
     words = {(each.method.name, each.other.name): each.word for each in timed}
     ratios = {(each.method.name, each.other.name): each.measured for each in timed}
-    clock = [Matrix("matrix-clock", "by the clock", names, words, ratios, "over")] if timed else []
+    clock = [Matrix("matrix-clock", "by time", names, words, ratios, "over")] if timed else []
     return [*(_matrix(quantity, names, found) for quantity in quantities), *clock]
 
 

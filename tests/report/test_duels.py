@@ -61,8 +61,54 @@ def test_a_winner_is_better_than_every_other(tmp_path):
     assert first.startswith("Final train loss: sibp cg:5 won (0.22 [0.2, 0.24]), better than proxbp exact and sgd;")
     assert "proxbp exact, is behind by 0.1 [0.1, 0.1] at the median, on 5 of 5 seeds" in first
     # SIBP, like SGD, gets below SGD's final 0.5 after 20 steps: a step may cost as much as SGD's, and costs twice that.
-    assert "a step of sibp cg:5 may cost up to 1 [1, 1] times as much as one of sgd" in meaning
-    assert "and costs 2 [2, 2] times as much. By the seconds of these runs, it is worse than sgd and proxbp" in meaning
+    assert meaning == (
+        "A step of sibp cg:5 costs 2 [2, 2] times one of sgd; sibp cg:5 is ahead only below 1 [1, 1] times. "
+        "By time (seconds of these runs), sibp cg:5 is worse than sgd and proxbp exact."
+    )
+
+
+@pytest.mark.parametrize(
+    ("cost", "said"),
+    [
+        (1.5, "1.5 [1.5, 1.5] times one of sgd, and sibp cg:5 would still be ahead at up to 2 [2, 2] times."),
+        (2.0, "2 [2, 2] times one of sgd; sibp cg:5 is ahead only below 2 [2, 2] times."),
+        (2.5, "2.5 [2.5, 2.5] times one of sgd; sibp cg:5 is ahead only below 2 [2, 2] times."),
+    ],
+    ids=["better", "within the noise", "worse"],
+)
+def test_the_price_of_a_step_is_said_as_the_verdict_by_time_has_it(tmp_path, cost, said):
+    """SIBP needs half of SGD's steps to SGD's loss, so that its steps may cost twice as much."""
+    for seed in range(5):
+        write_run(tmp_path / f"sgd-{seed}", SGD, seed, (2.0, 1.0, 0.5))
+        write_run(tmp_path / f"sibp-{seed}", SIBP, seed, (2.0, 0.5, 0.25), seconds_per_step=0.01 * cost)
+        write_run(tmp_path / f"proxbp-{seed}", PROXBP, seed, (2.0, 1.0, 0.5), seconds_per_step=0.05)
+    meaning = outcome(problem_of(tmp_path))[-1]
+    assert f"A step of sibp cg:5 costs {said}" in meaning
+    by_time = {
+        1.5: "better than sgd and proxbp exact",
+        2.0: "better than proxbp exact, and within the noise of sgd",
+        2.5: "better than proxbp exact, and worse than sgd",
+    }
+    assert meaning.endswith(f"By time (seconds of these runs), sibp cg:5 is {by_time[cost]}.")
+
+
+def test_there_is_no_verdict_by_time_without_seconds(tmp_path):
+    write(tmp_path, SGD, dict.fromkeys(range(5), 0.5), seconds_per_step=0.0)
+    write(tmp_path, SIBP, dict.fromkeys(range(5), 0.2), seconds_per_step=0.0)
+    said = outcome(problem_of(tmp_path))[-1]
+    assert said == "There is no verdict by time: too few shared seeds, or no recorded seconds."
+
+
+def test_a_shared_best_median_names_whom_all_of_them_beat(tmp_path):
+    write(tmp_path, SIBP, dict.fromkeys(range(5), 0.2))
+    write(tmp_path, PROXBP, {0: 0.2, 1: 0.2, 2: 0.2, 3: 0.2, 4: 0.45})
+    write(tmp_path, SGD, dict.fromkeys(range(5), 0.5))
+    write(tmp_path, SGD | {"name": "adam"}, dict.fromkeys(range(5), 0.4))  # ProxBP is behind it at one seed
+    said = outcome(problem_of(tmp_path))[0]
+    assert said == "Final train loss: proxbp exact and sibp cg:5 share the best median (0.2); both are better than sgd."
+    write(tmp_path, SGD | {"name": "adamw"}, dict.fromkeys(range(5), 0.2))
+    said = outcome(problem_of(tmp_path))[0]
+    assert said.endswith("adamw, proxbp exact and sibp cg:5 share the best median (0.2); all are better than sgd.")
 
 
 def test_a_winner_over_many_methods_names_only_the_nearest(tmp_path):

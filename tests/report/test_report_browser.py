@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_runs import SGD, SIBP, write_run
+from fake_runs import PROXBP, SGD, SIBP, write_run
 
 from sibp.report.__main__ import main
 
@@ -102,6 +102,29 @@ def test_page_fits(folder, width):
     assert say["font"] >= 12
 
 
+def test_the_matrices_of_six_methods_stand_in_one_row_above_their_dots(tmp_path):
+    methods = {name: {**SIBP, "solver": name} for name in ("cg:3", "cg:5", "exact")}
+    methods |= {"sgd": SGD, "adam": {**SGD, "name": "adam"}, "proxbp": PROXBP}
+    for i, (name, optimizer) in enumerate(methods.items()):
+        for seed in range(5):  # the same losses, paired differently: nobody is better, and time decides nothing
+            losses = (2.3, 1.0, 0.1 + 0.01 * ((seed + i) % 5))
+            write_run(tmp_path / "runs" / f"{name}-{seed}", optimizer, seed, losses)
+    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "report.html")]) == 0
+    script = """
+      const box = (element) => element.getBoundingClientRect();
+      say.tops = all(".matrix .scroll").map((e) => box(e).top);
+      say.scrolls = all(".matrix .scroll").map((e) => e.scrollWidth - e.clientWidth);
+      say.words = [...new Set(all(".matrix td[title]").map((e) => e.textContent))];
+      say.dots = Math.max(...all(".plot.rows").map((e) => box(e).bottom));
+    """
+    say = ask(tmp_path, script, 1280)
+    assert len(say["tops"]) == 3
+    assert len(set(say["tops"])) == 1
+    assert say["scrolls"] == [0, 0, 0]
+    assert set(say["words"]) == {"no differ\u00adence", "within the noise"}
+    assert say["dots"] < 1000
+
+
 def medians(figure: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {line["name"]: line for line in figure["lines"] if line["width"] == 2.5}
 
@@ -164,13 +187,15 @@ def test_a_point_names_method_setting_seed_step_and_value(folder):
         return plot.querySelector(".hoverlayer").textContent;
       };
       say.median = await hover(curves()[2], 2.5, 3);
+      say.marked = curves()[2].data.map((trace) => trace.marker?.maxdisplayed).filter(Boolean);
       press("spread", "seeds"); await pause();
       say.seed = await hover(curves()[0], 1, 3);
     """
     say = ask(folder, script, 1280)
+    assert say["marked"] == [10] * 3  # of a curve's points carry the method's marker
     for part in ("sibp cg:5", "lr=0.3 prox_weight=1", "step 30, 0.12 s", f"val acc {np.exp(-0.0255):.5f}"):
         assert part in say["median"]
-    for part in ("sibp cg:5", "seed 0", "step 30, 0.12 s", "train loss 0.025"):
+    for part in ("sibp cg:5", "lr=0.3 prox_weight=1, seed 0", "step 30, 0.12 s", "train loss 0.025"):
         assert part in say["seed"]
 
 
@@ -237,6 +262,20 @@ def test_dark_mode_applies_to_page_and_figures(folder):
 
     assert brightness(say["light"][0]) > 0.9 > 0.3 > brightness(say["light"][1])
     assert brightness(say["dark"][0]) < 0.2 < 0.8 < brightness(say["dark"][1])
+
+
+def test_a_report_inside_a_page_of_the_site_follows_its_palette(folder):
+    site = json.dumps((Path(__file__).parents[2] / "docs" / "site.js").read_text())
+    script = f"""
+      const theme = () => page.documentElement.dataset.theme, body = document.body.dataset;
+      frame.className = "report";
+      document.body.append(Object.assign(document.createElement("script"), {{ textContent: {site} }}));
+      body.mdColorScheme = "slate"; await pause(); say.slate = theme();
+      page.getElementById("theme").click(); say.own = theme();
+      frame.dispatchEvent(new Event("load")); await pause(); say.loaded = theme();
+      body.mdColorScheme = "default"; await pause(); say.default = theme();
+    """
+    assert ask(folder, script, 390) == {"slate": "dark", "own": "light", "loaded": "dark", "default": "light"}
 
 
 def test_colours_are_accompanied_by_words(folder):

@@ -87,7 +87,7 @@ def test_verdicts_say_who_is_better(written):
     assert won + "the nearest, proxbp exact, is behind by 0.0051 " in text
     assert "on 5 of 5 seeds (sign test p = 0.0625)" in text
     assert "Final val acc: sibp cg:5 won" in text
-    assert "a step of sibp cg:5 may cost up to 1 \\[1, 1\\] times as much as one of sgd, and costs 4 " in text
+    assert "A step of sibp cg:5 costs 4 \\[4, 4\\] times one of sgd; sibp cg:5 is ahead only below 1 " in text
     # Of three comparisons with p = 1/16 each, all are multiplied by 3.
     family = [row for row in rows.values() if row["in"] == "final val acc"]
     assert {(row["sign test p"], row["p by Holm"]) for row in family} == {("0.0625", "0.1875")}
@@ -214,7 +214,7 @@ def test_curves_have_a_median_a_band_and_every_seed(written):
     (figure,) = [f for f in figures if f["curves"] and f["y_title"] == "train loss"]
     lines = [line for line in figure["lines"] if line["group"] == "sgd"]
     assert figure["y_log"]
-    assert [line["detail"] for line in lines if line["kind"] == "seed"] == [f"seed {i}" for i in range(5)]
+    assert [line["detail"] for line in lines if line["kind"] == "seed"] == [f"lr=0.3, seed {i}" for i in range(5)]
     (median,) = [line for line in lines if line["kind"] == "median"]
     assert [median[key][-1] for key in ("low", "y", "high")] == pytest.approx([0.05, 0.051, 0.052])
     assert median["x"]["training steps"] == [0, 10, 20, 30]

@@ -1,0 +1,53 @@
+"""Pictures: accuracies as errors, which separate .960 from .976."""
+
+import numpy as np
+import pytest
+from fake_runs import SGD, SIBP, write_run
+from matplotlib.figure import Figure as Canvas
+
+from sibp.analysis.comparison import compare
+from sibp.report.blocks import Figure
+from sibp.report.curves import curves
+from sibp.report.pictures import panels_of, picture
+from sibp.runs.collect import collect
+
+
+@pytest.fixture
+def draw(tmp_path, monkeypatch):
+    """Draws a curve of runs with these final losses; the accuracy is exp(-loss)."""
+
+    def drawn(title, ends, **options):
+        for seed, end in enumerate(ends):
+            write_run(tmp_path / f"sgd-{seed}", SGD, seed, (2.0, 1.0, end))
+            write_run(tmp_path / f"sibp-{seed}", SIBP, seed, (2.0, 1.0, 0.5))
+        (problem,) = compare(collect([tmp_path]).runs, None, None)
+        figures = [block for block in curves(problem, "") if isinstance(block, Figure)]
+        (figure,) = (figure for figure in figures if figure.title == title)
+        shown = []
+        monkeypatch.setattr(Canvas, "savefig", lambda canvas, *_, **__: shown.extend(canvas.axes))
+        picture(panels_of(figure), "svg", **options)
+        return shown
+
+    return drawn
+
+
+def test_accuracies_are_drawn_as_errors_on_a_logarithmic_axis(draw):
+    for axes in draw("val acc", [0.3, 0.2, 0.1]):
+        assert (axes.get_title(), axes.get_ylabel(), axes.get_yscale()) == ("val acc", "1 − val acc", "log")
+        sgd = next(line for line in axes.lines if "sgd" in str(line.get_label()))
+        assert sgd.get_ydata() == pytest.approx(1 - np.exp([-2.0, -1.0, -0.2]))
+        band = axes.collections[0].get_paths()[0].vertices[:, 1]
+        assert band.min() == pytest.approx(1 - np.exp(-0.1))
+
+
+def test_no_error_at_all_is_half_the_smallest_one_there(draw):
+    first, _ = draw("val acc", [0.1, 0.0, 0.0])
+    sgd = next(line for line in first.lines if "sgd" in str(line.get_label()))
+    assert sgd.get_ydata()[-1] == pytest.approx((1 - np.exp(-0.1)) / 2)
+
+
+def test_losses_are_drawn_as_they_are(draw):
+    for axes in draw("val loss", [0.3, 0.2, 0.1]):
+        assert (axes.get_ylabel(), axes.get_yscale()) == ("val loss", "log")
+        sgd = next(line for line in axes.lines if "sgd" in str(line.get_label()))
+        assert sgd.get_ydata() == pytest.approx([2.0, 1.0, 0.2])
