@@ -164,6 +164,21 @@ def test_cifar10_is_standardised_by_its_training_part(data_root):
     assert data.test.inputs.mean().abs() > 1e-4
 
 
+def test_cifar10_s_validation_images_do_not_influence_the_scaling(tmp_path, monkeypatch):
+    """Made-up images, of which the last 5,000, the validation part, are brighter."""
+    random = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 100, (5300, 3, 32, 32), dtype=torch.uint8, generator=random)
+    images[-5000:] += 100
+    labels = torch.arange(5300) % 10
+    monkeypatch.setattr("sibp.experiment.data._read_parts", lambda *_: ((images, labels), (images[:10], labels[:10])))
+    data = DATASETS["cifar10"](tmp_path, False)
+    assert (len(data.train), len(data.val)) == (300, 5000)
+    std, mean = torch.std_mean(data.train.inputs, dim=(0, 2, 3))
+    assert mean.abs().max() < 1e-3
+    assert (std - 1).abs().max() < 1e-3
+    assert (data.val.inputs.mean() - 100 / (100 / 12**0.5)).abs() < 0.1  # brighter by 100; uniform, 100 values wide
+
+
 def test_an_incompatible_torchvision_is_one_sentence_and_digits_do_not_need_it(tmp_path, monkeypatch):
     """Fails as torchvision does with a torch that it was not built for."""
     write_files(tmp_path / "cifar-10-batches-py", CIFAR_FILES)

@@ -18,6 +18,7 @@ from sibp.experiment.checkpoint import load_checkpoint, save_checkpoint
 from sibp.experiment.data import DATASETS
 from sibp.experiment.environment import describe
 from sibp.experiment.models import MODELS, ModelSpec
+from sibp.experiment.optimizers import OPTIMIZERS
 from sibp.experiment.plugins import load_plugins
 from sibp.experiment.runner import run
 from sibp.runs.folder import AGAIN, RunFolder
@@ -43,15 +44,34 @@ def test_a_run_retried_after_an_error_ends_as_if_nothing_had_happened(
     assert_same_end(again.folder, whole.folder)
 
 
-def test_layers_with_random_numbers_resume_the_same_sequence(make_config, tmp_path, monkeypatch):
-    def dropout(shape: tuple[int, ...], classes: int) -> nn.Module:
-        return nn.Sequential(nn.Dropout(0.5), nn.Linear(torch.Size(shape).numel(), classes))
+def dropout(shape: tuple[int, ...], classes: int) -> nn.Module:
+    return nn.Sequential(nn.Dropout(0.5), nn.Linear(torch.Size(shape).numel(), classes))
 
+
+def test_layers_with_random_numbers_resume_the_same_sequence(make_config, tmp_path, monkeypatch):
     monkeypatch.setitem(MODELS, "dropout", ModelSpec(dropout, flat=True))
     fail_at(monkeypatch, 13, crash)
     config = make_config(model={"name": "dropout"})
     assert run(config).status == "failed"
     assert_same_end(run(config).folder, run({**config, "run_root": str(tmp_path / "whole")}).folder)
+
+
+def test_trials_of_a_line_search_use_the_masks_of_its_batch(make_config, monkeypatch):
+    """An optimizer that asks at once, and twice, for the loss at unchanged weights gets the batch's loss."""
+    asked = []
+
+    class Asking(torch.optim.SGD):
+        line_search = True
+
+        def step(self, closure: Any = None, *, evaluate: Any = None, loss: Any = None) -> Any:
+            asked.append((loss.item(), evaluate().item(), evaluate().item()))
+
+    monkeypatch.setitem(MODELS, "dropout", ModelSpec(dropout, flat=True))
+    monkeypatch.setitem(OPTIMIZERS, "asking", lambda model: Asking(model.parameters(), lr=0.1))
+    config = make_config(model={"name": "dropout"}, max_steps=3)
+    assert run({**config, "optimizer": {"name": "asking"}}).status == "completed"
+    assert len(asked) >= 3
+    assert all(loss == first == second for loss, first, second in asked)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

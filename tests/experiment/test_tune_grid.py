@@ -113,6 +113,15 @@ def test_refinement_halves_the_step_around_the_best_setting():
     assert [[lr.at(trial.point[0]) for trial in batch] for batch in rounds[1:]] == [[0.0316, 0.316], [0.0562, 0.178]]
 
 
+def test_refinement_goes_on_at_the_distance_at_which_the_best_was_found():
+    """0.178 lies a quarter of a step above 0.1: next come 0.133 and 0.237, an eighth of a step from it."""
+    lr = Axis("lr", (0.01, 0.1, 1.0))
+    losses = {(0.178,): 0.0, (0.1,): 1.0}
+    _, rounds = play([lr], 9, lambda values: (losses.get(values, 2.0), 0.0))
+    assert [[trial.point[0] for trial in batch] for batch in rounds[1:]] == [[0.5, 1.5], [0.75, 1.25], [1.125, 1.375]]
+    assert [lr.at(trial.point[0]) for trial in rounds[-1]] == [0.133, 0.237]
+
+
 def test_momentum_0_is_not_an_edge_and_the_other_end_approaches_1():
     done, rounds = play([MOMENTUM], 5, lambda values: (values[0], 0.0))
     assert edges(done, [MOMENTUM]) == []

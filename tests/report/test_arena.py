@@ -10,7 +10,7 @@ from fake_runs import PROXBP, SGD, SIBP, write_run
 from sibp.analysis.arena import contests, costs, own_names, pace, standings
 from sibp.analysis.comparison import compare
 from sibp.report.__main__ import main
-from sibp.report.arena_page import against_table, build_arena, profiles, scores
+from sibp.report.arena_page import against_table, build_arena, profiles, scores, standing_table
 from sibp.report.blocks import Figure, Table
 from sibp.report.styles import MUTED
 from sibp.runs.collect import collect
@@ -132,6 +132,17 @@ def test_one_problem_is_enough_and_no_sgd_is_one_sentence(root, capsys, tmp_path
     assert "no run of sgd completed" in capsys.readouterr().err
     assert main([str(root), "--arena", "--target-acc", "0.9"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_target_reached_late_is_reached(tmp_path):
+    """SGD needs 50 times SIBP's steps, beyond the edge of the drawn profiles."""
+    write_run(tmp_path / "sgd", SGD, 0, (2.3, *[1.0] * 49, 0.4))
+    write_run(tmp_path / "sibp", SIBP, 0, (2.3, 0.4))
+    table = standings(found_in(tmp_path))
+    assert {each.name: each.ratios["training", "steps"] for each in table} == {"sibp cg:5": [1], "sgd": [50]}
+    shown = standing_table(table, "training")
+    at = list(shown.columns).index("target reached")
+    assert {row[0]: row[at] for row in shown.rows} == {"sibp cg:5": 1.0, "sgd": 1.0}
 
 
 def test_methods_have_the_names_of_their_sweep(root):

@@ -35,6 +35,13 @@ def test_break_even_is_the_rivals_steps_over_the_methods_own(tmp_path):
     assert break_evens(sgd, sibp) == pytest.approx([1 / 3, 1 / 3, 1 / 3, 2 / 3, 1 / 3])
 
 
+def test_equal_final_losses_need_no_step_after_they_are_reached(tmp_path):
+    """Both end at 0.4 after 20 steps; SIBP was there after 10, so its steps may cost twice as much as SGD's."""
+    sgd, sibp = problem(tmp_path, sgd=[(2.0, 1.0, 0.4)], sibp=[(2.0, 0.4, 0.4)]).methods
+    assert break_evens(sibp, sgd) == [2.0]
+    assert break_evens(sgd, sibp) == [1.0]
+
+
 def test_a_diverged_run_may_cost_nothing(tmp_path):
     sgd, sibp = problem(
         tmp_path, sgd=[(2.0, 1.0, 0.5, None), SLOW[0]], sibp=[(2.0, 1.0, 0.5, 0.4), (2.0, None)]
@@ -155,3 +162,11 @@ def test_an_absurd_loss_counts_as_diverged(tmp_path):
     first, second = collect([tmp_path]).runs
     assert (first.status, second.status) == ("diverged", "completed")
     assert first.notes == ("taken as diverged: the training loss ended at 1e+26",)
+
+
+def test_an_ordinary_loss_after_a_tiny_one_is_no_divergence(tmp_path):
+    """0.5 is 5,000 times the initial loss; where that is below 1, the limit is 1,000 times 1."""
+    write_run(tmp_path / "a", SGD, 0, (1e-4, 0.5))
+    write_run(tmp_path / "b", SGD, 1, (1e-4, 1001.0))
+    first, second = collect([tmp_path]).runs
+    assert (first.status, second.status) == ("completed", "diverged")

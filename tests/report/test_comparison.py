@@ -15,6 +15,7 @@ from sibp.report.blocks import Figure
 from sibp.report.curves import MAX_POINTS, common_steps, thinned
 from sibp.report.robustness import robustness
 from sibp.report.sections import choice_text
+from sibp.report.tables import budget_table
 from sibp.runs import identity
 from sibp.runs.collect import collect
 from sibp.runs.reading import read_run
@@ -218,6 +219,26 @@ def test_equal_seconds_compare_rows_logged_by_that_time(tmp_path):
     assert at_equal_seconds(fast, slower, "train_loss") is None
     dead = read_run(write_run(tmp_path / "d", losses=(2.0, None), status="diverged"))
     assert at_equal_seconds(fast, dead, "train_loss") == (0.7, INF)
+
+
+def test_runs_of_equal_seconds_are_compared_at_their_ends(tmp_path):
+    first = read_run(write_run(tmp_path / "a", losses=(2.0, 1.0, 0.5)))
+    second = read_run(write_run(tmp_path / "b", losses=(2.0, 0.9, 0.6)))
+    assert at_equal_seconds(first, second, "train_loss") == (0.5, 0.6)
+
+
+def test_the_budget_includes_tuning(tmp_path):
+    """Three trials of 0.2 s, and two final runs of 0.4 s, which alone are shown elsewhere."""
+    for lr, end in ((0.1, 0.9), (0.3, 0.5), (1.0, 0.8)):
+        write_run(tmp_path / f"trial{lr}", SGD | {"lr": lr}, 100, (2.0, 1.0, end), role="trial")
+    for seed in range(2):
+        write_run(tmp_path / f"final{seed}", SGD | {"lr": 0.3}, seed, seconds_per_step=0.02, role="final")
+    problem = only(tmp_path)
+    assert len(problem.methods[0].runs) == 2
+    table = budget_table(problem)
+    row = dict(zip(table.columns, table.rows[0], strict=True))
+    assert (row["settings tried"], row["runs"], row["completed"]) == (3, 5, 5)
+    assert row["total training seconds"] == pytest.approx(3 * 0.2 + 2 * 0.4)
 
 
 def test_robustness_follows_the_best_of_the_other_hyper_parameters(tmp_path):

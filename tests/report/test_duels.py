@@ -138,6 +138,15 @@ def test_a_weak_verdict_prints_the_command_that_adds_seeds(tmp_path):
     assert seeds == [0, 3]
 
 
+def test_a_seed_whose_run_has_not_ended_is_missing(tmp_path):
+    write(tmp_path, SGD, dict.fromkeys(range(5), 0.5))
+    write(tmp_path, SIBP, dict.fromkeys(range(4), 0.2))
+    write(tmp_path, SIBP, {4: 0.2}, status=None)
+    problem = problem_of(tmp_path)
+    missing = {method.name: seeds for method, seeds in missing_seeds(problem, duels(problem)).items()}
+    assert missing == {"sibp cg:5": [4]}
+
+
 def test_enough_seeds_need_no_more(tmp_path):
     write(tmp_path, SGD, dict.fromkeys(range(5), 0.5))
     write(tmp_path, SIBP, dict.fromkeys(range(5), 0.5))

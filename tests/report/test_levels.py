@@ -40,6 +40,16 @@ def test_a_target_met_at_the_first_evaluation_is_marked(contest):
     assert easy.entered == 3
 
 
+def test_half_of_the_seeds_suffice_for_a_first_look(tmp_path):
+    """SIBP reaches SGD's 1.0 first, at a median of 15 steps: on two seeds after 10, its first row, on two after 20."""
+    for seed, middle in enumerate((0.9, 0.9, 1.5, 1.5)):
+        write_run(tmp_path / f"sgd{seed}", SGD, seed, CURVES["sgd"])
+        write_run(tmp_path / f"sibp{seed}", SIBP, seed, (2.0, middle, 0.2))
+    easy = levels(contests(compare(collect([tmp_path]).runs, None, None), {}), "training")[0][0]
+    assert easy.target.value == 1.0
+    assert easy.at_first_look
+
+
 def test_tuning_time_is_charged_to_the_method(contest):
     """Priced at the final runs' time per step: three trials of 20 steps at 0.02 seconds, whatever the trials took."""
     by_name = {method.name: method for method in contest.problem.methods}

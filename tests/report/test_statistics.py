@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from sibp.analysis import scoring, statistics
-from sibp.analysis.statistics import BOOTSTRAP_SEED, RESAMPLES, bootstrap_interval, estimate, median, sign_test
+from sibp.analysis.statistics import BOOTSTRAP_SEED, RESAMPLES, bootstrap_interval, bounds, estimate, median, sign_test
 from sibp.report import cells
 
 INF = math.inf
@@ -53,6 +53,11 @@ def test_bounds_from_an_even_number_are_those_of_all_resamples():
     exact = medians[math.ceil(0.025 * len(medians)) - 1], medians[math.ceil(0.975 * len(medians)) - 1]
     assert exact == (1.5, 5.5)
     assert bootstrap_interval(list(range(1, 7))) == exact
+
+
+def test_as_many_draws_lie_below_the_bounds_as_above():
+    """2.5 % of 10,000 different draws are 250: those from 0 to 249, and from 9,750 to 9,999."""
+    assert bounds(np.random.default_rng(0).permutation(10_000)) == (250, 9749)
 
 
 def test_interval_agrees_with_exact_probabilities():
