@@ -23,10 +23,8 @@ class BatchOrder:
     """The training images of each step's batch.
 
     The order within an epoch depends only on (seed, epoch), so any step's batch can be computed directly. Every batch
-    is
-    full, since a smaller last batch would change the balance between the summed loss and the proximal weight; the
-    images
-    left over in one epoch come first in the next.
+    is full, since a smaller last batch would change the balance between the summed loss and the proximal weight; the
+    images left over in an epoch, fewer than a batch, are not used in it.
 
     Args:
         count: training images.

@@ -117,6 +117,8 @@ class Preconditioned(torch.optim.Optimizer):
         """Clears the gradients of all parameters, as in torch."""
         self.direction.passes.forget()
         super().zero_grad(set_to_none)
+        if set_to_none:
+            self.direction.layers.cleared()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters of the model to the direction and to the outer optimizer.

@@ -125,11 +125,12 @@ class ProximalOptimizer(TappedOptimizer):
             ValueError: if `evaluate` or `loss` is given without a line search.
         """
         if not self.line_search:
-            if evaluate is not None:
-                raise ValueError(
-                    f"{type(self).__name__}.step(evaluate=...) is for a line search: make the optimizer with "
-                    "line_search=True, or leave evaluate out."
-                )
+            for name, given in (("evaluate", evaluate), ("loss", loss)):
+                if given is not None:
+                    raise ValueError(
+                        f"{type(self).__name__}.step({name}=...) is for a line search: make the optimizer with "
+                        f"line_search=True, or leave {name} out."
+                    )
             return super().step(closure)
         if closure is None and evaluate is None and not self.direction_only:
             if self._nothing_to_apply():  # torch.distributed.checkpoint makes an optimizer's state by such a step

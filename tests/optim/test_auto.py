@@ -412,8 +412,12 @@ def test_invalid_arguments_are_refused():
     model, (x, y) = mlp(5, 3), batch()
     plain = SIBP(model)
     F.cross_entropy(model(x), y).backward()
-    with pytest.raises(ValueError, match="line_search=True"):
+    old = weights(model)
+    with pytest.raises(ValueError, match="line_search=True, or leave evaluate out"):
         plain.step(evaluate=lambda: 1.0)
+    with pytest.raises(ValueError, match="line_search=True, or leave loss out"):
+        plain.step(loss=1.0)
+    assert_equal(weights(model), old)
     for method in (SIBP, ProxBP):
         with pytest.raises(ValueError, match="direction_only"):
             method(model, line_search=True, direction_only=True)

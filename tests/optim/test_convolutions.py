@@ -58,6 +58,23 @@ def test_step_equals_that_of_linear_layers_on_patches(case: ConvCase, method: st
         torch.testing.assert_close(parameter.grad, change, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("method", [SIBP, ProxBP])
+def test_relative_weights_are_measured_in_mean_squared_patches_of_all_groups(method):
+    """25 rows [patch, 1] in each of two groups: lam by hand gives the same step."""
+    x = torch.randn(5, 4, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    patches = torch.cat([part.unfold(2, 3, 1).movedim(1, 2).reshape(25, 6) for part in x.chunk(2, 1)])
+    lam = 3.0 * float((patches.square().sum(1) + 1).mean())
+    changes = []
+    for prox_weight, scaling in ((3.0, "relative"), (lam, "absolute")):
+        torch.manual_seed(1)
+        conv = nn.Conv1d(4, 6, 3, groups=2, dtype=torch.float64)
+        optimizer = method(conv, 0.7, prox_weight, prox_weight_scaling=scaling)
+        conv(x).square().sum((1, 2)).mean().backward()
+        assert optimizer.solver_stats()
+        changes.append([p.grad for p in conv.parameters()])
+    torch.testing.assert_close(changes[0], changes[1], rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_unbatched_image_is_a_batch_of_one(method: str):
     torch.manual_seed(0)

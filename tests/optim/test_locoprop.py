@@ -100,6 +100,7 @@ def test_a_convolution_is_a_layer_on_its_patches():
         ({"variant": "m"}, "Invalid variant: 'm'; choose one of squared, matching"),
         ({"output": "relu"}, "Invalid output: 'relu'; choose one of identity, softmax, sigmoid"),
         ({"inner_steps": 0}, "Invalid inner_steps: 0"),
+        ({"inner_steps": True}, "Invalid inner_steps: True"),
         ({"momentum": 1.0}, "Invalid momentum: 1.0; it has to be >= 0 and < 1"),
         ({"activation_lr": -1.0}, "Invalid activation_lr: -1.0"),
     ],

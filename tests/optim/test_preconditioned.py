@@ -387,6 +387,19 @@ def test_ordinary_gradients_are_refused():
         optimizer.step()
 
 
+@pytest.mark.parametrize("method", [SIBP, KFAC])
+def test_memory_that_held_a_displacement_may_hold_a_gradient_next(method):
+    model = linear_net()
+    optimizer = Preconditioned(method(model), ADAM)
+    loss_of(model, 0).backward()
+    held = [p.grad for p in model.parameters()]
+    optimizer.zero_grad()
+    for p, memory in zip(model.parameters(), held, strict=True):
+        p.grad = memory.fill_(1.0)
+    with pytest.raises(RuntimeError, match="assigned by hand"):
+        optimizer.step()
+
+
 def test_a_scaler_is_refused():
     model = linear_net()
     optimizer = Preconditioned(SIBP(model), ADAM)

@@ -66,6 +66,18 @@ def test_a_predicted_minimum_with_a_higher_loss_is_not_taken():
     assert (found.alpha, found.loss) == (1.0, 0.5)
 
 
+def test_every_evaluation_is_counted():
+    """That of a rejected minimum, too, and those that follow where the loss falls too little."""
+    for slope in (-1.25, -100.0):
+        tried: list[float] = []
+
+        def phi(a: float, tried: list[float] = tried) -> float:
+            tried.append(a)
+            return 0.5 if a in (1.0, 0.01) else 9.0
+
+        assert minimise(phi, 1.0, 1.0, slope).trials == len(tried) > 1
+
+
 def test_a_length_must_achieve_a_quarter_of_what_its_slope_promises():
     def phi(a: float) -> float:
         return max(1 - 100 * a, 0.0)  # at its lowest from .01 on; a quarter of the promise until .04
@@ -100,11 +112,12 @@ def test_one_trial_finds_the_length_that_a_decrease_suffices_for():
     assert found.trials <= 4
 
 
+@pytest.mark.parametrize("level", [1.0, -1.0])
 @pytest.mark.parametrize(("slope", "most"), [(-1e9, MAX_TRIALS), (-3e-7, 2)])
-def test_a_slope_that_no_length_confirms_is_ignored(slope: float, most: int):
+def test_a_slope_that_no_length_confirms_is_ignored(slope: float, most: int, level: float):
     """It is wrong, or what it promises is less than single precision resolves."""
-    found = minimise(lambda a: 1 - 1e-9 * a, 1.0, 1.0, slope, trust=1.0)
-    plain = backtrack(lambda a: 1 - 1e-9 * a, 1.0, 1.0, slope)
+    found = minimise(lambda a: level - 1e-9 * a, level, 1.0, slope, trust=1.0)
+    plain = backtrack(lambda a: level - 1e-9 * a, level, 1.0, slope)
     assert found.alpha in (plain.alpha, plain.optimum)
     assert found.trials <= most
 

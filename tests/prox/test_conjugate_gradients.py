@@ -147,9 +147,10 @@ def test_a_step_that_changes_nothing_is_not_taken():
     assert solution.stats.decrease == solution.stats.step_length == 0
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e4])
 @pytest.mark.parametrize("side", SIDES)
-def test_a_residual_of_mere_rounding_changes_nothing(side):
-    features = DenseFeatures(randn(1, 4, 3))
+def test_a_residual_of_mere_rounding_changes_nothing(side, scale):
+    features = DenseFeatures(scale * randn(1, 4, 3))
     Z = randn(1, 4, 2, seed=1)
     T = torch.nextafter(Z.relu(), Z.relu() + 1)
     solution = solve_nonlinear(side(features), Z, T, 1.0, ACTIVATIONS["relu"][0], 5)

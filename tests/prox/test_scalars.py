@@ -7,7 +7,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from layer_problems import moved, randn
+from layer_problems import features_matrix, moved, randn
 
 from sibp.activations import RELU
 from sibp.prox import status
@@ -75,6 +75,23 @@ def test_without_synchronisation_lam_is_raised_to_the_rounding(side, monkeypatch
     X = moved(solution)
     change = torch.from_numpy(X.sum(-2, keepdims=True))  # a row of Phi is a row of ones
     assert float((R.double() + change).square().sum() / R.double().square().sum()) == pytest.approx(1 - best, abs=0.02)
+
+
+@pytest.mark.parametrize("side", [Span, Direct])
+def test_without_synchronisation_a_failed_factorisation_leaves_a_gradient_step(side, monkeypatch):
+    A, R = randn(1, 7, 9), randn(1, 7, 4)
+    failed = linear._Factor(torch.eye(1), torch.tensor(False))
+    monkeypatch.setattr(linear._Factor, "of", lambda *_: failed)
+    monkeypatch.setattr(linear._Factor, "minus_solve", lambda _, rhs: torch.full_like(rhs, math.nan))
+    read_nothing(monkeypatch)
+    with disabled():
+        solution = solve("linear", side, A, R, 0.5)
+    assert solution.stats.status == Status.GRADIENT
+    P = features_matrix(DenseFeatures(A))[0]
+    gram = P @ P.T if side is Span else P.T @ P
+    gradient = P.T @ R[0].numpy()
+    np.testing.assert_allclose(moved(solution)[0], -gradient / (0.5 + np.linalg.norm(gram)), rtol=1e-12)
+    assert 0 < float(solution.stats.decrease) < 1
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,23 @@ def test_the_floor_is_set_by_the_largest_eigenvalue(side):
 
 
 @pytest.mark.parametrize("side", SIDES)
+def test_the_decrease_along_a_direction_as_small_as_lam_counts_the_proximal_term(side):
+    """The residual is the last singular vector: of its square, 1, the least objective leaves lam / (s^2 + lam).
+
+    As lam is just above the least that float64 resolves for single precision, the solve is repeated in it.
+    """
+    lam = 2 * (16 * torch.finfo(torch.float32).eps) ** 2
+    Q, P = torch.linalg.qr(randn(40, 26))[0], torch.linalg.qr(randn(26, 26, seed=1))[0]
+    features = DenseFeatures((Q * torch.tensor([1.0] * 25 + [math.sqrt(lam)]) @ P.T).float(), bias=False)
+    U, S = spectrum(features)
+    solution = solve_linear(side(features), U[:, -1:].float(), lam)
+    expected = float(S[-1] ** 2 / (S[-1] ** 2 + lam))
+    assert 0.3 < expected < 0.7
+    assert solution.stats.status == Status.SOLVED
+    assert float(solution.stats.decrease) == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_residual_outside_the_range_is_not_increased(side, dtype):
     """Two groups of equal rows, and residuals that cancel within each: only rounding can be fitted."""

@@ -1,0 +1,115 @@
+"""Steps of a line search around the search itself: the fallback's share, buffers, warnings, copies."""
+
+import copy
+import math
+import pickle
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sibp import SIBP, ProxBP
+from sibp.optim.proximal import ProximalOptimizer
+
+F64 = torch.float64
+
+
+def mlp() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    x = torch.randn(20, 5, generator=torch.Generator().manual_seed(1), dtype=F64)
+    return x, torch.arange(20) % 3
+
+
+def step(model: nn.Module, optimizer: ProximalOptimizer, *rises: float) -> None:
+    """Takes a step; rises are the trials' losses over the one before, and the last one remains."""
+    x, y = batch()
+    optimizer.zero_grad()
+    loss = F.cross_entropy(model(x), y)
+    loss.backward()
+    left = list(rises)
+    optimizer.step(evaluate=lambda: loss.item() + (left.pop(0) if len(left) > 1 else left[0]), loss=loss)
+
+
+def test_the_fallback_takes_its_whole_step_unless_the_search_shortens_it():
+    """After a step of a quarter the next one is expected to be half as long as asked."""
+    torch.manual_seed(0)
+    norm = nn.LayerNorm(6)
+    model = nn.Sequential(nn.Linear(5, 6), norm, nn.ReLU(), nn.Linear(6, 3)).double()
+    optimizer = SIBP(model, line_search=True, fallback=lambda params: torch.optim.SGD(params, lr=0.2))
+    for rises, taken, share in (((1.0, 1.0, -1.0), 0.25, 0.25), ((-1.0,), 0.5, 1.0), ((1.0, -1.0), 0.5, 0.5)):
+        old = [p.detach().clone() for p in norm.parameters()]
+        step(model, optimizer, *rises)
+        assert optimizer.search_stats()["step"] == taken
+        expected = [q - share * 0.2 * p.grad for p, q in zip(norm.parameters(), old, strict=True) if p.grad is not None]
+        torch.testing.assert_close([p.detach() for p in norm.parameters()], expected, rtol=1e-12, atol=1e-15)
+
+
+class Counting(nn.Module):
+    """Replaces its buffer in every forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, 3, dtype=F64)
+        self.seen: Tensor
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = self.seen + len(x)
+        return self.linear(x)
+
+
+def test_trials_do_not_count_in_a_buffer_that_the_forward_pass_replaces():
+    model, (x, y) = Counting(), batch()
+    optimizer = SIBP(model, line_search=True)
+    F.cross_entropy(model(x), y).backward()
+    optimizer.step(evaluate=lambda: F.cross_entropy(model(x), y))
+    assert optimizer.search_stats()["trials"] > 0
+    assert float(model.seen) == 20
+
+
+def test_refused_steps_are_counted_in_a_row():
+    """Warnings are errors here."""
+    model = mlp()
+    optimizer = SIBP(model, line_search=True)
+    for rise in [math.inf] * 9 + [-1.0] + [math.inf] * 9:
+        step(model, optimizer, rise)
+    with pytest.warns(RuntimeWarning, match="no length was acceptable in 10 steps in a row"):
+        step(model, optimizer, math.inf)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+@pytest.mark.parametrize("method", [SIBP, ProxBP])
+def test_copies_search_as_the_original_does(method, copied):
+    optimizer: Any = method(mlp(), 50.0, line_search=True)
+    other = copied(optimizer)
+    x, y = batch()
+    for one in (optimizer, other):
+        for _ in range(3):
+            one.zero_grad()
+            F.cross_entropy(one.model(x), y).backward()
+            one.step(evaluate=lambda model=one.model: F.cross_entropy(model(x), y))
+    assert other.search_stats() == optimizer.search_stats()
+    for p, q in zip(other.model.parameters(), optimizer.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_a_long_step_of_large_weights_is_no_reason_for_a_warning():
+    """It is as long as the weights are, 1e4 an entry; warnings are errors here."""
+    model = nn.Linear(4, 3, bias=False)
+    nn.init.constant_(model.weight, 1e4)
+    optimizer = ProxBP(model, lr=1e4, solver="gradient", loss_average=False)
+    model(torch.ones(1, 4)).sum().backward()
+    assert optimizer.solver_stats()[""]["relative_change"] == pytest.approx(1)
+
+
+def test_a_gradient_step_reports_its_length():
+    model, (x, y) = mlp(), batch()
+    optimizer = ProxBP(model, solver="gradient", prox_weight=4.0)
+    F.cross_entropy(model(x), y).backward()
+    assert [stats["step_length"] for stats in optimizer.solver_stats().values()] == [0.25, 0.25]
