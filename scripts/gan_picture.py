@@ -100,6 +100,6 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images" / "gan_paused.svg")
-    words = parser.parse_args()
-    for paused, distance in draw(words.seeds, words.steps, words.out).items():
+    args = parser.parse_args()
+    for paused, distance in draw(args.seeds, args.steps, args.out).items():
         print(f"{NAMES[paused]}: {distance:.3f}")

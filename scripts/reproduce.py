@@ -44,32 +44,32 @@ def commands(experiment: Experiment, run_root: Path, own: Sequence[str]) -> Iter
     Args:
         experiment: the experiment.
         run_root: for the runs of all experiments.
-        own: words for every training command, such as ``data_root=data``.
+        own: overrides for every training command, such as ``data_root=data``.
 
     Yields:
-        The words of one command.
+        The arguments of one command.
 
     Raises:
         UsageError: it uses the settings of an experiment that is not kept.
     """
     for folder, command in experiment.commands.items():
-        kind, *words = shlex.split(command)
+        kind, *arguments = shlex.split(command)
         place = (run_root / experiment.name / folder).as_posix()
         after = [*own, f"run_root={place}", "tensorboard=false"]
         whole = ["eval_val_limit=null"]  # kept runs are judged by all validation images, like tuning
         if kind == "script":
-            yield [f"scripts/{words[0]}", "--out", place]
+            yield [f"scripts/{arguments[0]}", "--out", place]
         elif kind == "chosen":
-            for choice in _choices(words[0]):
-                yield ["-m", "sibp.train", "-m", *words[1:], *choice, *whole, *after]
+            for choice in _choices(arguments[0]):
+                yield ["-m", "sibp.train", "-m", *arguments[1:], *choice, *whole, *after]
         elif kind == "train":
-            yield ["-m", "sibp.train", "-m", *words, *whole, *after]
+            yield ["-m", "sibp.train", "-m", *arguments, *whole, *after]
         else:
-            yield ["-m", f"sibp.{kind}", *words, *after]
+            yield ["-m", f"sibp.{kind}", *arguments, *after]
 
 
 def _choices(name: str) -> Iterator[list[str]]:
-    """Every method of a tuned experiment with its chosen setting, as words."""
+    """Every method of a tuned experiment with its chosen setting, as overrides."""
     path = RESULTS / name / "tuning.json"
     if not path.exists():
         raise UsageError(f"{name} is not kept yet, and its choice is needed: python scripts/reproduce.py {name}")
@@ -109,15 +109,15 @@ def run(experiment: Experiment, run_root: Path, own: Sequence[str]) -> int:
     Args:
         experiment: the experiment.
         run_root: for the runs of all experiments.
-        own: words for every training command.
+        own: overrides for every training command.
 
     Returns:
         0 if all its runs have ended, else the first other exit code.
     """
-    for words in commands(experiment, run_root, own):
-        print(f"$ python {shlex.join(words)}", flush=True)
+    for arguments in commands(experiment, run_root, own):
+        print(f"$ python {shlex.join(arguments)}", flush=True)
         try:
-            code = subprocess.run([sys.executable, *words], cwd=ROOT).returncode
+            code = subprocess.run([sys.executable, *arguments], cwd=ROOT).returncode
         except KeyboardInterrupt:  # the command was interrupted too, and has written its checkpoint
             code = INTERRUPTED
         if code not in ENDED:
@@ -302,8 +302,8 @@ def _list(experiments: Sequence[Experiment], run_root: Path, own: Sequence[str])
         kept = ", kept" if is_kept(each.name, RESULTS) else ""
         print(f"\n{each.name} (about {each.minutes:g} minutes{kept}): {each.asks}")
         try:
-            for words in commands(each, run_root, own):
-                print(f"  python {shlex.join(words)}")
+            for arguments in commands(each, run_root, own):
+                print(f"  python {shlex.join(arguments)}")
         except UsageError as error:
             print(f"  {error}")
     print(f"\n{len(experiments)} experiments, about {sum(each.minutes for each in experiments) / 60:.1f} hours.")

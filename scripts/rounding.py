@@ -40,7 +40,7 @@ CHANGES: dict[str, tuple[list[str], dict[str, str]]] = {
     "two threads": (["--threads", "2"], {}),
     "BLAS without AVX-512": ([], WITHOUT_AVX512),
 }
-"""The changes: words of the process's command line, and its environment."""
+"""The changes: arguments of the process, and its environment."""
 
 
 def train(method: str, seed: int, data: Data) -> list[Tensor]:
@@ -87,11 +87,11 @@ def distances(reference: list[Tensor], other: list[Tensor]) -> dict[str, list[fl
 
 def in_a_process(method: str, seeds: int, data_root: str, change: str | None = None) -> list[list[Tensor]]:
     """`train` for each seed, in its own process with a change."""
-    words, environment = CHANGES[change] if change else ([], {})
+    args, environment = CHANGES[change] if change else ([], {})
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / "found.pt")
         own = ["--one", method, "--seeds", str(seeds), "--data-root", data_root, "--out", file]
-        subprocess.run([sys.executable, __file__, *own, *words], check=True, env={**os.environ, **environment})
+        subprocess.run([sys.executable, __file__, *own, *args], check=True, env={**os.environ, **environment})
         return torch.load(file, weights_only=True)
 
 
@@ -129,16 +129,16 @@ def main() -> None:
     parser.add_argument("--out", default=str(RECORD))
     parser.add_argument("--threads", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--no-kernels", action="store_true", help=argparse.SUPPRESS)
-    words = parser.parse_args()
-    if words.one:
-        torch.set_num_threads(words.threads)
-        with kernels.disabled() if words.no_kernels else contextlib.nullcontext():
-            data = load_data({"name": "mnist"}, words.data_root, False).prepared(True, torch.device("cpu"))
-            torch.save([train(words.one, seed, data) for seed in range(words.seeds)], words.out)
+    args = parser.parse_args()
+    if args.one:
+        torch.set_num_threads(args.threads)
+        with kernels.disabled() if args.no_kernels else contextlib.nullcontext():
+            data = load_data({"name": "mnist"}, args.data_root, False).prepared(True, torch.device("cpu"))
+            torch.save([train(args.one, seed, data) for seed in range(args.seeds)], args.out)
         return
-    Path(words.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(words.out).write_text(json.dumps(measure(words.data_root, words.seeds), indent=1) + "\n")
-    print(f"written    {words.out}")
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    Path(args.out).write_text(json.dumps(measure(args.data_root, args.seeds), indent=1) + "\n")
+    print(f"written    {args.out}")
 
 
 if __name__ == "__main__":

@@ -177,13 +177,13 @@ def parts(name: str, quantity: Quantity) -> str:
 
 def _beside_sgd(problem: Problem, name: str, quantity: Quantity) -> str:
     by_name = {method.name: {run.seed: quantity.of(run) for run in method.runs} for method in problem.methods}
-    figures = {each: {s: x for s, x in of.items() if x is not None} for each, of in by_name.items()}
-    if not figures.get(name):
+    values = {each: {s: x for s, x in of.items() if x is not None} for each, of in by_name.items()}
+    if not values.get(name):
         return "–"
-    text = _in(estimate(list(figures[name].values())), in_percent if quantity is TEST_ACC else short)
-    if name == "sgd" or "sgd" not in figures:
+    text = _in(estimate(list(values[name].values())), in_percent if quantity is TEST_ACC else short)
+    if name == "sgd" or "sgd" not in values:
         return text
-    return f"{text} {verdict(figures[name], figures['sgd'], quantity.larger_is_better).word}"
+    return f"{text} {verdict(values[name], values['sgd'], quantity.larger_is_better).word}"
 
 
 def solvers(problem: Problem) -> str:
@@ -245,8 +245,8 @@ def rest(name: str) -> str:
         others = [row for row in lists["wandering"] if _about(row) == about]
         missing = sorted({row["method"] for row in others} - {row["method"] for row in resting})
         cells = [f"{len(resting)} of {len(resting) + len(others)}", ", ".join(missing) if resting else "all"]
-        figures = ((resting, "gradient"), (kinks, "subgradient"), (kinks, "falls"))
-        largest_of = [f"{max(row[key] for row in found):.1e}" if found else "–" for found, key in figures]
+        values = ((resting, "gradient"), (kinks, "subgradient"), (kinks, "falls"))
+        largest_of = [f"{max(row[key] for row in found):.1e}" if found else "–" for found, key in values]
         rows.append([*about, *cells, *largest_of])
     columns = ("problem", "activation", "runs at rest", "methods of which none is")
     return lines_of_table([*columns, "gradient at rest, at most", "subgradient", "loss falls by"], rows)

@@ -129,8 +129,8 @@ def run(method: str, model: nn.Module, x: Tensor, y: Tensor, steps: int = STEPS)
     marks = {int(step) for step in np.geomspace(1, steps, 24)}
     path, first, step, moved = [], (0.0, 0.0), 0, math.inf
 
-    def relative(figures: tuple[float, float]) -> list[float]:
-        return [a / b if b else 0.0 for a, b in zip(figures, first, strict=True)]  # started at rest: 0
+    def relative(values: tuple[float, float]) -> list[float]:
+        return [a / b if b else 0.0 for a, b in zip(values, first, strict=True)]  # started at rest: 0
 
     while step < steps:
         optimizer.zero_grad()
@@ -140,7 +140,7 @@ def run(method: str, model: nn.Module, x: Tensor, y: Tensor, steps: int = STEPS)
             with optimizer.paused():
                 slope = gradient(model, x, y).norm().item()
             first = first if step else (moved, slope)
-            path.append([step, *(float(f"{figure:.4g}") for figure in relative((moved, slope)))])
+            path.append([step, *(float(f"{value:.4g}") for value in relative((moved, slope)))])
         if moved <= REST * first[0]:
             break
         optimizer.step()

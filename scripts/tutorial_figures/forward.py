@@ -49,7 +49,7 @@ def _network(page: dict[str, Any]) -> str:
         d.circle(x, y, 34, fill=FORWARD_PALE, stroke=FORWARD)
         d.text(x, y + 5, f"z = {number(page['Z2'][0, i])}", size=12)
         d.text(x, y + (-46 if i == 0 else 56), f"bias {number(page['b2'][i])}", size=12, color=GREY)
-        d.text(x + 50, y + 5, f"p = {page['P'][0, i]:.2f}", anchor="start")
+        d.text(x + 50, y + 5, f"p = {page['Y_hat'][0, i]:.2f}", anchor="start")
     for x, words in ((90, "the first sample"), (350, "hidden layer: ReLU"), (610, "output layer: softmax")):
         d.text(x, 316, words, color=GREY)
     return d.svg()
@@ -94,7 +94,7 @@ def _shapes() -> str:
         x += unit * 2 + 16
         d.arrow((x, y + unit), (x + 90, y + unit), color=FORWARD)
         d.text(x + 45, y + unit - 9, after, size=12, color=FORWARD)
-        d.matrix(x + 106, y, unit * 2, unit * 2, "A_1" if m and Z == "Z_1" else "P", f"B × {m}", fill=FORWARD_PALE)
+        d.matrix(x + 106, y, unit * 2, unit * 2, "A_1" if m and Z == "Z_1" else "Ŷ", f"B × {m}", fill=FORWARD_PALE)
 
     row(45, "A_0 = X", "W_1^T", "b_1", "Z_1", 3, 2, "ReLU")
     row(160, "A_1", "W_2^T", "b_2", "Z_2", 2, 2, "softmax")

@@ -12,7 +12,7 @@ NODES = (
     ("multiply", "×", ("x", "y"), "x × y", ("G × y", "G × x")),
     ("matrix product", "·", ("X", "Y"), "X Y", ("G Y^T", "X^T G")),
     ("ReLU", "s", ("x",), "max(x, 0)", ("G if x > 0",)),
-    ("softmax and cross-entropy", "L", ("Z",), "L", (f"P {MINUS} Y",)),
+    ("softmax and cross-entropy", "L", ("Z",), "L", (f"Ŷ {MINUS} Y",)),
 )
 
 
@@ -84,7 +84,6 @@ def _nodes() -> str:
 def _graph(page: dict[str, Any]) -> str:
     """The network of page 2: values above the edges, gradients below."""
     d = Drawing(900, 330, "The graph of a network with two layers, values above and gradients below")
-    dC1 = page["E1"]  # at the sum X W1^T + b1 and at the product alike
     columns = (
         ("·", "W_1", page["W1"], page["dW1"]),
         ("+", "b_1", page["b1"], page["db1"]),
@@ -96,11 +95,11 @@ def _graph(page: dict[str, Any]) -> str:
     product1, product2 = page["X"] @ page["W1"].T, page["A1"] @ page["W2"].T
     edges = (
         ("X", page["X"], None),
-        ("", product1, dC1),
-        ("Z_1", page["Z1"], dC1),
+        ("", product1, page["E1"]),  # a sum passes its gradient on unchanged
+        ("Z_1", page["Z1"], page["E1"]),
         ("A_1", page["A1"], page["D1"]),
-        ("", product2, page["D2"]),
-        ("Z_2", page["Z2"], page["D2"]),
+        ("", product2, page["E2"]),
+        ("Z_2", page["Z2"], page["E2"]),
     )
     y, step, left = 205, 142, 150
     for i, ((sign, name, value, gradient), (edge, above, below)) in enumerate(zip(columns, edges, strict=True)):
@@ -123,7 +122,7 @@ def _graph(page: dict[str, Any]) -> str:
         if name == "labels":
             d.text(x, 100, "0, 1", size=12, color=FORWARD)
     x = left + step * 5
-    d.text(x, y + 42, f"{float(-np.log(page['P'][[0, 1], page['labels']]).sum()):.2f}", size=14)
+    d.text(x, y + 42, f"{float(-np.log(page['Y_hat'][[0, 1], page['labels']]).sum()):.2f}", size=14)
     d.text(450, 300, "above the line: forward, from left to right", size=13, color=FORWARD)
     d.text(450, 318, "below it, and under the parameters: backward, from right to left", size=13, color=BACKWARD)
     return d.svg()

@@ -50,14 +50,14 @@ def _proximal_map(page: dict[str, Any]) -> str:
     new = at[both.argmin()]
     with plot(6.4, 3.2) as made:
         ax = made.figure.add_subplot()
-        ax.plot(at, page["loss"](at), color=FORWARD, label="the loss L(x')")
-        ax.plot(at, near, color=GREY, linestyle="--", label="distance (x' \N{MINUS SIGN} x)² / 2h")
+        ax.plot(at, page["loss"](at), color=FORWARD, label="the loss L(v)")
+        ax.plot(at, near, color=GREY, linestyle="--", label="distance (v \N{MINUS SIGN} x)² / 2h")
         ax.plot(at, both, color=NEW, label="both together")
         ax.plot(new, both.min(), "o", color=NEW)
         ax.plot(x, page["loss"](x), "o", color=INK)
         ax.annotate("x", (x, page["loss"](x)), xytext=(x + 0.06, page["loss"](x) - 0.45), color=INK)
         ax.annotate("new x", (new, both.min()), xytext=(new - 0.12, both.min() + 0.35), color=NEW)
-        ax.set(ylim=(0, 6), xlabel="x'")
+        ax.set(ylim=(0, 6), xlabel="v")
         ax.legend(loc="upper center")
     return made.svg
 

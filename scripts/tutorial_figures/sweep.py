@@ -36,7 +36,7 @@ def _frame(solved: int) -> str:
             d.rect(x - 24, back - 15, 48, 30, fill=BACKWARD_PALE if now else "#ffffff", stroke=BACKWARD, radius=4)
             d.text(x, back + 5, f"T_{layer}", size=14, color=BACKWARD, italic=True)
     for layer in range(LAYERS + 1):
-        name = "X" if layer == 0 else f"A_{layer}" if layer < LAYERS else f"Z_{layer}"
+        name = f"A_{layer}" if layer < LAYERS else f"Z_{layer}"
         d.circle(first + gap * layer, there, 25, fill=FORWARD_PALE, stroke=FORWARD)
         d.text(first + gap * layer, there + 5, name, color=FORWARD, italic=True)
     last = first + gap * LAYERS

@@ -39,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 measured, 2 wrong input.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    args = _parser().parse_args(words)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = _parser().parse_args(arguments)
     threads = [None] if args.command == "time_to_target" else args.threads or [None]
     try:
         if args.command != "time_to_target":
@@ -48,18 +48,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         for number in threads:
             if number is not None:
                 torch.set_num_threads(number)
-            _measure(args, words)
+            _measure(args, arguments)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
     return 0
 
 
-def _measure(args: argparse.Namespace, words: list[str]) -> None:
+def _measure(args: argparse.Namespace, arguments: list[str]) -> None:
     """Measures, prints and writes one record."""
     check_folder(args.out)
     module, usage = COMMANDS[args.command], Usage()
-    record = module.measure(args, words)
+    record = module.measure(args, arguments)
     record["others"] = usage.others()
     print(machine_line(record["machine"]))
     print(*(warning.text for warning in warnings(record)), sep="\n")

@@ -34,8 +34,8 @@ def measure(case: Case, method: str, device: str, dtype: str, threads: int) -> d
         ``peak_bytes``, the peak memory of all tensors (weights, batches, gradients and others), and
         ``first_step_seconds``; or ``failed`` with the reason.
     """
-    words = [case.net, str(case.batch), case.activation, method, device, dtype, str(threads)]
-    ended = subprocess.run([sys.executable, "-m", "sibp.bench.memory", *words], capture_output=True, text=True)
+    arguments = [case.net, str(case.batch), case.activation, method, device, dtype, str(threads)]
+    ended = subprocess.run([sys.executable, "-m", "sibp.bench.memory", *arguments], capture_output=True, text=True)
     if ended.returncode != 0:
         return {"failed": (ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"])[-1]}
     return json.loads(ended.stdout.splitlines()[-1])

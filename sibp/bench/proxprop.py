@@ -2,11 +2,11 @@
 
 Frerix et al. (ICLR 2018) solve each linear layer's subproblem
 
-    min  1/2 ||Phi X - (Z - eta D)||^2 + lam/2 ||X - X_old||^2        Phi = [A, 1] (B, n + 1),  X = [W, b]^T (n + 1, m)
+    min  1/2 ||Phi X - (Z - eta E)||^2 + lam/2 ||X - X_old||^2        Phi = [A, 1] (B, n + 1),  X = [W, b]^T (n + 1, m)
 
 by its normal equations in all n + 1 features at every step, for any batch size:
 
-    (Phi^T Phi + lam I) X = Phi^T (Z - eta D) + lam X_old
+    (Phi^T Phi + lam I) X = Phi^T (Z - eta E) + lam X_old
 """
 
 from typing import Any
@@ -29,12 +29,12 @@ class _ProxLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         A, W, b, Z = ctx.saved_tensors
-        D = grad_outputs[0] * A.shape[0]  # the loss is a mean, the method's error signals are of the sum
+        E = grad_outputs[0] * A.shape[0]  # the loss is a mean, the method's error signals are of the sum
         phi = torch.cat([A, torch.ones_like(A[:, :1])], 1)
         system = phi.T @ phi
         system.diagonal().add_(ctx.lam)
         old = torch.cat([W, b.unsqueeze(1)], 1).T
-        decrease = old - torch.linalg.solve(system, phi.T @ (Z - ctx.eta * D) + ctx.lam * old)
+        decrease = old - torch.linalg.solve(system, phi.T @ (Z - ctx.eta * E) + ctx.lam * old)
         grad_A = grad_outputs[0] @ W if ctx.needs_input_grad[0] else None
         return grad_A, decrease[:-1].T, decrease[-1], None, None
 

@@ -99,12 +99,12 @@ def step(layers: Sequence[nn.Linear], x: Tensor, y: Tensor, eta: float, lam: flo
     for layer in layers[:-1]:
         As.append(layer(As[-1]).relu())
     Z = layers[-1](As[-1])
-    D = Z.softmax(1) - F.one_hot(y, Z.shape[1])
-    T, top = Z - eta * D, layers[-1]
+    E = Z.softmax(1) - F.one_hot(y, Z.shape[1])
+    T, top = Z - eta * E, layers[-1]
     for layer, A in zip(reversed(layers), reversed(As), strict=True):
         W, b = solve_layer(A, T, layer.weight, layer.bias, lam, relu=layer is not top)
         layer.weight.copy_(W)
         layer.bias.copy_(b)
-        D = D @ W
+        D = E @ W
         T = A - eta * D
-        D = D * (A > 0)
+        E = D * (A > 0)

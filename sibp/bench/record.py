@@ -40,12 +40,12 @@ def machine(device: str) -> dict[str, Any]:
     return {key: found[key] for key in kept}
 
 
-def new_record(command: str, words: Sequence[str], device: str) -> dict[str, Any]:
+def new_record(command: str, arguments: Sequence[str], device: str) -> dict[str, Any]:
     """The head of a record, to which a command adds its measurements.
 
     Args:
         command: such as "step".
-        words: of its command line.
+        arguments: of its command line.
         device: "cpu" or "cuda".
 
     Returns:
@@ -53,7 +53,7 @@ def new_record(command: str, words: Sequence[str], device: str) -> dict[str, Any
     """
     return {
         "command": command,
-        "made_by": shlex.join(["python", "-m", "sibp.bench", *words]),
+        "made_by": shlex.join(["python", "-m", "sibp.bench", *arguments]),
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "machine": machine(device),
     }

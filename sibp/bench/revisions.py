@@ -35,12 +35,12 @@ NOTE = (
 )
 
 
-def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
+def measure(args: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
     """Time steps at an earlier commit and now.
 
     Args:
         args: old, net, batch, activation, methods, seconds and rounds; torch's number of threads as set.
-        words: of the command line.
+        arguments: of the command line.
 
     Returns:
         The record: ``cases``, each with ``net``, ``batch``, ``activation``, ``then`` and ``now`` (method -> seconds of
@@ -52,7 +52,7 @@ def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
     cases = choose_cases(args.net, args.batch, args.activation)
     methods = [SGD, *(args.methods or METHODS)]
     _check(methods, cases)
-    record = new_record("revisions", words, "cpu")
+    record = new_record("revisions", arguments, "cpu")
     record |= {"old": _git("rev-parse", "--short=10", f"{args.old}^{{commit}}"), "cases": []}
     with tempfile.TemporaryDirectory(prefix="sibp-revisions-") as folder:
         old = Path(folder, "old")
@@ -161,10 +161,10 @@ def _build(tree: Path) -> None:
         subprocess.run(command, cwd=tree, check=True, capture_output=True)
 
 
-def _git(*words: str) -> str:
-    done = subprocess.run(["git", *words], cwd=_ROOT, capture_output=True, text=True, check=False)
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(
-            f"git {words[0]}: {done.stderr.strip().splitlines()[-1]} (--old takes a commit of this checkout)."
+            f"git {arguments[0]}: {done.stderr.strip().splitlines()[-1]} (--old takes a commit of this checkout)."
         )
     return done.stdout.strip()

@@ -26,12 +26,12 @@ NOTE = (
 _TINY_WIDTH, _TINY_BATCH = 8, 4
 
 
-def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
+def measure(args: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
     """Measure the machine's rates and the methods' steps, and count the steps' work.
 
     Args:
         args: net, batch, methods, seconds, device, dtype.
-        words: of the command line.
+        arguments: of the command line.
 
     Returns:
         The record.
@@ -46,7 +46,7 @@ def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"--methods {method} has no formulas here: use it with step.")
     for case in cases:
         check_methods(methods, case)
-    record, here = new_record("roofline", words, args.device), Machine.of(args.device, args.dtype)
+    record, here = new_record("roofline", arguments, args.device), Machine.of(args.device, args.dtype)
     record |= {"dtype": args.dtype, "product_rate": here.product_rate, "cases": []}
     for case in cases:
         timed = measure_case(case, methods, args.seconds, args.device, args.dtype, with_memory=False)

@@ -86,12 +86,12 @@ class Training:
             searched.step(closure)
 
 
-def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
+def measure(args: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
     """Time the steps of all methods of some runs.
 
     Args:
         args: folders, data_root, seconds.
-        words: of the command line.
+        arguments: of the command line.
 
     Returns:
         The record, with a case for every network and batch size: ``net``, ``batch``, ``seconds_per_step`` and
@@ -104,7 +104,7 @@ def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
         problems = compare(collect(args.folders).runs, None, None)
     except UsageError as error:
         raise UserError(str(error)) from error
-    record = new_record("runs", words, "cpu") | {"cases": []}
+    record = new_record("runs", arguments, "cpu") | {"cases": []}
     for (net, batch), found in _trained(problems).items():
         workers = {name: Training(run, _data(run, args.data_root)) for name, run in found.items()}
         samples = interleave(workers, args.seconds, device_clock("cpu"))

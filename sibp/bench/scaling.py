@@ -28,12 +28,12 @@ NOTE = (
 )
 
 
-def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
+def measure(args: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
     """Time steps while one size varies and the others are fixed.
 
     Args:
         args: net (one with a single hidden layer), batch, seconds for each size, device, dtype.
-        words: of the command line.
+        arguments: of the command line.
 
     Returns:
         The record.
@@ -44,7 +44,7 @@ def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
     cases = choose_cases(args.net or ["784-500-10"], args.batch)
     if len(cases) != 1 or len(cases[0].widths) != 3:
         raise UserError("scaling varies one net with one hidden layer and one batch size: give --net 784-500-10.")
-    record = new_record("scaling", words, args.device)
+    record = new_record("scaling", arguments, args.device)
     record |= {"dtype": args.dtype, "net": cases[0].net, "batch": cases[0].batch, "sweeps": {}}
     for axis, points in plan(cases[0]).items():
         record["sweeps"][axis] = [_measure_point(point, args) for point in points]

@@ -38,12 +38,12 @@ NOTE = (
 TARGETS_NOTE = " Targets are for ratios of processor time, in float32 on a CPU."
 
 
-def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
+def measure(args: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
     """Time the steps of all methods on all nets.
 
     Args:
         args: net, batch, activation, methods, seconds, device, dtype, memory.
-        words: of the command line.
+        arguments: of the command line.
 
     Returns:
         The record.
@@ -55,7 +55,7 @@ def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
     methods = {case: args.methods or _methods(case) for case in cases}
     for case, names in methods.items():
         check_methods(names, case, args.device)
-    record = new_record("step", words, args.device)
+    record = new_record("step", arguments, args.device)
     here = Machine.of(args.device, args.dtype)
     record |= {"dtype": args.dtype, "product_rate": here.product_rate, "cases": []}
     for case, names in methods.items():

@@ -24,12 +24,12 @@ NOTE = (
 )
 
 
-def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
+def measure(args: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
     """Read the runs.
 
     Args:
         args: folders.
-        words: of the command line.
+        arguments: of the command line.
 
     Returns:
         The record, with None for targets that were not reached.
@@ -43,7 +43,7 @@ def measure(args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
         raise UserError(str(error)) from error
     if not collection.runs:
         raise UserError(f"All runs are broken; {collection.broken[0].path} for one: {collection.broken[0].reason}.")
-    record = new_record("time_to_target", words, "cpu")
+    record = new_record("time_to_target", arguments, "cpu")
     record["broken"] = len(collection.broken)
     record["trained_on"] = sorted({_surroundings(run) for run in collection.runs})
     record["problems"] = [

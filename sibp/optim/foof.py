@@ -17,13 +17,13 @@ from sibp.prox.solvers.inverse import damped_inverse
 class FOOF(GuardedOptimizer):
     r"""Gradient descent on neurons: the linear proximal subproblem with a running covariance of the inputs.
 
-    For every layer with inputs Phi = [A, 1], one row per sample, and error signal D = dL/dZ of the loss summed over the
+    For every layer with inputs Phi = [A, 1], one row per sample, and error signal E = dL/dZ of the loss summed over the
     batch, from ordinary back propagation (algorithm 1 of the paper, which writes A for our Phi^T):
 
     .. math::
         \Sigma &\leftarrow m \Sigma + (1 - m) \Phi^\top \Phi, \qquad
         P \leftarrow (\Sigma + \lambda I)^{-1} \text{ every } T \text{ steps} \\
-        [W, b] &\leftarrow [W, b] - \eta D^\top \Phi P
+        [W, b] &\leftarrow [W, b] - \eta E^\top \Phi P
 
     With m = 0 and T = 1 this is `ProxBP` with its exact solver. The paper's networks have no biases, and its Sigma
     starts with 50 batches before training; here P is updated after 1, 2, 4, 8, ... of the first T steps, and Sigma is

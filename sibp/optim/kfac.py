@@ -45,13 +45,13 @@ LIKELIHOODS: dict[str, Callable[[Tensor, torch.Generator | None], Tensor]] = {
 class KFAC(GuardedOptimizer):
     r"""Natural gradient with a Kronecker-factored Fisher matrix for every layer.
 
-    For every layer with inputs Phi = [A, 1] and per-sample error signals D of the loss and D^F of labels drawn from the
-    model's own distribution (one per sample, in a second backward pass), B samples and N rows of Phi:
+    For every layer with inputs Phi = [A, 1] and per-sample error signals E = dL/dZ of the loss and E^F of labels drawn
+    from the model's own distribution (one per sample, in a second backward pass), B samples and N rows of Phi:
 
     .. math::
         \bar A &\leftarrow m \bar A + (1 - m) \Phi^\top \Phi / B, \qquad
-        \bar G \leftarrow m \bar G + (1 - m) {D^F}^\top D^F / N \\
-        [W, b] &\leftarrow [W, b] - \eta (\bar G + \tfrac{\sqrt\lambda}{\pi} I)^{-1} (D^\top \Phi / B)
+        \bar G \leftarrow m \bar G + (1 - m) {E^F}^\top E^F / N \\
+        [W, b] &\leftarrow [W, b] - \eta (\bar G + \tfrac{\sqrt\lambda}{\pi} I)^{-1} (E^\top \Phi / B)
             (\bar A + \pi \sqrt\lambda I)^{-1}, \qquad
         \pi^2 = \frac{\operatorname{tr} \bar A / \dim \bar A}{\operatorname{tr} \bar G / \dim \bar G}
 
@@ -156,8 +156,8 @@ class KFAC(GuardedOptimizer):
         if self._sampling:
             self._drawn.add(tap.name)
             if problem.D_z.numel():  # an empty batch has no curvature
-                D = problem.features.flat(problem.D_z)  # one row per position
-                self._observe(memory, phi.gram / B, D.mT @ D / D.shape[-2], group)
+                E = problem.features.flat(problem.D_z)  # one row per position
+                self._observe(memory, phi.gram / B, E.mT @ E / E.shape[-2], group)
             gradient = phi.gram.new_zeros(()).expand(phi.gram.shape[:-1] + problem.D_z.shape[-1:])
             return LayerUpdate(*phi.displacement(gradient))
         if tap.name not in self._drawn:

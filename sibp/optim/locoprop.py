@@ -27,12 +27,12 @@ SMALLEST = 0.25  # the inner step sizes decrease linearly to this factor
 class LocoProp(GuardedOptimizer):
     r"""Local losses: several steps of RMSprop on each layer's own problem, all from one backward pass.
 
-    For every layer with input A, pre-activation Z, transfer function f and error signal D = dL/dZ of the summed
+    For every layer with input A, pre-activation Z, transfer function f and error signal E = dL/dZ of the summed
     loss, from ordinary back propagation, the target and the local loss are
 
     .. math::
-        \text{S (squared):} \quad T &= Z - \gamma D, \qquad \tfrac12 \|A W^\top + b - T\|^2 \\
-        \text{M (matching):} \quad T &= f(Z) - \gamma D, \qquad \text{the Bregman divergence that matches } f
+        \text{S (squared):} \quad T &= Z - \gamma E, \qquad \tfrac12 \|A W^\top + b - T\|^2 \\
+        \text{M (matching):} \quad T &= f(Z) - \gamma E, \qquad \text{the Bregman divergence that matches } f
 
     whose gradients are (A W^T + b - T)^T A and (f(A W^T + b) - T)^T A. K inner steps of RMSprop with momentum follow,
     with step sizes lr max(1 - i/K, 1/4). The mean squares start at 1 and, like the momenta, are kept from batch to

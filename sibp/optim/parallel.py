@@ -268,10 +268,10 @@ class DataParallel:
             "lr": lr,
             "prox_weight": prox_weight,
         }
-        figures = torch.tensor(
+        numbers = torch.tensor(
             [features.rows, *mine.values()], dtype=torch.float64, device=problem.D_z.device
         )  # whole numbers up to 2^53
-        rows, *columns = self.exchange.all(figures).T.tolist()
+        rows, *columns = self.exchange.all(numbers).T.tolist()
         for what, column in zip(mine, columns, strict=True):
             if min(column) != max(column):
                 raise RuntimeError(

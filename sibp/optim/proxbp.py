@@ -20,11 +20,11 @@ from sibp.prox.status import Measure, Stats, Status, squared_norm
 class ProxBP(ProximalOptimizer):
     r"""Proximal backpropagation (Frerix et al., ICLR 2018, arXiv 1706.04638).
 
-    For every layer with input A, pre-activation Z = A W^T + b and error signal D = dL/dZ of the loss summed over the
+    For every layer with input A, pre-activation Z = A W^T + b and error signal E = dL/dZ of the loss summed over the
     batch, from ordinary back propagation (through the old weights):
 
     $$
-    W_{\text{new}}, b_{\text{new}} = \arg\min_{V, c} \tfrac12 \|A V^\top + c - (Z - \eta D)\|^2
+    W_{\text{new}}, b_{\text{new}} = \arg\min_{V, c} \tfrac12 \|A V^\top + c - (Z - \eta E)\|^2
         + \tfrac{\lambda}{2} (\|V - W\|^2 + \|c - b\|^2)
     $$
 
@@ -33,7 +33,7 @@ class ProxBP(ProximalOptimizer):
 
     Args:
         model: any module. `nn.Linear`, `nn.Conv1d` and `nn.Conv2d` are updated proximally.
-        lr: eta, the step on the neurons, >= 0 (1 in the authors' code, with D not multiplied by the batch size).
+        lr: eta, the step on the neurons, >= 0 (1 in the authors' code, with E not multiplied by the batch size).
         prox_weight: lam = 1/tau, > 0.
         solver: "exact", in closed form; "cg:K", K iterations of conjugate gradients; "gradient", one gradient step of
             length 1/lam on the subproblem, which is SGD with step size lr/prox_weight on the summed loss.
@@ -89,7 +89,7 @@ class ProxBP(ProximalOptimizer):
         if solver.kind == "gradient":
             return _gradient_update(problem, eta, prox_weight)
         coordinates = smaller_side(problem.features)
-        target = -eta * problem.D_z  # Z - eta D, with Z shifted to 0: only T - Z matters
+        target = -eta * problem.D_z  # Z - eta E, with Z shifted to 0: only T - Z matters
         origin = torch.zeros_like(target)
         solution = solve_nonlinear(coordinates, origin, target, prox_weight, IDENTITY, solver.iterations)
         return as_update(solution)
@@ -99,7 +99,7 @@ build = builder(ProxBP, backward_weights="old")
 
 
 def _gradient_update(problem: LayerProblem, eta: float, prox_weight: float) -> tuple[LayerUpdate, Measure]:
-    """W - (eta/lam) D^T A: one explicit step on the subproblem."""
+    """W - (eta/lam) E^T A: one explicit step on the subproblem."""
     coordinates = Direct(problem.features)
     decrease = coordinates.adjoint((eta / prox_weight) * problem.D_z)
     W_decrease, b_decrease = coordinates.displacement(decrease)

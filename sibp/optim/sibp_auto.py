@@ -296,7 +296,7 @@ class AutoSIBP(SIBP):
         return trust
 
     def _limit_trust(self, before: float) -> None:
-        """Sets the trust of the first step; limits that of the second, unless its batch is the same.
+        """Sets `trust` for the first step, and limits it at the second if the batch has changed.
 
         Args:
             before: the loss before the step; for the same batch, that at the end of the last step.

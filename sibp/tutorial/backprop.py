@@ -71,9 +71,9 @@ def softmax_cross_entropy(z: Node, labels: Array) -> Node:
         z: (B, classes) logits.
         labels: (B,) correct classes, integers.
     """
-    log_P = log_softmax(z.value)
-    Y = np.eye(log_P.shape[1])[labels]
-    return Node(-np.sum(Y * log_P), (z,), lambda G: (G * (np.exp(log_P) - Y),))
+    log_Y_hat = log_softmax(z.value)
+    Y = np.eye(log_Y_hat.shape[1])[labels]
+    return Node(-np.sum(Y * log_Y_hat), (z,), lambda G: (G * (np.exp(log_Y_hat) - Y),))
 
 
 def log_softmax(Z: Array) -> Array:

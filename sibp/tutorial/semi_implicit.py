@@ -1,9 +1,9 @@
 """Semi-implicit back propagation from scratch, for networks of linear layers with ReLU between them.
 
 The notation is the paper's (Liu & Zhang 2020, arXiv 2002.03516): a layer has inputs A (B, n), pre-activations
-Z = A W^T + b (B, m) and a target T (B, m); D is the error signal that comes backward, eta the step on the neurons
-and lam the proximal weight. P = [A, 1] has a column of ones for the bias, so that a displacement X (n + 1, m) of
-weights and bias together adds P X to Z.
+Z = A W^T + b (B, m) and a target T (B, m); D (B, m) is the error signal on its output and E (B, m) that on Z; eta is
+the step on the neurons and lam the proximal weight. P = [A, 1] has a column of ones for the bias, so that a
+displacement X (n + 1, m) of weights and bias together adds P X to Z.
 """
 
 import numpy as np
@@ -42,20 +42,20 @@ def solve_relu(P: Array, Z: Array, T: Array, lam: float, iterations: int) -> Arr
     def objective(Z: Array, X: Array) -> Array:
         return dot(relu(Z) - T, relu(Z) - T) + lam * dot(X, X)
 
-    X = D = G_before = np.zeros((P.shape[1], Z.shape[1]))
+    X = S = G_before = np.zeros((P.shape[1], Z.shape[1]))
     f, shrink = objective(Z, X), np.ones(Z.shape[1])
     for _ in range(iterations):
         active = Z > 0
         G = P.T @ ((relu(Z) - T) * active) + lam * X  # half the gradient
         beta = np.maximum(ratio(dot(G, G - G_before), dot(G_before, G_before)), 0)
-        beta = np.where(beta * dot(G, D) < dot(G, G), beta, 0)  # otherwise D would not be a descent direction
-        D = beta * D - G
-        change = P @ D  # of Z, for a step of length 1
-        curvature = dot(change * active, change) + lam * dot(D, D)
-        t = shrink * ratio(-dot(G, D), curvature)
-        f_there = objective(Z + t * change, X + t * D)
+        beta = np.where(beta * dot(G, S) < dot(G, G), beta, 0)  # otherwise S would not be a descent direction
+        S = beta * S - G  # search direction
+        change = P @ S  # of Z, for a step of length 1
+        curvature = dot(change * active, change) + lam * dot(S, S)
+        t = shrink * ratio(-dot(G, S), curvature)
+        f_there = objective(Z + t * change, X + t * S)
         better = f_there < f
-        X = np.where(better, X + t * D, X)
+        X = np.where(better, X + t * S, X)
         Z = np.where(better, Z + t * change, Z)
         f = np.where(better, f_there, f)
         shrink = np.where(better, 1, shrink / 4)
@@ -102,12 +102,12 @@ def step(
     new = list(layers)
     for i in range(last, -1, -1):
         W, b = layers[i]
-        D_z = D if i == last else D * (Z[i] > 0)
+        E = D if i == last else D * (Z[i] > 0)
         P = np.hstack([A[i], np.ones((len(x), 1))])
         if i == last or iterations is None:
-            X = solve_linear(P, Z[i], Z[i] - eta * D_z, lam)
+            X = solve_linear(P, Z[i], Z[i] - eta * E, lam)
         else:
             X = solve_relu(P, Z[i], relu(Z[i]) - eta * D, lam, iterations)
         new[i] = W + X[:-1].T, b + X[-1]
-        D = D_z @ (new[i][0] if through_new else W)
+        D = E @ (new[i][0] if through_new else W)
     return new

@@ -130,10 +130,10 @@ def test_the_table_has_every_runs_settings_and_final_metrics(address, runs):
         line, session = lines[method]
         assert {key: line[f"optimizer.{key}"] for key in settings} == settings
         assert ("optimizer.prox_weight" in line) == (method != "sgd")
-        figures = {metric["name"]["tag"]: metric["value"] for metric in session["metricValues"]}
+        values = {metric["name"]["tag"]: metric["value"] for metric in session["metricValues"]}
         summary = runs[method].summary() or {}
-        assert figures["final/test_acc"] == pytest.approx(summary["test_acc"])
-        assert figures["final/val_loss"] == pytest.approx(summary["final"]["val_loss"])
+        assert values["final/test_acc"] == pytest.approx(summary["test_acc"])
+        assert values["final/val_loss"] == pytest.approx(summary["final"]["val_loss"])
 
 
 def test_time_series_page_draws_every_curve(address, runs, page, tools):

@@ -396,7 +396,7 @@ def test_test_data_are_not_evaluated_until_requested(make_config, monkeypatch):
     assert "test_acc" not in (folder.summary() or {})
 
     def no_training(*_):
-        raise AssertionError("test figures need no training")
+        raise AssertionError("test metrics need no training")
 
     monkeypatch.setattr(Trainer, "_train_step", no_training)
     assert run({**config, "evaluate_test": True}).status == "completed"

@@ -38,9 +38,9 @@ def test_progress_bars_one_line_per_run_and_resuming_after_ctrl_c(tmp_path):
     assert child.returncode == 130
     bars = shown.decode()
     # name, percentage, steps, elapsed and remaining time, speed, metrics
-    figures = r" \[\d\d:\d\d<\d+:[\d:]+, +[\d.]+step/s, loss=\d\.\d{4}, val_acc=\d\."
-    assert re.search(r"sgd s0: 100%\|.*\| 6/6" + figures, bars)
-    assert re.search(r"sgd s0: +0%\|.*/1000000" + figures, bars)
+    metrics = r" \[\d\d:\d\d<\d+:[\d:]+, +[\d.]+step/s, loss=\d\.\d{4}, val_acc=\d\."
+    assert re.search(r"sgd s0: 100%\|.*\| 6/6" + metrics, bars)
+    assert re.search(r"sgd s0: +0%\|.*/1000000" + metrics, bars)
 
     left = [line.split("\r")[-1].split("\x1b[A")[-1] for line in bars.replace("^C", "").split("\r\n")]
     completed, interrupted, way_on, tally = [line for line in left if line.strip()]

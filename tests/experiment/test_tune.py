@@ -433,7 +433,7 @@ def test_every_shipped_sweep_is_a_fair_one(name):
     assert all(config == rest[0] for config in rest)
 
 
-def figures(*pairs: tuple[float, float] | None) -> list[RunRecord]:
+def records(*pairs: tuple[float, float] | None) -> list[RunRecord]:
     folder = RunFolder({"run_root": "x"})
     return [
         RunRecord(i, folder, "completed" if pair else "diverged", None,
@@ -443,14 +443,14 @@ def figures(*pairs: tuple[float, float] | None) -> list[RunRecord]:
 
 
 def test_a_setting_is_judged_by_its_median_over_the_tuning_seeds():
-    runs = figures((0.9, 0.5), (0.8, 0.1), (0.7, 0.3))
+    runs = records((0.9, 0.5), (0.8, 0.1), (0.7, 0.3))
     assert score_of(runs, "val_acc") == (-0.8, 0.3)
     assert score_of(runs, "val_loss") == (0.3, -0.8)
-    assert score_of(figures((0.9, 0.5), (0.8, 0.1), None), "val_acc") == (-0.8, 0.5)
+    assert score_of(records((0.9, 0.5), (0.8, 0.1), None), "val_acc") == (-0.8, 0.5)
     for run, loss in zip(runs, (0.2, 0.3, 0.1), strict=True):
         run.metrics["train_loss"] = loss
     assert score_of(runs, "train_loss") == (0.2, 0.3)
-    assert score_of(figures((0.9, 0.5), None, None), "val_acc") == (math.inf, math.inf)
+    assert score_of(records((0.9, 0.5), None, None), "val_acc") == (math.inf, math.inf)
 
 
 def test_the_best_logged_row_may_decide_instead_of_the_last():

@@ -15,7 +15,7 @@ START, STEPS = np.array([1.0, -2.0]), 5
 
 
 class Quadratic(nn.Module):
-    """x'Hx/2, with one parameter."""
+    """x^T H x / 2, with one parameter."""
 
     def __init__(self):
         super().__init__()

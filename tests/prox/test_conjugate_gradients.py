@@ -88,7 +88,7 @@ def test_every_shape_and_every_parameter(shape, weight, bias):
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_no_iteration_raises_a_neurons_objective(name):
-    """The objective never rises with the number of iterations, neuron by neuron, and is what the figures say."""
+    """The objective never rises with the number of iterations, neuron by neuron, and is what `stats` says."""
     for seed in range(4):
         A, Z, T = hard_problem(name, 10 + seed)
         features = DenseFeatures(A)

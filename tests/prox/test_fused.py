@@ -43,8 +43,8 @@ def test_equals_the_ordinary_iterations(side, s, shape, iterations: int, lam: fl
         ordinary = solve_nonlinear(coordinates, Z, T, lam, s, iterations)
     torch.testing.assert_close(compiled.x, ordinary.x, rtol=1e-7, atol=1e-9)
     # Rounding decides whether a nearly converged neuron takes one more step, which shows in the step lengths.
-    figures = ["status", "decrease", "squared_change"] + ["step_length"] * (iterations == 1)
-    for key in figures:
+    keys = ["status", "decrease", "squared_change"] + ["step_length"] * (iterations == 1)
+    for key in keys:
         a, b = getattr(compiled.stats, key), getattr(ordinary.stats, key)
         assert float(a) == pytest.approx(float(b), rel=1e-6, abs=1e-9), key
     assert torch.equal(before[0], Z)

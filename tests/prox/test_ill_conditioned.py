@@ -132,8 +132,8 @@ def test_nan_and_overflow_change_nothing(where, bad, dtype, huge, side):
     for solution in solutions:
         assert solution.stats.status == Status.NONFINITE
         assert not solution.x.any()
-        figures = (solution.stats.decrease, solution.stats.squared_change, solution.stats.step_length)
-        assert all(math.isfinite(figure) for figure in figures)
+        values = (solution.stats.decrease, solution.stats.squared_change, solution.stats.step_length)
+        assert all(math.isfinite(value) for value in values)
 
 
 def test_a_stalled_iteration_is_reported():

@@ -37,7 +37,7 @@ def moves(method, x, y, lr=0.4, prox_weight=0.5, reduction="sum", sizes=(8, 6, 5
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh])
 @pytest.mark.parametrize("B", [4, 30])
 def test_a_large_proximal_weight_gives_gradient_descent(method, activation, B):
-    """For lam -> infinity lam (W' - W) -> -eta dL/dW at every layer, weights and biases, L the summed loss."""
+    """For lam -> infinity lam (W_new - W) -> -eta dL/dW at every layer, weights and biases, L the summed loss."""
     x, y = batch(B, 8, 3)
     eta, lam = 0.1, 1e8
     model = mlp(8, 6, 5, 3, activation=activation)
@@ -52,7 +52,7 @@ def test_a_large_proximal_weight_gives_gradient_descent(method, activation, B):
 @every_method
 @pytest.mark.parametrize("B", [4, 30])
 def test_a_large_proximal_weight_and_step_give_gradient_steps_layer_by_layer(method, B):
-    """With eta/lam fixed weights move by -(eta/lam) D' A; SIBP's D has come through weights that moved already."""
+    """With eta/lam fixed weights move by -(eta/lam) E^T A; SIBP's E has come through weights that moved already."""
     x, y = batch(B, 8, 3)
     eta, lam = 1e3, 1e8
     before = layers(mlp(8, 6, 5, 3))

@@ -95,18 +95,18 @@ def test_without_synchronisation_a_failed_factorisation_leaves_a_gradient_step(s
 
 
 @pytest.mark.parametrize(
-    ("figure", "expected"), [(-1.0, 0.5), (0.5, 0.5), (2.0, 2.0), (math.inf, math.inf), (math.nan, math.nan)]
+    ("value", "expected"), [(-1.0, 0.5), (0.5, 0.5), (2.0, 2.0), (math.inf, math.inf), (math.nan, math.nan)]
 )
-def test_a_bound_is_the_same_without_synchronisation_and_preserves_nan(figure, expected):
-    for bounded in (at_least(0.5, figure), at_least(0.5, torch.tensor(figure))):
+def test_a_bound_is_the_same_without_synchronisation_and_preserves_nan(value, expected):
+    for bounded in (at_least(0.5, value), at_least(0.5, torch.tensor(value))):
         assert float(bounded) == pytest.approx(expected, nan_ok=True)
 
 
 @pytest.mark.parametrize(
-    ("figure", "expected"), [(0.0, True), (-1e300, True), (math.inf, False), (-math.inf, False), (math.nan, False)]
+    ("value", "expected"), [(0.0, True), (-1e300, True), (math.inf, False), (-math.inf, False), (math.nan, False)]
 )
-def test_neither_infinity_nor_nan_is_finite(figure, expected):
-    for flag in (is_finite(figure), is_finite(torch.tensor(figure, dtype=torch.float64))):
+def test_neither_infinity_nor_nan_is_finite(value, expected):
+    for flag in (is_finite(value), is_finite(torch.tensor(value, dtype=torch.float64))):
         assert bool(flag) is expected
 
 

@@ -170,7 +170,7 @@ INLINE attempt(
             }
 }
 
-/* f = ||s(Z') - T||^2 for Z' = Z + t KD where t is not 0; E = (s(Z') - T) s'(Z') unless it is NULL. */
+/* f = ||s(Z_new) - T||^2 for Z_new = Z + t KD where t is not 0; E = (s(Z_new) - T) s'(Z_new) unless it is NULL. */
 void KERNEL(attempt)(
     const Shape *shape, const REAL *Z, const REAL *T, const REAL *KD, const REAL *t, REAL *E, REAL *work, double *f)
 {
