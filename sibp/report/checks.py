@@ -1,8 +1,8 @@
 """Whether the methods of a problem may be compared at all, and where the comparison is weak."""
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from sibp.analysis.comparison import Problem
 from sibp.report.blocks import Text
@@ -17,6 +17,7 @@ STARTS = {  # -> where a summary has it
     "data": "data_sha256",
     BATCHES: "batches_sha256",
 }
+ROUNDING = 1e-5  # relative difference of losses that are summed in another order, with room
 UNEQUAL_LOAD = 1.0  # processes more than in another run: one that trains takes a processor for itself
 
 
@@ -26,28 +27,53 @@ def comparability(problem: Problem) -> list[Text]:
     return [*_starts(problem), *(Text(text, warning=True) for text in warnings)]
 
 
+def incomparable(problem: Problem) -> list[str]:
+    """Why the shown runs must not be compared, and where to look: a sentence, if their starts differ."""
+    shown_runs = [run for method in problem.methods for run in method.runs]
+    differing = [what.removesuffix(" (completed runs)") for what in STARTS if _unequal(shown_runs, what)]
+    if not differing:
+        return []
+    return [
+        f"Not comparable: runs of the same seed differ in {', '.join(differing)}. The warnings name two of them; look "
+        "at their config.yaml and summary.json."
+    ]
+
+
 def _starts(problem: Problem) -> list[Text]:
     """Equal seeds must mean equal first loss, weights, data and batches."""
     equal, unknown, warnings = [], [], []
     for what in STARTS:
-        by_seed: defaultdict[int, dict[Any, str]] = defaultdict(dict)
-        known = [(run, value) for run in problem.runs if (value := _start(run, what)) is not None]
-        for run, value in known:
-            by_seed[run.seed].setdefault(value, run.path.name)
-        unequal = {seed: list(names.values()) for seed, names in sorted(by_seed.items()) if len(names) > 1}
-        if unequal:
+        known = sum(_start(run, what) is not None for run in problem.runs)
+        if unequal := _unequal(problem.runs, what):
             seed, names = next(iter(unequal.items()))
             where = f"seed {seed} ({shown(names[0])} and {shown(names[1])})"
             warnings.append(f"Unequal start: {what} differ within a seed (on {len(unequal)} seeds): {where}.")
         elif known:
-            partly = what != BATCHES and len(known) < len(problem.runs)
-            equal.append(what + (f" (recorded by {len(known)} of {len(problem.runs)} runs)" if partly else ""))
+            partly = what != BATCHES and known < len(problem.runs)
+            equal.append(what + (f" (recorded by {known} of {len(problem.runs)} runs)" if partly else ""))
         else:
             unknown.append(what)
     texts = [Text(f"Equal start: for each seed, all runs had the same {', '.join(equal)}.")] if equal else []
     if unknown:
         texts.append(Text(f"Not recorded and not checked: {', '.join(unknown)}."))
     return [*texts, *(Text(warning, warning=True) for warning in warnings)]
+
+
+def _unequal(runs: Sequence[Run], what: str) -> dict[int, list[str]]:
+    """The seeds whose runs differ in one of `STARTS`, each with names of runs that differ from all before them."""
+    by_seed: defaultdict[int, list[tuple[float | str, str]]] = defaultdict(list)
+    for run in runs:
+        value, others = _start(run, what), by_seed[run.seed]
+        if value is not None and not any(_same(value, other) for other, _ in others):
+            others.append((value, run.path.name))
+    return {seed: [name for _, name in found] for seed, found in sorted(by_seed.items()) if len(found) > 1}
+
+
+def _same(one: float | str, other: float | str) -> bool:
+    """Whether two starts are equal; other threads, kernels or processors round a loss otherwise."""
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=ROUNDING)
+    return one == other
 
 
 def _start(run: Run, what: str) -> float | str | None:

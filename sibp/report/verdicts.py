@@ -9,6 +9,7 @@ from sibp.analysis.scoring import BETTER, MIN_SEEDS, SAME, TOO_FEW, WORSE
 from sibp.analysis.statistics import Estimate, holm
 from sibp.report.blocks import Block, Cell, Matrix, Table
 from sibp.report.cells import cell_text, four_digits
+from sibp.report.checks import incomparable
 from sibp.runs.repeat import command
 
 MOST_NAMES = 3  # of beaten methods in a sentence
@@ -17,9 +18,14 @@ CLOCK_WORDS = {BETTER: "better than", NOISE: "within the noise of", WORSE: "wors
 
 
 def outcome(problem: Problem) -> list[str]:
-    """Who won, how surely, and what it means; if seeds are missing, the commands that add them."""
+    """Who won, how surely, and what it means; if seeds are missing, the commands that add them.
+
+    Only why nobody won, if the runs started unequally.
+    """
     if sum(bool(method.runs) for method in problem.methods) < 2:
         return ["Fewer than two methods have results: there is nothing to compare."]
+    if reason := incomparable(problem):
+        return reason
     found = duels(problem)
     answers = [each for quantity in judged_quantities(problem) if (each := answer(problem, quantity))]
     sentences = [who_won(each) for each in answers]

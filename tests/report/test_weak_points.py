@@ -1,0 +1,88 @@
+"""What makes a comparison weak or invalid is said in the terminal and on the page."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_runs import SGD, SIBP, write_run
+
+from sibp.report.__main__ import main
+
+START = 2.0
+
+
+@pytest.fixture
+def said(tmp_path, capsys):
+    """Writes the report of the runs in ``runs``; returns the terminal's text and the page as Markdown."""
+
+    def report(*words: str) -> tuple[str, str]:
+        out = str(tmp_path / "report.html")
+        assert main([str(tmp_path / "runs"), "--out", out, "--format", "md", *words]) == 0
+        page = (tmp_path / "report.md").read_text().replace("\\", "")
+        return " ".join(capsys.readouterr().out.split()), page
+
+    return report
+
+
+def write(root: Path, optimizer: Mapping[str, Any], end: float, seeds: int = 5, **changes: Any) -> None:
+    for seed in range(seeds):
+        write_run(
+            root / "runs" / f"{optimizer['name']}{seed}", optimizer, seed, (START, 1.0, end + seed / 100), **changes
+        )
+
+
+def warnings(page: str) -> list[str]:
+    return re.findall(r"\*\*Warning:\*\* (.*)", page)
+
+
+@pytest.mark.parametrize(
+    ("key", "what"),
+    [("initial_weights_sha256", "initial weights"), ("data_sha256", "data"), ("batches_sha256", "batches")],
+)
+def test_nobody_wins_after_an_unequal_start(tmp_path, said, key, what):
+    write(tmp_path, SGD, 0.5)
+    write(tmp_path, SIBP, 0.4, summary={key: "other"})
+    for text in said():
+        assert f"Not comparable: runs of the same seed differ in {what}. The warnings name two of them" in text
+        assert f"Unequal start: {what}" in text
+        assert "(sgd0 and sibp0)" in text
+        assert " won " not in text
+        assert "by the clock" not in text
+        assert "row against column" not in text
+
+
+def test_other_losses_are_an_unequal_start_and_rounding_is_none(tmp_path, said):
+    write(tmp_path, SGD, 0.5)
+    for seed in range(5):
+        write_run(tmp_path / "runs" / f"sibp{seed}", SIBP, seed, (START * (1 + 1e-7), 1.0, 0.4))
+    terminal, page = said()
+    assert "won" in terminal
+    assert "Unequal start" not in page
+    assert "for each seed, all runs had the same initial training loss" in page
+    write_run(tmp_path / "runs" / "other", {**SIBP, "solver": "exact"}, 0, (START * 1.001, 1.0, 0.4))
+    terminal, page = said()
+    assert "Not comparable: runs of the same seed differ in initial training loss." in terminal
+
+
+def test_an_unequal_start_outside_the_shown_runs_is_a_warning_only(tmp_path, said):
+    """A setting that was not chosen started otherwise."""
+    write(tmp_path, SGD, 0.5)
+    write(tmp_path, SIBP, 0.4)
+    write_run(tmp_path / "runs" / "worse", {**SIBP, "lr": 9.0}, 0, (3.0, 1.0, 0.9))
+    terminal, page = said()
+    assert "sibp cg:5 has the best median" in terminal
+    assert "Unequal start" in terminal
+    assert "Unequal start" in page
+
+
+def test_the_terminal_has_every_warning_of_the_page(tmp_path, said):
+    write(tmp_path, SGD, 0.5)
+    for seed in range(5):
+        ended = {"status": "failed", "summary": {"reason": "No space left on device"}} if seed < 2 else {}
+        write_run(tmp_path / "runs" / f"sibp{seed}", {**SIBP, "lr": 0.1 + seed // 9}, seed, (START, 1.0, 0.4), **ended)
+    terminal, page = said()
+    assert len(warnings(page)) == 1
+    assert all(f"Warning: {warning}" in terminal for warning in warnings(page))
+    assert "failed" in warnings(page)[0]
