@@ -69,9 +69,10 @@ def duels(problem: Problem) -> tuple[Duel, ...]:
     return tuple(found)
 
 
-def judged_quantities(problem: Problem) -> tuple[Quantity, Quantity]:
-    """Final training loss, and final validation accuracy (or loss, if no run has an accuracy)."""
-    return FINAL_LOSS, problem.quantities[0]
+def judged_quantities(problem: Problem) -> tuple[Quantity, ...]:
+    """Final training loss, and final validation accuracy (or loss, if no run has an accuracy) if there is any."""
+    validated = any(method.validated for method in problem.methods)
+    return (FINAL_LOSS, problem.quantities[0]) if validated else (FINAL_LOSS,)
 
 
 def by_seed(method: Method, quantity: Quantity) -> dict[int, float]:

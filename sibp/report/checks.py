@@ -23,8 +23,8 @@ UNEQUAL_LOAD = 1.0  # processes more than in another run: one that trains takes 
 
 def comparability(problem: Problem) -> list[Text]:
     """Whether all methods started equally and had equal budgets: a paragraph, and a warning for each weakness."""
-    warnings = [*_edges(problem), *_budgets(problem), *_machines(problem), *_unreliable(problem)]
-    return [*_starts(problem), *(Text(text, warning=True) for text in warnings)]
+    checks = _unvalidated, _edges, _budgets, _machines, _unreliable
+    return [*_starts(problem), *(Text(text, warning=True) for check in checks for text in check(problem))]
 
 
 def incomparable(problem: Problem) -> list[str]:
@@ -84,6 +84,12 @@ def _start(run: Run, what: str) -> float | str | None:
     steps, losses = run.columns["step"], run.columns["train_loss"]
     loss = losses[0] if len(steps) and steps[0] == 0 else number_or_nan(value)
     return float(loss) if loss == loss else None
+
+
+def _unvalidated(problem: Problem) -> Iterable[str]:
+    names = ", ".join(method.name for method in problem.methods if not method.validated)
+    if names:
+        yield f"No validation data of {names}: the final training loss decides alone."
 
 
 def _edges(problem: Problem) -> Iterable[str]:

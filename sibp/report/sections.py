@@ -94,6 +94,8 @@ def choice_text(problem: Problem) -> str:
         "by the sweep; its criterion is in tuning.json, beside its runs."
         if by_a_sweep
         else "on validation data only, by final accuracy, then by loss."
+        if all(method.validated for method in problem.methods)
+        else "on validation data, by final accuracy, then by loss; without any, by final training loss."
     )
     return f"Settings were chosen {how} Test data play no part. {'; '.join(parts)}."
 

@@ -1,5 +1,6 @@
 """What makes a comparison weak or invalid is said in the terminal and on the page."""
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +32,12 @@ def write(root: Path, optimizer: Mapping[str, Any], end: float, seeds: int = 5, 
         write_run(
             root / "runs" / f"{optimizer['name']}{seed}", optimizer, seed, (START, 1.0, end + seed / 100), **changes
         )
+
+
+def forget_validation(folder: Path) -> None:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    kept = [{key: value for key, value in row.items() if not key.startswith("val_")} for row in rows]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
 
 
 def warnings(page: str) -> list[str]:
@@ -86,3 +93,48 @@ def test_the_terminal_has_every_warning_of_the_page(tmp_path, said):
     assert len(warnings(page)) == 1
     assert all(f"Warning: {warning}" in terminal for warning in warnings(page))
     assert "failed" in warnings(page)[0]
+
+
+def test_without_validation_data_the_training_loss_decides_and_the_report_says_so(tmp_path, said):
+    for lr, worse in ((0.1, 0.0), (0.2, 0.3)):
+        for optimizer, end in ((SGD, 0.5), (SIBP, 0.4)):
+            for seed in range(5):
+                name = f"{optimizer['name']}{lr}{seed}"
+                losses = (START, 1.0, end + worse + seed / 100)
+                forget_validation(write_run(tmp_path / "runs" / name, {**optimizer, "lr": lr}, seed, losses))
+    forget_validation(write_run(tmp_path / "runs" / "bad", {**SGD, "lr": 9.0}, 0, (START, None), "diverged"))
+    terminal, page = said()
+    assert "Final train loss: sibp cg:5 won (0.42 [0.4, 0.44]), better than sgd" in terminal
+    assert "lr=0.1 prox_weight=1 5 0.42" in terminal
+    assert "lr=0.2" not in terminal
+    assert "final val" not in terminal
+    assert "Warning: No validation data of sgd, sibp cg:5: the final training loss decides alone." in terminal
+    assert "without any, by final training loss" in page
+    assert "final val loss: row against column" not in page
+
+
+def test_one_method_without_validation_data_is_named(tmp_path, said):
+    write(tmp_path, SGD, 0.5)
+    write(tmp_path, SIBP, 0.4)
+    for seed in range(5):
+        forget_validation(tmp_path / "runs" / f"sgd{seed}")
+    terminal, _ = said()
+    assert "Final train loss: sibp cg:5 won" in terminal
+    assert "No validation data of sgd: the final training loss decides alone." in terminal
+
+
+def test_the_arena_needs_validation_data_of_sgd(tmp_path, capsys):
+    write(tmp_path, SGD, 0.5)
+    write(tmp_path, SIBP, 0.4)
+    for seed in range(5):
+        forget_validation(tmp_path / "runs" / f"sgd{seed}")
+    assert main([str(tmp_path / "runs"), "--arena", "--out", str(tmp_path / "x.html")]) == 2
+    assert "sgd has no validation data" in capsys.readouterr().err
+
+
+def test_the_arena_names_no_winner_after_an_unequal_start(tmp_path, said):
+    write(tmp_path, SGD, 0.5)
+    write(tmp_path, SIBP, 0.4, summary={"data_sha256": "other"})
+    _, page = said("--arena")
+    assert "Not comparable: runs of the same seed differ in data." in page
+    assert " won " not in page
