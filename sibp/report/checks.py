@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from sibp.analysis.comparison import Problem
 from sibp.report.blocks import Text
@@ -17,20 +18,21 @@ STARTS = {  # -> where a summary has it
     "data": "data_sha256",
     BATCHES: "batches_sha256",
 }
+LIBRARIES = ("sibp", "torch", "numpy")  # whose versions matter
+CLOCKWORK = ("threads", "device", "processor", "kernels")  # of an environment: what makes a second
 ROUNDING = 1e-5  # relative difference of losses that are summed in another order, with room
 UNEQUAL_LOAD = 1.0  # processes more than in another run: one that trains takes a processor for itself
 
 
 def comparability(problem: Problem) -> list[Text]:
     """Whether all methods started equally and had equal budgets: a paragraph, and a warning for each weakness."""
-    checks = _unvalidated, _edges, _budgets, _machines, _unreliable
+    checks = _unvalidated, _edges, _budgets, _rows, _code, _machines, _resumed, _unreliable
     return [*_starts(problem), *(Text(text, warning=True) for check in checks for text in check(problem))]
 
 
 def incomparable(problem: Problem) -> list[str]:
     """Why the shown runs must not be compared, and where to look: a sentence, if their starts differ."""
-    shown_runs = [run for method in problem.methods for run in method.runs]
-    differing = [what.removesuffix(" (completed runs)") for what in STARTS if _unequal(shown_runs, what)]
+    differing = [what.removesuffix(" (completed runs)") for what in STARTS if _unequal(_shown(problem), what)]
     if not differing:
         return []
     return [
@@ -105,25 +107,70 @@ def _budgets(problem: Problem) -> Iterable[str]:
         yield f"Unequal budgets; settings tried: {listed}."
 
 
+def _rows(problem: Problem) -> Iterable[str]:
+    """Runs that were logged at other steps."""
+    completed = [(run, method.name) for method in problem.methods for run in method.runs if run.status == "completed"]
+    if len({tuple(run.columns["step"]) for run, _ in completed}) > 1:
+        counts = sorted((len(run.columns["step"]), name) for run, name in completed)
+        (least, seldom), (most, often) = counts[0], counts[-1]
+        yield (
+            f"Runs were logged at different steps ({seldom} {least} rows, {often} {most}), on which best values, steps "
+            "and seconds to a target, and break-even ratios depend."
+        )
+
+
+def _code(problem: Problem) -> Iterable[str]:
+    """Runs of other code."""
+    abouts = list(map(_environment, _shown(problem)))
+    versions = [about["versions"] for about in abouts if isinstance(about.get("versions"), dict)]
+    found = {"commits": {shown(about["git_commit"]) for about in abouts if about.get("git_commit")}}
+    for name in LIBRARIES:
+        found[f"versions of {name}"] = {shown(each[name]) for each in versions if each.get(name)}
+    differing = [f"{len(values)} {what}" for what, values in found.items() if len(values) > 1]
+    changed = sum(about.get("git_dirty") is True for about in abouts)
+    if 0 < changed < sum(about.get("git_dirty") is not None for about in abouts):
+        differing.append(f"{changed} of {len(abouts)} with uncommitted changes")
+    if differing:
+        yield f"Runs differ in their code: {', '.join(differing)}."
+
+
 def _machines(problem: Problem) -> Iterable[str]:
-    if all(method.name in (problem.clock or ()) for method in problem.methods if method.runs):
-        return  # no seconds of the runs themselves are shown
-    shown_runs = [run for method in problem.methods for run in method.runs]
-    abouts = [run.summary.get("environment") for run in shown_runs]
+    if not _own_seconds(problem):
+        return
+    abouts = [about for run in _shown(problem) if (about := _environment(run))]
     keys = ("host", "processor", "device", "threads")
-    places = {tuple(shown(about.get(key)) for key in keys) for about in abouts if isinstance(about, dict)}
+    places = {tuple(shown(about.get(key)) for key in keys) for about in abouts}
     if len(places) > 1:
         yield f"Seconds were measured on {len(places)} combinations of host, processor, device and threads."
-    kernels = sorted({shown(about.get("kernels") or "unknown") for about in abouts if isinstance(about, dict)})
+    kernels = sorted({shown(about.get("kernels") or "unknown") for about in abouts})
     if len(kernels) > 1:
         yield f"Runs differ in their compiled kernels ({', '.join(kernels)}): compare steps, not seconds."
-    loads = [number_or_nan(about.get("load")) for about in abouts if isinstance(about, dict)]
+    loads = [number_or_nan(about.get("load")) for about in abouts]
     known = [load for load in loads if load == load]
     if known and max(known) - min(known) > UNEQUAL_LOAD:
         yield (
             f"Machine load varied from {min(known):g} to {max(known):g} processes between runs: compare steps, "
             "not seconds, or measure the cost of a step separately (sibp bench runs)."
         )
+
+
+def _resumed(problem: Problem) -> Iterable[str]:
+    """Runs that another process continued at another pace."""
+    changed = [keys for run in _shown(problem) if (keys := _clockwork_of_parts(run))]
+    if changed and _own_seconds(problem):
+        keys = ", ".join(key for key in CLOCKWORK if any(key in each for each in changed))
+        yield (
+            f"Resumed with other {keys}: {len(changed)} of the shown runs, whose seconds mix clocks: compare steps, "
+            "not seconds."
+        )
+
+
+def _clockwork_of_parts(run: Run) -> list[str]:
+    """Which of `CLOCKWORK` differ between the processes that trained a run."""
+    earlier = run.summary.get("earlier_environments")
+    parts = [_environment(run), *(earlier if isinstance(earlier, list) else [])]
+    known = [part for part in parts if isinstance(part, dict) and part]
+    return [key for key in CLOCKWORK if len({shown(part.get(key)) for part in known}) > 1]
 
 
 def _unreliable(problem: Problem) -> Iterable[str]:
@@ -134,3 +181,18 @@ def _unreliable(problem: Problem) -> Iterable[str]:
         waiting = sum(run.status == "unfinished" for run in method.all_runs)
         if waiting:
             yield f"{method.name}: {waiting} unfinished run{'' if waiting == 1 else 's'}, not counted yet."
+
+
+def _shown(problem: Problem) -> list[Run]:
+    return [run for method in problem.methods for run in method.runs]
+
+
+def _environment(run: Run) -> dict[str, Any]:
+    """What its summary records of code and machine; empty if nothing."""
+    about = run.summary.get("environment")
+    return about if isinstance(about, dict) else {}
+
+
+def _own_seconds(problem: Problem) -> bool:
+    """Whether seconds of the runs themselves are shown."""
+    return not all(method.name in (problem.clock or ()) for method in problem.methods if method.runs)

@@ -138,3 +138,69 @@ def test_the_arena_names_no_winner_after_an_unequal_start(tmp_path, said):
     _, page = said("--arena")
     assert "Not comparable: runs of the same seed differ in data." in page
     assert " won " not in page
+
+
+@pytest.mark.parametrize(("every", "told"), [(1, False), (2, True)])
+def test_other_logged_steps_are_a_warning(tmp_path, said, every, told):
+    write(tmp_path, SGD, 0.5)
+    write(tmp_path, SIBP, 0.4)
+    for seed in range(5):
+        file = tmp_path / "runs" / f"sgd{seed}" / "metrics.jsonl"
+        file.write_text("".join(file.read_text().splitlines(keepends=True)[::every]))
+    for text in said():
+        assert ("Runs were logged at different steps (sgd 2 rows, sibp cg:5 3), on which best" in text) == told
+
+
+def test_a_run_that_ended_early_was_not_logged_at_other_steps(tmp_path, said):
+    write(tmp_path, SGD, 0.5)
+    write_run(tmp_path / "runs" / "bad", SIBP, 0, (START, None), "diverged")
+    assert "different steps" not in said()[1]
+
+
+ABOUT = {"git_commit": "a", "git_dirty": False, "versions": {"sibp": "1", "torch": "2", "numpy": "3", "python": "3"}}
+OTHER_CODE = {
+    "the same": ({}, None),
+    "commit": ({"git_commit": "b"}, "2 commits"),
+    "a commit is not known": ({"git_commit": None}, None),
+    "uncommitted changes": ({"git_dirty": True}, "5 of 10 with uncommitted changes"),
+    "sibp": ({"versions": {"sibp": "2"}}, "2 versions of sibp"),
+    "torch and numpy": ({"versions": {"torch": "3", "numpy": 4}}, "2 versions of torch, 2 versions of numpy"),
+    "python": ({"versions": {"python": "4"}}, None),
+    "versions are a word": ({"versions": "new"}, None),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_CODE)
+def test_other_code_is_a_warning(tmp_path, said, case):
+    changes, told = OTHER_CODE[case]
+    write(tmp_path, SGD, 0.5, summary={"environment": ABOUT})
+    write(tmp_path, SIBP, 0.4, summary={"environment": ABOUT | changes})
+    _, page = said()
+    assert [each for each in warnings(page) if "code" in each] == (
+        [f"Runs differ in their code: {told}."] if told else []
+    )
+
+
+MACHINE = {"threads": 1, "device": "cpu", "processor": "x", "kernels": "none"}
+EARLIER = {
+    "none": ([], None),
+    "the same": ([MACHINE | {"load": 9.0}], None),
+    "threads": ([MACHINE, MACHINE | {"threads": 2}], "threads"),
+    "several": ([MACHINE | {"device": "cuda", "kernels": "native"}], "device, kernels"),
+    "processor": ([MACHINE | {"processor": "y"}], "processor"),
+    "nonsense": (["x", None], None),
+    "a word": ("x", None),
+}
+
+
+@pytest.mark.parametrize("case", EARLIER)
+def test_seconds_of_a_run_resumed_elsewhere_mix_clocks(tmp_path, said, case):
+    earlier, told = EARLIER[case]
+    write(tmp_path, SGD, 0.5, summary={"environment": MACHINE})
+    write(tmp_path, SIBP, 0.4, summary={"environment": MACHINE, "earlier_environments": earlier})
+    _, page = said()
+    said_so = f"Resumed with other {told}: 5 of the shown runs, whose seconds mix clocks: compare steps, not seconds."
+    assert [each for each in warnings(page) if "Resumed" in each] == ([said_so] if told else [])
+    clock = {"cases": [{"net": "64-64-10", "batch": 50, "seconds_per_step": {"sgd": [0.1], "cg:5": [0.2]}}]}
+    (tmp_path / "clock.json").write_text(json.dumps(clock))
+    assert "Resumed" not in said("--clock", str(tmp_path / "clock.json"))[1]  # no seconds of the runs are shown
