@@ -1,5 +1,6 @@
 """Pairwise verdicts between the methods of a problem, and who won."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -44,7 +45,7 @@ class Answer:
 
     quantity: str  # such as ``final train loss``
     medians: Sequence[tuple[Method, Estimate]]  # of every method with results, the best first
-    leader: Method | None  # the method with the best median; None for a tie
+    leader: Method | None  # the method with the best median; None for a tie, or if even that is infinite
     duels: Sequence[Duel]  # the leader's against every other, in the order of the medians
 
     @property
@@ -100,7 +101,7 @@ def answer(problem: Problem, quantity: Quantity) -> Answer | None:
     better = quantity.larger_is_better
     medians.sort(key=lambda each: -each[1].median if better else each[1].median)
     (leader, best), *others = medians
-    if any(of.median == best.median for _, of in others):
+    if math.isinf(best.median) or any(of.median == best.median for _, of in others):
         return Answer(quantity.title, medians, None, [])
     rivals = [(other, verdict(values[leader], values[other], better)) for other, _ in others]
     return Answer(quantity.title, medians, leader, [Duel(quantity.title, leader, *rival) for rival in rivals])

@@ -174,10 +174,12 @@ def _clockwork_of_parts(run: Run) -> list[str]:
 
 
 def _unreliable(problem: Problem) -> Iterable[str]:
+    for status in ("diverged", "failed"):
+        counts = [(method, sum(run.status == status for run in method.runs)) for method in problem.methods]
+        found = [f"{method.name} ({count} of {len(method.runs)})" for method, count in counts if count]
+        if found:
+            yield f"Shown runs {status}, and count as worst: {', '.join(found)}; see the table of runs."
     for method in problem.methods:
-        failed = sum(run.status == "failed" for run in method.runs)
-        if failed:
-            yield f"{method.name}: {failed} of the shown runs failed and count as worst; see the table of runs."
         waiting = sum(run.status == "unfinished" for run in method.all_runs)
         if waiting:
             yield f"{method.name}: {waiting} unfinished run{'' if waiting == 1 else 's'}, not counted yet."

@@ -1,5 +1,6 @@
 """Who won, in sentences, as a matrix and as a table."""
 
+import math
 from collections.abc import Sequence
 
 from sibp.analysis.clock import NOISE, by_the_clock
@@ -38,6 +39,8 @@ def who_won(found: Answer) -> str:
     """Who won in one quantity, by how much and how surely."""
     title = found.quantity.capitalize()
     best = found.medians[0][1]
+    if math.isinf(best.median):
+        return f"{title}: no method has a finite result at the median."
     if found.leader is None:
         names = _listed([method.name for method, of in found.medians if of.median == best.median])
         return f"{title}: {names} share the best median ({four_digits(best.median)})."

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -204,3 +204,44 @@ def test_seconds_of_a_run_resumed_elsewhere_mix_clocks(tmp_path, said, case):
     clock = {"cases": [{"net": "64-64-10", "batch": 50, "seconds_per_step": {"sgd": [0.1], "cg:5": [0.2]}}]}
     (tmp_path / "clock.json").write_text(json.dumps(clock))
     assert "Resumed" not in said("--clock", str(tmp_path / "clock.json"))[1]  # no seconds of the runs are shown
+
+
+def diverge(root: Path, optimizer: Mapping[str, Any], seeds: Sequence[int], status: str = "diverged") -> None:
+    for seed in seeds:
+        write_run(root / "runs" / f"{optimizer['name']}{seed}", optimizer, seed, (START, None), status)
+
+
+@pytest.mark.parametrize("methods", [(SGD, SIBP), (SGD,)])
+def test_nothing_is_judged_where_every_run_diverged_or_failed(tmp_path, said, methods):
+    for optimizer in methods:
+        diverge(tmp_path, optimizer, range(5), "failed" if optimizer is SIBP else "diverged")
+    if len(methods) == 1:  # the other has not ended
+        write_run(tmp_path / "runs" / "waiting", SIBP, 0, (START, 1.0), status=None)
+    terminal, page = said()
+    for text in (terminal, page):
+        assert "share the best median" not in text
+        assert "by the clock" not in text.lower()
+        assert "Shown runs diverged, and count as worst: sgd (5 of 5)" in text
+    if len(methods) == 2:
+        assert "Final train loss: no method has a finite result at the median." in terminal
+        assert "Final val acc: no method has a finite result at the median." in page
+        assert "Shown runs failed, and count as worst: sibp cg:5 (5 of 5); see the table of runs." in terminal
+
+
+def test_no_method_leads_with_an_infinite_median(tmp_path, said):
+    diverge(tmp_path, SGD, range(3))
+    write_run(tmp_path / "runs" / "end", SGD, 3, (START, 1.0, 0.4))
+    diverge(tmp_path, SIBP, range(4))
+    terminal, _ = said()
+    assert "Final train loss: no method has a finite result at the median." in terminal
+    assert "has the best median" not in terminal
+
+
+def test_methods_that_diverged_have_no_verdict_by_the_clock_against_each_other(tmp_path, said):
+    write(tmp_path, SGD, 0.5)
+    diverge(tmp_path, SIBP, range(5))
+    diverge(tmp_path, {**SIBP, "name": "proxbp"}, range(5))
+    _, page = said()
+    clock = page[page.index("by the clock: row against column") :].split("\n\n")[0]
+    assert "within the noise" not in clock
+    assert clock.count("better") == clock.count("worse") == 2
