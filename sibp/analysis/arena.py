@@ -82,7 +82,7 @@ def contests(problems: Sequence[Problem], names: Mapping[str, str]) -> list[Cont
     """Problems with their targets; a method without a name in ``names`` keeps its own.
 
     Raises:
-        UsageError: a problem has no completed run of SGD.
+        UsageError: a problem has no completed run of SGD, or none with validation data.
     """
     return [_contest(problem, names) for problem in problems]
 
@@ -95,6 +95,8 @@ def _contest(problem: Problem, names: Mapping[str, str]) -> Contest:
     sgd = next((method for method in methods if method.name == REFERENCE), None)
     if sgd is None or not any(run.status == "completed" for run in sgd.runs):
         raise UsageError(f"{problem.title}: no run of {REFERENCE} completed, but its result is the arena's target.")
+    if not sgd.validated:
+        raise UsageError(f"{problem.title}: {REFERENCE} has no validation data, but its result is the arena's target.")
     quantities = (problem.quantities[0], FINAL_LOSS)
     first, second = (
         Target(quantity.key.removeprefix("final_"), median(list(by_seed(sgd, quantity).values())))

@@ -37,9 +37,17 @@ class Timed:
 
 
 def by_the_clock(problem: Problem) -> list[Timed]:
-    """All ordered pairs with known seconds and shared seeds, by the problem's clock or else the runs' seconds."""
+    """All ordered pairs with known seconds and shared seeds, by the problem's clock or else the runs' seconds.
+
+    Two methods without a finite result are no pair.
+    """
     pairs = permutations([method for method in problem.methods if method.runs], 2)
-    return [found for other, method in pairs if (found := timed(method, other, problem.clock))]
+    judged = [pair for pair in pairs if any(map(_has_result, pair))]
+    return [found for other, method in judged if (found := timed(method, other, problem.clock))]
+
+
+def _has_result(method: Method) -> bool:
+    return any(FINAL_LOSS.of(run) not in (None, math.inf) for run in method.runs)
 
 
 def timed(method: Method, other: Method, clock: Clock | None) -> Timed | None:

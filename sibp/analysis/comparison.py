@@ -85,6 +85,11 @@ class Method:
             f"{shown(key)} = {self.chosen.numbers[key]:g} is the {side} tried" for key, side in sides.items() if side
         ]
 
+    @property
+    def validated(self) -> bool:
+        """Whether its runs have validation data by which a setting is chosen; also without a completed run."""
+        return _validated(self.all_runs)
+
     def step_seconds(self) -> float | None:
         """Median seconds per step over the shown runs; None if unknown."""
         return median_over(self.runs, seconds_per_step)
@@ -173,7 +178,8 @@ def _method(name: str, groups: list[list[Run]]) -> Method:
     settings.sort(key=lambda setting: (*_grid_position(setting), setting.label, canonical(setting.optimizer)))
     trials = {run.seed for setting in settings for run in setting.runs if run.role == TRIAL}
     finalists = [s for s in settings if any(run.role == FINAL for run in s.runs)] or settings
-    choice = choose([_validation(setting) for setting in finalists], trials)
+    judge = _validation if _validated(run for setting in settings for run in setting.runs) else _training
+    choice = choose([judge(setting) for setting in finalists], trials)
     if choice is None:
         return Method(name, settings, None, None, [])
     chosen = finalists[choice.setting]
@@ -192,6 +198,17 @@ def _validation(setting: Setting) -> dict[int, tuple[float, float]]:
         if accuracy is not None or loss is not None:
             found[run.seed] = (-math.inf if accuracy is None else accuracy, math.inf if loss is None else loss)
     return found
+
+
+def _training(setting: Setting) -> dict[int, tuple[float, float]]:
+    """In place of validation data: the final training loss alone."""
+    losses = {run.seed: final(run, "train_loss") for run in setting.runs}
+    return {seed: (-math.inf, loss) for seed, loss in losses.items() if loss is not None}
+
+
+def _validated(runs: Iterable[Run]) -> bool:
+    ended = [run for run in runs if run.status == "completed"]
+    return not ended or not all(np.isnan(run.columns[key]).all() for run in ended for key in ("val_acc", "val_loss"))
 
 
 def _targets(runs: Sequence[Run], accuracy: float | None, loss: float | None) -> list[Target]:

@@ -1,5 +1,6 @@
 """Pairwise verdicts between the methods of a problem, and who won."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -44,7 +45,7 @@ class Answer:
 
     quantity: str  # such as ``final train loss``
     medians: Sequence[tuple[Method, Estimate]]  # of every method with results, the best first
-    leader: Method | None  # the method with the best median; None for a tie
+    leader: Method | None  # the method with the best median; None for a tie, or if even that is infinite
     duels: Sequence[Duel]  # of those with the best median against every other, in the order of the medians
 
     @property
@@ -69,9 +70,10 @@ def duels(problem: Problem) -> tuple[Duel, ...]:
     return tuple(found)
 
 
-def judged_quantities(problem: Problem) -> tuple[Quantity, Quantity]:
-    """Final training loss, and final validation accuracy (or loss, if no run has an accuracy)."""
-    return FINAL_LOSS, problem.quantities[0]
+def judged_quantities(problem: Problem) -> tuple[Quantity, ...]:
+    """Final training loss, and final validation accuracy (or loss, if no run has an accuracy) if there is any."""
+    validated = any(method.validated for method in problem.methods)
+    return (FINAL_LOSS, problem.quantities[0]) if validated else (FINAL_LOSS,)
 
 
 def by_seed(method: Method, quantity: Quantity) -> dict[int, float]:
@@ -98,7 +100,10 @@ def answer(problem: Problem, quantity: Quantity) -> Answer | None:
         return None
     better = quantity.larger_is_better
     medians.sort(key=lambda each: -each[1].median if better else each[1].median)
-    best = [method for method, of in medians if of.median == medians[0][1].median]
+    top = medians[0][1].median
+    if math.isinf(top):
+        return Answer(quantity.title, medians, None, [])
+    best = [method for method, of in medians if of.median == top]
     rest = [method for method, _ in medians[len(best) :]]
     found = [Duel(quantity.title, a, b, verdict(values[a], values[b], better)) for a, b in product(best, rest)]
     return Answer(quantity.title, medians, best[0] if len(best) == 1 else None, found)

@@ -13,7 +13,7 @@ from sibp.analysis.performance_profiles import share_within, steps_of
 from sibp.analysis.scoring import verdict
 from sibp.analysis.statistics import estimate
 from sibp.report.blocks import Cell, Document, Figure, Line, Section, Table, Text
-from sibp.report.checks import comparability
+from sibp.report.checks import comparability, incomparable
 from sibp.report.curves import interval
 from sibp.report.sections import broken_and_notes, choice_text, how_made, tally
 from sibp.report.tables import budget_table
@@ -38,7 +38,7 @@ def build_arena(collection: Collection, contests: Sequence[Contest], command: st
     for contest in contests:
         problem, targets = contest.problem, " and ".join(target.title for target in contest.targets)
         answers = [who_won(each) for quantity in contest.quantities if (each := answer(problem, quantity))]
-        texts = [f"Targets, {arena.REFERENCE}'s final medians: {targets}.", *answers]
+        texts = [f"Targets, {arena.REFERENCE}'s final medians: {targets}.", *(incomparable(problem) or answers)]
         sections += [
             Section(problem.title, comparability(problem), level=2),
             Section("Outcome", [*map(Text, texts), outcome_table(contest)]),

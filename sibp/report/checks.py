@@ -1,7 +1,8 @@
 """Whether the methods of a problem may be compared at all, and where the comparison is weak."""
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sibp.analysis.comparison import Problem
@@ -17,37 +18,64 @@ STARTS = {  # -> where a summary has it
     "data": "data_sha256",
     BATCHES: "batches_sha256",
 }
+LIBRARIES = ("sibp", "torch", "numpy")  # whose versions matter
+CLOCKWORK = ("threads", "device", "processor", "kernels")  # of an environment: what makes a second
+ROUNDING = 1e-5  # relative difference of losses that are summed in another order, with room
 UNEQUAL_LOAD = 1.0  # processes more than in another run: one that trains takes a processor for itself
 
 
 def comparability(problem: Problem) -> list[Text]:
     """Whether all methods started equally and had equal budgets: a paragraph, and a warning for each weakness."""
-    warnings = [*_edges(problem), *_budgets(problem), *_machines(problem), *_unreliable(problem)]
-    return [*_starts(problem), *(Text(text, warning=True) for text in warnings)]
+    checks = _unvalidated, _edges, _budgets, _rows, _code, _machines, _resumed, _unreliable
+    return [*_starts(problem), *(Text(text, warning=True) for check in checks for text in check(problem))]
+
+
+def incomparable(problem: Problem) -> list[str]:
+    """Why the shown runs must not be compared, and where to look: a sentence, if their starts differ."""
+    differing = [what.removesuffix(" (completed runs)") for what in STARTS if _unequal(_shown(problem), what)]
+    if not differing:
+        return []
+    return [
+        f"Not comparable: runs of the same seed differ in {', '.join(differing)}. The warnings name two of them; look "
+        "at their config.yaml and summary.json."
+    ]
 
 
 def _starts(problem: Problem) -> list[Text]:
     """Equal seeds must mean equal first loss, weights, data and batches."""
     equal, unknown, warnings = [], [], []
     for what in STARTS:
-        by_seed: defaultdict[int, dict[Any, str]] = defaultdict(dict)
-        known = [(run, value) for run in problem.runs if (value := _start(run, what)) is not None]
-        for run, value in known:
-            by_seed[run.seed].setdefault(value, run.path.name)
-        unequal = {seed: list(names.values()) for seed, names in sorted(by_seed.items()) if len(names) > 1}
-        if unequal:
+        known = sum(_start(run, what) is not None for run in problem.runs)
+        if unequal := _unequal(problem.runs, what):
             seed, names = next(iter(unequal.items()))
             where = f"seed {seed} ({shown(names[0])} and {shown(names[1])})"
             warnings.append(f"Unequal start: {what} differ within a seed (on {len(unequal)} seeds): {where}.")
         elif known:
-            partly = what != BATCHES and len(known) < len(problem.runs)
-            equal.append(what + (f" (recorded by {len(known)} of {len(problem.runs)} runs)" if partly else ""))
+            partly = what != BATCHES and known < len(problem.runs)
+            equal.append(what + (f" (recorded by {known} of {len(problem.runs)} runs)" if partly else ""))
         else:
             unknown.append(what)
     texts = [Text(f"Equal start: for each seed, all runs had the same {', '.join(equal)}.")] if equal else []
     if unknown:
         texts.append(Text(f"Not recorded and not checked: {', '.join(unknown)}."))
     return [*texts, *(Text(warning, warning=True) for warning in warnings)]
+
+
+def _unequal(runs: Sequence[Run], what: str) -> dict[int, list[str]]:
+    """The seeds whose runs differ in one of `STARTS`, each with names of runs that differ from all before them."""
+    by_seed: defaultdict[int, list[tuple[float | str, str]]] = defaultdict(list)
+    for run in runs:
+        value, others = _start(run, what), by_seed[run.seed]
+        if value is not None and not any(_same(value, other) for other, _ in others):
+            others.append((value, run.path.name))
+    return {seed: [name for _, name in found] for seed, found in sorted(by_seed.items()) if len(found) > 1}
+
+
+def _same(one: float | str, other: float | str) -> bool:
+    """Whether two starts are equal; other threads, kernels or processors round a loss otherwise."""
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=ROUNDING)
+    return one == other
 
 
 def _start(run: Run, what: str) -> float | str | None:
@@ -58,6 +86,12 @@ def _start(run: Run, what: str) -> float | str | None:
     steps, losses = run.columns["step"], run.columns["train_loss"]
     loss = losses[0] if len(steps) and steps[0] == 0 else number_or_nan(value)
     return float(loss) if loss == loss else None
+
+
+def _unvalidated(problem: Problem) -> Iterable[str]:
+    names = ", ".join(method.name for method in problem.methods if not method.validated)
+    if names:
+        yield f"No validation data of {names}: the final training loss decides alone."
 
 
 def _edges(problem: Problem) -> Iterable[str]:
@@ -73,19 +107,45 @@ def _budgets(problem: Problem) -> Iterable[str]:
         yield f"Unequal budgets; settings tried: {listed}."
 
 
+def _rows(problem: Problem) -> Iterable[str]:
+    """Runs that were logged at other steps."""
+    completed = [(run, method.name) for method in problem.methods for run in method.runs if run.status == "completed"]
+    if len({tuple(run.columns["step"]) for run, _ in completed}) > 1:
+        counts = sorted((len(run.columns["step"]), name) for run, name in completed)
+        (least, seldom), (most, often) = counts[0], counts[-1]
+        yield (
+            f"Runs were logged at different steps ({seldom} {least} rows, {often} {most}), on which best values, steps "
+            "and seconds to a target, and break-even ratios depend."
+        )
+
+
+def _code(problem: Problem) -> Iterable[str]:
+    """Runs of other code."""
+    abouts = list(map(_environment, _shown(problem)))
+    versions = [about["versions"] for about in abouts if isinstance(about.get("versions"), dict)]
+    found = {"commits": {shown(about["git_commit"]) for about in abouts if about.get("git_commit")}}
+    for name in LIBRARIES:
+        found[f"versions of {name}"] = {shown(each[name]) for each in versions if each.get(name)}
+    differing = [f"{len(values)} {what}" for what, values in found.items() if len(values) > 1]
+    changed = sum(about.get("git_dirty") is True for about in abouts)
+    if 0 < changed < sum(about.get("git_dirty") is not None for about in abouts):
+        differing.append(f"{changed} of {len(abouts)} with uncommitted changes")
+    if differing:
+        yield f"Runs differ in their code: {', '.join(differing)}."
+
+
 def _machines(problem: Problem) -> Iterable[str]:
-    if all(method.name in (problem.clock or ()) for method in problem.methods if method.runs):
-        return  # no seconds of the runs themselves are shown
-    shown_runs = [run for method in problem.methods for run in method.runs]
-    abouts = [run.summary.get("environment") for run in shown_runs]
+    if not _own_seconds(problem):
+        return
+    abouts = [about for run in _shown(problem) if (about := _environment(run))]
     keys = ("host", "processor", "device", "threads")
-    places = {tuple(shown(about.get(key)) for key in keys) for about in abouts if isinstance(about, dict)}
+    places = {tuple(shown(about.get(key)) for key in keys) for about in abouts}
     if len(places) > 1:
         yield f"Seconds were measured on {len(places)} combinations of host, processor, device and threads."
-    kernels = sorted({shown(about.get("kernels") or "unknown") for about in abouts if isinstance(about, dict)})
+    kernels = sorted({shown(about.get("kernels") or "unknown") for about in abouts})
     if len(kernels) > 1:
         yield f"Runs differ in their compiled kernels ({', '.join(kernels)}): compare steps, not seconds."
-    loads = [number_or_nan(about.get("load")) for about in abouts if isinstance(about, dict)]
+    loads = [number_or_nan(about.get("load")) for about in abouts]
     known = [load for load in loads if load == load]
     if known and max(known) - min(known) > UNEQUAL_LOAD:
         yield (
@@ -94,11 +154,47 @@ def _machines(problem: Problem) -> Iterable[str]:
         )
 
 
+def _resumed(problem: Problem) -> Iterable[str]:
+    """Runs that another process continued at another pace."""
+    changed = [keys for run in _shown(problem) if (keys := _clockwork_of_parts(run))]
+    if changed and _own_seconds(problem):
+        keys = ", ".join(key for key in CLOCKWORK if any(key in each for each in changed))
+        yield (
+            f"Resumed with other {keys}: {len(changed)} of the shown runs, whose seconds mix clocks: compare steps, "
+            "not seconds."
+        )
+
+
+def _clockwork_of_parts(run: Run) -> list[str]:
+    """Which of `CLOCKWORK` differ between the processes that trained a run."""
+    earlier = run.summary.get("earlier_environments")
+    parts = [_environment(run), *(earlier if isinstance(earlier, list) else [])]
+    known = [part for part in parts if isinstance(part, dict) and part]
+    return [key for key in CLOCKWORK if len({shown(part.get(key)) for part in known}) > 1]
+
+
 def _unreliable(problem: Problem) -> Iterable[str]:
+    for status in ("diverged", "failed"):
+        counts = [(method, sum(run.status == status for run in method.runs)) for method in problem.methods]
+        found = [f"{method.name} ({count} of {len(method.runs)})" for method, count in counts if count]
+        if found:
+            yield f"Shown runs {status}, and count as worst: {', '.join(found)}; see the table of runs."
     for method in problem.methods:
-        failed = sum(run.status == "failed" for run in method.runs)
-        if failed:
-            yield f"{method.name}: {failed} of the shown runs failed and count as worst; see the table of runs."
         waiting = sum(run.status == "unfinished" for run in method.all_runs)
         if waiting:
             yield f"{method.name}: {waiting} unfinished run{'' if waiting == 1 else 's'}, not counted yet."
+
+
+def _shown(problem: Problem) -> list[Run]:
+    return [run for method in problem.methods for run in method.runs]
+
+
+def _environment(run: Run) -> dict[str, Any]:
+    """What its summary records of code and machine; empty if nothing."""
+    about = run.summary.get("environment")
+    return about if isinstance(about, dict) else {}
+
+
+def _own_seconds(problem: Problem) -> bool:
+    """Whether seconds of the runs themselves are shown."""
+    return not all(method.name in (problem.clock or ()) for method in problem.methods if method.runs)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from sibp.analysis.comparison import Problem
 from sibp.report.blocks import Document, Section, Text
-from sibp.report.checks import comparability
+from sibp.report.checks import comparability, incomparable
 from sibp.report.curves import curves, intervals
 from sibp.report.robustness import robustness
 from sibp.report.solver_plots import solver_plots
@@ -50,17 +50,21 @@ def _about(problems: Sequence[Problem]) -> str:
 
 
 def _problem_sections(problem: Problem, number: str) -> list[Section]:
-    """The answer first (sentences, matrices, intervals), then curves, tables, checks and solver statistics."""
-    checks = comparability(problem)
+    """The answer first (sentences, matrices, intervals), then curves, tables, checks and solver statistics.
+
+    Without verdicts if the runs started unequally.
+    """
+    checks, judged = comparability(problem), not incomparable(problem)
     warnings, notes = ([text for text in checks if text.warning is wanted] for wanted in (True, False))
     solver = solver_plots(problem, number)
-    tables = [summary_table(problem), *verdict_table(problem), *clock_table(problem)]
+    tables = [*verdict_table(problem), *clock_table(problem)] if judged else []
+    matrices = verdicts(problem) if judged else []
     robust = robustness(problem, number)
-    first = [*map(Text, outcome(problem)), *warnings, *verdicts(problem), *intervals(problem, number)]
+    first = [*map(Text, outcome(problem)), *warnings, *matrices, *intervals(problem, number)]
     return [
         Section(problem.title, first, level=2),
         Section("Loss and accuracy", curves(problem, number)),
-        Section("The chosen setting of every method", tables),
+        Section("The chosen setting of every method", [summary_table(problem), *tables]),
         *([Section("Learning-rate robustness", robust)] if robust else []),
         Section(
             "Is the comparison fair?",
@@ -90,6 +94,8 @@ def choice_text(problem: Problem) -> str:
         "by the sweep; its criterion is in tuning.json, beside its runs."
         if by_a_sweep
         else "on validation data only, by final accuracy, then by loss."
+        if all(method.validated for method in problem.methods)
+        else "on validation data, by final accuracy, then by loss; without any, by final training loss."
     )
     return f"Settings were chosen {how} Test data play no part. {'; '.join(parts)}."
 

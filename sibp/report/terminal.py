@@ -7,13 +7,14 @@ from sibp.analysis.comparison import Problem
 from sibp.analysis.duels import judged_quantities
 from sibp.analysis.outcomes import over_runs
 from sibp.report.cells import cell_text
+from sibp.report.checks import comparability
 from sibp.report.verdicts import outcome
 
 MOST_PROBLEMS, WIDTH = 3, 100
 
 
 def in_short(problems: Sequence[Problem]) -> str:
-    """Medians and verdicts of the first problems, and the number of others."""
+    """Medians, verdicts and warnings of the first problems, and the number of others."""
     parts = [f"{problem.title}\n{table(problem)}\n\n{_sentences(problem)}" for problem in problems[:MOST_PROBLEMS]]
     more = len(problems) - MOST_PROBLEMS
     return "\n\n".join([*parts, *([f"… and {more} more in the report"] if more > 0 else [])])
@@ -35,8 +36,9 @@ def table(problem: Problem) -> str:
 
 
 def _sentences(problem: Problem) -> str:
-    """Wrapped, except for commands, which are to be copied."""
+    """The outcome and the warnings, wrapped except for commands, which are to be copied."""
+    warnings = [f"Warning: {text.text}" for text in comparability(problem) if text.warning]
     return "\n".join(
         line if "sibp train" in line else textwrap.fill(line, WIDTH, break_on_hyphens=False)
-        for line in outcome(problem)
+        for line in [*outcome(problem), *warnings]
     )

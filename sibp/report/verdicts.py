@@ -1,5 +1,6 @@
 """Who won, in sentences, as a matrix and as a table."""
 
+import math
 from collections.abc import Sequence
 
 from sibp.analysis.clock import NOISE, by_the_clock
@@ -9,6 +10,7 @@ from sibp.analysis.scoring import BETTER, MIN_SEEDS, SAME, TOO_FEW, WORSE
 from sibp.analysis.statistics import Estimate, holm
 from sibp.report.blocks import Block, Cell, Matrix, Table
 from sibp.report.cells import cell_text, four_digits
+from sibp.report.checks import incomparable
 from sibp.runs.repeat import command
 
 MOST_NAMES = 3  # of beaten methods in a sentence
@@ -17,9 +19,14 @@ CLOCK_WORDS = {BETTER: "better than", NOISE: "within the noise of", WORSE: "wors
 
 
 def outcome(problem: Problem) -> list[str]:
-    """Who won, how surely, and what it means; if seeds are missing, the commands that add them."""
+    """Who won, how surely, and what it means; if seeds are missing, the commands that add them.
+
+    Only why nobody won, if the runs started unequally.
+    """
     if sum(bool(method.runs) for method in problem.methods) < 2:
         return ["Fewer than two methods have results: there is nothing to compare."]
+    if reason := incomparable(problem):
+        return reason
     found = duels(problem)
     answers = [each for quantity in judged_quantities(problem) if (each := answer(problem, quantity))]
     sentences = [who_won(each) for each in answers]
@@ -32,6 +39,8 @@ def who_won(found: Answer) -> str:
     """Who won in one quantity, by how much and how surely."""
     title = found.quantity.capitalize()
     best = found.medians[0][1]
+    if math.isinf(best.median):
+        return f"{title}: no method has a finite result at the median."
     if found.leader is None:
         tied = [method.name for method, of in found.medians if of.median == best.median]
         missed = {duel.other for duel in found.duels if duel.verdict.word != BETTER}
@@ -82,10 +91,10 @@ def _size(difference: Estimate | None) -> str:
 
 
 def _meaning(problem: Problem, found: Answer) -> str:
-    """What a step of the method with the best training loss costs, what it may cost, and who is ahead by time."""
+    """What a step of the method with the best training loss costs, what it may cost, and who is ahead by the clock."""
     timed = [each for each in by_the_clock(problem) if each.method is found.leader and each.word != TOO_FEW]
     if not timed:
-        return "There is no verdict by time: too few shared seeds, or no recorded seconds."
+        return "There is no verdict by the clock: too few shared seeds, or no recorded seconds."
     words = {word: [each.other.name for each in timed if each.word == word] for word in CLOCK_WORDS}
     *first, last = (f"{CLOCK_WORDS[word]} {_listed(names)}" for word, names in words.items() if names)
     judged = f"{', '.join(first)}, and {last}" if first else last
@@ -94,7 +103,7 @@ def _meaning(problem: Problem, found: Answer) -> str:
     bound = f", and {name} would still be ahead at up to" if against.word == BETTER else f"; {name} is ahead only below"
     return (
         f"A step of {name} costs {does} times one of {against.other.name}{bound} {may} times. "
-        f"By time ({clock_of(problem)}), {name} is {judged}."
+        f"By the clock ({clock_of(problem)}), {name} is {judged}."
     )
 
 
@@ -104,13 +113,13 @@ def clock_of(problem: Problem) -> str:
 
 
 def clock_table(problem: Problem) -> list[Table]:
-    """Every verdict by time with its ratios; nothing without seconds."""
+    """Every verdict by the clock with its ratios; nothing without seconds."""
     columns = ("method", "verdict", "against", "break-even ratio", "measured ratio", "seeds", "samples")
     rows: list[list[Cell]] = [
         [*(each.method.name, each.word, each.other.name, each.break_even, each.measured),
          each.break_even.count, each.measured.count] for each in by_the_clock(problem)
     ]  # fmt: skip
-    title = f"Verdicts by time ({clock_of(problem)}): break-even and measured cost ratio of a step"
+    title = f"Verdicts by the clock ({clock_of(problem)}): break-even and measured cost ratio of a step"
     return [Table("clock", columns, rows, title, folded=True)] if rows else []
 
 
@@ -125,14 +134,14 @@ def _missing(problem: Problem, found: Sequence[Duel]) -> list[str]:
 
 
 def verdicts(problem: Problem) -> list[Block]:
-    """A verdict matrix for each metric and by time; nothing if there is nothing to compare."""
+    """A verdict matrix for each metric and by the clock; nothing if there is nothing to compare."""
     found = duels(problem)
     names = [method.name for method in problem.methods if method.runs]
     quantities = dict.fromkeys(duel.quantity for duel in found if duel.quantity != SAME_SECONDS)
     timed = by_the_clock(problem)
     words = {(each.method.name, each.other.name): each.word for each in timed}
     ratios = {(each.method.name, each.other.name): each.measured for each in timed}
-    clock = [Matrix("matrix-clock", "by time", names, words, ratios, "over")] if timed else []
+    clock = [Matrix("matrix-clock", "by the clock", names, words, ratios, "over")] if timed else []
     return [*(_matrix(quantity, names, found) for quantity in quantities), *clock]
 
 

@@ -213,12 +213,17 @@ def checked_summary(summary: Any) -> dict[str, Any]:
         The same.
 
     Raises:
-        BrokenError: it has no status.
+        BrokenError: it has no status, or a test metric is impossible.
     """
     if not isinstance(summary, dict):
         raise BrokenError("summary.json holds no summary")
     if summary.get("status") not in STATUSES:
         raise BrokenError(f"summary.json: status is {shown(summary.get('status'))}, not one of {', '.join(STATUSES)}")
+    for key in ("test_loss", "test_acc"):
+        try:
+            _metric(summary, key)
+        except BrokenError as error:
+            raise BrokenError(f"summary.json: {error}") from error
     return summary
 
 
@@ -266,23 +271,28 @@ def checked_row(row: Any, before: Mapping[str, Any] | None) -> dict[str, Any]:
         raise BrokenError(f"is {shown(row)}, not an object")
     checked: dict[str, Any] = {}
     for key in ("step", "seconds", *METRICS):
-        try:
-            checked[key] = number(row.get(key))
-        except BrokenError as error:
-            raise BrokenError(f"{key} {error}") from error
+        checked[key] = _metric(row, key)
     step, seconds = checked["step"], checked["seconds"]
     if not (0 <= step <= LARGEST_STEP and step.is_integer()):
         raise BrokenError(f"step is {shown(row.get('step'))}, not a whole number of 0 or more")
     if not seconds >= 0:
         raise BrokenError(f"seconds is {shown(row.get('seconds'))}, not a number of 0 or more")
-    for key in ("train_acc", "val_acc"):
-        if checked[key] < 0 or checked[key] > 1:
-            raise BrokenError(f"{key} is {checked[key]:g}, not an accuracy between 0 and 1")
     if before and (step <= before["step"] or seconds < before["seconds"]):
         raise BrokenError("steps or seconds go back")
     solver = row.get("solver")
     checked["solver"] = solver if isinstance(solver, dict) else {}
     return checked
+
+
+def _metric(values: Mapping[str, Any], key: str) -> float:
+    """A number, and for an accuracy between 0 and 1; NaN where not finite."""
+    try:
+        value = number(values.get(key))
+    except BrokenError as error:
+        raise BrokenError(f"{key} {error}") from error
+    if key.endswith("acc") and (value < 0 or value > 1):
+        raise BrokenError(f"{key} is {value:g}, not an accuracy between 0 and 1")
+    return value
 
 
 def _complete(rows: list[dict[str, Any]], summary: Mapping[str, Any], notes: list[str]) -> str:

@@ -17,7 +17,7 @@ def test_the_quick_start_names_the_winner_and_can_be_repeated(tmp_path, monkeypa
             runpy.run_path(str(QUICKSTART), run_name="__main__")
         assert ending.value.code == 0
         text = capsys.readouterr().out
-        for part in ("seed 4, ", "\nFinal train loss: ", "\nFinal val acc: ", "By time (", "--logdir runs/q"):
+        for part in ("seed 4, ", "\nFinal train loss: ", "\nFinal val acc: ", "By the clock (", "--logdir runs/q"):
             assert part in text
         assert "oo few" not in text  # every verdict has the seeds that it needs
     assert (tmp_path / "runs/q/comparison.png").read_bytes().startswith(b"\x89PNG")

@@ -96,7 +96,7 @@ def test_a_separately_measured_clock_decides_by_interleaved_samples(tmp_path, ca
     assert main(words) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "A step of sibp cg:5 costs 1.1 [1.1, 1.1] times one of sgd, and sibp cg:5 would still be ahead " in said
-    assert "By time (seconds per step measured separately, interleaved), sibp cg:5 is better than sgd." in said
+    assert "By the clock (seconds per step measured separately, interleaved), sibp cg:5 is better than sgd." in said
 
 
 def test_runs_take_the_clock_s_time_for_each_step(tmp_path):

@@ -63,7 +63,7 @@ def test_a_winner_is_better_than_every_other(tmp_path):
     # SIBP, like SGD, gets below SGD's final 0.5 after 20 steps: a step may cost as much as SGD's, and costs twice that.
     assert meaning == (
         "A step of sibp cg:5 costs 2 [2, 2] times one of sgd; sibp cg:5 is ahead only below 1 [1, 1] times. "
-        "By time (seconds of these runs), sibp cg:5 is worse than sgd and proxbp exact."
+        "By the clock (seconds of these runs), sibp cg:5 is worse than sgd and proxbp exact."
     )
 
 
@@ -89,14 +89,14 @@ def test_the_price_of_a_step_is_said_as_the_verdict_by_time_has_it(tmp_path, cos
         2.0: "better than proxbp exact, and within the noise of sgd",
         2.5: "better than proxbp exact, and worse than sgd",
     }
-    assert meaning.endswith(f"By time (seconds of these runs), sibp cg:5 is {by_time[cost]}.")
+    assert meaning.endswith(f"By the clock (seconds of these runs), sibp cg:5 is {by_time[cost]}.")
 
 
 def test_there_is_no_verdict_by_time_without_seconds(tmp_path):
     write(tmp_path, SGD, dict.fromkeys(range(5), 0.5), seconds_per_step=0.0)
     write(tmp_path, SIBP, dict.fromkeys(range(5), 0.2), seconds_per_step=0.0)
     said = outcome(problem_of(tmp_path))[-1]
-    assert said == "There is no verdict by time: too few shared seeds, or no recorded seconds."
+    assert said == "There is no verdict by the clock: too few shared seeds, or no recorded seconds."
 
 
 def test_a_shared_best_median_names_whom_all_of_them_beat(tmp_path):

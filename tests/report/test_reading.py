@@ -61,6 +61,10 @@ def test_damaged_metrics_are_broken_with_file_line_and_reason(tmp_path, case):
     assert len(str(caught.value)) < 400
 
 
+def summary(**changes: object) -> bytes:
+    return json.dumps({"status": "completed", "steps": 20, **changes}).encode()
+
+
 BAD_FILES = {
     "config missing": ("config.yaml", None, "config.yaml is missing"),
     "config empty": ("config.yaml", b"", "config.yaml holds no settings"),
@@ -78,6 +82,9 @@ BAD_FILES = {
     "summary a list": ("summary.json", b"[]", "summary.json holds no summary"),
     "summary without status": ("summary.json", b"{}", "status is null"),
     "summary with a new status": ("summary.json", b'{"status": "great"}', "status is great"),
+    "test accuracy in percent": ("summary.json", summary(test_acc=97.5), "test_acc is 97.5, not an accuracy"),
+    "test accuracy below 0": ("summary.json", summary(test_acc=-1), "summary.json: test_acc is -1, not an accuracy"),
+    "test loss is a word": ("summary.json", summary(test_loss="low"), "test_loss is low, not a number"),
     "metrics binary": ("metrics.jsonl", b"\x80\x04\x95\n", "metrics.jsonl is not text"),
     "metrics missing": ("metrics.jsonl", None, "metrics.jsonl is missing or empty"),
     "metrics empty": ("metrics.jsonl", b"", "metrics.jsonl is missing or empty"),
