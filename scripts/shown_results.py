@@ -145,7 +145,10 @@ def grid(problem: Problem, name: str, of: Callable[[Run], float | None], form: s
     """A metric of the tuning runs for every lr and prox_weight that a method was tuned over, the chosen one in bold."""
     method = next(method for method in problem.methods if method.name == name)
     weights, steps = method.grid("prox_weight"), method.grid("lr")
-    cells = {(s.numbers["lr"], s.numbers["prox_weight"]): _tuned(s, method, of, form) for s in method.settings}
+    cells = {
+        (s.hyper_parameters["lr"], s.hyper_parameters["prox_weight"]): _tuned(s, method, of, form)
+        for s in method.settings
+    }
     rows = [[f"**lr {_short(lr)}**", *(cells.get((lr, weight), "") for weight in weights)] for lr in steps]
     return lines_of_table([name, *(f"prox_weight {_short(weight)}" for weight in weights)], rows)
 

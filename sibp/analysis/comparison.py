@@ -42,7 +42,7 @@ class Setting:
         return setting_name(self.optimizer)
 
     @property
-    def numbers(self) -> dict[str, float]:
+    def hyper_parameters(self) -> dict[str, float]:
         """The hyper-parameters that are single numbers."""
         found = {k: number_or_nan(v) for k, v in self.optimizer.items() if not isinstance(v, bool)}
         return {key: value for key, value in found.items() if value == value}
@@ -74,15 +74,17 @@ class Method:
 
     def grid(self, key: str) -> list[float]:
         """The tried values of a hyper-parameter, sorted."""
-        return sorted({s.numbers[key] for s in self.settings if key in s.numbers})
+        return sorted({s.hyper_parameters[key] for s in self.settings if key in s.hyper_parameters})
 
     def edges(self) -> list[str]:
         """Hyper-parameters chosen at the edge of their grid, such as ``lr = 3 is the largest tried``."""
         if self.chosen is None:
             return []
-        sides = {key: edge(self.grid(key), value) for key, value in sorted(self.chosen.numbers.items())}
+        sides = {key: edge(self.grid(key), value) for key, value in sorted(self.chosen.hyper_parameters.items())}
         return [
-            f"{shown(key)} = {self.chosen.numbers[key]:g} is the {side} tried" for key, side in sides.items() if side
+            f"{shown(key)} = {self.chosen.hyper_parameters[key]:g} is the {side} tried"
+            for key, side in sides.items()
+            if side
         ]
 
     @property
@@ -187,7 +189,7 @@ def _method(name: str, groups: list[list[Run]]) -> Method:
 
 
 def _grid_position(setting: Setting) -> tuple[float, ...]:
-    numbers = setting.numbers
+    numbers = setting.hyper_parameters
     return (numbers.get("lr", 0.0), *(numbers[key] for key in sorted(numbers) if key != "lr"))
 
 

@@ -18,7 +18,7 @@ def losses(method: Method, at: Mapping[str, float]) -> dict[int, dict[float, tup
     """``{seed: {lr: (first loss, final loss)}}`` of the best run among settings that agree with ``at``."""
     found: dict[int, dict[float, tuple[float, float]]] = {}
     for setting in method.settings:
-        numbers = setting.numbers
+        numbers = setting.hyper_parameters
         if numbers.get("lr", 0.0) <= 0 or any(numbers.get(key, value) != value for key, value in at.items()):
             continue
         for run in setting.runs:

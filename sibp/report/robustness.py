@@ -17,10 +17,12 @@ CAPTION = (
 
 def robustness(problem: Problem, number: str) -> list[Block]:
     """Final training loss over the learning rate, with a caption; nothing if no method tried several."""
-    tried = {method.name: [s for s in method.settings if s.numbers.get("lr", 0) > 0] for method in problem.methods}
+    tried = {
+        method.name: [s for s in method.settings if s.hyper_parameters.get("lr", 0) > 0] for method in problem.methods
+    }
     losses = {s: median_over(s.runs, FINAL_LOSS.of) for settings in tried.values() for s in settings}
     finite = [loss for loss in losses.values() if loss is not None and loss < math.inf]
-    if not any(len({setting.numbers["lr"] for setting in settings}) > 1 for settings in tried.values()):
+    if not any(len({setting.hyper_parameters["lr"] for setting in settings}) > 1 for settings in tried.values()):
         return []
     ceiling = 2 * max(finite, default=1.0) or 1.0
     lines = []
@@ -36,7 +38,7 @@ def _method_lines(method: Method, points: list[tuple[Setting, float]], ceiling: 
         return []
     best: dict[float, float] = {}
     for setting, loss in points:
-        lr = setting.numbers["lr"]
+        lr = setting.hyper_parameters["lr"]
         best[lr] = min(loss, best.get(lr, math.inf))
     x = np.array(sorted(best))
     y = np.array([min(best[lr], ceiling) for lr in x])
@@ -49,7 +51,7 @@ def _method_lines(method: Method, points: list[tuple[Setting, float]], ceiling: 
 
 
 def _marks(method: Method, points: list[tuple[Setting, float]], ceiling: float, kind: str) -> Line:
-    x = np.array([setting.numbers["lr"] for setting, _ in points])
+    x = np.array([setting.hyper_parameters["lr"] for setting, _ in points])
     y = np.array([min(loss, ceiling) for _, loss in points])
     texts = []
     for setting, _ in points:

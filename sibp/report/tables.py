@@ -77,7 +77,7 @@ def budget_table(problem: Problem) -> Table:
     rows: list[list[Cell]] = []
     for method in problem.methods:
         runs = method.all_runs
-        tuned = {key: method.grid(key) for setting in method.settings for key in setting.numbers}
+        tuned = {key: method.grid(key) for setting in method.settings for key in setting.hyper_parameters}
         grids = [
             f"{shown(key)}: {', '.join(f'{v:g}' for v in grid)}" for key, grid in sorted(tuned.items()) if len(grid) > 1
         ]

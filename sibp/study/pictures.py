@@ -78,9 +78,9 @@ def _over_steps(problem: Problem, title: str, at: Mapping[str, float]) -> Figure
         best: dict[float, Estimate] = {}
         for setting in method.settings:
             found = over_runs(setting.runs, FINAL_LOSS.of)
-            if found is None or any(setting.numbers.get(key, value) != value for key, value in at.items()):
+            if found is None or any(setting.hyper_parameters.get(key, value) != value for key, value in at.items()):
                 continue
-            lr = setting.numbers["lr"]
+            lr = setting.hyper_parameters["lr"]
             best[lr] = min(best.get(lr, found), found, key=lambda each: each.median)
         steps = sorted(best)
         dead = np.array([lr for lr in steps if best[lr].median > CEILING])

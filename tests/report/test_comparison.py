@@ -174,7 +174,7 @@ def test_the_choice_of_a_sweep_takes_precedence(tmp_path):
         write_run(tmp_path / f"final-{seed}", {**SGD, "lr": 1.0}, seed, (2.0, 0.4), role="final")
     problem = only(tmp_path)
     (method,) = problem.methods
-    assert method.chosen.numbers["lr"] == 1.0
+    assert method.chosen.hyper_parameters["lr"] == 1.0
     assert [run.seed for run in method.runs] == [0, 1, 2, 3, 4]
     assert "chosen by the sweep" in choice_text(problem)
     assert "by final accuracy" not in choice_text(problem)
