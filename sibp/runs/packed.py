@@ -3,7 +3,8 @@
 The first line has what all runs share; every other line is a run, ``{"run": folder name, "config": ..., "summary": ...,
 "rows": column -> list, "solver": layer -> statistic -> list}``, without the shared part. It keeps all settings, the
 whole summary, and at most `ROWS` evenly spaced logged rows including the first and the last; solver statistics are
-rounded to `DIGITS` digits. Checkpoints and the place of the run (host, command, paths) are omitted.
+rounded to `DIGITS` digits, and of at most `LAYERS` layers, also evenly spaced. Checkpoints and the place of the run
+(host, command, paths) are omitted.
 """
 
 import json
@@ -29,7 +30,7 @@ from sibp.runs.reading import (
 from sibp.runs.values import BrokenError, plain, shown
 
 PACKED = "runs.jsonl"
-ROWS, DIGITS = 26, 4
+ROWS, DIGITS, LAYERS = 26, 4, 8
 LONGEST_FILE_NAME = 255  # bytes
 COLUMNS = ("step", "seconds", *METRICS)
 PLACES = {"data_root": "data", "run_root": "runs"}
@@ -59,7 +60,7 @@ def _line(run: Run) -> dict[str, Any]:
     if isinstance(earlier := summary.get("earlier_environments"), list):
         summary["earlier_environments"] = [_placeless(each) for each in earlier if isinstance(each, dict)]
     count = len(run.columns["step"])
-    kept = np.unique(np.linspace(0, count - 1, min(ROWS, count)).round().astype(int))
+    kept = _spaced(count, ROWS)
     rows = {name: [_number(value) for value in run.columns[name][kept].tolist()] for name in COLUMNS}
     line = {"run": run.path.name, "config": run.config | PLACES, "summary": summary, "rows": rows}
     return line | ({"solver": _solver(run, rows["step"])} if run.solver else {})
@@ -76,7 +77,13 @@ def _solver(run: Run, steps: Sequence[float | int | None]) -> dict[str, dict[str
         known = dict(zip(logged.tolist(), values.tolist(), strict=True))
         return [_number(float(f"{known.get(step, math.nan):.{DIGITS}g}")) for step in steps]
 
-    return {layer: {name: at_steps(*found) for name, found in stats.items()} for layer, stats in run.solver.items()}
+    layers = [list(run.solver)[place] for place in _spaced(len(run.solver), LAYERS)]
+    return {layer: {name: at_steps(*found) for name, found in run.solver[layer].items()} for layer in layers}
+
+
+def _spaced(count: int, most: int) -> np.ndarray:
+    """At most so many of `count` places, evenly spaced, with the first and the last."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int))
 
 
 def _number(value: float) -> float | int | None:

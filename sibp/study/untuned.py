@@ -1,8 +1,8 @@
 """AutoSIBP with its default settings against every tuned method: final metrics, time, and time including tuning.
 
 The tuned methods are the kept runs of the arena (or of the experiment in `ELSEWHERE`). Seconds of all methods are those
-measured in turn, `sibp.analysis.clock.KEPT`. Rankings by the clock use the tuned methods' seeds; final metrics use all seeds
-of AutoSIBP. `beside_defaults` has it against other methods with their own defaults.
+measured in turn, `sibp.analysis.clock.KEPT`. Rankings by the clock use the tuned methods' seeds; final metrics use all
+seeds of AutoSIBP. `beside_defaults` has it against other methods with their own defaults.
 """
 
 from collections.abc import Collection

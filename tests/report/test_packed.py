@@ -7,7 +7,7 @@ import pytest
 from fake_runs import SGD, SIBP, write_run
 
 from sibp.runs.collect import collect
-from sibp.runs.packed import ROWS, common, joined, less, pack, read_packed
+from sibp.runs.packed import LAYERS, ROWS, common, joined, less, pack, read_packed
 from sibp.runs.values import BrokenError
 
 
@@ -53,6 +53,13 @@ def test_long_runs_are_thinned_and_keep_their_ends(tmp_path):
     assert len(run.columns["step"]) == ROWS
     assert run.columns["train_loss"][[0, -1]].tolist() == [losses[0], losses[-1]]
     assert run.columns["train_loss"].tolist() == [losses[int(step) // 10] for step in run.columns["step"]]
+
+
+def test_statistics_of_deep_nets_are_those_of_some_layers_with_both_ends(tmp_path):
+    write_run(tmp_path / "runs" / "a", SIBP, layers=[str(2 * i) for i in range(31)])
+    (run,) = read_packed(packed(tmp_path / "runs", tmp_path / "kept"))
+    assert len(run.solver) == LAYERS
+    assert {"0", "60"} <= run.solver.keys()
 
 
 @pytest.mark.parametrize(
