@@ -57,6 +57,8 @@ def picture(
         grid = canvas.subplots(down, across, squeeze=False, sharey=len(vertical) == 1 and vertical != {""})
         for axes, (figure, axis) in zip(grid.flat, panels, strict=False):
             _panel(axes, figure, axis, drawn, seeds)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_visible(False)
         labels: dict[str, Any] = {}
         for axes in canvas.axes:
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):

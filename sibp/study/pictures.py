@@ -40,8 +40,10 @@ def outline(problems: Sequence[Problem]) -> bytes | None:
     """The curves and final metrics of a problem, or the training losses of several, as SVG; None without any curve."""
     panels = overview(problems[0]) if len(problems) == 1 else []
     for problem in problems if len(problems) > 1 else ():
-        panels += [(replace(figure, title=problem.title), axis) for figure, axis in overview(problem)[:1]]
-    return picture(panels, "svg", columns=min(3, len(panels))) if panels else None
+        for figure, axis in overview(problem)[:1]:
+            lines = [replace(line, detail="") for line in figure.lines]  # settings differ from problem to problem
+            panels.append((replace(figure, title=problem.title, lines=lines), axis))
+    return picture(panels, "svg") if panels else None
 
 
 def arena_picture(table: Sequence[Standing]) -> bytes:
