@@ -11,7 +11,7 @@ from sibp.runs.collect import collect
 from sibp.runs.packed import PACKED, pack
 from sibp.study.criteria import Evidence
 from sibp.study.experiments import Experiment
-from sibp.study.pictures import DRAWN, pictures
+from sibp.study.pictures import DRAWN, outline, pictures
 
 
 def keep(results: Path, place: str, optimizers: list[dict[str, Any]], **changes: Any) -> None:
@@ -66,3 +66,14 @@ def test_experiments_that_are_not_kept_are_not_drawn(results):
     (results / "rounds" / PACKED).unlink()
     (results / "stationary" / "limits.json").unlink()
     assert list(pictures(Evidence(results), listed)) == ["step_sizes", "auto_safe", "rounds_tuned"]
+
+
+def test_one_problem_is_outlined_by_curves_and_ends_and_several_by_their_losses(results):
+    parts = [Evidence(results).problem(f"depth/{folder}") for folder in ("layers01", "layers10")]
+    alone, together = outline(parts[:1]), outline(parts)
+    assert alone is not None
+    assert together is not None
+    assert b"<!-- final train loss" in alone
+    assert b"<!-- final train loss" not in together
+    assert [each.count(b"<!-- training steps -->") for each in (alone, together)] == [1, 2]
+    assert outline([]) is None
