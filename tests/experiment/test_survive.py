@@ -228,14 +228,14 @@ ROWS = {
 
 
 @pytest.mark.parametrize("content", ROWS)
-def test_a_finished_run_with_damaged_rows_is_skipped_and_not_used(content, make_config, tmp_path):
+def test_a_finished_run_with_damaged_rows_is_named_and_left_as_it_is(content, make_config):
     config = make_config(evaluate_test=False)
     folder = run(config).folder
     folder.metrics.write_text(ROWS[content])
-    assert run(config).status == "skipped"
-    outcome = run({**config, "evaluate_test": True})
-    assert outcome.status == "failed"
-    assert "force=true trains the run again" in outcome.message
+    for evaluate_test in (False, True):
+        outcome = run({**config, "evaluate_test": evaluate_test})
+        assert outcome.status == "failed"
+        assert "force=true trains the run again" in outcome.message
     assert folder.metrics.read_text() == ROWS[content]
 
 
