@@ -83,7 +83,7 @@ class AutoSIBP(SIBP):
         "search_usual": _UNKNOWN,
         "search_ended": _UNKNOWN,  # the loss that the first step ended at, until the second
         "search_wait": 0,
-        "search_moved": math.inf,  # norm of recent measured steps
+        "search_moved": 0.0,  # norm of recent measured steps; 0 before the first
         "search_last": 0.0,
         "search_looks_back": False,  # whether the parameters' `search_step` is the last step
     }
@@ -185,8 +185,7 @@ class AutoSIBP(SIBP):
         again = refused or (not due and outcome.status is SearchStatus.SHORTENED)
         memory["search_wait"] = 0 if again else LOOK_EVERY - 1 if due else self._wait() - 1
         if due and not refused:  # half of the last one at least: a batch that asks for nothing says little
-            known = memory["search_moved"]
-            memory["search_moved"] = max(outcome.alpha * norm, known / 2 if known < math.inf else 0.0)
+            memory["search_moved"] = max(outcome.alpha * norm, memory["search_moved"] / 2)
         if first:
             memory["search_ended"] = outcome.loss
         self._keep_for_trust(trials, outcome.alpha, lr)
