@@ -6,6 +6,7 @@ results. For an experiment that is not kept yet, its command is shown instead. T
 
 import argparse
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -121,8 +122,23 @@ def in_percent(share: float) -> str:
 
 
 def short(value: float) -> str:
-    """A value to three significant digits."""
-    return f"{value:#.3g}".removesuffix(".")
+    """A value to three significant digits, and to all before the point."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:#.3g}".removesuffix(".")
+
+
+def percent(share: float) -> str:
+    """A share in whole percent."""
+    return f"{100 * share:.0f}"
+
+
+def two_decimals(value: float) -> str:
+    """A value to two decimals."""
+    return f"{value:.2f}"
+
+
+def significant(value: float) -> str:
+    """A value to at most three significant digits, without trailing zeros."""
+    return cell_text(value, digits=3)
 
 
 def _best_bold(
@@ -137,8 +153,11 @@ def _best_bold(
 def _in(found: Estimate | None, form: Callable[[float], str], bold: bool = False) -> str:
     if found is None:
         return "–"
-    middle = f"**{form(found.median)}**" if bold else form(found.median)
-    return middle if found.low is None or found.high is None else f"{middle} [{form(found.low)}, {form(found.high)}]"
+    middle, low, high = (
+        form(value) if math.isfinite(value) else significant(value) for value in (found.median, *found.ends)
+    )
+    middle = f"**{middle}**" if bold else middle
+    return middle if found.low is None else f"{middle} [{low}, {high}]"
 
 
 def grid(problem: Problem, name: str, of: Callable[[Run], float | None], form: str) -> str:
@@ -261,7 +280,7 @@ def _about(row: Mapping[str, Any]) -> tuple[str, str]:
 
 def standing(name: str, goal: str) -> str:
     """All methods on all problems of the arena."""
-    return _as_it_is(standing_table(standings(_contests(name)), goal))
+    return _marked(standing_table(standings(_contests(name)), goal))
 
 
 def outcome(name: str) -> str:
@@ -270,7 +289,7 @@ def outcome(name: str) -> str:
     whole = outcome_table(contest)
     chosen = [i for i, title in enumerate(whole.columns) if not re.search("completed|SGD|train loss ≤", title)]
     rows = [[row[i] for i in chosen] for row in whole.rows]
-    return _as_it_is(replace(whole, columns=[whole.columns[i] for i in chosen], rows=rows))
+    return _marked(replace(whole, columns=[whole.columns[i] for i in chosen], rows=rows))
 
 
 def duel(name: str, mine: str, rival: str) -> str:
@@ -299,8 +318,13 @@ def at_levels(name: str, goal: str) -> str:
     found = scores(_contests(name), goal)
     keys = [(level, cost) for level in LEVELS for cost in COSTS]
     ordered = sorted(found, key=lambda method: [-found[method][key] for key in reversed(keys)][2::3])
-    rows = [[method, *(f"{found[method][key]:.3f}" for key in keys)] for method in ordered]
+    best = {key: max(of[key] for of in found.values()) for key in keys}
+    rows = [[method, *(_score(found[method][key], best[key]) for key in keys)] for method in ordered]
     return lines_of_table(["method", *(f"{level}, {cost}" for level, cost in keys)], rows)
+
+
+def _score(value: float, best: float) -> str:
+    return f"**{value:.2f}**" if value == best > 0 else f"{value:.2f}"
 
 
 def failed(name: str) -> str:
@@ -316,8 +340,17 @@ def _contests(name: str) -> list[Contest]:
     return found
 
 
-def _as_it_is(block: Table) -> str:
-    return lines_of_table(block.columns, [[cell_text(cell) for cell in row] for row in block.rows])
+def _marked(block: Table) -> str:
+    """A table with shares in percent, other numbers to three digits, and the best of every such column in bold."""
+    columns = [[row[i] for row in block.rows] for i in range(len(block.columns))]
+    titles, shown = [], []
+    for title, cells in zip(block.columns, columns, strict=True):
+        numbers = [Estimate(cell, None, None, 1) if isinstance(cell, float) else cell for cell in cells]
+        found = [cell if isinstance(cell, Estimate) else None for cell in numbers]
+        form, best = next((how for start, how in SHOWN_AS.items() if title.startswith(start)), (short, min))
+        titles.append(f"{title}, %" if form in (percent, in_percent) else title)
+        shown.append(_best_bold(found, form, best) if any(found) else list(map(cell_text, cells)))
+    return lines_of_table(titles, list(zip(*shown, strict=True)))
 
 
 def drawn(name: str) -> str:
@@ -361,6 +394,16 @@ def of_problem(make: Callable[[Problem], str]) -> Callable[[str], str]:
     return lambda name: make(EVIDENCE.problem(name))
 
 
+# How a column of the arena's tables is shown, by the start of its title, and which value in it is the best.
+SHOWN_AS = {
+    "place": (significant, min),
+    "steps to": (significant, min),
+    "score": (two_decimals, max),
+    "first": (percent, max),
+    "target reached": (percent, max),
+    "test acc": (in_percent, max),
+    "final val acc": (in_percent, max),
+}
 DUELS = (("sibp cg:3", "proxbp"), ("sibp muon cg:3", "muon"), ("sibp muon cg:3", "proxbp muon"))
 TABLES: dict[str, Callable[[str], str]] = {
     "comparison": of_problem(comparison),

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from sibp.analysis.clock import KEPT, OWN_CLOCK
+
 PROJECT = Path(__file__).parents[1]
 
 
@@ -29,3 +31,16 @@ def test_tables_on_other_pages_match_the_kept_runs(same_pictures):
     """The tables in README.md and docs/, and the picture."""
     checked("scripts/shown_results.py", same_pictures)
     assert "<!-- results/mnist_mlp: comparison -->" in (PROJECT / "README.md").read_text()
+
+
+def test_a_report_is_timed_by_the_record_beside_its_runs():
+    """Else its seconds contradict the pictures and the tables of docs/, which prefer that record."""
+    own = [
+        path.parent
+        for path in (PROJECT / "results").glob(f"*/{OWN_CLOCK}")
+        if path.parent.name != Path(KEPT).parent.name
+    ]
+    assert len(own) >= 5
+    for folder in own:
+        made = [line for line in (folder / "report.md").read_text().splitlines() if line.startswith("Made by: ")]
+        assert [f" --clock {OWN_CLOCK}" in line for line in made] == [True], folder.name
