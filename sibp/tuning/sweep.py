@@ -57,6 +57,7 @@ class Sweep:
         criterion: val_acc (then val_loss), val_loss (then val_acc) or train_loss (then val_loss).
         at: ``last`` or ``best`` logged row of a run.
         final_looks: evaluations of a final run per evaluation of a trial.
+        final_early: ``log_early`` of the final runs; None: that of the trials.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Sweep:
     criterion: str
     at: str
     final_looks: int
+    final_early: int | None
 
     @property
     def count(self) -> int:
@@ -91,6 +93,7 @@ class Sweep:
             **method.config,
             "optimizer": {**method.config["optimizer"], **method.setting(point)},
             "log_every": max(1, method.config["log_every"] // looks),
+            "log_early": (final and self.final_early) or method.config["log_early"],
             "seed": seed,
             "evaluate_test": final,
             "role": FINAL if final else TRIAL,
@@ -110,6 +113,7 @@ class _File:
     criterion: str = "val_acc"
     at: str = "last"
     final_looks: int = 1
+    final_early: int | None = None
 
 
 def names(overrides: Sequence[str] = ()) -> list[str]:
@@ -225,6 +229,8 @@ def _check(file: _File) -> None:
         raise UserError(f"seed {both[0]} is in tuning_seeds and in final_seeds: take it out, final seeds are fresh.")
     if file.final_looks < 1:
         raise UserError(f"final_looks={file.final_looks} is not possible: give a whole number of 1 or more.")
+    if file.final_early is not None and file.final_early < 1:
+        raise UserError(f"final_early={file.final_early} is not possible: give a whole number of 1 or more, or null.")
     if not file.methods:
         raise UserError("methods is empty: add one or more.")
 

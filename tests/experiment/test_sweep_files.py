@@ -55,6 +55,14 @@ def test_final_runs_are_evaluated_more_often_and_are_otherwise_the_same():
     assert {key for key in trial if trial[key] != final[key]} == {"log_every", "evaluate_test", "role", "run_root"}
 
 
+def test_final_runs_may_begin_with_rows_of_their_own():
+    sweep = read({"like": "digits_quick", "final_early": 2}, "log_every=20", "log_early=null")
+    trial, final = (sweep.job(sweep.methods[0], (0.0, 0.0), 0, final) for final in (False, True))
+    assert (trial["log_early"], final["log_early"]) == (None, 2)
+    sweep = read({"like": "digits_quick"}, "log_early=7")
+    assert [sweep.job(sweep.methods[0], (0.0, 0.0), 0, final)["log_early"] for final in (False, True)] == [7, 7]
+
+
 def test_one_entry_adds_a_method_to_all_problems_of_the_arena():
     path = compose.CONFIGS / "sweep" / "arena.yaml"
     arena = yaml.safe_load(path.read_text())
