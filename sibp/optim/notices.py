@@ -7,11 +7,13 @@ from torch import Tensor
 
 from sibp.capture.problem import LayerUpdate
 from sibp.capture.tap import Tap
+from sibp.optim.trials import Trials
 
 # A step is absurd above this multiple of the layer's norm and this root mean square per entry.
 _ABSURD_CHANGE, _ABSURD_SIZE = 100.0, 1.0
 _REFUSALS = 10  # of a line search in a row, after which a warning is due
-_LOSS, _SEARCH = "the loss", "the search"
+_MOVED = 0.01  # relative change of the weights that leaves no loss the same to the last bit
+_LOSS, _SEARCH, _CONSTANT = "the loss", "the search", "the same loss"
 
 
 class Notices:
@@ -23,9 +25,10 @@ class Notices:
 
     def __init__(self, method: str) -> None:
         self._method = method
-        self._said: set[str] = set()  # layers, `_LOSS`, `_SEARCH`
+        self._said: set[str] = set()  # layers, `_LOSS`, `_SEARCH`, `_CONSTANT`
         self._unsolved: list[str] = []  # layers, since the last step
         self._refused = 0  # searches in a row
+        self._losses: list[float] = []  # evaluated in the last search
 
     def of_layer(self, tap: Tap, update: LayerUpdate, *, searched: bool) -> None:
         """Warns of a failed solve, or of an absurdly long step.
@@ -76,8 +79,17 @@ class Notices:
             "kept. Look for NaN or infinite numbers in the batch and in the model's output. (Said once.)",
         )
 
-    def after_search(self, *, refused: bool) -> None:
-        """Warns if no length has been acceptable for many steps in a row."""
+    def after_search(self, trials: Trials, *, refused: bool) -> None:
+        """Warns if no length has been acceptable for many steps in a row, or if the loss ignores the weights."""
+        found = [*self._losses, *trials.losses]
+        same = len(found) > 1 and len(set(found)) == 1 and math.isfinite(found[0])
+        if same and found[0] != 0 and trials.farthest_change() > _MOVED:  # trained to 0, a loss may stay there
+            self._say(
+                _CONSTANT,
+                f"{self._method}: evaluate returned {found[0]} at different weights, so the step could not be checked. "
+                "It has to compute the loss anew from the model, not return one computed before. (Said once.)",
+            )
+        self._losses = trials.losses
         self._refused = self._refused + 1 if refused else 0
         if self._refused == _REFUSALS:
             self._say(

@@ -186,7 +186,7 @@ class ProximalOptimizer(TappedOptimizer):
                 self.layers.not_applied()
                 raise
         self._outcome = (outcome, before)
-        self._notices.after_search(refused=outcome.status is SearchStatus.REFUSED)
+        self._notices.after_search(trials, refused=outcome.status is SearchStatus.REFUSED)
 
     def _leave_out(self, loss: float) -> None:
         """Skips the step if the loss is not finite: no weights and no state change."""

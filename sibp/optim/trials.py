@@ -1,5 +1,6 @@
 """The loss at trial weights. A trial changes neither the model's statistics nor the state of random numbers."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, SupportsFloat
@@ -56,6 +57,9 @@ class Trials:
         self._asked: list[Tensor] = []
         self._new: list[Tensor] = []
         self._at: tuple[float, float] | None = None  # current position
+        self._farthest = 0.0  # alpha
+        self.losses: list[float] = []
+        """All losses evaluated."""
         self.expected = 1.0
         """The length at which the fallback's parameters take their whole step."""
 
@@ -98,12 +102,23 @@ class Trials:
     def loss_at(self, alpha: float) -> float:
         """The loss at alpha, over all ranks."""
         self.move(alpha)
+        self._farthest = max(self._farthest, alpha)
         return self.loss()
 
     def loss(self) -> float:
         """The loss at the current weights, over all ranks."""
         with _as_it_was(self._model), torch.no_grad():
-            return self._average(as_number(self._evaluate()))
+            loss = self._average(as_number(self._evaluate()))
+        self.losses.append(loss)
+        return loss
+
+    def farthest_change(self) -> float:
+        """Relative change of the proximal parameters at the longest length tried; a diagnostic, which costs a pass."""
+        pairs = [(new - old, old) for new, old in zip(self._new, self._old, strict=True)][: len(self.params)]
+        changes, sizes = (
+            math.hypot(*(float(torch.linalg.vector_norm(t)) for t in each)) for each in zip(*pairs, strict=True)
+        )
+        return self._farthest * changes / sizes if sizes else math.inf
 
     @contextmanager
     def guarded(self) -> Iterator[None]:

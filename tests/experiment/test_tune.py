@@ -341,7 +341,7 @@ FILES: dict[str, tuple[Any, str]] = {
     "budget": (changed(trials=3), "trials=3 is less than the 4 settings of the initial grid"),
     "no methods": (changed(methods={}), "methods is empty"),
     "no looks": (changed(final_looks=0), "final_looks=0 is not possible: give a whole number of 1 or more."),
-    "no early rows": (changed(final_early=0), "final_early=0 is not possible: give a whole number of 1 or more, or null."),
+    "no early rows": (changed(final_early=0), "final_early=0 is not possible: give a whole number of 1 or more"),
     "like nothing": ({"like": "digits_quik"}, "there is no such sweep; did you mean digits_quick?"),
     "like itself": ({"like": "tiny"}, "like=tiny is not possible: name a sweep that is like no other itself."),
     "left out": ({"like": "digits_quick", "methods": {"adam": None}}, "methods.adam leaves nothing out"),

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sibp import SIBP, ProxBP
+from sibp import SIBP, AutoSIBP, ProxBP
 from sibp.optim.proximal import ProximalOptimizer
 
 F64 = torch.float64
@@ -113,3 +113,35 @@ def test_a_gradient_step_reports_its_length():
     optimizer = ProxBP(model, solver="gradient", prox_weight=4.0)
     F.cross_entropy(model(x), y).backward()
     assert [stats["step_length"] for stats in optimizer.solver_stats().values()] == [0.25, 0.25]
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["loss given", "loss evaluated"])
+@pytest.mark.parametrize("method", [AutoSIBP, lambda model: SIBP(model, line_search=True)], ids=["auto", "sibp"])
+def test_a_loss_that_ignores_the_weights_is_noticed_by_the_second_step(method, given: bool):
+    model = mlp()
+    optimizer = method(model)
+    x, y = batch()
+
+    def train(steps: int) -> None:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step(evaluate=lambda: 0.5, loss=loss if given else None)
+
+    with pytest.warns(RuntimeWarning, match=r"evaluate returned 0\.5 at different weights"):
+        train(2)
+    train(2)  # warnings are errors here: it is said once
+
+
+@pytest.mark.parametrize("method", [AutoSIBP, lambda model: SIBP(model, line_search=True)], ids=["auto", "sibp"])
+def test_training_at_rest_and_a_loss_of_zero_are_not_taken_for_a_constant(method):
+    """Warnings are errors here."""
+    model = mlp()
+    optimizer = method(model)
+    x, _ = batch()
+    for of in (lambda: model(x).square().mean(), lambda: F.relu(model(x).square().mean() - 1e9)):
+        for _ in range(60):
+            optimizer.zero_grad()
+            of().backward()
+            optimizer.step(evaluate=of)
