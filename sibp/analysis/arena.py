@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sibp.analysis.clock import time_kept
-from sibp.analysis.comparison import Method, Problem, compare
+from sibp.analysis.clock import kept_problems
+from sibp.analysis.comparison import Method, Problem
 from sibp.analysis.duels import by_seed
 from sibp.analysis.outcomes import FINAL_LOSS, Quantity, Target, to_target, training_seconds
 from sibp.analysis.performance_profiles import ranks, ratios, resampled_scores, score, shares_of_firsts
@@ -56,8 +56,7 @@ def kept(results: Path, place: str = ARENA) -> list[Contest]:
     """The kept problems below a folder of results/, such as ``arena`` or ``arena/PROBLEM``; empty if none is kept."""
     if not any((results / place).rglob(PACKED)):
         return []
-    problems = compare(collect([results / place]).runs, None, None)
-    time_kept(problems, results, ARENA)
+    problems = kept_problems(collect([results / place]).runs, results, ARENA)
     return contests(problems, own_names([results / ARENA], []))
 
 
