@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from sibp.analysis.arena import ARENA, GOALS, UNITS, Contest, kept, standings
+from sibp.analysis.arena import ARENA, COSTS, GOALS, UNITS, Contest, kept, standings
 from sibp.analysis.clock import KEPT, OWN_CLOCK, read_clock, timed
 from sibp.analysis.comparison import Method, Problem, Setting
 from sibp.analysis.duels import SAME_SECONDS, duels
-from sibp.analysis.levels import COSTS, LEVELS, Level, failures, levels, scores
+from sibp.analysis.levels import LEVELS, Level, failures, levels, scores
 from sibp.analysis.outcomes import FINAL_LOSS, FINAL_VAL, TEST_ACC, Quantity, over_runs
 from sibp.analysis.scoring import verdict
 from sibp.analysis.statistics import Estimate, estimate

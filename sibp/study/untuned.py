@@ -9,11 +9,11 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sibp.analysis.arena import ARENA, GOALS, REFERENCE, Contest, contests, costs_by_seed, own_names
+from sibp.analysis.arena import ARENA, GOALS, REFERENCE, Contest, contests, costs_by_seed, own_names, tuning_seconds
 from sibp.analysis.clock import cost_ratios, kept_problems
 from sibp.analysis.comparison import Method, Problem
 from sibp.analysis.duels import by_seed
-from sibp.analysis.levels import targets, tuning_seconds
+from sibp.analysis.levels import targets
 from sibp.analysis.outcomes import Target
 from sibp.analysis.scoring import Verdict, verdict
 from sibp.analysis.statistics import Estimate, estimate, median
@@ -114,7 +114,7 @@ def total_costs(problem: Untuned, goal: str) -> list[tuple[Target, float, str, f
     found = []
     for target in targets(problem.contest, goal):
         of = {
-            method.name: median(costs_by_seed(problem.contest, method, target)["seconds"]) + tuning_seconds(method)
+            method.name: median(costs_by_seed(problem.contest, method, target)["seconds with tuning"])
             for method in problem.contest.problem.methods
             if method.runs and (method.name == AUTO or tuning_seconds(method))
         }
