@@ -56,7 +56,7 @@ def main() -> int:
     print()
     report([*map(str, folders), "--out", str(args.run_root / "report.html")])
     shown = args.run_root / "comparison.png"
-    write_atomic(shown, picture(overview(compare(collect(folders).runs, None, None)[0]), "png"))
+    write_atomic(shown, picture(overview(compare(collect(folders).runs)[0]), "png"))
     print(f"Picture:     {shown}")
     print(f"TensorBoard: {Path(sys.executable).parent / 'tensorboard'} --logdir {args.run_root}")
     return 0

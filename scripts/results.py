@@ -16,8 +16,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from sibp.analysis.arena import ARENA, kept, standings
-from sibp.analysis.clock import KEPT, OWN_CLOCK, time_kept
-from sibp.analysis.comparison import compare
+from sibp.analysis.clock import KEPT, OWN_CLOCK, kept_problems
 from sibp.report.__main__ import main as report
 from sibp.runs.collect import collect
 from sibp.runs.packed import PACKED
@@ -67,9 +66,7 @@ def outlined(folder: Path, drawn: Collection[str]) -> bytes | None:
     """The picture of an experiment's kept problems; None if it has one of its own, or no curves."""
     if folder.name in (*drawn, ARENA, *NOT_OUTLINED):
         return None
-    problems = compare(collect([folder]).runs, None, None)
-    time_kept(problems, RESULTS, folder.name)
-    return outline(problems)
+    return outline(kept_problems(collect([folder]).runs, RESULTS, folder.name))
 
 
 def with_picture(report: bytes, name: str) -> bytes:

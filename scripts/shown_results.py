@@ -17,16 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from sibp.analysis.arena import ARENA, GOALS, UNITS, Contest, kept, standings
+from sibp.analysis.arena import ARENA, COSTS, GOALS, UNITS, Contest, kept, standings
 from sibp.analysis.clock import KEPT, OWN_CLOCK, read_clock, timed
 from sibp.analysis.comparison import Method, Problem, Setting
 from sibp.analysis.duels import SAME_SECONDS, duels
-from sibp.analysis.levels import COSTS, LEVELS, Level, failures, levels, scores
+from sibp.analysis.levels import LEVELS, Level, failures, levels, scores
 from sibp.analysis.outcomes import FINAL_LOSS, FINAL_VAL, TEST_ACC, Quantity, over_runs
 from sibp.analysis.scoring import verdict
 from sibp.analysis.statistics import Estimate, estimate
 from sibp.analysis.step_sizes import losses, reach, room, spread
-from sibp.report.arena_page import against_table, outcome_table, standing_table
+from sibp.report.arena_page import against, outcome_table, standing_table
 from sibp.report.blocks import Table
 from sibp.report.cells import cell_text
 from sibp.report.curves import overview
@@ -294,11 +294,14 @@ def outcome(name: str) -> str:
 
 def duel(name: str, mine: str, rival: str) -> str:
     """One method against another on every problem of the arena, paired by seed."""
-    found = {contest.problem.title: against_table(contest, mine).rows for contest in _contests(name)}
-    rows = [[title, *row[1:]] for title, all_rivals in found.items() for row in all_rivals if row[0] == rival]
+    rows = []
+    for contest in _contests(name):
+        first, second = contest.entry(mine), contest.entry(rival)
+        if first and second:
+            rows.append([contest.problem.title, *map(cell_text, against(contest, first, second))])
     targets = [f"{unit} to the {goal} target" for goal in GOALS for unit in UNITS]
     columns = [f"{mine} against {rival}", "final validation metric", "final train loss", *targets]
-    return lines_of_table(columns, [[cell_text(cell) for cell in row] for row in rows])
+    return lines_of_table(columns, rows)
 
 
 def hardness(name: str, goal: str) -> str:

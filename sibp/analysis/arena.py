@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sibp.analysis.clock import time_kept
-from sibp.analysis.comparison import Method, Problem, compare
+from sibp.analysis.clock import kept_problems
+from sibp.analysis.comparison import Method, Problem
 from sibp.analysis.duels import by_seed
 from sibp.analysis.outcomes import FINAL_LOSS, Quantity, Target, to_target, training_seconds
 from sibp.analysis.performance_profiles import ranks, ratios, resampled_scores, score, shares_of_firsts
 from sibp.analysis.statistics import Estimate, bounds, estimate, median
 from sibp.runs.collect import Broken, collect
-from sibp.runs.identity import essential
+from sibp.runs.identity import TRIAL, essential
 from sibp.runs.packed import PACKED
 from sibp.runs.reading import MAX_SUMMARY, first_line, read_text
 from sibp.runs.values import UsageError, canonical, plain, shown
@@ -24,6 +24,7 @@ ARENA = "arena"  # the folder in results/
 REFERENCE = "sgd"
 GOALS = ("validation", "training")  # what a target is about
 UNITS = ("steps", "seconds")
+COSTS = (*UNITS, "seconds with tuning")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +57,7 @@ def kept(results: Path, place: str = ARENA) -> list[Contest]:
     """The kept problems below a folder of results/, such as ``arena`` or ``arena/PROBLEM``; empty if none is kept."""
     if not any((results / place).rglob(PACKED)):
         return []
-    problems = compare(collect([results / place]).runs, None, None)
-    time_kept(problems, results, ARENA)
+    problems = kept_problems(collect([results / place]).runs, results, ARENA)
     return contests(problems, own_names([results / ARENA], []))
 
 
@@ -122,40 +122,61 @@ def costs(method: Method, target: Target) -> dict[int, dict[str, float]]:
     return found
 
 
+def tuning_seconds(method: Method) -> float:
+    """Seconds of all tuning trials of a method, at the seconds per step of its final runs."""
+    steps = [run.columns["step"][-1] for run in method.all_runs if run.role == TRIAL and len(run.columns["step"])]
+    return pace(method) * float(sum(steps))
+
+
 def costs_by_seed(contest: Contest, method: Method | None, target: Target) -> dict[str, list[float]]:
-    """``{unit: costs}`` with one cost per seed of the problem; infinite without a finished run."""
+    """``{cost: values}`` for each of `COSTS`, one value per seed of the problem; infinite without a finished run."""
     needed = costs(method, target) if method else {}
-    return {unit: [needed[seed][unit] if seed in needed else math.inf for seed in contest.seeds] for unit in UNITS}
+    found = {unit: [needed[seed][unit] if seed in needed else math.inf for seed in contest.seeds] for unit in UNITS}
+    tuning = tuning_seconds(method) if method else 0.0
+    return found | {"seconds with tuning": [seconds + tuning for seconds in found["seconds"]]}
+
+
+def instance_costs(contests: Sequence[Contest], targets: Sequence[Target]) -> dict[str, dict[str, list[float]]]:
+    """``{cost: {method: values}}``, one value per instance, to reach the target of each problem."""
+    found: dict[str, dict[str, list[float]]] = {cost: {name: [] for name in entrants(contests)} for cost in COSTS}
+    for contest, target in zip(contests, targets, strict=True):
+        for name in entrants(contests):
+            for cost, values in costs_by_seed(contest, contest.entry(name), target).items():
+                found[cost][name] += values
+    return found
+
+
+def entrants(contests: Sequence[Contest]) -> dict[str, int]:
+    """``{method: number of problems}`` on which it has results, sorted by name."""
+    entered = Counter(method.name for contest in contests for method in contest.problem.methods if method.runs)
+    return dict(sorted(entered.items()))
 
 
 def standings(contests: Sequence[Contest]) -> list[Standing]:
     """All methods over all instances, sorted by the score in steps to the validation target, then by name."""
-    entered = Counter(method.name for contest in contests for method in contest.problem.methods if method.runs)
-    names, sizes = sorted(entered), [len(contest.seeds) for contest in contests]
-    found = {name: Standing(name, entered[name], {}, {}, {}, {}) for name in names}
+    sizes = [len(contest.seeds) for contest in contests]
+    found = {name: Standing(name, entered, {}, {}, {}, {}) for name, entered in entrants(contests).items()}
     for i, goal in enumerate(GOALS):
-        results: dict[str, list[float]] = {name: [] for name in names}
-        needed: dict[str, dict[str, list[float]]] = {unit: {name: [] for name in names} for unit in UNITS}
-        for contest in contests:
-            for name in names:
-                method = contest.entry(name)
-                results[name] += _results(contest, method, contest.quantities[i])
-                for unit, values in costs_by_seed(contest, method, contest.targets[i]).items():
-                    needed[unit][name] += values
+        results = {
+            name: [value for contest in contests for value in _results(contest, name, contest.quantities[i])]
+            for name in found
+        }
         for name, places in ranks(results).items():
             found[name].places[goal] = estimate(places)
-        for unit, by_method in needed.items():
-            times = ratios(by_method)
+        needed = instance_costs(contests, [contest.targets[i] for contest in contests])
+        for unit in UNITS:
+            times = ratios(needed[unit])
             drawn = resampled_scores(times, sizes)
-            for name, row, first in zip(names, drawn, shares_of_firsts(drawn), strict=True):
+            for name, row, first in zip(found, drawn, shares_of_firsts(drawn), strict=True):
                 each, key = found[name], (goal, unit)
                 each.ratios[key], each.firsts[key] = times[name], first
                 each.scores[key] = Estimate(score(times[name]), *bounds(row), sum(sizes))
     return sorted(found.values(), key=lambda each: -each.scores[GOALS[0], UNITS[0]].median)
 
 
-def _results(contest: Contest, method: Method | None, quantity: Quantity) -> list[float]:
+def _results(contest: Contest, name: str, quantity: Quantity) -> list[float]:
     """A method's final results on every seed, smaller is better; infinite without a finished run."""
+    method = contest.entry(name)
     own = by_seed(method, quantity) if method else {}
     sign = -1 if quantity.larger_is_better else 1
     return [sign * own[seed] if seed in own else math.inf for seed in contest.seeds]

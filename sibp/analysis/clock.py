@@ -8,7 +8,7 @@ from itertools import permutations
 from pathlib import Path
 from statistics import median
 
-from sibp.analysis.comparison import Method, Problem
+from sibp.analysis.comparison import Method, Problem, compare
 from sibp.analysis.outcomes import FINAL_LOSS, seconds_per_step
 from sibp.analysis.scoring import BETTER, MIN_SEEDS, TOO_FEW, WORSE, first_reach
 from sibp.analysis.statistics import Estimate, estimate
@@ -145,20 +145,22 @@ def time_all(problems: Sequence[Problem], path: Path) -> None:
             time_by(problem, clock)
 
 
-def time_kept(problems: Sequence[Problem], results: Path, experiment: str) -> None:
-    """Sets the clocks by the experiment's own record, or else by the common one, if there is any.
+def kept_problems(runs: Sequence[Run], results: Path, experiment: str) -> list[Problem]:
+    """Kept runs, compared and timed by the experiment's own record, or else by the common one, if there is any.
 
     Args:
-        problems: of kept runs.
+        runs: kept runs.
         results: the folder of kept runs.
         experiment: the first part of its name.
 
     Raises:
         UsageError: the file is not such a record.
     """
+    problems = compare(runs)
     own = results / experiment / OWN_CLOCK
     if (record := own if own.exists() else results / KEPT).exists():
         time_all(problems, record)
+    return problems
 
 
 def _timed(method: Method, pace: float) -> Method:

@@ -133,7 +133,7 @@ class Problem:
         return next((m.step_seconds() for m in self.methods if m.name == "sgd"), None)
 
 
-def compare(runs: Sequence[Run], target_acc: float | None, target_loss: float | None) -> list[Problem]:
+def compare(runs: Sequence[Run], target_acc: float | None = None, target_loss: float | None = None) -> list[Problem]:
     """Group runs into problems, and choose the setting of every method.
 
     Args:

@@ -11,19 +11,16 @@ half of its seeds: such a problem only measures how often metrics were logged.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sibp.analysis.arena import GOALS, Contest, costs, costs_by_seed, pace
-from sibp.analysis.comparison import Method
+from sibp.analysis.arena import GOALS, Contest, costs, entrants, instance_costs
 from sibp.analysis.duels import by_seed
 from sibp.analysis.outcomes import Target
 from sibp.analysis.performance_profiles import ratios, score
 from sibp.analysis.statistics import median
-from sibp.runs.identity import TRIAL
 
 LEVELS = ("SGD's end", "the median", "the best decile")
-COSTS = ("steps", "seconds", "seconds with tuning")
 DECILE = 0.1
 
 
@@ -69,32 +66,13 @@ def _level(contest: Contest, target: Target) -> Level:
 
 def scores(contests: Sequence[Contest], goal: str) -> dict[str, dict[tuple[str, str], float]]:
     """``{method: {(level, cost): score}}``, as `sibp.analysis.performance_profiles.score`."""
-    names = sorted({method.name for contest in contests for method in contest.problem.methods if method.runs})
-    found: dict[str, dict[tuple[str, str], float]] = {name: {} for name in names}
+    found: dict[str, dict[tuple[str, str], float]] = {name: {} for name in entrants(contests)}
     aims = zip(*(targets(contest, goal) for contest in contests), strict=True)
     for level, aim in zip(LEVELS, aims, strict=True):
-        table: dict[str, dict[str, list[float]]] = {cost: {name: [] for name in names} for cost in COSTS}
-        for contest, target in zip(contests, aim, strict=True):
-            for name in names:
-                for cost, values in _costs(contest, contest.entry(name), target).items():
-                    table[cost][name] += values
-        for cost, by_method in table.items():
+        for cost, by_method in instance_costs(contests, aim).items():
             for name, own in ratios(by_method).items():
                 found[name][level, cost] = score(own)
     return found
-
-
-def _costs(contest: Contest, method: Method | None, target: Target) -> Mapping[str, list[float]]:
-    """A method's costs on every seed, infinite where it fails."""
-    found = costs_by_seed(contest, method, target)
-    tuning = tuning_seconds(method) if method else 0.0
-    return found | {"seconds with tuning": [seconds + tuning for seconds in found["seconds"]]}
-
-
-def tuning_seconds(method: Method) -> float:
-    """Seconds of all tuning trials of a method, at the seconds per step of its final runs."""
-    steps = [run.columns["step"][-1] for run in method.all_runs if run.role == TRIAL and len(run.columns["step"])]
-    return pace(method) * float(sum(steps))
 
 
 def failures(contests: Sequence[Contest]) -> list[tuple[str, str, int, int]]:

@@ -101,7 +101,7 @@ def measure(args: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any
         UserError: no such folder, no usable run in it, or data files are missing.
     """
     try:
-        problems = compare(collect(args.folders).runs, None, None)
+        problems = compare(collect(args.folders).runs)
     except UsageError as error:
         raise UserError(str(error)) from error
     record = new_record("runs", arguments, "cpu") | {"cases": []}

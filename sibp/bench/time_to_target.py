@@ -48,7 +48,7 @@ def measure(args: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any
     record["trained_on"] = sorted({_surroundings(run) for run in collection.runs})
     record["problems"] = [
         {"title": problem.title, "methods": [_method(method) for method in problem.methods if method.runs]}
-        for problem in compare(collection.runs, None, None)
+        for problem in compare(collection.runs)
     ]
     return record
 

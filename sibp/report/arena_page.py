@@ -128,23 +128,15 @@ def outcome_table(contest: Contest) -> Table:
     return Table("outcome", columns, rows, "Medians over seeds with 95 % bootstrap intervals")
 
 
-def against_table(contest: Contest, name: str) -> Table:
-    """Verdicts on one method, one row per rival, paired by seed; empty if the method has no runs."""
-    mine = contest.entry(name)
-    rows: list[list[Cell]] = []
-    for rival in contest.problem.methods if mine else ():
-        if mine is None or rival.name == name or not rival.runs:
-            continue
-        words = [_against(mine, rival, quantity) for quantity in contest.quantities]
-        for target in contest.targets:
-            needed = [costs(method, target) for method in (mine, rival)]
-            for unit in UNITS:
-                first, second = ({seed: each[unit] for seed, each in found.items()} for found in needed)
-                words.append(verdict(first, second, larger_is_better=False).word)
-        rows.append([rival.name, *words])
-    titles = [quantity.title for quantity in contest.quantities]
-    targets = [f"{unit} to {target.title}" for target in contest.targets for unit in UNITS]
-    return Table("against", (f"{name} against", *titles, *targets), rows, f"{name} against all, paired by seed")
+def against(contest: Contest, mine: Method, rival: Method) -> list[str | None]:
+    """Verdicts on one method, paired by seed: final metrics, then steps and seconds to each target."""
+    words = [_against(mine, rival, quantity) for quantity in contest.quantities]
+    for target in contest.targets:
+        needed = [costs(method, target) for method in (mine, rival)]
+        for unit in UNITS:
+            first, second = ({seed: each[unit] for seed, each in found.items()} for found in needed)
+            words.append(verdict(first, second, larger_is_better=False).word)
+    return words
 
 
 def _label(method: Method) -> str | None:

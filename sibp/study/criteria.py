@@ -8,8 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sibp.analysis.clock import Timed, time_kept, timed
-from sibp.analysis.comparison import Method, Problem, compare
+from sibp.analysis.clock import Timed, kept_problems, timed
+from sibp.analysis.comparison import Method, Problem
 from sibp.analysis.duels import after_equal_seconds, by_seed
 from sibp.analysis.outcomes import FINAL_LOSS, FINAL_VAL, TEST_ACC, Quantity, final
 from sibp.analysis.scoring import BETTER, TOO_FEW, Verdict, verdict
@@ -77,10 +77,9 @@ class Evidence:
         folder = self.results / place
         if not any(folder.rglob(PACKED)):
             raise OpenError(f"not run yet (`{REPRODUCE} {place.partition('/')[0]}`)")
-        problems = compare(collect([folder]).runs, None, None)
+        problems = kept_problems(collect([folder]).runs, self.results, place.partition("/")[0])
         if len(problems) != 1:
             raise UsageError(f"results/{place} has {len(problems)} problems: name one of its folders.")
-        time_kept(problems, self.results, Path(place).parts[0])
         return problems[0]
 
     def method(self, place: str, name: str) -> Method:

@@ -9,11 +9,11 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sibp.analysis.arena import ARENA, GOALS, REFERENCE, Contest, contests, costs_by_seed, own_names
-from sibp.analysis.clock import cost_ratios, time_kept
-from sibp.analysis.comparison import Method, Problem, compare
+from sibp.analysis.arena import ARENA, GOALS, REFERENCE, Contest, contests, costs_by_seed, own_names, tuning_seconds
+from sibp.analysis.clock import cost_ratios, kept_problems
+from sibp.analysis.comparison import Method, Problem
 from sibp.analysis.duels import by_seed
-from sibp.analysis.levels import targets, tuning_seconds
+from sibp.analysis.levels import targets
 from sibp.analysis.outcomes import Target
 from sibp.analysis.scoring import Verdict, verdict
 from sibp.analysis.statistics import Estimate, estimate, median
@@ -55,19 +55,13 @@ def untuned(results: Path) -> list[Untuned]:
     return [_untuned(results, folder) for folder in folders if not folder.name.endswith(OF_SGD)]
 
 
-def tuned_folder(results: Path, problem: str) -> Path:
-    """Where the tuned methods of a problem of results/auto_untuned are kept."""
-    return results / ELSEWHERE.get(problem, f"{ARENA}/{problem}")
-
-
 def _untuned(results: Path, folder: Path) -> Untuned:
-    kept = tuned_folder(results, folder.name)
+    kept = results / ELSEWHERE.get(folder.name, f"{ARENA}/{folder.name}")
     own, further = collect([folder]).runs, folder.with_name(folder.name + OF_SGD)
     more = collect([further]).runs if further.is_dir() else []
     tuned = collect([kept]).runs
     seeds = {run.seed for run in tuned}
-    problems = compare([*tuned, *(run for run in own if run.seed in seeds)], None, None)
-    time_kept(problems, results, ARENA)
+    problems = kept_problems([*tuned, *(run for run in own if run.seed in seeds)], results, ARENA)
     (contest,) = contests(problems, own_names([results / ARENA, kept], []))
     methods = {method.name: method for method in contest.problem.methods}
     sgd = methods[REFERENCE]
@@ -83,9 +77,7 @@ def beside_defaults(results: Path) -> dict[str, Problem]:
         own, rivals = results / FOLDER / folder.name, collect([folder]).runs
         seeds = {run.seed for run in rivals}
         entered = [run for run in collect([own]).runs if run.seed in seeds] if own.is_dir() else []
-        problems = compare([*rivals, *entered], None, None)
-        time_kept(problems, results, PEERS)
-        (found[folder.name],) = problems
+        (found[folder.name],) = kept_problems([*rivals, *entered], results, PEERS)
     return found
 
 
@@ -122,7 +114,7 @@ def total_costs(problem: Untuned, goal: str) -> list[tuple[Target, float, str, f
     found = []
     for target in targets(problem.contest, goal):
         of = {
-            method.name: median(costs_by_seed(problem.contest, method, target)["seconds"]) + tuning_seconds(method)
+            method.name: median(costs_by_seed(problem.contest, method, target)["seconds with tuning"])
             for method in problem.contest.problem.methods
             if method.runs and (method.name == AUTO or tuning_seconds(method))
         }

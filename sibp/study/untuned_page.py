@@ -6,11 +6,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from sibp.analysis.arena import GOALS
+from sibp.analysis.arena import COSTS, GOALS
 from sibp.analysis.clock import timed
 from sibp.analysis.comparison import Method, Problem
 from sibp.analysis.duels import by_seed
-from sibp.analysis.levels import COSTS, LEVELS, scores
+from sibp.analysis.levels import LEVELS, scores
 from sibp.analysis.outcomes import FINAL_LOSS, Quantity
 from sibp.analysis.scoring import BETTER, WORSE, verdict
 from sibp.analysis.statistics import median

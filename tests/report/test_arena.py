@@ -10,7 +10,7 @@ from fake_runs import PROXBP, SGD, SIBP, write_run
 from sibp.analysis.arena import contests, costs, own_names, pace, standings
 from sibp.analysis.comparison import compare
 from sibp.report.__main__ import main
-from sibp.report.arena_page import against_table, build_arena, profiles, scores, standing_table
+from sibp.report.arena_page import against, build_arena, profiles, scores, standing_table
 from sibp.report.blocks import Figure, Table
 from sibp.report.styles import MUTED
 from sibp.runs.collect import collect
@@ -166,20 +166,16 @@ def test_an_invalid_tuning_record_is_listed_and_the_arena_is_written(root, conte
     assert "it is no record of a sweep" in (tmp_path / "x.html").read_text()
 
 
-def test_one_against_all_is_paired_by_seed(tmp_path):
+def test_one_against_another_is_paired_by_seed(tmp_path):
     """SIBP needs half of SGD's steps, each a little more than twice as expensive: better by steps, worse by seconds."""
     for seed in range(5):
         write_run(tmp_path / f"sgd{seed}", SGD, seed, (2.3, 1.0 + seed, 0.5))
         write_run(tmp_path / f"sibp{seed}", SIBP, seed, (2.3, 0.5, 0.5 + seed / 10), seconds_per_step=0.021)
     (contest,) = found_in(tmp_path)
-    table = against_table(contest, "sibp cg:5")
-    row = dict(zip(table.columns, table.rows[0], strict=True))
-    assert len(table.rows) == 1
-    assert row["sibp cg:5 against"] == "sgd"
-    assert row["final train loss"] == "no difference"  # equal at the first seed
-    assert row["steps to train loss ≤ 0.5"] == "better"
-    assert row["seconds to train loss ≤ 0.5"] == "worse"
-    assert against_table(contest, "muon").rows == []
+    _, loss, *_, steps, seconds = against(contest, contest.entry("sibp cg:5"), contest.entry("sgd"))
+    assert loss == "no difference"  # equal at the first seed
+    assert (steps, seconds) == ("better", "worse")
+    assert contest.entry("muon") is None
 
 
 def test_the_page_shows_what_was_computed(root, tmp_path):

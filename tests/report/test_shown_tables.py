@@ -89,7 +89,7 @@ def test_the_arena_is_filled_problem_by_problem(shown, tmp_path, monkeypatch):
     filled = shown.filled(page)
     assert "*Not run yet:* `python scripts/reproduce.py arena/two`" in filled
     assert filled.count("Not run yet") == 1
-    assert "| sibp cg:5 | 1 | 1 [1, 1] | 1 | 1 [1, 1] | 1 |" in filled
+    assert "| sibp cg:5 | 1 | **1** [1, 1] | **100** | **1.00** [1.00, 1.00] | **100** |" in filled
     assert "steps to val acc ≥ 0.606531" in filled
     assert "](../results/arena/arena.svg)" in filled
 
