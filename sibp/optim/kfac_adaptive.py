@@ -117,6 +117,10 @@ class AdaptiveKFAC(KFAC):
         for group in self.param_groups:
             group["damping"] = min(MOST, max(LEAST, group["damping"] * factor))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Extends the base class by kappa."""
+        return {**super().__getstate__(), "clip": self.clip}
+
     def _reset(self) -> None:
         super()._reset()
         self._slopes: dict[str, tuple[Tensor, float]] = {}

@@ -44,7 +44,7 @@ Target = Tensor | Shifted
 
 
 class Outputs:
-    """Z, which approaches the target T, with E = (s(Z) - T) s'(Z), and the forward product KD of the direction.
+    """Z, which approaches the target T, with E = (s(Z) - T) s'(Z), and the forward product KP of the direction.
 
     Sums over rows and step lengths are one number per output unit, (..., m). `features` are those of the products.
     `target_norm` is ||T||^2, after a call of `residual`.
@@ -53,10 +53,10 @@ class Outputs:
     target_norm: Tensor
 
     def __init__(self, features: FeatureOperator, Z: Tensor, T: Target, s: Activation) -> None:
-        """Starts with KD = 0; Z and T are not modified."""
+        """Starts with KP = 0; Z and T are not modified."""
         self.features, self.Z, self.s = features, Z, s
         self.T = T.formed(Z, s) if isinstance(T, Shifted) else T
-        self.E = self.KD = torch.zeros_like(Z)
+        self.E = self.KP = torch.zeros_like(Z)
 
     def residual(self) -> Tensor:
         """||s(Z) - T||^2; sets E."""
@@ -70,22 +70,22 @@ class Outputs:
         return self.E
 
     def redirect(self, beta: Tensor, KG: Tensor) -> Tensor:
-        """KD <- beta KD - KG; the curvature ||s'(Z) KD||^2. KG may be overwritten."""
-        self.KD = self.features.spread(beta) * self.KD - KG
-        return self.features.over_rows((self.s.slope(self.Z) * self.KD).square())
+        """KP <- beta KP - KG; the curvature ||s'(Z) KP||^2. KG may be overwritten."""
+        self.KP = self.features.spread(beta) * self.KP - KG
+        return self.features.over_rows((self.s.slope(self.Z) * self.KP).square())
 
     def attempt(self, t: Tensor, last: bool) -> Tensor:
-        """||s(Z + t KD) - T||^2; `last`: no `move` will follow."""
+        """||s(Z + t KP) - T||^2; `last`: no `move` will follow."""
         del last
         return self.features.over_rows((self.s.value(self._at(t)) - self.T).square())
 
     def move(self, t: Tensor) -> None:
-        """Z <- Z + t KD where t is not 0; sets E. t is what was attempted, or 0 where that was rejected."""
+        """Z <- Z + t KP where t is not 0; sets E. t is what was attempted, or 0 where that was rejected."""
         self.Z = torch.where(self.features.spread(t != 0), self._at(t), self.Z)
         self.E = (self.s.value(self.Z) - self.T) * self.s.slope(self.Z)
 
     def _at(self, t: Tensor) -> Tensor:
-        return self.Z + self.features.spread(t) * self.KD
+        return self.Z + self.features.spread(t) * self.KP
 
 
 class CompiledOutputs(Outputs):
@@ -105,7 +105,7 @@ class CompiledOutputs(Outputs):
         )
         self._size = self._library.outputs_size(B * P, g * m, B)
         self._sums = Z.new_empty(2, g, m, dtype=torch.float64)
-        self.KD = Z.new_zeros(()).expand(Z.shape)
+        self.KP = Z.new_zeros(()).expand(Z.shape)
         self._begun, self._tried, self._taken = False, self._sums, self._sums
 
     @staticmethod
@@ -133,30 +133,30 @@ class CompiledOutputs(Outputs):
         return E
 
     def redirect(self, beta: Tensor, KG: Tensor) -> Tensor:
-        """KD <- beta KD - KG; the curvature ||s'(Z) KD||^2. KG's memory is reused for KD or for E."""
+        """KP <- beta KP - KG; the curvature ||s'(Z) KP||^2. KG's memory is reused for KP or for E."""
         KG = self._laid_out(KG)
         if self._begun:
-            self._run("redirect", self.Z, KG, self._taken.contiguous(), beta.contiguous(), self.KD)
+            self._run("redirect", self.Z, KG, self._taken.contiguous(), beta.contiguous(), self.KP)
             self.E = KG
         else:
-            self.KD, self._begun = KG, True
-            self._run("direct", self.Z, self.KD)
+            self.KP, self._begun = KG, True
+            self._run("direct", self.Z, self.KP)
         return self._found(0)
 
     def attempt(self, t: Tensor, last: bool) -> Tensor:
-        """||s(Z + t KD) - T||^2; `last`: no `move` will follow."""
+        """||s(Z + t KP) - T||^2; `last`: no `move` will follow."""
         self._tried = t
         self._try(t, None if last else self.E)
         return self._found(0)
 
     def move(self, t: Tensor) -> None:
-        """Z <- Z + t KD where t is not 0, at the next `redirect`; E as it is there."""
+        """Z <- Z + t KP where t is not 0, at the next `redirect`; E as it is there."""
         self._taken = t
         if not torch.equal(t, self._tried):
             self._try(t, self.E)
 
     def _try(self, t: Tensor, E: Tensor | None) -> None:
-        self._run("attempt", self.Z, self.T, self.KD, t.contiguous(), E)
+        self._run("attempt", self.Z, self.T, self.KP, t.contiguous(), E)
 
     @property
     def _library(self) -> kernels.Kernels:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 import sys
 
 import pytest
@@ -95,6 +96,16 @@ def test_the_loss_is_evaluated_again_only_on_every_fifth_step():
     for step in range(1, 2 * EVERY + 1):
         one_step(optimizer, model, x, y, looks=True)
         assert optimizer.param_groups[0]["damping"] == pytest.approx(0.5 * OMEGA ** (step // EVERY))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+def test_a_copy_of_clipped_kfac_takes_the_same_step(copied):
+    model, x, y = problem()
+    optimizer = AdaptiveKFAC(model, lr=0.3, damping=0.1, clip=1e-6)
+    twin, other = copied((model, optimizer))
+    expected, found = one_step(optimizer, model, x, y), one_step(other, twin, x, y)
+    assert all(moved.any() for moved in expected)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_schedule_free_evaluates_the_average_but_not_for_gradients():

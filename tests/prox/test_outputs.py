@@ -77,13 +77,13 @@ def test_a_rejected_neuron_is_unchanged(both_ways):
     E = (here.tanh() - T) * (1 - here.tanh().square())
     torch.testing.assert_close(outputs.take_E(), E)
     beta = t.flip(1)
-    KD = beta[:, None, None] * -KG - KG2
-    curvature = ((1 - here.tanh().square()) * KD).square().sum((1, 2))
+    KP = beta[:, None, None] * -KG - KG2
+    curvature = ((1 - here.tanh().square()) * KP).square().sum((1, 2))
     torch.testing.assert_close(outputs.redirect(beta, KG2.clone()), curvature)
     torch.testing.assert_close(outputs.Z, here)
-    torch.testing.assert_close(outputs.KD, KD)
+    torch.testing.assert_close(outputs.KP, KP)
     last = outputs.attempt(t, last=True)
-    torch.testing.assert_close(last, ((here + t[:, None, None] * KD).tanh() - T).square().sum((1, 2)))
+    torch.testing.assert_close(last, ((here + t[:, None, None] * KP).tanh() - T).square().sum((1, 2)))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

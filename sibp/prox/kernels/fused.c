@@ -34,12 +34,12 @@ enum { START, END, NORM, STEPS, DESCENT, DOUBTFUL, MOST, METRICS };
 
 typedef struct {
     long N, r, direct; /* N and r, padded */
-    REAL *Z, *T, *KD, *KG;   /* outputs */
-    REAL *X, *D, *G, *G_old; /* coefficients */
+    REAL *Z, *T, *KP, *KG;   /* outputs */
+    REAL *X, *P, *G, *G_old; /* coefficients */
     REAL *R, *S;             /* outputs for smooth activations: s(Z) - T and s'(Z) */
     REAL *R_try, *S_try;     /* the same at one neuron's trial point */
     REAL *E; /* outputs, (s(Z) - T) s'(Z); in span coordinates plus lam x, stored as the next gradient */
-    REAL gg_old[BLOCK], dd[BLOCK], xd[BLOCK], shrink[BLOCK], negligible[BLOCK];
+    REAL gg_old[BLOCK], pp[BLOCK], xp[BLOCK], shrink[BLOCK], negligible[BLOCK];
 } Block;
 
 /* out (BLOCK x row) = lam X + in (BLOCK x in_row) M, with inner rows of M; row is a multiple of LANES. */
@@ -58,21 +58,21 @@ static void product(
     }
 }
 
-/* s(z) - T, and s' where it is stored, at the points Z + t KD; returns the squared residual. T's padding is s(0). */
+/* s(z) - T, and s' where it is stored, at the points Z + t KP; returns the squared residual. T's padding is s(0). */
 static inline __attribute__((always_inline)) REAL look(
-    const Problem *p, long N, const REAL *Z, REAL t, const REAL *KD, const REAL *T, REAL *R, REAL *S, const int kind)
+    const Problem *p, long N, const REAL *Z, REAL t, const REAL *KP, const REAL *T, REAL *R, REAL *S, const int kind)
 {
     const REAL a = p->a;
     REAL residual = 0;
     if (kind == PIECES) {
         SUMS(i, N, residual) {
-            const REAL e = at(Z[i] + t * KD[i], a, kind).value - T[i];
+            const REAL e = at(Z[i] + t * KP[i], a, kind).value - T[i];
             residual += e * e;
         }
         return residual;
     }
     SUMS(i, N, residual) {
-        const Point s = at(Z[i] + t * KD[i], a, kind);
+        const Point s = at(Z[i] + t * KP[i], a, kind);
         const REAL e = s.value - T[i];
         R[i] = e;
         S[i] = s.slope;
@@ -89,14 +89,14 @@ static inline __attribute__((always_inline)) void begin(const Problem *p, Block 
     REAL *T = b->T + q * N, *E = b->E + q * N, *R = b->R + q * N, *S = b->S + q * N, TT = 0;
     SUMS(i, N, TT) TT += T[i] * T[i];
     for (long i = p->N; i < N; i++) T[i] = at(0, a, kind).value;
-    p->start[j] = p->f[j] = look(p, N, Z, 0, b->KD + q * N, T, R, S, kind);
+    p->start[j] = p->f[j] = look(p, N, Z, 0, b->KP + q * N, T, R, S, kind);
     if (kind == PIECES)
         EACH(i, N) E[i] = (at(Z[i], a, kind).value - T[i]) * at(Z[i], a, kind).slope;
     else
         EACH(i, N) E[i] = R[i] * S[i];
     b->negligible[q] = p->residual_rounding * TT;
     b->shrink[q] = 1;
-    p->norm[j] = b->gg_old[q] = b->dd[q] = b->xd[q] = p->steps[j] = p->descent[j] = 0;
+    p->norm[j] = b->gg_old[q] = b->pp[q] = b->xp[q] = p->steps[j] = p->descent[j] = 0;
 }
 
 /* One iteration from G and KG to the next point; unless it is the last, also E and (in the span) the gradient there. */
@@ -105,42 +105,42 @@ static inline __attribute__((always_inline)) void neuron(
 {
     const long N = b->N, size = direct ? b->r : N;
     const REAL a = p->a, lam = p->lam;
-    REAL *Z = b->Z + q * N, *T = b->T + q * N, *KD = b->KD + q * N, *KG = b->KG + q * N, *E = b->E + q * N;
+    REAL *Z = b->Z + q * N, *T = b->T + q * N, *KP = b->KP + q * N, *KG = b->KG + q * N, *E = b->E + q * N;
     REAL *R = b->R + q * N, *S = b->S + q * N;
-    REAL *X = b->X + q * size, *D = b->D + q * size, *G = b->G + q * size, *G_old = b->G_old + q * size;
+    REAL *X = b->X + q * size, *P = b->P + q * size, *G = b->G + q * size, *G_old = b->G_old + q * size;
     /* <x, y> is the dot product of x with K y in span coordinates, and with y in direct ones. */
-    REAL *dual_G = direct ? G : KG, *dual_D = direct ? D : KD;
+    REAL *dual_G = direct ? G : KG, *dual_P = direct ? P : KP;
 
-    REAL gg = 0, g2 = 0, old = 0, gd = 0, xg = 0;
-    SUMS(i, size, gg, g2, old, gd, xg) {
+    REAL gg = 0, g2 = 0, old = 0, gp = 0, xg = 0;
+    SUMS(i, size, gg, g2, old, gp, xg) {
         gg += G[i] * dual_G[i];
         g2 += G[i] * G[i];
         old += G_old[i] * dual_G[i];
-        gd += G[i] * dual_D[i];
+        gp += G[i] * dual_P[i];
         xg += X[i] * dual_G[i];
     }
     REAL gg_used = gg * (g2 > b->negligible[q] && gg > p->rounding * g2); /* a product preserves NaN and Inf */
     REAL beta = ratio(gg_used - old, b->gg_old[q]);
     beta = beta > 0 ? beta : (REAL)0;
-    const REAL ahead = beta * beta * b->dd[q], left = ahead - 2 * beta * gd + gg;
-    beta = beta * gd >= gg || left <= p->cancellation * (gg + ahead) ? (REAL)0 : beta; /* see _useful() in nonlinear.py */
+    const REAL ahead = beta * beta * b->pp[q], left = ahead - 2 * beta * gp + gg;
+    beta = beta * gp >= gg || left <= p->cancellation * (gg + ahead) ? (REAL)0 : beta; /* see _useful() in nonlinear.py */
 
-    /* The direction D <- beta D - G, and with it <D, D>, <X, D> and -<G, D>. */
-    const REAL dd = b->dd[q] = beta * (beta * b->dd[q] - 2 * gd) + gg, xd = beta * b->xd[q] - xg, gd_new = gg - beta * gd;
+    /* The direction P <- beta P - G, and with it <P, P>, <X, P> and -<G, P>. */
+    const REAL pp = b->pp[q] = beta * (beta * b->pp[q] - 2 * gp) + gg, xp = beta * b->xp[q] - xg, gp_new = gg - beta * gp;
     REAL curvature = 0;
     SUMS(i, N, curvature) {
-        KD[i] = beta * KD[i] - KG[i];
-        REAL sKd = (kind == PIECES ? at(Z[i], a, kind).slope : S[i]) * KD[i];
-        curvature += sKd * sKd;
-        if (!direct) D[i] = beta * D[i] - G[i];
+        KP[i] = beta * KP[i] - KG[i];
+        REAL sKP = (kind == PIECES ? at(Z[i], a, kind).slope : S[i]) * KP[i];
+        curvature += sKP * sKP;
+        if (!direct) P[i] = beta * P[i] - G[i];
     }
-    if (direct) EACH(i, size) D[i] = beta * D[i] - G[i];
-    REAL t = gg_used > 0 ? b->shrink[q] * ratio(gd_new, curvature + lam * dd) : (REAL)0;
+    if (direct) EACH(i, size) P[i] = beta * P[i] - G[i];
+    REAL t = gg_used > 0 ? b->shrink[q] * ratio(gp_new, curvature + lam * pp) : (REAL)0;
 
-    REAL norm = p->norm[j] + t * (2 * xd + t * dd);
-    REAL f_try = look(p, N, Z, t, KD, T, b->R_try, b->S_try, kind) + lam * norm;
+    REAL norm = p->norm[j] + t * (2 * xp + t * pp);
+    REAL f_try = look(p, N, Z, t, KP, T, b->R_try, b->S_try, kind) + lam * norm;
     int accept = f_try < p->f[j];
-    b->xd[q] = accept ? xd + t * dd : xd;
+    b->xp[q] = accept ? xp + t * pp : xp;
     b->shrink[q] = accept ? (REAL)1 : b->shrink[q] * p->shrink_factor;
     b->gg_old[q] = gg_used;
     p->descent[j] += gg_used;
@@ -148,9 +148,9 @@ static inline __attribute__((always_inline)) void neuron(
         p->f[j] = f_try;
         p->norm[j] = norm;
         p->steps[j] += t;
-        EACH(i, size) X[i] += t * D[i];
+        EACH(i, size) X[i] += t * P[i];
         if (last) return;
-        EACH(i, N) Z[i] += t * KD[i];
+        EACH(i, N) Z[i] += t * KP[i];
         if (kind != PIECES) {
             memcpy(R, b->R_try, N * sizeof(REAL));
             memcpy(S, b->S_try, N * sizeof(REAL));
@@ -210,7 +210,7 @@ static void advance(const Problem *p, REAL *memory, const REAL *matrix, const RE
     Block b = {.N = filled_up(p->N), .r = filled_up(p->direct ? p->r : p->N), .direct = p->direct};
     const long count = least(BLOCK, p->m - first), outputs = BLOCK * b.N, coefficients = BLOCK * b.r;
     memset(memory, 0, block_size(p->N, p->r, p->direct, p->kind) * sizeof(REAL));
-    REAL **arrays[] = {&b.Z, &b.T, &b.KD, &b.KG, &b.X, &b.D, &b.G, &b.G_old, &b.E};
+    REAL **arrays[] = {&b.Z, &b.T, &b.KP, &b.KG, &b.X, &b.P, &b.G, &b.G_old, &b.E};
     for (int k = 0; k < 8 + p->direct; k++) {
         *arrays[k] = memory;
         memory += k >= 4 && k < 8 ? coefficients : outputs;

@@ -104,59 +104,59 @@ void KERNEL(begin)(
     add_up(sums + stripe, B, 2 * stripe, M, found + M);
 }
 
-INLINE direct(long M, REAL a, long first, long last, const REAL *Z, REAL *KD, REAL *S, const int kind)
+INLINE direct(long M, REAL a, long first, long last, const REAL *Z, REAL *KP, REAL *S, const int kind)
 {
     EACH_STRIPE(M, first, last)
         EACH(i, length) {
-            const REAL d = -KD[place + i], sd = at(Z[place + i], a, kind).slope * d;
-            KD[place + i] = d;
+            const REAL d = -KP[place + i], sd = at(Z[place + i], a, kind).slope * d;
+            KP[place + i] = d;
             S[i] += sd * sd;
         }
 }
 
-/* The first direction: KD, given as KG, becomes -KG; curvature = ||s'(Z) KD||^2. */
-void KERNEL(direct)(const Shape *shape, const REAL *Z, REAL *KD, REAL *work, double *curvature)
+/* The first direction: KP, given as KG, becomes -KG; curvature = ||s'(Z) KP||^2. */
+void KERNEL(direct)(const Shape *shape, const REAL *Z, REAL *KP, REAL *work, double *curvature)
 {
-#define CALL(kind) direct(shape->M, shape->a, first, last, Z, KD, S, kind)
+#define CALL(kind) direct(shape->M, shape->a, first, last, Z, KP, S, kind)
     CHUNKS(shape, work, curvature, CALL)
 #undef CALL
 }
 
 INLINE redirect(
-    long M, REAL a, long first, long last, REAL *Z, const REAL *KG, const REAL *t, const REAL *beta, REAL *KD, REAL *S,
+    long M, REAL a, long first, long last, REAL *Z, const REAL *KG, const REAL *t, const REAL *beta, REAL *KP, REAL *S,
     const int kind)
 {
     EACH_STRIPE(M, first, last)
         EACH(i, length) {
-            const REAL z = t[i] != 0 ? Z[place + i] + t[i] * KD[place + i] : Z[place + i]; /* KD may be infinite */
-            const REAL d = beta[i] * KD[place + i] - KG[place + i], sd = at(z, a, kind).slope * d;
+            const REAL z = t[i] != 0 ? Z[place + i] + t[i] * KP[place + i] : Z[place + i]; /* KP may be infinite */
+            const REAL d = beta[i] * KP[place + i] - KG[place + i], sd = at(z, a, kind).slope * d;
             Z[place + i] = z;
-            KD[place + i] = d;
+            KP[place + i] = d;
             S[i] += sd * sd;
         }
 }
 
-/* Z += t KD, where t is not 0; then KD = beta KD - KG, curvature = ||s'(Z) KD||^2. */
+/* Z += t KP, where t is not 0; then KP = beta KP - KG, curvature = ||s'(Z) KP||^2. */
 void KERNEL(redirect)(
-    const Shape *shape, REAL *Z, const REAL *KG, const REAL *t, const REAL *beta, REAL *KD, REAL *work,
+    const Shape *shape, REAL *Z, const REAL *KG, const REAL *t, const REAL *beta, REAL *KP, REAL *work,
     double *curvature)
 {
     REAL *ts = work, *betas = ts + rows_of_stripe(shape->M) * shape->M, *sums = betas + (betas - ts);
     spread(t, shape->M, ts);
     spread(beta, shape->M, betas);
-#define CALL(kind) redirect(shape->M, shape->a, first, last, Z, KG, ts, betas, KD, S, kind)
+#define CALL(kind) redirect(shape->M, shape->a, first, last, Z, KG, ts, betas, KP, S, kind)
     CHUNKS(shape, sums, curvature, CALL)
 #undef CALL
 }
 
 INLINE attempt(
-    long M, REAL a, long first, long last, const REAL *Z, const REAL *T, const REAL *KD, const REAL *t, REAL *E, REAL *S,
+    long M, REAL a, long first, long last, const REAL *Z, const REAL *T, const REAL *KP, const REAL *t, REAL *E, REAL *S,
     const int kind)
 {
     EACH_STRIPE(M, first, last)
         if (E)
             EACH(i, length) {
-                const REAL z = t[i] != 0 ? Z[place + i] + t[i] * KD[place + i] : Z[place + i];
+                const REAL z = t[i] != 0 ? Z[place + i] + t[i] * KP[place + i] : Z[place + i];
                 const Point s = at(z, a, kind);
                 const REAL e = s.value - T[place + i];
                 E[place + i] = e * s.slope;
@@ -164,19 +164,19 @@ INLINE attempt(
             }
         else
             EACH(i, length) {
-                const REAL z = t[i] != 0 ? Z[place + i] + t[i] * KD[place + i] : Z[place + i];
+                const REAL z = t[i] != 0 ? Z[place + i] + t[i] * KP[place + i] : Z[place + i];
                 const REAL e = at(z, a, kind).value - T[place + i];
                 S[i] += e * e;
             }
 }
 
-/* f = ||s(Z_new) - T||^2 for Z_new = Z + t KD where t is not 0; E = (s(Z_new) - T) s'(Z_new) unless it is NULL. */
+/* f = ||s(Z_new) - T||^2 for Z_new = Z + t KP where t is not 0; E = (s(Z_new) - T) s'(Z_new) unless it is NULL. */
 void KERNEL(attempt)(
-    const Shape *shape, const REAL *Z, const REAL *T, const REAL *KD, const REAL *t, REAL *E, REAL *work, double *f)
+    const Shape *shape, const REAL *Z, const REAL *T, const REAL *KP, const REAL *t, REAL *E, REAL *work, double *f)
 {
     REAL *ts = work, *sums = ts + rows_of_stripe(shape->M) * shape->M;
     spread(t, shape->M, ts);
-#define CALL(kind) attempt(shape->M, shape->a, first, last, Z, T, KD, ts, E, S, kind)
+#define CALL(kind) attempt(shape->M, shape->a, first, last, Z, T, KP, ts, E, S, kind)
     CHUNKS(shape, sums, f, CALL)
 #undef CALL
 }

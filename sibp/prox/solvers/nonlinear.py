@@ -103,8 +103,8 @@ def _iterate(
     coordinates = coordinates.on(outputs.features)
     f = start = outputs.residual()
     x = Z.new_zeros(*f.shape[:-1], coordinates.size, f.shape[-1])
-    D = G_old = x
-    norm, gg_old, dd, shrink = torch.zeros_like(f), torch.zeros_like(f), torch.zeros_like(f), torch.ones_like(f)
+    P = G_old = x
+    norm, gg_old, pp, shrink = torch.zeros_like(f), torch.zeros_like(f), torch.zeros_like(f), torch.ones_like(f)
     # Rounding of s(Z) - T, squared: a gradient no larger carries no information, and the neuron is done.
     unit = (_ROUNDING * torch.finfo(Z.dtype).eps) ** 2
     negligible = unit * coordinates.amplification * outputs.target_norm
@@ -116,21 +116,21 @@ def _iterate(
         moving = G.square().sum(-2) > negligible
         gg = coordinates.squared_norm(G, forward_G) * moving  # a product preserves NaN and Inf
         beta = _ratio(gg - coordinates.inner(G_old, G, forward_G), gg_old).clamp_(min=0)
-        gd = coordinates.inner(G, D, outputs.KD)
-        beta = _useful(beta, coordinates.inner(G, G, forward_G), gd, dd)
-        D = beta.unsqueeze(-2) * D - G
+        gp = coordinates.inner(G, P, outputs.KP)
+        beta = _useful(beta, coordinates.inner(G, G, forward_G), gp, pp)
+        P = beta.unsqueeze(-2) * P - G
         curvature = outputs.redirect(beta, forward_G)
         del forward_G  # as large as all other arrays
-        slope, dd, xd = (coordinates.inner(y, D, outputs.KD) for y in (-G, D, x))
-        t = shrink * _ratio(slope, curvature + lam * dd) * (gg > 0)
-        norm_try = norm + t * (2 * xd + t * dd)
+        slope, pp, xp = (coordinates.inner(y, P, outputs.KP) for y in (-G, P, x))
+        t = shrink * _ratio(slope, curvature + lam * pp) * (gg > 0)
+        norm_try = norm + t * (2 * xp + t * pp)
         last = iteration == iterations - 1
         f_try = outputs.attempt(t, last) + lam * norm_try
         accept = f_try < f
         taken = torch.where(accept, t, 0.0)
         if not last:
             outputs.move(taken)
-        x = torch.where(accept.unsqueeze(-2), x + t.unsqueeze(-2) * D, x)
+        x = torch.where(accept.unsqueeze(-2), x + t.unsqueeze(-2) * P, x)
         f, norm = torch.where(accept, f_try, f), torch.where(accept, norm_try, norm)
         shrink = torch.where(accept, 1.0, shrink * _SHRINK)
         step_sum += taken.mean()
@@ -187,17 +187,17 @@ def _is_finite(taken: fused.Iterates) -> Flag:
     return is_finite(scalar(taken.start + taken.end + taken.squared_change + taken.gradient))
 
 
-def _useful(beta: Tensor, gg: Tensor, gd: Tensor, dd: Tensor) -> Tensor:
-    """beta, but 0 for neurons where beta D - G is no descent direction, or the rounding of two equal vectors.
+def _useful(beta: Tensor, gg: Tensor, gp: Tensor, pp: Tensor) -> Tensor:
+    """beta, but 0 for neurons where beta P - G is no descent direction, or the rounding of two equal vectors.
 
     Args:
         beta: (..., m) conjugacy coefficients.
         gg: <G, G>.
-        gd: <G, D>, of the gradient and the last direction.
-        dd: <D, D>.
+        gp: <G, P>, of the gradient and the last direction.
+        pp: <P, P>.
     """
-    left = gg + beta * (beta * dd - 2 * gd)
-    useless = (beta * gd >= gg) | (left <= _CANCELLATION * (gg + beta * beta * dd))
+    left = gg + beta * (beta * pp - 2 * gp)
+    useless = (beta * gp >= gg) | (left <= _CANCELLATION * (gg + beta * beta * pp))
     return torch.where(useless, 0.0, beta)
 
 
