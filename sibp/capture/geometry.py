@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from sibp.internals import own_parameters
 from sibp.prox.operators import ConvolutionFeatures, DenseFeatures, FeatureOperator, Window
 
 
@@ -134,10 +135,10 @@ def own_class(module: nn.Module) -> type[nn.Module]:
 def geometry_of(module: nn.Module) -> Geometry | None:
     """The geometry of a layer that can be updated proximally, or None.
 
-    Only the classes' own `forward` is supported: a subclass that overrides it, or a module whose weight is not a plain
-    parameter (weight normalisation, pruning), may compute something else.
+    Only the classes' own `forward` is supported: a subclass that overrides it, or a module whose weight or bias is not
+    a plain parameter (weight normalisation, pruning, a buffer), may compute something else.
     """
-    if "weight" not in dict(module.named_parameters(recurse=False)):
+    if "weight" not in dict(module.named_parameters(recurse=False)) or has_other_bias(module):
         return None
     own = own_class(module)
     for layer in own.__mro__:
@@ -148,6 +149,11 @@ def geometry_of(module: nn.Module) -> Geometry | None:
                     return None
                 return kind(module)
     return None
+
+
+def has_other_bias(module: nn.Module) -> bool:
+    """Whether the layer's bias is a tensor, but no parameter of its own: a buffer, pruned, or parametrized."""
+    return "bias" not in own_parameters(module) and isinstance(getattr(module, "bias", None), Tensor)
 
 
 _kinds[NonDynamicallyQuantizableLinear] = None  # attention reads its weights past its forward

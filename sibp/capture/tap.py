@@ -17,7 +17,7 @@ from sibp.capture.activation import Consumption, PreActivation
 from sibp.capture.backward import Call, TappedLayer
 from sibp.capture.compiler import left_alone
 from sibp.capture.displacements import PAUSED, Displacements
-from sibp.capture.geometry import Geometry, own_class
+from sibp.capture.geometry import Geometry, has_other_bias, own_class
 from sibp.capture.passes import ForwardPass, Passes, Unrecorded
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.internals import are_transforms_active, backward_pass, is_tracing, own_parameters, version
@@ -110,7 +110,7 @@ class Tap:
         for key, p in self.parameters.items():
             if held.get(key) is not p:
                 return key
-        return self.geometry.replaced_method(self.module)
+        return "bias" if has_other_bias(self.module) else self.geometry.replaced_method(self.module)
 
     def refuse_replaced(self, method: str) -> None:
         """Raises RuntimeError if a part of the layer was replaced.
@@ -200,6 +200,8 @@ class Tap:
 
     def _moves(self) -> bool:
         """Whether a parameter is trained, and none has been replaced."""
+        if has_other_bias(self.module):
+            return False
         held, moves = own_parameters(self.module), False
         for key, p in self.parameters.items():
             if held.get(key) is not p:

@@ -245,6 +245,51 @@ def test_layers_parametrized_afterwards_are_named(change):
         train()
 
 
+def bias_as_buffer(model: nn.Sequential) -> None:
+    bias = model[0].get_parameter("bias").detach()
+    del model[0].bias
+    model[0].register_buffer("bias", bias)
+
+
+BIAS_CHANGES = [
+    lambda m: nn.utils.prune.random_unstructured(m[0], "bias", 1),
+    lambda m: nn.utils.parametrize.register_parametrization(m[0], "bias", nn.Tanh()),
+    bias_as_buffer,
+]
+
+
+@pytest.mark.parametrize("change", BIAS_CHANGES, ids=["pruned", "parametrized", "buffer"])
+def test_a_layer_whose_bias_is_no_parameter_keeps_it_and_is_explicit(change):
+    plain, model = net(), net()
+    for each in (plain, model):
+        torch.manual_seed(1)  # of the pruning
+        change(each)
+    optimizer = SIBP(model, fallback=lambda params: torch.optim.SGD(params, lr=0.1))
+    loss_of(model).backward()
+    loss_of(plain).backward()
+    assert optimizer.solver_stats().keys() == {"2"}
+    torch.testing.assert_close(model[0](torch.ones(2, 5, dtype=F64)), plain[0](torch.ones(2, 5, dtype=F64)))
+    optimizer.step()
+    assert not torch.equal(model[0].get_parameter("weight"), plain[0].get_parameter("weight"))
+
+
+@pytest.mark.parametrize("change", BIAS_CHANGES, ids=["pruned", "parametrized", "buffer"])
+def test_a_bias_outside_the_optimizer_that_is_replaced_later_is_named(change):
+    model = net()
+    optimizer = SIBP(model, params=[model[0].weight])
+    change(model)
+    x = torch.ones(2, 5, dtype=F64)
+    torch.testing.assert_close(model[0](x), F.linear(x, model[0].weight, model[0].bias))
+
+    def train() -> None:
+        loss_of(model).backward()
+        optimizer.step()
+
+    with pytest.raises(RuntimeError, match=r"layer '0': its bias was replaced after the optimizer was made"):
+        train()
+    assert "replaced since" in optimizer.summary()
+
+
 def test_a_layer_that_replaces_a_tapped_one_is_not_listed_as_proximal():
     model = net()
     optimizer = SIBP(model)
