@@ -80,10 +80,11 @@ class Notices:
         )
 
     def after_search(self, trials: Trials, *, refused: bool) -> None:
-        """Warns if no length has been acceptable for many steps in a row, or if the loss ignores the weights."""
+        """Warns if no length has been acceptable for many steps, or if a step was taken by a loss that ignores weights."""
         found = [*self._losses, *trials.losses]
         same = len(found) > 1 and len(set(found)) == 1 and math.isfinite(found[0])
-        if same and found[0] != 0 and trials.farthest_change() > _MOVED:  # trained to 0, a loss may stay there
+        zero = same and found[0] == 0  # trained to 0, a loss may stay there
+        if same and not zero and not refused and trials.farthest_change() > _MOVED:
             self._say(
                 _CONSTANT,
                 f"{self._method}: evaluate returned {found[0]} at different weights, so the step could not be checked. "
