@@ -80,7 +80,7 @@ class Notices:
         )
 
     def after_search(self, trials: Trials, *, refused: bool) -> None:
-        """Warns if no length has been acceptable for many steps, or if a step was taken by a loss that ignores weights."""
+        """Warns if no length has been acceptable for many steps, or if a step taken left the loss the same."""
         found = [*self._losses, *trials.losses]
         same = len(found) > 1 and len(set(found)) == 1 and math.isfinite(found[0])
         zero = same and found[0] == 0  # trained to 0, a loss may stay there
