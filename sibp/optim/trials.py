@@ -114,11 +114,11 @@ class Trials:
 
     def farthest_change(self) -> float:
         """Relative change of the proximal parameters at the longest length tried; a diagnostic, which costs a pass."""
-        pairs = [(new - old, old) for new, old in zip(self._new, self._old, strict=True)][: len(self.params)]
-        changes, sizes = (
-            math.hypot(*(float(torch.linalg.vector_norm(t)) for t in each)) for each in zip(*pairs, strict=True)
-        )
-        return self._farthest * changes / sizes if sizes else math.inf
+        count = len(self.params)  # may be 0
+        old = self._old[:count]
+        changes = [p - q for p, q in zip(self._new[:count], old, strict=True)]
+        change, size = (math.hypot(*(float(torch.linalg.vector_norm(t)) for t in of)) for of in (changes, old))
+        return self._farthest * change / size if size else 0.0
 
     @contextmanager
     def guarded(self) -> Iterator[None]:

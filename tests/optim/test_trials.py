@@ -135,13 +135,34 @@ def test_a_loss_that_ignores_the_weights_is_noticed_by_the_second_step(method, g
 
 
 @pytest.mark.parametrize("method", [AutoSIBP, lambda model: SIBP(model, line_search=True)], ids=["auto", "sibp"])
-def test_training_at_rest_and_a_loss_of_zero_are_not_taken_for_a_constant(method):
+def test_training_at_rest_is_not_taken_for_a_constant_loss(method):
     """Warnings are errors here."""
     model = mlp()
     optimizer = method(model)
     x, _ = batch()
-    for of in (lambda: model(x).square().mean(), lambda: F.relu(model(x).square().mean() - 1e9)):
-        for _ in range(60):
-            optimizer.zero_grad()
-            of().backward()
-            optimizer.step(evaluate=of)
+    for _ in range(60):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step(evaluate=lambda: model(x).square().mean())
+
+
+def test_losses_of_zero_in_a_row_are_not_taken_for_a_constant_loss():
+    """A step lowers each batch's hinge loss to exactly 0. Warnings are errors here."""
+    model = nn.Linear(3, 1, bias=False)
+    nn.init.constant_(model.weight, -0.5)
+    optimizer = SIBP(model, lr=10.0, line_search=True)
+    for x in torch.eye(3).unsqueeze(1):
+        optimizer.zero_grad()
+        loss = F.relu(1 - model(x)).sum()
+        loss.backward()
+        assert loss.item() == 1.5
+        optimizer.step(evaluate=lambda x=x: F.relu(1 - model(x)).sum(), loss=loss)
+        assert F.relu(1 - model(x)).item() == 0
+
+
+def test_a_constant_loss_without_proximal_weights_is_no_error():
+    model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))
+    model[0].requires_grad_(False)
+    optimizer = SIBP(model, line_search=True)
+    model(torch.ones(2, 4)).square().mean().backward()
+    optimizer.step(evaluate=lambda: 0.5)
