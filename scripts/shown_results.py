@@ -168,8 +168,8 @@ def grid(problem: Problem, name: str, of: Callable[[Run], float | None], form: s
         (s.hyper_parameters["lr"], s.hyper_parameters["prox_weight"]): _tuned(s, method, of, form)
         for s in method.settings
     }
-    rows = [[f"**lr {_short(lr)}**", *(cells.get((lr, weight), "") for weight in weights)] for lr in steps]
-    return lines_of_table([name, *(f"prox_weight {_short(weight)}" for weight in weights)], rows)
+    rows = [[f"**lr {significant(lr)}**", *(cells.get((lr, weight), "") for weight in weights)] for lr in steps]
+    return lines_of_table([name, *(f"prox_weight {significant(weight)}" for weight in weights)], rows)
 
 
 def _tuned(setting: Setting, method: Method, of: Callable[[Run], float | None], form: str) -> str:
@@ -182,10 +182,6 @@ def _tuned(setting: Setting, method: Method, of: Callable[[Run], float | None], 
 def change(run: Run) -> float:
     """Relative change of weights per step, ||W_new - W|| / ||W||: median over logged steps, of the fastest layer."""
     return max(float(np.median(layer["relative_change"][1])) for layer in run.solver.values())
-
-
-def _short(value: float) -> str:
-    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 def parts(name: str, quantity: Quantity) -> str:
@@ -327,7 +323,7 @@ def at_levels(name: str, goal: str) -> str:
 
 
 def _score(value: float, best: float) -> str:
-    return f"**{value:.2f}**" if value == best > 0 else f"{value:.2f}"
+    return f"**{two_decimals(value)}**" if value == best > 0 else two_decimals(value)
 
 
 def failed(name: str) -> str:

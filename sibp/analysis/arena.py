@@ -138,9 +138,10 @@ def costs_by_seed(contest: Contest, method: Method | None, target: Target) -> di
 
 def instance_costs(contests: Sequence[Contest], targets: Sequence[Target]) -> dict[str, dict[str, list[float]]]:
     """``{cost: {method: values}}``, one value per instance, to reach the target of each problem."""
-    found: dict[str, dict[str, list[float]]] = {cost: {name: [] for name in entrants(contests)} for cost in COSTS}
+    names = entrants(contests)
+    found: dict[str, dict[str, list[float]]] = {cost: {name: [] for name in names} for cost in COSTS}
     for contest, target in zip(contests, targets, strict=True):
-        for name in entrants(contests):
+        for name in names:
             for cost, values in costs_by_seed(contest, contest.entry(name), target).items():
                 found[cost][name] += values
     return found
