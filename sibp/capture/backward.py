@@ -103,6 +103,7 @@ def _update(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         D_z=geometry.outputs(wide, features),
         terms=owner.loss_terms(one),
         ends=one.ends,
+        is_output=one.is_output(tap.name),
         activation=_in_rows(consumption.activation, gradient, geometry, features) if Z is not None else None,
         Z=None if Z is None else geometry.outputs(_as(Z, dtype), features),
         D=None if D is None else geometry.outputs(_as(D, dtype), features),

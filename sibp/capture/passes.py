@@ -1,8 +1,10 @@
 """Forward passes as objects: the layers that ran together, and their number of samples."""
 
+import itertools
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ class ForwardPass:
         batch: number of samples, the leading dimension at the first tapped layer that ran; None before. A layer that
             ran without gradients counts only until one starts from data with gradients enabled.
         layers: names of the tapped layers in the order in which they ran.
+        outputs: names of those whose output reaches the result of the call through no other tapped layer.
         differentiable: whether gradients were enabled at the call.
         recomputes: whether it runs inside a backward pass, as activation checkpoints do.
         original: the pass that it recomputes, once known.
@@ -35,6 +38,7 @@ class ForwardPass:
         self.batch: int | None = None
         self._preliminary = True  # whether `batch` comes from a layer that ran without gradients
         self.layers: list[str] = []
+        self.outputs: set[str] = set()
         self.differentiable = torch.is_grad_enabled()
         self.recomputes = backward_pass() != -1
         self.original: ForwardPass | None = None
@@ -67,6 +71,10 @@ class ForwardPass:
     def ends(self) -> tuple[str, str]:
         """Names of the layers that ran first and last."""
         return self.layers[0], self.layers[-1]
+
+    def is_output(self, layer: str) -> bool:
+        """Whether it is one of the outputs; if none is known, as in a checkpoint, whether it ran last."""
+        return layer in self.outputs if self.outputs else layer == self.ends[1]
 
 
 class Passes:
@@ -101,10 +109,15 @@ class Passes:
         self._hooks.clear()
         self._watched.clear()
 
-    def of_layer(self, x: Tensor) -> ForwardPass:
+    def of_layer(self, x: Tensor, layer: str) -> ForwardPass:
         """The pass in which a tapped layer is called with the input x; a new one if the layer is called alone."""
         calls = self._calls
-        return calls[-1][1] if calls else self._came_from((x,)) or ForwardPass(self)
+        if calls:
+            return calls[-1][1]
+        one = self._came_from((x,)) or ForwardPass(self)
+        one.outputs -= self._names(_walk(_nodes((x,)), self._is_tapped))
+        one.outputs.add(layer)
+        return one
 
     def enter(self, module: nn.Module, inputs: Any) -> None:
         """A module is called: opens a pass if this is the outermost call."""
@@ -139,33 +152,55 @@ class Passes:
     def _attach(self, one: ForwardPass, outputs: Iterable[Any]) -> None:
         """Ties a pass to the graph of its outputs, which keeps it alive even if all its layers are checkpointed."""
         if one.layers and one.differentiable:
-            for node in _nodes(outputs):
+            nodes = _nodes(outputs)
+            for node in nodes:
                 _metadata(node)[self] = one
+            last = list(_walk(nodes, self._is_tapped))
+            one.outputs |= self._names(last)
+            if len(one.outputs) > 1:  # one of them may also be an input of another
+                behind = _inputs(node for node in last if self._is_tapped(node))
+                one.outputs -= self._names(_walk(behind))
 
     def _came_from(self, inputs: Iterable[Any]) -> ForwardPass | None:
         """The pass that computed one of the inputs, if it is found nearby in the graph."""
-        nodes = _nodes(inputs)
-        for place in range(_REACH):
-            if place >= len(nodes):
-                return None
-            known = self._of_node(nodes[place])
-            if known is not None:
-                return known
-            nodes += [node for node, _ in nodes[place].next_functions if node is not None]
-        return None
+        nodes = itertools.islice(_walk(_nodes(inputs)), _REACH)
+        return next((known for known in map(self._of_node, nodes) if known is not None), None)
+
+    def _names(self, nodes: Iterable[Any]) -> set[str]:
+        """Names of the tapped layers among graph nodes."""
+        return {node.call.tap.name for node in nodes if self._is_tapped(node)}
+
+    def _is_tapped(self, node: Any) -> bool:
+        """Whether it is a tapped layer's node."""
+        own = getattr(node, "forward_pass", None)
+        return isinstance(own, ForwardPass) and own.opener is self
 
     def _of_node(self, node: Any) -> ForwardPass | None:
         """The pass of a tapped layer's node, or of an output's."""
-        own = getattr(node, "forward_pass", None)
-        if isinstance(own, ForwardPass) and own.opener is self:
-            return own
-        return _metadata(node).get(self)
+        return node.forward_pass if self._is_tapped(node) else _metadata(node).get(self)
 
 
 def _nodes(values: Iterable[Any]) -> list[Any]:
     """The graph nodes of those values that have one."""
     with as_plain_tensors():  # a marked output (`PreActivation`) stays marked
         return [node for node in (value.grad_fn for value in values if isinstance(value, Tensor)) if node is not None]
+
+
+def _inputs(nodes: Iterable[Any]) -> list[Any]:
+    """The nodes that computed the inputs of these."""
+    return [above for node in nodes for above, _ in node.next_functions if above is not None]
+
+
+def _walk(nodes: Iterable[Any], ends: Callable[[Any], bool] = lambda _: False) -> Iterator[Any]:
+    """These graph nodes and those behind them, each once, nearest first; nothing behind a node that `ends`."""
+    seen = dict.fromkeys(nodes)
+    waiting = deque(seen)
+    while waiting:
+        node = waiting.popleft()
+        yield node
+        further = {} if ends(node) else dict.fromkeys(above for above in _inputs([node]) if above not in seen)
+        seen |= further
+        waiting.extend(further)
 
 
 def _leaves(tree: Any) -> Sequence[Any]:

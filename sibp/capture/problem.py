@@ -22,6 +22,7 @@ class LayerProblem:
         D_z: (g, N, m) error signal on the pre-activation, in the loss's units.
         terms: the number of terms that the loss averages over; error signals times this are the paper's sums.
         ends: names of the layers that ran first and last in this forward pass.
+        is_output: whether the layer's output reaches the model's through no other layer with a subproblem.
         activation: s, if known; None means to solve the linear subproblem.
         Z: (g, N, m) the pre-activation, if s is known.
         D: (g, N, m) the unmasked error signal on s(Z), in the loss's units, if s is known.
@@ -34,6 +35,7 @@ class LayerProblem:
     D_z: Tensor
     terms: float
     ends: tuple[str, str]
+    is_output: bool
     activation: Activation | None
     Z: Tensor | None
     D: Tensor | None

@@ -183,7 +183,7 @@ class Tap:
 
     def _enter(self, owner: Owner, input: Tensor) -> ForwardPass:
         """The pass of the layer's backward call: for a recomputation, the original one."""
-        one = owner.passes.of_layer(input)
+        one = owner.passes.of_layer(input, self.name)
         if one.recomputes:
             one.original = self._unrecorded.take() or one.original
             if one.original is not None:
@@ -193,7 +193,7 @@ class Tap:
 
     def _run_unrecorded(self, owner: Owner, input: Tensor) -> None:
         """Records a run without gradients, which may be an activation checkpoint's first run."""
-        one = owner.passes.of_layer(input)
+        one = owner.passes.of_layer(input, self.name)
         if one.differentiable:
             one.enter(self.name, self.geometry.batch(input), recorded=False, from_data=not input.requires_grad)
             self._unrecorded.add(one)

@@ -110,7 +110,7 @@ def _next(share: float, *, finite: bool) -> float:
     return _HALF if math.isnan(share) else min(max(share, _SHORTEST), _HALF)
 
 
-def minimise(phi: Phi, before: float, first: float, slope: float, trust: float = 1.0) -> Outcome:
+def minimise(phi: Phi, before: float, first: float, slope: float, trust: float = 1.0, farthest: float = 1.0) -> Outcome:
     """Takes `trust` times the length of the parabola's minimum, which is phi's own if phi is a parabola.
 
     If this length raises the loss, the search takes the trial that determined the parabola. A length along which the
@@ -119,11 +119,13 @@ def minimise(phi: Phi, before: float, first: float, slope: float, trust: float =
     Args:
         phi: the loss.
         before: phi(0).
-        first: length of the trial, 0 < first <= 1.
+        first: length of the trial, 0 < first <= farthest.
         slope: phi'(0); if unknown, NaN, which makes this `backtrack`.
         trust: share of the way to the minimum, 0 < trust <= 1.
+        farthest: where a minimum that lies further away is taken to be, <= 1.
     """
     tried = backtrack(phi, before, first, slope)
+    tried = replace(tried, optimum=min(tried.optimum, farthest))
     if tried.status is SearchStatus.REFUSED:
         return tried
     outcome, target = tried, trust * tried.optimum
@@ -137,6 +139,22 @@ def minimise(phi: Phi, before: float, first: float, slope: float, trust: float =
     curvature = (tried.loss - before - slope * tried.alpha) / tried.alpha**2
     predicted = -(slope + curvature * outcome.alpha) * outcome.alpha if slope < 0 else math.nan
     return replace(outcome, predicted=predicted)
+
+
+def nearer(phi: Phi, outcome: Outcome) -> Outcome:
+    """Halves a length while that lowers the loss.
+
+    Args:
+        phi: the loss.
+        outcome: of `backtrack`.
+    """
+    while outcome.status is not SearchStatus.REFUSED and outcome.trials < MAX_TRIALS:
+        alpha = _HALF * outcome.alpha
+        loss, trials = phi(alpha), outcome.trials + 1
+        if not loss < outcome.loss:
+            return replace(outcome, trials=trials)
+        outcome = replace(outcome, alpha=alpha, loss=loss, trials=trials, status=SearchStatus.SHORTENED)
+    return outcome
 
 
 def _sufficient(phi: Phi, before: float, slope: float, outcome: Outcome) -> Outcome:

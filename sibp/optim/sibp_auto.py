@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -14,7 +13,7 @@ from sibp.optim.base import Options
 from sibp.optim.direction import LONGER, RANK, averaged, has_basis, orthogonal
 from sibp.optim.fallback import FALLBACK_LR, adam
 from sibp.optim.proximal import SHORTEST
-from sibp.optim.search import Outcome, SearchStatus, backtrack, minimise, trust_after
+from sibp.optim.search import Outcome, SearchStatus, backtrack, minimise, nearer, trust_after
 from sibp.optim.sibp import SIBP
 from sibp.optim.trials import Trials
 
@@ -23,8 +22,9 @@ _UNEQUAL = 30.0  # ratio of mean square error signals between layers that is nor
 _ENOUGH = 16  # rows of the output; the first step trusts smaller batches in proportion
 _STEADY = 100  # rows of the output; later steps trust smaller batches by the square root, as noise shrinks
 _SAME = 1e-4  # relative difference of losses that rounding explains
-_USUAL = 0.1  # weight of the latest slope in the running mean that slopes are compared with
-_LONGER = 30.0  # how many times longer than recent ones a step may be
+_USUAL = 0.1  # weight of the latest value in the running means that slopes and losses are compared with
+_LITTLE, _UNUSUAL = 0.2, 0.1  # of the difference between batches, of the usual promise: what a batch of no say promises
+_SURPRISE = 3.0  # times the loss of the last measured batch: a batch above it is not one to step as far along
 LOOK_EVERY = 3  # steps from one measurement of the gradient to the next
 _UNKNOWN = math.nan  # until measured
 
@@ -47,7 +47,10 @@ class AutoSIBP(SIBP):
       least; if that does not help, the weights stay. `loss`, the loss before the step, saves one evaluation.
     - Every third step, a trial twice as long as the last optimum determines a parabola. Its minimum is the length that
       this batch asks for (`reach`), which the next two steps use as well. The length is shortened while the loss falls
-      by less than a quarter of what the slope promises, and to 30 times the last measured steps.
+      by less than a quarter of what the slope promises. It grows only if the batch has a say: if the slope promises a
+      decrease of a fifth of the usual difference between batches, or of a tenth of the usual promise.
+    - A step that reuses a length is halved while that lowers the loss, if this loss is three times that of the measured
+      batch.
     - Steps take a share of this length, `trust`, since a batch's loss falls further along its own step than the loss of
       all data. `trust` follows the slopes of later batches' losses along the step. It starts at 1, for
       batches of B < 16 samples at B / 16. If the second batch is another one of B < 100, it is at most sqrt(B / 100).
@@ -81,9 +84,10 @@ class AutoSIBP(SIBP):
         "search_reach": _UNKNOWN,
         "search_trust": _UNKNOWN,
         "search_usual": _UNKNOWN,
-        "search_ended": _UNKNOWN,  # the loss that the first step ended at, until the second
+        "search_ended": _UNKNOWN,  # the loss at the end of the last step
+        "search_noise": _UNKNOWN,  # running mean of the difference between this and the next batch's loss
+        "search_measured": _UNKNOWN,  # loss of the last measured batch, before its step
         "search_wait": 0,
-        "search_moved": 0.0,  # norm of recent measured steps; 0 before the first
         "search_last": 0.0,
         "search_looks_back": False,  # whether the parameters' `search_step` is the last step
     }
@@ -125,7 +129,7 @@ class AutoSIBP(SIBP):
 
         If the mean square error signal is smaller than the output's by a factor r > `_UNEQUAL`, the step is multiplied
         by r / `_UNEQUAL`; if it is larger by such a factor, divided by it. The promised decreases of the loss are then
-        of similar size in all layers.
+        of similar size in all layers. Of several outputs, that with the largest signal counts.
         """
         lr = self.whole_lr(group)
         norm = problem.terms * float(torch.linalg.vector_norm(problem.D_z, dtype=torch.float64))
@@ -133,10 +137,13 @@ class AutoSIBP(SIBP):
         if self.parallel is not None:
             size = self.parallel.whole_loss(size, 0, mean=False, device=problem.D_z.device)
         if problem.ends[1] == tap.name:
-            self._outer.update(tap.parameters.values())
-            self._signal_at_output = size
             self._output_rows += problem.D_z.numel() // max(math.prod(problem.W.shape[:-1]), 1)
-        ratio = self._signal_at_output / size if size > 0 else math.nan
+        if problem.is_output:
+            self._outer.update(tap.parameters.values())
+            self._signals[tap.name] = size
+            return lr
+        largest = max(self._signals.values(), default=math.nan)
+        ratio = largest / size if size > 0 else math.nan
         if not 0 < ratio < math.inf:
             return lr
         return lr * (max(ratio / _UNEQUAL, 1.0) if ratio > 1 else min(ratio * _UNEQUAL, 1.0))
@@ -153,12 +160,10 @@ class AutoSIBP(SIBP):
             self._output_rows = 0
             still = Outcome(1.0, before, 0, 1.0, 0.0, SearchStatus.TAKEN)
             return backtrack(trials.loss_at, before, 1.0) if trials.others else still
-        first = math.isnan(memory["search_trust"])
-        self._limit_trust(before)
+        self._compare(before)
         self._output_rows = 0
-        norm = self._turn(trials)
+        self._turn(trials)
         reach, due = min(lr, memory["search_reach"]), self._is_due()  # lr while the reach is NaN
-        farthest = self._farthest(norm)
         if due:
             slope = self._slope(trials, lr)
             if not slope < 0:
@@ -166,17 +171,15 @@ class AutoSIBP(SIBP):
                 slope = self._slope(trials, lr)
             share = factor * self._trust(trials, slope / lr)
             trials.expected = min(1.0, share * reach / lr)
-            outcome = minimise(trials.loss_at, before, min(1.0, 2 * reach / lr), slope, share)
-            found = outcome.optimum * lr
-            if outcome.alpha > farthest:
-                nearer = backtrack(trials.loss_at, before, farthest)
-                status = max(nearer.status, SearchStatus.SHORTENED)
-                outcome = replace(nearer, trials=outcome.trials + nearer.trials, status=status)
-                found = outcome.alpha * lr
+            limit = reach / lr if self._promises_little(slope / lr, reach) else 1.0
+            outcome = minimise(trials.loss_at, before, min(limit, 2 * reach / lr), slope, share, limit)
+            found, memory["search_measured"] = outcome.optimum * lr, before
         else:
-            trials.expected = min(1.0, factor * memory["search_trust"] * reach / lr, farthest)
-            outcome = backtrack(trials.loss_at, before, trials.expected)
-            found = reach
+            trials.expected = min(1.0, factor * memory["search_trust"] * reach / lr)
+            outcome, found = backtrack(trials.loss_at, before, trials.expected), reach
+            measured = memory["search_measured"]
+            if before - measured > (_SURPRISE - 1) * abs(measured):
+                outcome = nearer(trials.loss_at, outcome)
         refused = outcome.status is SearchStatus.REFUSED
         if refused:
             self._forget_means()
@@ -184,10 +187,7 @@ class AutoSIBP(SIBP):
         # A rejected length is measured again in the next step.
         again = refused or (not due and outcome.status is SearchStatus.SHORTENED)
         memory["search_wait"] = 0 if again else LOOK_EVERY - 1 if due else self._wait() - 1
-        if due and not refused:  # half of the last one at least: a batch that asks for nothing says little
-            memory["search_moved"] = max(outcome.alpha * norm, memory["search_moved"] / 2)
-        if first:
-            memory["search_ended"] = outcome.loss
+        memory["search_ended"] = outcome.loss
         self._keep_for_trust(trials, outcome.alpha, lr)
         return outcome
 
@@ -204,25 +204,10 @@ class AutoSIBP(SIBP):
             stats["trust"] = min(1.0, float(memory["search_trust"]))  # 1 while it is NaN
         return stats
 
-    def _farthest(self, norm: float) -> float:
-        """The length at which a step is `_LONGER` times longer than recent measured ones.
-
-        A batch without the samples that matter (a rare class of a large weight) has a small loss, which a step of
-        almost any length lowers.
-
-        Args:
-            norm: of the whole step.
-        """
-        recent = self._search_memory()["search_moved"]
-        return min(_LONGER * recent / norm, 1.0) if 0 < norm < math.inf and recent > 0 else 1.0
-
-    def _turn(self, trials: Trials) -> float:
+    def _turn(self, trials: Trials) -> None:
         """Turns the step into the direction of the search; see `sibp.optim.direction`.
 
         Every parameter moves by the same root mean square, in proportion to its group's lr.
-
-        Returns:
-            The norm of the step before the search shortens it, over all proximal parameters.
         """
         lr_of = {p: float(group["lr"]) for group in self.param_groups for p in group["params"]}
         asked, turned, wanted = [], [], []
@@ -234,15 +219,13 @@ class AutoSIBP(SIBP):
             wanted.append(lr_of[p] * math.sqrt(p.numel()))
         sizes = [float(torch.linalg.vector_norm(t)) for t in turned]
         whole = math.hypot(*(w for w, size in zip(wanted, sizes, strict=True) if size > 0))
-        norm = math.hypot(*asked)
-        length = LONGER * norm / whole if whole > 0 else math.nan
+        length = LONGER * math.hypot(*asked) / whole if whole > 0 else math.nan
         if not 0 < length < math.inf:
-            return norm
+            return
         scales = [length * w / size if size > 0 else 0.0 for w, size in zip(wanted, sizes, strict=True)]
         for p, t, scale in zip(trials.params, turned, scales, strict=True):
             torch.sub(p.grad, t, alpha=scale, out=t)  # pyright: ignore[reportArgumentType, reportCallIssue]
         trials.turn(turned)
-        return LONGER * norm
 
     def _direction(self, p: Tensor, step: Tensor) -> Tensor:
         """The direction of one parameter, of any length; updates its state."""
@@ -294,8 +277,8 @@ class AutoSIBP(SIBP):
             trust = memory["search_trust"] = trust_after(trust, fresh, expected, 0.0 if math.isnan(usual) else usual)
         return trust
 
-    def _limit_trust(self, before: float) -> None:
-        """Sets `trust` for the first step, and limits it at the second if the batch has changed.
+    def _compare(self, before: float) -> None:
+        """Sets `trust` for the first step, limits it at the second if the batch has changed, and updates the noise.
 
         Args:
             before: the loss before the step; for the same batch, that at the end of the last step.
@@ -305,10 +288,26 @@ class AutoSIBP(SIBP):
             rows = self._rows_of_all()
             memory["search_trust"] = min(1.0, rows / _ENOUGH) if rows else 1.0
             return
-        ended = memory["search_ended"]
-        if abs(before - ended) > _SAME * abs(ended) and (rows := self._rows_of_all()):  # never if `ended` is NaN
+        ended, noise = memory["search_ended"], memory["search_noise"]
+        difference = abs(before - ended)
+        if not math.isnan(noise):
+            memory["search_noise"] = noise + _USUAL * (difference - noise)
+            return
+        memory["search_noise"] = difference
+        if difference > _SAME * abs(ended) and (rows := self._rows_of_all()):  # never if `ended` is NaN
             memory["search_trust"] = min(memory["search_trust"], math.sqrt(rows / _STEADY))
-        memory["search_ended"] = _UNKNOWN
+
+    def _promises_little(self, slope: float, reach: float) -> bool:
+        """Whether the batch's loss says little about the length, compared with differences between batches and usually.
+
+        Args:
+            slope: of the loss along the step, per unit of length.
+            reach: the present length. A parabola with its minimum there falls by half of slope times reach.
+        """
+        memory = self._search_memory()
+        if -slope * reach / 2 >= _LITTLE * memory["search_noise"]:
+            return False
+        return -slope * memory["search_last"] < _UNUSUAL * memory["search_usual"]
 
     def _rows_of_all(self) -> float:
         """Rows of the output over all ranks; 0 if the output has no subproblem."""
@@ -321,6 +320,7 @@ class AutoSIBP(SIBP):
         """Keeps the taken step if the next one measures slopes; drops the gradients of this one."""
         self._gradients.clear()
         self._outer.clear()
+        self._signals.clear()
         memory = self._search_memory()
         memory["search_last"] = alpha * lr
         memory["search_looks_back"] = memory["search_wait"] <= 0 and alpha != 0
@@ -402,9 +402,9 @@ class AutoSIBP(SIBP):
     def _reset(self) -> None:
         super()._reset()
         self._gradients: dict[Tensor, Tensor] = {}
-        self._signal_at_output = math.nan
+        self._signals: dict[str, float] = {}  # mean square error signals of the output layers, by name
         self._output_rows = 0  # of the output, over the backward passes since the last step
-        self._outer: set[Tensor] = set()  # parameters of the output layer
+        self._outer: set[Tensor] = set()  # parameters of the output layers
 
 
 def build(model: nn.Module, *, lr: float, prox_weight: float, fallback_lr: float = FALLBACK_LR) -> AutoSIBP:

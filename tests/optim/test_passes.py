@@ -448,3 +448,26 @@ def test_nested_checkpoints_solve_with_the_activation(depth: int, direct: bool):
     optimizers = [SIBP(model, lr=0.5, solver="cg:3") for model in (plain, again)]
     assert_same(backward(again, True), backward(plain, False))
     assert all(optimizer.solver_stats() for optimizer in optimizers)
+
+
+def test_a_head_behind_many_residual_additions_continues_the_pass_of_its_body():
+    """Every addition doubles the ways to the body, and the head sees each sample twice."""
+    torch.manual_seed(0)
+    body, head = nn.Linear(5, 6, dtype=F64), nn.Linear(6, 3, dtype=F64)
+    model = nn.ModuleDict({"body": body, "head": head})
+    SIBP(model, lr=0.5, solver="exact", direction_only=True)
+    x, y = batch()
+
+    def residuals(h: Tensor) -> Tensor:
+        for _ in range(20):
+            h = 0.5 * (h + h.tanh())
+        return torch.cat([h, h])
+
+    F.cross_entropy(head(residuals(body(x))), torch.cat([y, y])).backward()
+    in_parts = displacements(model)
+    whole = nn.Sequential(body, nn.Module(), head)
+    whole[1].forward = residuals
+    model.zero_grad()
+    SIBP(whole, lr=0.5, solver="exact", direction_only=True)
+    F.cross_entropy(whole(x), torch.cat([y, y])).backward()
+    assert_same(in_parts, displacements(whole))
