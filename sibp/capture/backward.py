@@ -82,7 +82,8 @@ def _update(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         )
     needs_x, needs_W, needs_b = ctx.needs_input_grad[:3]
     dtype = torch.promote_types(W.dtype, torch.float32)  # subproblems are never solved in half precision
-    if not (needs_W and _is_asked_for(ctx, 1)) and not (needs_b and _is_asked_for(ctx, 2)):
+    needs_W, needs_b = needs_W and _is_asked_for(ctx, 1), needs_b and _is_asked_for(ctx, 2)
+    if not needs_W and not needs_b:
         consumption.clear()  # gradients of inputs alone are ordinary ones
         ordinary = _adjoint(geometry, x, _as(gradient, dtype), _as(W, dtype)) if needs_x else None
         return None if ordinary is None else _as(ordinary, x.dtype), None, None, None

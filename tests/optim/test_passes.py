@@ -325,6 +325,22 @@ def test_gradients_of_inputs_only_are_ordinary_gradients(method, frozen: bool):
     optimizer.step()
 
 
+@pytest.mark.parametrize("method", [SIBP, ProxBP])
+@pytest.mark.parametrize("key", ["weight", "bias"])
+def test_a_parameter_that_a_pass_does_not_ask_for_stays_in_the_subproblem_as_well(method, key: str):
+    """The other is solved for alone, as if this one did not require a gradient."""
+    x, y = batch()
+    asked, frozen = net(), net()
+    optimizers = [method(model, lr=0.5, solver="exact", direction_only=True) for model in (asked, frozen)]
+    wanted = [p for name, p in asked.named_parameters() if not name.endswith(key)]
+    F.cross_entropy(asked(x), y).backward(inputs=wanted)
+    for name, p in frozen.named_parameters():
+        p.requires_grad_(not name.endswith(key))
+    F.cross_entropy(frozen(x), y).backward()
+    assert_same(displacements(asked), displacements(frozen))
+    del optimizers
+
+
 def test_jacobians_of_inputs_are_those_of_the_plain_model():
     model, plain = net(), net()
     optimizer = SIBP(model)
