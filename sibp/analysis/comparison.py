@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ class Setting:
         """The hyper-parameters in use, such as ``lr=0.1 momentum=0.9``."""
         return setting_name(self.optimizer)
 
-    @property
+    @cached_property
     def hyper_parameters(self) -> dict[str, float]:
         """The hyper-parameters that are single numbers."""
         found = {k: number_or_nan(v) for k, v in self.optimizer.items() if not isinstance(v, bool)}

@@ -63,7 +63,12 @@ def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
         >>> bootstrap_interval([3.0, 3.0, 3.0])
         (3.0, 3.0)
     """
-    ordered = np.sort(np.asarray(values, dtype=float))
+    return _interval(tuple(sorted(map(float, values))))
+
+
+@lru_cache(maxsize=1 << 16)  # a report asks for the same runs many times
+def _interval(values: tuple[float, ...]) -> tuple[float, float]:
+    ordered = np.array(values)
     below, above = _middle_positions(len(ordered))
     low, high = ordered[below], ordered[above]
     opposite = np.isinf(low) & (low == -high)

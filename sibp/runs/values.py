@@ -61,7 +61,7 @@ def number(value: Any) -> float:
     """
     if value is None:
         return math.nan
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not _is_number(value):
         raise BrokenError(f"is {shown(value)}, not a number")
     try:
         result = float(value)
@@ -72,10 +72,11 @@ def number(value: Any) -> float:
 
 def number_or_nan(value: Any) -> float:
     """The value as a float; NaN for anything but a finite number."""
-    try:
-        return number(value)
-    except BrokenError:
-        return math.nan
+    return number(value) if _is_number(value) else math.nan
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def canonical(value: Any) -> str:
@@ -112,5 +113,6 @@ def shown(value: Any) -> str:
     except (TypeError, ValueError, RecursionError):  # ValueError: a number of more digits than Python writes out
         text = str(type(value).__name__)
     text = text[: MAX_SHOWN + 1]
-    text = "".join(c if c.isprintable() else " " if c in "\n\t" else "\ufffd" for c in text)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else " " if c in "\n\t" else "\ufffd" for c in text)
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"
