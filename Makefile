@@ -3,10 +3,11 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3 py
     "import sys; print(0) if (3, 11) <= sys.version_info[:2] < (3, 14) else None" 2>/dev/null),$(name))))
 BIN := .venv/bin
 
-.PHONY: help run test test-oldest check-wheel sanitize docs reproduce results tensorboard clean
+.PHONY: help run test test-slow test-oldest check-wheel sanitize docs reproduce results tensorboard clean
 help:
 	@echo "make run          train SGD, ProxBP and SIBP on the digits and compare them (a minute)"
-	@echo "make test         format, lint, types and tests"
+	@echo "make test         format, lint, types and tests (ten minutes on two cores)"
+	@echo "make test-slow    tests that build the site, run the pages' code, kill runs, compile, or regenerate all results"
 	@echo "make test-oldest  the tests with the oldest versions of torch and the rest, in .venv-oldest/ (7 GB)"
 	@echo "make check-wheel  build the wheel, install it outside the project and train with it"
 	@echo "make sanitize     the tests of the kernels in C under the address and undefined-behaviour sanitizers"
@@ -23,7 +24,10 @@ test: .venv/.stamp .venv/.examples
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 -m "not slow"
+
+test-slow: .venv/.stamp .venv/.examples
+	$(BIN)/pytest -n 2 -m slow
 
 test-oldest: .venv-oldest/.stamp
 	.venv-oldest/bin/pytest -n 2 $(TESTS)

@@ -44,6 +44,7 @@ def first_method_only(monkeypatch):
     monkeypatch.setattr(sweep, "_on_top_of_another", first)
 
 
+@pytest.mark.slow
 def test_every_command_is_one_that_its_program_takes(reproduce, first_method_only):
     tuned = defaultdict(list)  # per sweep, the words of all its commands: composing a config is slow
     seen = set()  # likewise, one command per set of keys and groups

@@ -4,7 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from sibp.analysis.clock import KEPT, OWN_CLOCK
+
+pytestmark = pytest.mark.slow
 
 PROJECT = Path(__file__).parents[1]
 

@@ -104,6 +104,8 @@ python -c "print('from the shell')"  # a comment
 
 ```text
 from the shell
+
+pytestmark = pytest.mark.slow
 ```
 """
 

@@ -9,6 +9,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from code_blocks import PAGES, ROOT
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = re.compile(r"(<script[^>]*>).*?</script>", re.DOTALL)
 LINK = re.compile(r"```.*?```|`[^`\n]*`|\]\((?P<target>[^)\s]+)", re.DOTALL)
 

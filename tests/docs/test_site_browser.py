@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")]
 
 # Opens every page in a frame, makes the frame narrow, and says what it looks like inside.
 LOOK = """<body style="margin:0"><iframe style="border:0;height:900px"></iframe><script>

@@ -9,7 +9,7 @@ import pytest
 from code_blocks import ROOT
 from test_site_browser import CHROMIUM
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")]
 SCREEN = 900  # pixels of a desktop window
 TASKS = {
     "does it help on a ConvNet": ([], "Do not when the net is mostly convolutional"),

@@ -13,6 +13,8 @@ from lightning_ranks import BATCH, data, network
 
 from sibp import AutoSIBP
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = Path(__file__).with_name("lightning_ranks.py")
 
 

@@ -8,6 +8,8 @@ import matplotlib as mpl
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOK = Path(__file__).resolve().parents[2] / "examples" / "two_minutes.ipynb"
 CELLS = json.loads(NOTEBOOK.read_text())["cells"]
 

@@ -16,6 +16,8 @@ from sibp.experiment.compose import compose
 from sibp.experiment.runner import run
 from sibp.runs.folder import RunFolder
 
+pytestmark = pytest.mark.slow
+
 PATH = Path(__file__).parents[2] / "scripts" / "screenshot_tensorboard.py"
 SETTINGS = {
     "sgd": {"lr": 0.2, "momentum": 0.9},

@@ -18,6 +18,8 @@ from sibp.experiment.runner import run
 from sibp.runs.folder import RunFolder
 from sibp.train import main
 
+pytestmark = pytest.mark.slow
+
 SHORT = {"max_steps": 6, "log_every": 2, "checkpoint_every": 3, "batch_size": 20, "tensorboard": True}
 GRID = [
     "optimizer=sgd,sibp",

@@ -12,6 +12,8 @@ from sibp.experiment import compose, workers
 from sibp.runs.folder import RunFolder
 from sibp.train import main
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["optimizer=sgd", "model.hidden=[8]", "max_steps=6", "log_every=3", "tensorboard=false", "threads=1"]
 LAUNCHERS = ("basic", "sibp_joblib", "sibp_submitit_local")
 HERE = ["hydra/launcher=sibp_joblib", "hydra.launcher.n_jobs=1"]

@@ -22,6 +22,8 @@ from sibp.runs.output import Forgiving, forgiving_output
 from sibp.train import main
 from sibp.tune import main as tune
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["optimizer=sgd", "model.hidden=[8]", "epochs=null", "max_steps=4", "tensorboard=false", "threads=1"]
 
 

@@ -63,6 +63,7 @@ def test_final_runs_may_begin_with_rows_of_their_own():
     assert [sweep.job(sweep.methods[0], (0.0, 0.0), 0, final)["log_early"] for final in (False, True)] == [7, 7]
 
 
+@pytest.mark.slow
 def test_one_entry_adds_a_method_to_all_problems_of_the_arena():
     path = compose.CONFIGS / "sweep" / "arena.yaml"
     arena = yaml.safe_load(path.read_text())

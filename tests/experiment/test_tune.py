@@ -317,6 +317,7 @@ def test_the_same_command_resumes_any_run_to_the_same_end(number, code, step, co
     assert without_seconds(record()) == without_seconds(record(whole / ROOT))
 
 
+@pytest.mark.slow
 def test_a_launcher_gives_the_same_record(whole):
     assert tune("hydra/launcher=sibp_joblib", "hydra.launcher.n_jobs=1") == 0
     assert without_seconds(record()) == without_seconds(record(whole / ROOT))

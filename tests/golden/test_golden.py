@@ -100,6 +100,7 @@ def read_mnist(root: Path, part: str) -> tuple[np.ndarray, Tensor]:
     [(torch.float64, 300, 1e-4, 4e-7), (torch.float32, 100, 1e-3, 5e-3)],
     ids=["float64", "float32"],
 )
+@pytest.mark.slow
 def test_learning_curve_on_mnist(data_root, dtype, steps, accuracy_atol, loss_rtol):
     curve = json.loads((DATA / "curve_mnist.json").read_text())
     case = load("v4", dtype)

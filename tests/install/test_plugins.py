@@ -55,6 +55,8 @@ from torch import nn
 from sibp import register_activation
 from sibp.plugins import name_activation
 
+pytestmark = pytest.mark.slow
+
 
 def wave(z):
     return 1 - 2 / (torch.exp(2 * z) + 1)

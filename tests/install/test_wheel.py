@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("sibp", "configs", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 SETUPTOOLS = "77"  # the first version that accepts pyproject.toml's licence format

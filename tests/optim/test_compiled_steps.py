@@ -12,7 +12,10 @@ from sibp import SIBP, AutoSIBP, ProxBP
 
 F64 = torch.float64
 # Raised by the compiler when it inspects tensors left over from an eager step.
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
+]
 
 
 def net() -> nn.Sequential:

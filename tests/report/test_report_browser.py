@@ -15,7 +15,7 @@ from fake_runs import PROXBP, SGD, SIBP, write_run
 from sibp.report.__main__ import main
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")]
 
 # The page in a frame as wide as a phone or a window; runs what a test asks for inside, and says what came of it.
 FRAME = """<body style="margin:0">

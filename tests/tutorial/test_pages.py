@@ -8,6 +8,8 @@ import pytest
 
 from sibp.tutorial.pages import blocks, run
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs" / "tutorial").glob("0*.md"))
 PICTURES = ROOT / "docs" / "images" / "tutorial"
