@@ -351,7 +351,7 @@ DIRECTED = {
 
 
 def check_parts(check: Check, page: Path) -> None:
-    """The verdicts and seeds in the tables of a page that say which part earns what."""
+    """The verdicts and seeds in the tables of a page that say what each part contributes."""
     for place, kind, quantity, text in PART.findall(page.read_text()):
         rows = [] if text.startswith("*Not run yet:*") else text.strip().splitlines()[2:]
         for row, pairs in zip(rows, PAIRS[kind] if rows else [], strict=True):
