@@ -13,6 +13,8 @@ from running import COPY, OWN, run_page
 
 from sibp.runs.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 ALL = [block for page in PAGES for block in blocks(page)]
 LEFT_OUT = [pytest.param(block, marks=pytest.mark.skip(block.reason), id=str(block)) for block in ALL if block.reason]
 TUTORIAL = ROOT / "docs" / "tutorial"  # tested separately, as its code draws its pictures
@@ -104,8 +106,6 @@ python -c "print('from the shell')"  # a comment
 
 ```text
 from the shell
-
-pytestmark = pytest.mark.slow
 ```
 """
 

@@ -18,6 +18,8 @@ from sibp.runs.collect import collect
 from sibp.train import main
 from sibp.tune import main as tune
 
+pytestmark = pytest.mark.slow
+
 PLUGIN = '''
 """Half of SGD, a model of one layer, and images whose label is the brighter half."""
 
@@ -54,8 +56,6 @@ from torch import nn
 
 from sibp import register_activation
 from sibp.plugins import name_activation
-
-pytestmark = pytest.mark.slow
 
 
 def wave(z):
