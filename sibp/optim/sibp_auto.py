@@ -23,7 +23,8 @@ _ENOUGH = 16  # rows of the output; the first step trusts smaller batches in pro
 _STEADY = 100  # rows of the output; later steps trust smaller batches by the square root, as noise shrinks
 _SAME = 1e-4  # relative difference of losses that rounding explains
 _USUAL = 0.1  # weight of the latest value in the running means that slopes and losses are compared with
-_LITTLE, _UNUSUAL = 0.2, 0.1  # of the difference between batches, of the usual promise: what a batch of no say promises
+_NOISY = 0.1  # of the loss: batches that differ by more are noisy
+_LITTLE = 0.2  # of the difference between noisy batches: one that promises less cannot lengthen steps
 _SURPRISE = 3.0  # times the loss of the last measured batch: a batch above it is not one to step as far along
 LOOK_EVERY = 3  # steps from one measurement of the gradient to the next
 _UNKNOWN = math.nan  # until measured
@@ -47,8 +48,8 @@ class AutoSIBP(SIBP):
       least; if that does not help, the weights stay. `loss`, the loss before the step, saves one evaluation.
     - Every third step, a trial twice as long as the last optimum determines a parabola. Its minimum is the length that
       this batch asks for (`reach`), which the next two steps use as well. The length is shortened while the loss falls
-      by less than a quarter of what the slope promises. It grows only if the batch has a say: if the slope promises a
-      decrease of a fifth of the usual difference between batches, or of a tenth of the usual promise.
+      by less than a quarter of what the slope promises. If batches usually differ by more than a tenth of the
+      loss, it grows only if the slope promises a fifth of that difference.
     - A step that reuses a length is halved while that lowers the loss, if this loss is three times that of the measured
       batch.
     - Steps take a share of this length, `trust`, since a batch's loss falls further along its own step than the loss of
@@ -171,7 +172,7 @@ class AutoSIBP(SIBP):
                 slope = self._slope(trials, lr)
             share = factor * self._trust(trials, slope / lr)
             trials.expected = min(1.0, share * reach / lr)
-            limit = reach / lr if self._promises_little(slope / lr, reach) else 1.0
+            limit = reach / lr if self._promises_little(slope / lr, reach, before) else 1.0
             outcome = minimise(trials.loss_at, before, min(limit, 2 * reach / lr), slope, share, limit)
             found, memory["search_measured"] = outcome.optimum * lr, before
         else:
@@ -297,17 +298,16 @@ class AutoSIBP(SIBP):
         if difference > _SAME * abs(ended) and (rows := self._rows_of_all()):  # never if `ended` is NaN
             memory["search_trust"] = min(memory["search_trust"], math.sqrt(rows / _STEADY))
 
-    def _promises_little(self, slope: float, reach: float) -> bool:
-        """Whether the batch's loss says little about the length, compared with differences between batches and usually.
+    def _promises_little(self, slope: float, reach: float, before: float) -> bool:
+        """Whether a batch promises little where batches differ much, so that its loss says little about the length.
 
         Args:
             slope: of the loss along the step, per unit of length.
             reach: the present length. A parabola with its minimum there falls by half of slope times reach.
+            before: the loss before the step.
         """
-        memory = self._search_memory()
-        if -slope * reach / 2 >= _LITTLE * memory["search_noise"]:
-            return False
-        return -slope * memory["search_last"] < _UNUSUAL * memory["search_usual"]
+        noise = self._search_memory()["search_noise"]
+        return noise > _NOISY * abs(before) and -slope * reach / 2 < _LITTLE * noise
 
     def _rows_of_all(self) -> float:
         """Rows of the output over all ranks; 0 if the output has no subproblem."""
