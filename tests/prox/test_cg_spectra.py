@@ -68,6 +68,17 @@ def test_no_output_units_objective_rises_and_metrics_match_the_displacement(
     assert float(solution.most_change) >= (1 - 1e-4) * float(squared_change)
 
 
+@needs_kernels
+def test_the_bound_of_a_change_holds_where_its_coefficients_are_too_small_to_be_squared():
+    """The change is Phi^T x, with coefficients of 1e-23 and rows of 1e10."""
+    features, Z, T, lam = made(torch.float32, torch.tensor([[-98.235], [1.8705e10]]), 0.0, 1, False, 0, 2)
+    s, torch_s = ACTIVATIONS["identity"]
+    solution = solve_nonlinear(Span(features), Z, T, lam, s, 1)
+    _, _, squared_change = ends(features, Z, T, lam, torch_s, solution)
+    assert float(solution.x.square().sum()) == 0  # in single precision
+    assert 0 < float(squared_change) <= float(solution.most_change)
+
+
 @pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("name", ["identity", "relu"])
 def test_cancelling_directions_are_not_followed(name):

@@ -189,7 +189,8 @@ static void look_at_answer(const Problem *p, const REAL *X, long size, long j)
     SUMS(i, size, xx) xx += X[i] * X[i];
     const REAL error = p->error * xx / p->start[j], decrease = (p->start[j] - p->f[j]) / p->start[j];
     p->doubtful[j] = error > p->tolerated || decrease * decrease < 16 * error;
-    p->most[j] = p->bound * xx;
+    const REAL lost = size * (sizeof(REAL) == 4 ? FLT_MIN : DBL_MIN); /* of squares that are too small to be added */
+    p->most[j] = p->bound * (xx + lost);
 }
 
 static long block_size(long N, long r, long direct, long kind)
