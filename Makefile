@@ -6,7 +6,7 @@ BIN := .venv/bin
 .PHONY: help run test test-slow test-oldest check-wheel sanitize docs reproduce results tensorboard clean
 help:
 	@echo "make run          train SGD, ProxBP and SIBP on the digits and compare them (a minute)"
-	@echo "make test         format, lint, types and tests (ten minutes on two cores)"
+	@echo "make test         format, lint, types and most tests"
 	@echo "make test-slow    tests that build the site, run the pages' code, kill runs, compile, or regenerate all results"
 	@echo "make test-oldest  the tests with the oldest versions of torch and the rest, in .venv-oldest/ (7 GB)"
 	@echo "make check-wheel  build the wheel, install it outside the project and train with it"

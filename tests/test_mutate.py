@@ -55,6 +55,7 @@ def tiny_project(mutate, tmp_path, monkeypatch):
     return root
 
 
+@pytest.mark.slow
 def test_verdicts(mutate, tiny_project, tmp_path, capsys):
     """Also shows that the copy is what the tests import: the installed sibp has no `double`."""
 

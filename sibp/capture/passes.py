@@ -114,8 +114,9 @@ class Passes:
         calls = self._calls
         if calls:
             return calls[-1][1]
-        one = self._came_from((x,)) or ForwardPass(self)
-        one.outputs -= self._names(_walk(_nodes((x,)), self._is_tapped))
+        nodes = _nodes((x,))
+        one = self._came_from(nodes) or ForwardPass(self)
+        one.outputs -= self._names(_walk(nodes, self._is_tapped))
         one.outputs.add(layer)
         return one
 
@@ -123,7 +124,7 @@ class Passes:
         """A module is called: opens a pass if this is the outermost call."""
         calls, this = self._calls, id(module)
         outermost = not calls or calls[0][0] == this  # already running only if its last call was interrupted
-        one = (self._came_from(_leaves(inputs)) or ForwardPass(self)) if outermost else calls[-1][1]
+        one = (self._came_from(_nodes(_leaves(inputs))) or ForwardPass(self)) if outermost else calls[-1][1]
         calls.append((this, one))
 
     def leave(self, module: nn.Module, outputs: Any) -> None:
@@ -161,10 +162,10 @@ class Passes:
                 behind = _inputs(node for node in last if self._is_tapped(node))
                 one.outputs -= self._names(_walk(behind))
 
-    def _came_from(self, inputs: Iterable[Any]) -> ForwardPass | None:
-        """The pass that computed one of the inputs, if it is found nearby in the graph."""
-        nodes = itertools.islice(_walk(_nodes(inputs)), _REACH)
-        return next((known for known in map(self._of_node, nodes) if known is not None), None)
+    def _came_from(self, nodes: Iterable[Any]) -> ForwardPass | None:
+        """The pass that one of these graph nodes belongs to, or one nearby behind them."""
+        nearby = itertools.islice(_walk(nodes), _REACH)
+        return next((known for known in map(self._of_node, nearby) if known is not None), None)
 
     def _names(self, nodes: Iterable[Any]) -> set[str]:
         """Names of the tapped layers among graph nodes."""

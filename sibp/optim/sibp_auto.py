@@ -49,9 +49,8 @@ class AutoSIBP(SIBP):
     - Every third step, a trial twice as long as the last optimum determines a parabola. Its minimum is the length that
       this batch asks for (`reach`), which the next two steps use as well. The length is shortened while the loss falls
       by less than a quarter of what the slope promises. If batches usually differ by more than a tenth of the
-      loss, it grows only if the slope promises a fifth of that difference.
-    - A step that reuses a length is halved while that lowers the loss, if this loss is three times that of the measured
-      batch.
+      loss, it grows only if the batch promises a decrease of a fifth of that difference.
+    - On a batch with three times the loss of the measured one, a step is halved while that lowers the loss.
     - Steps take a share of this length, `trust`, since a batch's loss falls further along its own step than the loss of
       all data. `trust` follows the slopes of later batches' losses along the step. It starts at 1, for
       batches of B < 16 samples at B / 16. If the second batch is another one of B < 100, it is at most sqrt(B / 100).
@@ -137,10 +136,9 @@ class AutoSIBP(SIBP):
         size = norm * norm  # infinite, where ** 2 would raise
         if self.parallel is not None:
             size = self.parallel.whole_loss(size, 0, mean=False, device=problem.D_z.device)
-        if problem.ends[1] == tap.name:
+        if problem.ends[1] == tap.name:  # one output of a pass counts its samples
             self._output_rows += problem.D_z.numel() // max(math.prod(problem.W.shape[:-1]), 1)
         if problem.is_output:
-            self._outer.update(tap.parameters.values())
             self._signals[tap.name] = size
             return lr
         largest = max(self._signals.values(), default=math.nan)
@@ -211,12 +209,13 @@ class AutoSIBP(SIBP):
         Every parameter moves by the same root mean square, in proportion to its group's lr.
         """
         lr_of = {p: float(group["lr"]) for group in self.param_groups for p in group["params"]}
+        outer = {p for name in self._signals for p in self.layers.taps[name].parameters.values()}
         asked, turned, wanted = [], [], []
         for p in trials.params:
             if p.grad is None:
                 raise AssertionError("the step did not move it")
             asked.append(float(torch.linalg.vector_norm(p.grad)))
-            turned.append(self._direction(p, p.grad))
+            turned.append(self._direction(p, p.grad, output=p in outer))
             wanted.append(lr_of[p] * math.sqrt(p.numel()))
         sizes = [float(torch.linalg.vector_norm(t)) for t in turned]
         whole = math.hypot(*(w for w, size in zip(wanted, sizes, strict=True) if size > 0))
@@ -228,11 +227,11 @@ class AutoSIBP(SIBP):
             torch.sub(p.grad, t, alpha=scale, out=t)  # pyright: ignore[reportArgumentType, reportCallIssue]
         trials.turn(turned)
 
-    def _direction(self, p: Tensor, step: Tensor) -> Tensor:
-        """The direction of one parameter, of any length; updates its state."""
+    def _direction(self, p: Tensor, step: Tensor, *, output: bool) -> Tensor:
+        """The direction of one parameter, of any length; not made orthogonal in an output layer. Updates its state."""
         state = self._remembered(p)
         ahead = averaged(state["search_mean"], step)
-        if p.ndim < 2 or p in self._outer:
+        if p.ndim < 2 or output:
             return ahead
         working = torch.promote_types(p.dtype, torch.float32)
         basis = state.get("search_basis")
@@ -319,7 +318,6 @@ class AutoSIBP(SIBP):
     def _keep_for_trust(self, trials: Trials, alpha: float, lr: float) -> None:
         """Keeps the taken step if the next one measures slopes; drops the gradients of this one."""
         self._gradients.clear()
-        self._outer.clear()
         self._signals.clear()
         memory = self._search_memory()
         memory["search_last"] = alpha * lr
@@ -404,7 +402,6 @@ class AutoSIBP(SIBP):
         self._gradients: dict[Tensor, Tensor] = {}
         self._signals: dict[str, float] = {}  # mean square error signals of the output layers, by name
         self._output_rows = 0  # of the output, over the backward passes since the last step
-        self._outer: set[Tensor] = set()  # parameters of the output layers
 
 
 def build(model: nn.Module, *, lr: float, prox_weight: float, fallback_lr: float = FALLBACK_LR) -> AutoSIBP:

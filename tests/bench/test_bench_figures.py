@@ -330,6 +330,7 @@ def test_peak_memory_is_the_largest_sum_of_live_tensors():
     assert memory.peak_bytes(work, "cpu") == 8 * 4000
 
 
+@pytest.mark.slow
 def test_memory_of_training_in_a_separate_process():
     case = Case("100-80-10", 20)
     found = memory.measure(case, "exact", "cpu", "float32", 1)

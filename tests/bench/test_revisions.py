@@ -43,6 +43,7 @@ def test_a_step_that_got_faster_meets_the_bound():
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists() or not shutil.which("git"), reason="needs a checkout by git")
+@pytest.mark.slow
 def test_both_revisions_are_timed_and_worktrees_removed(monkeypatch):
     monkeypatch.setattr(revisions, "_build", lambda tree: None)  # half a minute; without kernels the steps are the same
     given = {"net": ["6-5-3"], "batch": [4], "activation": ["tanh"], "methods": ["exact"], "rounds": 1, "seconds": 0.0}

@@ -9,6 +9,7 @@ import pytest
 QUICKSTART = Path(__file__).parents[2] / "scripts" / "quickstart.py"
 
 
+@pytest.mark.slow
 def test_the_quick_start_names_the_winner_and_can_be_repeated(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(QUICKSTART), "--run-root", "runs/q", "epochs=1", "tensorboard=false"])

@@ -46,6 +46,7 @@ def test_a_run_writes_only_its_folder(capsys):
     assert capsys.readouterr().out.startswith("skipped")
 
 
+@pytest.mark.slow
 def test_the_module_runs_as_a_program_and_is_quiet_without_a_terminal(tmp_path):
     done = subprocess.run([sys.executable, "-m", "sibp.train", *SMALL], capture_output=True, text=True)
     assert done.returncode == 0

@@ -301,6 +301,7 @@ def gets_signal_at_step(configs: Path, step: int, number: int) -> None:
         (signal.SIGINT, 130, 4 * 9),  # the last step of a run
     ],
 )
+@pytest.mark.slow
 def test_the_same_command_resumes_any_run_to_the_same_end(number, code, step, configs, whole):
     child = SERVER.Process(target=gets_signal_at_step, args=(configs, step, number))
     child.start()

@@ -21,6 +21,11 @@ def model() -> Any:
     return nn.Sequential(nn.Linear(6, 3)).double()
 
 
+def batch(seed: int) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(20, 6, generator=g, dtype=torch.float64), torch.randint(3, (20,), generator=g)
+
+
 def step(
     net: nn.Module,
     optimizer: AutoSIBP,
@@ -30,8 +35,7 @@ def step(
     trials: Callable[[], float] | None = None,
 ) -> dict[str, float]:
     """A step on scale * (a batch's loss) + offset; `trials` replaces the losses that the trials find."""
-    g = torch.Generator().manual_seed(seed)
-    x, y = torch.randn(20, 6, generator=g, dtype=torch.float64), torch.randint(3, (20,), generator=g)
+    x, y = batch(seed)
 
     def evaluate() -> Tensor:
         return scale * F.cross_entropy(net(x), y) + offset
@@ -76,10 +80,8 @@ def test_a_length_is_halved_where_the_loss_is_much_larger_than_that_of_the_measu
     """The loss is lowest at a quarter of the length, which is reached by halving only."""
     net = model()
     optimizer = AutoSIBP(net)
-    with torch.no_grad():
-        g = torch.Generator().manual_seed(0)
-        x, y = torch.randn(20, 6, generator=g, dtype=torch.float64), torch.randint(3, (20,), generator=g)
-        measured = float(F.cross_entropy(net(x), y))
+    x, y = batch(0)
+    measured = F.cross_entropy(net(x), y).item()
     first = step(net, optimizer, seed=0)
     losses = iter([0.3, 0.2, 0.1, 0.2])
     found = step(net, optimizer, seed=0, scale=0.0, offset=times * measured, trials=lambda: next(losses))

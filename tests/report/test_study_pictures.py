@@ -52,6 +52,7 @@ def experiments(**folders: list[str]) -> dict[str, Experiment]:
 
 
 @pytest.mark.filterwarnings("error")
+@pytest.mark.slow
 def test_pictures_are_the_same_bytes_every_time(results):
     listed = experiments(depth=["layers01", "layers10"], auto_safe=["torch", "he"])
     found = pictures(Evidence(results), listed)
