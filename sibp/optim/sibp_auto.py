@@ -21,6 +21,7 @@ _AFTER_REFUSAL = 0.1  # after a refused step, the next search begins at this sha
 _UNEQUAL = 30.0  # ratio of mean square error signals between layers that is normal in well-behaved nets
 _ENOUGH = 16  # rows of the output; the first step trusts smaller batches in proportion
 _STEADY = 100  # rows of the output; later steps trust smaller batches by the square root, as noise shrinks
+_POLYAK = 2.5  # Polyak's step on the outputs, for the cross-entropy of ten classes
 _SAME = 1e-4  # relative difference of losses that rounding explains
 _USUAL = 0.1  # weight of the latest value in the running means that slopes and losses are compared with
 _NOISY = 0.1  # of the loss: batches that differ by more are noisy
@@ -54,6 +55,8 @@ class AutoSIBP(SIBP):
     - Steps take a share of this length, `trust`, since a batch's loss falls further along its own step than the loss of
       all data. `trust` follows the slopes of later batches' losses along the step. It starts at 1, for
       batches of B < 16 samples at B / 16. If the second batch is another one of B < 100, it is at most sqrt(B / 100).
+    - If the first loss is out of proportion to its error signals, by a factor above 30, `lr` counts in Polyak's steps on
+      the outputs, so that a loss in other units (1e-6 times as large, or a mean over all pixels) trains as well.
     - A scheduler scales the step: at a fifth of the initial `lr`, steps are a fifth as long as otherwise.
     - If the measured slope along the direction is not negative, the subproblems' own step is searched instead. A
       refused step resets the running mean.
@@ -63,7 +66,8 @@ class AutoSIBP(SIBP):
 
     Args:
         model: any module.
-        lr: the longest step on the neurons, >= 0; lowering it later shortens all steps in proportion.
+        lr: the longest step on the neurons, >= 0, for losses in ordinary units (see above); lowering it later shortens
+            all steps in proportion.
         prox_weight: proximal weight in units of the mean squared norm of a layer's feature rows, > 0.
         solver: see `SIBP`. Slopes are measured with the error signals that the layers receive, so other values of this
             and of `backward_weights` are for comparisons only.
@@ -81,6 +85,7 @@ class AutoSIBP(SIBP):
     """
 
     search_start: ClassVar[dict[str, Any]] = {
+        "search_unit": _UNKNOWN,  # of `lr`; 1 unless the first loss is out of proportion to its error signals
         "search_reach": _UNKNOWN,
         "search_trust": _UNKNOWN,
         "search_usual": _UNKNOWN,
@@ -131,7 +136,7 @@ class AutoSIBP(SIBP):
         by r / `_UNEQUAL`; if it is larger by such a factor, divided by it. The promised decreases of the loss are then
         of similar size in all layers. Of several outputs, that with the largest signal counts.
         """
-        lr = self.whole_lr(group)
+        lr = self._unit() * self.whole_lr(group)
         norm = problem.terms * float(torch.linalg.vector_norm(problem.D_z, dtype=torch.float64))
         size = norm * norm  # infinite, where ** 2 would raise
         if self.parallel is not None:
@@ -154,11 +159,15 @@ class AutoSIBP(SIBP):
             trials: the losses along the step.
             before: the loss before the step.
         """
-        memory, lr, factor = self._search_memory(), self._longest(), self._factor()
+        memory, lr, factor = self._search_memory(), self._unit() * self._longest(), self._factor()
         if factor == 0:  # only the fallback's parameters move
             self._output_rows = 0
             still = Outcome(1.0, before, 0, 1.0, 0.0, SearchStatus.TAKEN)
             return backtrack(trials.loss_at, before, 1.0) if trials.others else still
+        if math.isnan(memory["search_unit"]):
+            memory["search_unit"] = self._polyak(before)
+            if memory["search_unit"] < 1:
+                memory["search_reach"] = memory["search_unit"] * lr
         self._compare(before)
         self._output_rows = 0
         self._turn(trials)
@@ -187,6 +196,8 @@ class AutoSIBP(SIBP):
         again = refused or (not due and outcome.status is SearchStatus.SHORTENED)
         memory["search_wait"] = 0 if again else LOOK_EVERY - 1 if due else self._wait() - 1
         memory["search_ended"] = outcome.loss
+        if lr < (longest := self._unit() * self._longest()):  # a longer unit was chosen
+            memory["search_reach"], memory["search_wait"] = longest, 0
         self._keep_for_trust(trials, outcome.alpha, lr)
         return outcome
 
@@ -307,6 +318,29 @@ class AutoSIBP(SIBP):
         """
         noise = self._search_memory()["search_noise"]
         return noise > _NOISY * abs(before) and -slope * reach / 2 < _LITTLE * noise
+
+    def _unit(self) -> float:
+        """The unit of `lr`; 1 in the first step, whose error signals are solved for before the loss is known."""
+        unit = float(self._search_memory()["search_unit"])
+        return 1.0 if math.isnan(unit) else unit
+
+    def _polyak(self, before: float) -> float:
+        """Polyak's step on the outputs, in units of an ordinary loss's; 1 if it is no `_UNEQUAL` times longer or shorter.
+
+        Polyak's step (1987) is L / mean_i |D_i|^2, with L the mean loss and D_i the error signals of sample i on all
+        outputs. If the loss is multiplied by s, it is divided by s.
+
+        Args:
+            before: the loss.
+        """
+        terms = float(self.last_terms or 1)
+        if self.parallel is not None and self.loss_average is not False:
+            device = next(iter(self._first_group()["params"])).device
+            terms = self.parallel.whole_loss(terms, 0, mean=False, device=device)
+        size = sum(self._signals.values())
+        unit = before * terms / size / _POLYAK if size > 0 else math.nan
+        ordinary = 1 / _UNEQUAL <= unit <= _UNEQUAL or not 0 < unit < math.inf
+        return 1.0 if ordinary else unit
 
     def _rows_of_all(self) -> float:
         """Rows of the output over all ranks; 0 if the output has no subproblem."""

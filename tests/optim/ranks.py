@@ -69,6 +69,7 @@ METHODS: dict[str, Callable[..., ProximalOptimizer]] = {
     "proxbp cg:2": partial(ProxBP, lr=0.3, prox_weight=0.7, solver="cg:2"),
     "proxbp gradient": partial(ProxBP, lr=0.01, prox_weight=0.7, solver="gradient"),
     "auto": AutoSIBP,
+    "auto, sum": partial(AutoSIBP, loss_average=False),
     "line search": partial(SIBP, lr=30.0, prox_weight=0.7, line_search=True),
     "sum": partial(SIBP, lr=0.1, prox_weight=0.7, solver="cg:3", loss_average=False),
     "sgd for the rest": partial(
@@ -90,6 +91,7 @@ class Case:
         passes: backward passes before each step.
         bad: a row of the first batch whose input is infinite.
         ddp: whether the model is wrapped in DistributedDataParallel, too.
+        unit: multiplies the loss.
     """
 
     net: str
@@ -99,6 +101,7 @@ class Case:
     passes: int = 1
     bad: int | None = None
     ddp: bool = False
+    unit: float = 1.0
 
     def model(self, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
@@ -118,15 +121,19 @@ class Case:
         rows = slice(first, first + self.parts[rank]) if rank is not None else slice(None)
         reduction = "sum" if optimizer.loss_average is False else "mean"
         history, device = [], next(model.parameters()).device
+
+        def loss(x: Tensor, y: Tensor) -> Tensor:
+            return self.unit * F.cross_entropy(model(x), y, reduction=reduction)
+
         for step in range(STEPS):
             optimizer.zero_grad()
             for number in range(step * self.passes, (step + 1) * self.passes):
                 x, y = (t[rows].to(device) for t in self.batch(number))
-                F.cross_entropy(model(x), y, reduction=reduction).backward()
+                loss(x, y).backward()
             if self.clip is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), self.clip)
             if optimizer.line_search:
-                optimizer.step(evaluate=lambda x=x, y=y: F.cross_entropy(model(x), y))
+                optimizer.step(evaluate=lambda x=x, y=y: loss(x, y))
             else:
                 optimizer.step()
             history.append(torch.cat([p.detach().flatten() for p in model.parameters()]))

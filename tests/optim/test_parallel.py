@@ -20,13 +20,14 @@ from sibp.optim import parallel
 from sibp.prox.solvers import nonlinear
 
 PAIR, UNEQUAL = (5, 5), (6, 1, 3)
-SEARCHING = ["auto", "line search"]  # its ranks exchange losses, too
+SEARCHING = ["auto", "auto, sum", "line search"]  # its ranks exchange losses, too
 PLAIN = [method for method in METHODS if method not in ("sgd for the rest", *SEARCHING)]
 CASES = {
     **{f"{net}, {method}": Case(net, method, PAIR) for net in ("wide", "narrow", "convolutions") for method in PLAIN},
     **{f"unequal, {net}, sibp exact": Case(net, "sibp exact", UNEQUAL) for net in NETS},
     **{f"unequal, {net}, sibp cg:3": Case(net, "sibp cg:3", UNEQUAL) for net in NETS},
     **{f"unequal, {net}, {method}": Case(net, method, UNEQUAL) for net in ("norms",) for method in SEARCHING},
+    **{f"small loss, {method}": Case("norms", method, UNEQUAL, unit=1e-4) for method in ("auto", "auto, sum")},
     "unequal, proxbp gradient": Case("norms", "proxbp gradient", UNEQUAL),
     "unequal, sum": Case("norms", "sum", UNEQUAL),
     "unequal, sgd for the rest": Case("norms", "sgd for the rest", UNEQUAL),
