@@ -63,7 +63,7 @@ def start(module: str, words: list[str]) -> Any:
 
 
 def ending(root: Path) -> dict[str, Any]:
-    """Everything that a command leaves, except what differs between any two runs."""
+    """The content of the files that a command leaves, without the entries that differ between any two runs."""
     found: dict[str, Any] = {}
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
@@ -85,15 +85,15 @@ def _plain(node: Any) -> Any:
     return [_plain(item) for item in node] if isinstance(node, list) else node
 
 
-def _victim(process: Any, root: Path, rng: random.Random) -> int:
-    """The process to kill: the command's own or, with probability 1/2, one that trains for it."""
+def _process_to_kill(process: Any, root: Path, rng: random.Random) -> int:
+    """The process to kill: the command itself or, with probability 1/2, one of its training processes."""
     locks = [path.read_text(errors="replace").split() for path in root.rglob(".lock")]
     others = {int(words[1]) for words in locks if len(words) > 1 and words[1].isdigit()} - {process.pid, os.getpid()}
-    alive = [other for other in others if _is_ours(other)]
+    alive = [other for other in others if _is_child(other)]
     return rng.choice(alive) if alive and rng.random() < 0.5 else process.pid
 
 
-def _is_ours(process_id: int) -> bool:
+def _is_child(process_id: int) -> bool:
     """Whether a process was started by this one: the process id in a lock may have been reused."""
     try:
         return f"{MARK}={os.environ[MARK]}".encode() in Path(f"/proc/{process_id}/environ").read_bytes().split(b"\0")
@@ -121,7 +121,7 @@ def disturbed(name: str, root: Path, length: float, kills: int, rng: random.Rand
         process.join(rng.uniform(0, length / 2))
         if process.exitcode is not None:
             break
-        victim = _victim(process, root, rng)
+        victim = _process_to_kill(process, root, rng)
         os.kill(victim, signal.SIGKILL)
         done += 1
         if victim == process.pid:

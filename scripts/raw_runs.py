@@ -15,7 +15,7 @@ import numpy as np
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 FEWEST_SEEDS = 5
 LARGE = math.inf
-DEFAULTS = {  # options that older runs lack; at these values they make no other method
+DEFAULTS = {  # options that older runs lack; these values do not change the method
     "sibp": {"backward_weights": "new", "prox_weight_scaling": "absolute", "line_search": False},
     "proxbp": {"backward_weights": "old", "prox_weight_scaling": "absolute", "line_search": False},
 }
@@ -71,7 +71,7 @@ def as_run(line: dict[str, Any]) -> Run:
     optimizer = {k: float(v) if type(v) is int else v for k, v in optimizer.items()}
     status, losses = summary.get("status", "unfinished"), rows["train_loss"][~np.isnan(rows["train_loss"])]
     if status == "completed" and len(losses) > 1 and losses[-1] > 1000 * max(1.0, losses[0]):
-        status = "diverged"  # finite, but absurdly large
+        status = "diverged"  # a finite, but extremely large loss
     role = config.get("role") or ("trial" if config.get("evaluate_test") is False else None)
     digits = re.sub(r"\D", "", str(summary.get("started", "")))[:20]
     return {

@@ -3,8 +3,8 @@
     python scripts/recompute_verdicts.py            # those of results/claims.csv and of tables in docs/
     python scripts/recompute_verdicts.py --verbose  # and print each
 
-It reads results/**/runs.jsonl, by the rules that docs/tuning.md and results/README.md state in words, and says each
-verdict, median, interval or probability that comes out differently. Exit code: 0 all agree, 1 some do not.
+It reads results/**/runs.jsonl, applies the rules in docs/tuning.md and results/README.md, and prints each verdict,
+median, interval or probability that differs. Exit code: 0 all agree, 1 some differ.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from scipy.stats import binomtest
 
 ROOT = Path(__file__).resolve().parents[1]
 RESAMPLES, RANDOM_SEED = 10_000, 20200516
-TWICE, TENTH = 2.0, 1.1  # how far from the least loss a step size may end: range and reach, width
+TWICE, TENTH = 2.0, 1.1  # largest ratio to the least loss: for range and reach, and for width
 COLUMN = {"training loss": "train_loss", "training accuracy": "train_acc", "validation accuracy": "val_acc"}
 
 
@@ -109,7 +109,7 @@ def passed(by_lr: dict[float, tuple[float, float]], steps: list[float], factor: 
 
 
 def around(by_lr: dict[float, tuple[float, float]], factor: float, between: bool, down: bool = True) -> float:
-    """As `passed`, upwards from the best step size and, if asked, downwards too."""
+    """`passed` upwards from the best step size, plus `passed` downwards if ``down``."""
     best = min(by_lr, key=lambda lr: (by_lr[lr][1], lr))
     if math.isinf(by_lr[best][1]):
         return -LARGE
@@ -257,7 +257,7 @@ def timed(check: Check, place: str, said: Any, larger: bool) -> str:
 def by_the_clock(
     check: Check, place: str, said: Any, record: Path | None = None
 ) -> tuple[str, tuple[float, ...], tuple[float, ...]]:
-    """The word, how much a step may cost in steps of the other before it loses, and how much it costs."""
+    """The verdict, the break-even ratio and the measured ratio, the ratios with their intervals."""
     mine, other = (chosen(check.runs(place), said[who]) for who in ("method", "other"))
     return clock_verdict(mine, other, paces(place, record))
 
@@ -265,7 +265,7 @@ def by_the_clock(
 def clock_verdict(
     mine: list[Run], other: list[Run], pace: dict[str, list[float]]
 ) -> tuple[str, tuple[float, ...], tuple[float, ...]]:
-    """The same for the runs of two methods, with measured seconds per step by method, if there are any."""
+    """The same for the runs of two methods; ``pace``: method -> measured seconds per step, may be empty."""
     rivals = {run["seed"]: run for run in other}
     pairs = [(run, rivals[run["seed"]]) for run in sorted(mine, key=lambda run: run["seed"]) if run["seed"] in rivals]
     even = interval([ratio for pair in pairs if (ratio := break_even(*pair)) is not None])
@@ -286,7 +286,7 @@ def own_pace(run: Run) -> float:
 
 
 def break_even(mine: Run, other: Run) -> float | None:
-    """The other's steps to the higher of both final losses, per step of mine to the same."""
+    """The other's number of steps to the higher of both final losses, over the number of ``mine``."""
     a, b = last(mine, "train_loss"), last(other, "train_loss")
     if a is None or b is None:
         return None
@@ -338,7 +338,7 @@ def check_processors(check: Check, page: Path) -> None:
 PART = re.compile(r"<!-- results/(\w+): (2 x 2|directions) by ([a-z ]+) -->\n(.*?)<!-- end of table -->", re.DOTALL)
 WON = re.compile(r"(better|worse|no difference), (\d+) of (\d+) seeds")
 HALVES = ("proxbp exact", "sibp exact", "sibp cg:3 old", "sibp cg:3")
-PAIRS = {  # row of a table -> the pairs of methods whose verdicts stand in it, one after the other
+PAIRS = {  # kind of table -> for each row, the pairs of methods whose verdicts it shows, in order
     "2 x 2": [((1, 0),), ((3, 2),), ((2, 0), (3, 1))],
     "directions": [((1, 0), (2, 0), (2, 1))] * 4,
 }
@@ -351,7 +351,7 @@ DIRECTED = {
 
 
 def check_parts(check: Check, page: Path) -> None:
-    """The verdicts and seeds in the tables of a page that say what each part contributes."""
+    """The verdicts and seeds in a page's ablation tables."""
     for place, kind, quantity, text in PART.findall(page.read_text()):
         rows = [] if text.startswith("*Not run yet:*") else text.strip().splitlines()[2:]
         for row, pairs in zip(rows, PAIRS[kind] if rows else [], strict=True):

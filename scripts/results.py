@@ -50,7 +50,7 @@ def rebuild(old: Path) -> bytes:
     text = old.read_text() if old.exists() else FIRST_OF.get(old.parent.name, FIRST)
     lines = [line for line in text.splitlines() if line.startswith(MADE_BY)]
     if len(lines) != 1:
-        raise ValueError(f"{old} does not say how it was made: no single line starts with {MADE_BY!r}")
+        raise ValueError(f"{old} must contain exactly one line that starts with {MADE_BY!r}")
     words = shlex.split(lines[0].removeprefix(MADE_BY))
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
@@ -63,7 +63,7 @@ def rebuild(old: Path) -> bytes:
 
 
 def outlined(folder: Path, drawn: Collection[str]) -> bytes | None:
-    """The picture of an experiment's kept problems; None if it has one of its own, or no curves."""
+    """The picture of an experiment's kept problems; None if its picture is drawn elsewhere, or it has no curves."""
     if folder.name in (*drawn, ARENA, *NOT_OUTLINED):
         return None
     return outline(kept_problems(collect([folder]).runs, RESULTS, folder.name))
@@ -76,7 +76,7 @@ def with_picture(report: bytes, name: str) -> bytes:
 
 
 def wanted() -> Iterator[tuple[Path, bytes]]:
-    """The generated files of results/, one after the other; the claims come last and are also printed.
+    """(path, content) of the generated files of results/; the claims come last and are also printed.
 
     Raises:
         UsageError: a claim or an experiment is invalid.

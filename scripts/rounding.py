@@ -1,9 +1,9 @@
-"""How far rounding alone drives a run apart on another machine: ``python scripts/rounding.py --data-root DIR``.
+"""Divergence of runs caused by rounding alone, as on another machine: ``python scripts/rounding.py --data-root DIR``.
 
 One setting of experiment=mnist_mlp per method is trained from the same weights on the same batches, with one change:
 no compiled kernels, two threads, or torch and its BLAS without AVX-512. Each changes only the order of summation, like
 another processor. Each has its own process, since libraries choose their code when they are loaded. The output is
-results/rounding/rounding.json, of which docs/ shows a table.
+results/rounding/rounding.json, which docs/ shows as a table.
 """
 
 import argparse
@@ -40,7 +40,7 @@ CHANGES: dict[str, tuple[list[str], dict[str, str]]] = {
     "two threads": (["--threads", "2"], {}),
     "BLAS without AVX-512": ([], WITHOUT_AVX512),
 }
-"""The changes: arguments of the process, and its environment."""
+"""Change -> arguments and environment variables of its process."""
 
 
 def train(method: str, seed: int, data: Data) -> list[Tensor]:

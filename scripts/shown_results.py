@@ -20,7 +20,7 @@ import numpy as np
 from sibp.analysis.arena import ARENA, COSTS, GOALS, UNITS, Contest, kept, standings
 from sibp.analysis.clock import KEPT, OWN_CLOCK, read_clock, timed
 from sibp.analysis.comparison import Method, Problem, Setting
-from sibp.analysis.duels import SAME_SECONDS, duels
+from sibp.analysis.duels import SAME_SECONDS, by_seed, duels
 from sibp.analysis.levels import LEVELS, Level, failures, levels, scores
 from sibp.analysis.outcomes import FINAL_LOSS, FINAL_VAL, TEST_ACC, Quantity, over_runs
 from sibp.analysis.scoring import verdict
@@ -40,7 +40,7 @@ from sibp.study.criteria import FINAL_TRAIN_ACC, Evidence, OpenError
 from sibp.study.experiments import Experiment, read_experiments
 from sibp.study.provenance import provenance
 from sibp.study.safety import tables as tables_of_safety
-from sibp.study.untuned_page import tables as tables_of_untuned
+from sibp.study.untuned import tables as tables_of_untuned
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "images" / "mnist_mlp.svg"
@@ -81,7 +81,7 @@ def claims() -> str:
 def comparison(problem: Problem) -> str:
     """One row per method: medians with intervals, the best in bold, and verdicts against SGD."""
     found = [duel for duel in duels(problem) if duel.other.name == "sgd"]
-    sgd = next((method for method in problem.methods if method.name == "sgd"), None)
+    sgd = problem.by_name.get("sgd")
     against_sgd = {(duel.quantity, duel.method.name): duel.verdict.word for duel in found}
     accuracies = _best_bold([over_runs(method.runs, TEST_ACC.of) for method in problem.methods], in_percent, max)
     losses = _best_bold([over_runs(method.runs, FINAL_LOSS.of) for method in problem.methods], short, min)
@@ -107,7 +107,7 @@ def processors(problem: Problem) -> str:
     """Verdicts by the clock against SGD, with the costs measured on each processor."""
     paths = RESULTS / KEPT, RESULTS / ARENA / OWN_CLOCK
     clocks = {json.loads(path.read_text())["machine"]["processor"]: read_clock(path, problem) for path in paths}
-    sgd = next(method for method in problem.methods if method.name == "sgd")
+    sgd = problem.by_name["sgd"]
     others = [method for method in problem.methods if method is not sgd]
     rows = [
         [method.name, *(by_the_clock(timed(method, sgd, clock) if clock else None) for clock in clocks.values())]
@@ -122,7 +122,7 @@ def in_percent(share: float) -> str:
 
 
 def short(value: float) -> str:
-    """A value to three significant digits, and to all before the point."""
+    """A value with three significant digits, or with all digits before the decimal point if there are more."""
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:#.3g}".removesuffix(".")
 
 
@@ -162,7 +162,7 @@ def _in(found: Estimate | None, form: Callable[[float], str], bold: bool = False
 
 def grid(problem: Problem, name: str, of: Callable[[Run], float | None], form: str) -> str:
     """A metric of the tuning runs for every lr and prox_weight that a method was tuned over, the chosen one in bold."""
-    method = next(method for method in problem.methods if method.name == name)
+    method = problem.by_name[name]
     weights, steps = method.grid("prox_weight"), method.grid("lr")
     cells = {
         (s.hyper_parameters["lr"], s.hyper_parameters["prox_weight"]): _tuned(s, method, of, form)
@@ -185,7 +185,7 @@ def change(run: Run) -> float:
 
 
 def parts(name: str, quantity: Quantity) -> str:
-    """A row a method, a column a part of an experiment: medians with intervals, and the verdict against SGD's."""
+    """One row per method, one column per part of an experiment: median with interval, and verdict against SGD."""
     problems = {folder: EVIDENCE.problem(f"{name}/{folder}") for folder in EXPERIMENTS[name].commands}
     names = dict.fromkeys(method.name for problem in problems.values() for method in problem.methods)
     rows = [[each, *(_beside_sgd(problem, each, quantity) for problem in problems.values())] for each in names]
@@ -194,8 +194,7 @@ def parts(name: str, quantity: Quantity) -> str:
 
 
 def _beside_sgd(problem: Problem, name: str, quantity: Quantity) -> str:
-    by_name = {method.name: {run.seed: quantity.of(run) for run in method.runs} for method in problem.methods}
-    values = {each: {s: x for s, x in of.items() if x is not None} for each, of in by_name.items()}
+    values = {method.name: by_seed(method, quantity) for method in problem.methods}
     if not values.get(name):
         return "–"
     text = _in(estimate(list(values[name].values())), in_percent if quantity is TEST_ACC else short)
@@ -205,7 +204,7 @@ def _beside_sgd(problem: Problem, name: str, quantity: Quantity) -> str:
 
 
 def solvers(problem: Problem) -> str:
-    """How well each solver solves its subproblems, and the resulting metrics."""
+    """The decrease of the subproblem by each solver, and the metrics of its runs."""
     rows = []
     for method in sorted(problem.methods, key=lambda each: (each.name.partition(":")[0], _rounds(each.name))):
         layers = sorted({layer for run in method.runs for layer in run.solver}, key=lambda name: (len(name), name))
@@ -313,7 +312,7 @@ def _hardness_cell(level: Level) -> str:
 
 
 def at_levels(name: str, goal: str) -> str:
-    """Every method's score at three levels, by three costs; the best first at the hardest level, in steps."""
+    """Every method's score at three levels, by three costs; sorted by the score in steps at the hardest level."""
     found = scores(_contests(name), goal)
     keys = [(level, cost) for level in LEVELS for cost in COSTS]
     ordered = sorted(found, key=lambda method: [-found[method][key] for key in reversed(keys)][2::3])
@@ -332,7 +331,7 @@ def failed(name: str) -> str:
     return lines_of_table(("method", "problem", "final runs that diverged or failed"), rows)
 
 
-@cache  # several tables are about the same runs
+@cache  # several tables use the same runs
 def _contests(name: str) -> list[Contest]:
     if not (found := kept(RESULTS, name)):
         raise OpenError
@@ -340,7 +339,7 @@ def _contests(name: str) -> list[Contest]:
 
 
 def _marked(block: Table) -> str:
-    """A table with shares in percent, other numbers to three digits, and the best of every such column in bold."""
+    """A table with shares in percent, other numbers with three digits, and the best of every such column in bold."""
     columns = [[row[i] for row in block.rows] for i in range(len(block.columns))]
     titles, shown = [], []
     for title, cells in zip(block.columns, columns, strict=True):
@@ -362,7 +361,7 @@ def drawn(name: str) -> str:
 
 
 def rounding(name: str) -> str:
-    """Differences between runs by rounding alone, from `scripts/rounding.py`."""
+    """Differences between runs caused by rounding alone, as measured by `scripts/rounding.py`."""
     record = json.loads((RESULTS / name / "rounding.json").read_text())
     rows = []
     for row in record["rows"]:
@@ -373,7 +372,7 @@ def rounding(name: str) -> str:
 
 
 def table(name: str, title: str) -> str:
-    """The table of a title for results/NAME or, without a name, for all; or a note that it was not run yet."""
+    """A table about results/NAME, or about all results if ``name`` is empty; or a note that it was not run yet."""
     if not name:
         return {"all": all_results, "claims": claims, "provenance": partial(provenance, RESULTS)}[title]()
     try:
@@ -393,7 +392,7 @@ def of_problem(make: Callable[[Problem], str]) -> Callable[[str], str]:
     return lambda name: make(EVIDENCE.problem(name))
 
 
-# How a column of the arena's tables is shown, by the start of its title, and which value in it is the best.
+# Start of the title of a column of the arena's tables -> its number format, and the function that picks the best.
 SHOWN_AS = {
     "place": (significant, min),
     "steps to": (significant, min),

@@ -53,13 +53,13 @@ def digits(seed: int) -> tuple[Tensor, Tensor]:
     images, labels = load_digits(return_X_y=True)
     images, random = (images - images.mean(0)) / 4, np.random.default_rng(seed)
     chosen = [random.choice(np.flatnonzero(labels == k)) for k in range(10)]
-    return torch.tensor(images[chosen]).repeat_interleave(4, 0), 0.6 * _at_odds(10, 10) + 0.04
+    return torch.tensor(images[chosen]).repeat_interleave(4, 0), 0.6 * _contradictory_labels(10, 10) + 0.04
 
 
 def points(seed: int) -> tuple[Tensor, Tensor]:
     """Five points, four times, with contradictory labels: (20, 4) and (20, 3)."""
     x = torch.randn(5, 4, generator=torch.Generator().manual_seed(seed))
-    return x.repeat_interleave(4, 0), _at_odds(5, 3)
+    return x.repeat_interleave(4, 0), _contradictory_labels(5, 3)
 
 
 def crowd(seed: int) -> tuple[Tensor, Tensor]:
@@ -68,8 +68,8 @@ def crowd(seed: int) -> tuple[Tensor, Tensor]:
     return torch.randn(30, 2, generator=random), torch.randn(30, 3, generator=random).softmax(1)
 
 
-def _at_odds(count: int, classes: int) -> Tensor:
-    """For every point, twice its class and once each of the next two."""
+def _contradictory_labels(count: int, classes: int) -> Tensor:
+    """Four labels per point: twice its class, and once each of the next two classes."""
     k = torch.arange(count)
     return F.one_hot(torch.stack([k, k, k + 1, k + 2], 1).ravel() % classes, classes).to(torch.float64)
 

@@ -18,7 +18,7 @@ __version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the optimizers, and torch with them, when first asked for: the report does without."""
+    """Import the optimizers, and torch with them, on first use; the report does not need them."""
     if name in __all__:
         return getattr(importlib.import_module(_ELSEWHERE.get(name, "sibp.optim")), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

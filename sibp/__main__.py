@@ -1,4 +1,4 @@
-"""The command ``sibp``: trains, tunes, reports and measures, each by a module of its own that is imported on demand."""
+"""The command ``sibp``; each subcommand is a module that is imported on demand."""
 
 import difflib
 import importlib

@@ -1,6 +1,6 @@
-"""What of torch's private parts is used, all in one place and each with the reason: torch has no public name for it.
+"""All private names of torch that the package uses, each with the reason.
 
-`tests/install/test_internals.py` finds what is missing in the installed torch, and what is used outside this file.
+`tests/install/test_internals.py` finds names that the installed torch lacks, and private names used in other files.
 """
 
 from operator import attrgetter
@@ -8,7 +8,7 @@ from operator import attrgetter
 import torch
 from torch._C._dynamo import eval_frame
 
-# The tree functions behind torch.func, vmap and export, which are public only through these.
+# The tree functions that torch.func, vmap and export use; torch has no public names for them.
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 __all__ = [
@@ -28,28 +28,28 @@ __all__ = [
 _C = torch._C
 
 backward_pass = _C._current_graph_task_id
-"""The number of the backward pass that runs in this thread, -1 if none does: only the engine knows."""
+"""The number of the backward pass that runs in this thread, or -1. There is no public function for it."""
 
 compiled_call = eval_frame.get_eval_frame_callback
-"""What traces the functions that are called now, None outside of what torch.compile has made."""
+"""The callback that traces the functions called now; None outside compiled functions. There is no public function."""
 
 will_be_executed = _C._will_engine_execute_node
-"""Whether the running backward pass computes what a node of the graph is for: only the engine knows."""
+"""Whether the running backward pass will execute a node of the graph. There is no public function for it."""
 
 is_tracing = _C._is_tracing
-"""Whether `torch.jit.trace` runs; `torch.jit.is_tracing` is a Python function around it, at twice the cost."""
+"""Whether `torch.jit.trace` runs; the public `torch.jit.is_tracing` wraps it and takes twice as long."""
 
 are_transforms_active = _C._are_functorch_transforms_active
-"""Whether a transform of `torch.func` runs: nothing public says so."""
+"""Whether a transform of `torch.func` runs. There is no public function for it."""
 
 as_plain_tensors = _C.DisableTorchFunctionSubclass
-"""Inside, tensors of a subclass are plain ones: torch's notes on extending it name this class, and no public one."""
+"""A context in which tensors of a subclass act as plain tensors; torch's notes on extending it use this class."""
 
 C_FUNCTIONS = _C._nn  # pyright: ignore[reportAttributeAccessIssue]
-"""Holds the activations that `torch.nn.functional` takes from C++, in place too; it gives only some of them names."""
+"""The C++ activations of `torch.nn.functional`, also in place; only some of them have public names."""
 
 own_parameters = attrgetter("_parameters")
-"""A module's own parameters by name; `named_parameters` makes a generator for every layer of every forward pass."""
+"""A module's own parameters by name, without the generator that `named_parameters` creates at every call."""
 
 version = attrgetter("_version")
-"""How often a tensor was changed in place: torch's notes on autograd describe it, under this name alone."""
+"""The number of in-place changes of a tensor; torch's notes on autograd use this name."""

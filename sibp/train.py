@@ -20,7 +20,7 @@ from sibp.runs.outcome import Outcome
 from sibp.runs.output import forgiving_output
 from sibp.runs.state import state_of, status_table
 
-# Slow imports (torch, Hydra) happen where Ctrl-C no longer prints a traceback.
+# Slow imports (torch, Hydra) are inside functions, where Ctrl-C prints no traceback.
 
 WRONG_INPUT = 2
 HELP = """Train one run, or a sweep with -m:
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     print(_help(args))
                     return 0
                 if args.hydra_help or args.cfg or args.info or args.shell_completion:
-                    return _look([*(each for each in arguments if each not in args.overrides), *args.overrides])
+                    return _show_hydra([*(each for each in arguments if each not in args.overrides), *args.overrides])
                 jobs, launcher = _planned(args)
                 if args.status:
                     print("\n".join(status_table([state_of(job) for job in jobs])))
@@ -92,7 +92,7 @@ def _parsed(arguments: list[str]) -> Any:
 
 
 def _planned(args: Any) -> tuple[list[dict[str, Any]], Any]:
-    """The configs of the runs, and Hydra's config of the launcher; None where they are trained in this process."""
+    """The configs of the runs, and Hydra's config of the launcher; None if the runs are trained in this process."""
     from sibp.experiment.compose import hydra_config, plan, with_folder
     from sibp.experiment.overrides import refuse, refuse_idle
     from sibp.experiment.settings import Settings
@@ -111,7 +111,7 @@ def _planned(args: Any) -> tuple[list[dict[str, Any]], Any]:
 
 
 def _check(jobs: Sequence[dict[str, Any]], launcher: Any) -> None:
-    """Try out what a single run would only find out when it starts; that one finds it out before it writes a file."""
+    """Find errors of a sweep's runs before the first run starts; a single run finds its own before it writes a file."""
     from sibp.experiment.runner import check
 
     elsewhere = False
@@ -147,7 +147,7 @@ def _train(jobs: Sequence[dict[str, Any]], launcher: Any, sweep: bool) -> int:
         return INTERRUPTED
     except UserError:
         raise
-    except Exception as error:  # of the launcher; those of runs are in their outcomes
+    except Exception as error:  # from the launcher; errors of runs are in their outcomes
         print(f"The launcher stopped: {type(error).__name__}: {str(error).strip()}", file=sys.stderr)
         return 1
     finally:
@@ -170,7 +170,7 @@ def _train_here(jobs: Sequence[dict[str, Any]], tell: Any, progress: Any) -> Non
 
 
 def _line(outcome: Outcome) -> str:
-    """One line a run."""
+    """The line printed for a run."""
     first, *_ = outcome.message.splitlines() or [""]  # the rest is in summary.json
     if outcome.wrong_input and not os.path.exists(outcome.folder.path):  # the name may be too long
         return f"{outcome.status:<11} {first}"
@@ -188,8 +188,8 @@ def _help(args: Any) -> str:
     return HELP.format(groups=groups, settings=settings)
 
 
-def _look(arguments: list[str]) -> int:
-    """Have Hydra show its own help or a config."""
+def _show_hydra(arguments: list[str]) -> int:
+    """Let Hydra print its own help or a config."""
     import hydra
 
     from sibp.experiment.compose import CONFIGS

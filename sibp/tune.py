@@ -1,4 +1,4 @@
-"""Tune every method of a sweep alike, then run what was chosen: ``sibp tune sweep=digits_quick``."""
+"""Tune every method of a sweep equally, then run the chosen settings: ``sibp tune sweep=digits_quick``."""
 
 import argparse
 import sys
@@ -14,7 +14,7 @@ from sibp.runs.output import forgiving_output
 from sibp.runs.state import duration
 from sibp.train import EXIT_CODES, WRONG_INPUT
 
-if TYPE_CHECKING:  # slow imports happen later, where Ctrl-C no longer prints a traceback
+if TYPE_CHECKING:  # slow imports are inside functions, where Ctrl-C prints no traceback
     from sibp.experiment.progress import Progress
     from sibp.tuning.study import Job, Study
     from sibp.tuning.sweep import Sweep
@@ -113,7 +113,7 @@ def _tune(sweep: "Sweep", launcher: Any) -> int:
         def ended(outcome: Outcome) -> None:
             outcomes.append(outcome)
             keep(outcome)
-            _tell(by_name[outcome.folder.path.name], outcome, progress)
+            _print_outcome(by_name[outcome.folder.path.name], outcome, progress)
 
         if launcher is not None and jobs:
             launch(launcher, [job.config for job in jobs], ended, progress.look)
@@ -137,8 +137,8 @@ def _tune(sweep: "Sweep", launcher: Any) -> int:
     return INTERRUPTED if study.interrupted else _exit_code(study)
 
 
-def _tell(job: "Job", outcome: Outcome, progress: "Progress") -> None:
-    """Prints one line per run."""
+def _print_outcome(job: "Job", outcome: Outcome, progress: "Progress") -> None:
+    """Print one line per run."""
     first, *_ = outcome.message.splitlines() or [""]
     line = f"{outcome.status:<11} {job.label}: {first} ({outcome.folder.path})"
     progress.ended(outcome, line, outcome.status not in ("failed", "busy", "interrupted"))
@@ -166,7 +166,7 @@ def _list(sweep: "Sweep") -> None:
     from sibp.tuning.estimate import seconds_from_steps, seconds_of
     from sibp.tuning.study import Study, shown
 
-    study = Study(sweep, _look, save=lambda study: None)
+    study = Study(sweep, _report_finished, save=lambda study: None)
     study.run()
     left = 0.0
     for record in study.methods:
@@ -189,8 +189,8 @@ def _list(sweep: "Sweep") -> None:
     print(f"About {duration(left)} left (an estimate: one run at a time, evaluation included).")
 
 
-def _look(jobs: Sequence["Job"], keep: Callable[[Outcome], None]) -> None:
-    """In place of training: reports the finished runs."""
+def _report_finished(jobs: Sequence["Job"], keep: Callable[[Outcome], None]) -> None:
+    """Report the finished runs, instead of training."""
     for job in jobs:
         folder = RunFolder(job.config)
         status = (folder.summary() or {}).get("status")

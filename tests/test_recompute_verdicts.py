@@ -21,7 +21,7 @@ from sibp.study.claims import Better, Claim, Every  # noqa: E402
 from sibp.study.claims_page import csv_text, judged  # noqa: E402
 from sibp.study.credit import tables  # noqa: E402
 from sibp.study.criteria import Evidence  # noqa: E402
-from sibp.study.untuned_page import tables as untuned_tables  # noqa: E402
+from sibp.study.untuned import tables as untuned_tables  # noqa: E402
 
 AUTO = {"name": "sibp_auto", "lr": 10.0, "prox_weight": 1.0}
 

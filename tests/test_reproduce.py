@@ -35,13 +35,13 @@ def reproduce():
 @pytest.fixture
 def first_method_only(monkeypatch):
     """One method of each sweep is composed, as its commands' overrides are the same for all."""
-    whole = sweep._on_top_of_another
+    whole = sweep._merged_with_base
 
     def first(content, files):
         content = whole(content, files)
         return {**content, "methods": dict([*content["methods"].items()][:1])}
 
-    monkeypatch.setattr(sweep, "_on_top_of_another", first)
+    monkeypatch.setattr(sweep, "_merged_with_base", first)
 
 
 @pytest.mark.slow

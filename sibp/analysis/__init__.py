@@ -1,1 +1,1 @@
-"""From runs to records: medians, intervals, paired verdicts, performance profiles. No text for people, no pages."""
+"""From runs to records: medians, intervals, paired verdicts, performance profiles; no pages."""

@@ -1,4 +1,4 @@
-"""Many methods on several problems: which reach SGD's result, and how fast; report/rules.html states the rules."""
+"""Costs of many methods on several problems to reach SGD's results; report/rules.html states the rules."""
 
 import json
 import math
@@ -20,25 +20,26 @@ from sibp.runs.packed import PACKED
 from sibp.runs.reading import MAX_SUMMARY, first_line, read_text
 from sibp.runs.values import UsageError, canonical, plain, shown
 
-ARENA = "arena"  # the folder in results/
+ARENA = "arena"  # folder in results/
 REFERENCE = "sgd"
-GOALS = ("validation", "training")  # what a target is about
+GOALS = ("validation", "training")  # data on which a target is measured
 UNITS = ("steps", "seconds")
 COSTS = (*UNITS, "seconds with tuning")
 
 
 @dataclass(frozen=True, eq=False)
 class Contest:
-    """One problem of several."""
+    """One problem of the arena."""
 
-    problem: Problem  # with its methods named as in their sweep
+    problem: Problem  # its methods are named as in their sweep
     quantities: tuple[Quantity, Quantity]  # final validation metric and final training loss
-    targets: tuple[Target, Target]  # one for each of the two
-    seeds: list[int]  # those of SGD's runs, on which all methods are compared
+    targets: tuple[Target, Target]  # one for each quantity
+    seeds: list[int]  # the seeds of SGD's runs, on which all methods are compared
 
     def entry(self, name: str) -> Method | None:
         """A method with results, or None."""
-        return next((method for method in self.problem.methods if method.name == name and method.runs), None)
+        found = self.problem.by_name.get(name)
+        return found if found and found.runs else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +47,11 @@ class Standing:
     """A method's results over all instances."""
 
     name: str  # of the method
-    entered: int  # number of problems
-    places: dict[str, Estimate | None]  # goal -> its rank by final result, the median over instances
-    ratios: dict[tuple[str, str], list[float]]  # (goal, unit) -> its cost over the least cost, one entry per instance
-    scores: dict[tuple[str, str], Estimate]  # (goal, unit) -> its score, with an interval
-    firsts: dict[tuple[str, str], float]  # (goal, unit) -> share of resamples in which its score is the highest
+    entered: int  # number of problems with results
+    places: dict[str, Estimate | None]  # goal -> median over instances of the rank by final result
+    ratios: dict[tuple[str, str], list[float]]  # (goal, unit) -> cost over the least cost, one entry per instance
+    scores: dict[tuple[str, str], Estimate]  # (goal, unit) -> score with its interval
+    firsts: dict[tuple[str, str], float]  # (goal, unit) -> share of resamples in which the score is the highest
 
 
 def kept(results: Path, place: str = ARENA) -> list[Contest]:
@@ -69,12 +70,12 @@ def own_names(folders: Sequence[Path], broken: list[Broken]) -> dict[str, str]:
             for method in plain(json.loads(read_text(path, MAX_SUMMARY) or ""))["methods"]:
                 found.setdefault(identity(method["optimizer"]), shown(method["name"]))
         except Exception as error:  # a broken record must not prevent the report of all others
-            broken.append(Broken(path, f"it is no record of a sweep ({type(error).__name__}: {first_line(error)})"))
+            broken.append(Broken(path, f"it is not a record of a sweep ({type(error).__name__}: {first_line(error)})"))
     return found
 
 
 def identity(optimizer: Mapping[str, Any]) -> str:
-    """The settings of an optimizer that are strings, which identify the method."""
+    """The string-valued settings of an optimizer, which identify the method."""
     return canonical({key: value for key, value in essential(optimizer).items() if isinstance(value, str)})
 
 

@@ -1,4 +1,4 @@
-"""Verdicts by wall-clock time: break-even and measured cost ratio of a step; report/rules.html states the rules."""
+"""Verdicts by the clock: break-even and measured ratio of seconds per step; report/rules.html states the rules."""
 
 import json
 import math
@@ -18,10 +18,10 @@ from sibp.runs.values import BrokenError, UsageError
 NOISE = "within the noise"
 MAX_RECORD = 100_000_000  # bytes, far above any record
 INPUTS = {"digits": 64, "mnist": 784, "fashion_mnist": 784, "cifar10": 3072}  # pixels and channels of an image
-KEPT = "bench/runs-cpu-1thread.json"  # in results/: the record that times all kept runs
+KEPT = "bench/runs-cpu-1thread.json"  # in results/: the common record of seconds per step of the kept runs
 OWN_CLOCK = Path(KEPT).name
-"""In an experiment's folder: a record in place of the common one, for methods that the common one lacks, or settings
-whose steps cost more or less than in other experiments (no momentum, repeated iterations)."""
+"""In an experiment's folder: a record used instead of `KEPT`, for methods that `KEPT` lacks, or for settings that
+change the cost of a step (no momentum, more iterations)."""
 Clock = Mapping[str, Sequence[float]]  # method -> seconds per step, one sample per interleaved measurement
 
 
@@ -31,27 +31,27 @@ class Timed:
 
     method: Method
     other: Method
-    break_even: Estimate  # largest affordable cost of its step in units of the other's, over seeds
-    measured: Estimate  # actual cost ratio, over interleaved measurements or over seeds
+    break_even: Estimate  # over seeds: the largest cost ratio of a step at which the method does not lose
+    measured: Estimate  # over interleaved measurements or over seeds: the actual cost ratio of a step
     word: str  # ``better``, ``worse``, ``within the noise`` or ``too few seeds``
 
 
 def by_the_clock(problem: Problem) -> list[Timed]:
     """All ordered pairs with known seconds and shared seeds, by the problem's clock or else the runs' seconds.
 
-    Two methods without a finite result are no pair.
+    Pairs of methods without any finite final loss are omitted.
     """
     pairs = permutations([method for method in problem.methods if method.runs], 2)
-    judged = [pair for pair in pairs if any(map(_has_result, pair))]
+    judged = [pair for pair in pairs if any(map(_has_finite_loss, pair))]
     return [found for other, method in judged if (found := timed(method, other, problem.clock))]
 
 
-def _has_result(method: Method) -> bool:
+def _has_finite_loss(method: Method) -> bool:
     return any(FINAL_LOSS.of(run) not in (None, math.inf) for run in method.runs)
 
 
 def timed(method: Method, other: Method, clock: Clock | None) -> Timed | None:
-    """A method against another by a clock or else their runs' seconds; None without seconds or shared seeds."""
+    """A method against another by ``clock``, or else by their runs' seconds; None without seconds or shared seeds."""
     even, cost = estimate(break_evens(method, other)), estimate(cost_ratios(method, other, clock))
     return Timed(method, other, even, cost, verdict(even, cost)) if even and cost else None
 
@@ -65,10 +65,9 @@ def verdict(break_even: Estimate, measured: Estimate) -> str:
 
 
 def break_evens(method: Method, other: Method) -> list[float]:
-    """The break-even ratio on each shared seed; 0 where the method diverged, infinite where only its rival did."""
-    rivals = {run.seed: run for run in other.runs}
-    pairs = [(run, rivals[run.seed]) for run in method.runs if run.seed in rivals]
-    return [ratio for mine, rival in pairs if (ratio := _break_even(mine, rival)) is not None]
+    """The break-even ratio on each shared seed; 0 if only the method diverged, infinite if only the other did."""
+    found = [_break_even(mine, rival) for mine, rival in method.paired(other)]
+    return [ratio for ratio in found if ratio is not None]
 
 
 def _break_even(mine: Run, rival: Run) -> float | None:
@@ -94,15 +93,14 @@ def cost_ratios(method: Method, other: Method, clock: Clock | None) -> list[floa
     if clock is not None:
         pairs = zip(clock.get(method.name, ()), clock.get(other.name, ()), strict=False)
         return [mine / theirs for mine, theirs in pairs if mine > 0 and theirs > 0]
-    rivals = {run.seed: seconds_per_step(run) for run in other.runs}
-    timed = [(seconds_per_step(run), rivals.get(run.seed)) for run in method.runs]
-    return [mine / theirs for mine, theirs in timed if mine and theirs]
+    paces = [(seconds_per_step(mine), seconds_per_step(rival)) for mine, rival in method.paired(other)]
+    return [mine / theirs for mine, theirs in paces if mine and theirs]
 
 
 def read_clock(path: Path, problem: Problem) -> Clock | None:
-    """Seconds per step recorded by ``sibp bench runs``, or ``step``, for this network and batch size, or None.
+    """Seconds per step recorded by ``sibp bench runs`` or ``step`` for a problem's network and batch size, or None.
 
-    With one CPU thread, processor time is used, which other load affects little.
+    With one CPU thread, these are seconds of processor time, which other load affects little.
 
     Raises:
         UsageError: the file is not such a record.
@@ -118,16 +116,13 @@ def read_clock(path: Path, problem: Problem) -> Clock | None:
         known = {(case["net"], case["batch"]): case.get(kind, case["seconds_per_step"]) for case in record["cases"]}
         found = known.get((net_of(problem), problem.config.get("batch_size")), {})
         return {_name(method): [float(value) for value in samples] for method, samples in found.items()} or None
-    except BrokenError as error:
-        raise UsageError(f"--clock {path} is not a record of `sibp bench runs` or `step` ({error}).") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(
-            f"--clock {path} is not a record of `sibp bench runs` or `step` ({type(error).__name__})."
-        ) from error
+    except (BrokenError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = error if isinstance(error, BrokenError) else type(error).__name__
+        raise UsageError(f"--clock {path} is not a record of `sibp bench runs` or `step` ({reason}).") from error
 
 
 def time_by(problem: Problem, clock: Clock) -> None:
-    """Sets a problem's clock: each step of its runs then takes the median seconds per step of ``clock``."""
+    """Set a problem's clock: every step of a run then takes the method's median seconds per step in ``clock``."""
     problem.clock = clock
     problem.methods = [
         _timed(method, median(clock[method.name])) if method.name in clock else method for method in problem.methods
@@ -135,7 +130,7 @@ def time_by(problem: Problem, clock: Clock) -> None:
 
 
 def time_all(problems: Sequence[Problem], path: Path) -> None:
-    """Sets the clock of every problem whose network and batch size are in a record.
+    """Set the clock of every problem whose network and batch size are in a record.
 
     Raises:
         UsageError: the file is not such a record.
@@ -146,12 +141,7 @@ def time_all(problems: Sequence[Problem], path: Path) -> None:
 
 
 def kept_problems(runs: Sequence[Run], results: Path, experiment: str) -> list[Problem]:
-    """Kept runs, compared and timed by the experiment's own record, or else by the common one, if there is any.
-
-    Args:
-        runs: kept runs.
-        results: the folder of kept runs.
-        experiment: the first part of its name.
+    """Compare kept runs, timed by the record in ``results/experiment``, or else by the common one, if there is any.
 
     Raises:
         UsageError: the file is not such a record.
@@ -164,15 +154,11 @@ def kept_problems(runs: Sequence[Run], results: Path, experiment: str) -> list[P
 
 
 def _timed(method: Method, pace: float) -> Method:
-    """The method with its runs at this pace, the same objects in its settings and among those shown."""
-    timed = {id(run): _at_pace(run, pace) for run in [*method.all_runs, *method.runs]}
-    settings = {id(s): replace(s, runs=[timed[id(run)] for run in s.runs]) for s in method.settings}
-    return replace(
-        method,
-        settings=[settings[id(s)] for s in method.settings],
-        chosen=method.chosen and settings[id(method.chosen)],
-        runs=[timed[id(run)] for run in method.runs],
-    )
+    """The method with its runs at this pace; ``runs`` and ``settings`` share the new objects, as before."""
+    timed = {run: _at_pace(run, pace) for run in [*method.all_runs, *method.runs]}
+    settings = {setting: replace(setting, runs=[timed[run] for run in setting.runs]) for setting in method.settings}
+    chosen = method.chosen and settings[method.chosen]
+    return replace(method, settings=list(settings.values()), chosen=chosen, runs=[timed[run] for run in method.runs])
 
 
 def _at_pace(run: Run, pace: float) -> Run:
@@ -182,14 +168,14 @@ def _at_pace(run: Run, pace: float) -> Run:
 
 
 def _name(method: str) -> str:
-    """The method by its name in runs; ``sibp bench step`` names SIBP by its solver alone."""
+    """The method's name in runs; ``sibp bench step`` uses the solver as the name of SIBP."""
     if method == "proxbp":
         return "proxbp exact"
     return f"sibp {method}" if method in ("exact", "paper") or method.startswith("cg:") else method
 
 
 def net_of(problem: Problem) -> str:
-    """The network by its name in the benchmark: widths from input to classes, or the model's name."""
+    """The network's name in the benchmark: its widths from input to output, or the model's name."""
     dataset, model = problem.config.get("dataset"), problem.config.get("model")
     hidden = model.get("hidden") if isinstance(model, dict) else None
     if not isinstance(dataset, dict) or not isinstance(hidden, list):

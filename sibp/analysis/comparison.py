@@ -60,7 +60,7 @@ class Method:
     name: str  # such as ``sibp cg:5``
     settings: list[Setting]  # in a fixed order
     choice: Choice | None  # how the setting was chosen; None without a finished run
-    chosen: Setting | None  # the setting; None likewise
+    chosen: Setting | None  # the chosen setting; None without a finished run
     runs: list[Run]  # the chosen setting's runs shown in the report, ordered by seed
 
     @property
@@ -81,21 +81,25 @@ class Method:
         """Hyper-parameters chosen at the edge of their grid, such as ``lr = 3 is the largest tried``."""
         if self.chosen is None:
             return []
-        sides = {key: edge(self.grid(key), value) for key, value in sorted(self.chosen.hyper_parameters.items())}
         return [
-            f"{shown(key)} = {self.chosen.hyper_parameters[key]:g} is the {side} tried"
-            for key, side in sides.items()
-            if side
+            f"{shown(key)} = {value:g} is the {side} tried"
+            for key, value in sorted(self.chosen.hyper_parameters.items())
+            if (side := edge(self.grid(key), value))
         ]
 
     @property
     def validated(self) -> bool:
-        """Whether its runs have validation data by which a setting is chosen; also without a completed run."""
+        """Whether a completed run has validation metrics; also true if no run completed."""
         return _validated(self.all_runs)
 
     def step_seconds(self) -> float | None:
         """Median seconds per step over the shown runs; None if unknown."""
         return median_over(self.runs, seconds_per_step)
+
+    def paired(self, other: "Method") -> list[tuple[Run, Run]]:
+        """Its shown runs, each with the other method's shown run of the same seed."""
+        rivals = {run.seed: run for run in other.runs}
+        return [(run, rivals[run.seed]) for run in self.runs if run.seed in rivals]
 
 
 @dataclass(eq=False)
@@ -105,7 +109,7 @@ class Problem:
     config: dict[str, Any]  # the settings shared by all runs
     title: str  # short and unique within a report
     methods: list[Method]  # sorted by name, SGD first
-    targets: list[Target]  # to which steps and seconds are reported
+    targets: list[Target]  # the report shows steps and seconds to each
     # (omitted run, kept run) of the same setting and seed
     repeated: list[tuple[Run, Run]] = field(default_factory=list)
     # method -> seconds per step, measured separately; None to use the runs' own
@@ -129,9 +133,14 @@ class Problem:
         return FINAL_VAL, BEST_VAL, TEST_ACC
 
     @property
-    def sgd_step_seconds(self) -> float | None:
-        """SGD's seconds per step, None if it was not run."""
-        return next((m.step_seconds() for m in self.methods if m.name == "sgd"), None)
+    def shown_runs(self) -> list[Run]:
+        """The runs of the chosen settings that the report shows."""
+        return [run for method in self.methods for run in method.runs]
+
+    @property
+    def by_name(self) -> dict[str, Method]:
+        """``{name: method}``."""
+        return {method.name: method for method in self.methods}
 
 
 def compare(runs: Sequence[Run], target_acc: float | None = None, target_loss: float | None = None) -> list[Problem]:
@@ -155,7 +164,7 @@ def compare(runs: Sequence[Run], target_acc: float | None = None, target_loss: f
 
 
 def _one_per_seed(runs: Iterable[Run]) -> tuple[list[Run], list[tuple[Run, Run]]]:
-    """Of runs with the same setting and seed, keep a completed one if there is one, then the latest."""
+    """Keep one of the runs with the same setting and seed: a completed run if possible, then the latest."""
     same: defaultdict[str, list[Run]] = defaultdict(list)
     for run in runs:
         same[canonical([run.optimizer, run.seed])].append(run)
@@ -181,8 +190,8 @@ def _method(name: str, groups: list[list[Run]]) -> Method:
     settings.sort(key=lambda setting: (*_grid_position(setting), setting.label, canonical(setting.optimizer)))
     trials = {run.seed for setting in settings for run in setting.runs if run.role == TRIAL}
     finalists = [s for s in settings if any(run.role == FINAL for run in s.runs)] or settings
-    judge = _validation if _validated(run for setting in settings for run in setting.runs) else _training
-    choice = choose([judge(setting) for setting in finalists], trials)
+    validated = _validated(run for setting in settings for run in setting.runs)
+    choice = choose([_final_metrics(setting, validated) for setting in finalists], trials)
     if choice is None:
         return Method(name, settings, None, None, [])
     chosen = finalists[choice.setting]
@@ -194,19 +203,15 @@ def _grid_position(setting: Setting) -> tuple[float, ...]:
     return (numbers.get("lr", 0.0), *(numbers[key] for key in sorted(numbers) if key != "lr"))
 
 
-def _validation(setting: Setting) -> dict[int, tuple[float, float]]:
+def _final_metrics(setting: Setting, validated: bool) -> dict[int, tuple[float, float]]:
+    """``{seed: (accuracy, loss)}`` on validation data; without any, the training loss and no accuracy."""
     found = {}
     for run in setting.runs:
-        accuracy, loss = final(run, "val_acc"), final(run, "val_loss")
+        accuracy = final(run, "val_acc") if validated else None
+        loss = final(run, "val_loss" if validated else "train_loss")
         if accuracy is not None or loss is not None:
             found[run.seed] = (-math.inf if accuracy is None else accuracy, math.inf if loss is None else loss)
     return found
-
-
-def _training(setting: Setting) -> dict[int, tuple[float, float]]:
-    """In place of validation data: the final training loss alone."""
-    losses = {run.seed: final(run, "train_loss") for run in setting.runs}
-    return {seed: (-math.inf, loss) for seed, loss in losses.items() if loss is not None}
 
 
 def _validated(runs: Iterable[Run]) -> bool:
@@ -223,7 +228,7 @@ def _targets(runs: Sequence[Run], accuracy: float | None, loss: float | None) ->
 
 
 def _titles(configs: Sequence[dict[str, Any]]) -> list[str]:
-    """Data set, model, batch size and length; where these are not unique, also the settings that differ."""
+    """Data set, model, batch size and length; problems with equal titles also get the settings that differ."""
     names = [_title(config) for config in configs]
     flat = [_flat(config) for config in configs]
     titles = []

@@ -25,7 +25,7 @@ class Duel:
     verdict: Verdict
 
     def turned(self) -> "Duel":
-        """The same duel from the other method's side."""
+        """The same duel with the methods exchanged."""
         found = self.verdict
         split = {"wins": found.losses, "losses": found.wins, "word": OPPOSITE.get(found.word, found.word)}
         return Duel(
@@ -45,8 +45,8 @@ class Answer:
 
     quantity: str  # such as ``final train loss``
     medians: Sequence[tuple[Method, Estimate]]  # of every method with results, the best first
-    leader: Method | None  # the method with the best median; None for a tie, or if even that is infinite
-    duels: Sequence[Duel]  # of those with the best median against every other, in the order of the medians
+    leader: Method | None  # the method with the best median; None for a tie or an infinite median
+    duels: Sequence[Duel]  # methods with the best median against all others, in the order of the medians
 
     @property
     def clear(self) -> bool:
@@ -85,9 +85,8 @@ def by_seed(method: Method, quantity: Quantity) -> dict[int, float]:
 def after_equal_seconds(
     method: Method, other: Method, column: str = "train_loss"
 ) -> tuple[dict[int, float], dict[int, float]]:
-    """``{seed: value}`` of both methods after equal training seconds, on shared seeds."""
-    theirs = {run.seed: run for run in other.runs}
-    pairs = {run.seed: at_equal_seconds(run, theirs[run.seed], column) for run in method.runs if run.seed in theirs}
+    """For each method ``{seed: value}`` after equal training seconds, on shared seeds."""
+    pairs = {mine.seed: at_equal_seconds(mine, rival, column) for mine, rival in method.paired(other)}
     known = {seed: pair for seed, pair in pairs.items() if pair is not None}
     return {seed: pair[0] for seed, pair in known.items()}, {seed: pair[1] for seed, pair in known.items()}
 
@@ -110,7 +109,7 @@ def answer(problem: Problem, quantity: Quantity) -> Answer | None:
 
 
 def missing_seeds(problem: Problem, found: Sequence[Duel]) -> Mapping[Method, list[int]]:
-    """``{method: seeds}`` still to be run so that all methods share `MIN_SEEDS`; empty if none is missing."""
+    """``{method: seeds}`` that must be run until all methods share `MIN_SEEDS` seeds; empty if none is missing."""
     short = {each for duel in found if duel.verdict.word == TOO_FEW for each in (duel.method, duel.other)}
     if not short:
         return {}

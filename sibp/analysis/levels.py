@@ -1,13 +1,13 @@
 """Targets at three levels, and the cost of reaching them with tuning included.
 
-**Levels** of a problem: the final result of SGD, tuned like all others; the median of all methods' final results; and
-their best decile. A method's result is its median over seeds.
+**Levels** of a problem: the final result of SGD, tuned like all other methods; the median of all methods' final
+results; and the best decile of these results. A method's result is its median over seeds.
 
-**Total cost** of a run: the time of all of its method's trials on that problem, at the seconds per step of its final
-runs, plus the time to the target. All methods have the same number of trials, so tuning steps add equally to all.
+**Total cost** of a run: the seconds of all tuning trials of its method on that problem, at the seconds per step of the
+final runs, plus the seconds to the target. All methods have the same number of trials.
 
-A target is met **at the first look** if the fastest method meets it at the first row logged after the start on at least
-half of its seeds: such a problem only measures how often metrics were logged.
+A target is met **at the first look** if the fastest method meets it at the first row logged after the start, on at
+least half of its seeds. The cost then depends only on how often metrics were logged.
 """
 
 import math
@@ -30,9 +30,9 @@ class Level:
 
     title: str  # of the problem
     target: Target
-    reached: int  # number of methods that reach it, in the median over their seeds
+    reached: int  # number of methods whose median cost over seeds is finite
     entered: int  # number of methods
-    at_first_look: bool  # whether the fastest method meets it at its first row
+    at_first_look: bool  # as defined above
 
 
 def targets(contest: Contest, goal: str) -> list[Target]:
@@ -76,7 +76,7 @@ def scores(contests: Sequence[Contest], goal: str) -> dict[str, dict[tuple[str, 
 
 
 def failures(contests: Sequence[Contest]) -> list[tuple[str, str, int, int]]:
-    """(method, problem, count, total) of final runs that did not complete, the most first."""
+    """(method, problem, number of final runs that did not complete, number of final runs), sorted by the third."""
     found = [
         (method.name, contest.problem.title, sum(run.status != "completed" for run in method.runs), len(method.runs))
         for contest in contests

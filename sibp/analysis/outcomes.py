@@ -61,7 +61,7 @@ def final(run: Run, column: str) -> float | None:
 
 
 def best(run: Run, column: str) -> float | None:
-    """The best finite value logged, even before a divergence; None if the run is unfinished or has none."""
+    """The best finite value logged, also by a run that diverged later; None if the run is unfinished or has none."""
     values = run.columns[column][~np.isnan(run.columns[column])]
     if run.status == UNFINISHED:
         return None
@@ -87,9 +87,9 @@ def training_seconds(run: Run) -> float:
 
 
 def seconds_per_step(run: Run) -> float | None:
-    """Median training seconds per step over the intervals between logged rows, so a slow start does not count.
+    """Median training seconds per step over the intervals between logged rows, so that a slow start has no effect.
 
-    None with fewer than two rows or for an unfinished run.
+    None for an unfinished run or one with fewer than two rows.
     """
     if run.status == UNFINISHED or len(run.columns["step"]) < 2:
         return None
@@ -109,8 +109,8 @@ def to_target(run: Run, target: Target) -> tuple[float, float] | None:
 def at_equal_seconds(first: Run, second: Run, column: str) -> tuple[float, float] | None:
     """A metric of two runs after equal training seconds.
 
-    The moment is the last one within the shorter run at which the longer one logged a row; the other counts with its
-    last row by then. Infinite for a diverged or failed run; None if a run is unfinished, or without such a moment.
+    Each run is represented by its last row up to the latest time, within the shorter run, at which the longer run
+    logged a row. Infinite for a diverged or failed run; None if a run is unfinished, or if there is no such time.
     """
     ends = final(first, column), final(second, column)
     if ends[0] is None or ends[1] is None:

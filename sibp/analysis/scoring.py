@@ -1,4 +1,4 @@
-"""Choosing a method's setting, and verdicts: pure functions of numbers; report/rules.html states the rules."""
+"""The choice of a method's setting, and verdicts, as functions of numbers; report/rules.html states the rules."""
 
 import math
 from collections import Counter
@@ -46,9 +46,9 @@ def verdict(first: Mapping[int, float], second: Mapping[int, float], larger_is_b
     """Judge the first method against the second, paired by seed; the difference is first minus second.
 
     Args:
-        first: ``{seed: value}``; may be infinite, not NaN.
-        second: the same for the other method.
-        larger_is_better: as for an accuracy.
+        first: ``{seed: value}``; values may be infinite, but not NaN.
+        second: the same for the second method.
+        larger_is_better: True for an accuracy.
 
     Example:
         >>> sgd, sibp = {0: 3.0, 1: 3.1, 2: 3.2, 3: 3.3, 4: 3.4}, {0: 1.0, 1: 1.1, 2: 1.2, 3: 1.3, 4: 1.4}
@@ -78,8 +78,8 @@ def choose(
     """Choose a method's setting on validation data; the first of equal settings, None if no setting has a value.
 
     Args:
-        settings: for each, ``{seed: (final validation accuracy, final validation loss)}``; may be infinite, not NaN.
-        trials: seeds of tuning runs; if empty, the seeds that most settings share.
+        settings: one ``{seed: (final validation accuracy, final validation loss)}`` each; may be infinite, but not NaN.
+        trials: seeds of tuning runs; if empty, the seeds that at least half of the settings share.
 
     Example:
         >>> choice = choose([{0: (0.9, 0.3)}, {0: (0.8, 0.1), 1: (0.99, 0.1)}])
@@ -102,7 +102,7 @@ def choose(
 
     best = max(eligible, key=merit)
     own = frozenset(settings[best])
-    used = tuning & own or own  # by which this setting was chosen
+    used = tuning & own or own  # seeds by which this setting was chosen
     fresh = own - used
     enough = fresh and (len(fresh) >= MIN_SEEDS or len(fresh) >= len(used))
     return Choice(best, used, fresh if enough else own)
@@ -120,7 +120,7 @@ def first_reach(values: Sequence[float], target: float, larger_is_better: bool) 
 
 
 def edge(grid: Sequence[float], best: float) -> str | None:
-    """Which edge of the tried values the best one is at, ``largest`` or ``smallest``, or None; 0 is not an edge.
+    """``largest`` or ``smallest`` if the best value is at that edge of the tried values, or None; 0 is not an edge.
 
     Example:
         >>> edge([0.1, 1, 10], 10), edge([0.1, 1, 10], 1), edge([0.0, 0.9], 0.0), edge([1], 1)

@@ -25,7 +25,7 @@ class Estimate:
 
     @property
     def ends(self) -> tuple[float, float]:
-        """The interval's ends; the median twice without one."""
+        """The interval's ends; if there is no interval, the median twice."""
         return (self.median if self.low is None else self.low), (self.median if self.high is None else self.high)
 
 
@@ -66,13 +66,13 @@ def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
     return _interval(tuple(sorted(map(float, values))))
 
 
-@lru_cache(maxsize=1 << 16)  # a report asks for the same runs many times
+@lru_cache(maxsize=1 << 16)  # a report needs the intervals of the same values many times
 def _interval(values: tuple[float, ...]) -> tuple[float, float]:
     ordered = np.array(values)
     below, above = _middle_positions(len(ordered))
     low, high = ordered[below], ordered[above]
     opposite = np.isinf(low) & (low == -high)
-    return bounds(np.where(opposite, 0.0, np.where(opposite, 0.0, low) / 2 + np.where(opposite, 0.0, high) / 2))
+    return bounds(np.where(opposite, 0.0, low) / 2 + np.where(opposite, 0.0, high) / 2)
 
 
 def bounds(drawn: np.ndarray) -> tuple[float, float]:
@@ -84,7 +84,7 @@ def bounds(drawn: np.ndarray) -> tuple[float, float]:
 
 @lru_cache(maxsize=256)
 def _middle_positions(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the middle values of each resample among ``count`` ordered values; the same for all such data."""
+    """(RESAMPLES,) twice: positions among ``count`` sorted values of the two middle values of each resample."""
     random = np.random.default_rng(BOOTSTRAP_SEED)
     below, above = [], []
     for _ in range(10):  # in parts, to bound memory

@@ -1,7 +1,7 @@
 """Sensitivity to the step size: metrics of a method at one seed, over all its settings.
 
-Each step size is represented by the best setting of the other hyper-parameters, by final training loss. Except for the
-largest step size, metrics are in decades and limited by the grid; minus infinity if every run diverged.
+At each step size, the other hyper-parameters have the values with the lowest final training loss. All metrics except
+`largest` are in decades and limited by the grid. They are minus infinity if every run diverged.
 """
 
 import itertools
@@ -43,7 +43,7 @@ def largest(by_lr: Mapping[float, tuple[float, float]]) -> float:
 
 
 def width(by_lr: Mapping[float, tuple[float, float]]) -> float:
-    """The width of the interval around the best step size in which every final loss is within `WITHIN` of the least.
+    """The width of the interval around the best step size in which no final loss exceeds the least by over 10 %.
 
     Example:
         >>> width({0.01: (2.3, 0.5), 0.1: (2.3, 0.1), 1.0: (2.3, 0.11), 10.0: (2.3, 0.4), 100.0: (2.3, 0.1)})
@@ -64,7 +64,7 @@ def width(by_lr: Mapping[float, tuple[float, float]]) -> float:
 
 
 def room(by_lr: Mapping[float, tuple[float, float]]) -> float:
-    """The distance from the best step size up to the first whose loss does not decrease.
+    """The distance from the best step size to the first larger one with which the loss does not decrease.
 
     Example:
         >>> room({0.1: (2.3, 0.1), 1.0: (2.3, 1.9), 10.0: (2.3, 2.4), 100.0: (2.3, 5.0)})
@@ -78,18 +78,18 @@ def room(by_lr: Mapping[float, tuple[float, float]]) -> float:
 
 
 def reach(by_lr: Mapping[float, tuple[float, float]]) -> float:
-    """The distance above the best step size over which the loss stays within `FACTOR` of the least.
+    """The distance above the best step size over which the loss is at most `FACTOR` times the least loss.
 
     Example:
         >>> reach({0.1: (2.3, 0.4), 1.0: (2.3, 0.1), 10.0: (2.3, 0.4)})
         0.5
     """
     best = _best(by_lr)
-    return -math.inf if best is None else _way(by_lr, [lr for lr in sorted(by_lr) if lr >= best])
+    return -math.inf if best is None else _decades(by_lr, [lr for lr in sorted(by_lr) if lr >= best])
 
 
 def spread(by_lr: Mapping[float, tuple[float, float]]) -> float:
-    """The range of step sizes around the best over which the loss stays within `FACTOR` of the least.
+    """The range of step sizes around the best over which the loss is at most `FACTOR` times the least loss.
 
     Example:
         >>> spread({0.1: (2.3, 0.4), 1.0: (2.3, 0.1), 10.0: (2.3, math.inf)})
@@ -98,7 +98,7 @@ def spread(by_lr: Mapping[float, tuple[float, float]]) -> float:
     best = _best(by_lr)
     if best is None:
         return -math.inf
-    return reach(by_lr) + _way(by_lr, [lr for lr in sorted(by_lr, reverse=True) if lr <= best])
+    return reach(by_lr) + _decades(by_lr, [lr for lr in sorted(by_lr, reverse=True) if lr <= best])
 
 
 def _best(by_lr: Mapping[float, tuple[float, float]]) -> float | None:
@@ -107,8 +107,8 @@ def _best(by_lr: Mapping[float, tuple[float, float]]) -> float | None:
     return None if math.isinf(least) else min(lr for lr, (_, end) in by_lr.items() if end == least)
 
 
-def _way(by_lr: Mapping[float, tuple[float, float]], steps: Sequence[float]) -> float:
-    """Decades from the first of some step sizes, the best, to where the interpolated loss exceeds its bound."""
+def _decades(by_lr: Mapping[float, tuple[float, float]], steps: Sequence[float]) -> float:
+    """Decades from the best step size, the first of ``steps``, to where the interpolated loss exceeds its bound."""
     bound = FACTOR * by_lr[steps[0]][1]
     for near, far in itertools.pairwise(steps):
         low, high = by_lr[near][1], by_lr[far][1]

@@ -64,7 +64,7 @@ def _measure(args: argparse.Namespace, arguments: list[str]) -> None:
     print(machine_line(record["machine"]))
     print(*(warning.text for warning in warnings(record)), sep="\n")
     print(shown(module.sections(record)))
-    written = save(record, args.out, MAKERS, step.headline)  # last: what was measured is printed, whatever happens
+    written = save(record, args.out, MAKERS, step.headline)  # after printing, since it can fail
     print(f"\nWritten: {', '.join(map(str, written))}")
 
 

@@ -14,7 +14,7 @@ from sibp.report.styles import GRID, KNOWN, styles
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_IN_A_ROW = 5  # groups whose names fit below them
+_IN_A_ROW = 5  # largest number of groups in a row whose names fit below them
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _draw(axes: "Axes", figure: Bars, name: str, index: int, places: range, colo
 
 
 def _method(name: str) -> str:
-    """The method that a bar is of, by its name in other pictures: solvers are those of SIBP."""
+    """The name of a bar's method in other pictures; a bare solver is a solver of SIBP."""
     return f"sibp {name}" if f"sibp {name}" in KNOWN else name
 
 

@@ -188,7 +188,7 @@ def _closed_form(layer: Layer, made: set[tuple[str, int]]) -> list[Work]:
     if not layer.in_span:
         conv = layer.features is not None
         work.append(_layer_product("Phi^T R", layer, adjoint=True) if conv else _product("Phi^T R", size, N, m))
-    if not _is_made("factor", layer, made):
+    if not _is_computed("factor", layer, made):
         work.append(Work("Cholesky", size**3 / 3, 2 * size**2, piece=alone.solution(size, m)))
     return [*work, Work("triangular solves", 2 * size**2 * m, size**2 + 2 * size * m, piece=alone.solution(size, m))]
 
@@ -219,7 +219,7 @@ def _features(layer: Layer) -> list[Work]:
 def _gram(layer: Layer, made: set[tuple[str, int]]) -> list[Work]:
     """The Gram matrix and its parts."""
     N, n, p = layer.rows, layer.inputs, layer.inputs + 1
-    if _is_made("gram", layer, made):
+    if _is_computed("gram", layer, made):
         return []
     if layer.features is not None:
         products = (replace(_product("Phi^T Phi", *sizes), piece=None) for sizes in layer.features.gram_products())
@@ -231,8 +231,8 @@ def _gram(layer: Layer, made: set[tuple[str, int]]) -> list[Work]:
     return [*_features(layer), half]
 
 
-def _is_made(what: str, layer: Layer, made: set[tuple[str, int]]) -> bool:
-    """Whether an earlier layer with this input has computed it; marks it as computed."""
+def _is_computed(what: str, layer: Layer, made: set[tuple[str, int]]) -> bool:
+    """Whether an earlier layer with the same input has computed it; marks it as computed."""
     shares, key = layer.is_linear and layer.features is None, (what, layer.input)
     if shares and key in made:
         return True

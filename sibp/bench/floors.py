@@ -93,7 +93,7 @@ def floor(case: Mapping[str, Any], method: str, by: str = "roof_seconds") -> flo
 
 
 def best_samples(case: Mapping[str, Any]) -> dict[str, list[float]]:
-    """Method -> seconds of a step: processor time on a CPU, else wall-clock time.
+    """Method -> seconds of a step: processor time on a CPU, otherwise wall-clock time.
 
     Args:
         case: one of a record's.
@@ -103,7 +103,7 @@ def best_samples(case: Mapping[str, Any]) -> dict[str, list[float]]:
 
 
 def below(case: Mapping[str, Any], method: str, target: float) -> str:
-    """The bound that rules out a target, as the end of a verdict; empty if none does."""
+    """The end of a verdict: the bound that makes the target impossible; empty if there is no such bound."""
     for by, name in (("roof_seconds", "floor"), ("pieces_seconds", "pieces")):
         bound = floor(case, method, by)
         if bound is not None and bound > target:

@@ -133,9 +133,9 @@ def choose_cases(nets: Sequence[str], batches: Sequence[int], activations: Seque
     wanted: list[Case] = []
     for net in nets or [case.net for case in TARGETS if not activations or _takes_activations(case.net)]:
         known = [case for case in TARGETS if case.net == net]
-        sizes = batches or [case.batch for case in known] or [_own_batch(net)]
+        sizes = batches or [case.batch for case in known] or [_default_batch(net)]
         own = [""] if nets else [case.activation for case in known]
-        names = [_not_its_own(net, activation) for activation in activations] or own
+        names = [_activation_override(net, activation) for activation in activations] or own
         wanted += [Case(net, size, name) for size in sizes for name in names]
     return list(dict.fromkeys(wanted))
 
@@ -158,10 +158,10 @@ def _takes_activations(net: str) -> bool:
     return net not in NAMED or bool(NAMED[net].activation)
 
 
-def _not_its_own(net: str, activation: str) -> str:
+def _activation_override(net: str, activation: str) -> str:
     """An activation as stored in a `Case`: "" for the net's default."""
     return "" if activation == (NAMED[net].activation if net in NAMED else "relu") else activation
 
 
-def _own_batch(net: str) -> int:
+def _default_batch(net: str) -> int:
     return NAMED[net].batch if net in NAMED else 100

@@ -65,14 +65,14 @@ class Alone:
     _rates: dict[Hashable, float] = field(default_factory=dict)
 
     def seconds(self, work: Sequence[Work]) -> float:
-        """The time for some work, each piece at the rate of its own shape, and the rest at the roof's."""
+        """The time for some work: each piece at the rate of its own shape, other operations at the roof's rates."""
         return sum(
             each.operations / self._rate(each.piece) if each.piece is not None else self.roof.seconds([each])
             for each in work
         )
 
     def _rate(self, piece: Piece) -> float:
-        """Operations per second of the fastest way."""
+        """Operations per second of the fastest implementation."""
         if piece.key not in self._rates:
             ways = [made for way in piece.ways if (made := way(self.dtype, self.device)) is not None]
             fastest = min(_fastest(way, self.clock, _ALONE, repeats=3) for way in ways)

@@ -141,9 +141,8 @@ def save(
         path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
         pictures = _save_pictures(makers[record["command"]](record), path.with_suffix(""))
         readme, kept_files = folder / "README.md", sorted(folder.glob("*.json"))
-        readme.write_text(
-            "\n".join(["# Benchmark\n", *_opening(folder, headline), *(_part(kept, makers) for kept in kept_files)])
-        )
+        parts = [_part(kept, makers) for kept in kept_files]
+        readme.write_text("\n".join(["# Benchmark\n", *_first_section(folder, headline), *parts]))
     except OSError as error:
         raise UserError(f"The results cannot be written to {folder} ({error.strerror}): give another --out.") from error
     return [path, *pictures, readme]
@@ -191,8 +190,8 @@ def _save_pictures(sections: Sequence[Section], prefix: Path) -> list[Path]:
     return written
 
 
-def _opening(folder: Path, headline: Callable[[dict[str, Any]], str]) -> list[str]:
-    """The picture and headline of the ``step`` record with most nets, the latest of equals."""
+def _first_section(folder: Path, headline: Callable[[dict[str, Any]], str]) -> list[str]:
+    """The picture and headline of the ``step`` record with the most nets; of several such records, the latest."""
     records = [(path.stem, json.loads(path.read_text())) for path in sorted(folder.glob("step-*.json"))]
     if not records:
         return []
@@ -208,7 +207,7 @@ def _part(path: Path, makers: Mapping[str, Sections]) -> str:
         where = f"{record['date']}, {machine_line(record['machine'])}. All values: {path.name}."
         head = Section("How it was measured", [Text(f"Made by: {record['made_by']}"), Text(where), *warnings(record)])
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no record of this command: move it away, or give another --out.") from error
+        raise UserError(f"{path} is not a record of this command: move it away, or give another --out.") from error
     document = Document(path.stem.replace("-", ", "), [head, *sections])
     return "#" + markdown(document, path.parent, path.stem, "png")  # one heading level down
 

@@ -127,7 +127,7 @@ def _bars(record: Mapping[str, Any]) -> Bars:
 def _alternate(
     trees: Mapping[str, Path], net: Path, methods: Sequence[str], rounds: int, seconds: float
 ) -> dict[str, dict[str, list[float]]]:
-    """Revision -> method -> one time per process; every other round begins with the other revision."""
+    """Revision -> method -> one time per process; the first revision of a round alternates."""
     times: dict[str, dict[str, list[float]]] = {side: {method: [] for method in methods} for side in trees}
     settings = json.dumps({"eta": ETA, "lam": LAM, "sgd": SGD_STEP, "seconds": seconds, "methods": methods})
     for number in range(rounds):

@@ -73,7 +73,7 @@ def with_calls(case: Mapping[str, Any], method: str) -> float | None:
 
 
 def _calls(case: Case, methods: Sequence[str], args: argparse.Namespace) -> dict[str, list[float]] | None:
-    """Seconds of a step of a tiny net with as many layers, one sample per round; None unless it is an MLP."""
+    """Seconds of a step of a tiny net with the same number of layers, one sample per round; None if not an MLP."""
     if not case.widths:
         return None
     tiny = Case("-".join([str(_TINY_WIDTH)] * len(case.widths)), _TINY_BATCH, case.activation)

@@ -134,7 +134,7 @@ def _measure_point(point: tuple[float, Case, tuple[str, ...]], args: argparse.Na
 
 
 def _curves(axis: str, points: Sequence[Mapping[str, Any]]) -> dict[str, _Curve]:
-    """One curve per method; CG is one method for all numbers of iterations."""
+    """One curve per method; CG is one method with any number of iterations."""
     curves: dict[str, _Curve] = {}
     for point in points:
         for method, samples in point["seconds_per_step"].items():

@@ -93,7 +93,7 @@ def measure_case(
 
 
 def _workers(case: Case, names: Sequence[str], device: str, dtype: str) -> tuple[dict[str, Worker], dict[str, str]]:
-    """The methods whose first step succeeds, and why others failed; only compiled or recorded steps may fail."""
+    """The methods whose first step succeeds, and the errors of the others; only compiled or recorded steps may fail."""
     workers, failed = {}, {}
     for name in names:
         try:
@@ -270,7 +270,7 @@ def _pairs(case: Mapping[str, Any]) -> list[Table]:
 
 
 def _shown(cases: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The methods in a picture: not SGD, which is 1, nor the ports, which are much slower."""
+    """The methods in a picture: all except SGD, whose ratio is 1, and the ports, which are much slower."""
     timed = dict.fromkeys(name for case in cases for name in case["seconds_per_step"])
     return [name for name in timed if name not in (SGD, *PORTS)]
 

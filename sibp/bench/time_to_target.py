@@ -45,7 +45,7 @@ def measure(args: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any
         raise UserError(f"All runs are broken; {collection.broken[0].path} for one: {collection.broken[0].reason}.")
     record = new_record("time_to_target", arguments, "cpu")
     record["broken"] = len(collection.broken)
-    record["trained_on"] = sorted({_surroundings(run) for run in collection.runs})
+    record["trained_on"] = sorted({_environment(run) for run in collection.runs})
     record["problems"] = [
         {"title": problem.title, "methods": [_method(method) for method in problem.methods if method.runs]}
         for problem in compare(collection.runs)
@@ -89,10 +89,9 @@ def estimates(method: Mapping[str, Any]) -> list[Estimate | None]:
     ]
 
 
-def _surroundings(run: Run) -> str:
+def _environment(run: Run) -> str:
     """Device, threads and versions of a run, from its summary."""
-    about = run.summary.get("environment")
-    about = about if isinstance(about, dict) else {}
+    about = run.environment
     versions = about.get("versions")
     torch = versions.get("torch") if isinstance(versions, dict) else None
     known = {"device": about.get("device"), "threads": about.get("threads"), "torch": torch}

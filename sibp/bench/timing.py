@@ -1,4 +1,4 @@
-"""Interleaved timing: methods take turns, so that a slower machine affects all of them."""
+"""Interleaved timing: methods take turns, so that a change of the machine's speed affects all methods."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -94,7 +94,7 @@ def interleave(
     Returns:
         The seconds of a step by name and clock, one sample per round.
     """
-    steps = {name: _stretch(worker, clock) for name, worker in workers.items()}
+    steps = {name: _steps_per_sample(worker, clock) for name, worker in workers.items()}
     samples = Samples({name: [] for name in workers}, {name: [] for name in workers})
     names, done, start = list(workers), 0, clock()
     while done < MIN_ROUNDS or clock() - start < seconds:
@@ -112,8 +112,8 @@ def interleave(
     return samples
 
 
-def _stretch(worker: Stepper, clock: Clock) -> int:
-    """Warms up, and returns the number of steps that last about `_STRETCH`, in whole periods."""
+def _steps_per_sample(worker: Stepper, clock: Clock) -> int:
+    """Warm up, and return the number of steps, a multiple of the period, that last about `_STRETCH`."""
     for _ in range(_WARM_UP):
         worker.step()
     begin = clock()

@@ -18,7 +18,7 @@ from sibp.runs.errors import UserError
 
 SGD, PROXBP, PROXPROP, PAPER, PUBLISHED = "sgd", "proxbp", "proxprop", "paper", "published"
 PORTS = (PAPER, PUBLISHED, PROXPROP)
-"""Others' implementations of a step, timed for comparison only."""
+"""Implementations of a step by other authors, timed only for comparison."""
 PEERS = ("adam", "muon", "soap", "kfac", "foof")
 """Alternative optimizers, with the settings of configs/optimizer."""
 METHODS = (SGD, "exact", "cg:3", "cg:5", PROXBP)

@@ -54,11 +54,11 @@ class Board:
         for row in rows:
             self.add(row)
         if rows:
-            for event in _in_no_other_file(kept, rows[-1]["step"]):
+            for event in _histograms_and_samples(kept, rows[-1]["step"]):
                 self._write(event)
         self.flush()
         for path in old:
-            os.truncate(path, 0)  # not deleted: a TensorBoard that is reading it would look for no other file
+            os.truncate(path, 0)  # not deleted: a TensorBoard that is reading it would ignore new files
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Log one row of metrics.jsonl.
@@ -133,8 +133,8 @@ def _events(files: Sequence[Path]) -> Iterator[Event]:
             yield Event.FromString(record)
 
 
-def _in_no_other_file(events: Sequence[Event], last_step: int) -> list[Event]:
-    """The histograms and samples up to a step, each once."""
+def _histograms_and_samples(events: Sequence[Event], last_step: int) -> list[Event]:
+    """The histograms and text samples up to a step, without repetitions; metrics.jsonl does not contain them."""
     found = {
         (event.summary.value[0].tag, event.step): event
         for event in events

@@ -18,7 +18,7 @@ from sibp.runs.identity import NOT_IN_NAME, essential
 
 QUANTITIES = {"loss": "loss", "accuracy": "acc"}
 PARTS = ("train", "val")
-OVER_TIME = "over_training_ms/"  # TensorBoard's horizontal axes have integer steps only
+OVER_TIME = "over_training_ms/"  # in milliseconds, since TensorBoard's horizontal axis has only integer steps
 OVER_TOKENS = "over_tokens/"
 FINAL = ("train_loss", "val_loss", "val_acc", "test_loss", "test_acc", "seconds", "steps_to_target")
 
@@ -80,7 +80,7 @@ def head(config: Mapping[str, Any]) -> list[Summary]:
 
 
 def session_end(status: str) -> Summary:
-    """How the run's line in the table of hyper-parameters ends.
+    """The last part of the run's line in the table of hyper-parameters.
 
     Args:
         status: that of summary.json.

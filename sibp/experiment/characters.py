@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 TEXT = Path(__file__).parent / "text" / "python_docs.txt.gz"
 WINDOW = 64  # characters in a window
-OUT_OF = 20  # windows, of which the last but one is for validation, the last for test
+OUT_OF = 20  # of every 20 windows, the 19th is for validation and the 20th for test
 
 
 def read_text() -> str:

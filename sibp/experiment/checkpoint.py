@@ -28,7 +28,7 @@ def save_checkpoint(folder: RunFolder, state: dict[str, Any]) -> None:
         os.fsync(file.fileno())  # a checkpoint is never ahead of its rows
         rows = file.read()
     state = {**state, "metrics_bytes": len(rows), "metrics_sha256": hashlib.sha256(rows).hexdigest()}
-    archive = io.BytesIO()  # torch's own file writer does not say why it failed
+    archive = io.BytesIO()  # torch's own file writer does not report the cause of a failure
     torch.save(state, archive)
     write_atomic(folder.checkpoint, archive.getbuffer())
 
@@ -54,7 +54,7 @@ def load_checkpoint(folder: RunFolder) -> dict[str, Any] | None:
         raise UserError(f"{folder.checkpoint} is damaged ({type(error).__name__}): {AGAIN}") from error
     rows = folder.metrics.read_bytes()[:length] if folder.metrics.exists() else b""
     if len(rows) < length:
-        raise UserError(f"{folder.metrics} has lost lines that its checkpoint counts on: {AGAIN}")
+        raise UserError(f"{folder.metrics} has lost lines that its checkpoint refers to: {AGAIN}")
     if digest not in (None, hashlib.sha256(rows).hexdigest()):  # None: written before digests existed
         raise UserError(f"{folder.metrics} is damaged (its lines are not those of its checkpoint): {AGAIN}")
     return state
@@ -93,7 +93,7 @@ def checked_position(state: Mapping[str, Any], total: int) -> tuple[int, dict[st
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load an optimizer's state, which torch does for another optimizer's, too.
+    """Load an optimizer's state; refuse a state without this optimizer's settings, which torch would load.
 
     Args:
         optimizer: new.
@@ -110,7 +110,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 
 
 def _read_archive(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds; torch's own reader passes over a wrong byte in a tensor."""
+    """The content of a checkpoint, after a check of its bytes; torch's own reader ignores a wrong byte in a tensor."""
     with zipfile.ZipFile(path) as archive:
         if damaged := archive.testzip():
             raise zipfile.BadZipFile(f"{damaged} does not have its checksum")

@@ -117,7 +117,7 @@ def with_folder(overrides: Sequence[str], folder: str | None) -> list[str]:
         return list(overrides)
     place = Path(folder).resolve()
     if not place.is_dir():
-        raise UserError(f"--config-dir={folder} is no folder: give the one that your groups are in.")
+        raise UserError(f"--config-dir={folder} is not a folder: give the folder that contains your groups.")
     for path in sorted(place.glob("*.yaml")) + sorted(place.glob("*/*.yaml")):
         name = path.relative_to(place)
         if (CONFIGS / name).exists():
@@ -158,7 +158,7 @@ def _base(overrides: Sequence[str], config_name: str) -> DictConfig:
     try:
         return hydra_compose(config_name, about_hydra, return_hydra_config=True)
     except Exception as error:  # Hydra, OmegaConf, antlr and YAML raise exceptions of their own
-        raise UserError(_sentence(error, about_hydra, config_name)) from error
+        raise UserError(_error_message(error, about_hydra, config_name)) from error
 
 
 def _split(overrides: Sequence[str], config_name: str) -> list[list[str]]:
@@ -169,9 +169,9 @@ def _split(overrides: Sequence[str], config_name: str) -> list[list[str]]:
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())  # glob() reads the folder
         (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides([*own, *overrides]), max_batch_size=None)
     except Exception as error:
-        raise UserError(_sentence(error, overrides, config_name)) from error
+        raise UserError(_error_message(error, overrides, config_name)) from error
     if not jobs:
-        raise UserError(f"{' '.join(overrides)} asks for no run: nothing matches.")
+        raise UserError(f"{' '.join(overrides)} selects no run: nothing matches.")
     return jobs
 
 
@@ -179,7 +179,7 @@ def _compose(overrides: Sequence[str], config_name: str) -> dict[str, Any]:
     try:
         resolved = OmegaConf.to_container(hydra_compose(config_name, list(overrides)), resolve=True)
     except Exception as error:
-        raise UserError(_sentence(error, overrides, config_name)) from error
+        raise UserError(_error_message(error, overrides, config_name)) from error
     assert isinstance(resolved, dict)
     config = {str(key): value for key, value in resolved.items()}
     refuse_unknown("", config, [field.name for field in fields(Settings)])
@@ -187,8 +187,8 @@ def _compose(overrides: Sequence[str], config_name: str) -> dict[str, Any]:
     return config
 
 
-def _sentence(error: Exception, overrides: Sequence[str], config_name: str) -> str:
-    """Hydra's error, in terms of the overrides as typed."""
+def _error_message(error: Exception, overrides: Sequence[str], config_name: str) -> str:
+    """Hydra's error as one sentence about the overrides as typed."""
     if isinstance(error, MissingConfigException) and "hydra/launcher/" in str(error):
         return 'This launcher is not installed: pip install -e ".[sweep]", or choose hydra/launcher=basic.'
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
@@ -209,16 +209,16 @@ def _sentence(error: Exception, overrides: Sequence[str], config_name: str) -> s
         groups = [
             override for override in overrides if override.lstrip("+").split("=")[0] in (*GROUPS, SEARCH_PATH, LAUNCHER)
         ]
-        with suppress(Exception):  # these overrides may be wrong by themselves
+        with suppress(Exception):  # the other overrides may also be invalid
             of_hydra = key.startswith("hydra.")
             config = hydra_compose(config_name, groups, return_hydra_config=of_hydra)
             known = OmegaConf.to_container(config, resolve=False)
             return unknown_key(key, known if isinstance(known, dict) else {})
-    return f"{_culprit(overrides, config_name)} makes no config: {cut(text)}"
+    return f"{_invalid_override(overrides, config_name)} makes no config: {cut(text)}"
 
 
-def _culprit(overrides: Sequence[str], config_name: str) -> str:
-    """The first override that is unreadable, or without which the config composes; otherwise all of them."""
+def _invalid_override(overrides: Sequence[str], config_name: str) -> str:
+    """The first override that is unreadable, or without which the config can be composed; otherwise all overrides."""
     for override in overrides:
         try:
             OverridesParser.create().parse_override(override)

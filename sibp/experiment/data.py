@@ -183,7 +183,7 @@ def _digits_file() -> Path:
     folders = spec.submodule_search_locations if spec else None
     path = Path(next(iter(folders or ["sklearn"]))) / "datasets" / "data" / "digits.csv.gz"
     if not path.is_file():
-        raise UserError(f"The digits are not there: {path} comes with scikit-learn; reinstall scikit-learn.")
+        raise UserError(f"The digits are missing: {path} comes with scikit-learn; reinstall scikit-learn.")
     return path
 
 
@@ -268,7 +268,7 @@ def _read_parts(
         for file in files:
             if not (folder / file).is_file():
                 raise UserError(
-                    f"{name} is not there: {folder} lacks {file} (it needs {', '.join(files)}); "
+                    f"{name} is missing: {folder} lacks {file} (it needs {', '.join(files)}); "
                     "set data_root=... to the folder that holds them, or add download=true to fetch them."
                 )
     for file, expected in md5.items():

@@ -1,11 +1,11 @@
-"""The environments of a run over its resumptions: a part of it may have had other code, threads or another device."""
+"""The environments of a run's parts: a resumed run may have continued with other code, threads or device."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 UNTIL = "until_step"
-PASSING = ("load", "command", UNTIL)  # differ between any two processes
+PASSING = ("load", "command", UNTIL)  # entries that differ between any two processes
 Environment = Mapping[str, Any]
 
 
@@ -26,7 +26,7 @@ def earlier_environments(checkpoint: Mapping[str, Any], now: Environment | None)
 
 
 def differences(before: Environment, after: Environment) -> list[str]:
-    """The names of what differs, such as ``my_methods`` (a plug-in), ``torch`` or ``threads``."""
+    """The names of the entries that differ, such as ``my_methods`` (a plug-in), ``torch`` or ``threads``."""
     found = []
     for key in (*before, *(key for key in after if key not in before)):
         one, other = before.get(key), after.get(key)

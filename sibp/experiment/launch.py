@@ -36,7 +36,7 @@ SECONDS_BETWEEN_LOOKS = 0.3
 
 
 class SnapshotLoader(ConfigLoaderImpl):
-    """Composes nothing: a launcher would have Hydra read the YAML files again when a job starts."""
+    """A config loader that does not compose; Hydra's own would read the YAML files again when a job starts."""
 
     def __init__(self) -> None:
         super().__init__(ConfigSearchPathImpl())
@@ -95,7 +95,7 @@ def launch(
     finally:
         watch.end()
     if not watch.missing:
-        shutil.rmtree(folder)  # otherwise it has submitit's files about processes that died
+        shutil.rmtree(folder)  # it may contain submitit's files about processes that died
 
 
 def check_launcher(config: DictConfig) -> None:
@@ -114,7 +114,7 @@ def check_launcher(config: DictConfig) -> None:
 
 
 def work(config: DictConfig) -> str:
-    """What submitit calls in its process, for every job.
+    """The function that submitit calls in its process for every job.
 
     Args:
         config: the launcher's config; not the job's.
@@ -133,7 +133,7 @@ def work(config: DictConfig) -> str:
 
 
 class _Watch:
-    """Looks for outcomes until told to end."""
+    """A thread that reads the jobs' outcomes until it is ended."""
 
     def __init__(
         self,
@@ -149,17 +149,17 @@ class _Watch:
         self._thread.start()
 
     def end(self) -> None:
-        """Look once more, and stop."""
+        """Read the outcomes once more, and stop."""
         self._ended.set()
         self._thread.join()
-        self._look()
+        self._read_outcomes()
 
     def _watch(self) -> None:
         while not self._ended.wait(SECONDS_BETWEEN_LOOKS):
-            self._look()
+            self._read_outcomes()
             self._show([job for job in self.missing.values() if is_locked(RunFolder(job).path / ".lock")])
 
-    def _look(self) -> None:
+    def _read_outcomes(self) -> None:
         for number, job in list(self.missing.items()):
             path = self._folder / f"{number}.outcome.json"
             if path.exists():

@@ -37,13 +37,13 @@ from sibp.runs.folder import AGAIN, RunFolder, finite
 from sibp.runs.reading import ends_beyond_reason, first_line
 
 EVAL_BATCH = 1000  # samples in an evaluation pass: few enough to stay in a processor's cache
-EARLY_ROWS = 5  # logged every `log_early` steps
+EARLY_ROWS = 5  # number of rows logged every `log_early` steps
 STEPS_BETWEEN_CHECKS = 20  # on an accelerator: reading the loss back waits for the device
 SAMPLE = 300  # characters in a language model's sample at every row
 
 
 class DivergedError(Exception):
-    """The training loss is not finite or ended far above its start, or no finite step exists."""
+    """The training loss is not finite or ended far above its initial value, or no finite step exists."""
 
     def __init__(self, step: int, loss: float, reason: str | None = None):
         super().__init__(reason or f"the training loss became {loss} at step {step}")
@@ -105,7 +105,7 @@ class Trainer:
         self.total = settings.total_steps(self.order.steps_per_epoch)
         self.schedule = Schedule.of(settings, optimizer, self.total)
         self.characters = settings.batch_size * data.train.labels[0].numel() if data.letters else None  # in a batch
-        self._tell_loss_average()
+        self._set_loss_average()
         self.clock = Clock(self.device)
         self.step = 0
         self.batches_sha256 = ""
@@ -229,7 +229,7 @@ class Trainer:
 
         if getattr(self.optimizer, "line_search", False):
             return self._search(closure, inputs, labels)
-        # A closure, as L-BFGS looks at the loss several times a step; all others once.
+        # A closure, since L-BFGS evaluates the loss several times per step; other optimizers evaluate it once.
         return self.optimizer.step(closure).detach()  # pyright: ignore[reportCallIssue, reportArgumentType]
 
     def _search(self, closure: Callable[[], torch.Tensor], inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -328,11 +328,11 @@ class Trainer:
             return
         if state.get("data_sha256", self.data.sha256) != self.data.sha256:
             raise UserError(
-                f"{self.folder.path} was begun with other data (data_sha256 differs): give those back to resume it; "
+                f"{self.folder.path} was begun with other data (data_sha256 differs): restore the data to resume it; "
                 f"{AGAIN}"
             )
         try:
-            self._take(state)
+            self._load_state(state)
         except Exception as error:  # torch has one for everything that can be wrong
             if is_out_of_memory(error):
                 raise
@@ -341,7 +341,7 @@ class Trainer:
         drop_later_rows(self.folder, state)
         self.rows = self.folder.rows()
 
-    def _take(self, state: dict[str, Any]) -> None:
+    def _load_state(self, state: dict[str, Any]) -> None:
         self.step, seconds = checked_position(state, self.total)
         self.model.load_state_dict(state["model"])
         load_optimizer(self.optimizer, state["optimizer"])
@@ -353,7 +353,7 @@ class Trainer:
             torch.cuda.set_rng_state(state["random_cuda"][0], self.device)
 
     def _check_objective(self) -> None:
-        """Refuse data that the model is not for, and a target where there is no accuracy."""
+        """Refuse data that do not fit the model, and an accuracy target if the model has no accuracy."""
         name, train = self.settings.model["name"], self.data.train
         if self.settings.target_val_acc is not None and self.objective.right is None:
             raise UserError(
@@ -364,14 +364,14 @@ class Trainer:
                 f"model={name} is {needed}, not for dataset={self.settings.dataset['name']}: choose another of them."
             )
 
-    def _tell_loss_average(self) -> None:
-        """Have a proximal method know that the loss is a mean over the characters of all windows."""
+    def _set_loss_average(self) -> None:
+        """Tell a proximal method that the loss is a mean over the characters of all windows."""
         method = getattr(self.optimizer, "direction", self.optimizer)
         if self.characters is not None and isinstance(method, TappedOptimizer) and method.loss_average is True:
             method.loss_average = self.characters
 
     def _set_random_state(self) -> None:
-        """For layers that draw as they train; weights and batches have streams of their own."""
+        """Seed layers that draw random numbers in training; weights and batches have their own random streams."""
         torch.manual_seed(self.settings.seed)
 
     def _on_cuda(self) -> bool:

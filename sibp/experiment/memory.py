@@ -8,7 +8,7 @@ import torch
 
 from sibp.runs.errors import UserError
 
-# Weights, gradients, and the copy for a run's first step, which is not timed; in float32.
+# In float32: weights, gradients, and the copy of the weights for a run's untimed first step.
 BYTES_PER_WEIGHT = 3 * 4
 OF_ALLOCATORS = (
     "DefaultCPUAllocator",

@@ -14,7 +14,7 @@ class Objective:
     Attributes:
         loss: maps outputs (B, n), inputs, labels (B,) and a reduction, ``mean`` over the batch or ``sum``, to a number.
         right: counts correct outputs; None without an accuracy.
-        misfit: the kind of data needed, if inputs and labels are of another kind, else None.
+        misfit: returns the kind of data needed if inputs and labels are of another kind, otherwise None.
     """
 
     loss: Callable[[Tensor, Tensor, Tensor, str], Tensor]
@@ -27,7 +27,7 @@ def _cross_entropy(outputs: Tensor, inputs: Tensor, labels: Tensor, reduction: s
     return F.cross_entropy(outputs, labels, reduction=reduction)
 
 
-def _no_images(inputs: Tensor, labels: Tensor) -> str | None:
+def _label_misfit(inputs: Tensor, labels: Tensor) -> str | None:
     return None if labels.ndim == 1 else "for images with a label each"
 
 
@@ -38,27 +38,27 @@ def _reconstruction(outputs: Tensor, inputs: Tensor, labels: Tensor, reduction: 
     return total / len(inputs) if reduction == "mean" else total
 
 
-def _no_chances(inputs: Tensor, labels: Tensor) -> str | None:
+def _pixel_misfit(inputs: Tensor, labels: Tensor) -> str | None:
     fit = inputs.is_floating_point() and inputs.min() >= 0 and inputs.max() <= 1
     return None if fit else "for pixels between 0 and 1"
 
 
 def _next_character(outputs: Tensor, inputs: Tensor, labels: Tensor, reduction: str) -> Tensor:
-    """Mean over the T characters of a window, for outputs (B, T, letters); then over the batch, or summed."""
+    """Outputs (B, T, letters): the mean over the T characters of a window, then the mean or sum over the batch."""
     del inputs
     total = F.cross_entropy(outputs.flatten(0, 1), labels.flatten(), reduction=reduction)
     return total if reduction == "mean" else total / labels.shape[1]
 
 
-def _no_text(inputs: Tensor, labels: Tensor) -> str | None:
+def _text_misfit(inputs: Tensor, labels: Tensor) -> str | None:
     return None if labels.ndim == 2 else "for text"
 
 
-def _right(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Outputs with NaN are wrong, although NaN is the largest for argmax."""
+def _count_correct(outputs: Tensor, labels: Tensor) -> Tensor:
+    """The number of correct outputs; an output with NaN is wrong, although argmax treats NaN as the largest value."""
     return ((outputs.argmax(dim=1) == labels) & ~outputs.isnan().any(dim=1)).sum()
 
 
-CLASSIFICATION = Objective(_cross_entropy, _right, misfit=_no_images)
-RECONSTRUCTION = Objective(_reconstruction, None, misfit=_no_chances)
-NEXT_CHARACTER = Objective(_next_character, None, misfit=_no_text)
+CLASSIFICATION = Objective(_cross_entropy, _count_correct, misfit=_label_misfit)
+RECONSTRUCTION = Objective(_reconstruction, None, misfit=_pixel_misfit)
+NEXT_CHARACTER = Objective(_next_character, None, misfit=_text_misfit)

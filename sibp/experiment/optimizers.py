@@ -84,7 +84,7 @@ OUTERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adagrad": adagrad,
     "muon": muon.build,
 }
-"""What a direction can be fed to, by its name in configs."""
+"""The outer optimizers that can use a direction as their gradient, by their names in configs."""
 
 
 def fed(direction: Callable[[nn.Module, float, float, str], TappedOptimizer]) -> Callable[..., torch.optim.Optimizer]:
@@ -139,8 +139,8 @@ def proxprop(model: nn.Module, neuron_step: float, prox_weight: float, solver: s
     return ProxBP(model, neuron_step, prox_weight, solver, loss_average=False, explicit=layers[-1:])
 
 
-def _found() -> dict[str, Callable[..., torch.optim.Optimizer]]:
-    """The `build` function of every file of `sibp.optim` that has one, by file name."""
+def _find_builders() -> dict[str, Callable[..., torch.optim.Optimizer]]:
+    """``{file name: its build function}`` for every file of `sibp.optim` that has one."""
     names = [module.name for module in pkgutil.iter_modules(sibp.optim.__path__)]
     modules = {name: importlib.import_module(f"sibp.optim.{name}") for name in names}
     return {name: module.build for name, module in modules.items() if hasattr(module, "build")}
@@ -157,7 +157,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sibp_fed": fed(SIBP),
     "proxbp_fed": fed(ProxBP),
     "proxprop": fed(proxprop),
-    **_found(),
+    **_find_builders(),
 }
 
 

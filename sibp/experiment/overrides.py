@@ -30,7 +30,7 @@ MEANT = {
     "data_dir": "data_root",
     "num_threads": "threads",
 }
-# A value that Hydra reads unquoted, and a function of Hydra's, such as choice(a,b).
+# A value that needs no quotes for Hydra, and a call of a Hydra function, such as choice(a,b).
 PLAIN = re.compile(r"[\w/.+:%*@?|$ -]*", re.ASCII)
 FUNCTION = re.compile(r"(choice|range|glob|sort|shuffle|tag|str)\(.*\)")
 
@@ -98,7 +98,7 @@ def refuse(overrides: Sequence[str], trusted: bool = False) -> None:
 
 
 def refuse_idle(overrides: Sequence[str], multirun: bool) -> None:
-    """Refuse a launcher without a sweep, and settings of a launcher where none is chosen.
+    """Refuse a launcher without a sweep, and settings of a launcher if no launcher is chosen.
 
     Args:
         overrides: of a command that trains.
@@ -158,7 +158,7 @@ def unknown_key(key: str, config: Mapping[Any, Any]) -> str:
 
 
 def cut(text: str) -> str:
-    """A text, short enough for a sentence.
+    """A text, shortened to fit into a sentence.
 
     Args:
         text: any.

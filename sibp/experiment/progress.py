@@ -15,7 +15,7 @@ from sibp.runs.state import State, duration, progress_of, state_of
 
 SECONDS_BETWEEN_LINES = 30.0  # where there is no terminal
 SECONDS_BETWEEN_LOOKS = 1.0
-MOST_LINES = 12  # of the table of jobs
+MOST_LINES = 12  # in the table of jobs
 
 
 class Progress:
@@ -36,7 +36,7 @@ class Progress:
         self._table: list[tqdm] = []
 
     def line(self) -> str:
-        """How far the sweep is.
+        """The progress of the sweep in one line.
 
         Returns:
             Such as ``7/25 runs, 2 diverged, about 12 min left``.
@@ -51,7 +51,7 @@ class Progress:
         return ", ".join(parts)
 
     def ended(self, outcome: Outcome, line: str, good: bool) -> None:
-        """Tell of a run that has ended.
+        """Count a run that has ended, and print its line.
 
         Args:
             outcome: how.
@@ -66,10 +66,10 @@ class Progress:
                 print(line, file=stream, flush=True)
         else:
             print(line, file=stream, flush=True)
-        self._now_and_then()
+        self._print_occasionally()
 
     def look(self, running: Sequence[Mapping[str, Any]]) -> None:
-        """Show what runs do that are trained in other processes.
+        """Show the states of runs that are trained in other processes.
 
         Args:
             running: their configs.
@@ -80,11 +80,11 @@ class Progress:
         if self._terminal:
             self._draw([state_of(config) for config in running[:MOST_LINES]])
         else:
-            self._now_and_then()
+            self._print_occasionally()
 
     @contextmanager
     def beside(self) -> Iterator[None]:
-        """Show how far the sweep is below the bar of a run in this process.
+        """Show the sweep's progress below the progress bar of a run in this process.
 
         Yields:
             Nothing.
@@ -99,12 +99,12 @@ class Progress:
             bar.close()
 
     def close(self) -> None:
-        """Take the table off the terminal."""
+        """Remove the table from the terminal."""
         for bar in self._table:
             bar.close()
         self._table = []
 
-    def _now_and_then(self) -> None:
+    def _print_occasionally(self) -> None:
         ended = self.count.total()
         if self._terminal or not self._shown or ended == 0 or ended == self.total:
             return
@@ -123,6 +123,6 @@ class Progress:
 
 
 def _text_bar(text: str, position: int) -> tqdm:
-    """A line at the foot of the terminal."""
+    """A line at the bottom of the terminal."""
     columns, rows = shutil.get_terminal_size((100, 24))
     return tqdm(total=0, desc=text, bar_format="{desc}", position=position, leave=False, ncols=columns, nrows=rows)

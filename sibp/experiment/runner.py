@@ -56,19 +56,19 @@ def run(config: Mapping[str, Any]) -> Outcome:
         prepared = _prepare(settings, folder, device_of(settings.device))
     except UserError as error:
         return Outcome("failed", str(error), folder, wrong_input=True)
-    except Exception as error:  # not the user's mistake: the folder keeps it with its traceback
+    except Exception as error:  # not a mistake of the user: it is stored in the folder with its traceback
         prepared = error
     try:
         with folder.locked():
             if isinstance(prepared, Exception):
                 return _failed(folder, started, prepared)
-            if is_done(settings, folder):  # by another process, in the meantime
+            if is_done(settings, folder):  # another process has finished it in the meantime
                 return _kept(folder)
             try:
                 return _run_locked(prepared, started)
             except StoppedError as stop:
                 return Outcome(
-                    "interrupted", _noted(f"{stop}: {resuming(config)} resumes from there", prepared), folder
+                    "interrupted", _with_notes(f"{stop}: {resuming(config)} resumes from there", prepared), folder
                 )
             except Exception as error:
                 return _failed(folder, started, error)
@@ -77,7 +77,7 @@ def run(config: Mapping[str, Any]) -> Outcome:
     except UserError as error:
         return Outcome("failed", str(error), folder, wrong_input=True)
     except OSError as error:
-        return Outcome("failed", _unwritten(error, folder), folder)
+        return Outcome("failed", _write_error_message(error, folder), folder)
 
 
 def is_done(settings: Settings, folder: RunFolder) -> bool:
@@ -168,7 +168,7 @@ def _add_test(prepared: "_Prepared") -> Outcome:
     folder.write_config()
     trainer.finish(summary)
     folder.write_summary(summary)
-    return Outcome("completed", _in_short(summary), folder)
+    return Outcome("completed", _summary_line(summary), folder)
 
 
 def _test_metrics(trainer: Trainer) -> dict[str, float | None]:
@@ -183,7 +183,7 @@ def _run_locked(prepared: "_Prepared", started: str) -> Outcome:
     if trainer.settings.force:
         folder.clear()  # only now: kept results are deleted only for a run that can start
     folder.write_config()
-    folder.forget_end()  # of an attempt that failed
+    folder.forget_end()  # of a failed attempt
     try:
         trainer.fit(prepared.another)
         status, reason, ending = "completed", None, {}
@@ -197,15 +197,15 @@ def _run_locked(prepared: "_Prepared", started: str) -> Outcome:
         summary |= _test_metrics(trainer)
     trainer.finish(summary)
     folder.write_summary(summary)
-    return Outcome(status, _noted(reason or _in_short(summary), prepared), folder)
+    return Outcome(status, _with_notes(reason or _summary_line(summary), prepared), folder)
 
 
 def _notes(trainer: Trainer) -> list[str]:
     return notes_of(trainer.earlier_environments, trainer.environment)
 
 
-def _noted(message: str, prepared: "_Prepared") -> str:
-    """A message that ends with what a resumption changed."""
+def _with_notes(message: str, prepared: "_Prepared") -> str:
+    """The message, followed by the changes of environment at resumptions."""
     return "; ".join([message, *_notes(prepared.trainer)])
 
 
@@ -214,7 +214,7 @@ def _failed(folder: RunFolder, started: str, error: Exception) -> Outcome:
     trace = None if isinstance(error, UserError) else "".join(traceback.format_exception(error))
     reason = f"{type(error).__name__}: {error}"
     if isinstance(error, UserError | OSError):
-        reason = str(error) if isinstance(error, UserError) else _unwritten(error, folder)
+        reason = str(error) if isinstance(error, UserError) else _write_error_message(error, folder)
     elif is_out_of_memory(error):
         batch, cause = folder.config.get("batch_size"), next(iter(str(error).splitlines()), type(error).__name__)
         reason = f"memory is not enough: give a smaller model, or a batch_size below {batch} ({cause})"
@@ -226,7 +226,7 @@ def _failed(folder: RunFolder, started: str, error: Exception) -> Outcome:
     return Outcome("failed", reason, folder, wrong_input=trace is None)
 
 
-def _unwritten(error: OSError, folder: RunFolder) -> str:
+def _write_error_message(error: OSError, folder: RunFolder) -> str:
     path = error.filename or folder.path
     name = os.fsdecode(path) if isinstance(path, bytes) else path
     return (
@@ -237,7 +237,7 @@ def _unwritten(error: OSError, folder: RunFolder) -> str:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """All that a run needs to start: its trainer, a factory of identical ones, and facts for its summary."""
+    """A run ready to start: its trainer, a factory of identical trainers, and entries for its summary."""
 
     folder: RunFolder
     trainer: Trainer
@@ -308,9 +308,9 @@ def device_of(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda is not there: torch finds no NVIDIA GPU on this machine; give device=cpu or auto.")
+        raise UserError("device=cuda is not available: torch finds no NVIDIA GPU; give device=cpu or auto.")
     if name not in ("cpu", "cuda"):
-        raise UserError(f"device={name} is not there: choose one of: auto, cpu, cuda (an NVIDIA GPU).")
+        raise UserError(f"device={name} is not available: choose one of: auto, cpu, cuda (an NVIDIA GPU).")
     return torch.device(name)
 
 
@@ -326,7 +326,7 @@ def _results(trainer: Trainer) -> dict[str, Any]:
     rows, target = trainer.rows, trainer.settings.target_val_acc
     if not rows:
         return {"steps": trainer.step}
-    best = min(rows, key=_badness)
+    best = min(rows, key=_validation_rank)
     met = next((row for row in rows if target is not None and row["val_acc"] >= target), None)
     return {
         "steps": trainer.step,
@@ -343,13 +343,13 @@ def _results(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def _badness(row: Mapping[str, Any]) -> tuple[float, float]:
-    """A score, smaller is better: by accuracy, or by loss without an accuracy."""
+def _validation_rank(row: Mapping[str, Any]) -> tuple[float, float]:
+    """A sort key, smaller is better: by validation accuracy, or by validation loss if there is no accuracy."""
     accuracy, loss = row["val_acc"], number_or_nan(row["val_loss"])  # null in a resumed run's rows if not finite
     return (-accuracy, 0.0) if accuracy is not None else (0.0, math.inf if math.isnan(loss) else loss)
 
 
-def _in_short(summary: Mapping[str, Any]) -> str:
+def _summary_line(summary: Mapping[str, Any]) -> str:
     final = summary["final"]
     kind, key = ("accuracy", "acc") if final.get("val_acc") is not None else ("loss", "loss")
     val, tested = (number_or_nan(value) for value in (final.get(f"val_{key}"), summary.get(f"test_{key}")))

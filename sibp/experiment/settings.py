@@ -163,7 +163,7 @@ def check_own_schedule(optimizer: Mapping[str, Any]) -> None:
 
 
 def refuse_unknown(prefix: str, given: Mapping[str, Any], known: list[str]) -> None:
-    """Refuse a key that nothing reads.
+    """Refuse an unknown key.
 
     Args:
         prefix: dotted path of the mapping, ending in a dot, or empty.

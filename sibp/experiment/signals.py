@@ -11,7 +11,7 @@ INTERRUPTED = 130  # the exit code of a command ended by Ctrl-C
 
 
 class StopRequest:
-    """Whether somebody asked the run to stop."""
+    """Whether the run was asked to stop."""
 
     def __init__(self) -> None:
         self.made = False
@@ -19,7 +19,7 @@ class StopRequest:
 
 @contextmanager
 def ends_quietly() -> Iterator[None]:
-    """While a command starts and has nothing to lose, have Ctrl-C end it with a sentence, not a traceback.
+    """While a command starts, end it on Ctrl-C with a one-line message instead of a traceback.
 
     Yields:
         Nothing.
@@ -54,7 +54,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
-        yield request  # Python delivers signals to the main thread alone
+        yield request  # Python delivers signals only to the main thread
         return
 
     def handle(number: int, frame: FrameType | None) -> None:

@@ -15,7 +15,7 @@ HIDDEN = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
 
 
 def import_no_compiler() -> None:
-    """Have torch's optimizers do without the compiler until it has been imported; done twice, it is done once."""
+    """Let torch's optimizers work without importing the compiler; calling this again has no effect."""
     for name in HIDDEN:
         hidden = getattr(optim.Optimizer, name)
         function = getattr(hidden, "__wrapped__", None)

@@ -33,7 +33,7 @@ def count_of(n_jobs: Any) -> int:
         UserError: it is not such a number.
     """
     if type(n_jobs) is not int or n_jobs == 0:
-        raise UserError(f"hydra.launcher.n_jobs={n_jobs} is not possible: give 1 or more, or -1 for one a core.")
+        raise UserError(f"hydra.launcher.n_jobs={n_jobs} is not possible: give 1 or more, or -1 for one per core.")
     return n_jobs if n_jobs > 0 else max(1, (os.cpu_count() or 1) + 1 + n_jobs)
 
 
@@ -66,7 +66,7 @@ def train_in_processes(
                 for process in [process for process in running if process.answers.poll() or not process.is_alive()]:
                     tell(_outcome_of(process, running.pop(process)))
                 if stop.made:
-                    _ask_to_stop(running)
+                    _request_stop(running)
                 look(list(running.values()))
         finally:
             for process in running:
@@ -84,7 +84,7 @@ def _start(context: Any, job: Job, at_once: int) -> Any:
     return process
 
 
-def _ask_to_stop(running: Mapping[Any, Any]) -> None:
+def _request_stop(running: Mapping[Any, Any]) -> None:
     for process in running:
         if not process.asked_to_stop:
             process.asked_to_stop = True

@@ -1,9 +1,11 @@
 """Compare finished runs: ``sibp report runs`` writes report.html."""
 
 import argparse
+import math
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from sibp.analysis.arena import contests, own_names
@@ -51,7 +53,8 @@ def _main(words: list[str]) -> int:
             document = build_arena(collection, contests(problems, own_names(args.folders, collection.broken)), command)
         else:
             document = build(collection, problems, command)
-            print(f"{in_short(problems)}\n" if problems else "", end="\n" if problems else "")
+            if problems:
+                print(f"{in_short(problems)}\n")
         written = _write(document, args.out, args.format)
     except UsageError as error:
         print(error, file=sys.stderr)
@@ -69,15 +72,19 @@ def _parser() -> argparse.ArgumentParser:
         "--format",
         type=_formats,
         default=("html",),
-        metavar="html,md,csv,png,svg,tensorboard",
+        metavar=",".join(FORMATS),
         help="comma-separated outputs, next to --out (default: html); tensorboard: medians over seeds, as runs",
     )
     parser.add_argument(
         "--target-acc",
-        type=_accuracy,
+        type=partial(_target, 1.0, "an accuracy: give a number between 0 and 1"),
         help="report steps and seconds to this validation accuracy (default: target_val_acc of the runs, if equal)",
     )
-    parser.add_argument("--target-loss", type=_loss, help="report steps and seconds to this training loss")
+    parser.add_argument(
+        "--target-loss",
+        type=partial(_target, sys.float_info.max, "a target loss: give a number above 0"),
+        help="report steps and seconds to this training loss",
+    )
     parser.add_argument(
         "--clock",
         metavar="FILE",
@@ -106,24 +113,24 @@ def _formats(text: str) -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in chosen)
 
 
-def _accuracy(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not an accuracy: give a number between 0 and 1")
-    return value
-
-
-def _loss(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a target loss: give a number above 0")
+def _target(largest: float, needed: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= largest:
+        raise argparse.ArgumentTypeError(f"{text} is not {needed}")
     return value
 
 
 def _write(document: Document, out: Path, formats: Sequence[str]) -> list[Path]:
     """Write each format next to ``out``; returns the files, or a pattern where there are many."""
-    stem = out.with_suffix("")
-    written = []
+    written: list[Path] = []
+
+    def beside(ending: str) -> Path:
+        written.append(out.with_name(out.stem + ending))
+        return written[-1]
+
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if "html" in formats:
@@ -131,20 +138,19 @@ def _write(document: Document, out: Path, formats: Sequence[str]) -> list[Path]:
             written.append(out)
         if "md" in formats:
             drawn = next((form for form in ("svg", "png") if form in formats), None)
-            _write_text(stem.with_name(stem.name + ".md"), markdown(document, out.parent, stem.name, drawn))
-            written.append(stem.with_name(stem.name + ".md"))
+            _write_text(beside(".md"), markdown(document, out.parent, out.stem, drawn))
         if "csv" in formats:
             for name, text in csv_files(document, out.parent).items():
-                _write_text(stem.with_name(f"{stem.name}-{name}.csv"), text)
-            written.append(stem.with_name(stem.name + "-*.csv"))
+                _write_text(out.with_name(f"{out.stem}-{name}.csv"), text)
+            beside("-*.csv")
         for form in ("png", "svg"):
             if form in formats:
-                save_pictures(document, stem, form)
-                written.append(stem.with_name(f"{stem.name}-*.{form}"))
+                save_pictures(document, out.with_suffix(""), form)
+                beside(f"-*.{form}")
         if "tensorboard" in formats:
             from sibp.report.board import write_medians  # tensorboard takes a second to import
 
-            written.append(write_medians(document, stem.with_name(stem.name + "-tensorboard")))
+            write_medians(document, beside("-tensorboard"))
     except OSError as error:
         raise UsageError(f"The report cannot be written to {out} ({error.strerror}): give another --out.") from error
     return written

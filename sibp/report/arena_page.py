@@ -1,4 +1,4 @@
-"""The arena's report: all problems together, then each."""
+"""The report of the arena: all problems together, then each problem."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -20,8 +20,8 @@ from sibp.report.tables import budget_table
 from sibp.report.verdicts import who_won
 from sibp.runs.collect import Collection
 
-FARTHEST = 10.0  # times the fastest: where the drawn profiles end
-BEST = 6  # methods whose profiles are coloured; those of the others are grey
+LARGEST_RATIO = 10.0  # right edge of the drawn profiles, in multiples of the fastest method's cost
+BEST = 6  # number of methods whose profiles are coloured; the other profiles are grey
 CAPTION = (
     "The share of instances that a method solves within a multiple of the fastest method's cost. Left edge: how often "
     "it is the fastest; right edge: how often it reaches the target at all."
@@ -29,7 +29,7 @@ CAPTION = (
 
 
 def build_arena(collection: Collection, contests: Sequence[Contest], command: str) -> Document:
-    """The report of all problems together, then of each."""
+    """The report of all problems together, then of each problem."""
     table = standings(contests)
     problems = [contest.problem for contest in contests]
     count = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}"
@@ -73,10 +73,8 @@ def scores(table: Sequence[Standing]) -> list[Figure]:
     """Scores with their intervals: one figure per target and unit of cost, the best method first."""
     found = []
     for goal, unit, ranked in _rankings(table):
-        found_of = enumerate((each.name, each.scores[goal, unit]) for each in ranked)
-        lines = [interval(name, row, score, muted=row >= BEST) for row, (name, score) in found_of]
-        title = f"score in {unit}, {goal} target"
-        rows = [line.label for line in lines]
+        lines = [interval(of.name, i, of.scores[goal, unit], muted=i >= BEST) for i, of in enumerate(ranked)]
+        title, rows = f"score in {unit}, {goal} target", [each.name for each in ranked]
         found.append(Figure(f"score-{goal}-{unit}", title, "score with 95 % interval", "", lines, rows=rows))
     return found
 
@@ -97,9 +95,9 @@ def profiles(table: Sequence[Standing]) -> list[Figure]:
     for goal, unit, ranked in _rankings(table):
         lines = []
         for place, each in enumerate(ranked):
-            tau, height = steps_of(each.ratios[goal, unit], FARTHEST)
+            tau, height = steps_of(each.ratios[goal, unit], LARGEST_RATIO)
             lines.append(Line(each.name, each.name, tau, height, named=True, muted=place >= BEST))
-        lines.sort(key=lambda line: not line.muted)  # grey ones behind
+        lines.sort(key=lambda line: not line.muted)  # grey lines are drawn first, behind the others
         title = f"{unit} to the {goal} target"
         axis = f"{unit} / {unit} of the fastest"
         found.append(Figure(f"profile-{goal}-{unit}", title, axis, "share of instances", lines, x_log=True))
@@ -140,7 +138,7 @@ def against(contest: Contest, mine: Method, rival: Method) -> list[str | None]:
 
 
 def _label(method: Method) -> str | None:
-    """The tuned part of the chosen setting; all of it if nothing was tuned."""
+    """The tuned hyper-parameters of the chosen setting; all of them if none was tuned."""
     if method.chosen is None:
         return None
     tuned = {key: value for key, value in method.chosen.optimizer.items() if len(method.grid(key)) > 1}

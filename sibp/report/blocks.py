@@ -1,4 +1,4 @@
-"""What a report is made of, before it is a web page, Markdown, CSV or pictures."""
+"""The parts of a report, independent of its format (web page, Markdown, CSV, pictures)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,16 +31,16 @@ class Text:
 class Table:
     """A table."""
 
-    name: str  # also of its CSV file; tables of one name end up in one file
+    name: str  # of its CSV file; tables with the same name share one file
     columns: Sequence[str]  # headings
-    rows: Sequence[Sequence[Cell]]  # cells, as many as columns
-    title: str  # what it shows
+    rows: Sequence[Sequence[Cell]]  # one cell per column
+    title: str
     folded: bool = False  # whether it is collapsed at first
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """Every two methods against each other."""
+    """The verdicts on all pairs of methods."""
 
     name: str  # unique in a report
     title: str  # the metric
@@ -48,26 +48,26 @@ class Matrix:
     words: Mapping[tuple[str, str], str]  # (row, column) -> the verdict on the row's method against the column's
     # (row, column) -> the median difference, or ratio, with its interval
     numbers: Mapping[tuple[str, str], Estimate | None]
-    of: str = "minus"  # what the numbers are: row ``minus`` column, or a step's cost ``over`` the other's
+    of: str = "minus"  # the numbers are row ``minus`` column, or the cost of the row's step ``over`` the column's
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line, with or without a band, or a set of marks, of a figure."""
+    """A line of a figure, with or without a band, or a set of markers."""
 
     label: str  # in the legend if ``named``
     group: str  # the method; lines of one group share a style, and hide together
-    x: np.ndarray  # where
-    y: np.ndarray  # values; NaN leaves a gap
-    low: np.ndarray | None = None  # lower edge of the band; of ``interval``, its left end
-    high: np.ndarray | None = None  # upper edge, or right end
+    x: np.ndarray  # (n,) positions on the horizontal axis
+    y: np.ndarray  # (n,) values; NaN leaves a gap
+    low: np.ndarray | None = None  # (n,) lower edge of the band; for ``interval``, the left end
+    high: np.ndarray | None = None  # (n,) upper edge of the band; for ``interval``, the right end
     # ``median`` (thick), ``seed`` (thin), ``points`` (dots), ``cross`` (crosses) or ``interval`` (a dot with a
     # horizontal bar)
     kind: str = "median"
     texts: Sequence[str] = ()  # a tooltip per point
-    named: bool = False  # whether the legend has it
+    named: bool = False  # whether it is in the legend
     detail: str = ""  # its setting or seed
-    # title of another horizontal axis -> where on that axis
+    # title of another horizontal axis -> (n,) positions on that axis
     also: Mapping[str, np.ndarray] = field(default_factory=dict)
     muted: bool = False  # whether it is drawn in grey, behind the others, and left out of the legend
 
@@ -76,19 +76,19 @@ class Line:
 class Figure:
     """A figure with one pair of axes."""
 
-    name: str  # also of its picture's file; unique in a report
-    title: str  # what it shows
+    name: str  # of its picture file; unique in a report
+    title: str
     x_title: str  # of the horizontal axis
     y_title: str  # of the vertical axis
     lines: Sequence[Line]  # drawn in this order
     x_log: bool = False  # whether the horizontal axis is logarithmic
-    y_log: bool = False  # whether the vertical axis is
-    rows: Sequence[str] = ()  # names along the vertical axis, from the top; none if it has numbers
-    curves: bool = False  # whether it is a training curve, which the problem's switches control
+    y_log: bool = False  # whether the vertical axis is logarithmic
+    rows: Sequence[str] = ()  # names along the vertical axis, from the top; empty for a numeric axis
+    curves: bool = False  # whether it shows training curves, which the page's switches control
 
     @property
     def groups(self) -> list[str]:
-        """The methods in it, in the order of drawing."""
+        """The names of its methods, in the order of drawing."""
         return list(dict.fromkeys(line.group for line in self.lines))
 
 
@@ -112,7 +112,7 @@ class Document:
     title: str
     sections: Sequence[Section]  # in order
     summary: str = ""  # one line below the title
-    rules: Sequence[str] = ()  # the rules explained at its end: ``verdicts``, ``clock``, ``arena``
+    rules: Sequence[str] = ()  # rules explained at its end: ``verdicts``, ``clock``, ``arena``
 
     def blocks(self) -> list[tuple[Section, Block]]:
         """Every block with the level-2 section that it belongs to, in the order of the report."""

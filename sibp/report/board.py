@@ -20,8 +20,8 @@ TAGS = {"train loss": "loss/train", "val loss": "loss/val", "val acc": "accuracy
 """Title of a curve -> the tag of the same curve in a run's own event file."""
 
 
-def write_medians(document: Document, folder: Path) -> Path:
-    """Write an event file per method and problem, replacing earlier ones; returns the folder."""
+def write_medians(document: Document, folder: Path) -> None:
+    """Write an event file per method and problem, replacing earlier ones."""
     found: dict[str, list[tuple[str, Line]]] = {}
     for part, block in document.blocks():
         if isinstance(block, Figure) and block.curves and block.title in TAGS:
@@ -30,7 +30,6 @@ def write_medians(document: Document, folder: Path) -> Path:
                 found.setdefault(re.sub(r"[^\w.,=:/-]+", "_", name), []).append((TAGS[block.title], line))
     for name, lines in found.items():
         _write(folder / name, lines)
-    return folder
 
 
 def _write(place: Path, lines: list[tuple[str, Line]]) -> None:

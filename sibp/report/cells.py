@@ -1,4 +1,4 @@
-"""Cells as text."""
+"""Text of table cells."""
 
 import math
 import os
@@ -13,7 +13,7 @@ from sibp.runs.values import shown
 
 
 def four_digits(value: float, digits: int = 4) -> str:
-    """A number with four, or ``digits``, significant digits.
+    """A number with ``digits`` significant digits.
 
     Example:
         >>> four_digits(0.97449), four_digits(5500.0), four_digits(-0.0), four_digits(float("-inf"))
@@ -25,7 +25,7 @@ def four_digits(value: float, digits: int = 4) -> str:
 
 
 def cell_text(cell: Cell, digits: int = 4) -> str:
-    """A cell as text; an interval follows its median in brackets."""
+    """A cell as text; an estimate is its median, followed by its interval in brackets."""
     if cell is None:
         return "–"
     if isinstance(cell, Estimate):
@@ -37,7 +37,7 @@ def cell_text(cell: Cell, digits: int = 4) -> str:
 
 
 def seeds_text(found: Verdict) -> str:
-    """A verdict with its seeds, such as ``better, 18 of 20 seeds``."""
+    """A verdict with its number of wins, such as ``better, 18 of 20 seeds``."""
     return f"{found.word}, {found.wins} of {found.count} seeds"
 
 
@@ -47,7 +47,7 @@ def is_number(cell: Cell) -> bool:
 
 
 def relative(path: Path, folder: Path) -> str:
-    """The relative path from the report's folder to a run, or to the packed file that holds it."""
+    """The relative path from the report's folder to a run, or to the packed file that contains it."""
     if not os.path.exists(path) and (path.parent / PACKED).exists():
         path = path.parent / PACKED
     return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()

@@ -1,9 +1,8 @@
-"""Whether the methods of a problem may be compared at all, and where the comparison is weak."""
+"""Whether the methods of a problem can be compared, and the weaknesses of the comparison."""
 
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from sibp.analysis.comparison import Problem
 from sibp.report.blocks import Text
@@ -12,27 +11,27 @@ from sibp.runs.values import number_or_nan, shown
 
 LOSS = "initial training loss"
 BATCHES = "batches (completed runs)"  # a digest over all steps, comparable between completed runs only
-STARTS = {  # -> where a summary has it
+STARTS = {  # what must be equal for equal seeds -> its key in a summary
     LOSS: "initial_train_loss",
     "initial weights": "initial_weights_sha256",
     "data": "data_sha256",
     BATCHES: "batches_sha256",
 }
-LIBRARIES = ("sibp", "torch", "numpy")  # whose versions matter
-CLOCKWORK = ("threads", "device", "processor", "kernels")  # of an environment: what makes a second
-ROUNDING = 1e-5  # relative difference of losses that are summed in another order, with room
-UNEQUAL_LOAD = 1.0  # processes more than in another run: one that trains takes a processor for itself
+LIBRARIES = ("sibp", "torch", "numpy")  # whose versions must be equal
+SPEED_KEYS = ("threads", "device", "processor", "kernels")  # entries of an environment that change seconds per step
+ROUNDING = 1e-5  # upper bound on the relative difference between losses that are summed in different orders
+UNEQUAL_LOAD = 1.0  # difference in running processes: another training process occupies a processor
 
 
 def comparability(problem: Problem) -> list[Text]:
-    """Whether all methods started equally and had equal budgets: a paragraph, and a warning for each weakness."""
+    """A paragraph on equal starts, and a warning for each weakness of the comparison."""
     checks = _unvalidated, _edges, _budgets, _rows, _code, _machines, _resumed, _unreliable
     return [*_starts(problem), *(Text(text, warning=True) for check in checks for text in check(problem))]
 
 
 def incomparable(problem: Problem) -> list[str]:
-    """Why the shown runs must not be compared, and where to look: a sentence, if their starts differ."""
-    differing = [what.removesuffix(" (completed runs)") for what in STARTS if _unequal(_shown(problem), what)]
+    """One sentence that says why the shown runs must not be compared; empty if their starts are equal."""
+    differing = [what.removesuffix(" (completed runs)") for what in STARTS if _unequal(problem.shown_runs, what)]
     if not differing:
         return []
     return [
@@ -42,7 +41,7 @@ def incomparable(problem: Problem) -> list[str]:
 
 
 def _starts(problem: Problem) -> list[Text]:
-    """Equal seeds must mean equal first loss, weights, data and batches."""
+    """Whether runs of equal seeds had equal first losses, weights, data and batches."""
     equal, unknown, warnings = [], [], []
     for what in STARTS:
         known = sum(_start(run, what) is not None for run in problem.runs)
@@ -62,7 +61,7 @@ def _starts(problem: Problem) -> list[Text]:
 
 
 def _unequal(runs: Sequence[Run], what: str) -> dict[int, list[str]]:
-    """The seeds whose runs differ in one of `STARTS`, each with names of runs that differ from all before them."""
+    """``{seed: names of runs}`` for seeds whose runs differ in one of `STARTS`; one run for each distinct value."""
     by_seed: defaultdict[int, list[tuple[float | str, str]]] = defaultdict(list)
     for run in runs:
         value, others = _start(run, what), by_seed[run.seed]
@@ -72,7 +71,7 @@ def _unequal(runs: Sequence[Run], what: str) -> dict[int, list[str]]:
 
 
 def _same(one: float | str, other: float | str) -> bool:
-    """Whether two starts are equal; other threads, kernels or processors round a loss otherwise."""
+    """Whether two values are equal; losses up to rounding, which depends on threads, kernels and processor."""
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, rel_tol=ROUNDING)
     return one == other
@@ -108,7 +107,7 @@ def _budgets(problem: Problem) -> Iterable[str]:
 
 
 def _rows(problem: Problem) -> Iterable[str]:
-    """Runs that were logged at other steps."""
+    """Runs that were logged at different steps."""
     completed = [(run, method.name) for method in problem.methods for run in method.runs if run.status == "completed"]
     if len({tuple(run.columns["step"]) for run, _ in completed}) > 1:
         counts = sorted((len(run.columns["step"]), name) for run, name in completed)
@@ -120,8 +119,8 @@ def _rows(problem: Problem) -> Iterable[str]:
 
 
 def _code(problem: Problem) -> Iterable[str]:
-    """Runs of other code."""
-    abouts = list(map(_environment, _shown(problem)))
+    """Runs of different code."""
+    abouts = [run.environment for run in problem.shown_runs]
     versions = [about["versions"] for about in abouts if isinstance(about.get("versions"), dict)]
     found = {"commits": {shown(about["git_commit"]) for about in abouts if about.get("git_commit")}}
     for name in LIBRARIES:
@@ -137,7 +136,7 @@ def _code(problem: Problem) -> Iterable[str]:
 def _machines(problem: Problem) -> Iterable[str]:
     if not _own_seconds(problem):
         return
-    abouts = [about for run in _shown(problem) if (about := _environment(run))]
+    abouts = [run.environment for run in problem.shown_runs if run.environment]
     keys = ("host", "processor", "device", "threads")
     places = {tuple(shown(about.get(key)) for key in keys) for about in abouts}
     if len(places) > 1:
@@ -155,22 +154,22 @@ def _machines(problem: Problem) -> Iterable[str]:
 
 
 def _resumed(problem: Problem) -> Iterable[str]:
-    """Runs that another process continued at another pace."""
-    changed = [keys for run in _shown(problem) if (keys := _clockwork_of_parts(run))]
+    """Runs that were continued by a process with another number of threads, device, processor or kernels."""
+    changed = [keys for run in problem.shown_runs if (keys := _changed_speed_keys(run))]
     if changed and _own_seconds(problem):
-        keys = ", ".join(key for key in CLOCKWORK if any(key in each for each in changed))
+        keys = ", ".join(key for key in SPEED_KEYS if any(key in each for each in changed))
         yield (
             f"Resumed with other {keys}: {len(changed)} of the shown runs, whose seconds mix clocks: compare steps, "
             "not seconds."
         )
 
 
-def _clockwork_of_parts(run: Run) -> list[str]:
-    """Which of `CLOCKWORK` differ between the processes that trained a run."""
+def _changed_speed_keys(run: Run) -> list[str]:
+    """Which of `SPEED_KEYS` differ between the processes that trained a run."""
     earlier = run.summary.get("earlier_environments")
-    parts = [_environment(run), *(earlier if isinstance(earlier, list) else [])]
+    parts = [run.environment, *(earlier if isinstance(earlier, list) else [])]
     known = [part for part in parts if isinstance(part, dict) and part]
-    return [key for key in CLOCKWORK if len({shown(part.get(key)) for part in known}) > 1]
+    return [key for key in SPEED_KEYS if len({shown(part.get(key)) for part in known}) > 1]
 
 
 def _unreliable(problem: Problem) -> Iterable[str]:
@@ -185,16 +184,6 @@ def _unreliable(problem: Problem) -> Iterable[str]:
             yield f"{method.name}: {waiting} unfinished run{'' if waiting == 1 else 's'}, not counted yet."
 
 
-def _shown(problem: Problem) -> list[Run]:
-    return [run for method in problem.methods for run in method.runs]
-
-
-def _environment(run: Run) -> dict[str, Any]:
-    """What its summary records of code and machine; empty if nothing."""
-    about = run.summary.get("environment")
-    return about if isinstance(about, dict) else {}
-
-
 def _own_seconds(problem: Problem) -> bool:
-    """Whether seconds of the runs themselves are shown."""
+    """Whether the report shows seconds that the runs measured themselves."""
     return not all(method.name in (problem.clock or ()) for method in problem.methods if method.runs)

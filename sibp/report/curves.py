@@ -1,7 +1,8 @@
-"""Loss and accuracy as curves with bands over seeds, and their ends as dots with intervals."""
+"""Loss and accuracy as curves with bands over seeds, and final metrics as dots with intervals."""
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from sibp.report.cells import cell_text
 from sibp.runs.reading import Run
 from sibp.runs.values import number_or_nan
 
-MAX_POINTS = 300  # of a line; more cannot be seen
+MAX_POINTS = 300  # per line; more are not visible
 METRICS = ("train_loss", "val_loss", "val_acc")
 STEPS, SECONDS, EPOCHS = "training steps", "training seconds", "epochs"
 AXES = (STEPS, SECONDS, EPOCHS)
@@ -43,8 +44,8 @@ def curves(problem: Problem, number: str) -> list[Block]:
 def interval(name: str, row: int, found: Estimate, detail: str = "", muted: bool = False) -> Line:
     """A median with its interval, in one row of a figure."""
     x, low, high = (np.array([found.median if math.isinf(end) else end]) for end in (found.median, *found.ends))
-    said, y = [f"{name}: {cell_text(found)}, {found.count} seeds"], np.array([float(row)])
-    return Line(name, name, x, y, low, high, "interval", said, named=True, detail=detail, muted=muted)
+    tooltip, y = [f"{name}: {cell_text(found)}, {found.count} seeds"], np.array([float(row)])
+    return Line(name, name, x, y, low, high, "interval", tooltip, named=True, detail=detail, muted=muted)
 
 
 def intervals(problem: Problem, number: str) -> list[Figure]:
@@ -97,12 +98,12 @@ def _seed_line(method: Method, run: Run, metric: str) -> Line:
 
 
 def _who(method: Method, run: Run) -> str:
-    """A run's setting, if it has numbers, and its seed."""
+    """A run's hyper-parameters, if any, and its seed."""
     return ", ".join(filter(None, (method.label, f"seed {run.seed}")))
 
 
 def _axis(run: Run, title: str) -> np.ndarray:
-    """Where a run's rows are on an axis; NaN where epochs are not known."""
+    """The positions of a run's rows on an axis; NaN if the number of epochs is unknown."""
     if title != EPOCHS:
         return run.columns["step" if title == STEPS else "seconds"]
     final = run.summary.get("final")
@@ -124,12 +125,8 @@ def _endings(method: Method, runs: Sequence[Run], metric: str) -> list[Line]:
 
 def common_steps(runs: Sequence[Run]) -> np.ndarray:
     """The steps that every completed run logged (every run, if none completed)."""
-    steps = [run.columns["step"] for run in runs if run.status == "completed"]
-    steps = steps or [run.columns["step"] for run in runs]
-    shared = steps[0]
-    for other in steps[1:]:
-        shared = np.intersect1d(shared, other, assume_unique=True)
-    return shared
+    completed = [run for run in runs if run.status == "completed"]
+    return reduce(np.intersect1d, [run.columns["step"] for run in completed or runs])
 
 
 def thinned(values: np.ndarray) -> np.ndarray:
@@ -140,7 +137,7 @@ def thinned(values: np.ndarray) -> np.ndarray:
 
 
 def _values_at(run: Run, values: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """The values of a run's rows at some steps, NaN where the run did not log any."""
+    """The values of a run's rows at the given steps; NaN at steps that the run did not log."""
     logged = run.columns["step"]
     if not len(logged):
         return np.full(len(steps), np.nan)

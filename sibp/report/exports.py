@@ -29,7 +29,7 @@ def csv_files(document: Document, folder: Path) -> dict[str, str]:
 
 
 def _csv_row(columns: Sequence[str], row: Sequence[Cell], folder: Path) -> dict[str, str]:
-    """A median with an interval becomes three columns."""
+    """``{column: text}``; an estimate fills three columns: median, low and high."""
     found: dict[str, str] = {}
     for column, cell in zip(columns, row, strict=True):
         name = _guarded(column)
@@ -49,5 +49,5 @@ def _number(value: float | None) -> str:
 
 
 def _guarded(text: str) -> str:
-    """Prevents a spreadsheet from reading text as a formula."""
+    """The text, quoted if a spreadsheet would read it as a formula."""
     return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

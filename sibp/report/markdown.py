@@ -1,4 +1,4 @@
-"""The report as Markdown, without the collapsed parts of the page."""
+"""The report as Markdown, without the parts that are collapsed on the web page."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -9,64 +9,64 @@ from urllib.parse import quote
 from sibp.report.blocks import Block, Cell, Document, Figure, Link, Matrix, Table, Text
 from sibp.report.cells import cell_text, link
 
-NUMBER = re.compile(r"(\*\*)?[−-]?[\d.∞]([^a-z]|e[+-]\d)*$|–?$")  # with or without an interval, or empty
-NUMBERED = re.compile(r"[\d∞]")
+NUMBER = re.compile(r"(\*\*)?[−-]?[\d.∞]([^a-z]|e[+-]\d)*$|–?$")  # with or without an interval; or an empty cell
+HAS_DIGIT = re.compile(r"[\d∞]")
 SPECIAL = str.maketrans({c: "\\" + c for c in "\\`*_[]|#"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
 
 def markdown(document: Document, folder: Path, stem: str, drawn: str | None) -> str:
     """The report as Markdown; pictures are named STEM-NAME.DRAWN, and omitted if ``drawn`` is None."""
-    parts = [f"# {_safe(document.title)}", *([_safe(document.summary)] if document.summary else [])]
+    parts = [f"# {_escaped(document.title)}", *([_escaped(document.summary)] if document.summary else [])]
     for section in document.sections:
         texts = [] if section.folded else [_block(block, folder, stem, drawn) for block in section.blocks]
         if drawn is None and section.level > 2 and any(isinstance(block, Figure) for block in section.blocks):
-            continue  # its text is about the figures
+            continue  # its text describes the figures
         if found := [text for text in texts if text]:
-            parts += [f"{'#' * section.level} {_safe(section.title)}", *found]
+            parts += [f"{'#' * section.level} {_escaped(section.title)}", *found]
     return "\n\n".join(parts) + "\n"
 
 
 def _block(block: Block, folder: Path, stem: str, drawn: str | None) -> str:
     if isinstance(block, Text):
-        return f"**Warning:** {_safe(block.text)}" if block.warning else _safe(block.text)
+        return f"**Warning:** {_escaped(block.text)}" if block.warning else _escaped(block.text)
     if isinstance(block, Table):
         return "" if block.folded else _table(block, folder)
     if isinstance(block, Matrix):
         return _matrix(block)
-    return f"![{_safe(block.title)}]({quote(f'{stem}-{block.name}.{drawn}')})" if drawn else ""
+    return f"![{_escaped(block.title)}]({quote(f'{stem}-{block.name}.{drawn}')})" if drawn else ""
 
 
 def _matrix(matrix: Matrix) -> str:
     rows = [
-        [f"**{_safe(method)}**", *(_safe(matrix.words.get((method, other), "–")) for other in matrix.methods)]
+        [f"**{_escaped(method)}**", *(_escaped(matrix.words.get((method, other), "–")) for other in matrix.methods)]
         for method in matrix.methods
     ]
-    table = lines_of_table([f"{_safe(matrix.title)}: row against column", *map(_safe, matrix.methods)], rows)
+    table = lines_of_table([f"{_escaped(matrix.title)}: row against column", *map(_escaped, matrix.methods)], rows)
     return table.rstrip("\n")
 
 
 def _table(table: Table, folder: Path) -> str:
     rows = [[_cell(cell, folder) for cell in row] for row in table.rows]
-    return f"{_safe(table.title)}:\n\n{lines_of_table(list(map(_safe, table.columns)), rows)}".rstrip("\n")
+    return f"{_escaped(table.title)}:\n\n{lines_of_table(list(map(_escaped, table.columns)), rows)}".rstrip("\n")
 
 
 def _cell(cell: Cell, folder: Path) -> str:
-    text = _safe(cell_text(cell))
+    text = _escaped(cell_text(cell))
     return f"[{text}]({link(cell.path, folder)})" if isinstance(cell, Link) else text
 
 
-def _safe(text: str) -> str:
+def _escaped(text: str) -> str:
     return text.translate(SPECIAL)
 
 
 def lines_of_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose cells are Markdown already; numeric columns are right-aligned."""
+    """A table whose cells are already Markdown; numeric columns are right-aligned."""
     cells = [[row[i] for row in rows] for i in range(len(columns))]
-    right = [all(map(NUMBER.match, column)) and any(map(NUMBERED.search, column)) for column in cells]
+    right = [all(map(NUMBER.match, column)) and any(map(HAS_DIGIT.search, column)) for column in cells]
     rule = ["---:" if flush else "---" for flush in right]
     return "".join("| " + " | ".join(line) + " |\n" for line in (columns, rule, *rows))
 
 
 def table_of(columns: Mapping[str, Callable[..., str]], rows: Sequence[Sequence[Any]]) -> str:
-    """A table with one row for the arguments in each of ``rows``; ``columns`` maps a heading to the cell's function."""
+    """A table with one row for each tuple of arguments; ``columns``: heading -> function that gives the cell."""
     return lines_of_table(tuple(columns), [[of(*row) for of in columns.values()] for row in rows]) if rows else ""

@@ -1,4 +1,4 @@
-"""Figures as PNG and SVG by matplotlib; the same runs give the same bytes."""
+"""Figures as PNG and SVG, drawn by matplotlib; equal figures give equal bytes."""
 
 import io
 import warnings
@@ -14,12 +14,12 @@ from sibp.report.curves import SECONDS
 from sibp.report.styles import DASHES, GRID, MARKED, MARKS, MUTED, Style, styles
 from sibp.runs.folder import write_atomic
 
-LONGEST_TITLE, LONGEST_LABEL, LONGEST_ROW = 60, 48, 24  # characters in a picture
-PANEL_CHARACTERS = 60  # of the legend, below a panel
-WIDEST = 11.5  # inches; three panels are still legible on a page
+LONGEST_TITLE, LONGEST_LABEL, LONGEST_ROW = 60, 48, 24  # characters
+PANEL_CHARACTERS = 60  # characters of the legend that fit below one panel
+WIDEST = 11.5  # inches; three panels remain legible on a page
 METADATA = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 SETTINGS: dict[Any, Any] = {"svg.hashsalt": "sibp", "font.size": 9, "text.usetex": False, "axes.axisbelow": True}
-Panel = tuple[Figure, str]  # and which of its horizontal axes
+Panel = tuple[Figure, str]  # a figure and the title of the horizontal axis to draw
 
 
 def save_pictures(document: Document, prefix: Path, form: str) -> list[Path]:
@@ -83,7 +83,7 @@ def _panel(axes: Any, figure: Figure, axis: str, drawn: Mapping[str, Style], see
     axes.set(title=_literal(figure.title, LONGEST_TITLE), xlabel=_literal(axis), ylabel=_literal(figure.y_title))
     if figure.x_log and any((line.x > 0).any() for line in figure.lines):
         axes.set_xscale("log")
-        if figure.rows:  # short: powers of ten alone would be one label, and those between them overlap
+        if figure.rows:  # a short axis: powers of ten alone would give one label, and minor labels overlap
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_formatter("")
@@ -96,7 +96,7 @@ def _panel(axes: Any, figure: Figure, axis: str, drawn: Mapping[str, Style], see
 
 
 def _as_errors(figure: Figure) -> Figure:
-    """Curves of an accuracy as 1 - accuracy on a logarithmic axis; no error at all is half the smallest one there."""
+    """Accuracy as 1 - accuracy on a logarithmic axis; an error of 0 is drawn at half the smallest positive error."""
     values = [1 - array for line in figure.lines for array in (line.y, line.low, line.high) if array is not None]
     found = np.concatenate(values)
     floor = found[found > 0].min(initial=1) / 2
@@ -112,7 +112,7 @@ def _draw(axes: Any, line: Line, x: np.ndarray | None, style: Style) -> None:
     if x is None or np.isnan(x).all():
         return
     name = f"{line.label} ({line.detail})" if line.detail else line.label
-    # A thin space, since matplotlib omits labels with a leading underscore.
+    # A thin space first, since matplotlib omits labels that begin with an underscore.
     label = f"\u2009{_literal(name, LONGEST_LABEL)}" if line.named and not line.muted else "_nolegend_"
     if line.muted:
         style = Style(MUTED, "solid", style.mark)
@@ -135,6 +135,6 @@ def _draw(axes: Any, line: Line, x: np.ndarray | None, style: Style) -> None:
 
 
 def _literal(text: str, longest: int = LONGEST_TITLE) -> str:
-    """Text without formulas, short enough for a picture."""
+    """The text with ``$`` escaped, cut to ``longest`` characters."""
     text = text if len(text) <= longest else text[: longest - 1] + "…"
     return text.replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""How much a method depends on its step size: final loss over lr."""
+"""Sensitivity to the learning rate: final training loss over lr."""
 
 import math
 
@@ -17,18 +17,17 @@ CAPTION = (
 
 def robustness(problem: Problem, number: str) -> list[Block]:
     """Final training loss over the learning rate, with a caption; nothing if no method tried several."""
-    tried = {
-        method.name: [s for s in method.settings if s.hyper_parameters.get("lr", 0) > 0] for method in problem.methods
-    }
-    losses = {s: median_over(s.runs, FINAL_LOSS.of) for settings in tried.values() for s in settings}
-    finite = [loss for loss in losses.values() if loss is not None and loss < math.inf]
-    if not any(len({setting.hyper_parameters["lr"] for setting in settings}) > 1 for settings in tried.values()):
+    if not any(sum(lr > 0 for lr in method.grid("lr")) > 1 for method in problem.methods):
         return []
-    ceiling = 2 * max(finite, default=1.0) or 1.0
-    lines = []
+    tried: dict[Method, list[tuple[Setting, float]]] = {method: [] for method in problem.methods}
     for method in problem.methods:
-        points = [(s, loss) for s in tried[method.name] if (loss := losses[s]) is not None]
-        lines += _method_lines(method, points, ceiling)
+        for setting in method.settings:
+            loss = median_over(setting.runs, FINAL_LOSS.of)
+            if setting.hyper_parameters.get("lr", 0) > 0 and loss is not None:
+                tried[method].append((setting, loss))
+    finite = [loss for points in tried.values() for _, loss in points if loss < math.inf]
+    ceiling = 2 * max(finite, default=1.0) or 1.0
+    lines = [line for method, points in tried.items() for line in _method_lines(method, points, ceiling)]
     title = "final train loss over learning rate"
     return [Text(CAPTION), Figure(f"{number}-robustness", title, "lr", "final train loss", lines, True, True)]
 
@@ -53,12 +52,11 @@ def _method_lines(method: Method, points: list[tuple[Setting, float]], ceiling: 
 def _marks(method: Method, points: list[tuple[Setting, float]], ceiling: float, kind: str) -> Line:
     x = np.array([setting.hyper_parameters["lr"] for setting, _ in points])
     y = np.array([min(loss, ceiling) for _, loss in points])
-    texts = []
-    for setting, _ in points:
-        ended = [f"{setting.count(status)} {status}" for status in ("diverged", "failed") if setting.count(status)]
-        texts.append(
-            ": ".join(
-                [f"{method.name}, {setting.label}", *([f"{', '.join(ended)} of {len(setting.runs)}"] if ended else [])]
-            )
-        )
+    texts = [f"{method.name}, {setting.label}{_ended(setting)}" for setting, _ in points]
     return Line(method.name, method.name, x, y, kind=kind, texts=texts)
+
+
+def _ended(setting: Setting) -> str:
+    """Such as ``: 2 diverged, 1 failed of 5``; empty if all runs completed."""
+    found = [f"{setting.count(status)} {status}" for status in ("diverged", "failed") if setting.count(status)]
+    return f": {', '.join(found)} of {len(setting.runs)}" if found else ""

@@ -7,7 +7,7 @@ from sibp.report.blocks import Block, Figure, Line, Text
 from sibp.report.curves import thinned
 from sibp.runs.values import shown
 
-MAX_STATISTICS, MAX_LAYERS = 20, 40  # more are illegible, and a damaged file may have any number
+MAX_STATISTICS, MAX_LAYERS = 20, 40  # more would be illegible; a damaged file can contain any number
 
 
 def solver_plots(problem: Problem, number: str) -> list[Block]:

@@ -1,7 +1,7 @@
 """One colour, dash and marker per method, the same in every picture of the project.
 
-The colours are Okabe and Ito's, safe for the colour-blind, with violet, grey, brown and olive. Methods differ without
-colour too: no two have the same dash and marker.
+The colours are those of Okabe and Ito, safe for colour-blind readers, with violet, grey, brown and olive added. No two
+methods have the same dash and marker, so that they also differ without colour.
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ DASHES = {  # plotly's name -> matplotlib's
     "longdash": (0, (9, 3)),
     "longdashdot": (0, (9, 3, 2, 3)),
 }
-MARKS = {  # likewise
+MARKS = {  # plotly's name -> matplotlib's
     "circle": "o",
     "square": "s",
     "diamond": "D",
@@ -31,7 +31,7 @@ MARKS = {  # likewise
     "triangle-right": ">",
     "pentagon": "p",
 }
-MARKED = 10  # points of a curve, at most about, that carry the marker
+MARKED = 10  # markers on a curve, approximately
 GRID, MUTED = "#e3e6ea", "#b9c0c8"
 
 
@@ -44,7 +44,7 @@ class Style:
     mark: str
 
 
-FIXED = {  # style -> the method's name in sweeps and the arena, and in reports where that differs
+FIXED = {  # style -> the method's name in sweeps and the arena, then its name in reports if that is different
     Style(ORANGE, "dash", "square"): ["sgd"],
     Style(ORANGE, "dot", "square"): ["nesterov"],
     Style(ORANGE, "solid", "cross"): ["aprox"],
@@ -101,7 +101,7 @@ KNOWN = {name: style for style, names in FIXED.items() for name in names}
 
 
 def styles(names: Iterable[str]) -> dict[str, Style]:
-    """A style for each method: its fixed one, or one that no other method here has.
+    """A style for each method: its fixed style, or one that no other of these methods has.
 
     Example:
         >>> styles(["mine", "sgd"])["sgd"] == KNOWN["sgd"]

@@ -36,7 +36,7 @@ def summary_table(problem: Problem) -> Table:
 
 
 def settings_table(problem: Problem) -> Table:
-    """One row per setting, without test metrics: those are for chosen settings alone."""
+    """One row per setting, without test metrics, which are shown for chosen settings only."""
     columns = _over_runs((FINAL_LOSS, BEST_LOSS, *problem.quantities[:2]), problem)
     rows: list[list[Cell]] = []
     for method in problem.methods:
@@ -48,8 +48,8 @@ def settings_table(problem: Problem) -> Table:
 
 
 def _over_runs(quantities: Sequence[Quantity], problem: Problem) -> dict[str, Callable[[Sequence[Run]], Cell]]:
-    """Column -> its cell for the runs of a setting."""
-    step = partial(median_over, of=seconds_per_step)
+    """Column -> function that gives the cell for the runs of a setting."""
+    step, sgd = partial(median_over, of=seconds_per_step), problem.by_name.get("sgd")
 
     def to(target: Target, part: int, run: Run) -> float | None:
         found = to_target(run, target)
@@ -60,7 +60,7 @@ def _over_runs(quantities: Sequence[Quantity], problem: Problem) -> dict[str, Ca
         **{quantity.title: partial(over_runs, of=quantity.of) for quantity in quantities},
         "seconds": lambda runs: over_runs([run for run in runs if run.status == "completed"], training_seconds),
         "ms per step": lambda runs: None if (found := step(runs)) is None else 1000 * found,
-        "step cost against SGD": lambda runs: ratio(step(runs), problem.sgd_step_seconds),
+        "step cost against SGD": lambda runs: ratio(step(runs), sgd and sgd.step_seconds()),
     }
     for target in problem.targets:
         for part, unit in enumerate(("steps", "seconds")):
@@ -118,13 +118,13 @@ def runs_table(problems: Sequence[Problem]) -> Table:
 
 
 def broken_table(collection: Collection) -> list[Table]:
-    """The folders that could not be used, with reasons, if any."""
+    """The run folders that could not be read, with the reasons, if any."""
     rows = [[Link(broken.path), broken.reason] for broken in collection.broken]
     return [Table("broken", ("folder", "reason"), rows, "Broken runs, excluded above")] if rows else []
 
 
 def notes_table(collection: Collection, problems: Sequence[Problem]) -> list[Table]:
-    """Corrections made while reading, and repeated runs that were omitted, if any."""
+    """Corrections made while reading, and omitted repetitions of a run, if any."""
     rows: list[list[Cell]] = [[Link(run.path), note] for run in collection.runs for note in run.notes]
     for problem in problems:
         for run, kept in problem.repeated:
@@ -134,11 +134,10 @@ def notes_table(collection: Collection, problems: Sequence[Problem]) -> list[Tab
 
 
 def versions_table(runs: Sequence[Run]) -> Table:
-    """One row for each environment that the summaries record."""
+    """One row for each distinct environment in the summaries."""
     count: Counter[tuple[str, ...]] = Counter()
     for run in runs:
-        about = run.summary.get("environment")
-        about = about if isinstance(about, dict) else {}
+        about = run.environment
         versions = about.get("versions")
         listed = ", ".join(f"{k} {v}" for k, v in sorted(versions.items())) if isinstance(versions, dict) else ""
         commit = about.get("git_commit")

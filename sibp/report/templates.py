@@ -1,4 +1,4 @@
-"""The jinja2 templates that hold the text of pages."""
+"""Jinja2 templates of pages."""
 
 from functools import cache
 from pathlib import Path
@@ -8,7 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 @cache
 def templates(folder: Path, escape: bool) -> Environment:
-    """The templates in a folder; ``escape`` for HTML."""
+    """The templates in a folder; ``escape``: whether values are escaped for HTML."""
     return Environment(
         loader=FileSystemLoader(folder),
         autoescape=escape,

@@ -36,7 +36,7 @@ def table(problem: Problem) -> str:
 
 
 def _sentences(problem: Problem) -> str:
-    """The outcome and the warnings, wrapped except for commands, which are to be copied."""
+    """The outcome and the warnings; lines are wrapped, except commands, so that they can be copied."""
     warnings = [f"Warning: {text.text}" for text in comparability(problem) if text.warning]
     return "\n".join(
         line if "sibp train" in line else textwrap.fill(line, WIDTH, break_on_hyphens=False)

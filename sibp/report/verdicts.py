@@ -1,4 +1,4 @@
-"""Who won, in sentences, as a matrix and as a table."""
+"""Who won: in sentences, as matrices and as tables."""
 
 import math
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ CLOCK_WORDS = {BETTER: "better than", NOISE: "within the noise of", WORSE: "wors
 
 
 def outcome(problem: Problem) -> list[str]:
-    """Who won, how surely, and what it means; if seeds are missing, the commands that add them.
+    """Who won, how surely and at which cost of a step; if seeds are missing, the commands that add them.
 
-    Only why nobody won, if the runs started unequally.
+    If the runs started unequally: only a sentence that says so.
     """
     if sum(bool(method.runs) for method in problem.methods) < 2:
         return ["Fewer than two methods have results: there is nothing to compare."]
@@ -61,7 +61,7 @@ def who_won(found: Answer) -> str:
 
 
 def _against(duels: Sequence[Duel]) -> str:
-    """Such as ``better than sgd, no different from adam``, with the intervals of what is not clear."""
+    """Such as ``better than sgd, no different from adam (0.1 [-0.2, 0.3])``."""
     parts = []
     for word, phrase in AGAINST.items():
         rivals = [duel for duel in duels if duel.verdict.word == word]
@@ -91,7 +91,7 @@ def _size(difference: Estimate | None) -> str:
 
 
 def _meaning(problem: Problem, found: Answer) -> str:
-    """What a step of the method with the best training loss costs, what it may cost, and who is ahead by the clock."""
+    """For the method with the best training loss: its verdicts by the clock, and its measured and break-even costs."""
     timed = [each for each in by_the_clock(problem) if each.method is found.leader and each.word != TOO_FEW]
     if not timed:
         return "There is no verdict by the clock: too few shared seeds, or no recorded seconds."
@@ -108,7 +108,7 @@ def _meaning(problem: Problem, found: Answer) -> str:
 
 
 def clock_of(problem: Problem) -> str:
-    """Whose seconds decide, in words."""
+    """Where a problem's seconds were measured, in words."""
     return "seconds of these runs" if problem.clock is None else "seconds per step measured separately, interleaved"
 
 

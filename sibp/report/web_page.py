@@ -20,7 +20,7 @@ from sibp.report.templates import templates
 
 HERE = Path(__file__).parent
 LONG = 48  # characters; longer texts are broken into lines
-# Whatever a run folder contains, the page loads no external resource.
+# The page loads no external resource, whatever a run folder contains.
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
 
@@ -28,7 +28,7 @@ def page(document: Document, folder: Path) -> str:
     """The report as HTML; links to run folders are relative to ``folder``, where the page will be stored."""
     figures = document.figures()
     drawn = styles(group for figure in figures for group in figure.groups)
-    # The plotting library precedes the page's script, and is omitted without figures.
+    # The plotting library comes before the page's script, and is omitted if there are no figures.
     scripts = [*([HERE / "plotly" / "plotly-basic.min.js"] if figures else []), HERE / "page.js"]
     return (
         _environment()
@@ -58,13 +58,13 @@ def _environment() -> Environment:
 
 
 def _json(value: Any) -> Markup:
-    """JSON that cannot close its HTML element."""
+    """JSON with the characters escaped that could end the surrounding HTML element."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
 def _parts(document: Document) -> list[list[Section]]:
-    """The sections, grouped into parts that begin with level 2."""
+    """The sections, grouped into parts; a section of level 2 begins a part."""
     parts: list[list[Section]] = []
     for section in document.sections:
         if section.level == 2 or not parts:
@@ -74,10 +74,9 @@ def _parts(document: Document) -> list[list[Section]]:
 
 
 def _groups(sections: list[Section]) -> list[str]:
-    """The methods in a part's curves, for its switches."""
+    """The methods in a part's curves, each of which gets a button."""
     figures = [block for section in sections for block in section.blocks if isinstance(block, Figure)]
-    found = [group for figure in figures if figure.curves for group in figure.groups]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(group for figure in figures if figure.curves for group in figure.groups))
 
 
 def _runs_of(blocks: list[Block]) -> list[tuple[str, list[Block]]]:
@@ -90,7 +89,7 @@ def _runs_of(blocks: list[Block]) -> list[tuple[str, list[Block]]]:
 
 
 def _cell(cell: Cell, folder: Path) -> dict[str, str | None]:
-    """Text, class, link, and the value for sorting and export."""
+    """A cell's text, CSS class, link, and numeric value for sorting and export."""
     kind = "number" if is_number(cell) else "long" if len(cell_text(cell)) > LONG else ""
     value = cell.median if isinstance(cell, Estimate) else cell if isinstance(cell, int | float) else None
     return {
@@ -102,7 +101,7 @@ def _cell(cell: Cell, folder: Path) -> dict[str, str | None]:
 
 
 def _line(line: Line, figure: Figure) -> dict[str, Any]:
-    """A line as plain JSON-serialisable data."""
+    """A line as data that JSON can represent."""
     known = {title: values for title, values in line.also.items() if not np.isnan(values).all()}
     found: dict[str, Any] = {
         "label": line.label,

@@ -30,8 +30,8 @@ from sibp.runs.values import BrokenError, number_or_nan, shown
 from sibp.runs.yaml_file import yaml_text
 
 FINISHED = ("completed", "diverged")
-WHOLE = {"steps": int, "final": dict, "seconds": dict}  # a completed run's summary has at least these,
-NUMBERS = {"final": "train_loss", "seconds": "train"}  # and these numbers in them
+WHOLE = {"steps": int, "final": dict, "seconds": dict}  # entries of every completed run's summary
+NUMBERS = {"final": "train_loss", "seconds": "train"}  # entries of these entries that are numbers
 AGAIN = "force=true trains the run again, and deletes what is there."
 
 
@@ -111,7 +111,7 @@ class RunFolder:
                 "run_root=... to a folder that can be written to."
             ) from error
         with lock:
-            if not _take(lock):
+            if not _acquire(lock):
                 lock.seek(0)
                 raise BusyError(f"{self.path.name} is being trained by {shown(lock.read(200)) or 'another process'}")
             with suppress(OSError):  # optional: even on a full disk a finished run is skipped
@@ -209,7 +209,7 @@ class RunFolder:
             file.write(json.dumps(finite(row), allow_nan=False) + "\n")
 
 
-def _take(lock: IO[str]) -> bool:
+def _acquire(lock: IO[str]) -> bool:
     """Lock a file; retries briefly, since another process may be checking the lock."""
     for pause in (0.005, 0.02, 0.05, None):
         try:

@@ -38,10 +38,10 @@ LATER = {
     "eval_val_limit": None,
     "plugins": [],
 }
-LATER_OF_MODEL = {"mlp": {"activation": "relu"}}  # likewise, by the model's name
+LATER_OF_MODEL = {"mlp": {"activation": "relu"}}  # the same for settings of a model, by its name
 _FALLBACK = {"fallback_lr": 0.001}
 _PROXIMAL = {"prox_weight_scaling": "absolute", "line_search": False, **_FALLBACK}
-LATER_OF_OPTIMIZER = {  # likewise, by the optimizer's name
+LATER_OF_OPTIMIZER = {  # the same for settings of an optimizer, by its name
     "sibp": {"backward_weights": "new", **_PROXIMAL},
     "proxbp": {"backward_weights": "old", **_PROXIMAL},
     "sibp_auto": _FALLBACK,

@@ -9,9 +9,8 @@ from sibp.runs.folder import RunFolder
 class Outcome:
     """How a run ended: completed, diverged, failed, skipped, busy or interrupted, with a message.
 
-    ``wrong_input``: the run failed for a reason that only the user can fix; ``kept``: it had ended before, and nothing
-    was
-    done.
+    ``wrong_input``: the run failed for a reason that only the user can fix. ``kept``: the run had already ended, and
+    nothing was done.
     """
 
     status: str

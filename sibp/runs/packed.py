@@ -1,10 +1,10 @@
 """Many runs in one file, ``runs.jsonl``, small enough to be kept in the repository.
 
-The first line has what all runs share; every other line is a run, ``{"run": folder name, "config": ..., "summary": ...,
-"rows": column -> list, "solver": layer -> statistic -> list}``, without the shared part. It keeps all settings, the
-whole summary, and at most `ROWS` evenly spaced logged rows including the first and the last; solver statistics are
-rounded to `DIGITS` digits, and of at most `LAYERS` layers, also evenly spaced. Checkpoints and the place of the run
-(host, command, paths) are omitted.
+The first line contains the entries that all runs share. Every other line is a run, ``{"run": folder name, "config":
+..., "summary": ..., "rows": column -> list, "solver": layer -> statistic -> list}``, without the shared entries. A line
+keeps all settings, the whole summary, and at most `ROWS` evenly spaced logged rows, including the first and the last.
+Solver statistics are kept for at most `LAYERS` evenly spaced layers, rounded to `DIGITS` digits. Checkpoints, host,
+command and paths are omitted.
 """
 
 import json
@@ -56,17 +56,17 @@ def pack(runs: Iterable[Run]) -> str:
 def _line(run: Run) -> dict[str, Any]:
     summary = dict(run.summary)
     if isinstance(summary.get("environment"), dict):
-        summary["environment"] = _placeless(summary["environment"])
+        summary["environment"] = _without_host(summary["environment"])
     if isinstance(earlier := summary.get("earlier_environments"), list):
-        summary["earlier_environments"] = [_placeless(each) for each in earlier if isinstance(each, dict)]
+        summary["earlier_environments"] = [_without_host(each) for each in earlier if isinstance(each, dict)]
     count = len(run.columns["step"])
-    kept = _spaced(count, ROWS)
+    kept = _spread_positions(count, ROWS)
     rows = {name: [_number(value) for value in run.columns[name][kept].tolist()] for name in COLUMNS}
     line = {"run": run.path.name, "config": run.config | PLACES, "summary": summary, "rows": rows}
     return line | ({"solver": _solver(run, rows["step"])} if run.solver else {})
 
 
-def _placeless(environment: dict[str, Any]) -> dict[str, Any]:
+def _without_host(environment: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in environment.items() if key not in ("host", "command")}
 
 
@@ -77,12 +77,12 @@ def _solver(run: Run, steps: Sequence[float | int | None]) -> dict[str, dict[str
         known = dict(zip(logged.tolist(), values.tolist(), strict=True))
         return [_number(float(f"{known.get(step, math.nan):.{DIGITS}g}")) for step in steps]
 
-    layers = [list(run.solver)[place] for place in _spaced(len(run.solver), LAYERS)]
+    layers = [list(run.solver)[place] for place in _spread_positions(len(run.solver), LAYERS)]
     return {layer: {name: at_steps(*found) for name, found in run.solver[layer].items()} for layer in layers}
 
 
-def _spaced(count: int, most: int) -> np.ndarray:
-    """At most so many of `count` places, evenly spaced, with the first and the last."""
+def _spread_positions(count: int, most: int) -> np.ndarray:
+    """At most ``most`` evenly spaced positions out of ``count``, including the first and the last."""
     return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int))
 
 
@@ -149,7 +149,7 @@ def read_packed(path: Path) -> list[Run]:
         try:
             line = json.loads(text)
             if not isinstance(line, dict):
-                raise BrokenError("is no object")
+                raise BrokenError("is not an object")
             parsed.append(line)
             if number > 1:
                 runs.append(_run(joined(parsed[0], line), path.parent))

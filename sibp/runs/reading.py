@@ -1,4 +1,4 @@
-"""Read a run folder defensively: the run may have been killed at any moment, or the files may not be a run's at all."""
+"""Read a run folder defensively: the run may have been killed at any moment, or the files may not belong to a run."""
 
 import json
 import math
@@ -56,6 +56,12 @@ class Run:
     def role(self) -> str | None:
         """``trial`` or ``final`` for a sweep's run, otherwise None."""
         return role_of(self.config)
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What the summary records of code and machine; empty if nothing."""
+        found = self.summary.get("environment")
+        return found if isinstance(found, dict) else {}
 
     @property
     def label(self) -> str:
@@ -159,7 +165,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except BrokenError as error:
         raise BrokenError(f"config.yaml {error}") from error
     except YamlError as error:
-        raise BrokenError(f"config.yaml is no YAML ({first_line(error)})") from error
+        raise BrokenError(f"config.yaml is not valid YAML ({first_line(error)})") from error
     return checked_config(config)
 
 
@@ -176,7 +182,7 @@ def checked_config(config: Any) -> dict[str, Any]:
         BrokenError: optimizer or seed is missing.
     """
     if not isinstance(config, dict):
-        raise BrokenError("config.yaml holds no settings")
+        raise BrokenError("config.yaml contains no settings")
     optimizer, seed = config.get("optimizer"), config.get("seed")
     if not isinstance(optimizer, dict) or not isinstance(optimizer.get("name"), str):
         raise BrokenError("config.yaml names no optimizer (optimizer.name)")
@@ -216,7 +222,7 @@ def checked_summary(summary: Any) -> dict[str, Any]:
         BrokenError: it has no status, or a test metric is impossible.
     """
     if not isinstance(summary, dict):
-        raise BrokenError("summary.json holds no summary")
+        raise BrokenError("summary.json is not a mapping")
     if summary.get("status") not in STATUSES:
         raise BrokenError(f"summary.json: status is {shown(summary.get('status'))}, not one of {', '.join(STATUSES)}")
     for key in ("test_loss", "test_acc"):

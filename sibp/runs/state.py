@@ -49,14 +49,14 @@ def state_of(config: Mapping[str, Any]) -> State:
     folder = RunFolder(config)
     summary = folder.summary() or {}
     row = _last_row(folder.metrics)
-    status = str(summary.get("status") or _unended(folder))
+    status = str(summary.get("status") or _state_without_summary(folder))
     optimizer = config.get("optimizer") or {}
     label = f"{method_name(optimizer)} {setting_name(optimizer)} s{config.get('seed')}"
     step = number_or_nan(row.get("step"))
     return State(label, status, int(step) if step == step else 0, _total(config, row), row)
 
 
-def _unended(folder: RunFolder) -> str:
+def _state_without_summary(folder: RunFolder) -> str:
     if is_locked(folder.path / ".lock"):
         return "running"
     return "stopped" if folder.metrics.exists() else "not started"
@@ -69,7 +69,7 @@ def is_locked(path: Path) -> bool:
         path: of the lock.
 
     Returns:
-        True if so; a process that requests the lock at this moment retries.
+        True if it is held. A process that requests the lock during this check retries.
     """
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK)) as lock:  # opening a named pipe would block

@@ -16,17 +16,13 @@ RANGE, REACH, ROOM = "range of step sizes", "reach above the best step size", "r
 TIMED = (TRAINING_LOSS, "training accuracy", "validation accuracy")  # logged during training
 QUANTITIES = (*TIMED, "test accuracy", WIDTH, LARGEST, RANGE, REACH, ROOM)
 
-
-Kinds = Mapping[str, tuple[type | UnionType, str]]
+Kinds = Mapping[str, tuple[type | UnionType, str]]  # key -> the type of its value, and its name; "?": optional key
 TEXT, LIST, ANY = (str, "text"), (list, "a list with something in it"), (object, "")
 NUMBER, MAPPING = (int | float, "a number"), (dict, "a mapping")
-OF_CLAIM: Kinds = {"claim": TEXT, "states": TEXT, "criteria": LIST}
-BESIDE_CLAIM: Kinds = {"note": TEXT, "beside": LIST, "first": MAPPING}
-OF_FIRST: Kinds = {"written": ANY, "changed": ANY, "why": TEXT, "criteria": LIST}
-OF_EVERY: Kinds = {"every": TEXT, "of": TEXT}
-BESIDE_EVERY: Kinds = {"below": NUMBER, "above": NUMBER}
-OF_BETTER: Kinds = {"better": TEXT, "than": LIST, "in": TEXT, "of": TEXT}
-BESIDE_BETTER: Kinds = {"relative_to": TEXT, "at": MAPPING}
+CLAIM_KEYS: Kinds = {"claim": TEXT, "states": TEXT, "criteria": LIST, "note?": TEXT, "beside?": LIST, "first?": MAPPING}
+FIRST_KEYS: Kinds = {"written": ANY, "changed": ANY, "why": TEXT, "criteria": LIST}
+EVERY_KEYS: Kinds = {"every": TEXT, "of": TEXT, "below?": NUMBER, "above?": NUMBER}
+BETTER_KEYS: Kinds = {"better": TEXT, "than": LIST, "in": TEXT, "of": TEXT, "relative_to?": TEXT, "at?": MAPPING}
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,7 @@ class Better:
     other: str  # its rival
     quantity: str  # one of `QUANTITIES`
     place: str  # EXPERIMENT or EXPERIMENT/FOLDER
-    relative_to: str | None = None  # likewise; the quantity is divided by the same seed's value there
+    relative_to: str | None = None  # a place; the quantity is divided by the value of the same seed there
     at: Mapping[str, float] = field(default_factory=dict)  # hyper-parameter -> value; other settings are excluded
 
     @property
@@ -82,18 +78,18 @@ class FirstWording:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim, in our words and in the paper's, with its criteria."""
+    """A claim with its criteria."""
 
     name: str
-    claim: str
-    states: str
+    claim: str  # in the project's words
+    states: str  # in the paper's words
     criteria: Sequence[Criterion]
-    beside: Sequence[Criterion] = ()
+    beside: Sequence[Criterion] = ()  # judged in the same way, but not counted
     note: str = ""
     first: FirstWording | None = None
 
     def experiments(self) -> list[str]:
-        """Names of its experiments, those that count first."""
+        """Names of its experiments; those of counted criteria come first."""
         before = self.first.criteria if self.first else ()
         tried = [place for criterion in (*self.criteria, *self.beside, *before) for place in criterion.places]
         return list(dict.fromkeys(place.partition("/")[0] for place in tried))
@@ -122,19 +118,19 @@ def read_claims(path: Path, experiments: Mapping[str, Experiment]) -> list[Claim
     try:
         nodes = parse_yaml(path.read_text())
     except YamlError as error:
-        raise UsageError(f"{path.name} is no YAML: {' '.join(str(error).split())}.") from error
+        raise UsageError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(nodes, dict) or not nodes:
-        raise UsageError(f"{path.name} holds no claims.")
+        raise UsageError(f"{path.name} contains no claims.")
     return [_claim(name, node, experiments, f"{path.name}: {name}") for name, node in nodes.items()]
 
 
 def _claim(name: str, node: Any, experiments: Mapping[str, Experiment], where: str) -> Claim:
-    _check(node, where, OF_CLAIM, BESIDE_CLAIM)
+    _check(node, where, CLAIM_KEYS)
     first = None
     if "first" in node:
-        old, there = node["first"], f"{where}: first"
-        _check(old, there, OF_FIRST, {})
-        criteria = _criteria(old["criteria"], f"{there}: criteria", experiments)
+        old = node["first"]
+        _check(old, f"{where}: first", FIRST_KEYS)
+        criteria = _criteria(old["criteria"], f"{where}: first: criteria", experiments)
         first = FirstWording(str(old["written"]), str(old["changed"]), old["why"], criteria)
     counted, beside = (_criteria(node.get(key, []), f"{where}: {key}", experiments) for key in ("criteria", "beside"))
     return Claim(name, node["claim"], node["states"], counted, beside, node.get("note", ""), first)
@@ -151,31 +147,29 @@ def _criteria(entries: Sequence[Any], where: str, experiments: Mapping[str, Expe
 def _criterion(node: Any, where: str) -> Sequence[Criterion]:
     """One criterion per method in ``than``."""
     if isinstance(node, dict) and "every" in node:
-        _check(node, where, OF_EVERY, BESIDE_EVERY)
+        _check(node, where, EVERY_KEYS)
         if ("below" in node) == ("above" in node):
             raise UsageError(f"{where}: give one bound, below or above.")
         if node["every"].count(".") != 1:
             raise UsageError(f"{where}: every is {node['every']}, not LIST.FIELD.")
         below = "below" in node
         return [Every(node["every"], node["of"], float(node["below" if below else "above"]), below)]
-    _check(node, where, OF_BETTER, BESIDE_BETTER)
+    _check(node, where, BETTER_KEYS)
     if node["in"] not in QUANTITIES:
         raise UsageError(f"{where}: in is {node['in']!r}, not one of {', '.join(QUANTITIES)}.")
     at = node.get("at", {})
-    _check(at, f"{where}: at", dict.fromkeys(at, NUMBER), {})
+    _check(at, f"{where}: at", dict.fromkeys(at, NUMBER))
     at = {key: float(value) for key, value in at.items()}
-    return [
-        Better(node["better"], str(other), node["in"], node["of"], node.get("relative_to"), at)
-        for other in node["than"]
-    ]
+    rest = node["in"], node["of"], node.get("relative_to"), at
+    return [Better(node["better"], str(other), *rest) for other in node["than"]]
 
 
-def _check(node: Any, where: str, needed: Kinds, allowed: Kinds) -> None:
+def _check(node: Any, where: str, kinds: Kinds) -> None:
     """Check a mapping's keys and the types of its values."""
     if not isinstance(node, dict):
-        raise UsageError(f"{where} is no mapping.")
-    known = {**needed, **allowed}
-    if missing := needed.keys() - node.keys():
+        raise UsageError(f"{where} is not a mapping.")
+    known = {key.removesuffix("?"): kind for key, kind in kinds.items()}
+    if missing := {key for key in kinds if not key.endswith("?")} - node.keys():
         raise UsageError(f"{where}: {min(missing)} is missing.")
     if unknown := node.keys() - known.keys():
         raise UsageError(f"{where}: there is no key {min(map(str, unknown))}; choose from {', '.join(sorted(known))}.")

@@ -1,4 +1,4 @@
-"""results/README.md and claims.csv: every claim with its verdict; page.md has the text."""
+"""results/README.md and claims.csv: every claim with its verdict; the text is in page.md."""
 
 import csv
 import io
@@ -44,8 +44,8 @@ class Judged:
 
 
 def _tally(holds: Sequence[bool | None]) -> str:
-    waiting = f", {holds.count(None)} open" if None in holds else ""
-    return f"**{judge(holds)}**: {holds.count(True)} of {len(holds)} hold{waiting}"
+    still_open = f", {holds.count(None)} open" if None in holds else ""
+    return f"**{judge(holds)}**: {holds.count(True)} of {len(holds)} hold{still_open}"
 
 
 def judged(claims: Sequence[Claim], evidence: Evidence) -> list[Judged]:
@@ -64,7 +64,7 @@ def verdict_table(found: Sequence[Judged]) -> str:
 
 
 def page(found: Sequence[Judged], experiments: Mapping[str, Experiment], results: Path, pictures: Sequence[str]) -> str:
-    """results/README.md; ``pictures``: names of the experiments that have one."""
+    """results/README.md; ``pictures``: names of the experiments with a picture."""
     text = templates(Path(__file__).parent, escape=False).get_template("page.md")
     return text.render(
         found=found,
@@ -101,16 +101,16 @@ def _tables(findings: Sequence[Finding]) -> str:
     compared, bounded = ([f for f in known if isinstance(f.criterion, kind)] for kind in (Better, Every))
     duels = [(each, each.criterion, p) for each, p in zip(compared, corrected(compared), strict=True)]
     tables = [table_of(DUEL, duels), table_of(BOUND, [(each, each.criterion) for each in bounded])]
-    waiting: dict[str, list[str]] = {}
+    still_open: dict[str, list[str]] = {}
     for finding in findings:
         if finding.mine is None:
-            waiting.setdefault(finding.why, []).append(f"{_said(finding.criterion)} of {finding.criterion.place}")
-    lists = "".join(f"- open, {why}: {'; '.join(said)}.\n" for why, said in waiting.items())
+            still_open.setdefault(finding.why, []).append(f"{_text(finding.criterion)} of {finding.criterion.place}")
+    lists = "".join(f"- open, {why}: {'; '.join(texts)}.\n" for why, texts in still_open.items())
     return "\n".join(part for part in (*tables, lists) if part)
 
 
 def corrected(findings: Sequence[Finding]) -> list[float]:
-    """Holm-corrected p-values of one family of comparisons by steps."""
+    """Holm-corrected p-values of one family of comparisons after equal steps."""
     return holm([finding.verdict.sign_p if finding.verdict else 1.0 for finding in findings])
 
 
@@ -135,7 +135,7 @@ def _bound(criterion: Every) -> str:
     return f"{'below' if criterion.below else 'above'} {criterion.bound:g}"
 
 
-def _said(criterion: Criterion) -> str:
+def _text(criterion: Criterion) -> str:
     if isinstance(criterion, Every):
         return f"every {criterion.key} {_bound(criterion)}"
     return f"{criterion.method} better than {criterion.other} in {_quantity(criterion)}"
@@ -167,26 +167,35 @@ BOUND: dict[str, Callable[[Finding, Every], str]] = {
 
 def csv_text(found: Sequence[Judged]) -> str:
     """One row per criterion, with full precision."""
+    rows = [
+        {"claim": each.claim.name, "counts": counts, **_csv_row(finding)}
+        for each in found
+        for counts, findings in (("yes", each.findings), ("first wording", each.first), ("no", each.beside))
+        for finding in findings
+    ]
     file = io.StringIO()
-    columns = ["claim", "counts", "holds", "criterion", "of", "outcome"]
-    columns += [f"{whose}{part}" for whose in ("method", "other", "difference") for part in ("", " low", " high")]
-    writer = csv.writer(file, lineterminator="\n")
-    ratios = [f"{which}{part}" for which in ("break-even", "measured") for part in ("", " low", " high")]
-    writer.writerow([*columns, "same seconds", "by the clock", *ratios])
-    for each in found:
-        for counts, findings in (("yes", each.findings), ("first wording", each.first), ("no", each.beside)):
-            for finding in findings:
-                difference = finding.verdict.difference if finding.verdict else None
-                numbers = [n for cell in (finding.mine, finding.other, difference) for n in _numbers(cell)]
-                about = [_said(finding.criterion), finding.criterion.place, finding.why]
-                seconds = finding.after_seconds.word if finding.after_seconds else ""
-                holds, clock = HOLDS[finding.holds].strip("*"), finding.clock
-                ratios = [n for of in (clock and clock.break_even, clock and clock.measured) for n in _numbers(of)]
-                timed = [clock.word if clock else "", *ratios]
-                writer.writerow([each.claim.name, counts, holds, *about, *numbers, seconds, *timed])
+    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return file.getvalue()
 
 
-def _numbers(cell: Estimate | float | None) -> list[str]:
+def _csv_row(of: Finding) -> dict[str, str]:
+    return {
+        "holds": HOLDS[of.holds].strip("*"),
+        "criterion": _text(of.criterion),
+        "of": of.criterion.place,
+        "outcome": of.why,
+        **_numbers("method", of.mine),
+        **_numbers("other", of.other),
+        **_numbers("difference", of.verdict and of.verdict.difference),
+        "same seconds": of.after_seconds.word if of.after_seconds else "",
+        "by the clock": of.clock.word if of.clock else "",
+        **_numbers("break-even", of.clock and of.clock.break_even),
+        **_numbers("measured", of.clock and of.clock.measured),
+    }
+
+
+def _numbers(name: str, cell: Estimate | float | None) -> dict[str, str]:
     numbers = (cell.median, cell.low, cell.high) if isinstance(cell, Estimate) else (cell, None, None)
-    return ["" if number is None else repr(number) for number in numbers]
+    return {name + part: "" if n is None else repr(n) for part, n in zip(("", " low", " high"), numbers, strict=True)}

@@ -1,4 +1,4 @@
-"""Whether a criterion of `sibp.study.claims` holds, from kept runs alone."""
+"""Whether a criterion of `sibp.study.claims` holds, judged from the kept runs."""
 
 import json
 import math
@@ -47,8 +47,8 @@ class Finding:
 
     criterion: Criterion
     holds: bool | None  # None if it is open
-    why: str  # a verdict's word, or why it is open
-    mine: Estimate | float | None = None  # the method's value (for `Every`, that of the worst row)
+    why: str  # a verdict's word, the number of rows that hold, or the reason why it is open
+    mine: Estimate | float | None = None  # the method's value; for `Every`, the value of the worst row
     other: Estimate | None = None  # the other method's value
     verdict: Verdict | None = None  # paired by seed
     after_seconds: Verdict | None = None  # the same after equal training seconds, where applicable
@@ -56,7 +56,7 @@ class Finding:
 
     @property
     def holds_per_second(self) -> bool | None:
-        """As ``holds``, after equal training seconds."""
+        """The same as ``holds``, but after equal training seconds."""
         return _holds(self.after_seconds) if self.after_seconds else None
 
 
@@ -88,7 +88,7 @@ class Evidence:
         Raises:
             OpenError: it has no kept runs there.
         """
-        methods = {method.name: method for method in self.problem(place).methods}
+        methods = self.problem(place).by_name
         if name not in methods:
             raise OpenError(f"{name} is not among the methods of {place}: {', '.join(methods)}")
         return methods[name]
@@ -116,7 +116,7 @@ def find(criterion: Criterion, evidence: Evidence) -> Finding:
     """Whether a criterion holds.
 
     Raises:
-        UsageError: the kept files lack what it refers to.
+        UsageError: a kept record lacks the list or key of the criterion, or a folder has several problems.
     """
     try:
         return _better(criterion, evidence) if isinstance(criterion, Better) else _every(criterion, evidence)

@@ -12,12 +12,12 @@ REPRODUCE = "python scripts/reproduce.py"
 
 @dataclass(frozen=True)
 class Experiment:
-    """A question, the commands that answer it (folder -> command), and their duration."""
+    """A question and the commands that answer it."""
 
     name: str
     asks: str
-    minutes: float
-    commands: dict[str, str]
+    minutes: float  # estimated duration
+    commands: dict[str, str]  # folder -> command
     note: str = ""
 
     @property
@@ -35,7 +35,7 @@ def read_experiments(path: Path) -> dict[str, Experiment]:
     """``{name: experiment}``, in the file's order.
 
     Raises:
-        UsageError: an invalid entry; names it.
+        UsageError: an entry is invalid; the message names it.
     """
     found = {}
     for name, node in parse_yaml(path.read_text()).items():

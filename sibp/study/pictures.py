@@ -17,7 +17,7 @@ from sibp.report.pictures import picture
 from sibp.study.criteria import Evidence, OpenError
 from sibp.study.experiments import Experiment
 
-CEILING = 3.0  # of losses drawn: guessing has 2.3
+CEILING = 3.0  # largest loss drawn; guessing has a loss of 2.3
 LOSS, ACCURACY = "training loss at the end", "validation accuracy at the end"
 FIXED = {"prox_weight": 1.0, "momentum": 0.0}
 
@@ -30,14 +30,14 @@ def pictures(evidence: Evidence, experiments: Mapping[str, Experiment]) -> dict[
             try:
                 figures = DRAWN[name](evidence, experiments[name])
             except OpenError:
-                continue  # not kept yet
+                continue  # its runs are not kept yet
             panels = [(figure, figure.x_title) for figure in figures]
             found[name] = picture(panels, "svg", columns=len(panels), seeds=True)
     return found
 
 
 def outline(problems: Sequence[Problem]) -> bytes | None:
-    """The curves and final metrics of a problem, or the training losses of several, as SVG; None without any curve."""
+    """Curves and final metrics of one problem, or training losses of several, as SVG; None if there are no curves."""
     panels = overview(problems[0]) if len(problems) == 1 else []
     for problem in problems if len(problems) > 1 else ():
         for figure, axis in overview(problem)[:1]:
@@ -74,7 +74,7 @@ def _parts(evidence: Evidence, experiment: Experiment) -> list[Problem]:
 
 
 def _over_steps(problem: Problem, title: str, at: Mapping[str, float]) -> Figure:
-    """The best setting at each step size; a cross above if the median run diverged or ended above `CEILING`."""
+    """The best setting at each step size; a cross at the top if its median loss is infinite or above `CEILING`."""
     lines = []
     for i, method in enumerate(problem.methods):
         best: dict[float, Estimate] = {}
@@ -85,10 +85,10 @@ def _over_steps(problem: Problem, title: str, at: Mapping[str, float]) -> Figure
             lr = setting.hyper_parameters["lr"]
             best[lr] = min(best.get(lr, found), found, key=lambda each: each.median)
         steps = sorted(best)
-        dead = np.array([lr for lr in steps if best[lr].median > CEILING])
-        row = np.full(len(dead), CEILING * 1.15 ** (1 + i))  # stacked, so that all are visible
+        failed = np.array([lr for lr in steps if best[lr].median > CEILING])
+        row = np.full(len(failed), CEILING * 1.15 ** (1 + i))  # one row per method, so that all are visible
         lines += [_line(method.name, steps, [best[lr] for lr in steps])]
-        lines += [Line(method.name, method.name, dead, row, kind="cross")]
+        lines += [Line(method.name, method.name, failed, row, kind="cross")]
     return Figure(title, title, "step size", LOSS, lines, x_log=True, y_log=True)
 
 
@@ -105,7 +105,7 @@ def _line(
 
 
 def depth(evidence: Evidence, experiment: Experiment) -> list[Figure]:
-    """Final loss and accuracy over the number of hidden layers, every method tuned at each."""
+    """Final loss and accuracy over the number of hidden layers; every method is tuned at each number."""
     by_depth = {len(problem.config["model"]["hidden"]): problem for problem in _parts(evidence, experiment)}
     layers = sorted(by_depth)
     names = sorted({method.name for problem in by_depth.values() for method in problem.methods})
@@ -117,14 +117,14 @@ def depth(evidence: Evidence, experiment: Experiment) -> list[Figure]:
 
 
 def _of(problem: Problem, name: str, quantity: Quantity) -> Estimate | None:
-    runs = [run for method in problem.methods if method.name == name for run in method.runs]
-    return over_runs(runs, quantity.of)
+    method = problem.by_name.get(name)
+    return over_runs(method.runs, quantity.of) if method else None
 
 
 def iterations(evidence: Evidence, experiment: Experiment) -> list[Figure]:
     """Loss, accuracy and step cost over CG iterations; other solvers as horizontal lines."""
     problem = evidence.problem(experiment.name)
-    solved = {method.name: method for method in problem.methods}
+    solved = problem.by_name
     counts = sorted(int(name.partition(":")[2]) for name in solved if name.startswith("sibp cg:"))
     level = [name for name in solved if not name.startswith("sibp cg:")]
     ends = [float(counts[0]), float(counts[-1])]
@@ -149,7 +149,7 @@ def _milliseconds(method: Method) -> Estimate | None:
 
 
 def stationary(evidence: Evidence, experiment: Experiment) -> list[Figure]:
-    """The gradient over the step length, while converging."""
+    """Gradient norm over step length during convergence."""
     found = []
     for activation in ("tanh", "relu"):
         lines = []

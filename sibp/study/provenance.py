@@ -1,26 +1,21 @@
-"""The state of the code that made the kept runs, as the runs recorded it."""
+"""The number of kept runs that were made with uncommitted changes."""
 
 import json
 from collections import Counter
 from pathlib import Path
 
+from sibp.analysis.arena import ARENA
 from sibp.report.markdown import lines_of_table
 from sibp.runs.packed import PACKED, joined
 
-ARENA = "arena"  # holds several experiments
-
 
 def provenance(results: Path) -> str:
-    """One row per experiment: its kept runs, and how many of them were made with uncommitted changes.
-
-    Args:
-        results: the folder of kept runs.
-    """
+    """One row per experiment of ``results``: its kept runs, and how many were made with uncommitted changes."""
     kept: Counter[str] = Counter()
     changed: Counter[str] = Counter()
     for path in sorted(results.rglob(PACKED)):
         parts = path.relative_to(results).parts
-        name = "/".join(parts[: 1 + (parts[0] == ARENA)])
+        name = "/".join(parts[: 2 if parts[0] == ARENA else 1])  # the arena holds several experiments
         shared, *runs = map(json.loads, path.read_text().splitlines())
         kept[name] += len(runs)
         changed[name] += sum(joined(shared, run)["summary"]["environment"]["git_dirty"] for run in runs)

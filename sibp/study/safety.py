@@ -1,8 +1,7 @@
-"""The table of AutoSIBP's runs over all step sizes: where they begin and where they end."""
+"""The table of AutoSIBP's runs over all step sizes: initial and final training losses."""
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import numpy as np
 
@@ -14,40 +13,30 @@ from sibp.study.criteria import Evidence
 from sibp.study.experiments import Experiment
 from sibp.study.untuned import AUTO
 
-SHOWN = (0.01, 0.1, 1.0, 10.0, 100.0)  # of the step sizes; the worst end is that over all
+SHOWN = (0.01, 0.1, 1.0, 10.0, 100.0)  # step sizes with a column; the last column covers all step sizes
 
 
 def tables(evidence: Evidence, experiments: dict[str, Experiment]) -> dict[str, Callable[[str], str]]:
-    """Title -> table."""
-    return {"safety": partial(safety_table, evidence, experiments)}
+    """``{title: function that makes the table of an experiment}``."""
 
+    def safety_table(name: str) -> str:
+        """Training losses of AutoSIBP: one row per part of the experiment, whose name is PROBLEM_INITIALISATION."""
+        rows = []
+        for part in experiments[name].commands:
+            problem, _, init = part.rpartition("_")
+            rows.append([problem.replace("_", " "), init, *safety(evidence.problem(f"{name}/{part}"))])
+        ends = [f"lr {lr:g}" for lr in SHOWN]
+        return lines_of_table(["problem", "initialisation", "runs", "start", *ends, "worst end, of its start"], rows)
 
-def safety_table(evidence: Evidence, experiments: dict[str, Experiment], name: str) -> str:
-    """Training losses of AutoSIBP, one row per part of an experiment, which is named PROBLEM_INITIALISATION.
-
-    Args:
-        evidence: the kept runs.
-        experiments: by name.
-        name: of the experiment.
-
-    Raises:
-        OpenError: a part is not kept.
-    """
-    rows = []
-    for part in experiments[name].commands:
-        problem, _, init = part.rpartition("_")
-        rows.append([problem.replace("_", " "), init, *safety(evidence.problem(f"{name}/{part}"))])
-    ends = [f"lr {lr:g}" for lr in SHOWN]
-    return lines_of_table(["problem", "initialisation", "runs", "start", *ends, "worst end, of its start"], rows)
+    return {"safety": safety_table}
 
 
 def safety(problem: Problem) -> Sequence[str]:
-    """The number of runs, their first loss, final losses at the step sizes of `SHOWN`, and the largest last / first.
+    """The number of runs, their first loss, the final losses at `SHOWN`, and the largest ratio of last to first loss.
 
-    Losses are medians over seeds; a run that diverged ends at infinity.
+    Losses are medians over seeds. The final loss of a diverged run is infinite.
     """
-    (method,) = (method for method in problem.methods if method.name == AUTO)
-    found = list(losses(method, {}).values())
+    found = list(losses(problem.by_name[AUTO], {}).values())
     pairs = [pair for by_lr in found for pair in by_lr.values()]
     starts = median([start for start, _ in pairs])
     ends = [median([by_lr[lr][1] for by_lr in found]) for lr in SHOWN]

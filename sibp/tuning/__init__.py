@@ -1,4 +1,4 @@
 """Tuning: the same number of trials for every method, a choice on validation data, then fresh seeds.
 
-Imports point one way: `sibp.tune` -> here -> `sibp.experiment`.
+`sibp.tune` imports this package, which imports `sibp.experiment`; there are no imports in the other direction.
 """

@@ -25,7 +25,7 @@ def seconds_of(folders: Sequence[RunFolder]) -> float | None:
         folders: runs, finished or not.
 
     Returns:
-        The median over the completed ones, evaluation and logging included; None if none completed.
+        The median over completed runs, including evaluation and logging; None if no run completed.
     """
     summaries = [folder.summary() or {} for folder in folders]
     taken = [sum(s["seconds"].values()) for s in summaries if s.get("status") == "completed" and s.get("seconds")]

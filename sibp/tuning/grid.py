@@ -1,9 +1,9 @@
-"""Which settings of a method to try next: a pure function of those tried, the same for every method.
+"""The settings of a method to try next: a pure function of the settings tried, the same for every method.
 
 The search starts with the whole initial grid. While the best setting lies at an edge, it tries the settings one log
 step beyond, including the diagonal neighbours, because good values of two hyper-parameters often grow together. Once
 the best setting is interior, it tries settings half a log step around it, then a quarter, and so on, until the budget
-is spent. Around a new best setting it continues at the distance at which that one was found, never coarser.
+is spent. Around a new best setting it continues with the distance at which that setting was found.
 """
 
 import itertools
@@ -11,10 +11,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-Point = tuple[float, ...]  # for each axis, an index into its values: 0 the first, 0.5 half a step on, -1 one step below
+Point = tuple[float, ...]  # per axis, a position in its values: 0 the first, 0.5 half a step above, -1 one step below
 Score = tuple[float, float]  # smaller is better
 WORST: Score = (math.inf, math.inf)
-FINEST = 10  # halvings of a step, finer than the rounding of the values
+FINEST = 10  # halvings of a step; finer steps are lost in the rounding of the values
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Axis:
         values: at least two, increasing; above 0, or for momentum from 0 to below 1.
 
     Raises:
-        ValueError: the values do not fit; says what they should be.
+        ValueError: the values are invalid; the message says which are possible.
     """
 
     name: str
@@ -163,7 +163,7 @@ def next_trials(done: Mapping[Point, Score], axes: Sequence[Axis], budget: int) 
 
 
 def _around(done: Mapping[Point, Score], axes: Sequence[Axis], step: float) -> list[tuple[Point, Point]]:
-    """Untried neighbours of the best setting as (point, moves), those along one axis first."""
+    """Untried neighbours of the best setting as (point, moves); neighbours along one axis come first."""
     place = best(done, axes)
     tried = {setting(axes, point) for point in done}
     found = []

@@ -104,15 +104,14 @@ def _warnings(study: Study) -> Iterable[str]:
             yield f"{name}: {failed} trials failed and count as the worst: the same command tries them again."
     if all(record.chosen for record in study.methods):
         trials = [run for record in study.methods for each in record.trials for run in each.runs]
-        if strangers := _strangers(study.sweep.root / "trials", trials):
-            yield f"trials/ holds {strangers} runs that this sweep did not ask for: who chose by them had more trials."
-        if strangers := _strangers(
-            study.sweep.root / "final", [run for record in study.methods for run in record.finals]
-        ):
-            yield f"final/ holds {strangers} runs of other settings: test data were evaluated before this choice."
+        if others := _count_other_runs(study.sweep.root / "trials", trials):
+            yield f"trials/ holds {others} runs that do not belong to this sweep: a choice by them had more trials."
+        finals = [run for record in study.methods for run in record.finals]
+        if others := _count_other_runs(study.sweep.root / "final", finals):
+            yield f"final/ holds {others} runs of other settings: test data were evaluated before this choice."
 
 
-def _strangers(folder: Path, runs: Sequence[RunRecord]) -> int:
+def _count_other_runs(folder: Path, runs: Sequence[RunRecord]) -> int:
     return len({path.parent.name for path in folder.glob("*/config.yaml")} - {run.folder.path.name for run in runs})
 
 

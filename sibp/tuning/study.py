@@ -61,7 +61,7 @@ class MethodRecord:
 
     @property
     def waiting(self) -> bool:
-        """Whether a trial has not ended, so that the search cannot go on."""
+        """Whether a trial has not ended, so that the search cannot continue."""
         return any(trial.score is None for trial in self.trials)
 
 
@@ -69,12 +69,12 @@ Train = Callable[[Sequence[Job], Callable[[Outcome], None]], None]
 
 
 class Study:
-    """Replays a sweep from its beginning; finished runs are not trained again, so the search takes the same course.
+    """Runs a sweep from its beginning; finished runs are read, not trained again, so a resumed search is the same.
 
     Args:
         sweep: the sweep.
         train: runs jobs, and calls its second argument with the outcome of each, in any order.
-        save: called whenever the record changes.
+        save: called whenever a record changes.
 
     Attributes:
         methods: the record of each method.
@@ -127,7 +127,7 @@ class Study:
         ]
 
     def _finals(self) -> None:
-        """Seed by seed, so that a slower machine slows all methods alike."""
+        """Ordered by seed, so that a slower machine slows all methods equally."""
         chosen = [(record, record.chosen.trial) for record in self.methods if record.chosen]
         seeds = self.sweep.final_seeds
         jobs = [self._job(record.method, trial, seed, True) for seed in seeds for record, trial in chosen]
@@ -220,6 +220,6 @@ def _read(job: Job, ended: dict[str, Outcome], pick: Callable[[list[Metrics]], M
 
 
 def _numbers(row: dict[str, Any], *keys: str) -> Metrics:
-    """Some of a row's metrics; a non-finite loss counts as infinite, a missing accuracy is left out."""
+    """Some of a row's metrics; a non-finite loss becomes infinite, a missing accuracy is omitted."""
     known = {key: number_or_nan(row.get(key)) for key in keys}
     return {k: math.inf if math.isnan(v) else v for k, v in known.items() if k.endswith("loss") or not math.isnan(v)}

@@ -146,14 +146,14 @@ def read_sweep(name: str, overrides: Sequence[str]) -> Sweep:
         UserError: the file or an override is wrong; says where, and how to correct it.
     """
     if name not in (known := names(overrides)):
-        raise UserError(f"There is no sweep {name!r}{_near(name, known)} Choose one of: {', '.join(known)}.")
-    _refuse_decided(overrides)
+        raise UserError(f"There is no sweep {name!r}{_suggestion(name, known)} Choose one of: {', '.join(known)}.")
+    _refuse_overrides_of_sweep(overrides)
     content = _content(_files(overrides)[name])
     where = f"In sweep {name}: "
     try:
-        file = _File(**_checked_keys(_on_top_of_another(content, _files(overrides))))
+        file = _File(**_checked_keys(_merged_with_base(content, _files(overrides))))
         _check(file)
-        _refuse_decided(file.shared)
+        _refuse_overrides_of_sweep(file.shared)
         # Settings are chosen on all validation images, whatever subset an experiment evaluates for its curves.
         shared = [f"run_root=runs/tuning/{name}", "eval_val_limit=null", *file.shared, *overrides]
         methods = tuple(_method(str(each), node, shared) for each, node in file.methods.items())
@@ -185,13 +185,16 @@ def _content(path: Path) -> Any:
     return content
 
 
-def _on_top_of_another(content: Any, files: Mapping[str, Path]) -> Any:
-    """Merges a file into the one that it is ``like``: its own keys win, in a method too; a null method is left out."""
+def _merged_with_base(content: Any, files: Mapping[str, Path]) -> Any:
+    """Merge a sweep's content with the sweep named by ``like``.
+
+    The content's own keys take precedence, also within a method. A method that is null is removed.
+    """
     if not isinstance(content, Mapping) or "like" not in content:
         return content
     base, own = content["like"], {key: value for key, value in content.items() if key != "like"}
     if base not in files:
-        raise UserError(f"like={base} is not possible: there is no such sweep{_near(str(base), files)}")
+        raise UserError(f"like={base} is not possible: there is no such sweep{_suggestion(str(base), files)}")
     below = _content(files[base])
     if not isinstance(below, Mapping) or "like" in below:
         raise UserError(f"like={base} is not possible: name a sweep that is like no other itself.")
@@ -235,7 +238,7 @@ def _check(file: _File) -> None:
         raise UserError("methods is empty: add one or more.")
 
 
-def _refuse_decided(overrides: Sequence[str]) -> None:
+def _refuse_overrides_of_sweep(overrides: Sequence[str]) -> None:
     for override in overrides:
         key = override.partition("=")[0].lstrip("+~")
         if key.partition(".")[0] in DECIDED:
@@ -334,10 +337,10 @@ def _mapping(where: str, node: Any, known: Collection[str] | None = None) -> dic
         raise UserError(f"{where} is not made of keys and values{listed}.")
     for key in node:
         if known is not None and key not in known:
-            raise UserError(f"{where} has no key {key}{_near(str(key), known)} The keys are: {', '.join(known)}.")
+            raise UserError(f"{where} has no key {key}{_suggestion(str(key), known)} The keys are: {', '.join(known)}.")
     return dict(node)
 
 
-def _near(name: str, known: Collection[str]) -> str:
+def _suggestion(name: str, known: Collection[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]}?" if close else "."

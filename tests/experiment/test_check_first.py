@@ -43,16 +43,16 @@ SWEEPS = {
     "label_noise=0,1.5": "label_noise=1.5 is not a fraction",
     "threads=1,100000": "threads=100000 is not possible",
     "threads=1,2147483648": "threads=2147483648 is not possible",
-    "device=cpu,tpu": "device=tpu is not there",
+    "device=cpu,tpu": "device=tpu is not available",
     "model.hidden=[8],[0]": "model.hidden=[0] is not possible",
-    "dataset=digits,cifar10": "CIFAR-10 is not there",
+    "dataset=digits,cifar10": "CIFAR-10 is missing",
     "epochs=1,-1": "epochs=-1 is not possible",
     "run_root=a,/dev/null/x": "run_root=/dev/null/x cannot be made",
     "optimizer=sibp optimizer.solver=cg:3,cg5": "cg5",
     "optimizer=sgd,sibp optimizer.prox_weight=1": "This is so for 1 of 2 jobs, such as optimizer=sgd.",
     "optimizer=lbfgs optimizer.history=5,0": "history: 0",
     "optimizer=sgd,sipb": "did you mean optimizer=sibp?",
-    "optimizer=glob(zz*)": "asks for no run",
+    "optimizer=glob(zz*)": "selects no run",
     "optimizer=sgd decays=lr,prox_weight schedule=cosine": "this optimizer has no prox_weight",
     "seed=0,1 hydra/launcher=sibp_joblib hydra.launcher.n_jobs=0": "hydra.launcher.n_jobs=0 is not possible",
     "seed=0,1 hydra/launcher=sibp_joblib hydra.launcher.n_job=2": "did you mean hydra.launcher.n_jobs?",
@@ -206,11 +206,11 @@ def test_user_configs_extend_the_projects(tmp_path, capsys):
 
 TUNES = {
     "data_root=null": "data_root=null is not possible",
-    "dataset=cifar10": "CIFAR-10 is not there",
+    "dataset=cifar10": "CIFAR-10 is missing",
     "batch_size=5000": "batch_size=5000 is more than",
     "train_limit=20 --dry": "is more than the 20 training samples",
     "train_limit=20": "is more than the 20 training samples",
-    "device=tpu": "device=tpu is not there",
+    "device=tpu": "device=tpu is not available",
     "role=final": "role=final is not possible",
 }
 

@@ -114,7 +114,7 @@ FAILURES = {
     "warmup_steps=-1": "warmup_steps=-1 is not possible: give a whole number of 0 or more",
     "label_noise=40": "label_noise=40.0 is not a fraction: give a number between 0 and 1",
     "target_val_acc=95": "is not an accuracy",
-    "device=tpu": "device=tpu is not there: choose one of: auto, cpu, cuda",
+    "device=tpu": "device=tpu is not available: choose one of: auto, cpu, cuda",
 }
 
 

@@ -232,11 +232,11 @@ def test_an_edge_left_when_the_budget_is_spent_is_reported(capsys):
 
 
 def test_runs_that_do_not_belong_to_the_sweep_are_reported(done, capsys):
-    assert not any("did not ask for" in warning for warning in done["warnings"])
+    assert not any("do not belong to" in warning for warning in done["warnings"])
     write(with_sgd(lr=[0.02, 0.2], momentum=[0.0, 0.9]))
     assert tune() == 0
     error = capsys.readouterr().err
-    assert "trials/ holds 6 runs that this sweep did not ask for" in error
+    assert "trials/ holds 6 runs that do not belong to this sweep" in error
     assert "final/ holds 2 runs of other settings: test data were evaluated before" in error
 
 
@@ -410,7 +410,7 @@ def test_training_says_which_command_tunes(word, capsys):
 def test_a_failure_common_to_all_runs_is_reported_once(dry, capsys):
     assert tune("dataset=mnist", *dry) == 2
     error = capsys.readouterr().err
-    assert "MNIST is not there" in error
+    assert "MNIST is missing" in error
     assert len(error.splitlines()) == 1
 
 

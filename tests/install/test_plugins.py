@@ -222,7 +222,7 @@ MISTAKES = {
     "plugins=[broken]": "plugins=[broken] cannot be imported (SyntaxError: invalid syntax",
     "plugins=[needy]": "plugins=[needy] cannot be imported (ModuleNotFoundError: No module named 'nowhere')",
     "plugins=[taken]": "plugins=[taken] cannot be imported (ValueError: optimizer 'sgd' is there already",
-    "--config-dir=nowhere": "--config-dir=nowhere is no folder: give the one that your groups are in.",
+    "--config-dir=nowhere": "--config-dir=nowhere is not a folder: give the folder that contains your groups.",
     "--config-dir=hidden": "hidden/optimizer/sgd.yaml would be hidden by sibp's own optimizer/sgd.yaml: give",
     "--config-name=nowhere": "--config-name=nowhere is not possible: put what it says into DIR/experiment/nowhere.yaml",
     "--config-path=x": "--config-path would take the place of sibp's configs: add yours to them by --config-dir.",

@@ -163,7 +163,7 @@ def test_an_invalid_tuning_record_is_listed_and_the_arena_is_written(root, conte
         path.write_text(content)
     assert main([str(root), "--arena", "--out", str(tmp_path / "x.html")]) == 0
     assert "1 of them broken" in capsys.readouterr().out
-    assert "it is no record of a sweep" in (tmp_path / "x.html").read_text()
+    assert "it is not a record of a sweep" in (tmp_path / "x.html").read_text()
 
 
 def test_one_against_another_is_paired_by_seed(tmp_path):

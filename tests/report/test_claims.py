@@ -252,7 +252,7 @@ EVERY = {"every": "limits.gradient", "of": "rest/limits.json", "below": 1}
 @pytest.mark.parametrize(
     ("node", "sentence"),
     [
-        ([], "fast is no mapping."),
+        ([], "fast is not a mapping."),
         (claim(states=None), "fast: states is None, not text."),
         ({"claim": "?", "criteria": []}, "fast: states is missing."),
         (claim(criteria=[]), "fast: criteria is [], not a list with something in it."),
@@ -283,7 +283,7 @@ def test_an_invalid_claim_is_named_in_one_sentence(tmp_path, node, sentence):
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"), [("a: [", "claims.yaml is no YAML"), ("", "claims.yaml holds no claims")]
+    ("text", "sentence"), [("a: [", "claims.yaml is not valid YAML"), ("", "claims.yaml contains no claims")]
 )
 def test_a_file_without_claims_is_refused(tmp_path, text, sentence):
     (tmp_path / "claims.yaml").write_text(text)

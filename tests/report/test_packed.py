@@ -84,7 +84,7 @@ DAMAGES = {
     "names no run": lambda lines: [lines[0], lines[1].replace('"run":"a"', '"run":"../a"')],
     "rows are not lists": lambda lines: [lines[0].replace('"seconds"', '"minutes"'), lines[1]],
     "names no optimizer": lambda lines: [lines[0].replace('"optimizer"', '"optimiser"'), lines[1]],
-    "is no object": lambda lines: [lines[0], "[]"],
+    "is not an object": lambda lines: [lines[0], "[]"],
 }
 
 

@@ -67,10 +67,14 @@ def summary(**changes: object) -> bytes:
 
 BAD_FILES = {
     "config missing": ("config.yaml", None, "config.yaml is missing"),
-    "config empty": ("config.yaml", b"", "config.yaml holds no settings"),
+    "config empty": ("config.yaml", b"", "config.yaml contains no settings"),
     "config binary": ("config.yaml", b"\xff\xfe\x00", "config.yaml is not text"),
-    "config no yaml": ("config.yaml", b"a: [1, 2", "config.yaml is no YAML"),
-    "config builds objects": ("config.yaml", b"a: !!python/object/apply:os.system ['true']", "config.yaml is no YAML"),
+    "config no yaml": ("config.yaml", b"a: [1, 2", "config.yaml is not valid YAML"),
+    "config builds objects": (
+        "config.yaml",
+        b"a: !!python/object/apply:os.system ['true']",
+        "config.yaml is not valid YAML",
+    ),
     "config no optimizer": ("config.yaml", b"seed: 0", "names no optimizer"),
     "config optimizer is a word": ("config.yaml", b"{optimizer: sgd, seed: 0}", "names no optimizer"),
     "config seed is a word": ("config.yaml", b"{optimizer: {name: sgd}, seed: one}", "seed is one"),
@@ -79,7 +83,7 @@ BAD_FILES = {
     "config too large": ("config.yaml", b"a: 1\n" * 30_000, "too large"),
     "summary binary": ("summary.json", b"\x80\x04\x95", "summary.json is not text"),
     "summary cut off": ("summary.json", b'{"status": "comp', "summary.json is damaged"),
-    "summary a list": ("summary.json", b"[]", "summary.json holds no summary"),
+    "summary a list": ("summary.json", b"[]", "summary.json is not a mapping"),
     "summary without status": ("summary.json", b"{}", "status is null"),
     "summary with a new status": ("summary.json", b'{"status": "great"}', "status is great"),
     "test accuracy in percent": ("summary.json", summary(test_acc=97.5), "test_acc is 97.5, not an accuracy"),

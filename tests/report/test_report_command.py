@@ -328,7 +328,7 @@ WRONG = {
     "unknown format": (["{}", "--format", "pdf"], "there is no format 'pdf'; choose from html, md, csv, png"),
     "no folder": ([], "the following arguments are required: DIR"),
     "accuracy in percent": (["{}", "--target-acc", "95"], "95 is not an accuracy"),
-    "accuracy is a word": (["{}", "--target-acc", "high"], "invalid"),
+    "accuracy is a word": (["{}", "--target-acc", "high"], "high is not an accuracy"),
     "loss below zero": (["{}", "--target-loss", "-1"], "-1 is not a target loss"),
 }
 
