@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 import torch
 from torch import nn
 
-from sibp.capture.compiler import left_alone
+from sibp.capture.compiler import run_eagerly
 from sibp.capture.passes import ForwardPass, Passes
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
@@ -137,15 +137,15 @@ class TappedOptimizer(torch.optim.Optimizer):
         if self.parallel is None:
             refuse_averaging(type(self).__name__)
 
-    def goes_back_through_new(self, tap: Tap) -> bool:
+    def uses_new_weights_backward(self, tap: Tap) -> bool:
         """Whether the layer's new weights carry the error signal down."""
         return self.group_of(tap).get("backward_weights", self.backward_weights) == "new"
 
-    def loss_terms(self, one: ForwardPass) -> float:
+    def loss_terms(self, forward_pass: ForwardPass) -> float:
         """The factor that turns the loss's gradient into a sum over samples: the batch size for a mean, 1 for a sum."""
-        self._batch, average = one.batch, self.loss_average
+        self._batch, average = forward_pass.batch, self.loss_average
         if average is True:
-            return float(one.batch or 0)
+            return float(forward_pass.batch or 0)
         return 1.0 if average is False else float(checked_loss_average(average))  # it may change from batch to batch
 
     @property
@@ -199,14 +199,14 @@ class TappedOptimizer(torch.optim.Optimizer):
         self._apply()
         return loss
 
-    @left_alone
+    @run_eagerly
     def _apply(self) -> None:
         """Subtracts the displacements, and steps the fallback."""
         self.before_step()
         for group in self.param_groups:
             if group["update"] == "explicit":
                 continue
-            keep = 1 - self.whole_lr(group) * group["weight_decay"]
+            keep = 1 - self.full_lr(group) * group["weight_decay"]
             for p in group["params"]:
                 if p.grad is not None:
                     if keep != 1:
@@ -217,7 +217,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         self.after_step()
         self.groups.fallback.step()
 
-    def whole_lr(self, group: dict[str, Any]) -> float:
+    def full_lr(self, group: dict[str, Any]) -> float:
         """The group's learning rate, of the displacements and of weight decay, as applied by a whole step."""
         return float(group["lr"])
 
@@ -228,11 +228,11 @@ class TappedOptimizer(torch.optim.Optimizer):
             RuntimeError: see `step`.
         """
         self.passes.forget()
-        self.layers.refuse_what_is_not_ours(type(self).__name__)
+        self.layers.check_gradients(type(self).__name__)
 
     def after_step(self) -> None:
         """Records that `.grad` has been applied, so that no step applies it again."""
-        self.layers.applied()
+        self.layers.mark_applied()
 
     def become_direction(self) -> dict[nn.Parameter, str | None]:
         """Leaves all steps to an optimizer that wraps this one, such as `Preconditioned`, as with `direction_only`.
@@ -243,7 +243,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         """
         self.direction_only = True
         self.layers.release()
-        kept, names = self.groups.leave_explicit(self)
+        kept, names = self.groups.release_explicit(self)
         self.layers.regroup(kept)
         return {p: names[p] for p in self.model.parameters() if p in names}
 
@@ -252,7 +252,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         self.passes.forget()
         super().zero_grad(set_to_none)
         if set_to_none:
-            self.layers.cleared()
+            self.layers.mark_cleared()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters of the model, tapping their layers; those without a subproblem get the fallback optimizer.
@@ -277,7 +277,7 @@ class TappedOptimizer(torch.optim.Optimizer):
             self.check(own)
             super().add_param_group({"params": new.named(tapped), **own})
             for tap in taps:
-                self.own(tap, len(self.param_groups) - 1)
+                self.add_tap(tap, len(self.param_groups) - 1)
         if rest:
             self.add_explicit(rest, new, {} if tapped else new.settings)
         self.passes.watch(containers(self.model, self.layers))
@@ -290,15 +290,15 @@ class TappedOptimizer(torch.optim.Optimizer):
             new: the parameters that the user added.
             settings: the group's settings, named as in the fallback.
         """
-        self._average(params)
+        self._average_gradients(params)
         if self.direction_only:
-            self.groups.left |= {p: new.names.get(p) for p in params}
+            self.groups.stepped_elsewhere |= {p: new.names.get(p) for p in params}
         else:
             self.groups.add_explicit(self, params, new, settings)
 
-    def own(self, tap: Tap, group: int) -> None:
+    def add_tap(self, tap: Tap, group: int) -> None:
         """Taps a layer, with the settings of the group at that index."""
-        self.layers.add(tap, group, keeper=self if self.direction_only else None)
+        self.layers.add(tap, group, kept_owner=self if self.direction_only else None)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a `state_dict`; settings missing from an older one keep their defaults.
@@ -312,7 +312,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         check_loaded(state_dict, self.param_groups, type(self).__name__)
         super().load_state_dict(copy.deepcopy(state_dict))  # torch's shares tensors with what it was given
 
-    def _average(self, params: list[nn.Parameter]) -> None:
+    def _average_gradients(self, params: list[nn.Parameter]) -> None:
         """If data parallel, gives parameters without a subproblem the gradient of all ranks' loss."""
         if self.parallel is not None:
             self._hooks += self.parallel.average_gradients(params, self)
@@ -334,26 +334,26 @@ class TappedOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Called by unpickling and deepcopy with all attributes, by `load_state_dict` with groups and state only."""
         super().__setstate__(state)
-        self.groups.fill_in(self)
+        self.groups.fill_in_defaults(self)
         if "model" in state:
             self._reset()
             owners = parameter_owners(self.model)
             for index, group in enumerate(self.param_groups):
                 if group["update"] == "proximal":
                     for tap in new_taps(self, group["params"], owners, self.explicit):
-                        self.own(tap, index)
+                        self.add_tap(tap, index)
                 else:
-                    self._average(group["params"])
+                    self._average_gradients(group["params"])
             self.passes.watch(containers(self.model, self.layers))
         self.groups.share(self)
 
-    def memory(self, tap: Tap) -> dict[str, Any]:
+    def layer_state(self, tap: Tap) -> dict[str, Any]:
         """A method's memory of a layer between steps; part of the state, so only tensors and numbers."""
         return self.state[next(iter(tap.parameters.values()))]
 
     def group_of(self, tap: Tap) -> dict[str, Any]:
         """The param group with the layer's settings."""
-        return self.param_groups[self.layers.places[tap.name]]
+        return self.param_groups[self.layers.group_indices[tap.name]]
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -384,9 +384,11 @@ class TappedOptimizer(torch.optim.Optimizer):
     def summary(self) -> str:
         """A table of the model's layers: what follows each, its solver, and how it is updated."""
         replaced = self.layers.replaced(self.model)
-        return summary_table(self.model, self._rows(), self.groups.held(self), replaced, type(self).__name__)
+        return summary_table(
+            self.model, self._layer_rows(), self.groups.parameter_ids(self), replaced, type(self).__name__
+        )
 
-    def _rows(self) -> dict[str, tuple[str, str]]:
+    def _layer_rows(self) -> dict[str, tuple[str, str]]:
         """(followed by, solver) of every tapped layer."""
         rows = {}
         for tap in self.layers:

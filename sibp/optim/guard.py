@@ -14,7 +14,7 @@ from sibp.capture.tap import Tap
 from sibp.optim.base import Explicit, TappedOptimizer
 from sibp.optim.checks import in_range
 from sibp.optim.fallback import MakeFallback
-from sibp.optim.solvers import guarded
+from sibp.optim.solvers import zero_unless_finite
 from sibp.prox.scalars import Flag, choose, is_finite, scalar
 
 
@@ -85,7 +85,9 @@ class GuardedOptimizer(TappedOptimizer):
         if finite is False:
             self.warn(tap)
         return replace(
-            update, W_decrease=guarded(finite, update.W_decrease), b_decrease=guarded(finite, update.b_decrease)
+            update,
+            W_decrease=zero_unless_finite(finite, update.W_decrease),
+            b_decrease=zero_unless_finite(finite, update.b_decrease),
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

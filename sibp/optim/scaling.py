@@ -46,14 +46,14 @@ def refuse_scaled_outer(direction: Any) -> torch.utils.hooks.RemovableHandle:
         del args, kwargs
         if torch.compiler.is_compiling():  # no step runs inside `GradScaler.step`, and frames cannot be traced
             return
-        one = this()
-        if one is None or not _called_by_scaler():
+        optimizer = this()
+        if optimizer is None or not _called_by_scaler():
             return
-        solved = {id(p) for tap in one.layers for p in tap.parameters.values()}
+        solved = {id(p) for tap in optimizer.layers for p in tap.parameters.values()}
         if any(id(p) in solved for group in outer.param_groups for p in group["params"]):
             raise RuntimeError(
-                f"{type(outer).__name__} steps along displacements of {type(one).__name__}, from which a GradScaler "
-                f"cannot take its scale again. {_WITHOUT}"
+                f"{type(outer).__name__} steps along displacements of {type(optimizer).__name__}, whose scale a "
+                f"GradScaler cannot remove. {_WITHOUT}"
             )
 
     handle = register_optimizer_step_pre_hook(before_step)

@@ -99,11 +99,11 @@ def backtrack(phi: Phi, before: float, first: float, slope: float = math.nan) ->
             status = SearchStatus.TAKEN if trials == 1 else SearchStatus.SHORTENED
             optimum = alpha if math.isnan(optimum) else min(optimum, _FARTHEST * alpha, 1.0)
             return Outcome(alpha, loss, trials, optimum, -rise if slope < 0 else math.nan, status)
-        alpha *= _next(optimum / alpha, finite=math.isfinite(loss))
+        alpha *= _next_fraction(optimum / alpha, finite=math.isfinite(loss))
     return Outcome(0.0, before, MAX_TRIALS, 0.0, math.nan, SearchStatus.REFUSED)
 
 
-def _next(share: float, *, finite: bool) -> float:
+def _next_fraction(share: float, *, finite: bool) -> float:
     """The next trial as a share of the last: by the parabola, within bounds; half without one."""
     if not finite:
         return _UNKNOWN
@@ -135,13 +135,13 @@ def minimise(phi: Phi, before: float, first: float, slope: float, trust: float =
             outcome = replace(tried, alpha=target, loss=loss, trials=trials)
         else:
             outcome = replace(tried, trials=trials)
-    outcome = _sufficient(phi, before, slope, outcome)
+    outcome = _armijo(phi, before, slope, outcome)
     curvature = (tried.loss - before - slope * tried.alpha) / tried.alpha**2
     predicted = -(slope + curvature * outcome.alpha) * outcome.alpha if slope < 0 else math.nan
     return replace(outcome, predicted=predicted)
 
 
-def nearer(phi: Phi, outcome: Outcome) -> Outcome:
+def halve_while_decreasing(phi: Phi, outcome: Outcome) -> Outcome:
     """Halves a length while that lowers the loss.
 
     Args:
@@ -157,7 +157,7 @@ def nearer(phi: Phi, outcome: Outcome) -> Outcome:
     return outcome
 
 
-def _sufficient(phi: Phi, before: float, slope: float, outcome: Outcome) -> Outcome:
+def _armijo(phi: Phi, before: float, slope: float, outcome: Outcome) -> Outcome:
     """Shortens the length, and the optimum with it, until the decrease is a fair share of what the slope promises.
 
     Armijo's rule. A parabola falls at its minimum by half of what its slope promises, whereas a loss that reaches its
@@ -184,7 +184,7 @@ def _shortened(outcome: Outcome, alpha: float, loss: float, trials: int) -> Outc
     return replace(outcome, alpha=alpha, loss=loss, trials=trials, optimum=share * outcome.optimum, status=status)
 
 
-def trust_after(trust: float, fresh: float, expected: float, usual: float = 0.0) -> float:
+def updated_trust(trust: float, fresh: float, expected: float, usual: float = 0.0) -> float:
     """Updates the share of the way to a batch's minimum that steps take, by the next batch's slope along the last step.
 
     Along its own step, the loss of a batch falls further than the loss of all data. The gradient of the next batch,

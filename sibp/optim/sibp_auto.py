@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
 from sibp.optim.base import Options
-from sibp.optim.direction import LONGER, RANK, averaged, has_basis, orthogonal
+from sibp.optim.direction import LENGTH_FACTOR, RANK, has_basis, orthogonal, update_mean
 from sibp.optim.fallback import FALLBACK_LR, adam
 from sibp.optim.proximal import SHORTEST
-from sibp.optim.search import Outcome, SearchStatus, backtrack, minimise, nearer, trust_after
+from sibp.optim.search import Outcome, SearchStatus, backtrack, halve_while_decreasing, minimise, updated_trust
 from sibp.optim.sibp import SIBP
 from sibp.optim.trials import Trials
 
@@ -80,7 +80,7 @@ class AutoSIBP(SIBP):
         TypeError: for a model that cannot be tapped.
     """
 
-    search_start: ClassVar[dict[str, Any]] = {
+    initial_search_state: ClassVar[dict[str, Any]] = {
         "search_reach": _UNKNOWN,
         "search_trust": _UNKNOWN,
         "search_usual": _UNKNOWN,
@@ -120,7 +120,7 @@ class AutoSIBP(SIBP):
 
     def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
         """The layer's update; when a measurement is due, also its gradient (that of the loss, with old weights)."""
-        if self._is_due():
+        if self._is_measurement_due():
             self._add_gradient(tap, problem)
         return super().layer_update(tap, problem, group)
 
@@ -131,11 +131,11 @@ class AutoSIBP(SIBP):
         by r / `_UNEQUAL`; if it is larger by such a factor, divided by it. The promised decreases of the loss are then
         of similar size in all layers. Of several outputs, that with the largest signal counts.
         """
-        lr = self.whole_lr(group)
+        lr = self.full_lr(group)
         norm = problem.terms * float(torch.linalg.vector_norm(problem.D_z, dtype=torch.float64))
         size = norm * norm  # infinite, where ** 2 would raise
         if self.parallel is not None:
-            size = self.parallel.whole_loss(size, 0, mean=False, device=problem.D_z.device)
+            size = self.parallel.reduce_loss(size, 0, mean=False, device=problem.D_z.device)
         if problem.ends[1] == tap.name:  # one output of a pass counts its samples
             self._output_rows += problem.D_z.numel() // max(math.prod(problem.W.shape[:-1]), 1)
         if problem.is_output:
@@ -154,23 +154,23 @@ class AutoSIBP(SIBP):
             trials: the losses along the step.
             before: the loss before the step.
         """
-        memory, lr, factor = self._search_memory(), self._longest(), self._factor()
+        memory, lr, factor = self._search_state(), self._max_lr(), self._schedule_factor()
         if factor == 0:  # only the fallback's parameters move
             self._output_rows = 0
             still = Outcome(1.0, before, 0, 1.0, 0.0, SearchStatus.TAKEN)
-            return backtrack(trials.loss_at, before, 1.0) if trials.others else still
-        self._compare(before)
+            return backtrack(trials.loss_at, before, 1.0) if trials.fallback_params else still
+        self._update_noise(before)
         self._output_rows = 0
-        self._turn(trials)
-        reach, due = min(lr, memory["search_reach"]), self._is_due()  # lr while the reach is NaN
+        self._set_direction(trials)
+        reach, due = min(lr, memory["search_reach"]), self._is_measurement_due()  # lr while the reach is NaN
         if due:
             slope = self._slope(trials, lr)
             if not slope < 0:
-                trials.turn(None)
+                trials.set_direction(None)
                 slope = self._slope(trials, lr)
             share = factor * self._trust(trials, slope / lr)
             trials.expected = min(1.0, share * reach / lr)
-            limit = reach / lr if self._promises_little(slope / lr, reach, before) else 1.0
+            limit = reach / lr if self._within_noise(slope / lr, reach, before) else 1.0
             outcome = minimise(trials.loss_at, before, min(limit, 2 * reach / lr), slope, share, limit)
             found, memory["search_measured"] = outcome.optimum * lr, before
         else:
@@ -178,16 +178,16 @@ class AutoSIBP(SIBP):
             outcome, found = backtrack(trials.loss_at, before, trials.expected), reach
             measured = memory["search_measured"]
             if before - measured > (_SURPRISE - 1) * abs(measured):
-                outcome = nearer(trials.loss_at, outcome)
+                outcome = halve_while_decreasing(trials.loss_at, outcome)
         refused = outcome.status is SearchStatus.REFUSED
         if refused:
-            self._forget_means()
+            self._reset_means()
         memory["search_reach"] = max(reach * _AFTER_REFUSAL if refused else found, SHORTEST * lr)
         # A rejected length is measured again in the next step.
         again = refused or (not due and outcome.status is SearchStatus.SHORTENED)
-        memory["search_wait"] = 0 if again else LOOK_EVERY - 1 if due else self._wait() - 1
+        memory["search_wait"] = 0 if again else LOOK_EVERY - 1 if due else self._steps_until_measurement() - 1
         memory["search_ended"] = outcome.loss
-        self._keep_for_trust(trials, outcome.alpha, lr)
+        self._record_step(trials, outcome.alpha, lr)
         return outcome
 
     def search_stats(self) -> dict[str, float]:
@@ -197,13 +197,13 @@ class AutoSIBP(SIBP):
             The entries of `SIBP.search_stats`, `reach` (the length that the last measured batch asked for, in units of
             lr) and `trust` (the share of it that is taken).
         """
-        stats, memory = super().search_stats(), self._search_memory()
+        stats, memory = super().search_stats(), self._search_state()
         if stats:
             stats["reach"] = float(memory["search_reach"])
             stats["trust"] = min(1.0, float(memory["search_trust"]))  # 1 while it is NaN
         return stats
 
-    def _turn(self, trials: Trials) -> None:
+    def _set_direction(self, trials: Trials) -> None:
         """Turns the step into the direction of the search; see `sibp.optim.direction`.
 
         Every parameter moves by the same root mean square, in proportion to its group's lr.
@@ -219,18 +219,18 @@ class AutoSIBP(SIBP):
             wanted.append(lr_of[p] * math.sqrt(p.numel()))
         sizes = [float(torch.linalg.vector_norm(t)) for t in turned]
         whole = math.hypot(*(w for w, size in zip(wanted, sizes, strict=True) if size > 0))
-        length = LONGER * math.hypot(*asked) / whole if whole > 0 else math.nan
+        length = LENGTH_FACTOR * math.hypot(*asked) / whole if whole > 0 else math.nan
         if not 0 < length < math.inf:
             return
         scales = [length * w / size if size > 0 else 0.0 for w, size in zip(wanted, sizes, strict=True)]
         for p, t, scale in zip(trials.params, turned, scales, strict=True):
             torch.sub(p.grad, t, alpha=scale, out=t)  # pyright: ignore[reportArgumentType, reportCallIssue]
-        trials.turn(turned)
+        trials.set_direction(turned)
 
     def _direction(self, p: Tensor, step: Tensor, *, output: bool) -> Tensor:
         """The direction of one parameter, of any length; not made orthogonal in an output layer. Updates its state."""
-        state = self._remembered(p)
-        ahead = averaged(state["search_mean"], step)
+        state = self._direction_state(p)
+        ahead = update_mean(state["search_mean"], step)
         if p.ndim < 2 or output:
             return ahead
         working = torch.promote_types(p.dtype, torch.float32)
@@ -240,7 +240,7 @@ class AutoSIBP(SIBP):
             state["search_basis"] = basis.to(p.dtype).contiguous()
         return M.reshape(p.shape).to(p.dtype)
 
-    def _remembered(self, p: Tensor) -> dict[str, Any]:
+    def _direction_state(self, p: Tensor) -> dict[str, Any]:
         """A proximal parameter's state, with the entries of its direction, initially 0."""
         state = self.state[p]
         if "search_mean" not in state:
@@ -249,43 +249,43 @@ class AutoSIBP(SIBP):
                 state["search_basis"] = p.new_zeros(p[0].numel(), RANK)
         return state
 
-    def _forget_means(self) -> None:
+    def _reset_means(self) -> None:
         """Resets the running means of steps, after a refused step."""
         for group in self._proximal_groups():
             for p in group["params"]:
-                self._remembered(p)["search_mean"].zero_()
+                self._direction_state(p)["search_mean"].zero_()
 
     def _slope(self, trials: Trials, lr: float) -> float:
         """Slope of the loss along the step, per whole step; NaN if no gradient was measured."""
         gradients = [self._gradients.get(p) for p in trials.params]
         if lr == 0 or all(g is None for g in gradients):
             return math.nan
-        return self._of_all_ranks(trials.slope(gradients))
+        return self._reduce_over_ranks(trials.slope(gradients))
 
     def _trust(self, trials: Trials, slope: float) -> float:
         """Updates and returns the share of a batch's own optimum that is taken; `slope` is per unit of length."""
-        memory = self._search_memory()
+        memory = self._search_state()
         trust, usual, expected = memory["search_trust"], memory["search_usual"], slope * memory["search_last"]
         last = [self.state[p].get("search_step") if memory["search_looks_back"] else None for p in trials.params]
         pairs = [(self._gradients.get(p), d) for p, d in zip(trials.params, last, strict=True)]
         products = [float(torch.sum(g * d)) for g, d in pairs if g is not None and d is not None]
-        fresh = self._of_all_ranks(sum(products))
+        fresh = self._reduce_over_ranks(sum(products))
         if products:
             if expected < 0:
                 usual = -expected if math.isnan(usual) else usual + _USUAL * (-expected - usual)
                 memory["search_usual"] = usual
-            trust = memory["search_trust"] = trust_after(trust, fresh, expected, 0.0 if math.isnan(usual) else usual)
+            trust = memory["search_trust"] = updated_trust(trust, fresh, expected, 0.0 if math.isnan(usual) else usual)
         return trust
 
-    def _compare(self, before: float) -> None:
+    def _update_noise(self, before: float) -> None:
         """Sets `trust` for the first step, limits it at the second if the batch has changed, and updates the noise.
 
         Args:
             before: the loss before the step; for the same batch, that at the end of the last step.
         """
-        memory = self._search_memory()
+        memory = self._search_state()
         if math.isnan(memory["search_trust"]):
-            rows = self._rows_of_all()
+            rows = self._total_output_rows()
             memory["search_trust"] = min(1.0, rows / _ENOUGH) if rows else 1.0
             return
         ended, noise = memory["search_ended"], memory["search_noise"]
@@ -294,10 +294,10 @@ class AutoSIBP(SIBP):
             memory["search_noise"] = noise + _USUAL * (difference - noise)
             return
         memory["search_noise"] = difference
-        if difference > _SAME * abs(ended) and (rows := self._rows_of_all()):  # never if `ended` is NaN
+        if difference > _SAME * abs(ended) and (rows := self._total_output_rows()):  # never if `ended` is NaN
             memory["search_trust"] = min(memory["search_trust"], math.sqrt(rows / _STEADY))
 
-    def _promises_little(self, slope: float, reach: float, before: float) -> bool:
+    def _within_noise(self, slope: float, reach: float, before: float) -> bool:
         """Whether a batch promises little where batches differ much, so that its loss says little about the length.
 
         Args:
@@ -305,33 +305,33 @@ class AutoSIBP(SIBP):
             reach: the present length. A parabola with its minimum there falls by half of slope times reach.
             before: the loss before the step.
         """
-        noise = self._search_memory()["search_noise"]
+        noise = self._search_state()["search_noise"]
         return noise > _NOISY * abs(before) and -slope * reach / 2 < _LITTLE * noise
 
-    def _rows_of_all(self) -> float:
+    def _total_output_rows(self) -> float:
         """Rows of the output over all ranks; 0 if the output has no subproblem."""
         if self.parallel is None:
             return float(self._output_rows)
         device = next(iter(self._first_group()["params"])).device
-        return self.parallel.whole_loss(self._output_rows, 0, mean=False, device=device)
+        return self.parallel.reduce_loss(self._output_rows, 0, mean=False, device=device)
 
-    def _keep_for_trust(self, trials: Trials, alpha: float, lr: float) -> None:
+    def _record_step(self, trials: Trials, alpha: float, lr: float) -> None:
         """Keeps the taken step if the next one measures slopes; drops the gradients of this one."""
         self._gradients.clear()
         self._signals.clear()
-        memory = self._search_memory()
+        memory = self._search_state()
         memory["search_last"] = alpha * lr
         memory["search_looks_back"] = memory["search_wait"] <= 0 and alpha != 0
         if not memory["search_looks_back"]:
             return
         trials.move(alpha)
-        self._keep_steps(dict(zip(trials.params, trials.taken(), strict=True)))
+        self._keep_steps(dict(zip(trials.params, trials.displacements(), strict=True)))
 
-    def begin_search(self) -> None:
+    def init_search_state(self) -> None:
         """Creates the search's state, including the last step of every parameter."""
-        super().begin_search()
+        super().init_search_state()
         self._keep_steps({})
-        self._forget_means()
+        self._reset_means()
 
     def _keep_steps(self, steps: Mapping[Tensor, Tensor]) -> None:
         """Keeps the last step of every proximal parameter; 0 for those that did not move."""
@@ -354,21 +354,21 @@ class AutoSIBP(SIBP):
             else:
                 self._gradients[p] = earlier + part
 
-    def _is_due(self) -> bool:
-        return self._wait() <= 0
+    def _is_measurement_due(self) -> bool:
+        return self._steps_until_measurement() <= 0
 
-    def _wait(self) -> int:
+    def _steps_until_measurement(self) -> int:
         """Steps until the gradient is measured again."""
-        return int(self._search_memory()["search_wait"])
+        return int(self._search_state()["search_wait"])
 
-    def _longest(self) -> float:
+    def _max_lr(self) -> float:
         """The longest step: the first proximal group's lr, or its initial lr if that is larger."""
         first = self._first_group()
         return max(float(first["lr"]), first["longest"]) if first else 0.0
 
-    def _factor(self) -> float:
+    def _schedule_factor(self) -> float:
         """The factor by which a lowered lr shortens every step: lr / longest, or that of others if the first rests."""
-        first, longest = self._first_group(), self._longest()
+        first, longest = self._first_group(), self._max_lr()
         if longest and float(first["lr"]) > 0:
             return float(first["lr"]) / longest
         others = (float(g["lr"]) / g["longest"] for g in self._proximal_groups() if g["longest"] > 0)
@@ -382,9 +382,9 @@ class AutoSIBP(SIBP):
     def _proximal_groups(self) -> Iterator[dict[str, Any]]:
         return (group for group in self.param_groups if group["update"] == "proximal")
 
-    def whole_lr(self, group: dict[str, Any]) -> float:
+    def full_lr(self, group: dict[str, Any]) -> float:
         """The group's lr before a schedule lowers it, as the search scales the whole step with the schedule."""
-        return float(group["lr"]) / (self._factor() or 1.0)
+        return float(group["lr"]) / (self._schedule_factor() or 1.0)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients, and the count of the samples behind them."""

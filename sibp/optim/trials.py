@@ -38,7 +38,7 @@ class Trials:
     Args:
         model: the model being trained.
         params: the proximal parameters that the step changes.
-        others: the fallback's parameters that the step changes.
+        fallback_params: the fallback's parameters that the step changes.
         evaluate: returns the loss at the current weights.
         average: averages a loss over all ranks.
     """
@@ -47,14 +47,14 @@ class Trials:
         self,
         model: nn.Module,
         params: list[Tensor],
-        others: list[Tensor],
+        fallback_params: list[Tensor],
         evaluate: Evaluate,
         average: Callable[[float], float],
     ) -> None:
         self._model, self._evaluate, self._average = model, evaluate, average
-        self.params, self.others = params, others
-        self._old = [p.detach().clone() for p in (*params, *others)]
-        self._asked: list[Tensor] = []
+        self.params, self.fallback_params = params, fallback_params
+        self._old = [p.detach().clone() for p in (*params, *fallback_params)]
+        self._full_step: list[Tensor] = []
         self._new: list[Tensor] = []
         self._at: tuple[float, float] | None = None  # current position
         self._farthest = 0.0  # alpha
@@ -63,26 +63,26 @@ class Trials:
         self.expected = 1.0
         """The length at which the fallback's parameters take their whole step."""
 
-    def stepped(self) -> None:
+    def record_full_step(self) -> None:
         """Records the current parameters as those at alpha = 1."""
-        self._new = self._asked = [p.detach().clone() for p in (*self.params, *self.others)]
+        self._new = self._full_step = [p.detach().clone() for p in (*self.params, *self.fallback_params)]
 
-    def turn(self, by: list[Tensor] | None) -> None:
+    def set_direction(self, by: list[Tensor] | None) -> None:
         """Changes the direction.
 
         Args:
             by: added to the proximal parameters recorded by `stepped`; overwritten. None restores their own direction.
         """
         count = 0 if by is None else len(self.params)
-        turned = [change.add_(new) for change, new in zip(by or [], self._asked[:count], strict=True)]
-        self._new, self._at = [*turned, *self._asked[count:]], None
+        turned = [change.add_(new) for change, new in zip(by or [], self._full_step[:count], strict=True)]
+        self._new, self._at = [*turned, *self._full_step[count:]], None
 
     def slope(self, gradients: list[Tensor | None]) -> float:
         """<gradient, p_new - p_old>, from the proximal parameters' gradients (None counts as zero)."""
         steps = zip(gradients, self._old, self._new, strict=False)
         return sum(float(torch.sum(g * (new - old))) for g, old, new in steps if g is not None)
 
-    def taken(self) -> list[Tensor]:
+    def displacements(self) -> list[Tensor]:
         """The displacements of the proximal parameters at the current position."""
         return [p.detach() - old for p, old in zip(self.params, self._old, strict=False)]
 
@@ -92,8 +92,8 @@ class Trials:
         if self._at == (alpha, self.expected):
             return
         self._at = (alpha, self.expected)
-        shares = [alpha] * len(self.params) + [min(1.0, alpha / self.expected)] * len(self.others)
-        for p, old, new, share in zip((*self.params, *self.others), self._old, self._new, shares, strict=True):
+        shares = [alpha] * len(self.params) + [min(1.0, alpha / self.expected)] * len(self.fallback_params)
+        for p, old, new, share in zip((*self.params, *self.fallback_params), self._old, self._new, shares, strict=True):
             if share in (0, 1):
                 p.copy_(new if share else old)
             else:
@@ -107,7 +107,7 @@ class Trials:
 
     def loss(self) -> float:
         """The loss at the current weights, over all ranks."""
-        with _as_it_was(self._model), torch.no_grad():
+        with _preserved_state(self._model), torch.no_grad():
             loss = self._average(as_number(self._evaluate()))
         self.losses.append(loss)
         return loss
@@ -121,19 +121,19 @@ class Trials:
         return self._farthest * change / size if size else 0.0
 
     @contextmanager
-    def guarded(self) -> Iterator[None]:
+    def restored_on_error(self) -> Iterator[None]:
         """Restores the old weights if the block raises."""
         try:
             yield
         except BaseException:
             with torch.no_grad():
-                for p, old in zip((*self.params, *self.others), self._old, strict=True):
+                for p, old in zip((*self.params, *self.fallback_params), self._old, strict=True):
                     p.copy_(old)
             raise
 
 
 @contextmanager
-def _as_it_was(model: nn.Module) -> Iterator[None]:
+def _preserved_state(model: nn.Module) -> Iterator[None]:
     """Restores the model's buffers and the random state on exit."""
     buffers = [
         (module, name, tensor, _unexpanded(tensor).clone())
@@ -158,7 +158,7 @@ def _unexpanded(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def by_closure(closure: Callable[[], Any], model: nn.Module) -> Evaluate:
+def evaluate_from_closure(closure: Callable[[], Any], model: nn.Module) -> Evaluate:
     """Makes `evaluate` from a closure; gradients of its `backward` are discarded.
 
     Args:

@@ -57,7 +57,7 @@ def step(model: nn.Module, optimizer: AutoSIBP, seed: int, rows: int = 20, losse
 
 
 class Slopes(NamedTuple):
-    """The arguments of `trust_after`."""
+    """The arguments of `updated_trust`."""
 
     trust: float
     fresh: float
@@ -69,13 +69,13 @@ class Slopes(NamedTuple):
 def slopes(monkeypatch) -> list[Slopes]:
     """Those that trust is learned from, in turn."""
     seen: list[Slopes] = []
-    plain = sibp_auto.trust_after
+    plain = sibp_auto.updated_trust
 
-    def trust_after(trust: float, fresh: float, expected: float, usual: float) -> float:
+    def updated_trust(trust: float, fresh: float, expected: float, usual: float) -> float:
         seen.append(Slopes(trust, fresh, expected, usual))
         return plain(trust, fresh, expected, usual)
 
-    monkeypatch.setattr(sibp_auto, "trust_after", trust_after)
+    monkeypatch.setattr(sibp_auto, "updated_trust", updated_trust)
     return seen
 
 

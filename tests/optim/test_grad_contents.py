@@ -167,7 +167,7 @@ def test_an_enabled_scaler_around_the_outer_optimizer_is_refused(enabled: bool):
         scaler.step(outer)
         assert torch.equal(model[0].weight, before - found)  # pyright: ignore[reportOperatorIssue]
         return
-    with pytest.raises(RuntimeError, match="SGD steps along displacements of SIBP, from which a GradScaler"):
+    with pytest.raises(RuntimeError, match="SGD steps along displacements of SIBP, whose scale a GradScaler cannot"):
         scaler.step(outer)
     del direction  # the model's layers keep it alive
     elsewhere = torch.optim.SGD(other.parameters(), 1.0)
@@ -323,9 +323,9 @@ def forward_mode(model: nn.Module) -> None:
             lambda m: torch.func.jvp(m, (torch.ones(2, 5, dtype=F64),), (torch.ones(2, 5, dtype=F64),)),
             "layer '0' is tapped by SIBP, whose backward pass torch.func cannot transform",
         ),
-        (torch.jit.script, "layer '0' is tapped by SIBP, and TorchScript cannot compile that"),
+        (torch.jit.script, "layer '0' is tapped by SIBP, which TorchScript cannot compile"),
         (lambda m: torch.jit.trace(m, torch.ones(2, 5, dtype=F64)), "layer '0' is tapped by SIBP, and a trace with"),
-        (lambda m: forward_mode(m), "layer '0' is tapped, and has no forward-mode derivative"),
+        (lambda m: forward_mode(m), "layer '0' is tapped and has no forward-mode derivative"),
     ],
     ids=["sparse", "nested", "vmap", "jvp", "script", "trace", "forward mode"],
 )
