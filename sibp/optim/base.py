@@ -7,7 +7,7 @@ import sys
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,33 +20,10 @@ from sibp.optim.checks import check_loaded, check_model, checked_loss_average, c
 from sibp.optim.fallback import MakeFallback, evaluated
 from sibp.optim.groups import NewParameters, ParamGroups
 from sibp.optim.layers import containers, new_taps, parameter_owners, summary_table
+from sibp.optim.options import Explicit
 from sibp.optim.parallel import DataParallel, ProcessGroup, refuse_averaging
 from sibp.optim.registry import LayerRegistry
 from sibp.optim.scaling import refuse_scaled_outer, refuse_scaling
-
-Explicit = Iterable[str | type[nn.Module]]
-"""Modules that are left to the fallback: names, patterns of names ("blocks.*.norm"), or classes."""
-
-
-class Options(TypedDict, total=False):
-    """Keyword arguments that all proximal methods share.
-
-    Attributes:
-        params: parameters of the model or param group dicts, for settings of their own; default all.
-        fallback: creates the optimizer of the parameters without a proximal subproblem from a list of them; default:
-            Adam with learning rate 1e-3.
-        explicit: modules that are left to the fallback, with everything inside them: names as in
-            `model.named_modules()`, patterns of names ("blocks.*.norm"), or classes.
-        direction_only: only fill `.grad`, for another optimizer that takes the steps; `Preconditioned` combines both.
-        data_parallel: each process holds a part of the batch, and all take the whole batch's step: True for all
-            processes of `torch.distributed`, or a process group. See docs/distributed.md.
-    """
-
-    params: Iterable[nn.Parameter] | Iterable[dict[str, Any]] | None
-    fallback: MakeFallback | None
-    explicit: Explicit
-    direction_only: bool
-    data_parallel: bool | ProcessGroup
 
 
 class TappedOptimizer(torch.optim.Optimizer):
@@ -66,7 +43,7 @@ class TappedOptimizer(torch.optim.Optimizer):
     """
 
     backward_weights: str = "old"
-    """Which weights carry the error signal down where a group does not say: "new" or "old"."""
+    """Which weights propagate the error signal, "new" or "old", if a param group does not say."""
 
     def __init__(
         self,
@@ -138,7 +115,7 @@ class TappedOptimizer(torch.optim.Optimizer):
             refuse_averaging(type(self).__name__)
 
     def uses_new_weights_backward(self, tap: Tap) -> bool:
-        """Whether the layer's new weights carry the error signal down."""
+        """Whether the error signal is propagated through the layer's new weights."""
         return self.group_of(tap).get("backward_weights", self.backward_weights) == "new"
 
     def loss_terms(self, forward_pass: ForwardPass) -> float:
@@ -154,7 +131,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         return self._batch if self.loss_average is True else int(self.loss_average)
 
     def solve(self, tap: Tap, problem: LayerProblem) -> LayerUpdate:
-        """Updates a layer with its group's current settings."""
+        """Solves a layer's subproblem with the current settings of its group."""
         if not (problem.features.weight or problem.features.bias):
             return LayerUpdate(None, None)
         group = self.group_of(tap)
@@ -167,7 +144,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         if len(settings) == len(known) and all(map(operator.is_, settings, known)):
             return
         self.check(group)
-        if not any(isinstance(value, torch.Tensor) for value in settings):  # which may change in place
+        if not any(isinstance(value, torch.Tensor) for value in settings):  # a tensor may change in place
             self._checked[id(group)] = settings
 
     # -- the torch.optim contract -----------------------------------------------------------------------------------
@@ -218,7 +195,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         self.groups.fallback.step()
 
     def full_lr(self, group: dict[str, Any]) -> float:
-        """The group's learning rate, of the displacements and of weight decay, as applied by a whole step."""
+        """The group's learning rate for displacements and weight decay, before a line search shortens the step."""
         return float(group["lr"])
 
     def before_step(self) -> None:
@@ -235,7 +212,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         self.layers.mark_applied()
 
     def become_direction(self) -> dict[nn.Parameter, str | None]:
-        """Leaves all steps to an optimizer that wraps this one, such as `Preconditioned`, as with `direction_only`.
+        """Leaves all steps to an optimizer that wraps this one, such as `Preconditioned`; the same as `direction_only`.
 
         Returns:
             All parameters, in the model's order, with their names if they have any. Those without a proximal
@@ -310,7 +287,7 @@ class TappedOptimizer(torch.optim.Optimizer):
             ValueError: if it is of another optimizer, or of another model.
         """
         check_loaded(state_dict, self.param_groups, type(self).__name__)
-        super().load_state_dict(copy.deepcopy(state_dict))  # torch's shares tensors with what it was given
+        super().load_state_dict(copy.deepcopy(state_dict))  # torch's method would share tensors with its argument
 
     def _average_gradients(self, params: list[nn.Parameter]) -> None:
         """If data parallel, gives parameters without a subproblem the gradient of all ranks' loss."""
@@ -318,7 +295,7 @@ class TappedOptimizer(torch.optim.Optimizer):
             self._hooks += self.parallel.average_gradients(params, self)
 
     def _reset(self) -> None:
-        """Resets what is never saved, because it belongs to this model and its running passes."""
+        """Resets the attributes that are never saved, because they belong to this model and its running passes."""
         self.layers = LayerRegistry()
         self._checked: dict[int, tuple[Any, ...]] = {}  # settings of groups, by identity
         self.passes = Passes()
@@ -348,7 +325,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         self.groups.share(self)
 
     def layer_state(self, tap: Tap) -> dict[str, Any]:
-        """A method's memory of a layer between steps; part of the state, so only tensors and numbers."""
+        """The state of a layer that a method keeps between steps, as tensors and numbers; part of `state_dict`."""
         return self.state[next(iter(tap.parameters.values()))]
 
     def group_of(self, tap: Tap) -> dict[str, Any]:
@@ -357,9 +334,9 @@ class TappedOptimizer(torch.optim.Optimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """True only when a GradScaler asks: it then passes its scale instead of dividing `.grad`.
+        """True only if a GradScaler reads it: the scaler then passes its scale to `step` instead of dividing `.grad`.
 
-        Frameworks read it as well, and refuse to clip where it is True, in bfloat16 too, where nothing is scaled.
+        Frameworks read it, too. If it were True for them, they would refuse to clip gradients, even in bfloat16.
         """
         return sys._getframe(1).f_globals.get("__name__") == "torch.amp.grad_scaler"
 
@@ -367,7 +344,7 @@ class TappedOptimizer(torch.optim.Optimizer):
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """A context without taps: gradients are those of the loss (if forward and backward are both inside)."""
+        """A context without taps: if forward and backward pass are both inside, gradients are those of the loss."""
         before, self._paused = self._paused, True
         try:
             yield

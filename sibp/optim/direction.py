@@ -1,4 +1,4 @@
-r"""AutoSIBP's search direction: Muon's rule at low rank, applied to the steps that the subproblems ask for.
+r"""AutoSIBP's search direction: Muon's rule at low rank, applied to the subproblems' steps.
 
 A step is dominated by the few directions of weight space along which a batch's features and error signals are large.
 Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) gives all directions equal weight: it replaces a running
@@ -15,7 +15,7 @@ from sibp.optim.muon import POLYNOMIAL
 MOMENTUM = 0.5  # weight of earlier steps in the running mean
 RANK = 64
 ITERATIONS = 4  # Newton-Schulz iterations
-LENGTH_FACTOR = 1.7  # length of the longest step, in units of the step that the subproblems ask for
+LENGTH_FACTOR = 1.7  # length of the longest step, as a multiple of the length of the subproblems' own step
 
 
 def update_mean(mean: Tensor, step: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from sibp.activations import Activation
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
 from sibp.optim.checks import in_range
-from sibp.optim.guard import TargetOptions, all_finite, finite_or, nan_unless
+from sibp.optim.guard import all_finite, finite_or, nan_unless
+from sibp.optim.options import TargetOptions
 from sibp.optim.targets import TargetOptimizer
 from sibp.prox.scalars import choose
 

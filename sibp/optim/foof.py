@@ -9,7 +9,8 @@ from torch import nn
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
 from sibp.optim.checks import in_range, whole
-from sibp.optim.guard import GuardedOptimizer, PeerOptions, finite_or
+from sibp.optim.guard import GuardedOptimizer, finite_or
+from sibp.optim.options import PeerOptions
 from sibp.prox.solvers.coordinates import Direct
 from sibp.prox.solvers.inverse import damped_inverse
 

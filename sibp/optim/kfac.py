@@ -12,7 +12,8 @@ from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
 from sibp.internals import backward_pass
 from sibp.optim.checks import in_range, whole
-from sibp.optim.guard import GuardedOptimizer, PeerOptions, finite_or
+from sibp.optim.guard import GuardedOptimizer, finite_or
+from sibp.optim.options import PeerOptions
 from sibp.prox.solvers.coordinates import Direct
 from sibp.prox.solvers.inverse import damped_inverse
 

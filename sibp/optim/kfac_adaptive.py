@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from sibp.capture.tap import Tap
 from sibp.optim.checks import in_range
-from sibp.optim.guard import PeerOptions
 from sibp.optim.kfac import KFAC
+from sibp.optim.options import PeerOptions
 
 EVERY, RHO_HIGH, RHO_LOW = 5, 0.75, 0.25  # steps between two adaptations, and thresholds for rho
 DAMPING_FACTOR = (19 / 20) ** EVERY

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
 from sibp.optim.checks import in_range, whole
-from sibp.optim.guard import GuardedOptimizer, PeerOptions, all_finite, nan_unless
+from sibp.optim.guard import GuardedOptimizer, all_finite, nan_unless
+from sibp.optim.options import PeerOptions
 from sibp.optim.solvers import MAX_ITERATIONS
 from sibp.prox.scalars import Flag, choose
 

@@ -1,4 +1,4 @@
-"""What a proximal optimizer warns about, each said once: solves that fail, absurd steps, steps that are not taken."""
+"""Warnings of a proximal optimizer, each given once: failed solves, absurdly long steps, steps that are not taken."""
 
 import math
 import warnings
@@ -9,10 +9,10 @@ from sibp.capture.problem import LayerUpdate
 from sibp.capture.tap import Tap
 from sibp.optim.trials import Trials
 
-# A step is absurd above this multiple of the layer's norm and this root mean square per entry.
+# A step is absurdly long if it exceeds this multiple of the layer's norm, and this root mean square per entry.
 _ABSURD_CHANGE, _ABSURD_SIZE = 100.0, 1.0
-_REFUSALS = 10  # of a line search in a row, after which a warning is due
-_MOVED = 0.01  # relative change of the weights that leaves no loss the same to the last bit
+_REFUSALS = 10  # consecutive refused steps after which a warning is given
+_MOVED = 0.01  # relative change of the weights that must change a loss, at least in its last bit
 _LOSS, _SEARCH, _CONSTANT = "the loss", "the search", "the same loss"
 
 
@@ -20,7 +20,7 @@ class Notices:
     """Warnings of one optimizer.
 
     Args:
-        method: its name.
+        method: the optimizer's name.
     """
 
     def __init__(self, method: str) -> None:
@@ -34,8 +34,8 @@ class Notices:
         """Warns of a failed solve, or of an absurdly long step.
 
         Args:
-            tap: of the layer.
-            update: its displacement.
+            tap: the layer's tap.
+            update: the layer's update.
             searched: whether a line search follows, which shortens steps. Then `warn_of_failed_solves` has to be called
                 before it.
         """
@@ -72,7 +72,7 @@ class Notices:
         self._unsolved.clear()
 
     def loss_not_finite(self, loss: float) -> None:
-        """Warns that a step was left out."""
+        """Warns that no step was taken, because the loss is not finite."""
         self.forget()
         self._warn_once(
             _LOSS,
@@ -84,7 +84,7 @@ class Notices:
         """Warns if no length has been acceptable for many steps, or if a step taken left the loss the same."""
         found = [*self._losses, *trials.losses]
         same = len(found) > 1 and len(set(found)) == 1 and math.isfinite(found[0])
-        zero = same and found[0] == 0  # trained to 0, a loss may stay there
+        zero = same and found[0] == 0  # a loss that training has brought to 0 may stay there
         if same and not zero and not refused and trials.farthest_change() > _MOVED:
             self._warn_once(
                 _CONSTANT,
@@ -112,5 +112,5 @@ class Notices:
 
 
 def parameter_norm(tap: Tap) -> float:
-    """Of a layer's weight and bias together."""
+    """The norm of a layer's weight and bias together."""
     return math.sqrt(sum(float(p.detach().double().square().sum()) for p in tap.parameters.values()))

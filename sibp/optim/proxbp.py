@@ -8,7 +8,7 @@ from torch import nn
 
 from sibp.activations import IDENTITY
 from sibp.capture.problem import LayerProblem, LayerUpdate
-from sibp.optim.base import Options
+from sibp.optim.options import Options
 from sibp.optim.proximal import ProximalOptimizer, builder
 from sibp.optim.solvers import Solver, as_update, linear_update, zero_unless_finite
 from sibp.prox.scalars import choose, is_finite
@@ -42,7 +42,8 @@ class ProxBP(ProximalOptimizer):
         backward_weights: which weights carry the error signal down; "old" in the paper.
         prox_weight_scaling: as for `SIBP`.
         line_search: whether `step(evaluate=...)` evaluates the loss and shortens steps that would raise it.
-        **options: `params`, `fallback`, `explicit`, `direction_only`, `data_parallel`: see `sibp.optim.base.Options`.
+        **options: `params`, `fallback`, `explicit`, `direction_only`, `data_parallel`: see
+            `sibp.optim.options.Options`.
 
     Raises:
         ValueError: for hyper-parameters out of range, unknown solvers, parameters that are not the model's.

@@ -24,8 +24,8 @@ from sibp.prox.outputs import share_of_nonzeros
 from sibp.prox.scalars import Scalar
 from sibp.prox.status import Measure
 
-_AFTER_REFUSAL = 0.1  # of the first trial: where the next search begins after a refused step
-SHORTEST = 1e-9  # of the whole step: where a search begins at the least
+_AFTER_REFUSAL = 0.1  # share of the first trial at which the search after a refused step begins
+SHORTEST = 1e-9  # share of the whole step below which no search begins
 
 
 class ProximalOptimizer(TappedOptimizer):
@@ -35,7 +35,7 @@ class ProximalOptimizer(TappedOptimizer):
     activation_inside: ClassVar[bool] = False
     """Whether "cg:K" solves the subproblem with its activation; the linear one is then solved in closed form."""
     initial_search_state: ClassVar[dict[str, Any]] = {"search_length": 1.0}
-    """A search's memory before the first step."""
+    """The state of a search before the first step."""
     line_search: bool = False
     """Whether `step` evaluates the loss and shortens a step that would raise it."""
 
@@ -133,7 +133,7 @@ class ProximalOptimizer(TappedOptimizer):
                     )
             return super().step(closure)
         if closure is None and evaluate is None and not self.direction_only:
-            if self._nothing_to_apply():  # torch.distributed.checkpoint makes an optimizer's state by such a step
+            if self._nothing_to_apply():  # torch.distributed.checkpoint initialises an optimizer's state by such a step
                 self.init_search_state()
                 return super().step()
             raise RuntimeError(
@@ -159,11 +159,11 @@ class ProximalOptimizer(TappedOptimizer):
     def _search_step(
         self, evaluate: Evaluate | None, closure: Callable[[], Any] | None, loss: Tensor | float | None
     ) -> None:
-        """Takes a step of the length that the search chooses."""
+        """Takes a step whose length the search chooses."""
         proximal, explicit = self._params_with_grad("proximal"), self._params_with_grad("explicit")
         if evaluate is None:
             if closure is None:
-                raise AssertionError("step() has refused this")
+                raise AssertionError("step() accepts no call without evaluate and closure")
             evaluate = evaluate_from_closure(closure, self.model)
         trials = Trials(self.model, proximal, explicit, evaluate, self._reduce_over_ranks)
         with self.paused(), trials.restored_on_error():
@@ -189,7 +189,7 @@ class ProximalOptimizer(TappedOptimizer):
         self._notices.after_search(trials, refused=outcome.status is SearchStatus.REFUSED)
 
     def _skip_step(self, loss: float) -> None:
-        """Skips the step if the loss is not finite: no weights and no state change."""
+        """Skips the step because the loss is not finite: neither weights nor state change."""
         self._outcome = (Outcome(0.0, loss, 0, 0.0, math.nan, SearchStatus.REFUSED), loss)
         self._notices.loss_not_finite(loss)
 
@@ -209,7 +209,7 @@ class ProximalOptimizer(TappedOptimizer):
         return outcome
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clears the gradients, and what was noticed about them."""
+        """Clears the gradients, and the pending warnings about them."""
         super().zero_grad(set_to_none)
         self._notices.forget()
 
@@ -233,7 +233,7 @@ class ProximalOptimizer(TappedOptimizer):
         }
 
     def _params_with_grad(self, update: str) -> list[Tensor]:
-        """Parameters with a gradient, of groups that are "proximal" or "explicit"."""
+        """Parameters with a gradient; `update` is "proximal" or "explicit" and selects the groups."""
         groups = [group for group in self.param_groups if group["update"] == update]
         return [p for group in groups for p in group["params"] if p.grad is not None]
 

@@ -9,11 +9,11 @@ from sibp.capture.tap import Owner, Tap
 
 
 class Pending(NamedTuple):
-    """A `.grad` that holds displacements that no step has applied.
+    """A `.grad` whose displacements no step has applied yet.
 
     Attributes:
-        tap: of the layer.
-        key: the parameter's, "weight" or "bias".
+        tap: the layer's tap.
+        key: the parameter's key, "weight" or "bias".
         parameter: the parameter.
         grad: its `.grad`.
     """
@@ -24,7 +24,7 @@ class Pending(NamedTuple):
     grad: Tensor
 
     def remains(self) -> bool:
-        """Whether it is still there: added to by a backward pass, or left as it was."""
+        """Whether the displacements are still in `.grad`, alone or with later ones added to them."""
         return self.parameter.grad is self.grad and not self.tap.displacements.started_from_zero(self.key)
 
 
@@ -68,7 +68,7 @@ class LayerRegistry:
             tap.remove()
 
     def replaced(self, model: nn.Module) -> set[str]:
-        """Names of layers that have since been replaced, or tapped by another optimizer.
+        """Names of layers that were replaced, or tapped by another optimizer, after they were tapped.
 
         Args:
             model: the optimizer's model.
@@ -81,19 +81,19 @@ class LayerRegistry:
         }
 
     def check_gradients(self, method: str) -> None:
-        """Refuses layers of another optimizer, replaced ones, and a `.grad` that holds anything but displacements.
+        """Checks that all layers still belong to the optimizer, and that `.grad` contains only displacements.
 
         Args:
             method: the optimizer's name.
 
         Raises:
-            RuntimeError: naming the layer.
+            RuntimeError: if a layer was replaced or has another optimizer, or if its `.grad` contains anything else.
         """
         for tap in self:
             _check_gradients(tap, method)
 
     def pending(self) -> list[Pending]:
-        """The `.grad` tensors that hold displacements that no step has applied; watches what is added to them."""
+        """The `.grad` tensors whose displacements no step has applied; records what later backward passes add to."""
         held = [Pending(tap, key, p, p.grad) for tap in self for key, p in tap.parameters.items() if p.grad is not None]
         found = [each for each in held if each.tap.displacements.is_applicable(each.key, each.grad)]
         for each in found:
@@ -106,7 +106,7 @@ class LayerRegistry:
             tap.displacements.clear()
 
     def unmark_applied(self) -> None:
-        """Takes `applied` back, after a step that was undone."""
+        """Undoes `mark_applied`, after a step that was undone."""
         for tap in self:
             tap.displacements.unmark_applied()
 
@@ -137,6 +137,6 @@ def _check_gradients(tap: Tap, method: str) -> None:
         fault = tap.displacements.fault(key, p.grad)
         if fault is not None:
             raise RuntimeError(
-                f"{here}: what lies in {key}.grad is not a displacement of this {method}, or not only: it {fault}. "
+                f"{here}: {key}.grad contains something other than displacements of this {method}: it {fault}. "
                 "Call zero_grad() before the backward pass that is to be applied."
             )

@@ -108,16 +108,16 @@ def as_update(solution: Solution) -> tuple[LayerUpdate, Measure]:
 def _change(
     solution: Solution, coordinates: Coordinates, x: Tensor, parts: Parts
 ) -> tuple[Callable[[], Scalar], Scalar]:
-    """||W_new - W||^2 + ||b_new - b||^2, and an upper bound that is exact where it is above 1 for each number.
+    """||W_new - W||^2 + ||b_new - b||^2, evaluated lazily if possible, and an upper bound of it.
 
-    A pass over the displacement of a wide layer takes a twentieth of a training step. It is deferred if the bound alone
-    shows that all entries are finite and the step is not absurdly long.
+    Reading the displacement of a wide layer takes a twentieth of a training step. It is deferred if the bound shows
+    that all entries are finite and their mean square is at most 1; otherwise the bound is the exact value.
 
     Args:
-        solution: the solver's.
-        coordinates: of x.
+        solution: the solver's result.
+        coordinates: the coordinates of x.
         x: (..., r, m) coefficients of all output units.
-        parts: of minus the displacement, which clipping may change later.
+        parts: minus the displacement, as W and b; the user may change these tensors later, by clipping.
     """
     features, most, known = coordinates.features, solution.change_bound, solution.squared_change
     if x is solution.x and known is not None and most <= features.groups * features.size * x.shape[-1]:
@@ -127,7 +127,7 @@ def _change(
 
 
 def zero_unless_finite(finite: Flag, change: Tensor | None) -> Tensor | None:
-    """The change, of any shape, but exactly zero if the solve was not finite; None stays None."""
+    """The change, of any shape; exactly zero if the solve was not finite. None stays None."""
     if change is None or finite is True:
         return change
     return choose(finite, lambda: change, lambda: torch.zeros_like(change))

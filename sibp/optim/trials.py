@@ -30,10 +30,10 @@ def as_number(loss: Tensor | float) -> float:
 
 
 class Trials:
-    """The losses along a step, p_old + alpha (p_new - p_old).
+    """The losses along a step, at p_old + alpha (p_new - p_old).
 
-    Parameters of the fallback take their whole step, unless the search shortens the step below what was expected: they
-    have a learning rate of their own, unrelated to the length that suits the others.
+    The fallback's parameters take their whole step unless alpha is below `expected`, since their learning rate is
+    unrelated to the length that suits the proximal parameters.
 
     Args:
         model: the model being trained.
@@ -56,12 +56,12 @@ class Trials:
         self._old = [p.detach().clone() for p in (*params, *fallback_params)]
         self._full_step: list[Tensor] = []
         self._new: list[Tensor] = []
-        self._at: tuple[float, float] | None = None  # current position
-        self._farthest = 0.0  # alpha
+        self._at: tuple[float, float] | None = None  # current alpha and `expected`
+        self._farthest = 0.0  # largest alpha tried
         self.losses: list[float] = []
         """All losses evaluated."""
         self.expected = 1.0
-        """The length at which the fallback's parameters take their whole step."""
+        """The alpha at which the fallback's parameters take their whole step."""
 
     def record_full_step(self) -> None:
         """Records the current parameters as those at alpha = 1."""
@@ -71,7 +71,8 @@ class Trials:
         """Changes the direction.
 
         Args:
-            by: added to the proximal parameters recorded by `stepped`; overwritten. None restores their own direction.
+            by: tensors that are added to the proximal parameters recorded by `record_full_step`; overwritten. None
+                restores the recorded step.
         """
         count = 0 if by is None else len(self.params)
         turned = [change.add_(new) for change, new in zip(by or [], self._full_step[:count], strict=True)]
@@ -88,7 +89,7 @@ class Trials:
 
     @torch.no_grad()
     def move(self, alpha: float) -> None:
-        """Moves all parameters to alpha; exactly to the saved values at 0 and at 1."""
+        """Moves all parameters to the position alpha; at 0 and 1 they get exactly the saved values."""
         if self._at == (alpha, self.expected):
             return
         self._at = (alpha, self.expected)
@@ -113,7 +114,7 @@ class Trials:
         return loss
 
     def farthest_change(self) -> float:
-        """Relative change of the proximal parameters at the longest length tried; a diagnostic, which costs a pass."""
+        """Relative change of the proximal parameters at the largest alpha tried; a diagnostic."""
         count = len(self.params)  # may be 0
         old = self._old[:count]
         changes = [p - q for p, q in zip(self._new[:count], old, strict=True)]
@@ -151,7 +152,7 @@ def _preserved_state(model: nn.Module) -> Iterator[None]:
 
 
 def _unexpanded(tensor: Tensor) -> Tensor:
-    """The tensor without the copies that `expand` makes, which share their memory."""
+    """The tensor without the repeated entries of `expand`, which share memory."""
     for axis, stride in enumerate(tensor.stride() if tensor.layout is torch.strided else ()):
         if stride == 0 and tensor.shape[axis] > 1:
             tensor = tensor.narrow(axis, 0, 1)
@@ -163,7 +164,7 @@ def evaluate_from_closure(closure: Callable[[], Any], model: nn.Module) -> Evalu
 
     Args:
         closure: clears the gradients, computes the loss, calls `backward` and returns the loss.
-        model: whose parameters keep their `.grad`.
+        model: the model, whose parameters keep their `.grad`.
     """
     params = list(model.parameters())
 

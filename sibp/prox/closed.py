@@ -22,7 +22,7 @@ _Found = ctypes.c_double * 7
 
 
 def outer_gram(A: Tensor, plus: float) -> Tensor | None:
-    """A A^T + plus, (N, N), by half of its products.
+    """A A^T + plus, (N, N); computes one triangle and mirrors it.
 
     Args:
         A: (N, n).
@@ -46,7 +46,13 @@ def outer_gram(A: Tensor, plus: float) -> Tensor | None:
 
 
 class ResidualSums(NamedTuple):
-    """Sums that check a solution X of (G + lam I) X = -R: ||R||^2, <R, X>, and ||(R + (G + lam I) X) S||^2."""
+    """Sums that check a solution X of (G + lam I) X = -R, with random signs S.
+
+    Attributes:
+        RR: ||R||^2.
+        RX: <R, X>.
+        error: ||(R + (G + lam I) X) S||^2.
+    """
 
     RR: float
     RX: float
@@ -57,12 +63,13 @@ class Answer(NamedTuple):
     """The result of `minus_solve`.
 
     Attributes:
-        x: the solution; None if a pivot is not positive, or if lam is too small and there are no probes.
+        x: the solution, of the shape of R; None if a pivot is not positive, or if lam is too small and there are no
+            probes.
         norm: ||G||_F.
         largest: the largest entry of G, which is on its diagonal.
-        energy: <x, (G + lam I) x>; meaningless without x, like the following ones.
+        energy: <x, (G + lam I) x>. This attribute and the following ones are meaningless if x is None.
         XX: ||x||^2.
-        look: the checking sums, if lam is too small and there are probes.
+        residual_sums: the sums that check x, if lam is too small and there are probes; None otherwise.
     """
 
     x: Tensor | None

@@ -22,11 +22,11 @@ _PARALLEL = 100_000  # numbers in an array above which several threads pay off
 
 @dataclass(frozen=True)
 class Shifted:
-    """The target s(Z) - eta D of a step on the neurons, not yet formed, since a convolution's is a large array.
+    """The target s(Z) - eta D, not computed yet, since that of a convolution is a large array.
 
     Attributes:
         D: error signal on s(Z), of Z's shape.
-        eta: the step.
+        eta: the step on the neurons.
     """
 
     D: Tensor
@@ -183,7 +183,7 @@ class CompiledOutputs(Outputs):
 
 
 def _with_layout(array: Tensor) -> tuple[Tensor, bool]:
-    """An array (g, B, P, m) without gaps, and whether it is stored in the order (B, g, m, P)."""
+    """The array (g, B, P, m), contiguous in one of two orders, and whether that order is (B, g, m, P)."""
     if array.permute(1, 2, 0, 3).is_contiguous():
         return array, False
     return array.permute(1, 0, 3, 2).contiguous().permute(1, 0, 3, 2), True

@@ -12,8 +12,8 @@ from sibp.optim.search import (
     backtrack,
     minimise,
     parabola_minimum,
-    updated_trust,
 )
+from sibp.optim.trust import updated_trust
 
 
 @pytest.mark.parametrize("minimum", [0.03, 0.2, 0.5, 0.9])

@@ -137,7 +137,7 @@ class _System:
 
 @dataclass(frozen=True)
 class _Task:
-    """A system to solve; see `checked`. start: ||R||^2."""
+    """The arguments of `checked`, and start = ||R||^2."""
 
     coordinates: Coordinates
     R: Tensor
@@ -175,7 +175,7 @@ class _Task:
         return _estimate(_squared(self._residual(x @ S, self.rhs @ S)), units)
 
     def survives_rounding(self, system: _System, x: Tensor, decrease: float, uncertain: Tensor | None = None) -> bool:
-        """Whether x is accurate despite rounding; `uncertain` is the part of x computed from G, by default all."""
+        """Whether x is accurate despite rounding; `uncertain` is the part of x that was computed from G, by default x."""
         error = self._rounding_error(x if uncertain is None else uncertain)
         if not self.coordinates.direct:
             return system.tolerates(error, decrease)
@@ -190,7 +190,7 @@ class _Task:
         return self.coordinates.gram.diagonal(dim1=-2, dim2=-1).double()
 
     def _rounding_error(self, x: Tensor) -> float:
-        """The share of ||e||^2 that the rounding of G causes: an estimate, several times as large as what is usual."""
+        """An estimate of the part of ||e||^2 that the rounding of G causes; usually several times too large."""
         if not self.coordinates.direct:
             return (self._eps * self.norm) ** 2 * _squared(x)
         diagonal = self._diagonal
@@ -228,7 +228,7 @@ def _solved(start: Scalar, end: Scalar, squared_change: Scalar) -> Stats:
 
 
 def is_accurate(answer: closed.Answer, lam: float, eps: float, units: int) -> bool:
-    """Whether an answer in span coordinates is accurate: guaranteed by lam, or by the sums over it.
+    """Whether an answer in span coordinates is accurate: because lam is large enough, or according to its residual.
 
     Args:
         answer: with an x.
@@ -251,7 +251,7 @@ def _estimate(squared_error: float, units: int) -> float:
 
 @lru_cache(maxsize=32)
 def random_signs(units: int, dtype: torch.dtype) -> Tensor:
-    """S (units, _PROBES) of 1 and -1 at random, the same in every process: a resumed run repeats its steps.
+    """S (units, _PROBES), entries 1 and -1 at random; equal in every process, so that a resumed run repeats its steps.
 
     For at most `_PROBES` units it is a part of the identity, so that ||e S|| is ||e||.
     """
