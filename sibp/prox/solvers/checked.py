@@ -175,7 +175,7 @@ class _Task:
         return _estimate(_squared(self._residual(x @ S, self.rhs @ S)), units)
 
     def survives_rounding(self, system: _System, x: Tensor, decrease: float, uncertain: Tensor | None = None) -> bool:
-        """Whether x is accurate despite rounding; `uncertain` is the part of x that was computed from G, by default x."""
+        """Whether x is accurate despite rounding; `uncertain` is the part of x computed from G, by default all."""
         error = self._rounding_error(x if uncertain is None else uncertain)
         if not self.coordinates.direct:
             return system.tolerates(error, decrease)
