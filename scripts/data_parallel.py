@@ -83,7 +83,7 @@ def train(case: Case, solver: str, steps: int, device: torch.device) -> None:
         step(alone, SIBP(alone, lr=0.3, solver=solver), x, y)
     assert optimizer.parallel is not None, "start this script with torchrun and two processes or more"
     counted = optimizer.parallel.exchange.received / steps
-    weights = optimizer.parallel.exchange.all(torch.cat([p.detach().flatten() for p in together.parameters()]))
+    weights = optimizer.parallel.exchange.all_gather(torch.cat([p.detach().flatten() for p in together.parameters()]))
     if rank == 0:
         pairs = zip(together.parameters(), alone.parameters(), strict=True)
         difference = max(((p - q).abs().max() / q.abs().max()).item() for p, q in pairs)

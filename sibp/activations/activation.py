@@ -14,38 +14,40 @@ class Activation:
     """An elementwise function s.
 
     Attributes:
-        name: for users.
-        value: s, any shape.
-        slope: s', same shape; at a kink the value that autograd uses, so ReLU's is [z > 0] strictly, as in the paper's
-            code.
-        negative_slope: a, if s(z) is z for z > 0 and a z otherwise, which compiled code needs; None for any other.
-        through: maps (D, z) to D * s'(z), if that is possible in one pass.
-        learned: the tensors that s depends on, such as the slopes of PReLU, if any.
-        kernel: its name in `sibp.prox.kernels.KINDS`, if it has compiled code that `negative_slope` does not determine.
+        name: the name that tables and messages show.
+        value: s; maps z of any shape to s(z) of the same shape.
+        slope: s'; maps z to s'(z) of the same shape. At a kink it is the value that autograd uses: ReLU's slope at 0
+            is 0, as in the paper's code.
+        negative_slope: a, if s(z) is z for z > 0 and a z otherwise; None for any other function. Compiled code needs
+            it.
+        fused_backward: maps (D, z) to D * s'(z) in one pass over memory; None if torch has no such function.
+        learned: the tensors that s depends on, such as the slopes of PReLU; None if there are none.
+        kernel: the name of its compiled code in `sibp.prox.kernels.KINDS`; empty if there is none, or if
+            `negative_slope` determines it.
     """
 
     name: str
     value: Elementwise
     slope: Elementwise
     negative_slope: float | None = None
-    through: Callable[[Tensor, Tensor], Tensor] | None = None
+    fused_backward: Callable[[Tensor, Tensor], Tensor] | None = None
     learned: "Learned | None" = None
     kernel: str = ""
 
     @property
-    def by_entry(self) -> bool:
-        """Whether it differs from entry to entry of z."""
+    def varies_by_entry(self) -> bool:
+        """Whether the function differs between the entries of z, as PReLU's with one slope per channel."""
         return self.learned is not None and any(t.numel() > 1 for t in self.learned.tensors)
 
     def backward(self, D: Tensor, z: Tensor) -> Tensor:
-        """D * s'(z): the error signal on z from that on s(z); all of one shape."""
-        return self.through(D, z) if self.through is not None else D * self.slope(z)
+        """D * s'(z): the error signal on z, from the error signal D on s(z); all have the same shape."""
+        return self.fused_backward(D, z) if self.fused_backward is not None else D * self.slope(z)
 
     def rearranged(self, shape: torch.Size, layout: Elementwise) -> "Activation":
-        """The same function for a Z with its entries in another order.
+        """The same function for a z whose entries are stored in another order.
 
         Args:
-            shape: of z in the model's order.
+            shape: the shape of z in the model's order.
             layout: maps a tensor of that shape to the other order.
         """
         if self.learned is None:
@@ -54,13 +56,22 @@ class Activation:
         return self.learned.rebuild(*tensors)
 
     def detached(self) -> "Activation":
-        """The same, with learned tensors detached from the graph."""
+        """The same function, with its learned tensors detached from the graph."""
         if self.learned is None:
             return self
         return self.learned.rebuild(*(t.detach() for t in self.learned.tensors))
 
     def learned_gradients(self, D: Tensor, z: Tensor, wanted: Sequence[bool]) -> list[Tensor | None]:
-        """The gradients of sum(D * s(z)) for the learned tensors, each in its tensor's shape; None where not needed."""
+        """The gradients of sum(D * s(z)) with respect to the learned tensors.
+
+        Args:
+            D: error signal on s(z), of z's shape.
+            z: pre-activations, any shape.
+            wanted: for each learned tensor, whether its gradient is needed.
+
+        Returns:
+            One gradient per learned tensor, of its shape; None where it is not needed.
+        """
         if self.learned is None or not any(wanted):
             return [None] * len(wanted)
         with torch.enable_grad():
@@ -72,11 +83,11 @@ class Activation:
 
 @dataclass(frozen=True)
 class Learned:
-    """Tensors that an activation depends on; constants in a subproblem.
+    """Tensors that an activation depends on; a subproblem treats them as constants.
 
     Attributes:
         tensors: each broadcasts to z's shape.
-        rebuild: creates the activation with other tensors instead.
+        rebuild: creates the same activation from other tensors, given in the same order.
     """
 
     tensors: tuple[Tensor, ...]
@@ -84,7 +95,7 @@ class Learned:
 
 
 def slope_by_autograd(value: Elementwise) -> Elementwise:
-    """The derivative of an elementwise function, by autograd."""
+    """The derivative of an elementwise function, computed by autograd."""
 
     def slope(z: Tensor) -> Tensor:
         with torch.enable_grad():

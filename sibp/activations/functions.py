@@ -1,4 +1,4 @@
-"""The activations that are known from the start; `sibp.activations.registry` says which calls compute them."""
+"""The built-in activations; `sibp.activations.registry` lists the calls that compute them."""
 
 import math
 from dataclasses import replace
@@ -61,7 +61,7 @@ def _mish_slope(z: Tensor) -> Tensor:
 
 
 def _hardswish_slope(z: Tensor) -> Tensor:
-    """Between -3 and 3 the derivative of z (z + 3) / 6, and that of 0 and z beyond."""
+    """The derivative of z (z + 3) / 6 for -3 < z < 3; 0 for smaller z and 1 for larger z."""
     return torch.where(z <= -3, torch.zeros_like(z), torch.where(z < 3, z / 3 + 0.5, torch.ones_like(z)))
 
 
@@ -74,24 +74,24 @@ RELU = Activation(
     "relu",
     torch.relu,
     slope=lambda z: z.sign().clamp_(min=0),  # a conversion from bool takes five times as long
-    through=lambda D, z: torch.ops.aten.threshold_backward(D, z, 0),
+    fused_backward=lambda D, z: torch.ops.aten.threshold_backward(D, z, 0),
     negative_slope=0.0,
 )
 TANH = Activation(
     "tanh",
     torch.tanh,
     _tanh_slope,
-    through=lambda D, z: torch.ops.aten.tanh_backward(D, torch.tanh(z)),
+    fused_backward=lambda D, z: torch.ops.aten.tanh_backward(D, torch.tanh(z)),
     kernel="tanh",
 )
 SIGMOID = Activation(
     "sigmoid",
     torch.sigmoid,
     _sigmoid_slope,
-    through=lambda D, z: torch.ops.aten.sigmoid_backward(D, torch.sigmoid(z)),
+    fused_backward=lambda D, z: torch.ops.aten.sigmoid_backward(D, torch.sigmoid(z)),
     kernel="sigmoid",
 )
-SILU = Activation("silu", F.silu, _silu_slope, through=torch.ops.aten.silu_backward, kernel="silu")
+SILU = Activation("silu", F.silu, _silu_slope, fused_backward=torch.ops.aten.silu_backward, kernel="silu")
 MISH = Activation("mish", F.mish, _mish_slope)
 HARDSWISH = Activation("hardswish", F.hardswish, _hardswish_slope)
 
@@ -107,13 +107,13 @@ def leaky_relu(negative_slope: float = 0.01) -> Activation:
 
 
 def gelu(approximate: str = "none") -> Activation:
-    """GELU, exact (`"none"`) or in its tanh form (`"tanh"`), as `torch.nn.GELU` names them."""
+    """GELU, exact (`approximate="none"`) or in its tanh form (`approximate="tanh"`), as in `torch.nn.GELU`."""
     tanh_form = approximate == "tanh"
     return Activation(
         "gelu(tanh)" if tanh_form else "gelu",
         partial(F.gelu, approximate=approximate),
         _gelu_tanh_slope if tanh_form else _gelu_slope,
-        through=partial(torch.ops.aten.gelu_backward, approximate=approximate),
+        fused_backward=partial(torch.ops.aten.gelu_backward, approximate=approximate),
         kernel="gelu_tanh" if tanh_form else "gelu",
     )
 
@@ -130,7 +130,7 @@ def softplus(beta: float = 1.0, threshold: float = 20.0) -> Activation:
 
 
 def hardtanh(min_val: float = -1.0, max_val: float = 1.0) -> Activation:
-    """Z between the two values, and the nearer of them beyond."""
+    """Hardtanh: z, clamped to [min_val, max_val]."""
     return Activation(
         f"hardtanh({min_val:g}, {max_val:g})",
         partial(F.hardtanh, min_val=min_val, max_val=max_val),
@@ -145,9 +145,9 @@ def prelu(weight: Tensor) -> Activation:
     """PReLU (He et al., ICCV 2015): z above 0, weight * z below.
 
     Args:
-        weight: the slopes, of one number or broadcasting to z's shape.
+        weight: the slopes; a single number, or a tensor that broadcasts to z's shape.
     """
-    one_number = weight.numel() == 1 and weight.device.type == "cpu"  # elsewhere reading it would synchronise
+    one_number = weight.numel() == 1 and weight.device.type == "cpu"  # on an accelerator, reading it would synchronise
     a = weight.reshape(()) if weight.numel() == 1 else weight
     return Activation(
         "prelu",
@@ -159,6 +159,11 @@ def prelu(weight: Tensor) -> Activation:
 
 
 def prelu_by_channel(z: Tensor, weight: Tensor) -> Activation:
-    """`prelu` as `torch.nn.functional.prelu` calls it: one slope for all, or one for each channel, z's second axis."""
+    """`prelu` with the arguments of `torch.nn.functional.prelu`.
+
+    Args:
+        z: (B, channels, ...), or (n,).
+        weight: the slopes: one number, or one for each channel.
+    """
     by_channel = weight.numel() > 1 and z.dim() > 1
     return prelu(weight.view(-1, *(1,) * (z.dim() - 2)) if by_channel else weight)

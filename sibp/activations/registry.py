@@ -20,8 +20,8 @@ from sibp.activations import functions
 from sibp.activations.activation import Activation, Learned, slope_by_autograd
 from sibp.internals import C_FUNCTIONS
 
-Make = Callable[..., Activation]
-"""Makes the activation of a call from z and the call's further arguments, `inplace` excepted."""
+MakeActivation = Callable[..., Activation]
+"""Makes the activation of a call from z and the call's other arguments except `inplace`."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class Row:
         in_place: whether the function always overwrites z.
     """
 
-    make: Make
+    make: MakeActivation
     in_place: bool = False
 
 
-_LEARNED = object()  # replaces a tensor among a call's arguments, so that the model's graph is not kept alive
+_PLACEHOLDER = object()  # stands for a tensor among a call's arguments: a reference would keep the model's graph
 _rows: dict[Any, Row] = {}
-_HOLDERS = (torch, Tensor, F, torch.special, C_FUNCTIONS)  # modules with torch's functions
+_NAMESPACES = (torch, Tensor, F, torch.special, C_FUNCTIONS)  # modules with torch's functions
 
 
 def row_of(func: Callable[..., Any]) -> Row | None:
@@ -55,7 +55,7 @@ def register_activation(
 ) -> Callable[..., Any]:
     """Lets subproblems contain an elementwise activation of your own.
 
-    In every model that calls it directly after a layer, it is then part of that layer's subproblem:
+    Wherever a model calls it directly after a layer, it then becomes part of that layer's subproblem:
 
         register_activation(torch.sin, torch.sin, torch.cos)
 
@@ -65,23 +65,25 @@ def register_activation(
         squared_relu = register_activation(squared_relu, squared_relu)
 
     Args:
-        fn: what models call. For a function of torch, this includes its method, its in-place forms and the modules that
-            call it. A function of your own is recognised through the returned one, which also replaces it in the module
-            where it is defined. For a module's class, all instances are recognised.
-        value: s; called with z of any shape, and with the other arguments of the call except `inplace`. A tensor among
-            these gets its ordinary gradient; it must broadcast to z's shape.
-        slope: s', called likewise; by default from autograd.
+        fn: the function that models call, or a class of modules. For a function of torch, its method, its in-place
+            forms and the modules that call it are recognised, too. For a function of your own, only calls of the
+            returned function are recognised; it also replaces `fn` in the Python module that defines `fn`. For a
+            class, all instances are recognised.
+        value: s; called with z of any shape, and with the other arguments of the call except `inplace`. Tensors among
+            the other arguments must broadcast to z's shape, and get their ordinary gradients.
+        slope: s', called with the same arguments; by default, autograd computes it.
 
     Returns:
-        The function to call; `fn` itself if it is a function of torch or a class.
+        The function that models must call; `fn` itself if it is a function of torch or a class.
 
     Raises:
-        TypeError: if `fn` cannot be found when it is called, or if `value` or `slope` is not a function.
-        ValueError: if the value is not elementwise or not that of `fn`, or if the slope is not its derivative.
+        TypeError: if calls of `fn` cannot be recognised, or if `value` or `slope` is not a function.
+        ValueError: if `value` is not elementwise, does not return what `fn` returns, or if `slope` is not the
+            derivative of `value`.
     """
     for what, given in (("value", value), ("slope", slope)):
         if not callable(given) and not (what == "slope" and given is None):
-            raise TypeError(f"register_activation: {what} has to be a function, not {given!r}.")
+            raise TypeError(f"register_activation: {what} must be a function, not {given!r}.")
     if isinstance(fn, type) and issubclass(fn, nn.Module):
         return _register_class(fn, value, slope)
     name = getattr(fn, "__name__", "")
@@ -105,7 +107,7 @@ def register_activation(
 
 
 def _register_class(kind: type[nn.Module], value: Callable[..., Tensor], slope: Callable[..., Tensor] | None) -> type:
-    """Makes all modules of a class report their calls."""
+    """Registers a class of modules: each call of an instance is then reported to `__torch_function__`."""
     if kind.__module__.startswith("torch."):
         raise TypeError(
             f"register_activation: {kind.__name__} is torch's own class, with settings that a value of z does not "
@@ -134,15 +136,15 @@ def _register_class(kind: type[nn.Module], value: Callable[..., Tensor], slope: 
 
 
 def _same_function(fn: Callable[..., Any]) -> Iterator[tuple[Callable[..., Any], bool]]:
-    """All functions of torch that compute what `fn`, one of them, does, and whether each works in place."""
+    """Torch's functions that compute what `fn` does, and whether each works in place; none if `fn` is not torch's."""
     name = fn.__name__.removesuffix("_")
-    found = [(getattr(holder, name + end, None), end == "_") for holder in _HOLDERS for end in ("", "_")]
+    found = [(getattr(holder, name + end, None), end == "_") for holder in _NAMESPACES for end in ("", "_")]
     if any(function is fn for function, _ in found):
         yield from ((function, in_place) for function, in_place in found if function is not None)
 
 
 def _overridable(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, except that tensor subclasses see its call instead of those inside."""
+    """The same function, except that `__torch_function__` gets its call instead of the calls inside it."""
 
     @functools.wraps(fn)
     def call(z: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -161,7 +163,7 @@ def _activation_of_call(
     *args: Any,
     **kwargs: Any,
 ) -> Activation:
-    """The activation that a call computes, from its arguments after z."""
+    """The activation that a call computes; `args` and `kwargs` are the call's arguments after z."""
     given = (*args, *kwargs.values())
     tensors = tuple(item for item in given if isinstance(item, Tensor))
     for t in tensors:
@@ -169,12 +171,12 @@ def _activation_of_call(
             raise TypeError(f"{name}: an argument of shape {tuple(t.shape)} does not broadcast to {tuple(z.shape)}.")
     settings = [str(item) for item in given if not isinstance(item, Tensor)]
     label = f"{name}({', '.join(settings)})" if settings else name
-    template = [_LEARNED if isinstance(item, Tensor) else item for item in given]
+    template = [_PLACEHOLDER if isinstance(item, Tensor) else item for item in given]
     count, keys = len(args), list(kwargs)
 
     def rebuild(*learned: Tensor) -> Activation:
         left = iter(learned)
-        arguments = [next(left) if item is _LEARNED else item for item in template]
+        arguments = [next(left) if item is _PLACEHOLDER else item for item in template]
         own, named = arguments[:count], dict(zip(keys, arguments[count:], strict=True))
         s = functools.partial(_called, value, own, named)
         derivative = slope_by_autograd(s) if slope is None else functools.partial(_called, slope, own, named)
@@ -193,16 +195,17 @@ def check(
     value: Callable[..., Tensor],
     slope: Callable[..., Tensor] | None,
 ) -> None:
-    """Tests an activation on a few numbers, unless it needs other arguments.
+    """Tests an activation on a few numbers. Does nothing if `value` needs arguments other than z.
 
     Args:
-        name: for messages.
-        fn: what models call, with z alone if possible.
+        name: the name that error messages show.
+        fn: the function that models call; None skips the comparison with `value`.
         value: s.
-        slope: s', or None.
+        slope: s'; None if autograd computes it.
 
     Raises:
-        ValueError: if the value is not elementwise or not that of `fn`, or if the slope is not its derivative.
+        ValueError: if `value` is not elementwise, does not return what `fn` returns, or if `slope` is not the
+            derivative of `value`.
     """
     z = torch.tensor([[-2.3, -0.7, 0.4], [0.9, 1.6, 2.8]], dtype=torch.float64)
     try:
@@ -213,21 +216,23 @@ def check(
     if a.shape != z.shape or a.dtype != z.dtype or not torch.allclose(a, one_by_one):
         raise ValueError(f"register_activation: {name} is not elementwise, so it cannot be inside a subproblem.")
     if fn is not None and not torch.allclose(fn(z.clone()), a):
-        raise ValueError(f"register_activation: the value given for {name} is not what it computes.")
+        raise ValueError(f"register_activation: value does not return what {name} returns.")
     h = 1e-6
     quotient = (value(z + h) - value(z - h)) / (2 * h)
     try:
         derivative = (slope or slope_by_autograd(value))(z)
     except RuntimeError as error:
-        raise ValueError(f"register_activation: autograd finds no slope of {name} ({error}); give one.") from error
+        raise ValueError(
+            f"register_activation: autograd cannot differentiate value of {name} ({error}); give slope."
+        ) from error
     if not torch.allclose(derivative, quotient, rtol=1e-4, atol=1e-6):
-        raise ValueError(f"register_activation: the slope given for {name} is not the derivative of its value.")
+        raise ValueError(f"register_activation: slope of {name} is not the derivative of value.")
 
 
-def _know(make: Make, *names: str) -> None:
+def _register_builtin(make: MakeActivation, *names: str) -> None:
     """Adds rows for all of torch's functions of these names, plain and in place."""
     for name in names:
-        for holder in _HOLDERS:
+        for holder in _NAMESPACES:
             for end in ("", "_"):
                 function = getattr(holder, name + end, None)
                 if function is not None:
@@ -243,7 +248,7 @@ for _s, _names in (
     (functions.HARDSWISH, ("hardswish",)),
     (functions.RELU6, ("relu6",)),
 ):
-    _know(lambda z, _s=_s: _s, *_names)
+    _register_builtin(lambda z, _s=_s: _s, *_names)
 for _family in (functions.leaky_relu, functions.elu, functions.gelu, functions.softplus, functions.hardtanh):
-    _know(lambda z, *args, _family=_family, **kwargs: _family(*args, **kwargs), _family.__name__)
-_know(functions.prelu_by_channel, "prelu")
+    _register_builtin(lambda z, *args, _family=_family, **kwargs: _family(*args, **kwargs), _family.__name__)
+_register_builtin(functions.prelu_by_channel, "prelu")

@@ -1,10 +1,10 @@
 """Finds the activation that follows a layer, however the model calls it.
 
-A tapped layer returns a `PreActivation`: its output, marked. The first operation on it determines the layer's
-subproblem. An activation that `sibp.activations` knows (a module, a function or a method, in place or not) is computed
-by `_Activate`, which keeps what the subproblem needs: the pre-activation Z and, in the backward pass, the unmasked
-error signal D_l on the activation's output. Any other operation gets the plain tensor. The mark never survives more
-than one operation.
+A tapped layer returns its output as a `PreActivation`, a marked tensor. The first operation on it determines the
+layer's subproblem. If that operation is an activation that `sibp.activations` knows (a module, a function or a method,
+in place or not), `_Activate` computes it and keeps what the subproblem needs: the pre-activation Z and, in the backward
+pass, the error signal D_l on the activation's output. Any other operation gets the plain tensor. The result of an
+operation is never marked.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,13 +24,14 @@ class Consumption:
     """How one output of a tapped layer was used.
 
     Attributes:
-        activation: the known activation, if that was the first consumer.
+        activation: the activation, if a known one was the first consumer; None otherwise.
         consumers: number of operations that used the output and required a gradient.
-        names: of the consumers, for messages.
+        names: names of the consumers, for tables.
         overwritten: whether an in-place activation has overwritten the output.
-        sent: address and version of the gradient that the activation has passed on; hooks may change it.
-        Z: pre-activation, kept from the activation's backward pass to the layer's.
-        D: error signal on the activation's output, likewise.
+        sent: address and version of the gradient that the activation has returned to autograd; hooks may change the
+            gradient afterwards.
+        Z: pre-activation, in the shape of the layer's output; kept from the activation's backward call to the layer's.
+        D: error signal on the activation's output, of Z's shape; kept for the same time.
     """
 
     activation: Activation | None = None
@@ -43,11 +44,11 @@ class Consumption:
 
     @property
     def known(self) -> bool:
-        """Whether only the activation used the output, and its backward call has run."""
+        """Whether the activation is the only consumer, and its backward call has run."""
         return self.activation is not None and self.consumers == 1 and self.D is not None
 
     def has_sent(self, gradient: Tensor) -> bool:
-        """Whether this is the gradient that the activation has passed on, as it was."""
+        """Whether this is the gradient that the activation has returned, unchanged."""
         return self.sent is not None and self.sent == _identity(gradient)
 
     def clear(self) -> None:
@@ -63,11 +64,11 @@ class PreActivation(Tensor):
 
     @classmethod
     def mark(cls, z: Tensor, consumption: Consumption) -> "PreActivation":
-        """Marks z, sharing its memory and its node in the graph.
+        """Marks z; the result shares z's memory and its node in the graph.
 
         Args:
             z: a layer's output, in the layer's own shape.
-            consumption: where to note what becomes of it.
+            consumption: records how the output is used.
 
         Raises:
             RuntimeError: in the backward pass, if a custom autograd Function used z after an activation overwrote it.
@@ -76,12 +77,12 @@ class PreActivation(Tensor):
         marked._plain = z
         marked._consumption = consumption
 
-        # C++ code (such as a user's autograd Function) takes the tensor itself, past __torch_function__: its gradient
-        # arrives only here. The hook lives in the graph: a reference to a tensor of the graph would keep both alive
-        # forever.
+        # C++ code, such as a user's autograd Function, takes the tensor itself and bypasses __torch_function__; only
+        # this hook sees its gradient. The graph owns the hook, so the hook must not reference a tensor of the graph:
+        # that would be a reference cycle.
         def used_directly(gradient: Tensor) -> None:
             if consumption.has_sent(gradient):
-                return  # hooks ran and changed nothing
+                return  # the activation's gradient, which no hook has changed
             if consumption.overwritten:
                 raise RuntimeError(
                     "A layer's output was overwritten by an in-place activation and then used by a custom autograd "
@@ -94,15 +95,15 @@ class PreActivation(Tensor):
             marked.register_hook(used_directly)
         return marked
 
-    def watched(self) -> "PreActivation":
-        """A marked view of the output, for backward hooks of a module, which torch inserts between the two."""
+    def marked_view(self) -> "PreActivation":
+        """A marked view of the output; torch requests it for a module's backward hooks, and adds its own node to it."""
         with as_plain_tensors():
             seen = self.view_as(self).as_subclass(PreActivation)
         seen._consumption = self._consumption
         return seen
 
     def consumed_by(self, name: str) -> Tensor:
-        """The plain tensor, of the same shape; records that something other than an activation used it."""
+        """The plain tensor, of the same shape; records the operation `name`, which is no activation, as a consumer."""
         if not _is_marked(self):
             return _unmark(self)
         self._consumption.consumers += 1
@@ -117,7 +118,7 @@ class PreActivation(Tensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Computes `func` on plain tensors and records it."""
+        """Computes `func` on plain tensors and records it as a consumer."""
         kwargs = kwargs or {}
         recorded = torch.is_grad_enabled()
         activation = recognise(func, args, kwargs) if recorded else None
@@ -127,14 +128,14 @@ class PreActivation(Tensor):
                 return _activate(z, activation, in_place=_writes_in_place(func, kwargs))
         first: Any = args[0] if args else None
         if func is Tensor.view_as and args[-1] is first and not recorded and _is_marked(first):
-            return first.watched()
+            return first.marked_view()
         if func == _GRAD_FN and isinstance(first, cls) and "_plain" not in vars(first):
-            with as_plain_tensors():  # of a node that torch has just appended, and looks up here
+            with as_plain_tensors():  # torch looks up the node that it has just added for backward hooks
                 return func(*args)
         marked = [leaf for leaf in _leaves((*args, *kwargs.values())) if _is_marked(leaf)]
-        plain_args = [_map_marked(value) for value in args]
-        plain_kwargs = {key: _map_marked(value) for key, value in kwargs.items()}
-        if func in _BACKWARD:  # recomputes checkpointed layers, whose outputs are marked as usual
+        plain_args = [_unmark_nested(value) for value in args]
+        plain_kwargs = {key: _unmark_nested(value) for key, value in kwargs.items()}
+        if func in _BACKWARD:  # may recompute checkpointed layers, whose outputs must be marked as usual
             return func(*plain_args, **plain_kwargs)
         with as_plain_tensors():
             result = func(*plain_args, **plain_kwargs)
@@ -146,14 +147,14 @@ class PreActivation(Tensor):
 
 _GRAD_FN: Any = Tensor.grad_fn.__get__  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
 _BACKWARD = (Tensor.backward, torch.autograd.backward, torch.autograd.grad)
-_CONTAINERS = (list, tuple, dict)  # rare: only then the nested arguments are searched
+_CONTAINERS = (list, tuple, dict)  # nested arguments are rare, so they are searched only if there is a container
 
 
 def _leaves(values: tuple[Any, ...]) -> Sequence[Any]:
     return tree_leaves(values) if any(isinstance(value, _CONTAINERS) for value in values) else values
 
 
-def _map_marked(value: Any) -> Any:
+def _unmark_nested(value: Any) -> Any:
     """The value with plain tensors in place of marked ones."""
     if isinstance(value, PreActivation):
         return _unmark(value)
@@ -163,8 +164,8 @@ def _map_marked(value: Any) -> Any:
 def _is_marked(value: Any) -> bool:
     if not isinstance(value, PreActivation):
         return False
-    held = vars(value)  # without both, other code has wrapped it again, and it is an ordinary tensor
-    if "_plain" not in held and "_consumption" in held:  # hooked: torch has added it to the graph by now
+    held = vars(value)  # without either attribute, other code has wrapped the tensor again: it is an ordinary one
+    if "_plain" not in held and "_consumption" in held:  # a marked view, whose node torch has added to the graph by now
         with as_plain_tensors():
             value._plain = value.as_subclass(Tensor)
     return "_consumption" in held
@@ -178,11 +179,11 @@ def _unmark(z: PreActivation) -> Tensor:
 
 
 class _Activate(torch.autograd.Function):
-    """a = s(z), passing the gradient at a to the layer that computed z."""
+    """a = s(z); its backward call keeps z and the gradient at a for the layer that computed z."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, consumption: Consumption, s: Activation, *learned: Tensor) -> Tensor:
-        ctx.save_for_backward(z, *learned)  # shared with s, so autograd notices if they are overwritten
+        ctx.save_for_backward(z, *learned)  # s uses the same tensors, so autograd notices if they are overwritten
         ctx.consumption, ctx.activation = consumption, s
         return s.value(z)
 
@@ -211,7 +212,7 @@ def _activate(marked: PreActivation, s: Activation, *, in_place: bool) -> Tensor
     consumption.names.append(s.name)
     a: Tensor = _Activate.apply(marked._plain, consumption, s, *learned)  # pyright: ignore[reportAssignmentType]
     if in_place:
-        # In place: references to the layer's output now hold the activation's, which may have any number of consumers.
+        # References to the layer's output now refer to the activation's, which may have any number of consumers.
         consumption.overwritten = True
         marked._plain = a
         marked._consumption = Consumption()

@@ -12,24 +12,24 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def left_alone(function: Callable[P, R]) -> Callable[P, R]:
+def run_eagerly(function: Callable[P, R]) -> Callable[P, R]:
     """The function, run eagerly when a compiled step calls it.
 
     `torch.compiler.disable` alone would import the compiler immediately, which takes seconds, and add several
     microseconds to every eager call.
 
     Args:
-        function: to be hidden from the compiler.
+        function: the function that torch.compile must not trace.
     """
-    hidden: list[Callable[P, R]] = []
+    disabled: list[Callable[P, R]] = []  # holds one function once a compiled step has called
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if not torch.compiler.is_compiling() and compiled_call() is None:
             return function(*args, **kwargs)
-        if not hidden:
-            disabled: Any = torch.compiler.disable(function)
-            hidden.append(disabled)
-        return hidden[0](*args, **kwargs)
+        if not disabled:
+            eager: Any = torch.compiler.disable(function)
+            disabled.append(eager)
+        return disabled[0](*args, **kwargs)
 
     return call

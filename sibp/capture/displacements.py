@@ -1,4 +1,4 @@
-"""Tracks `.grad` of tapped parameters: only the optimizer's own displacements may be applied."""
+"""Tracks what `.grad` of a tapped parameter contains: only the optimizer's own displacements may be applied."""
 
 from dataclasses import dataclass
 
@@ -15,13 +15,13 @@ APPLIED = "still holds the displacement of the last step: call zero_grad() befor
 
 
 @dataclass(slots=True)
-class _Held:
+class _GradRecord:
     """One parameter's `.grad`, as the last accumulation left it.
 
     Attributes:
-        fault: what it holds besides displacements, as the end of a sentence; None if nothing.
-        memory: its address.
-        version: torch's version counter; clipping and scaling increase it, which is allowed.
+        fault: what it contains besides displacements, as the end of a sentence; None if nothing.
+        memory: the address of its data.
+        version: torch's version counter. Clipping and scaling increase it, which is allowed.
         applied: whether a step has applied it.
     """
 
@@ -30,87 +30,88 @@ class _Held:
     version: int
     applied: bool = False
 
-    def is_in(self, grad: Tensor) -> bool:
-        """Whether `grad` is still the tensor that was accumulated into."""
+    def refers_to(self, grad: Tensor) -> bool:
+        """Whether `grad` is the tensor that the last accumulation added to."""
         return self.memory == grad.data_ptr()
 
 
 class Displacements:
-    """The record of one tapped layer, by the parameter's key ("weight" or "bias").
+    """The record of one tapped layer's `.grad` tensors, by the parameter's key ("weight" or "bias").
 
-    Autograd calls `before` and `after` around every accumulation, whatever its source. In-place changes by the user
-    (clipping, scaling, averaging) are not tracked, and allowed.
+    Hooks call `before_accumulation` and `after_accumulation` around every accumulation, whatever its source. In-place
+    changes by the user (clipping, scaling, averaging) are allowed, and not tracked.
     """
 
     def __init__(self) -> None:
-        self._held: dict[str, _Held] = {}
+        self._records: dict[str, _GradRecord] = {}
         self._fault: dict[str, str | None] = {}
-        self._began: dict[str, bool | None] = {}  # watched parameters: whether the next accumulation began at 0
+        # For watched parameters, whether the next accumulation starts from 0; None until it happens.
+        self._started_from_zero: dict[str, bool | None] = {}
 
     def watch(self, key: str) -> None:
-        """Notes for `began_at_zero` what the next accumulation adds to."""
-        self._began[key] = None
+        """Makes the next accumulation record whether it starts from zero; see `started_from_zero`."""
+        self._started_from_zero[key] = None
 
-    def began_at_zero(self, key: str) -> bool:
-        """Whether the first accumulation since `watch` found no gradient, or one that was zeroed in place."""
-        return self._began.pop(key, None) is True
+    def started_from_zero(self, key: str) -> bool:
+        """Whether the first accumulation since `watch` found no `.grad`, or one that was zeroed in place."""
+        return self._started_from_zero.pop(key, None) is True
 
     def clear(self) -> None:
-        """Forgets all gradients: they were set to None, and their memory may hold others next."""
-        self._held.clear()
+        """Forgets all gradients, because they were set to None; other tensors may reuse their memory."""
+        self._records.clear()
 
-    def not_applied(self) -> None:
-        """Takes `applied` back."""
-        for held in self._held.values():
-            held.applied = False
+    def unmark_applied(self) -> None:
+        """Undoes `mark_applied`."""
+        for record in self._records.values():
+            record.applied = False
 
-    def before(self, key: str, parameter: nn.Parameter, fault: str | None) -> None:
-        """A gradient is about to be accumulated into `parameter.grad`.
+    def before_accumulation(self, key: str, parameter: nn.Parameter, fault: str | None) -> None:
+        """Records that a gradient is about to be accumulated into `parameter.grad`.
 
         Args:
-            key: the parameter's.
-            parameter: with its `.grad` before the accumulation.
+            key: the parameter's key.
+            parameter: the parameter, with its `.grad` before the accumulation.
             fault: why the gradient is not a displacement; None if it is one.
         """
-        grad, held = parameter.grad, self._held.get(key)
-        if key in self._began and self._began[key] is None:
-            self._began[key] = grad is None or not grad.any()
+        grad, record = parameter.grad, self._records.get(key)
+        if key in self._started_from_zero and self._started_from_zero[key] is None:
+            self._started_from_zero[key] = grad is None or not grad.any()
         if grad is None:
-            there = None
-        elif held is None or not held.is_in(grad):
-            there = OLDER
+            existing = None
+        elif record is None or not record.refers_to(grad):
+            existing = OLDER
         else:
-            there = APPLIED if held.applied else held.fault
-        if there is not None and grad is not None and not grad.any():
-            there = None  # zeroed in place
-        self._fault[key] = there or fault
+            existing = APPLIED if record.applied else record.fault
+        if existing is not None and grad is not None and not grad.any():
+            existing = None  # zeroed in place
+        self._fault[key] = existing or fault
 
-    def after(self, key: str, grad: Tensor) -> None:
-        """The gradient was accumulated; `grad` is the sum."""
-        self._held[key] = _Held(self._fault.pop(key, None), grad.data_ptr(), version(grad))
+    def after_accumulation(self, key: str, grad: Tensor) -> None:
+        """Records that the gradient was accumulated; `grad` is the sum."""
+        self._records[key] = _GradRecord(self._fault.pop(key, None), grad.data_ptr(), version(grad))
 
-    def only(self, key: str, grad: Tensor) -> bool:
-        """Whether `grad` holds only displacements, none of them applied; if not, `fault` says why."""
-        held = self._held.get(key)
-        return held is not None and held.fault is None and not held.applied and held.memory == grad.data_ptr()
+    def is_applicable(self, key: str, grad: Tensor) -> bool:
+        """Whether `grad` contains only displacements, none of them applied; if not, `fault` says why."""
+        record = self._records.get(key)
+        return record is not None and record.fault is None and not record.applied and record.memory == grad.data_ptr()
 
     def fault(self, key: str, grad: Tensor) -> str | None:
         """Why `grad` must not be applied, as the end of a sentence; None if it may be."""
-        held = self._held.get(key)
-        if held is None or not held.is_in(grad):
+        record = self._records.get(key)
+        if record is None or not record.refers_to(grad):
             found = OLDER
-        elif held.applied:
+        elif record.applied:
             found = APPLIED
         else:
-            found = held.fault
+            found = record.fault
         return found if found is not None and grad.any() else None
 
-    def again(self, key: str, grad: Tensor) -> bool:
-        """Whether exactly this `grad` was applied."""
-        held = self._held.get(key)
-        return held is not None and held.applied and held.is_in(grad) and held.version == version(grad)
+    def was_applied(self, key: str, grad: Tensor) -> bool:
+        """Whether a step has applied this `grad`, and nothing has changed it since."""
+        record = self._records.get(key)
+        return record is not None and record.applied and record.refers_to(grad) and record.version == version(grad)
 
-    def applied(self, key: str, grad: Tensor) -> None:
-        """A step has applied `grad`."""
-        held = self._held.setdefault(key, _Held(None, grad.data_ptr(), 0))
-        held.applied, held.version, held.memory = True, version(grad), grad.data_ptr()
+    def mark_applied(self, key: str, grad: Tensor) -> None:
+        """Records that a step has applied `grad`."""
+        record = self._records.setdefault(key, _GradRecord(None, grad.data_ptr(), 0))
+        record.applied, record.version, record.memory = True, version(grad), grad.data_ptr()

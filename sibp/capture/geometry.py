@@ -33,10 +33,10 @@ class Geometry(ABC):
     """Methods of the layer that compute its output: a subclass that overrides one is another kind of layer."""
 
     rows_are_inputs: ClassVar[bool] = False
-    """Whether A is the layer's input, reshaped."""
+    """Whether A is the layer's input, up to its shape."""
 
     features_key: ClassVar[Hashable | None] = None
-    """Layers with the same input and equal keys share their features and Gram matrix; None: never shared."""
+    """Layers with the same input and equal keys share their features and Gram matrix. None if they are never shared."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Resets `features_key` in subclasses that override `features`."""
@@ -48,24 +48,24 @@ class Geometry(ABC):
         del module
 
     def fits(self, module: nn.Module) -> bool:
-        """Whether the layer's settings are still those that this geometry was made for."""
+        """Whether the layer's settings have not changed since this geometry was made."""
         del module
         return True
 
     def replaced_method(self, module: nn.Module) -> str | None:
-        """The first of `methods` that was replaced on the layer itself; None if none was."""
+        """The first of `methods` that was replaced on the instance; None if none was."""
         return next((method for method in self.methods if method in vars(module)), None)
 
     @abstractmethod
     def forward(self, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
-        """The layer's output for the input x, with parameters in the layer's own shapes."""
+        """The layer's output for the input x; W and b have the layer's own shapes."""
 
     @abstractmethod
     def features(self, x: Tensor, *, weight: bool, bias: bool) -> FeatureOperator:
-        """Phi from the layer's input, for the parameters that are trained."""
+        """Phi from the layer's input; `weight` and `bias` say which parameters are trained."""
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Preprocesses the input inside ordinary autograd: nothing by default."""
+        """Preprocesses the input inside ordinary autograd; returns it unchanged by default."""
         return x
 
     def batch(self, x: Tensor) -> int:
@@ -73,15 +73,15 @@ class Geometry(ABC):
         return x.shape[0] if x.dim() > 1 else 1
 
     def outputs(self, z: Tensor, features: FeatureOperator) -> Tensor:
-        """Z (..., *row_shape, m), with rows as in `features`, from a tensor of the output's shape."""
+        """Z (..., *row_shape, m), with the rows of `features`, from a tensor z of the output's shape."""
         return z.reshape(*features.leading, *features.row_shape, z.shape[-1])
 
     def matrix(self, W: Tensor) -> Tensor:
-        """The weight as the matrix (..., m, n) of the product."""
+        """The matrix (..., m, n) of the product, from the weight in the layer's own shape."""
         return W.flatten(1)
 
     def weight(self, matrix: Tensor, shape: torch.Size) -> Tensor:
-        """The inverse of `matrix`: from (..., m, n) to the weight's shape."""
+        """The inverse of `matrix`: the weight in the layer's own shape, from (..., m, n)."""
         return matrix.reshape(shape)
 
     def vector(self, b: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class Geometry(ABC):
         return x, gradient
 
     def input_gradient(self, x: Tensor, gradient: Tensor, W: Tensor) -> Tensor:
-        """The adjoint of the layer's map applied to the output's gradient, in x's shape; by autograd."""
+        """The adjoint of the layer's map, applied to the output's gradient, in x's shape; by default, by autograd."""
         with torch.enable_grad():
             point = x.detach().requires_grad_()
             z = self.forward(point, W.detach(), None)
@@ -101,18 +101,18 @@ class Geometry(ABC):
 
 
 Kind = TypeVar("Kind", bound=type[Geometry])
-_kinds: dict[type[nn.Module] | str, type[Geometry] | None] = {}
+_geometries: dict[type[nn.Module] | str, type[Geometry] | None] = {}
 
 
 def register_layer(*layers: type[nn.Module] | str) -> Callable[[Kind], Kind]:
-    """Registers a `Geometry` for layers of a class, which are then updated proximally; a decorator.
+    """A decorator that registers a `Geometry` for a class of layers, which are then updated proximally.
 
     Args:
         layers: classes of modules, or their full names, such as "transformers.pytorch_utils.Conv1D", for packages that
-            may not be installed. Includes subclasses, unless they define a `forward` of their own.
+            may not be installed. Subclasses are included, unless they override `forward`.
 
     Raises:
-        TypeError: if a layer is neither, or the decorated class is not a `Geometry`.
+        TypeError: if a layer is neither a class of modules nor a string, or the decorated class is not a `Geometry`.
     """
     for layer in layers:
         if not isinstance(layer, str) and not (isinstance(layer, type) and issubclass(layer, nn.Module)):
@@ -121,14 +121,14 @@ def register_layer(*layers: type[nn.Module] | str) -> Callable[[Kind], Kind]:
     def register(kind: Kind) -> Kind:
         if not (isinstance(kind, type) and issubclass(kind, Geometry)):
             raise TypeError(f"register_layer: {kind!r} is not a subclass of Geometry.")
-        _kinds.update(dict.fromkeys(layers, kind))
+        _geometries.update(dict.fromkeys(layers, kind))
         return kind
 
     return register
 
 
 def own_class(module: nn.Module) -> type[nn.Module]:
-    """The module's own class, without the subclass that an optimizer has put in its place (`sibp.capture.tap`)."""
+    """The module's original class, if an optimizer has replaced it by a subclass (`sibp.capture.tap`)."""
     return vars(type(module)).get("_untapped", type(module))
 
 
@@ -143,8 +143,8 @@ def geometry_of(module: nn.Module) -> Geometry | None:
     own = own_class(module)
     for layer in own.__mro__:
         for key in (layer, f"{layer.__module__}.{layer.__qualname__}"):
-            if key in _kinds:
-                kind = _kinds[key]
+            if key in _geometries:
+                kind = _geometries[key]
                 if kind is None or any(getattr(own, m, None) is not getattr(layer, m, None) for m in kind.methods):
                     return None
                 return kind(module)
@@ -152,11 +152,11 @@ def geometry_of(module: nn.Module) -> Geometry | None:
 
 
 def has_other_bias(module: nn.Module) -> bool:
-    """Whether the layer's bias is a tensor, but no parameter of its own: a buffer, pruned, or parametrized."""
+    """Whether the layer has a bias that is no parameter of its own: a buffer, or one pruned or parametrized."""
     return "bias" not in own_parameters(module) and isinstance(getattr(module, "bias", None), Tensor)
 
 
-_kinds[NonDynamicallyQuantizableLinear] = None  # attention reads its weights past its forward
+_geometries[NonDynamicallyQuantizableLinear] = None  # attention reads the weights without calling forward
 
 
 @register_layer(nn.Linear)
@@ -171,7 +171,7 @@ class LinearGeometry(Geometry):
         return F.linear(x, self.matrix(W), b)
 
     def features(self, x: Tensor, *, weight: bool, bias: bool) -> DenseFeatures:
-        """A (N, n) from the layer's input, for the parameters that are trained."""
+        """Phi from the layer's input, reshaped to A (N, n)."""
         return DenseFeatures(_rows(x), weight, bias)
 
     def outputs(self, z: Tensor, features: FeatureOperator) -> Tensor:
@@ -203,7 +203,7 @@ class TransposedGeometry(LinearGeometry):
     """A linear layer whose weight is (n, m): Z = A W + b, as in GPT-2."""
 
     def matrix(self, W: Tensor) -> Tensor:
-        """The weight's transpose, (m, n)."""
+        """The weight's transpose: (m, n) from (n, m)."""
         return W.mT
 
     def weight(self, matrix: Tensor, shape: torch.Size) -> Tensor:
@@ -216,8 +216,8 @@ class TransposedGeometry(LinearGeometry):
 class ConvGeometry(Geometry):
     """`nn.Conv1d` and `nn.Conv2d`: a row of A is the patch under the kernel at one position of one sample.
 
-    Padding that `torch.convolution` does not do itself (modes other than zeros, an odd "same") is applied by
-    `prepare`, in ordinary autograd.
+    `torch.convolution` only pads with zeros, and equally on both sides. `prepare` applies any other padding, inside
+    ordinary autograd.
     """
 
     methods = ("forward", "_conv_forward")
@@ -229,18 +229,18 @@ class ConvGeometry(Geometry):
         )
         self.groups: int = module.groups
         self.pad_mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        ahead = isinstance(module.padding, str) or module.padding_mode != "zeros"
-        self.pad_ahead: tuple[int, ...] = _ahead(module) if ahead else ()
-        padding: Any = (0,) * len(self.kernel) if ahead else module.padding
+        explicit = isinstance(module.padding, str) or module.padding_mode != "zeros"
+        self.explicit_padding: tuple[int, ...] = _padding_pairs(module) if explicit else ()
+        padding: Any = (0,) * len(self.kernel) if explicit else module.padding
         self.padding: tuple[int, ...] = tuple(padding)
 
     def fits(self, module: nn.Module) -> bool:
-        """Whether stride, padding, dilation and groups are still the same."""
+        """Whether stride, padding, dilation and groups have not changed."""
         return self._settings == _settings(module)
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Pads x, ([B,] channels, *positions), where the convolution itself does not."""
-        return F.pad(x, self.pad_ahead, mode=self.pad_mode) if any(self.pad_ahead) else x
+        """Applies the padding that the convolution does not, to x ([B,] channels, *positions)."""
+        return F.pad(x, self.explicit_padding, mode=self.pad_mode) if any(self.explicit_padding) else x
 
     def batch(self, x: Tensor) -> int:
         """Samples in x: the leading dimension, or 1 for a single unbatched image."""
@@ -252,13 +252,13 @@ class ConvGeometry(Geometry):
         return convolve(x, W, b, self.stride, self.padding, self.dilation, self.groups)
 
     def features(self, x: Tensor, *, weight: bool, bias: bool) -> FeatureOperator:
-        """The patches of the layer's input; as a matrix A (g, N, n) if they are so few that N x N is small."""
+        """The patches of the layer's input; as an explicit matrix A (g, N, n) if N is at most the columns of Phi."""
         x = self._batched(x)
         patches = ConvolutionFeatures(x if self._is_2d else x.unsqueeze(-1), self._window, weight, bias)
         return patches.dense() if patches.rows <= patches.size else patches
 
     def outputs(self, z: Tensor, features: FeatureOperator) -> Tensor:
-        """Z (g, B, P, m) or (g, N, m), as `features` are, from a tensor of the output's shape; m = channels/g."""
+        """Z (g, B, P, m), or (g, N, m) for an explicit matrix, from z of the output's shape; m = channels/g."""
         rows = self._batched(z).flatten(2).unflatten(1, (self.groups, -1)).permute(1, 0, 3, 2)
         return rows.reshape(self.groups, *features.row_shape, rows.shape[-1])
 
@@ -271,9 +271,10 @@ class ConvGeometry(Geometry):
         return b.unflatten(0, (self.groups, -1))
 
     def arranged(self, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """On a CPU in channels-last order, unless the channels are multiples of 16.
+        """Both tensors in channels-last order, if they are on a CPU and their channels are not multiples of 16.
 
-        The other layout is processed there in blocks of 16 channels, padded with zeros; two copies take less time.
+        In channels-first order, the CPU library pads the channels with zeros to a multiple of 16. Two copies take less
+        time.
         """
         if x.dim() != 4 or not x.is_cpu or (x.shape[1] % 16 == 0 and gradient.shape[1] % 16 == 0):
             return x, gradient
@@ -281,7 +282,7 @@ class ConvGeometry(Geometry):
         return x.contiguous(memory_format=last), gradient.contiguous(memory_format=last)
 
     def input_gradient(self, x: Tensor, gradient: Tensor, W: Tensor) -> Tensor:
-        """The convolution's transpose with weights W applied to the output's gradient, in x's shape."""
+        """The transposed convolution with weights W, applied to the output's gradient: a tensor of x's shape."""
         batched, z, none = self._batched(x), self._batched(gradient), [0] * len(self.kernel)
         sent, _, _ = torch.ops.aten.convolution_backward(
             z, batched, W, None, self.stride, self.padding, self.dilation, False, none, self.groups,
@@ -310,11 +311,11 @@ def _settings(conv: Any) -> tuple[Any, ...]:
     return conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
 
 
-def _ahead(conv: Any) -> tuple[int, ...]:
-    """A convolution's padding as `F.pad` takes it: (before, after) of the last axis, then of the one before, ..."""
+def _padding_pairs(conv: Any) -> tuple[int, ...]:
+    """A convolution's padding as `F.pad` takes it: (before, after) for each axis, from the last axis to the first."""
     if conv.padding == "valid":
         return (0, 0) * len(conv.kernel_size)
-    if conv.padding == "same":  # of an odd total, the larger part comes last
+    if conv.padding == "same":  # if the total is odd, the larger part is after the data
         totals = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
         pairs = [(total // 2, total - total // 2) for total in totals]
     else:

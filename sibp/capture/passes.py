@@ -13,24 +13,24 @@ from torch import Tensor, nn
 from sibp.capture.shared import SharedInput
 from sibp.internals import as_plain_tensors, backward_pass, tree_leaves
 
-_REACH = 64  # graph nodes above an input that are searched for the pass that computed it
+_SEARCHED_NODES = 64  # number of graph nodes behind an input that are searched for the pass that computed it
 
 
 class ForwardPass:
-    """One call of the model, or of a part of it, from outside.
+    """One outermost call of the model, or of a part of it.
 
-    Its layers pass it to their backward calls in autograd's context, so it lives as long as its outputs can be
-    differentiated.
+    The layers' graph nodes reference it, so it lives as long as its outputs can be differentiated.
 
     Attributes:
-        batch: number of samples, the leading dimension at the first tapped layer that ran; None before. A layer that
-            ran without gradients counts only until one starts from data with gradients enabled.
+        batch: number of samples: the leading dimension at the first tapped layer that ran; None before. If that layer
+            ran without gradients, the value is replaced by that of the first layer that runs with gradients on an
+            input that needs none.
         layers: names of the tapped layers in the order in which they ran.
-        outputs: names of those whose output reaches the result of the call through no other tapped layer.
+        outputs: names of the layers whose output reaches the result of the call through no other tapped layer.
         differentiable: whether gradients were enabled at the call.
         recomputes: whether it runs inside a backward pass, as activation checkpoints do.
-        original: the pass that it recomputes, once known.
-        opener: the module whose call opened it.
+        original: the pass that it recomputes; None if it recomputes none, or until the pass is known.
+        opener: the `Passes` object that created it.
     """
 
     def __init__(self, opener: "Passes | None" = None) -> None:
@@ -45,9 +45,9 @@ class ForwardPass:
         self._inputs: dict[int, SharedInput] = {}  # by identity
 
     def input(self, x: Tensor) -> SharedInput:
-        """The record shared by the layers of this pass that are called with this same tensor."""
+        """The record of the tensor x, shared by all layers of this pass that are called with it."""
         known = self._inputs.get(id(x))
-        if known is None or not known.of(x):  # another tensor may have the same address by now
+        if known is None or not known.matches(x):  # another tensor may have the same address by now
             known = self._inputs[id(x)] = SharedInput(x)
         known.layers += 1
         return known
@@ -56,11 +56,11 @@ class ForwardPass:
         """Records that a layer runs.
 
         Args:
-            layer: its name.
+            layer: the layer's name.
             batch: leading dimension of its input.
-            recorded: whether gradients are enabled. If not, it may be the first run of an activation checkpoint, or
-                something that is never differentiated (a teacher on other samples).
-            from_data: whether its input needs no gradient, so that it does not follow a checkpoint.
+            recorded: whether gradients are enabled. If not, this may be the first run of an activation checkpoint, or
+                a run that is never differentiated, such as a teacher's on other samples.
+            from_data: whether its input needs no gradient, so that it does not come from a checkpoint.
         """
         if self.batch is None or (self._preliminary and recorded and from_data):
             self.batch = batch
@@ -73,15 +73,15 @@ class ForwardPass:
         return self.layers[0], self.layers[-1]
 
     def is_output(self, layer: str) -> bool:
-        """Whether it is one of the outputs; if none is known, as in a checkpoint, whether it ran last."""
+        """Whether the layer is one of `outputs`; if these are unknown, as in a checkpoint, whether it ran last."""
         return layer in self.outputs if self.outputs else layer == self.ends[1]
 
 
 class Passes:
-    """Opens a pass when a module that contains tapped layers is called from outside, and closes it with that call.
+    """Opens a pass at the outermost call of a module that contains tapped layers, and closes it when that call ends.
 
-    A call whose input comes directly from an earlier pass (a head after its body, a model whose `forward` was called
-    directly) continues that pass. Each thread has its own passes.
+    A call whose input comes directly from an earlier pass continues that pass: for example, a head that is called after
+    its body, or the layers of a model whose `forward` was called directly. Each thread has its own passes.
     """
 
     def __init__(self) -> None:
@@ -93,14 +93,14 @@ class Passes:
         """Registers hooks on modules, once each.
 
         Args:
-            modules: those that contain tapped layers.
+            modules: the modules that contain tapped layers.
         """
         for module in modules:
             if id(module) not in self._watched:
                 self._watched.add(id(module))
-                gate = _Gate(self, module)
-                self._hooks.append(module.register_forward_pre_hook(gate.enter, prepend=True, with_kwargs=True))
-                self._hooks.append(module.register_forward_hook(gate.leave, always_call=True))
+                hooks = _PassHooks(self, module)
+                self._hooks.append(module.register_forward_pre_hook(hooks.enter, prepend=True, with_kwargs=True))
+                self._hooks.append(module.register_forward_hook(hooks.leave, always_call=True))
 
     def remove(self) -> None:
         """Removes the hooks."""
@@ -115,69 +115,69 @@ class Passes:
         if calls:
             return calls[-1][1]
         nodes = _nodes((x,))
-        one = self._came_from(nodes) or ForwardPass(self)
-        one.outputs -= self._names(_walk(nodes, self._is_tapped))
-        one.outputs.add(layer)
-        return one
+        forward_pass = self._find_pass(nodes) or ForwardPass(self)
+        forward_pass.outputs -= self._layer_names(_walk(nodes, self._is_tapped))
+        forward_pass.outputs.add(layer)
+        return forward_pass
 
     def enter(self, module: nn.Module, inputs: Any) -> None:
-        """A module is called: opens a pass if this is the outermost call."""
+        """Records that a module is called; opens a pass if this is the outermost call."""
         calls, this = self._calls, id(module)
-        outermost = not calls or calls[0][0] == this  # already running only if its last call was interrupted
-        one = (self._came_from(_nodes(_leaves(inputs))) or ForwardPass(self)) if outermost else calls[-1][1]
-        calls.append((this, one))
+        outermost = not calls or calls[0][0] == this  # a module that seems to run already was interrupted
+        forward_pass = (self._find_pass(_nodes(_leaves(inputs))) or ForwardPass(self)) if outermost else calls[-1][1]
+        calls.append((this, forward_pass))
 
     def leave(self, module: nn.Module, outputs: Any) -> None:
-        """The call ended, or raised: closes the pass if it was the outermost call."""
+        """Records that a call has returned or raised; closes the pass if it was the outermost call."""
         calls, this = self._calls, id(module)
         if all(running != this for running, _ in calls):
-            return  # it raised before it was recorded
-        running, one = calls.pop()
+            return  # another pre-hook raised before the call was recorded
+        running, forward_pass = calls.pop()
         while running != this:
-            running, one = calls.pop()
+            running, forward_pass = calls.pop()
         if not calls:
-            self._attach(one, _leaves(outputs))
+            self._attach(forward_pass, _leaves(outputs))
 
     def forget(self) -> None:
-        """Forgets the calls running in this thread: torch reports no end of one that Ctrl-C interrupted."""
+        """Forgets the calls running in this thread, because torch does not report the end of an interrupted call."""
         self._calls.clear()
 
     @property
     def _calls(self) -> list[tuple[int, ForwardPass]]:
-        """The calls running in this thread, outermost first: modules by identity, with their passes."""
+        """The calls running in this thread, outermost first: (identity of the module, pass)."""
         calls = getattr(self._local, "calls", None)
         if calls is None:
             calls = self._local.calls = []
         return calls
 
-    def _attach(self, one: ForwardPass, outputs: Iterable[Any]) -> None:
-        """Ties a pass to the graph of its outputs, which keeps it alive even if all its layers are checkpointed."""
-        if one.layers and one.differentiable:
+    def _attach(self, forward_pass: ForwardPass, outputs: Iterable[Any]) -> None:
+        """Stores a pass in the graph of its outputs, which keeps it alive even if all its layers are checkpointed."""
+        if forward_pass.layers and forward_pass.differentiable:
             nodes = _nodes(outputs)
             for node in nodes:
-                _metadata(node)[self] = one
+                _metadata(node)[self] = forward_pass
             last = list(_walk(nodes, self._is_tapped))
-            one.outputs |= self._names(last)
-            if len(one.outputs) > 1:  # one of them may also be an input of another
-                behind = _inputs(node for node in last if self._is_tapped(node))
-                one.outputs -= self._names(_walk(behind))
+            forward_pass.outputs |= self._layer_names(last)
+            if len(forward_pass.outputs) > 1:  # an output may also be an input of another one
+                inputs = _inputs(node for node in last if self._is_tapped(node))
+                forward_pass.outputs -= self._layer_names(_walk(inputs))
 
-    def _came_from(self, nodes: Iterable[Any]) -> ForwardPass | None:
-        """The pass that one of these graph nodes belongs to, or one nearby behind them."""
-        nearby = itertools.islice(_walk(nodes), _REACH)
+    def _find_pass(self, nodes: Iterable[Any]) -> ForwardPass | None:
+        """The pass of these graph nodes, or of the nearest nodes behind them; None if there is none within reach."""
+        nearby = itertools.islice(_walk(nodes), _SEARCHED_NODES)
         return next((known for known in map(self._of_node, nearby) if known is not None), None)
 
-    def _names(self, nodes: Iterable[Any]) -> set[str]:
+    def _layer_names(self, nodes: Iterable[Any]) -> set[str]:
         """Names of the tapped layers among graph nodes."""
         return {node.call.tap.name for node in nodes if self._is_tapped(node)}
 
     def _is_tapped(self, node: Any) -> bool:
-        """Whether it is a tapped layer's node."""
-        own = getattr(node, "forward_pass", None)
-        return isinstance(own, ForwardPass) and own.opener is self
+        """Whether a graph node is that of a layer tapped for this object."""
+        forward_pass = getattr(node, "forward_pass", None)
+        return isinstance(forward_pass, ForwardPass) and forward_pass.opener is self
 
     def _of_node(self, node: Any) -> ForwardPass | None:
-        """The pass of a tapped layer's node, or of an output's."""
+        """The pass of a graph node, if it is that of a tapped layer or of an output; otherwise None."""
         return node.forward_pass if self._is_tapped(node) else _metadata(node).get(self)
 
 
@@ -188,12 +188,12 @@ def _nodes(values: Iterable[Any]) -> list[Any]:
 
 
 def _inputs(nodes: Iterable[Any]) -> list[Any]:
-    """The nodes that computed the inputs of these."""
+    """The nodes that computed the inputs of these nodes."""
     return [above for node in nodes for above, _ in node.next_functions if above is not None]
 
 
 def _walk(nodes: Iterable[Any], ends: Callable[[Any], bool] = lambda _: False) -> Iterator[Any]:
-    """These graph nodes and those behind them, each once, nearest first; nothing behind a node that `ends`."""
+    """Walks the graph backward from these nodes, breadth first, each node once; stops where `ends` holds."""
     seen = dict.fromkeys(nodes)
     waiting = deque(seen)
     while waiting:
@@ -210,12 +210,12 @@ def _leaves(tree: Any) -> Sequence[Any]:
 
 
 def _metadata(node: Any) -> dict[Any, Any]:
-    """The metadata dict of a graph node (a property, which torch's stubs declare as a method)."""
+    """The metadata dict of a graph node; torch's type stubs wrongly declare it as a method."""
     return node.metadata
 
 
 def _refuse_compiler(module: nn.Module) -> None:
-    """Raises inside torch.compile's tracing, which then falls back to eager or, with fullgraph=True, reports it."""
+    """Raises while torch.compile traces, which then runs the module eagerly, or reports the error if fullgraph=True."""
     if torch.compiler.is_compiling():
         raise RuntimeError(
             f"{type(module).__name__} has layers tapped by a sibp optimizer and cannot be compiled: "
@@ -223,22 +223,22 @@ def _refuse_compiler(module: nn.Module) -> None:
         )
 
 
-class Unrecorded:
-    """Passes in which a layer ran without gradients although they were enabled at the model's call, latest last.
+class UnrecordedPasses:
+    """Passes in which a layer ran without gradients although they were enabled at the model's call; the latest is last.
 
-    Reentrant activation checkpoints do this, and rerun the layer in the backward pass.
+    Reentrant activation checkpoints run a layer in this way, and run it again in the backward pass.
     """
 
     def __init__(self) -> None:
         self._passes: list[weakref.ref[ForwardPass]] = []
 
-    def add(self, one: ForwardPass) -> None:
-        """Remembers a pass while it can be differentiated."""
+    def add(self, forward_pass: ForwardPass) -> None:
+        """Adds a pass, by a weak reference."""
         self._passes = [known for known in self._passes if known() is not None]
-        self._passes.append(weakref.ref(one))
+        self._passes.append(weakref.ref(forward_pass))
 
-    def take(self) -> ForwardPass | None:
-        """Pops the latest pass."""
+    def pop_latest(self) -> ForwardPass | None:
+        """Removes and returns the latest pass that still exists; None if there is none."""
         while self._passes:
             latest = self._passes.pop()()
             if latest is not None:
@@ -246,30 +246,30 @@ class Unrecorded:
         return None
 
 
-class _Gate:
-    """The hooks of one module; a copied module's do nothing."""
+class _PassHooks:
+    """The forward hooks of one module. In a copy of the module they do nothing."""
 
     def __init__(self, passes: Passes | None = None, module: nn.Module | None = None) -> None:
         self.passes = weakref.ref(passes) if passes is not None else lambda: None
         self.module = weakref.ref(module) if module is not None else lambda: None
 
     def enter(self, module: nn.Module, inputs: Any, keywords: Any) -> None:
-        """Before the module's forward."""
+        """The pre-hook of the module's forward."""
         passes = self.passes()
         if passes is not None and module is self.module():
             _refuse_compiler(module)
             passes.enter(module, inputs[0] if len(inputs) == 1 and not keywords else (inputs, keywords))
 
     def leave(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
-        """After it, whether it returned or raised."""
+        """The hook after the module's forward, whether it returned or raised."""
         del inputs
         passes = self.passes()
         if passes is not None and module is self.module():
             _refuse_compiler(module)
             passes.leave(module, outputs)
 
-    def __deepcopy__(self, memo: Any) -> "_Gate":
-        return _Gate()
+    def __deepcopy__(self, memo: Any) -> "_PassHooks":
+        return _PassHooks()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Gate, ()
+        return _PassHooks, ()

@@ -1,4 +1,4 @@
-"""A layer's subproblem, as its backward call passes it to a method, and the method's answer."""
+"""A layer's subproblem, which its backward call passes to the method, and the method's update."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,22 +12,23 @@ from sibp.prox.scalars import Scalar
 
 @dataclass(slots=True)
 class LayerProblem:
-    """One layer's subproblem as matrices; the axis g for the groups of a convolution is absent for `nn.Linear`.
+    """One layer's subproblem as matrices. The axis g, for the groups of a convolution, is absent for `nn.Linear`.
 
-    If the features have several row axes, so do the other arrays: (g, B, P, m) instead of (g, N, m).
+    If the features have several row axes, the other arrays have them, too: (g, B, P, m) instead of (g, N, m).
 
     Attributes:
-        name: the layer's, as in `model.named_modules()`.
-        features: Phi (g, N, size), for the parameters that are trained.
-        D_z: (g, N, m) error signal on the pre-activation, in the loss's units.
-        terms: the number of terms that the loss averages over; error signals times this are the paper's sums.
+        name: the layer's name in `model.named_modules()`.
+        features: Phi (g, N, size), with columns for the parameters that are trained.
+        D_z: (g, N, m) error signal on the pre-activation: the gradient of the loss as it is, mean or sum.
+        terms: the number of terms that the loss averages over, 1 for a sum. Error signals times `terms` are those of
+            the summed loss, as in the paper.
         ends: names of the layers that ran first and last in this forward pass.
-        is_output: whether the layer's output reaches the model's through no other layer with a subproblem.
-        activation: s, if known; None means to solve the linear subproblem.
-        Z: (g, N, m) the pre-activation, if s is known.
-        D: (g, N, m) the unmasked error signal on s(Z), in the loss's units, if s is known.
+        is_output: whether the layer's output reaches the model's output through no other layer with a subproblem.
+        activation: s; None if no known activation follows, so that the subproblem is linear.
+        Z: (g, N, m) the pre-activation; None if s is unknown.
+        D: (g, N, m) error signal on s(Z), in the units of D_z; None if s is unknown.
         W: (g, m, n) the layer's weight.
-        b: (g, m) its bias.
+        b: (g, m) its bias; None if it has none.
     """
 
     name: str
@@ -45,19 +46,20 @@ class LayerProblem:
 
 @dataclass(slots=True)
 class LayerUpdate:
-    """A solver's answer.
+    """A layer's update by a method.
 
     Attributes:
-        W_decrease: (g, m, n) W_old - W_new, or None if W is fixed.
-        b_decrease: (g, m) b_old - b_new, or None if b is fixed.
-        backward_change: maps D (g, N, m) to D (W_new - W_old) (g, N, n), if that is cheaper than with W_new itself.
-        input_difference: (N, n) the error signal for the layer below, for methods on linear layers with their own rule.
-        most_change: an upper bound of ||W_new - W_old||^2 + ||b_new - b_old||^2, exact above a mean square of 1 per
-            entry; infinite if the solve was not finite, None if unknown.
+        W_decrease: (g, m, n) W_old - W_new; None if W is fixed.
+        b_decrease: (g, m) b_old - b_new; None if b is fixed.
+        backward_change: maps D (g, N, m) to D (W_new - W_old) (g, N, n); None if using W_new itself is cheaper.
+        input_difference: (N, n) the error signal for the layer below, if the method does not propagate it through
+            weights (linear layers only); otherwise None.
+        change_bound: an upper bound of ||W_new - W_old||^2 + ||b_new - b_old||^2, exact where the mean square
+            per entry exceeds 1; infinite if the solve was not finite, None if unknown.
     """
 
     W_decrease: Tensor | None
     b_decrease: Tensor | None
     backward_change: Callable[[Tensor], Tensor | None] | None = None
     input_difference: Tensor | None = None
-    most_change: Scalar | None = None
+    change_bound: Scalar | None = None

@@ -1,9 +1,9 @@
 """Taps: how a layer's input, output and error signal reach the solver inside ordinary autograd.
 
-A `Tap` computes one layer's forward pass. The output is unchanged, but comes from an autograd Function whose backward
-call asks the optimizer for the layer's new weights, returns W_old - W_new (and b_old - b_new) as the parameters'
-gradients, and passes the error signal on through the weights that the method prescribes: the new ones for semi-implicit
-back propagation, the old ones for ProxBP.
+A `Tap` computes one layer's forward pass. The output is the same as without it, but an autograd Function computes it.
+The backward call of that Function asks the optimizer for the layer's new weights and returns W_old - W_new and
+b_old - b_new as the parameters' gradients. It propagates the error signal through the weights that the method
+prescribes: the new ones for semi-implicit back propagation, the old ones for ProxBP.
 """
 
 import weakref
@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 from sibp.capture.activation import Consumption, PreActivation
 from sibp.capture.backward import Call, TappedLayer
-from sibp.capture.compiler import left_alone
+from sibp.capture.compiler import run_eagerly
 from sibp.capture.displacements import PAUSED, Displacements
 from sibp.capture.geometry import Geometry, has_other_bias, own_class
-from sibp.capture.passes import ForwardPass, Passes, Unrecorded
+from sibp.capture.passes import ForwardPass, Passes, UnrecordedPasses
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.internals import are_transforms_active, backward_pass, is_tracing, own_parameters, version
 
 
 class Owner(Protocol):
-    """The part of the optimizer that taps need."""
+    """The interface of the optimizer that taps use; see `sibp.optim.base.TappedOptimizer`."""
 
     passes: Passes
     """The forward passes of its model."""
@@ -34,7 +34,7 @@ class Owner(Protocol):
         ...
 
     def before_forward(self, layer: str) -> None:
-        """Refuses a forward pass whose displacements a wrapper would alter."""
+        """Called before a layer runs; raises if a wrapper would alter its displacements."""
         ...
 
     def wants_activation(self, tap: "Tap") -> bool:
@@ -42,23 +42,23 @@ class Owner(Protocol):
         ...
 
     def solve(self, tap: "Tap", problem: LayerProblem) -> LayerUpdate:
-        """The layer's update."""
+        """Solves the layer's subproblem."""
         ...
 
-    def loss_terms(self, one: ForwardPass) -> float:
+    def loss_terms(self, forward_pass: ForwardPass) -> float:
         """The number of terms that the loss of a forward pass averages over; 1 for a sum."""
         ...
 
-    def goes_back_through_new(self, tap: "Tap") -> bool:
-        """Whether the error signal goes back through the layer's new weights, or else through the old ones."""
+    def uses_new_weights_backward(self, tap: "Tap") -> bool:
+        """Whether the error signal is propagated through the layer's new weights instead of the old ones."""
         ...
 
 
 class Tap:
     """Computes a layer's forward pass while an optimizer owns the layer.
 
-    The layer gets a subclass of its class, whose `forward` is the tap. Copies and pickles have the original class, and
-    no optimizer.
+    `install` replaces the layer's class by a subclass whose `forward` calls the tap. Copies and pickles of the layer
+    have the original class, and no tap.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Tap:
         """Prepares a tap; `install` puts it in place.
 
         Args:
-            name: of the module, for messages.
+            name: the layer's name in the model.
             module: the layer.
             geometry: the layer as a matrix product.
             owner: the optimizer; only a weak reference is kept, so that dropping the optimizer frees the model.
@@ -78,16 +78,16 @@ class Tap:
         self.module = module
         self.geometry = geometry
         self.owner = weakref.ref(owner)
-        self.keeps: Owner | None = None
+        self.kept_owner: Owner | None = None
         self.weight, self.bias = weight, bias
         self.consumption = Consumption()
         self.displacements = Displacements()
         wanted = {"weight": weight, "bias": bias}
         self.parameters = {key: p for key, p in module.named_parameters(recurse=False) if wanted.get(key)}
-        self._kind = own_class(module)
-        self._unrecorded = Unrecorded()
-        self._passed: deque[int] = deque(maxlen=_PARALLEL_PASSES)  # backward passes that have been through the layer
-        self._returned: dict[int, dict[str, tuple[int, int]]] = {}  # by backward pass and parameter
+        self._original_class = own_class(module)
+        self._unrecorded_passes = UnrecordedPasses()
+        self._seen_backward_passes: deque[int] = deque(maxlen=_PARALLEL_PASSES)
+        self._returned_gradients: dict[int, dict[str, tuple[int, int]]] = {}  # by backward pass and parameter
         self._hooks: dict[str, list[torch.utils.hooks.RemovableHandle]] = {}
 
     def install(self) -> None:
@@ -95,8 +95,8 @@ class Tap:
         earlier = tap_of(self.module)
         if earlier is not None:
             earlier.remove()
-        self.module.__class__ = _tapped(self._kind, self)
-        self._guard()
+        self.module.__class__ = _tapped(self._original_class, self)
+        self._register_hooks()
 
     @property
     def installed(self) -> bool:
@@ -105,18 +105,21 @@ class Tap:
 
     @property
     def replaced(self) -> str | None:
-        """The parameter or method of the layer that has been replaced since it was tapped; None if none has."""
+        """Name of a parameter or method of the layer that was replaced after it was tapped; None if none was."""
         held = own_parameters(self.module)
         for key, p in self.parameters.items():
             if held.get(key) is not p:
                 return key
         return "bias" if has_other_bias(self.module) else self.geometry.replaced_method(self.module)
 
-    def refuse_replaced(self, method: str) -> None:
-        """Raises RuntimeError if a part of the layer was replaced.
+    def check_not_replaced(self, method: str) -> None:
+        """Checks that no parameter or method of the layer was replaced.
 
         Args:
             method: the optimizer's name.
+
+        Raises:
+            RuntimeError: if one was.
         """
         if self.replaced is not None:
             if hasattr(own_parameters(self.module).get(self.replaced), "device_mesh"):
@@ -134,8 +137,8 @@ class Tap:
     def remove(self) -> None:
         """Restores the layer's class."""
         if self.installed:
-            self.module.__class__ = self._kind
-        self.keeps = None
+            self.module.__class__ = self._original_class
+        self.kept_owner = None
         for hooks in self._hooks.values():
             for hook in hooks:
                 hook.remove()
@@ -146,71 +149,71 @@ class Tap:
 
         Args:
             module: the layer, or a copy that has its class.
-            input: of the layer.
+            input: the layer's input, in the layer's own shape.
 
         Raises:
             RuntimeError: if the layer cannot be tapped here: in a copy, in a compiled model, under `torch.func`.
         """
-        owner, plain = self.owner(), self._kind.forward
+        owner, plain = self.owner(), self._original_class.forward
         if owner is None:
             self.remove()
         if owner is None or not owner.active() or not isinstance(input, Tensor):
-            return plain(module, input)  # its error names an input that is not a tensor
+            return plain(module, input)  # torch raises the right error for an input that is not a tensor
         if not torch.is_grad_enabled():
             self._run_unrecorded(owner, input)
             return plain(module, input)
-        self._refuse(module, input, type(owner).__name__)
-        return self._run(owner, module, input) if self._moves() else plain(module, input)
+        self._check_forward(module, input, type(owner).__name__)
+        return self._run(owner, module, input) if self._is_trained() else plain(module, input)
 
-    @left_alone
+    @run_eagerly
     def _run(self, owner: Owner, module: nn.Module, input: Tensor) -> Tensor:
         """The output, computed by the autograd Function."""
         owner.before_forward(self.name)
-        self._guard()
+        self._register_hooks()
         if isinstance(input, PreActivation):
-            input = input.consumed_by(self._kind.__name__)
-        one = self._enter(owner, input)
+            input = input.consumed_by(self._original_class.__name__)
+        forward_pass = self._forward_pass_of(owner, input)
         held = own_parameters(module)
         weight, bias = held["weight"], held.get("bias")
-        self.consumption = consumption = Consumption()  # another thread may replace the tap's at any time
+        self.consumption = consumption = Consumption()  # a local reference: other threads may replace the attribute
         if not self.geometry.fits(module):
             self.geometry = type(self.geometry)(module)
         x = self.geometry.prepare(input)
-        z: Tensor = TappedLayer.apply(  # pyright: ignore[reportAssignmentType]
-            x, weight, bias, Call(self, self.geometry, consumption, one, one.input(x), backward_pass())
-        )
+        shared = forward_pass.input(x)
+        call = Call(self, self.geometry, consumption, forward_pass, shared, recomputed_in=backward_pass())
+        z: Tensor = TappedLayer.apply(x, weight, bias, call)  # pyright: ignore[reportAssignmentType]
         return PreActivation.mark(z, consumption) if owner.wants_activation(self) else z
 
-    def _enter(self, owner: Owner, input: Tensor) -> ForwardPass:
-        """The pass of the layer's backward call: for a recomputation, the original one."""
-        one = owner.passes.of_layer(input, self.name)
-        if one.recomputes:
-            one.original = self._unrecorded.take() or one.original
-            if one.original is not None:
-                return one.original
-        one.enter(self.name, self.geometry.batch(input), recorded=True, from_data=not input.requires_grad)
-        return one
+    def _forward_pass_of(self, owner: Owner, input: Tensor) -> ForwardPass:
+        """The forward pass that the layer's call belongs to; if it is a recomputation, the original pass."""
+        forward_pass = owner.passes.of_layer(input, self.name)
+        if forward_pass.recomputes:
+            forward_pass.original = self._unrecorded_passes.pop_latest() or forward_pass.original
+            if forward_pass.original is not None:
+                return forward_pass.original
+        forward_pass.enter(self.name, self.geometry.batch(input), recorded=True, from_data=not input.requires_grad)
+        return forward_pass
 
     def _run_unrecorded(self, owner: Owner, input: Tensor) -> None:
         """Records a run without gradients, which may be an activation checkpoint's first run."""
-        one = owner.passes.of_layer(input, self.name)
-        if one.differentiable:
-            one.enter(self.name, self.geometry.batch(input), recorded=False, from_data=not input.requires_grad)
-            self._unrecorded.add(one)
+        forward_pass = owner.passes.of_layer(input, self.name)
+        if forward_pass.differentiable:
+            forward_pass.enter(self.name, self.geometry.batch(input), recorded=False, from_data=not input.requires_grad)
+            self._unrecorded_passes.add(forward_pass)
 
-    def _moves(self) -> bool:
-        """Whether a parameter is trained, and none has been replaced."""
+    def _is_trained(self) -> bool:
+        """Whether at least one parameter is trained, and none has been replaced."""
         if has_other_bias(self.module):
             return False
-        held, moves = own_parameters(self.module), False
+        held, trained = own_parameters(self.module), False
         for key, p in self.parameters.items():
             if held.get(key) is not p:
                 return False
-            moves = moves or p.requires_grad
-        return moves
+            trained = trained or p.requires_grad
+        return trained
 
-    def _refuse(self, module: nn.Module, input: Tensor, method: str) -> None:
-        """Raises if the backward call could not be this layer's proximal update."""
+    def _check_forward(self, module: nn.Module, input: Tensor, method: str) -> None:
+        """Raises RuntimeError if the backward call cannot compute this layer's proximal update."""
         here = f"layer '{self.name}'"
         if torch.compiler.is_compiling():
             raise RuntimeError(
@@ -234,8 +237,8 @@ class Tap:
             )
         if input.is_inference():
             raise RuntimeError(
-                f"{here}: its input was made under torch.inference_mode(), so that autograd cannot keep it; make it "
-                "under torch.no_grad(), or clone it."
+                f"{here}: its input was made under torch.inference_mode(), so autograd cannot save it; make it under "
+                "torch.no_grad(), or clone it."
             )
         if input.is_nested or input.layout is not torch.strided:
             kind = "nested" if input.is_nested else str(input.layout).removeprefix("torch.")
@@ -245,21 +248,21 @@ class Tap:
             )
 
     def refuse_script(self) -> None:
-        """Raises RuntimeError for `torch.jit.script`, if the layer still has an optimizer."""
+        """Raises RuntimeError if `torch.jit.script` is called while the layer has an optimizer."""
         owner = self.owner()
         if owner is not None:
             raise RuntimeError(
-                f"layer '{self.name}' is tapped by {type(owner).__name__}, and TorchScript cannot compile that; call "
+                f"layer '{self.name}' is tapped by {type(owner).__name__}, which TorchScript cannot compile; call "
                 "optimizer.remove() before, or torch.jit.trace inside `with torch.no_grad():`."
             )
         self.remove()
 
-    def begin_backward(self, within: int) -> None:
+    def begin_backward(self, recomputed_in: int) -> None:
         """Records a backward pass through the layer.
 
         Args:
-            within: the backward pass that recomputed the layer, which started this one (a reentrant checkpoint); -1 if
-                none did.
+            recomputed_in: number of the backward pass that recomputed the layer and started this one (a reentrant
+                checkpoint); -1 if none did.
 
         Raises:
             RuntimeError: under `create_graph=True`, or if the same backward pass has already been through the layer.
@@ -270,19 +273,19 @@ class Tap:
                 "wrap that forward pass in `with optimizer.paused():`."
             )
         task = backward_pass()
-        whole = task if within == -1 else within
-        if whole in self._passed:
+        outermost = task if recomputed_in == -1 else recomputed_in
+        if outermost in self._seen_backward_passes:
             raise RuntimeError(
                 f"layer '{self.name}' runs more than once in this loss (a shared layer), so it has no single proximal "
                 f"subproblem; leave it to the fallback optimizer with explicit=['{self.name}']."
             )
-        self._passed.append(whole)
-        self._returned[task] = {}
-        while len(self._returned) > _PARALLEL_PASSES:
-            del self._returned[min(self._returned)]
+        self._seen_backward_passes.append(outermost)
+        self._returned_gradients[task] = {}
+        while len(self._returned_gradients) > _PARALLEL_PASSES:
+            del self._returned_gradients[min(self._returned_gradients)]
 
     def returns(self, key: str, gradient: Tensor) -> Tensor:
-        """Remembers the gradient returned to autograd for a parameter, in order to detect any other.
+        """Records the gradient that is returned to autograd for a parameter, in order to detect other gradients.
 
         Args:
             key: "weight" or "bias".
@@ -291,11 +294,11 @@ class Tap:
         Returns:
             The gradient.
         """
-        self._returned[backward_pass()][key] = (gradient.data_ptr(), version(gradient))
+        self._returned_gradients[backward_pass()][key] = (gradient.data_ptr(), version(gradient))
         return gradient
 
-    def _guard(self) -> None:
-        """Registers hooks on the parameters that require gradients now."""
+    def _register_hooks(self) -> None:
+        """Registers hooks on the parameters that require gradients, once each."""
         this: weakref.ref[Tap] = weakref.ref(self)
         for key, parameter in self.parameters.items():
             if parameter.requires_grad and key not in self._hooks:
@@ -304,9 +307,9 @@ class Tap:
                     parameter.register_post_accumulate_grad_hook(_after(this, key)),
                 ]
 
-    @left_alone
+    @run_eagerly
     def before_accumulation(self, key: str, parameter: nn.Parameter, gradient: Tensor) -> None:
-        """Records a parameter's gradient; refuses one that is not entirely the tap's.
+        """Records a parameter's gradient before its accumulation, and checks that it is the one that the tap returned.
 
         Args:
             key: "weight" or "bias".
@@ -319,27 +322,27 @@ class Tap:
         owner = self.owner()
         if owner is None or not self.installed:
             return
-        expected = self._returned.get(backward_pass(), {}).get(key)
-        ours = expected is not None
-        # Only user hooks could have changed it; torch has no public list of them.
-        if ours and len(parameter._backward_hooks or ()) == 1:
-            ours = expected == (gradient.data_ptr(), version(gradient))
-        if not ours and owner.active():
-            self.refuse_replaced(type(owner).__name__)
+        expected = self._returned_gradients.get(backward_pass(), {}).get(key)
+        is_own = expected is not None
+        # Only hooks of the user can have changed it; torch has no public list of them.
+        if is_own and len(parameter._backward_hooks or ()) == 1:
+            is_own = expected == (gradient.data_ptr(), version(gradient))
+        if not is_own and owner.active():
+            self.check_not_replaced(type(owner).__name__)
             raise RuntimeError(
                 f"layer '{self.name}': its {key} is also used outside the layer's own forward pass (tied weights, a "
                 "penalty in the loss, a functional call, a forward pass inside paused() without its backward pass), "
                 "which a proximal update cannot include; use the optimizer's weight_decay for a penalty, or leave the "
                 f"layer to the fallback with explicit=['{self.name}']."
             )
-        self.displacements.before(key, parameter, None if ours else PAUSED)
+        self.displacements.before_accumulation(key, parameter, None if is_own else PAUSED)
 
 
-_PARALLEL_PASSES = 64  # backward passes that may be running at once, in different threads
+_PARALLEL_PASSES = 64  # largest number of backward passes that may run at once, in different threads
 
 
 def tap_of(module: nn.Module) -> Tap | None:
-    """The tap that computes the module's forward pass, or None."""
+    """The tap that computes the module's forward pass; None if it is not tapped."""
     return vars(type(module)).get("_tap")
 
 
@@ -358,7 +361,7 @@ def _tapped(kind: type[nn.Module], tap: Tap) -> type[nn.Module]:
         return self
 
     members = {"_tap": tap, "_untapped": kind, "forward": forward, "__reduce_ex__": reduce, "__doc__": kind.__doc__}
-    members["__prepare_scriptable__"] = prepare_scriptable  # torch.jit.script asks for it first
+    members["__prepare_scriptable__"] = prepare_scriptable  # torch.jit.script calls it first
     return type(kind.__name__, (kind,), {**members, "__module__": kind.__module__, "__qualname__": kind.__qualname__})
 
 
@@ -375,6 +378,6 @@ def _after(tap: "weakref.ref[Tap]", key: str) -> Any:
     def hook(parameter: Tensor) -> None:
         this = tap()
         if this is not None and parameter.grad is not None:
-            this.displacements.after(key, parameter.grad)
+            this.displacements.after_accumulation(key, parameter.grad)
 
     return hook

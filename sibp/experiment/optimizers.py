@@ -18,7 +18,7 @@ from sibp.experiment.settings import call_builder, check_own_schedule
 from sibp.optim import SIBP, Preconditioned, ProxBP, muon
 from sibp.optim.base import TappedOptimizer
 from sibp.optim.checks import check_settings, refuse_float16, whole
-from sibp.optim.solvers import MOST_ITERATIONS
+from sibp.optim.solvers import MAX_ITERATIONS
 
 
 def sgd(model: nn.Module, *, lr: float, momentum: float, nesterov: bool, weight_decay: float) -> torch.optim.Optimizer:
@@ -73,7 +73,7 @@ def lbfgs(model: nn.Module, *, lr: float, max_iter: int, history: int, line_sear
     refuse_float16(model, "in which the curvature of L-BFGS overflows")
     counts = {"max_iter": max_iter, "history": history}
     for key in counts:
-        whole(counts, key, MOST_ITERATIONS)
+        whole(counts, key, MAX_ITERATIONS)
     search = "strong_wolfe" if line_search else None
     return torch.optim.LBFGS(model.parameters(), lr, max_iter, history_size=history, line_search_fn=search)
 

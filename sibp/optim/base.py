@@ -7,12 +7,12 @@ import sys
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import nn
 
-from sibp.capture.compiler import left_alone
+from sibp.capture.compiler import run_eagerly
 from sibp.capture.passes import ForwardPass, Passes
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
@@ -20,33 +20,10 @@ from sibp.optim.checks import check_loaded, check_model, checked_loss_average, c
 from sibp.optim.fallback import MakeFallback, evaluated
 from sibp.optim.groups import NewParameters, ParamGroups
 from sibp.optim.layers import containers, new_taps, parameter_owners, summary_table
+from sibp.optim.options import Explicit
 from sibp.optim.parallel import DataParallel, ProcessGroup, refuse_averaging
 from sibp.optim.registry import LayerRegistry
 from sibp.optim.scaling import refuse_scaled_outer, refuse_scaling
-
-Explicit = Iterable[str | type[nn.Module]]
-"""Modules that are left to the fallback: names, patterns of names ("blocks.*.norm"), or classes."""
-
-
-class Options(TypedDict, total=False):
-    """Keyword arguments that all proximal methods share.
-
-    Attributes:
-        params: parameters of the model or param group dicts, for settings of their own; default all.
-        fallback: creates the optimizer of the parameters without a proximal subproblem from a list of them; default:
-            Adam with learning rate 1e-3.
-        explicit: modules that are left to the fallback, with everything inside them: names as in
-            `model.named_modules()`, patterns of names ("blocks.*.norm"), or classes.
-        direction_only: only fill `.grad`, for another optimizer that takes the steps; `Preconditioned` combines both.
-        data_parallel: each process holds a part of the batch, and all take the whole batch's step: True for all
-            processes of `torch.distributed`, or a process group. See docs/distributed.md.
-    """
-
-    params: Iterable[nn.Parameter] | Iterable[dict[str, Any]] | None
-    fallback: MakeFallback | None
-    explicit: Explicit
-    direction_only: bool
-    data_parallel: bool | ProcessGroup
 
 
 class TappedOptimizer(torch.optim.Optimizer):
@@ -66,7 +43,7 @@ class TappedOptimizer(torch.optim.Optimizer):
     """
 
     backward_weights: str = "old"
-    """Which weights carry the error signal down where a group does not say: "new" or "old"."""
+    """Which weights propagate the error signal, "new" or "old", if a param group does not say."""
 
     def __init__(
         self,
@@ -137,15 +114,15 @@ class TappedOptimizer(torch.optim.Optimizer):
         if self.parallel is None:
             refuse_averaging(type(self).__name__)
 
-    def goes_back_through_new(self, tap: Tap) -> bool:
-        """Whether the layer's new weights carry the error signal down."""
+    def uses_new_weights_backward(self, tap: Tap) -> bool:
+        """Whether the error signal is propagated through the layer's new weights."""
         return self.group_of(tap).get("backward_weights", self.backward_weights) == "new"
 
-    def loss_terms(self, one: ForwardPass) -> float:
+    def loss_terms(self, forward_pass: ForwardPass) -> float:
         """The factor that turns the loss's gradient into a sum over samples: the batch size for a mean, 1 for a sum."""
-        self._batch, average = one.batch, self.loss_average
+        self._batch, average = forward_pass.batch, self.loss_average
         if average is True:
-            return float(one.batch or 0)
+            return float(forward_pass.batch or 0)
         return 1.0 if average is False else float(checked_loss_average(average))  # it may change from batch to batch
 
     @property
@@ -154,7 +131,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         return self._batch if self.loss_average is True else int(self.loss_average)
 
     def solve(self, tap: Tap, problem: LayerProblem) -> LayerUpdate:
-        """Updates a layer with its group's current settings."""
+        """Solves a layer's subproblem with the current settings of its group."""
         if not (problem.features.weight or problem.features.bias):
             return LayerUpdate(None, None)
         group = self.group_of(tap)
@@ -167,7 +144,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         if len(settings) == len(known) and all(map(operator.is_, settings, known)):
             return
         self.check(group)
-        if not any(isinstance(value, torch.Tensor) for value in settings):  # which may change in place
+        if not any(isinstance(value, torch.Tensor) for value in settings):  # a tensor may change in place
             self._checked[id(group)] = settings
 
     # -- the torch.optim contract -----------------------------------------------------------------------------------
@@ -199,14 +176,14 @@ class TappedOptimizer(torch.optim.Optimizer):
         self._apply()
         return loss
 
-    @left_alone
+    @run_eagerly
     def _apply(self) -> None:
         """Subtracts the displacements, and steps the fallback."""
         self.before_step()
         for group in self.param_groups:
             if group["update"] == "explicit":
                 continue
-            keep = 1 - self.whole_lr(group) * group["weight_decay"]
+            keep = 1 - self.full_lr(group) * group["weight_decay"]
             for p in group["params"]:
                 if p.grad is not None:
                     if keep != 1:
@@ -217,8 +194,8 @@ class TappedOptimizer(torch.optim.Optimizer):
         self.after_step()
         self.groups.fallback.step()
 
-    def whole_lr(self, group: dict[str, Any]) -> float:
-        """The group's learning rate, of the displacements and of weight decay, as applied by a whole step."""
+    def full_lr(self, group: dict[str, Any]) -> float:
+        """The group's learning rate for displacements and weight decay, before a line search shortens the step."""
         return float(group["lr"])
 
     def before_step(self) -> None:
@@ -228,14 +205,14 @@ class TappedOptimizer(torch.optim.Optimizer):
             RuntimeError: see `step`.
         """
         self.passes.forget()
-        self.layers.refuse_what_is_not_ours(type(self).__name__)
+        self.layers.check_gradients(type(self).__name__)
 
     def after_step(self) -> None:
         """Records that `.grad` has been applied, so that no step applies it again."""
-        self.layers.applied()
+        self.layers.mark_applied()
 
     def become_direction(self) -> dict[nn.Parameter, str | None]:
-        """Leaves all steps to an optimizer that wraps this one, such as `Preconditioned`, as with `direction_only`.
+        """Leaves all steps to an optimizer that wraps this one, such as `Preconditioned`; the same as `direction_only`.
 
         Returns:
             All parameters, in the model's order, with their names if they have any. Those without a proximal
@@ -243,7 +220,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         """
         self.direction_only = True
         self.layers.release()
-        kept, names = self.groups.leave_explicit(self)
+        kept, names = self.groups.release_explicit(self)
         self.layers.regroup(kept)
         return {p: names[p] for p in self.model.parameters() if p in names}
 
@@ -252,7 +229,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         self.passes.forget()
         super().zero_grad(set_to_none)
         if set_to_none:
-            self.layers.cleared()
+            self.layers.mark_cleared()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters of the model, tapping their layers; those without a subproblem get the fallback optimizer.
@@ -277,7 +254,7 @@ class TappedOptimizer(torch.optim.Optimizer):
             self.check(own)
             super().add_param_group({"params": new.named(tapped), **own})
             for tap in taps:
-                self.own(tap, len(self.param_groups) - 1)
+                self.add_tap(tap, len(self.param_groups) - 1)
         if rest:
             self.add_explicit(rest, new, {} if tapped else new.settings)
         self.passes.watch(containers(self.model, self.layers))
@@ -290,15 +267,15 @@ class TappedOptimizer(torch.optim.Optimizer):
             new: the parameters that the user added.
             settings: the group's settings, named as in the fallback.
         """
-        self._average(params)
+        self._average_gradients(params)
         if self.direction_only:
-            self.groups.left |= {p: new.names.get(p) for p in params}
+            self.groups.stepped_elsewhere |= {p: new.names.get(p) for p in params}
         else:
             self.groups.add_explicit(self, params, new, settings)
 
-    def own(self, tap: Tap, group: int) -> None:
+    def add_tap(self, tap: Tap, group: int) -> None:
         """Taps a layer, with the settings of the group at that index."""
-        self.layers.add(tap, group, keeper=self if self.direction_only else None)
+        self.layers.add(tap, group, kept_owner=self if self.direction_only else None)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a `state_dict`; settings missing from an older one keep their defaults.
@@ -310,15 +287,15 @@ class TappedOptimizer(torch.optim.Optimizer):
             ValueError: if it is of another optimizer, or of another model.
         """
         check_loaded(state_dict, self.param_groups, type(self).__name__)
-        super().load_state_dict(copy.deepcopy(state_dict))  # torch's shares tensors with what it was given
+        super().load_state_dict(copy.deepcopy(state_dict))  # torch's method would share tensors with its argument
 
-    def _average(self, params: list[nn.Parameter]) -> None:
+    def _average_gradients(self, params: list[nn.Parameter]) -> None:
         """If data parallel, gives parameters without a subproblem the gradient of all ranks' loss."""
         if self.parallel is not None:
             self._hooks += self.parallel.average_gradients(params, self)
 
     def _reset(self) -> None:
-        """Resets what is never saved, because it belongs to this model and its running passes."""
+        """Resets the attributes that are never saved, because they belong to this model and its running passes."""
         self.layers = LayerRegistry()
         self._checked: dict[int, tuple[Any, ...]] = {}  # settings of groups, by identity
         self.passes = Passes()
@@ -334,32 +311,32 @@ class TappedOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Called by unpickling and deepcopy with all attributes, by `load_state_dict` with groups and state only."""
         super().__setstate__(state)
-        self.groups.fill_in(self)
+        self.groups.fill_in_defaults(self)
         if "model" in state:
             self._reset()
             owners = parameter_owners(self.model)
             for index, group in enumerate(self.param_groups):
                 if group["update"] == "proximal":
                     for tap in new_taps(self, group["params"], owners, self.explicit):
-                        self.own(tap, index)
+                        self.add_tap(tap, index)
                 else:
-                    self._average(group["params"])
+                    self._average_gradients(group["params"])
             self.passes.watch(containers(self.model, self.layers))
         self.groups.share(self)
 
-    def memory(self, tap: Tap) -> dict[str, Any]:
-        """A method's memory of a layer between steps; part of the state, so only tensors and numbers."""
+    def layer_state(self, tap: Tap) -> dict[str, Any]:
+        """The state of a layer that a method keeps between steps, as tensors and numbers; part of `state_dict`."""
         return self.state[next(iter(tap.parameters.values()))]
 
     def group_of(self, tap: Tap) -> dict[str, Any]:
         """The param group with the layer's settings."""
-        return self.param_groups[self.layers.places[tap.name]]
+        return self.param_groups[self.layers.group_indices[tap.name]]
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """True only when a GradScaler asks: it then passes its scale instead of dividing `.grad`.
+        """True only if a GradScaler reads it: the scaler then passes its scale to `step` instead of dividing `.grad`.
 
-        Frameworks read it as well, and refuse to clip where it is True, in bfloat16 too, where nothing is scaled.
+        Frameworks read it, too. If it were True for them, they would refuse to clip gradients, even in bfloat16.
         """
         return sys._getframe(1).f_globals.get("__name__") == "torch.amp.grad_scaler"
 
@@ -367,7 +344,7 @@ class TappedOptimizer(torch.optim.Optimizer):
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """A context without taps: gradients are those of the loss (if forward and backward are both inside)."""
+        """A context without taps: if forward and backward pass are both inside, gradients are those of the loss."""
         before, self._paused = self._paused, True
         try:
             yield
@@ -384,9 +361,11 @@ class TappedOptimizer(torch.optim.Optimizer):
     def summary(self) -> str:
         """A table of the model's layers: what follows each, its solver, and how it is updated."""
         replaced = self.layers.replaced(self.model)
-        return summary_table(self.model, self._rows(), self.groups.held(self), replaced, type(self).__name__)
+        return summary_table(
+            self.model, self._layer_rows(), self.groups.parameter_ids(self), replaced, type(self).__name__
+        )
 
-    def _rows(self) -> dict[str, tuple[str, str]]:
+    def _layer_rows(self) -> dict[str, tuple[str, str]]:
         """(followed by, solver) of every tapped layer."""
         rows = {}
         for tap in self.layers:

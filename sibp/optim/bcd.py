@@ -9,7 +9,8 @@ from sibp.activations import Activation
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
 from sibp.optim.checks import in_range
-from sibp.optim.guard import TargetOptions, all_finite
+from sibp.optim.guard import all_finite
+from sibp.optim.options import TargetOptions
 from sibp.optim.solvers import as_update
 from sibp.optim.targets import TargetOptimizer
 from sibp.prox.solvers.coordinates import smaller_side

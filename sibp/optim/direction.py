@@ -1,4 +1,4 @@
-r"""AutoSIBP's search direction: Muon's rule at low rank, applied to the steps that the subproblems ask for.
+r"""AutoSIBP's search direction: Muon's rule at low rank, applied to the subproblems' steps.
 
 A step is dominated by the few directions of weight space along which a batch's features and error signals are large.
 Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) gives all directions equal weight: it replaces a running
@@ -12,23 +12,23 @@ from torch import Tensor
 
 from sibp.optim.muon import POLYNOMIAL
 
-MEMORY = 0.5  # weight of earlier steps in the running mean
+MOMENTUM = 0.5  # weight of earlier steps in the running mean
 RANK = 64
 ITERATIONS = 4  # Newton-Schulz iterations
-LONGER = 1.7  # length of the longest step, in units of the step that the subproblems ask for
+LENGTH_FACTOR = 1.7  # length of the longest step, as a multiple of the length of the subproblems' own step
 
 
-def averaged(mean: Tensor, step: Tensor) -> Tensor:
+def update_mean(mean: Tensor, step: Tensor) -> Tensor:
     """Adds a step to a running mean, and looks ahead like Nesterov: to the mean after another step like this one.
 
     Args:
-        mean: of the earlier steps, initially 0; becomes MEMORY mean + (1 - MEMORY) step.
+        mean: of the earlier steps, initially 0; becomes MOMENTUM mean + (1 - MOMENTUM) step.
         step: the current one.
 
     Returns:
-        MEMORY mean + (1 - MEMORY) step, with the new mean.
+        MOMENTUM mean + (1 - MOMENTUM) step, with the new mean.
     """
-    return torch.lerp(step, mean.lerp_(step, 1 - MEMORY), MEMORY)
+    return torch.lerp(step, mean.lerp_(step, 1 - MOMENTUM), MOMENTUM)
 
 
 def orthogonal_rows(B: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from sibp.activations import Activation
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
 from sibp.optim.checks import in_range
-from sibp.optim.guard import TargetOptions, all_finite, finite_or, nan_unless
+from sibp.optim.guard import all_finite, finite_or, nan_unless
+from sibp.optim.options import TargetOptions
 from sibp.optim.targets import TargetOptimizer
 from sibp.prox.scalars import choose
 
@@ -65,7 +66,7 @@ class DTP(TargetOptimizer):
 
     def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
         """One layer's step, and the displacement of the target of the layer below."""
-        B, memory = len(problem.D_z), self.memory(tap)
+        B, memory = len(problem.D_z), self.layer_state(tap)
         first, last = (tap.name == name for name in problem.ends)
         s, Z, difference = self.output(problem)
         if last:
@@ -73,7 +74,7 @@ class DTP(TargetOptimizer):
             below = group["target_step"] * problem.terms * (problem.D_z @ problem.W)
         else:
             E = 2 * difference * s.slope(Z) / B
-            below = None if first else self._below(memory, problem, s, Z, difference, group)
+            below = None if first else self._input_difference(memory, problem, s, Z, difference, group)
         g_W, g_b = problem.features.displacement(E)
         return LayerUpdate(
             None if g_W is None else _rmsprop(memory, "W", g_W, group["lr"]),
@@ -81,7 +82,7 @@ class DTP(TargetOptimizer):
             input_difference=below,
         )
 
-    def _below(
+    def _input_difference(
         self,
         memory: dict[str, Any],
         problem: LayerProblem,

@@ -9,7 +9,8 @@ from torch import nn
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
 from sibp.optim.checks import in_range, whole
-from sibp.optim.guard import GuardedOptimizer, PeerOptions, finite_or
+from sibp.optim.guard import GuardedOptimizer, finite_or
+from sibp.optim.options import PeerOptions
 from sibp.prox.solvers.coordinates import Direct
 from sibp.prox.solvers.inverse import damped_inverse
 
@@ -73,7 +74,7 @@ class FOOF(GuardedOptimizer):
 
     def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
         """Algorithm 1, lines 6 to 12, for one layer."""
-        phi, memory = Direct(problem.features), self.memory(tap)
+        phi, memory = Direct(problem.features), self.layer_state(tap)
         t, T, S, m = memory.get("step", 0), group["inverse_every"], group["covariance_steps"], group["decay"]
         memory["step"] = t + 1
         if t < T or (t + S - 1) % T < S:

@@ -44,7 +44,7 @@ class ParamGroups:
 
     def __init__(self, make: MakeFallback | None) -> None:
         self.fallback = Fallback(make)
-        self.left: dict[nn.Parameter, str | None] = {}
+        self.stepped_elsewhere: dict[nn.Parameter, str | None] = {}
 
     def read(
         self, optimizer: torch.optim.Optimizer, param_group: dict[str, Any], known: Collection[nn.Parameter]
@@ -103,14 +103,14 @@ class ParamGroups:
             [group for group in optimizer.param_groups if group["update"] == "explicit"], optimizer.state
         )
 
-    def fill_in(self, optimizer: torch.optim.Optimizer) -> None:
+    def fill_in_defaults(self, optimizer: torch.optim.Optimizer) -> None:
         """Gives proximal groups the settings that an older state lacked."""
         for group in optimizer.param_groups:
             if group["update"] == "proximal":
                 for key, value in optimizer.defaults.items():
                     group.setdefault(key, value)
 
-    def leave_explicit(self, optimizer: torch.optim.Optimizer) -> tuple[list[int], dict[nn.Parameter, str | None]]:
+    def release_explicit(self, optimizer: torch.optim.Optimizer) -> tuple[list[int], dict[nn.Parameter, str | None]]:
         """Leaves the explicit groups to an optimizer that wraps this one.
 
         Args:
@@ -119,17 +119,19 @@ class ParamGroups:
         Returns:
             The indices of the remaining groups, and the names of all parameters, remaining or not.
         """
-        names, groups = dict(self.left), optimizer.param_groups
+        names, groups = dict(self.stepped_elsewhere), optimizer.param_groups
         for group in groups:
             names.update(zip(group["params"], group.get("param_names", [None] * len(group["params"])), strict=True))
         kept = [place for place, group in enumerate(groups) if group["update"] == "proximal"]
-        self.left |= {p: names[p] for group in groups if group["update"] == "explicit" for p in group["params"]}
-        for p in self.left:
+        explicit = [p for group in groups if group["update"] == "explicit" for p in group["params"]]
+        self.stepped_elsewhere |= {p: names[p] for p in explicit}
+        for p in self.stepped_elsewhere:
             optimizer.state.pop(p, None)
         optimizer.param_groups = [groups[place] for place in kept]
         self.fallback = Fallback(None)
         return kept, names
 
-    def held(self, optimizer: torch.optim.Optimizer) -> set[int]:
+    def parameter_ids(self, optimizer: torch.optim.Optimizer) -> set[int]:
         """Identities of the parameters that are in a group, or left to another optimizer."""
-        return {id(p) for group in optimizer.param_groups for p in group["params"]} | {id(p) for p in self.left}
+        in_groups = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        return in_groups | {id(p) for p in self.stepped_elsewhere}

@@ -2,46 +2,20 @@
 
 import typing
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar, TypedDict, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
-from sibp.optim.base import Explicit, TappedOptimizer
+from sibp.optim.base import TappedOptimizer
 from sibp.optim.checks import in_range
-from sibp.optim.fallback import MakeFallback
-from sibp.optim.solvers import guarded
+from sibp.optim.options import PeerOptions
+from sibp.optim.solvers import zero_unless_finite
 from sibp.prox.scalars import Flag, choose, is_finite, scalar
-
-
-class TargetOptions(TypedDict, total=False):
-    """Keyword arguments that all peers share.
-
-    Attributes:
-        loss_average: whether the loss is a mean over the batch; see `SIBP`.
-        params: parameters of the model or param group dicts, for settings of their own; default all.
-        weight_decay: w, decoupled: p is multiplied by 1 - lr w at each step.
-    """
-
-    loss_average: bool | int
-    params: Iterable[nn.Parameter] | Iterable[dict[str, Any]] | None
-    weight_decay: float
-
-
-class PeerOptions(TargetOptions, total=False):
-    """Those of peers that leave some parameters to a fallback optimizer.
-
-    Attributes:
-        fallback: creates the optimizer of all parameters outside linear layers and convolutions; see `SIBP`.
-        explicit: modules that are left to the fallback, with everything inside them; see `SIBP`.
-    """
-
-    fallback: MakeFallback | None
-    explicit: Explicit
 
 
 class GuardedOptimizer(TappedOptimizer):
@@ -85,7 +59,9 @@ class GuardedOptimizer(TappedOptimizer):
         if finite is False:
             self.warn(tap)
         return replace(
-            update, W_decrease=guarded(finite, update.W_decrease), b_decrease=guarded(finite, update.b_decrease)
+            update,
+            W_decrease=zero_unless_finite(finite, update.W_decrease),
+            b_decrease=zero_unless_finite(finite, update.b_decrease),
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -12,7 +12,8 @@ from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
 from sibp.internals import backward_pass
 from sibp.optim.checks import in_range, whole
-from sibp.optim.guard import GuardedOptimizer, PeerOptions, finite_or
+from sibp.optim.guard import GuardedOptimizer, finite_or
+from sibp.optim.options import PeerOptions
 from sibp.prox.solvers.coordinates import Direct
 from sibp.prox.solvers.inverse import damped_inverse
 
@@ -113,7 +114,7 @@ class KFAC(GuardedOptimizer):
             RuntimeError: no labels would be drawn for this call.
         """
         recomputed = backward_pass() != -1  # activation checkpointing, inside a backward pass
-        if not (self._inside or recomputed):
+        if not (self._in_forward_pass or recomputed):
             raise RuntimeError(
                 f"layer '{layer}' was called outside the model's own forward pass, and K-FAC draws labels for the "
                 "outputs of that one alone: call the model as a whole, model(x), or wrap the pass in "
@@ -121,11 +122,11 @@ class KFAC(GuardedOptimizer):
             )
         super().before_forward(layer)
 
-    def enter(self) -> None:
+    def begin_forward(self) -> None:
         """Called when the model's forward pass starts."""
-        self._inside = True
+        self._in_forward_pass = True
 
-    def sample(self, outputs: Any) -> None:
+    def sample_labels(self, outputs: Any) -> None:
         """Propagates the error signal of drawn labels back through the graph of `outputs`, for the second factor.
 
         Args:
@@ -134,7 +135,7 @@ class KFAC(GuardedOptimizer):
         Raises:
             RuntimeError: the likelihood does not apply to such outputs.
         """
-        self._inside = False
+        self._in_forward_pass = False
         layers = [p for tap in self.layers for p in tap.parameters.values() if p.requires_grad]
         if not (self.active() and torch.is_grad_enabled() and layers) or outputs is None:
             return
@@ -142,7 +143,7 @@ class KFAC(GuardedOptimizer):
         _check_outputs(outputs, likelihood)
         if not outputs.requires_grad:
             return
-        self._drawn.clear()
+        self._sampled_layers.clear()
         self._sampling = True
         try:
             D = LIKELIHOODS[likelihood](outputs.detach(), self.generator)
@@ -152,15 +153,15 @@ class KFAC(GuardedOptimizer):
 
     def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
         """One layer's step; while sampling, updates its factors instead."""
-        phi, memory, B = Direct(problem.features), self.memory(tap), self._batch or 1
+        phi, memory, B = Direct(problem.features), self.layer_state(tap), self._batch or 1
         if self._sampling:
-            self._drawn.add(tap.name)
+            self._sampled_layers.add(tap.name)
             if problem.D_z.numel():  # an empty batch has no curvature
                 E = problem.features.flat(problem.D_z)  # one row per position
-                self._observe(memory, phi.gram / B, E.mT @ E / E.shape[-2], group)
+                self._update_factors(memory, phi.gram / B, E.mT @ E / E.shape[-2], group)
             gradient = phi.gram.new_zeros(()).expand(phi.gram.shape[:-1] + problem.D_z.shape[-1:])
             return LayerUpdate(*phi.displacement(gradient))
-        if tap.name not in self._drawn:
+        if tap.name not in self._sampled_layers:
             raise RuntimeError(
                 f"layer '{tap.name}': K-FAC has drawn no labels for it, as the model's output does not depend on it; "
                 f"leave it to the fallback optimizer with explicit=['{tap.name}']."
@@ -170,10 +171,10 @@ class KFAC(GuardedOptimizer):
         if "A_inverse" not in memory:  # only empty batches so far
             return LayerUpdate(*phi.displacement(torch.zeros_like(gradient)))
         displacement = memory["A_inverse"] @ gradient @ memory["G_inverse"]
-        self.taken(tap, gradient, displacement, group)
+        self.record_step(tap, gradient, displacement, group)
         return LayerUpdate(*phi.displacement(displacement))
 
-    def taken(self, tap: Tap, gradient: Tensor, displacement: Tensor, group: dict[str, Any]) -> None:
+    def record_step(self, tap: Tap, gradient: Tensor, displacement: Tensor, group: dict[str, Any]) -> None:
         """Called with each layer's step, for subclasses.
 
         Args:
@@ -183,7 +184,7 @@ class KFAC(GuardedOptimizer):
             group: the layer's settings.
         """
 
-    def _observe(self, memory: dict[str, Any], A: Tensor, G: Tensor, group: dict[str, Any]) -> None:
+    def _update_factors(self, memory: dict[str, Any], A: Tensor, G: Tensor, group: dict[str, Any]) -> None:
         """Updates the running factors with a batch, and inverts them when due."""
         m, T, t = group["decay"], group["inverse_every"], memory.get("step", 0)
         memory["step"] = t + 1
@@ -198,20 +199,20 @@ class KFAC(GuardedOptimizer):
     def _reset(self) -> None:
         super()._reset()
         self._sampling = False
-        self._inside = False  # the model's forward pass
-        self._drawn: set[str] = set()  # layers for which the last forward pass has drawn labels
+        self._in_forward_pass = False  # the model's forward pass
+        self._sampled_layers: set[str] = set()  # layers for which the last forward pass has drawn labels
 
     def __getstate__(self) -> dict[str, Any]:
         """Extends the base class by the generator."""
         return {**super().__getstate__(), "generator": self.generator}
 
-    def own(self, tap: Tap, group: int) -> None:
+    def add_tap(self, tap: Tap, group: int) -> None:
         """Registers a layer; with the first one, adds hooks to the model that draw labels."""
         if not self.layers:
-            enter, leave = _Hook(self, "enter"), _Hook(self, "sample")
+            enter, leave = _Hook(self, "begin_forward"), _Hook(self, "sample_labels")
             self._hooks.append(self.model.register_forward_pre_hook(enter))
             self._hooks.append(self.model.register_forward_hook(leave, always_call=True))
-        super().own(tap, group)
+        super().add_tap(tap, group)
 
 
 def _check_outputs(outputs: Any, likelihood: str) -> None:

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from sibp.capture.tap import Tap
 from sibp.optim.checks import in_range
-from sibp.optim.guard import PeerOptions
 from sibp.optim.kfac import KFAC
+from sibp.optim.options import PeerOptions
 
-EVERY, FASTER, SLOWER = 5, 0.75, 0.25  # steps between two adaptations, and thresholds for rho
-OMEGA = (19 / 20) ** EVERY
-LEAST, MOST = 1e-8, 1e8  # bounds of the damping
+EVERY, RHO_HIGH, RHO_LOW = 5, 0.75, 0.25  # steps between two adaptations, and thresholds for rho
+DAMPING_FACTOR = (19 / 20) ** EVERY
+MIN_DAMPING, MAX_DAMPING = 1e-8, 1e8  # bounds of the damping
 
 
 class AdaptiveKFAC(KFAC):
@@ -69,7 +69,7 @@ class AdaptiveKFAC(KFAC):
         super().check(group)
         in_range(group, "lr", 0)
 
-    def taken(self, tap: Tap, gradient: Tensor, displacement: Tensor, group: dict[str, Any]) -> None:
+    def record_step(self, tap: Tap, gradient: Tensor, displacement: Tensor, group: dict[str, Any]) -> None:
         """Adds a layer's part of the slope."""
         self._slopes[tap.name] = (gradient * displacement).sum(), group["lr"]
 
@@ -113,9 +113,9 @@ class AdaptiveKFAC(KFAC):
 
     def _adapt(self, fall: float, promised: float) -> None:
         rho = fall / promised if promised > 0 and math.isfinite(fall) else -math.inf
-        factor = OMEGA if rho > FASTER else 1 / OMEGA if rho < SLOWER else 1.0
+        factor = DAMPING_FACTOR if rho > RHO_HIGH else 1 / DAMPING_FACTOR if rho < RHO_LOW else 1.0
         for group in self.param_groups:
-            group["damping"] = min(MOST, max(LEAST, group["damping"] * factor))
+            group["damping"] = min(MAX_DAMPING, max(MIN_DAMPING, group["damping"] * factor))
 
     def __getstate__(self) -> dict[str, Any]:
         """Extends the base class by kappa."""

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
 from sibp.optim.checks import in_range, whole
-from sibp.optim.guard import GuardedOptimizer, PeerOptions, all_finite, nan_unless
-from sibp.optim.solvers import MOST_ITERATIONS
+from sibp.optim.guard import GuardedOptimizer, all_finite, nan_unless
+from sibp.optim.options import PeerOptions
+from sibp.optim.solvers import MAX_ITERATIONS
 from sibp.prox.scalars import Flag, choose
 
 VARIANTS = ("squared", "matching")
@@ -21,7 +22,7 @@ OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
 }
 EPS = 1e-5  # added to RMSprop's mean square, under the root
-SMALLEST = 0.25  # the inner step sizes decrease linearly to this factor
+MIN_STEP_FACTOR = 0.25  # the inner step sizes decrease linearly to this factor
 
 
 class LocoProp(GuardedOptimizer):
@@ -87,7 +88,7 @@ class LocoProp(GuardedOptimizer):
         in_range(group, "activation_lr", 0)
         for key in ("momentum", "decay"):
             in_range(group, key, 0, 1)
-        whole(group, "inner_steps", MOST_ITERATIONS)
+        whole(group, "inner_steps", MAX_ITERATIONS)
         for key, known in (("variant", VARIANTS), ("output", tuple(OUTPUTS))):
             if group[key] not in known:
                 raise ValueError(f"Invalid {key}: {group[key]!r}; choose one of {', '.join(known)}.")
@@ -112,7 +113,7 @@ class LocoProp(GuardedOptimizer):
         for i in range(K):
             Z = Z if i == 0 else features.forward(W, b)
             E = f(Z) - T
-            size = group["lr"] * max(1 - i / K, SMALLEST)
+            size = group["lr"] * max(1 - i / K, MIN_STEP_FACTOR)
             for value, key, g in zip((W, b), ("weight", "bias"), features.displacement(E), strict=True):
                 if g is not None:
                     value -= self._step(averages[key], g, size, group)

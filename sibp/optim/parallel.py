@@ -25,7 +25,7 @@ from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
 
 from sibp.capture.problem import LayerProblem
-from sibp.optim.sharded import Exchange, GatheredFeatures, SummedFeatures, units_of_each
+from sibp.optim.sharded import Exchange, GatheredFeatures, SummedFeatures, units_per_rank
 from sibp.optim.solvers import Solver
 
 
@@ -68,7 +68,7 @@ def plan(
         by_row: whether the activation differs between rows, which must then stay where they are.
     """
     ranks, N, K = len(rows), sum(rows), solver.iterations
-    width, longest = units_of_each(neurons, ranks), max(rows)
+    width, longest = units_per_rank(neurons, ranks), max(rows)
     gathered = groups * (longest * inputs + (1 + known) * longest * width + min(N, size) * width) + 1
     if solver.kind == "cg":
         summed = groups * (K * (size + 2) * neurons + 2 * neurons + 1)
@@ -170,26 +170,26 @@ class DataParallel:
             D=None if problem.D is None else problem.D * problem.terms,
             terms=1.0,
         )
-        rows = self._agree(problem, solver, lr, prox_weight)
+        rows = self._check_agreement(problem, solver, lr, prox_weight)
         self.plans[problem.name] = chosen = plan(
             rows, features.inputs, features.size, m,
             groups=features.groups, known=known, solver=solver, itemsize=problem.D_z.element_size(),
-            by_row=problem.activation is not None and problem.activation.by_entry,
+            by_row=problem.activation is not None and problem.activation.varies_by_entry,
         )  # fmt: skip
         if chosen.way == "sum":
             return replace(summed, features=SummedFeatures(features, self.exchange))
         own = features.moving(weight=True, bias=False).materialize()
-        A = _all_rows(self.exchange.all(_lengthened(own, max(rows))), rows)
+        A = _concatenate_rows(self.exchange.all_gather(_pad_rows(own, max(rows))), rows)
         gathered = GatheredFeatures(A, features, self.exchange, m)
         # A solver with the activation inside takes D and Z, all others D_z: unused arrays are not exchanged.
         Z, D, D_z = summed.Z, summed.D, features.flat(summed.D_z)
         if known and Z is not None and D is not None:
-            Z, D = (self._my_neurons(features.flat(part), rows) for part in (Z, D))
+            Z, D = (self._own_units(features.flat(part), rows) for part in (Z, D))
         else:
-            D_z = self._my_neurons(D_z, rows)
+            D_z = self._own_units(D_z, rows)
         return replace(summed, features=gathered, Z=Z, D=D, D_z=D_z)
 
-    def whole_loss(self, loss: float, terms: float, *, mean: bool, device: torch.device) -> float:
+    def reduce_loss(self, loss: float, terms: float, *, mean: bool, device: torch.device) -> float:
         """The loss of all ranks' batches together, from that of this rank's; the same number on all.
 
         Args:
@@ -199,12 +199,14 @@ class DataParallel:
             device: for the exchange.
         """
         if not mean:
-            return float(self.exchange.sum(torch.tensor([loss], dtype=torch.float64, device=device)))
+            return float(self.exchange.all_reduce(torch.tensor([loss], dtype=torch.float64, device=device)))
         weighted = [loss * terms if terms else 0.0, terms]
-        total, everything = self.exchange.sum(torch.tensor(weighted, dtype=torch.float64, device=device)).tolist()
+        total, everything = self.exchange.all_reduce(
+            torch.tensor(weighted, dtype=torch.float64, device=device)
+        ).tolist()
         return total / everything if everything else math.nan
 
-    def whole_gradient(self, gradient: Tensor, terms: float, *, mean: bool) -> Tensor:
+    def reduce_gradient(self, gradient: Tensor, terms: float, *, mean: bool) -> Tensor:
         """The gradient of the loss of all ranks' batches together, from that of this rank's.
 
         Args:
@@ -213,9 +215,9 @@ class DataParallel:
             mean: whether the loss is a mean; else it is a sum.
         """
         if not mean:
-            return self.exchange.sum(gradient)
+            return self.exchange.all_reduce(gradient)
         weighted = torch.cat([gradient.flatten() * terms, gradient.new_full((1,), terms)])
-        total = self.exchange.sum(weighted)
+        total = self.exchange.all_reduce(weighted)
         return (total[:-1] / total[-1]).view_as(gradient)
 
     def average_gradients(
@@ -241,20 +243,20 @@ class DataParallel:
                     "data_parallel: no layer with a proximal subproblem was in the forward pass, so the size of this "
                     "rank's batch is not known; give loss_average the number of terms."
                 )
-            return self.whole_gradient(gradient, owner.last_terms, mean=owner.loss_average is not False)
+            return self.reduce_gradient(gradient, owner.last_terms, mean=owner.loss_average is not False)
 
         return [p.register_hook(whole) for p in params if p.requires_grad]
 
-    def _my_neurons(self, X: Tensor, rows: list[int]) -> Tensor:
+    def _own_units(self, X: Tensor, rows: list[int]) -> Tensor:
         """(..., N, m/ranks) all rows of this rank's columns, from (..., N of this rank, m)."""
         ranks, rank, m = self.exchange.size, self.exchange.rank, X.shape[-1]
-        width = units_of_each(m, ranks)
-        X = F.pad(_lengthened(X, max(rows)), (0, ranks * width - m))
-        columns = self.exchange.swap(X.unflatten(-1, (ranks, width)).movedim(-2, 0))
+        width = units_per_rank(m, ranks)
+        X = F.pad(_pad_rows(X, max(rows)), (0, ranks * width - m))
+        columns = self.exchange.all_to_all(X.unflatten(-1, (ranks, width)).movedim(-2, 0))
         mine = max(0, min(width, m - rank * width))
-        return _all_rows(columns, rows)[..., :mine]
+        return _concatenate_rows(columns, rows)[..., :mine]
 
-    def _agree(self, problem: LayerProblem, solver: Solver, lr: float, prox_weight: float) -> list[int]:
+    def _check_agreement(self, problem: LayerProblem, solver: Solver, lr: float, prox_weight: float) -> list[int]:
         """The number of rows of every rank, after checking that all are about to do the same."""
         features, s = problem.features, problem.activation
         mine = {
@@ -271,7 +273,7 @@ class DataParallel:
         numbers = torch.tensor(
             [features.rows, *mine.values()], dtype=torch.float64, device=problem.D_z.device
         )  # whole numbers up to 2^53
-        rows, *columns = self.exchange.all(numbers).T.tolist()
+        rows, *columns = self.exchange.all_gather(numbers).T.tolist()
         for what, column in zip(mine, columns, strict=True):
             if min(column) != max(column):
                 raise RuntimeError(
@@ -281,12 +283,12 @@ class DataParallel:
         return [int(N) for N in rows]
 
 
-def _lengthened(X: Tensor, rows: int) -> Tensor:
+def _pad_rows(X: Tensor, rows: int) -> Tensor:
     """X with rows of zeros appended: collectives need the same shape on all ranks."""
     return X if X.shape[-2] == rows else F.pad(X, (0, 0, 0, rows - X.shape[-2]))
 
 
-def _all_rows(parts: Tensor, rows: list[int]) -> Tensor:
+def _concatenate_rows(parts: Tensor, rows: list[int]) -> Tensor:
     """(..., N, c) from (ranks, ..., longest, c), without the appended rows."""
     return torch.cat([part[..., :N, :] for part, N in zip(parts, rows, strict=True)], -2)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sibp.capture.compiler import left_alone
+from sibp.capture.compiler import run_eagerly
 from sibp.optim.base import TappedOptimizer
 from sibp.optim.fallback import step_within
 from sibp.optim.proximal import ProximalOptimizer
@@ -92,7 +92,7 @@ class Preconditioned(torch.optim.Optimizer):
         refuse_scaling(self, self._name())
         return self._step(closure)
 
-    @left_alone
+    @run_eagerly
     def _step(self, closure: Callable[[], Any] | None) -> Any:
         """Steps the outer optimizer on the displacements in `.grad` only."""
         if closure is None:
@@ -118,7 +118,7 @@ class Preconditioned(torch.optim.Optimizer):
         self.direction.passes.forget()
         super().zero_grad(set_to_none)
         if set_to_none:
-            self.direction.layers.cleared()
+            self.direction.layers.mark_cleared()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters of the model to the direction and to the outer optimizer.

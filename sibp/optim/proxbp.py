@@ -8,9 +8,9 @@ from torch import nn
 
 from sibp.activations import IDENTITY
 from sibp.capture.problem import LayerProblem, LayerUpdate
-from sibp.optim.base import Options
+from sibp.optim.options import Options
 from sibp.optim.proximal import ProximalOptimizer, builder
-from sibp.optim.solvers import Solver, as_update, guarded, linear_update
+from sibp.optim.solvers import Solver, as_update, linear_update, zero_unless_finite
 from sibp.prox.scalars import choose, is_finite
 from sibp.prox.solvers.coordinates import Direct, smaller_side
 from sibp.prox.solvers.nonlinear import solve_nonlinear
@@ -42,7 +42,8 @@ class ProxBP(ProximalOptimizer):
         backward_weights: which weights carry the error signal down; "old" in the paper.
         prox_weight_scaling: as for `SIBP`.
         line_search: whether `step(evaluate=...)` evaluates the loss and shortens steps that would raise it.
-        **options: `params`, `fallback`, `explicit`, `direction_only`, `data_parallel`: see `sibp.optim.base.Options`.
+        **options: `params`, `fallback`, `explicit`, `direction_only`, `data_parallel`: see
+            `sibp.optim.options.Options`.
 
     Raises:
         ValueError: for hyper-parameters out of range, unknown solvers, parameters that are not the model's.
@@ -105,9 +106,9 @@ def _gradient_update(problem: LayerProblem, eta: float, prox_weight: float) -> t
     W_decrease, b_decrease = coordinates.displacement(decrease)
     squared = squared_norm(W_decrease, b_decrease)
     finite = is_finite(squared)
-    W_decrease, b_decrease = (guarded(finite, change) for change in (W_decrease, b_decrease))
+    W_decrease, b_decrease = (zero_unless_finite(finite, change) for change in (W_decrease, b_decrease))
     stats = Stats.of(
         Status.GRADIENT, finite, 0.0, 0.0, iterations=1, step_length=1 / prox_weight, squared_change=squared
     )
     change = choose(finite, lambda: squared, lambda: math.inf)
-    return LayerUpdate(W_decrease, b_decrease, most_change=change), lambda: stats
+    return LayerUpdate(W_decrease, b_decrease, change_bound=change), lambda: stats

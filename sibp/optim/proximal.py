@@ -9,23 +9,23 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from sibp.capture.compiler import left_alone
+from sibp.capture.compiler import run_eagerly
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
 from sibp.optim.base import TappedOptimizer
 from sibp.optim.checks import check_group, one_of
 from sibp.optim.fallback import FALLBACK_LR, adam
-from sibp.optim.notices import Notices, norm_of
+from sibp.optim.notices import Notices, parameter_norm
 from sibp.optim.search import Outcome, SearchStatus, backtrack
 from sibp.optim.solvers import Solver, check_paper, parse_solver
-from sibp.optim.trials import Evaluate, Trials, as_number, by_closure
+from sibp.optim.trials import Evaluate, Trials, as_number, evaluate_from_closure
 from sibp.prox.operators import FeatureOperator
 from sibp.prox.outputs import share_of_nonzeros
 from sibp.prox.scalars import Scalar
 from sibp.prox.status import Measure
 
-_AFTER_REFUSAL = 0.1  # of the first trial: where the next search begins after a refused step
-SHORTEST = 1e-9  # of the whole step: where a search begins at the least
+_AFTER_REFUSAL = 0.1  # share of the first trial at which the search after a refused step begins
+SHORTEST = 1e-9  # share of the whole step below which no search begins
 
 
 class ProximalOptimizer(TappedOptimizer):
@@ -34,8 +34,8 @@ class ProximalOptimizer(TappedOptimizer):
     solvers: ClassVar[tuple[str, ...]] = ()
     activation_inside: ClassVar[bool] = False
     """Whether "cg:K" solves the subproblem with its activation; the linear one is then solved in closed form."""
-    search_start: ClassVar[dict[str, Any]] = {"search_length": 1.0}
-    """A search's memory before the first step."""
+    initial_search_state: ClassVar[dict[str, Any]] = {"search_length": 1.0}
+    """The state of a search before the first step."""
     line_search: bool = False
     """Whether `step` evaluates the loss and shortens a step that would raise it."""
 
@@ -73,7 +73,7 @@ class ProximalOptimizer(TappedOptimizer):
     def neuron_step(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> float:
         """eta, the step of a layer's neurons."""
         del tap, problem
-        return self.whole_lr(group)
+        return self.full_lr(group)
 
     def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
         """Solves a layer's subproblem and keeps the metrics."""
@@ -87,8 +87,8 @@ class ProximalOptimizer(TappedOptimizer):
             prox_weight *= mean_squared_row(whole.features)
         eta = min(lr * whole.terms, torch.finfo(problem.D_z.dtype).max)
         update, measure = self.update(whole, solver, eta, prox_weight)
-        self._stats[tap.name] = (measure, _reached(problem))
-        self._notices.of_layer(tap, update, searched=self.line_search)
+        self._stats[tap.name] = (measure, _active_fraction(problem))
+        self._notices.after_solve(tap, update, searched=self.line_search)
         return update
 
     # -- the line search --------------------------------------------------------------------------------------------
@@ -133,8 +133,8 @@ class ProximalOptimizer(TappedOptimizer):
                     )
             return super().step(closure)
         if closure is None and evaluate is None and not self.direction_only:
-            if self._nothing_to_apply():  # torch.distributed.checkpoint makes an optimizer's state by such a step
-                self.begin_search()
+            if self._nothing_to_apply():  # torch.distributed.checkpoint initialises an optimizer's state by such a step
+                self.init_search_state()
                 return super().step()
             raise RuntimeError(
                 f"{type(self).__name__}: a line search has to see the loss at trial weights; call "
@@ -152,44 +152,44 @@ class ProximalOptimizer(TappedOptimizer):
                     "its loss is a part of the step's only. For accumulated gradients call step(evaluate=...) with the "
                     "loss of all their batches (in Lightning: manual optimization), or zero_grad() in the closure."
                 )
-        self._step_along(evaluate, closure, found if loss is None else loss)
+        self._search_step(evaluate, closure, found if loss is None else loss)
         return found
 
-    @left_alone
-    def _step_along(
+    @run_eagerly
+    def _search_step(
         self, evaluate: Evaluate | None, closure: Callable[[], Any] | None, loss: Tensor | float | None
     ) -> None:
-        """Takes a step of the length that the search chooses."""
-        proximal, explicit = self._moving("proximal"), self._moving("explicit")
+        """Takes a step whose length the search chooses."""
+        proximal, explicit = self._params_with_grad("proximal"), self._params_with_grad("explicit")
         if evaluate is None:
             if closure is None:
-                raise AssertionError("step() has refused this")
-            evaluate = by_closure(closure, self.model)
-        trials = Trials(self.model, proximal, explicit, evaluate, self._of_all_ranks)
-        with self.paused(), trials.guarded():
-            before = trials.loss() if loss is None else self._of_all_ranks(as_number(loss))
+                raise AssertionError("step() accepts no call without evaluate and closure")
+            evaluate = evaluate_from_closure(closure, self.model)
+        trials = Trials(self.model, proximal, explicit, evaluate, self._reduce_over_ranks)
+        with self.paused(), trials.restored_on_error():
+            before = trials.loss() if loss is None else self._reduce_over_ranks(as_number(loss))
             if any(p.grad is None for p in proximal):
                 raise RuntimeError(
                     f"{type(self).__name__}: evaluate has cleared the gradients that the step is made of; it has to "
                     "compute the loss only, without zero_grad()."
                 )
             if not math.isfinite(before):
-                self._leave_out(before)
+                self._skip_step(before)
                 return
-            self._notices.of_failed_solves()
+            self._notices.warn_of_failed_solves()
             super().step()
             try:
-                trials.stepped()
+                trials.record_full_step()
                 outcome = self.search(trials, before)
                 trials.move(outcome.alpha)
             except BaseException:
-                self.layers.not_applied()
+                self.layers.unmark_applied()
                 raise
         self._outcome = (outcome, before)
         self._notices.after_search(trials, refused=outcome.status is SearchStatus.REFUSED)
 
-    def _leave_out(self, loss: float) -> None:
-        """Skips the step if the loss is not finite: no weights and no state change."""
+    def _skip_step(self, loss: float) -> None:
+        """Skips the step because the loss is not finite: neither weights nor state change."""
         self._outcome = (Outcome(0.0, loss, 0, 0.0, math.nan, SearchStatus.REFUSED), loss)
         self._notices.loss_not_finite(loss)
 
@@ -202,14 +202,14 @@ class ProximalOptimizer(TappedOptimizer):
             trials: the losses along the step.
             before: the loss before the step.
         """
-        memory = self._search_memory()
+        memory = self._search_state()
         trials.expected = first = min(1.0, 2 * memory["search_length"])
         outcome = backtrack(trials.loss_at, before, first)
         memory["search_length"] = max(outcome.alpha or first * _AFTER_REFUSAL, SHORTEST)
         return outcome
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clears the gradients, and what was noticed about them."""
+        """Clears the gradients, and the pending warnings about them."""
         super().zero_grad(set_to_none)
         self._notices.forget()
 
@@ -232,22 +232,22 @@ class ProximalOptimizer(TappedOptimizer):
             "status": float(outcome.status),
         }
 
-    def _moving(self, update: str) -> list[Tensor]:
-        """Parameters with a gradient, of groups that are "proximal" or "explicit"."""
+    def _params_with_grad(self, update: str) -> list[Tensor]:
+        """Parameters with a gradient; `update` is "proximal" or "explicit" and selects the groups."""
         groups = [group for group in self.param_groups if group["update"] == update]
         return [p for group in groups for p in group["params"] if p.grad is not None]
 
-    def _search_memory(self) -> dict[str, Any]:
+    def _search_state(self) -> dict[str, Any]:
         """The search's state between steps; stored with the first parameter."""
         first = next((g["params"][0] for g in self.param_groups if g["update"] == "proximal"), None)
         memory = {} if first is None else self.state[first]
-        for key, value in self.search_start.items():
+        for key, value in self.initial_search_state.items():
             memory.setdefault(key, value)
         return memory
 
-    def begin_search(self) -> None:
+    def init_search_state(self) -> None:
         """Creates the search's state."""
-        self._search_memory()
+        self._search_state()
 
     def _nothing_to_apply(self) -> bool:
         """Whether no parameter has a gradient other than 0."""
@@ -258,12 +258,14 @@ class ProximalOptimizer(TappedOptimizer):
         """Includes the constructor's setting."""
         return {**super().__getstate__(), "line_search": self.line_search}
 
-    def _of_all_ranks(self, value: float) -> float:
+    def _reduce_over_ranks(self, value: float) -> float:
         """Averages a loss or a slope over all ranks, so that all make the same decision."""
         if self.parallel is None:
             return value
         device = self.param_groups[0]["params"][0].device
-        return self.parallel.whole_loss(value, self.last_terms or 0, mean=self.loss_average is not False, device=device)
+        return self.parallel.reduce_loss(
+            value, self.last_terms or 0, mean=self.loss_average is not False, device=device
+        )
 
     # -- metrics ----------------------------------------------------------------------------------------------------
 
@@ -280,7 +282,7 @@ class ProximalOptimizer(TappedOptimizer):
     def _layer_stats(self, name: str) -> dict[str, float]:
         measure, reached = self._stats[name]
         stats = measure()
-        norm = norm_of(self.layers.taps[name])
+        norm = parameter_norm(self.layers.taps[name])
         change = math.sqrt(stats.squared_change)
         return {
             "decrease": float(stats.decrease),
@@ -297,11 +299,11 @@ class ProximalOptimizer(TappedOptimizer):
         self._notices = Notices(type(self).__name__)
         self._outcome: tuple[Outcome, float] | None = None  # of the last search, and the loss before it
 
-    def own(self, tap: Tap, group: int) -> None:
+    def add_tap(self, tap: Tap, group: int) -> None:
         """Taps a layer, unless its solver does not support it."""
         if self._solver(self.param_groups[group]).kind == "paper":
             check_paper(tap.name, tap.module.get_parameter("weight"))
-        super().own(tap, group)
+        super().add_tap(tap, group)
 
     def _solver(self, group: dict[str, Any]) -> Solver:
         solver = parse_solver(group["solver"], self.solvers)
@@ -356,7 +358,7 @@ def mean_squared_row(features: FeatureOperator) -> float:
     return float(features.squared_norm().sum()) / rows or 1.0
 
 
-def _reached(problem: LayerProblem) -> Callable[[], Scalar]:
+def _active_fraction(problem: LayerProblem) -> Callable[[], Scalar]:
     """The share of pre-activations that an error signal reaches: lazily, or immediately if D_z is too large to keep."""
     D_z = problem.D_z
 

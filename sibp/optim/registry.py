@@ -9,11 +9,11 @@ from sibp.capture.tap import Owner, Tap
 
 
 class Pending(NamedTuple):
-    """A `.grad` that holds displacements that no step has applied.
+    """A `.grad` whose displacements no step has applied yet.
 
     Attributes:
-        tap: of the layer.
-        key: the parameter's, "weight" or "bias".
+        tap: the layer's tap.
+        key: the parameter's key, "weight" or "bias".
         parameter: the parameter.
         grad: its `.grad`.
     """
@@ -24,8 +24,8 @@ class Pending(NamedTuple):
     grad: Tensor
 
     def remains(self) -> bool:
-        """Whether it is still there: added to by a backward pass, or left as it was."""
-        return self.parameter.grad is self.grad and not self.tap.displacements.began_at_zero(self.key)
+        """Whether the displacements are still in `.grad`, alone or with later ones added to them."""
+        return self.parameter.grad is self.grad and not self.tap.displacements.started_from_zero(self.key)
 
 
 class LayerRegistry:
@@ -33,7 +33,7 @@ class LayerRegistry:
 
     def __init__(self) -> None:
         self.taps: dict[str, Tap] = {}
-        self.places: dict[str, int] = {}
+        self.group_indices: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self.taps)
@@ -41,26 +41,26 @@ class LayerRegistry:
     def __iter__(self) -> Iterator[Tap]:
         return iter(self.taps.values())
 
-    def add(self, tap: Tap, place: int, keeper: Owner | None) -> None:
+    def add(self, tap: Tap, place: int, kept_owner: Owner | None) -> None:
         """Taps a layer.
 
         Args:
             tap: the layer's tap, not yet installed.
             place: index of its group in `param_groups`.
-            keeper: the optimizer, if nothing else may reference it because it is never stepped.
+            kept_owner: the optimizer, if nothing else may reference it because it is never stepped.
         """
-        self.taps[tap.name], self.places[tap.name] = tap, place
-        tap.keeps = keeper
+        self.taps[tap.name], self.group_indices[tap.name] = tap, place
+        tap.kept_owner = kept_owner
         tap.install()
 
     def regroup(self, kept: Sequence[int]) -> None:
         """Keeps only the groups at the indices `kept`."""
-        self.places = {name: kept.index(place) for name, place in self.places.items()}
+        self.group_indices = {name: kept.index(place) for name, place in self.group_indices.items()}
 
     def release(self) -> None:
         """Drops the references that keep the optimizer alive."""
         for tap in self:
-            tap.keeps = None
+            tap.kept_owner = None
 
     def remove(self) -> None:
         """Restores all layers' own `forward`."""
@@ -68,7 +68,7 @@ class LayerRegistry:
             tap.remove()
 
     def replaced(self, model: nn.Module) -> set[str]:
-        """Names of layers that have since been replaced, or tapped by another optimizer.
+        """Names of layers that were replaced, or tapped by another optimizer, after they were tapped.
 
         Args:
             model: the optimizer's model.
@@ -80,56 +80,56 @@ class LayerRegistry:
             if tap.replaced is not None or not tap.installed or modules.get(tap.name) is not tap.module
         }
 
-    def refuse_what_is_not_ours(self, method: str) -> None:
-        """Refuses layers of another optimizer, replaced ones, and a `.grad` that holds anything but displacements.
+    def check_gradients(self, method: str) -> None:
+        """Checks that all layers still belong to the optimizer, and that `.grad` contains only displacements.
 
         Args:
             method: the optimizer's name.
 
         Raises:
-            RuntimeError: naming the layer.
+            RuntimeError: if a layer was replaced or has another optimizer, or if its `.grad` contains anything else.
         """
         for tap in self:
-            _refuse_what_is_not_ours(tap, method)
+            _check_gradients(tap, method)
 
     def pending(self) -> list[Pending]:
-        """The `.grad` tensors that hold displacements that no step has applied; watches what is added to them."""
+        """The `.grad` tensors whose displacements no step has applied; records what later backward passes add to."""
         held = [Pending(tap, key, p, p.grad) for tap in self for key, p in tap.parameters.items() if p.grad is not None]
-        found = [each for each in held if each.tap.displacements.only(each.key, each.grad)]
+        found = [each for each in held if each.tap.displacements.is_applicable(each.key, each.grad)]
         for each in found:
             each.tap.displacements.watch(each.key)
         return found
 
-    def cleared(self) -> None:
+    def mark_cleared(self) -> None:
         """Records that every `.grad` was set to None."""
         for tap in self:
             tap.displacements.clear()
 
-    def not_applied(self) -> None:
-        """Takes `applied` back, after a step that was undone."""
+    def unmark_applied(self) -> None:
+        """Undoes `mark_applied`, after a step that was undone."""
         for tap in self:
-            tap.displacements.not_applied()
+            tap.displacements.unmark_applied()
 
-    def applied(self) -> None:
+    def mark_applied(self) -> None:
         """Records that `.grad` has been applied, so that no step applies it again."""
         for tap in self:
             for key, p in tap.parameters.items():
                 if p.grad is not None:
-                    tap.displacements.applied(key, p.grad)
+                    tap.displacements.mark_applied(key, p.grad)
 
 
-def _refuse_what_is_not_ours(tap: Tap, method: str) -> None:
+def _check_gradients(tap: Tap, method: str) -> None:
     here = f"layer '{tap.name}'"
-    tap.refuse_replaced(method)
+    tap.check_not_replaced(method)
     if not tap.installed:
         raise RuntimeError(
             f"{here} no longer belongs to this {method}: it was removed, or another optimizer was made for the "
             "same model. Step the newer one."
         )
     for key, p in tap.parameters.items():
-        if p.grad is None or tap.displacements.only(key, p.grad):
+        if p.grad is None or tap.displacements.is_applicable(key, p.grad):
             continue
-        if tap.displacements.again(key, p.grad) and p.grad.any():
+        if tap.displacements.was_applied(key, p.grad) and p.grad.any():
             raise RuntimeError(
                 f"{here}: step() was called again without a backward pass in between, which would apply the same "
                 "update twice."
@@ -137,6 +137,6 @@ def _refuse_what_is_not_ours(tap: Tap, method: str) -> None:
         fault = tap.displacements.fault(key, p.grad)
         if fault is not None:
             raise RuntimeError(
-                f"{here}: what lies in {key}.grad is not a displacement of this {method}, or not only: it {fault}. "
+                f"{here}: {key}.grad contains something other than displacements of this {method}: it {fault}. "
                 "Call zero_grad() before the backward pass that is to be applied."
             )

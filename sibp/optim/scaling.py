@@ -8,7 +8,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 _WITHOUT = "Train without a scaler, in bfloat16 (torch.autocast(dtype=torch.bfloat16)) or in float32."
-_CALLERS = 8  # callers of a step that are searched for a scaler
+_CALLERS = 8  # number of stack frames above a step that are searched for a scaler
 
 
 def refuse_scaling(optimizer: torch.optim.Optimizer, method: str) -> None:
@@ -22,38 +22,42 @@ def refuse_scaling(optimizer: torch.optim.Optimizer, method: str) -> None:
         RuntimeError: if a scaler is calling.
     """
     if hasattr(optimizer, "found_inf"):
-        for name in ("found_inf", "grad_scale"):  # set by the scaler for its call of `step`, and left there if that
-            delattr(optimizer, name)  # raises: the next step without a scaler would look like one with it
+        # The scaler sets these for its call of `step`, and does not delete them if `step` raises. Without this, the
+        # next step would look like one inside a scaler.
+        for name in ("found_inf", "grad_scale"):
+            delattr(optimizer, name)
         raise RuntimeError(
             f"{method} cannot undo the scale of a GradScaler, as displacements are not linear in the loss. {_WITHOUT}"
         )
 
 
 def refuse_scaled_outer(direction: Any) -> torch.utils.hooks.RemovableHandle:
-    """From now on, refuses a GradScaler around another optimizer that applies a `direction_only` one's displacements.
+    """Registers a hook that refuses a GradScaler around another optimizer that applies a direction's displacements.
 
-    Otherwise the scaler would silently divide displacements, which are not linear in the loss, by its scale.
+    The scaler would silently divide the displacements by its scale, although they are not linear in the loss.
 
     Args:
         direction: the optimizer with `direction_only`; only a weak reference is kept.
 
     Returns:
-        A function that removes the hook on all optimizers; the hook is also removed with the direction.
+        The handle of the hook on all optimizers; the hook is also removed when the direction is freed.
     """
     this = weakref.ref(direction)
 
     def before_step(outer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
-        if torch.compiler.is_compiling():  # no step runs inside `GradScaler.step`, and frames cannot be traced
+        if (
+            torch.compiler.is_compiling()
+        ):  # a compiled step is never inside `GradScaler.step`, and stack frames cannot be traced
             return
-        one = this()
-        if one is None or not _called_by_scaler():
+        optimizer = this()
+        if optimizer is None or not _called_by_scaler():
             return
-        solved = {id(p) for tap in one.layers for p in tap.parameters.values()}
+        solved = {id(p) for tap in optimizer.layers for p in tap.parameters.values()}
         if any(id(p) in solved for group in outer.param_groups for p in group["params"]):
             raise RuntimeError(
-                f"{type(outer).__name__} steps along displacements of {type(one).__name__}, from which a GradScaler "
-                f"cannot take its scale again. {_WITHOUT}"
+                f"{type(outer).__name__} steps along displacements of {type(optimizer).__name__}, whose scale a "
+                f"GradScaler cannot remove. {_WITHOUT}"
             )
 
     handle = register_optimizer_step_pre_hook(before_step)

@@ -1,9 +1,9 @@
-"""How far to go along a step: pure functions of the loss phi(alpha) at p_old + alpha (p_new - p_old), 0 <= alpha <= 1.
+"""Line searches: pure functions of the loss phi(alpha) at p_old + alpha (p_new - p_old), 0 <= alpha <= 1.
 
-Every length is tried before it is taken, and one that raises the loss is never taken. Among the others, the search
-aims at the minimum of the parabola through phi(0), phi'(0) and one trial, or nearer where the loss falls too little.
-That trial is deliberately long: near alpha = 0 a loss curves more than further out, so a short trial predicts a minimum
-that is several times too near.
+A length is taken only if a trial shows that it does not raise the loss. The search aims at the minimum of the parabola
+through phi(0), phi'(0) and one trial point; it shortens the length if the loss decreases too little. That trial is
+deliberately long: a loss curves more near alpha = 0 than further out, so a short trial would predict a minimum that is
+several times too near.
 """
 
 import math
@@ -14,12 +14,11 @@ from enum import IntEnum
 Phi = Callable[[float], float]
 """The loss at a length alpha; NaN or infinite where the weights are useless."""
 
-MAX_TRIALS = 12  # ever shorter, before the step is refused
+MAX_TRIALS = 12  # trials before the step is refused
 _SHORTEST, _HALF, _UNKNOWN = 0.05, 0.5, 0.1  # factors from one trial to the next
 _FARTHEST = 4.0  # a parabola is trusted up to this multiple of the trial
-_SUFFICIENT = 0.25  # least decrease of the loss as a share of what the slope promises
-_RESOLUTION = 1e-6  # of a loss in single precision, relative
-_GAIN, _LEAST_TRUST = 0.5, 1e-3  # how fast trust changes, and its lower limit
+_SUFFICIENT = 0.25  # least decrease of the loss, as a share of alpha times the slope (Armijo's rule)
+_RESOLUTION = 1e-6  # relative rounding error of a loss in single precision
 
 
 class SearchStatus(IntEnum):
@@ -27,7 +26,7 @@ class SearchStatus(IntEnum):
 
     TAKEN = 0  # the first length tried
     SHORTENED = 1  # longer ones raised the loss, or lowered it too little
-    REFUSED = 2  # no acceptable length: the weights stay
+    REFUSED = 2  # no acceptable length: the weights stay as they were
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def parabola_minimum(alpha: float, rise: float, slope: float) -> float:
 
 
 def backtrack(phi: Phi, before: float, first: float, slope: float = math.nan) -> Outcome:
-    """The first length that does not raise the loss, from `first` down.
+    """The first length that does not raise the loss, starting with `first`.
 
     Each trial is at most half as long as the last one: at the parabola's minimum, if there is one.
 
@@ -99,11 +98,11 @@ def backtrack(phi: Phi, before: float, first: float, slope: float = math.nan) ->
             status = SearchStatus.TAKEN if trials == 1 else SearchStatus.SHORTENED
             optimum = alpha if math.isnan(optimum) else min(optimum, _FARTHEST * alpha, 1.0)
             return Outcome(alpha, loss, trials, optimum, -rise if slope < 0 else math.nan, status)
-        alpha *= _next(optimum / alpha, finite=math.isfinite(loss))
+        alpha *= _next_fraction(optimum / alpha, finite=math.isfinite(loss))
     return Outcome(0.0, before, MAX_TRIALS, 0.0, math.nan, SearchStatus.REFUSED)
 
 
-def _next(share: float, *, finite: bool) -> float:
+def _next_fraction(share: float, *, finite: bool) -> float:
     """The next trial as a share of the last: by the parabola, within bounds; half without one."""
     if not finite:
         return _UNKNOWN
@@ -111,7 +110,7 @@ def _next(share: float, *, finite: bool) -> float:
 
 
 def minimise(phi: Phi, before: float, first: float, slope: float, trust: float = 1.0, farthest: float = 1.0) -> Outcome:
-    """Takes `trust` times the length of the parabola's minimum, which is phi's own if phi is a parabola.
+    """Takes `trust` times the length of the parabola's minimum, if that length is acceptable.
 
     If this length raises the loss, the search takes the trial that determined the parabola. A length along which the
     loss falls by less than a quarter of what the slope promises is shortened, by half at least, until it suffices.
@@ -122,7 +121,7 @@ def minimise(phi: Phi, before: float, first: float, slope: float, trust: float =
         first: length of the trial, 0 < first <= farthest.
         slope: phi'(0); if unknown, NaN, which makes this `backtrack`.
         trust: share of the way to the minimum, 0 < trust <= 1.
-        farthest: where a minimum that lies further away is taken to be, <= 1.
+        farthest: upper limit of the parabola's minimum, <= 1.
     """
     tried = backtrack(phi, before, first, slope)
     tried = replace(tried, optimum=min(tried.optimum, farthest))
@@ -135,18 +134,18 @@ def minimise(phi: Phi, before: float, first: float, slope: float, trust: float =
             outcome = replace(tried, alpha=target, loss=loss, trials=trials)
         else:
             outcome = replace(tried, trials=trials)
-    outcome = _sufficient(phi, before, slope, outcome)
+    outcome = _armijo(phi, before, slope, outcome)
     curvature = (tried.loss - before - slope * tried.alpha) / tried.alpha**2
     predicted = -(slope + curvature * outcome.alpha) * outcome.alpha if slope < 0 else math.nan
     return replace(outcome, predicted=predicted)
 
 
-def nearer(phi: Phi, outcome: Outcome) -> Outcome:
+def halve_while_decreasing(phi: Phi, outcome: Outcome) -> Outcome:
     """Halves a length while that lowers the loss.
 
     Args:
         phi: the loss.
-        outcome: of `backtrack`.
+        outcome: the result of `backtrack`.
     """
     while outcome.status is not SearchStatus.REFUSED and outcome.trials < MAX_TRIALS:
         alpha = _HALF * outcome.alpha
@@ -157,13 +156,14 @@ def nearer(phi: Phi, outcome: Outcome) -> Outcome:
     return outcome
 
 
-def _sufficient(phi: Phi, before: float, slope: float, outcome: Outcome) -> Outcome:
-    """Shortens the length, and the optimum with it, until the decrease is a fair share of what the slope promises.
+def _armijo(phi: Phi, before: float, slope: float, outcome: Outcome) -> Outcome:
+    """Shortens the length, and the optimum in proportion, until the decrease satisfies Armijo's rule.
 
-    Armijo's rule. A parabola falls at its minimum by half of what its slope promises, whereas a loss that reaches its
-    lowest value early, and stays there, allows lengths of any size, which harm other batches. Each trial is at most
-    half as long as the last one, and no longer than the last one's decrease would suffice for. Decreases that single
-    precision does not resolve are not compared. If none suffices, the shortest is taken, unless it raises the loss.
+    The decrease has to be a quarter of -slope * alpha. At the minimum of a parabola it is half of that. A loss that
+    reaches its lowest value early and stays there would otherwise allow lengths of any size, which harm other batches.
+    Each trial is at most half as long as the last one, and no longer than the last one's decrease would suffice for.
+    Decreases that single precision does not resolve are not compared. If no trial suffices, the shortest one is taken,
+    unless it raises the loss.
     """
     alpha, loss, trials = outcome.alpha, outcome.loss, outcome.trials
     while trials < MAX_TRIALS and (promised := -slope * alpha) > _RESOLUTION * abs(before):
@@ -182,29 +182,3 @@ def _shortened(outcome: Outcome, alpha: float, loss: float, trials: int) -> Outc
     share = alpha / outcome.alpha
     status = outcome.status if share == 1 else SearchStatus.SHORTENED
     return replace(outcome, alpha=alpha, loss=loss, trials=trials, optimum=share * outcome.optimum, status=status)
-
-
-def trust_after(trust: float, fresh: float, expected: float, usual: float = 0.0) -> float:
-    """Updates the share of the way to a batch's minimum that steps take, by the next batch's slope along the last step.
-
-    Along its own step, the loss of a batch falls further than the loss of all data. The gradient of the next batch,
-    which is independent of that step, tells whether it was too long: if the next batch's loss still falls along it, the
-    step was too short; if it rises, too long. If the batch is always the same, the slope at its minimum is 0, and trust
-    stays as it is.
-
-    Batches of a single sample disagree much more: most of them hardly change a trained net, and a few change it a lot.
-    So slopes are compared with their usual size, and a small slope has little influence.
-
-    Args:
-        trust: the present share, > 0 and <= 1.
-        fresh: slope of the next batch's loss along the last step.
-        expected: slope that a step of this length has where it starts, < 0.
-        usual: running mean of -`expected`, >= 0.
-
-    Returns:
-        The new share, in [1e-3, 1]; the present one if a slope is unusable.
-    """
-    if not expected < 0 or not math.isfinite(fresh) or not math.isfinite(expected):
-        return trust
-    overshoot = min(max(fresh / max(-expected, usual), -1.0), 1.0)
-    return min(max(trust * math.exp(-_GAIN * overshoot), _LEAST_TRUST), 1.0)

@@ -39,21 +39,21 @@ class Exchange:
         """This process's rank."""
         return dist.get_rank(self.group)
 
-    def sum(self, part: Tensor) -> Tensor:
+    def all_reduce(self, part: Tensor) -> Tensor:
         """The sum of the ranks' tensors of equal shape; bitwise equal on all ranks."""
         total = part.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total, group=self.group)
         self.received += 2 * _bytes(total) * (self.size - 1) / self.size
         return total
 
-    def all(self, part: Tensor) -> Tensor:
+    def all_gather(self, part: Tensor) -> Tensor:
         """(ranks, ...) the tensors of all ranks."""
         everything = part.new_empty(self.size * part.numel())
         dist.all_gather_into_tensor(everything, part.flatten(), group=self.group)
         self.received += _bytes(part) * (self.size - 1)
         return everything.view(self.size, *part.shape)
 
-    def swap(self, parts: Tensor) -> Tensor:
+    def all_to_all(self, parts: Tensor) -> Tensor:
         """(ranks, ...) the tensors from each rank for this one, given this rank's tensors for each."""
         for_me, parts = torch.empty_like(parts, memory_format=torch.contiguous_format), parts.contiguous()
         dist.all_to_all_single(for_me, parts, group=self.group)
@@ -88,18 +88,18 @@ class GatheredFeatures(DenseFeatures):
         elsewhere = coordinates.direct and self.spanned
         flag = finite.to(x.dtype).reshape(1) if isinstance(finite, Tensor) else x.new_full((1,), finite)
         usual = x.new_zeros(*self.leading, self.rows, x.shape[-1]) if elsewhere else x
-        whole, flags = self._of_all_ranks(usual, flag + 2 * elsewhere)
+        whole, flags = self._gather_units(usual, flag + 2 * elsewhere)
         if x.is_cpu and flags.amax() > 1:
-            whole, flags = self._of_all_ranks(coordinates.entries(x), flag)
+            whole, flags = self._gather_units(coordinates.entries(x), flag)
             coordinates = Direct(self)
         everywhere = flags.amin() > 0
         return coordinates, whole, everywhere if isinstance(finite, Tensor) else bool(everywhere)
 
-    def _of_all_ranks(self, x: Tensor, flag: Tensor) -> tuple[Tensor, Tensor]:
+    def _gather_units(self, x: Tensor, flag: Tensor) -> tuple[Tensor, Tensor]:
         """(..., r, m) from each rank's units (..., r, m/ranks), and (ranks,) from each rank's flag (1,)."""
-        exchange, width = self.exchange, units_of_each(self.neurons, self.exchange.size)
+        exchange, width = self.exchange, units_per_rank(self.neurons, self.exchange.size)
         part = F.pad(x, (0, width - x.shape[-1]))
-        everything = exchange.all(torch.cat([part.flatten(), flag]))
+        everything = exchange.all_gather(torch.cat([part.flatten(), flag]))
         whole = everything[:, :-1].reshape(exchange.size, *part.shape).movedim(0, -2).flatten(-2)
         return whole[..., : self.neurons], everything[:, -1]
 
@@ -159,9 +159,9 @@ class SummedFeatures(FeatureOperator):
 
     def total(self, part: Tensor) -> Tensor:
         """The sum of the ranks' parts."""
-        return self.exchange.sum(part)
+        return self.exchange.all_reduce(part)
 
 
-def units_of_each(neurons: int, ranks: int) -> int:
+def units_per_rank(neurons: int, ranks: int) -> int:
     """How many of a layer's output units each rank solves for; the last ones may have fewer."""
     return -(-neurons // ranks)

@@ -5,7 +5,7 @@ from typing import Unpack
 from torch import nn
 
 from sibp.capture.problem import LayerProblem, LayerUpdate
-from sibp.optim.base import Options
+from sibp.optim.options import Options
 from sibp.optim.proximal import ProximalOptimizer, builder
 from sibp.optim.solvers import Solver, cg_update, linear_update, paper_update
 from sibp.prox.status import Measure
@@ -52,7 +52,8 @@ class SIBP(ProximalOptimizer):
         prox_weight_scaling: "absolute", lam is `prox_weight`; "relative", it is `prox_weight` times the mean squared
             norm of the layer's feature rows [a, 1], so that one value serves layers of every width and scale.
         line_search: whether `step(evaluate=...)` evaluates the loss and shortens steps that would raise it.
-        **options: `params`, `fallback`, `explicit`, `direction_only`, `data_parallel`: see `sibp.optim.base.Options`.
+        **options: `params`, `fallback`, `explicit`, `direction_only`, `data_parallel`: see
+            `sibp.optim.options.Options`.
 
     Raises:
         ValueError: for hyper-parameters out of range, unknown solvers, parameters that are not the model's.

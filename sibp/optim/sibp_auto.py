@@ -9,26 +9,20 @@ from torch import Tensor, nn
 
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
-from sibp.optim.base import Options
-from sibp.optim.direction import LONGER, RANK, averaged, has_basis, orthogonal
+from sibp.optim.direction import LENGTH_FACTOR, RANK, has_basis, orthogonal, update_mean
 from sibp.optim.fallback import FALLBACK_LR, adam
+from sibp.optim.options import Options
 from sibp.optim.proximal import SHORTEST
-from sibp.optim.search import Outcome, SearchStatus, backtrack, minimise, nearer, trust_after
+from sibp.optim.search import Outcome, SearchStatus, backtrack, halve_while_decreasing, minimise
 from sibp.optim.sibp import SIBP
 from sibp.optim.trials import Trials
+from sibp.optim.trust import UNKNOWN, is_within_noise, record_loss, record_slopes
 
-_AFTER_REFUSAL = 0.1  # after a refused step, the next search begins at this share of the reach
-_UNEQUAL = 30.0  # ratio of mean square error signals between layers that is normal in well-behaved nets
-_ENOUGH = 16  # rows of the output; the first step trusts smaller batches in proportion
-_STEADY = 100  # rows of the output; later steps trust smaller batches by the square root, as noise shrinks
-_POLYAK = 2.5  # Polyak's step on the outputs, for the cross-entropy of ten classes
-_SAME = 1e-4  # relative difference of losses that rounding explains
-_USUAL = 0.1  # weight of the latest value in the running means that slopes and losses are compared with
-_NOISY = 0.1  # of the loss: batches that differ by more are noisy
-_LITTLE = 0.2  # of the difference between noisy batches: one that promises less cannot lengthen steps
-_SURPRISE = 3.0  # times the loss of the last measured batch: a batch above it is not one to step as far along
-LOOK_EVERY = 3  # steps from one measurement of the gradient to the next
-_UNKNOWN = math.nan  # until measured
+_AFTER_REFUSAL = 0.1  # share of the reach at which the search after a refused step begins
+_NORMAL_RATIO = 30.0  # ratio of mean square error signals between layers, or of units of the loss, that is normal
+_POLYAK_STEP = 2.5  # on the outputs, for the cross-entropy of ten classes
+_OUTLIER = 3.0  # multiple of the last measured batch's loss above which a batch is an outlier, whose steps are halved
+MEASURE_EVERY = 3  # steps from one measurement of the gradient to the next
 
 
 class AutoSIBP(SIBP):
@@ -45,28 +39,30 @@ class AutoSIBP(SIBP):
         loss.backward()
         opt.step(evaluate=lambda: F.cross_entropy(model(x), y), loss=loss)
 
-    - The loss is evaluated before a step is taken. While it is higher than before, the step is shortened, by half at
-      least; if that does not help, the weights stay. `loss`, the loss before the step, saves one evaluation.
+    - Before a step is taken, the loss at its end is evaluated. While that loss is higher than before the step, the step
+      is shortened, by at least half. If no trial helps, the weights stay as they were. Passing `loss`, the loss before
+      the step, saves one evaluation.
     - Every third step, a trial twice as long as the last optimum determines a parabola. Its minimum is the length that
-      this batch asks for (`reach`), which the next two steps use as well. The length is shortened while the loss falls
-      by less than a quarter of what the slope promises. If batches usually differ by more than a tenth of the
-      loss, it grows only if the batch promises a decrease of a fifth of that difference.
-    - On a batch with three times the loss of the measured one, a step is halved while that lowers the loss.
-    - Steps take a share of this length, `trust`, since a batch's loss falls further along its own step than the loss of
-      all data. `trust` follows the slopes of later batches' losses along the step. It starts at 1, for
-      batches of B < 16 samples at B / 16. If the second batch is another one of B < 100, it is at most sqrt(B / 100).
-    - If the first loss is out of proportion to its error signals, by a factor above 30, `lr` counts in Polyak's steps on
-      the outputs, so that a loss in other units (1e-6 times as large, or a mean over all pixels) trains as well.
-    - A scheduler scales the step: at a fifth of the initial `lr`, steps are a fifth as long as otherwise.
-    - If the measured slope along the direction is not negative, the subproblems' own step is searched instead. A
+      this batch asks for (`reach`); the next two steps use it as well. The length is shortened while the loss decreases
+      by less than a quarter of what the slope predicts. If the losses of batches usually differ by more than a tenth,
+      the length grows only if the batch predicts a decrease of at least a fifth of that difference.
+    - On a batch with three times the loss of the last measured batch, the step is halved while that lowers the loss.
+    - Steps take a share of this length, `trust`, since a batch's loss decreases further along its own step than the
+      loss of all data. `trust` follows the slopes of later batches' losses along the step. It starts at 1, or at B / 16
+      for batches of B < 16 samples. If the second batch differs from the first and B < 100, it is at most
+      sqrt(B / 100).
+    - If Polyak's step on the outputs differs from that of an ordinary loss by a factor above 30, `lr` counts in
+      Polyak's steps, so that the unit of the loss does not matter.
+    - A scheduler scales the step: at a fifth of the initial `lr`, steps are a fifth as long.
+    - If the measured slope along the direction is not negative, the search uses the subproblems' own step instead. A
       refused step resets the running mean.
 
-    For weight decay and fallback see `step`. If evaluations are noisy, the search fits the noise. If the loss has no
-    minimum along the step, the step is `lr` long.
+    `step` describes weight decay and the fallback. If evaluations are noisy, the search fits the noise. If the loss has
+    no minimum along the step, the step has length `lr`.
 
     Args:
         model: any module.
-        lr: the longest step on the neurons, >= 0, for losses in ordinary units (see above); lowering it later shortens
+        lr: the longest step on the neurons, >= 0, for a loss in ordinary units (see above); lowering it later shortens
             all steps in proportion.
         prox_weight: proximal weight in units of the mean squared norm of a layer's feature rows, > 0.
         solver: see `SIBP`. Slopes are measured with the error signals that the layers receive, so other values of this
@@ -75,7 +71,7 @@ class AutoSIBP(SIBP):
         weight_decay: see `SIBP`.
         backward_weights: see `SIBP`; "old" makes the error signals those of the loss.
         prox_weight_scaling: see `SIBP`.
-        **options: `params`, `fallback`, `explicit`, `data_parallel`: see `sibp.optim.base.Options`. All groups share
+        **options: `params`, `fallback`, `explicit`, `data_parallel`: see `sibp.optim.options.Options`. All groups share
             one step length, in proportion to their `lr`. Decisions use the mean loss of all ranks. `direction_only` is
             not supported.
 
@@ -84,14 +80,14 @@ class AutoSIBP(SIBP):
         TypeError: for a model that cannot be tapped.
     """
 
-    search_start: ClassVar[dict[str, Any]] = {
-        "search_unit": _UNKNOWN,  # of `lr`; 1 unless the first loss is out of proportion to its error signals
-        "search_reach": _UNKNOWN,
-        "search_trust": _UNKNOWN,
-        "search_usual": _UNKNOWN,
-        "search_ended": _UNKNOWN,  # the loss at the end of the last step
-        "search_noise": _UNKNOWN,  # running mean of the difference between this and the next batch's loss
-        "search_measured": _UNKNOWN,  # loss of the last measured batch, before its step
+    initial_search_state: ClassVar[dict[str, Any]] = {
+        "search_unit": UNKNOWN,  # of `lr`
+        "search_reach": UNKNOWN,
+        "search_trust": UNKNOWN,
+        "search_usual": UNKNOWN,
+        "search_ended": UNKNOWN,  # the loss at the end of the last step
+        "search_noise": UNKNOWN,  # running mean of the difference between this and the next batch's loss
+        "search_measured": UNKNOWN,  # loss of the last measured batch, before its step
         "search_wait": 0,
         "search_last": 0.0,
         "search_looks_back": False,  # whether the parameters' `search_step` is the last step
@@ -125,23 +121,24 @@ class AutoSIBP(SIBP):
 
     def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
         """The layer's update; when a measurement is due, also its gradient (that of the loss, with old weights)."""
-        if self._is_due():
+        if self._is_measurement_due():
             self._add_gradient(tap, problem)
         return super().layer_update(tap, problem, group)
 
     def neuron_step(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> float:
-        """The longest step on a layer's neurons: longer where error signals have vanished, shorter where they exploded.
+        """The longest step on a layer's neurons: longer where error signals vanish, shorter where they explode.
 
-        If the mean square error signal is smaller than the output's by a factor r > `_UNEQUAL`, the step is multiplied
-        by r / `_UNEQUAL`; if it is larger by such a factor, divided by it. The promised decreases of the loss are then
-        of similar size in all layers. Of several outputs, that with the largest signal counts.
+        Let r be the ratio of the mean square error signal at the output to that at this layer. If r > `_NORMAL_RATIO`,
+        the step is multiplied by r / `_NORMAL_RATIO`; if r < 1 / `_NORMAL_RATIO`, by r `_NORMAL_RATIO`. The decreases
+        of the loss that the layers predict are then of similar size. Of several outputs, the one with the largest
+        error signal counts.
         """
-        lr = self._unit() * self.whole_lr(group)
+        lr = self._unit() * self.full_lr(group)
         norm = problem.terms * float(torch.linalg.vector_norm(problem.D_z, dtype=torch.float64))
-        size = norm * norm  # infinite, where ** 2 would raise
+        size = norm * norm  # may become infinite; ** 2 would raise
         if self.parallel is not None:
-            size = self.parallel.whole_loss(size, 0, mean=False, device=problem.D_z.device)
-        if problem.ends[1] == tap.name:  # one output of a pass counts its samples
+            size = self.parallel.reduce_loss(size, 0, mean=False, device=problem.D_z.device)
+        if problem.ends[1] == tap.name:  # count the samples of a pass once
             self._output_rows += problem.D_z.numel() // max(math.prod(problem.W.shape[:-1]), 1)
         if problem.is_output:
             self._signals[tap.name] = size
@@ -150,55 +147,55 @@ class AutoSIBP(SIBP):
         ratio = largest / size if size > 0 else math.nan
         if not 0 < ratio < math.inf:
             return lr
-        return lr * (max(ratio / _UNEQUAL, 1.0) if ratio > 1 else min(ratio * _UNEQUAL, 1.0))
+        return lr * (max(ratio / _NORMAL_RATIO, 1.0) if ratio > 1 else min(ratio * _NORMAL_RATIO, 1.0))
 
     def search(self, trials: Trials, before: float) -> Outcome:
-        """How far to go; see the class.
+        """Chooses the length of the step; see the class.
 
         Args:
             trials: the losses along the step.
             before: the loss before the step.
         """
-        memory, lr, factor = self._search_memory(), self._unit() * self._longest(), self._factor()
+        memory, lr, factor = self._search_state(), self._unit() * self._max_lr(), self._schedule_factor()
         if factor == 0:  # only the fallback's parameters move
             self._output_rows = 0
-            still = Outcome(1.0, before, 0, 1.0, 0.0, SearchStatus.TAKEN)
-            return backtrack(trials.loss_at, before, 1.0) if trials.others else still
+            unchanged = Outcome(1.0, before, 0, 1.0, 0.0, SearchStatus.TAKEN)
+            return backtrack(trials.loss_at, before, 1.0) if trials.fallback_params else unchanged
         if math.isnan(memory["search_unit"]):
-            memory["search_unit"] = self._polyak(before)
+            memory["search_unit"] = self._polyak_unit(before)
             if memory["search_unit"] < 1:
                 memory["search_reach"] = memory["search_unit"] * lr
-        self._compare(before)
+        record_loss(memory, before, self._total_output_rows)
         self._output_rows = 0
-        self._turn(trials)
-        reach, due = min(lr, memory["search_reach"]), self._is_due()  # lr while the reach is NaN
+        self._set_direction(trials)
+        reach, due = min(lr, memory["search_reach"]), self._is_measurement_due()  # lr while the reach is NaN
         if due:
             slope = self._slope(trials, lr)
             if not slope < 0:
-                trials.turn(None)
+                trials.set_direction(None)
                 slope = self._slope(trials, lr)
             share = factor * self._trust(trials, slope / lr)
             trials.expected = min(1.0, share * reach / lr)
-            limit = reach / lr if self._promises_little(slope / lr, reach, before) else 1.0
+            limit = reach / lr if is_within_noise(memory["search_noise"], slope / lr, reach, before) else 1.0
             outcome = minimise(trials.loss_at, before, min(limit, 2 * reach / lr), slope, share, limit)
             found, memory["search_measured"] = outcome.optimum * lr, before
         else:
             trials.expected = min(1.0, factor * memory["search_trust"] * reach / lr)
             outcome, found = backtrack(trials.loss_at, before, trials.expected), reach
             measured = memory["search_measured"]
-            if before - measured > (_SURPRISE - 1) * abs(measured):
-                outcome = nearer(trials.loss_at, outcome)
+            if before - measured > (_OUTLIER - 1) * abs(measured):
+                outcome = halve_while_decreasing(trials.loss_at, outcome)
         refused = outcome.status is SearchStatus.REFUSED
         if refused:
-            self._forget_means()
+            self._reset_means()
         memory["search_reach"] = max(reach * _AFTER_REFUSAL if refused else found, SHORTEST * lr)
         # A rejected length is measured again in the next step.
         again = refused or (not due and outcome.status is SearchStatus.SHORTENED)
-        memory["search_wait"] = 0 if again else LOOK_EVERY - 1 if due else self._wait() - 1
+        memory["search_wait"] = 0 if again else MEASURE_EVERY - 1 if due else self._steps_until_measurement() - 1
         memory["search_ended"] = outcome.loss
-        if lr < (longest := self._unit() * self._longest()):  # a longer unit was chosen
+        if lr < (longest := self._unit() * self._max_lr()):  # a longer unit was chosen
             memory["search_reach"], memory["search_wait"] = longest, 0
-        self._keep_for_trust(trials, outcome.alpha, lr)
+        self._record_step(trials, outcome.alpha, lr)
         return outcome
 
     def search_stats(self) -> dict[str, float]:
@@ -208,14 +205,14 @@ class AutoSIBP(SIBP):
             The entries of `SIBP.search_stats`, `reach` (the length that the last measured batch asked for, in units of
             lr) and `trust` (the share of it that is taken).
         """
-        stats, memory = super().search_stats(), self._search_memory()
+        stats, memory = super().search_stats(), self._search_state()
         if stats:
             stats["reach"] = float(memory["search_reach"])
             stats["trust"] = min(1.0, float(memory["search_trust"]))  # 1 while it is NaN
         return stats
 
-    def _turn(self, trials: Trials) -> None:
-        """Turns the step into the direction of the search; see `sibp.optim.direction`.
+    def _set_direction(self, trials: Trials) -> None:
+        """Replaces the step by the direction of the search; see `sibp.optim.direction`.
 
         Every parameter moves by the same root mean square, in proportion to its group's lr.
         """
@@ -224,24 +221,24 @@ class AutoSIBP(SIBP):
         asked, turned, wanted = [], [], []
         for p in trials.params:
             if p.grad is None:
-                raise AssertionError("the step did not move it")
+                raise AssertionError("a parameter of the step has no .grad")
             asked.append(float(torch.linalg.vector_norm(p.grad)))
             turned.append(self._direction(p, p.grad, output=p in outer))
             wanted.append(lr_of[p] * math.sqrt(p.numel()))
         sizes = [float(torch.linalg.vector_norm(t)) for t in turned]
         whole = math.hypot(*(w for w, size in zip(wanted, sizes, strict=True) if size > 0))
-        length = LONGER * math.hypot(*asked) / whole if whole > 0 else math.nan
+        length = LENGTH_FACTOR * math.hypot(*asked) / whole if whole > 0 else math.nan
         if not 0 < length < math.inf:
             return
         scales = [length * w / size if size > 0 else 0.0 for w, size in zip(wanted, sizes, strict=True)]
         for p, t, scale in zip(trials.params, turned, scales, strict=True):
             torch.sub(p.grad, t, alpha=scale, out=t)  # pyright: ignore[reportArgumentType, reportCallIssue]
-        trials.turn(turned)
+        trials.set_direction(turned)
 
     def _direction(self, p: Tensor, step: Tensor, *, output: bool) -> Tensor:
-        """The direction of one parameter, of any length; not made orthogonal in an output layer. Updates its state."""
-        state = self._remembered(p)
-        ahead = averaged(state["search_mean"], step)
+        """The direction of one parameter, in its shape; orthogonal except in output layers. Updates the state."""
+        state = self._direction_state(p)
+        ahead = update_mean(state["search_mean"], step)
         if p.ndim < 2 or output:
             return ahead
         working = torch.promote_types(p.dtype, torch.float32)
@@ -251,8 +248,8 @@ class AutoSIBP(SIBP):
             state["search_basis"] = basis.to(p.dtype).contiguous()
         return M.reshape(p.shape).to(p.dtype)
 
-    def _remembered(self, p: Tensor) -> dict[str, Any]:
-        """A proximal parameter's state, with the entries of its direction, initially 0."""
+    def _direction_state(self, p: Tensor) -> dict[str, Any]:
+        """A proximal parameter's state; adds the entries that its direction needs, initially 0."""
         state = self.state[p]
         if "search_mean" not in state:
             state["search_mean"] = torch.zeros_like(p)
@@ -260,115 +257,88 @@ class AutoSIBP(SIBP):
                 state["search_basis"] = p.new_zeros(p[0].numel(), RANK)
         return state
 
-    def _forget_means(self) -> None:
+    def _reset_means(self) -> None:
         """Resets the running means of steps, after a refused step."""
         for group in self._proximal_groups():
             for p in group["params"]:
-                self._remembered(p)["search_mean"].zero_()
+                self._direction_state(p)["search_mean"].zero_()
 
     def _slope(self, trials: Trials, lr: float) -> float:
-        """Slope of the loss along the step, per whole step; NaN if no gradient was measured."""
+        """Slope of the loss along the step, in units of the whole step; NaN if no gradient was measured."""
         gradients = [self._gradients.get(p) for p in trials.params]
         if lr == 0 or all(g is None for g in gradients):
             return math.nan
-        return self._of_all_ranks(trials.slope(gradients))
+        return self._reduce_over_ranks(trials.slope(gradients))
 
     def _trust(self, trials: Trials, slope: float) -> float:
-        """Updates and returns the share of a batch's own optimum that is taken; `slope` is per unit of length."""
-        memory = self._search_memory()
-        trust, usual, expected = memory["search_trust"], memory["search_usual"], slope * memory["search_last"]
+        """Updates and returns the share of a batch's own optimum that is taken.
+
+        Args:
+            trials: the losses along the step.
+            slope: slope of the loss along the step, per unit of length.
+        """
+        memory = self._search_state()
         last = [self.state[p].get("search_step") if memory["search_looks_back"] else None for p in trials.params]
         pairs = [(self._gradients.get(p), d) for p, d in zip(trials.params, last, strict=True)]
         products = [float(torch.sum(g * d)) for g, d in pairs if g is not None and d is not None]
-        fresh = self._of_all_ranks(sum(products))
+        fresh = self._reduce_over_ranks(sum(products))
         if products:
-            if expected < 0:
-                usual = -expected if math.isnan(usual) else usual + _USUAL * (-expected - usual)
-                memory["search_usual"] = usual
-            trust = memory["search_trust"] = trust_after(trust, fresh, expected, 0.0 if math.isnan(usual) else usual)
-        return trust
-
-    def _compare(self, before: float) -> None:
-        """Sets `trust` for the first step, limits it at the second if the batch has changed, and updates the noise.
-
-        Args:
-            before: the loss before the step; for the same batch, that at the end of the last step.
-        """
-        memory = self._search_memory()
-        if math.isnan(memory["search_trust"]):
-            rows = self._rows_of_all()
-            memory["search_trust"] = min(1.0, rows / _ENOUGH) if rows else 1.0
-            return
-        ended, noise = memory["search_ended"], memory["search_noise"]
-        difference = abs(before - ended)
-        if not math.isnan(noise):
-            memory["search_noise"] = noise + _USUAL * (difference - noise)
-            return
-        memory["search_noise"] = difference
-        if difference > _SAME * abs(ended) and (rows := self._rows_of_all()):  # never if `ended` is NaN
-            memory["search_trust"] = min(memory["search_trust"], math.sqrt(rows / _STEADY))
-
-    def _promises_little(self, slope: float, reach: float, before: float) -> bool:
-        """Whether a batch promises little where batches differ much, so that its loss says little about the length.
-
-        Args:
-            slope: of the loss along the step, per unit of length.
-            reach: the present length. A parabola with its minimum there falls by half of slope times reach.
-            before: the loss before the step.
-        """
-        noise = self._search_memory()["search_noise"]
-        return noise > _NOISY * abs(before) and -slope * reach / 2 < _LITTLE * noise
+            record_slopes(memory, fresh, expected=slope * memory["search_last"])
+        return memory["search_trust"]
 
     def _unit(self) -> float:
-        """The unit of `lr`; 1 in the first step, whose error signals are solved for before the loss is known."""
-        unit = float(self._search_memory()["search_unit"])
+        """The unit of `lr`; 1 in the first step, whose error signals are used before the loss is known."""
+        unit = float(self._search_state()["search_unit"])
         return 1.0 if math.isnan(unit) else unit
 
-    def _polyak(self, before: float) -> float:
-        """Polyak's step on the outputs, in units of an ordinary loss's; 1 if it is no `_UNEQUAL` times longer or shorter.
+    def _polyak_unit(self, before: float) -> float:
+        """Polyak's step on the outputs, relative to `_POLYAK_STEP`; 1 if the ratio is within `_NORMAL_RATIO`.
 
         Polyak's step (1987) is L / mean_i |D_i|^2, with L the mean loss and D_i the error signals of sample i on all
-        outputs. If the loss is multiplied by s, it is divided by s.
+        outputs. If the loss is multiplied by s, Polyak's step is divided by s.
 
         Args:
             before: the loss.
         """
         terms = float(self.last_terms or 1)
-        if self.parallel is not None and self.loss_average is not False:
-            device = next(iter(self._first_group()["params"])).device
-            terms = self.parallel.whole_loss(terms, 0, mean=False, device=device)
+        if self.loss_average is not False:
+            terms = self._sum_over_ranks(terms)
         size = sum(self._signals.values())
-        unit = before * terms / size / _POLYAK if size > 0 else math.nan
-        ordinary = 1 / _UNEQUAL <= unit <= _UNEQUAL or not 0 < unit < math.inf
+        unit = before * terms / size / _POLYAK_STEP if size > 0 else math.nan
+        ordinary = 1 / _NORMAL_RATIO <= unit <= _NORMAL_RATIO or not 0 < unit < math.inf
         return 1.0 if ordinary else unit
 
-    def _rows_of_all(self) -> float:
+    def _total_output_rows(self) -> float:
         """Rows of the output over all ranks; 0 if the output has no subproblem."""
-        if self.parallel is None:
-            return float(self._output_rows)
-        device = next(iter(self._first_group()["params"])).device
-        return self.parallel.whole_loss(self._output_rows, 0, mean=False, device=device)
+        return self._sum_over_ranks(float(self._output_rows))
 
-    def _keep_for_trust(self, trials: Trials, alpha: float, lr: float) -> None:
-        """Keeps the taken step if the next one measures slopes; drops the gradients of this one."""
+    def _sum_over_ranks(self, count: float) -> float:
+        """The sum of a count over all ranks."""
+        if self.parallel is None:
+            return count
+        device = next(iter(self._first_group()["params"])).device
+        return self.parallel.reduce_loss(count, 0, mean=False, device=device)
+
+    def _record_step(self, trials: Trials, alpha: float, lr: float) -> None:
+        """Keeps the step that was taken if the next one measures slopes; frees the gradients of this one."""
         self._gradients.clear()
         self._signals.clear()
-        memory = self._search_memory()
+        memory = self._search_state()
         memory["search_last"] = alpha * lr
         memory["search_looks_back"] = memory["search_wait"] <= 0 and alpha != 0
         if not memory["search_looks_back"]:
             return
         trials.move(alpha)
-        self._keep_steps(dict(zip(trials.params, trials.taken(), strict=True)))
+        self._keep_steps(dict(zip(trials.params, trials.displacements(), strict=True)))
 
-    def begin_search(self) -> None:
+    def init_search_state(self) -> None:
         """Creates the search's state, including the last step of every parameter."""
-        super().begin_search()
+        super().init_search_state()
         self._keep_steps({})
-        self._forget_means()
+        self._reset_means()
 
     def _keep_steps(self, steps: Mapping[Tensor, Tensor]) -> None:
-        """Keeps the last step of every proximal parameter; 0 for those that did not move."""
+        """Stores the last step of every proximal parameter; 0 for parameters that did not move."""
         for group in self._proximal_groups():
             for p in group["params"]:
                 step = steps.get(p)
@@ -388,37 +358,37 @@ class AutoSIBP(SIBP):
             else:
                 self._gradients[p] = earlier + part
 
-    def _is_due(self) -> bool:
-        return self._wait() <= 0
+    def _is_measurement_due(self) -> bool:
+        return self._steps_until_measurement() <= 0
 
-    def _wait(self) -> int:
+    def _steps_until_measurement(self) -> int:
         """Steps until the gradient is measured again."""
-        return int(self._search_memory()["search_wait"])
+        return int(self._search_state()["search_wait"])
 
-    def _longest(self) -> float:
-        """The longest step: the first proximal group's lr, or its initial lr if that is larger."""
+    def _max_lr(self) -> float:
+        """The longest step: the larger of the first proximal group's lr and its initial lr."""
         first = self._first_group()
         return max(float(first["lr"]), first["longest"]) if first else 0.0
 
-    def _factor(self) -> float:
-        """The factor by which a lowered lr shortens every step: lr / longest, or that of others if the first rests."""
-        first, longest = self._first_group(), self._longest()
+    def _schedule_factor(self) -> float:
+        """The schedule's factor of every step: lr / longest of the first group, or of the others if its lr is 0."""
+        first, longest = self._first_group(), self._max_lr()
         if longest and float(first["lr"]) > 0:
             return float(first["lr"]) / longest
         others = (float(g["lr"]) / g["longest"] for g in self._proximal_groups() if g["longest"] > 0)
         return min(max(others, default=0.0), 1.0)
 
     def _first_group(self) -> dict[str, Any]:
-        """The proximal group whose lr is the unit of length: the first that ever moves; empty if there is none."""
+        """The group whose lr is the unit of length: the first proximal one that ever moves; empty if there is none."""
         moving = (g for g in self._proximal_groups() if max(float(g["lr"]), g["longest"]) > 0)
         return next(moving, next(self._proximal_groups(), {}))
 
     def _proximal_groups(self) -> Iterator[dict[str, Any]]:
         return (group for group in self.param_groups if group["update"] == "proximal")
 
-    def whole_lr(self, group: dict[str, Any]) -> float:
-        """The group's lr before a schedule lowers it, as the search scales the whole step with the schedule."""
-        return float(group["lr"]) / (self._factor() or 1.0)
+    def full_lr(self, group: dict[str, Any]) -> float:
+        """The group's lr without the schedule's factor, because the search applies that to the whole step."""
+        return float(group["lr"]) / (self._schedule_factor() or 1.0)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients, and the count of the samples behind them."""

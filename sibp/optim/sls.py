@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from sibp.optim.checks import check_settings, in_range
-from sibp.optim.trials import Evaluate, Trials, as_number, by_closure
+from sibp.optim.trials import Evaluate, Trials, as_number, evaluate_from_closure
 
-MOST_TRIALS = 100  # after these, the weights stay
+MAX_TRIALS = 100  # after these, the weights stay
 
 
 class LineSearchSGD(torch.optim.Optimizer):
@@ -83,17 +83,17 @@ class LineSearchSGD(torch.optim.Optimizer):
         moved = [p for each in self.param_groups for p in each["params"] if p.grad is not None]
         if evaluate is None and closure is None:
             raise RuntimeError("The line search needs the loss of the batch: call step(closure) or step(evaluate=...).")
-        trials = Trials(self._model, moved, [], evaluate or by_closure(closure, self._model), float)  # pyright: ignore
+        trials = Trials(self._model, moved, [], evaluate or evaluate_from_closure(closure, self._model), float)  # pyright: ignore
         before = as_number(loss) if loss is not None else trials.loss()
         lr, square = float(group["lr"]), sum(float(torch.linalg.vector_norm(p.grad)) ** 2 for p in moved)
         if not math.isfinite(before) or not 0 < lr * square < math.inf:
             return loss
-        with trials.guarded():
+        with trials.restored_on_error():
             for p in moved:
                 p.sub_(p.grad, alpha=lr)  # pyright: ignore[reportArgumentType]
-            trials.stepped()
+            trials.record_full_step()
             length = min(group["length"] * group["growth"], lr)
-            for _ in range(MOST_TRIALS):
+            for _ in range(MAX_TRIALS):
                 if trials.loss_at(length / lr) <= before - group["decrease"] * length * square:
                     group["length"] = length
                     return loss

@@ -32,7 +32,7 @@ class Solver:
     iterations: int = 0
 
 
-MOST_ITERATIONS = 1000
+MAX_ITERATIONS = 1000
 """The largest K of "cg:K": far beyond convergence in any precision."""
 
 
@@ -56,8 +56,8 @@ def parse_solver(name: str, allowed: tuple[str, ...]) -> Solver:
 def _parsed(name: str, allowed: tuple[str, ...]) -> Solver:
     if isinstance(name, str):
         kind, _, number = name.partition(":")
-        iterations = int(number) if number.isdecimal() and len(number) <= len(str(MOST_ITERATIONS)) else 0
-        if kind == "cg" and "cg" in allowed and 1 <= iterations <= MOST_ITERATIONS:
+        iterations = int(number) if number.isdecimal() and len(number) <= len(str(MAX_ITERATIONS)) else 0
+        if kind == "cg" and "cg" in allowed and 1 <= iterations <= MAX_ITERATIONS:
             return Solver("cg", iterations)
         if kind in allowed and kind != "cg" and kind == name:
             return Solver(kind)
@@ -65,7 +65,7 @@ def _parsed(name: str, allowed: tuple[str, ...]) -> Solver:
 
 
 def _no_such_solver(name: object, allowed: tuple[str, ...]) -> ValueError:
-    cg = f"'cg:K' (K iterations, 1 <= K <= {MOST_ITERATIONS})"
+    cg = f"'cg:K' (K iterations, 1 <= K <= {MAX_ITERATIONS})"
     known = ", ".join(cg if kind == "cg" else f"'{kind}'" for kind in allowed)
     return ValueError(f"Invalid solver: {name!r}; choose one of {known}.")
 
@@ -92,14 +92,14 @@ def as_update(solution: Solution) -> tuple[LayerUpdate, Measure]:
     W_decrease, b_decrease = parts = coordinates.displacement(x, -factor)
     squared_change, bound = _change(solution, coordinates, x, parts)
     finite = finite & is_finite(bound)
-    by_low_rank = None
+    backward_change = None
     if coordinates.low_rank_is_cheaper(x.shape[-1]):
-        by_low_rank = partial(coordinates.backward_change, x=x, factor=factor)
+        backward_change = partial(coordinates.backward_change, x=x, factor=factor)
     update = LayerUpdate(
-        guarded(finite, W_decrease),
-        guarded(finite, b_decrease),
-        by_low_rank,
-        most_change=choose(finite, lambda: bound, lambda: math.inf),
+        zero_unless_finite(finite, W_decrease),
+        zero_unless_finite(finite, b_decrease),
+        backward_change,
+        change_bound=choose(finite, lambda: bound, lambda: math.inf),
     )
     measure = solution.measure
     return update, lambda: measure(squared_change())
@@ -108,26 +108,26 @@ def as_update(solution: Solution) -> tuple[LayerUpdate, Measure]:
 def _change(
     solution: Solution, coordinates: Coordinates, x: Tensor, parts: Parts
 ) -> tuple[Callable[[], Scalar], Scalar]:
-    """||W_new - W||^2 + ||b_new - b||^2, and an upper bound that is exact where it is above 1 for each number.
+    """||W_new - W||^2 + ||b_new - b||^2, evaluated lazily if possible, and an upper bound of it.
 
-    A pass over the displacement of a wide layer takes a twentieth of a training step. It is deferred if the bound alone
-    shows that all entries are finite and the step is not absurdly long.
+    Reading the displacement of a wide layer takes a twentieth of a training step. It is deferred if the bound shows
+    that all entries are finite and their mean square is at most 1; otherwise the bound is the exact value.
 
     Args:
-        solution: the solver's.
-        coordinates: of x.
+        solution: the solver's result.
+        coordinates: the coordinates of x.
         x: (..., r, m) coefficients of all output units.
-        parts: of minus the displacement, which clipping may change later.
+        parts: minus the displacement, as W and b; the user may change these tensors later, by clipping.
     """
-    features, most, known = coordinates.features, solution.most_change, solution.squared_change
+    features, most, known = coordinates.features, solution.change_bound, solution.squared_change
     if x is solution.x and known is not None and most <= features.groups * features.size * x.shape[-1]:
         return known, most
     now = squared_norm(*parts)
     return lambda: now, now
 
 
-def guarded(finite: Flag, change: Tensor | None) -> Tensor | None:
-    """The change, of any shape, but exactly zero if the solve was not finite; None stays None."""
+def zero_unless_finite(finite: Flag, change: Tensor | None) -> Tensor | None:
+    """The change, of any shape; exactly zero if the solve was not finite. None stays None."""
     if change is None or finite is True:
         return change
     return choose(finite, lambda: change, lambda: torch.zeros_like(change))

@@ -8,8 +8,9 @@ from sibp.activations import IDENTITY, Activation
 from sibp.capture.problem import LayerProblem
 from sibp.capture.tap import Tap
 from sibp.optim.groups import NewParameters
-from sibp.optim.guard import GuardedOptimizer, TargetOptions
+from sibp.optim.guard import GuardedOptimizer
 from sibp.optim.layers import parameter_owners
+from sibp.optim.options import TargetOptions
 
 
 class TargetOptimizer(GuardedOptimizer):

@@ -30,15 +30,15 @@ def as_number(loss: Tensor | float) -> float:
 
 
 class Trials:
-    """The losses along a step, p_old + alpha (p_new - p_old).
+    """The losses along a step, at p_old + alpha (p_new - p_old).
 
-    Parameters of the fallback take their whole step, unless the search shortens the step below what was expected: they
-    have a learning rate of their own, unrelated to the length that suits the others.
+    The fallback's parameters take their whole step unless alpha is below `expected`, since their learning rate is
+    unrelated to the length that suits the proximal parameters.
 
     Args:
         model: the model being trained.
         params: the proximal parameters that the step changes.
-        others: the fallback's parameters that the step changes.
+        fallback_params: the fallback's parameters that the step changes.
         evaluate: returns the loss at the current weights.
         average: averages a loss over all ranks.
     """
@@ -47,53 +47,54 @@ class Trials:
         self,
         model: nn.Module,
         params: list[Tensor],
-        others: list[Tensor],
+        fallback_params: list[Tensor],
         evaluate: Evaluate,
         average: Callable[[float], float],
     ) -> None:
         self._model, self._evaluate, self._average = model, evaluate, average
-        self.params, self.others = params, others
-        self._old = [p.detach().clone() for p in (*params, *others)]
-        self._asked: list[Tensor] = []
+        self.params, self.fallback_params = params, fallback_params
+        self._old = [p.detach().clone() for p in (*params, *fallback_params)]
+        self._full_step: list[Tensor] = []
         self._new: list[Tensor] = []
-        self._at: tuple[float, float] | None = None  # current position
-        self._farthest = 0.0  # alpha
+        self._at: tuple[float, float] | None = None  # current alpha and `expected`
+        self._farthest = 0.0  # largest alpha tried
         self.losses: list[float] = []
         """All losses evaluated."""
         self.expected = 1.0
-        """The length at which the fallback's parameters take their whole step."""
+        """The alpha at which the fallback's parameters take their whole step."""
 
-    def stepped(self) -> None:
+    def record_full_step(self) -> None:
         """Records the current parameters as those at alpha = 1."""
-        self._new = self._asked = [p.detach().clone() for p in (*self.params, *self.others)]
+        self._new = self._full_step = [p.detach().clone() for p in (*self.params, *self.fallback_params)]
 
-    def turn(self, by: list[Tensor] | None) -> None:
+    def set_direction(self, by: list[Tensor] | None) -> None:
         """Changes the direction.
 
         Args:
-            by: added to the proximal parameters recorded by `stepped`; overwritten. None restores their own direction.
+            by: tensors that are added to the proximal parameters recorded by `record_full_step`; overwritten. None
+                restores the recorded step.
         """
         count = 0 if by is None else len(self.params)
-        turned = [change.add_(new) for change, new in zip(by or [], self._asked[:count], strict=True)]
-        self._new, self._at = [*turned, *self._asked[count:]], None
+        turned = [change.add_(new) for change, new in zip(by or [], self._full_step[:count], strict=True)]
+        self._new, self._at = [*turned, *self._full_step[count:]], None
 
     def slope(self, gradients: list[Tensor | None]) -> float:
         """<gradient, p_new - p_old>, from the proximal parameters' gradients (None counts as zero)."""
         steps = zip(gradients, self._old, self._new, strict=False)
         return sum(float(torch.sum(g * (new - old))) for g, old, new in steps if g is not None)
 
-    def taken(self) -> list[Tensor]:
+    def displacements(self) -> list[Tensor]:
         """The displacements of the proximal parameters at the current position."""
         return [p.detach() - old for p, old in zip(self.params, self._old, strict=False)]
 
     @torch.no_grad()
     def move(self, alpha: float) -> None:
-        """Moves all parameters to alpha; exactly to the saved values at 0 and at 1."""
+        """Moves all parameters to the position alpha; at 0 and 1 they get exactly the saved values."""
         if self._at == (alpha, self.expected):
             return
         self._at = (alpha, self.expected)
-        shares = [alpha] * len(self.params) + [min(1.0, alpha / self.expected)] * len(self.others)
-        for p, old, new, share in zip((*self.params, *self.others), self._old, self._new, shares, strict=True):
+        shares = [alpha] * len(self.params) + [min(1.0, alpha / self.expected)] * len(self.fallback_params)
+        for p, old, new, share in zip((*self.params, *self.fallback_params), self._old, self._new, shares, strict=True):
             if share in (0, 1):
                 p.copy_(new if share else old)
             else:
@@ -107,13 +108,13 @@ class Trials:
 
     def loss(self) -> float:
         """The loss at the current weights, over all ranks."""
-        with _as_it_was(self._model), torch.no_grad():
+        with _preserved_state(self._model), torch.no_grad():
             loss = self._average(as_number(self._evaluate()))
         self.losses.append(loss)
         return loss
 
     def farthest_change(self) -> float:
-        """Relative change of the proximal parameters at the longest length tried; a diagnostic, which costs a pass."""
+        """Relative change of the proximal parameters at the largest alpha tried; a diagnostic."""
         count = len(self.params)  # may be 0
         old = self._old[:count]
         changes = [p - q for p, q in zip(self._new[:count], old, strict=True)]
@@ -121,19 +122,19 @@ class Trials:
         return self._farthest * change / size if size else 0.0
 
     @contextmanager
-    def guarded(self) -> Iterator[None]:
+    def restored_on_error(self) -> Iterator[None]:
         """Restores the old weights if the block raises."""
         try:
             yield
         except BaseException:
             with torch.no_grad():
-                for p, old in zip((*self.params, *self.others), self._old, strict=True):
+                for p, old in zip((*self.params, *self.fallback_params), self._old, strict=True):
                     p.copy_(old)
             raise
 
 
 @contextmanager
-def _as_it_was(model: nn.Module) -> Iterator[None]:
+def _preserved_state(model: nn.Module) -> Iterator[None]:
     """Restores the model's buffers and the random state on exit."""
     buffers = [
         (module, name, tensor, _unexpanded(tensor).clone())
@@ -151,19 +152,19 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
 
 
 def _unexpanded(tensor: Tensor) -> Tensor:
-    """The tensor without the copies that `expand` makes, which share their memory."""
+    """The tensor without the repeated entries of `expand`, which share memory."""
     for axis, stride in enumerate(tensor.stride() if tensor.layout is torch.strided else ()):
         if stride == 0 and tensor.shape[axis] > 1:
             tensor = tensor.narrow(axis, 0, 1)
     return tensor
 
 
-def by_closure(closure: Callable[[], Any], model: nn.Module) -> Evaluate:
+def evaluate_from_closure(closure: Callable[[], Any], model: nn.Module) -> Evaluate:
     """Makes `evaluate` from a closure; gradients of its `backward` are discarded.
 
     Args:
         closure: clears the gradients, computes the loss, calls `backward` and returns the loss.
-        model: whose parameters keep their `.grad`.
+        model: the model, whose parameters keep their `.grad`.
     """
     params = list(model.parameters())
 

@@ -22,7 +22,7 @@ _Found = ctypes.c_double * 7
 
 
 def outer_gram(A: Tensor, plus: float) -> Tensor | None:
-    """A A^T + plus, (N, N), by half of its products.
+    """A A^T + plus, (N, N); computes one triangle and mirrors it.
 
     Args:
         A: (N, n).
@@ -45,8 +45,14 @@ def outer_gram(A: Tensor, plus: float) -> Tensor | None:
     return K
 
 
-class Look(NamedTuple):
-    """Sums that check a solution X of (G + lam I) X = -R: ||R||^2, <R, X>, and ||(R + (G + lam I) X) S||^2."""
+class ResidualSums(NamedTuple):
+    """Sums that check a solution X of (G + lam I) X = -R, with random signs S.
+
+    Attributes:
+        RR: ||R||^2.
+        RX: <R, X>.
+        error: ||(R + (G + lam I) X) S||^2.
+    """
 
     RR: float
     RX: float
@@ -57,12 +63,13 @@ class Answer(NamedTuple):
     """The result of `minus_solve`.
 
     Attributes:
-        x: the solution; None if a pivot is not positive, or if lam is too small and there are no probes.
+        x: the solution, of the shape of R; None if a pivot is not positive, or if lam is too small and there are no
+            probes.
         norm: ||G||_F.
         largest: the largest entry of G, which is on its diagonal.
-        energy: <x, (G + lam I) x>; meaningless without x, like the following ones.
+        energy: <x, (G + lam I) x>. This attribute and the following ones are meaningless if x is None.
         XX: ||x||^2.
-        look: the checking sums, if lam is too small and there are probes.
+        residual_sums: the sums that check x, if lam is too small and there are probes; None otherwise.
     """
 
     x: Tensor | None
@@ -70,7 +77,7 @@ class Answer(NamedTuple):
     largest: float
     energy: float
     XX: float
-    look: Look | None
+    residual_sums: ResidualSums | None
 
 
 def minus_solve(G: Tensor, R: Tensor, lam: float, resolved: float, probes: Tensor | None = None) -> Answer | None:
@@ -81,12 +88,12 @@ def minus_solve(G: Tensor, R: Tensor, lam: float, resolved: float, probes: Tenso
         R: (r, m), or (1, r, m).
         lam: damping.
         resolved: the smallest lam / ||G|| for which the solution needs no check.
-        probes: (m, 16) S of `Look`.
+        probes: (m, 16) S of `ResidualSums`.
 
     Returns:
         None if no kernel supports the inputs.
     """
-    place = _place_for(G, R)
+    place = _kernels_for(G, R)
     if place is None:
         return None
     library, work, threads = place
@@ -97,7 +104,7 @@ def minus_solve(G: Tensor, R: Tensor, lam: float, resolved: float, probes: Tenso
         G.data_ptr(), R.data_ptr(), X.data_ptr(), S, work.data_ptr(), r, m, threads, lam, resolved, found
     )
     norm, largest, energy, XX, RR, RX, error = found
-    return Answer(X if done else None, norm, largest, energy, XX, Look(RR, RX, error) if done == 2 else None)
+    return Answer(X if done else None, norm, largest, energy, XX, ResidualSums(RR, RX, error) if done == 2 else None)
 
 
 def minus_substitute(L: Tensor, R: Tensor) -> Tensor | None:
@@ -110,7 +117,7 @@ def minus_substitute(L: Tensor, R: Tensor) -> Tensor | None:
     Returns:
         None if no kernel supports the inputs.
     """
-    place = _place_for(L, R)
+    place = _kernels_for(L, R)
     if place is None:
         return None
     library, work, threads = place
@@ -120,7 +127,7 @@ def minus_substitute(L: Tensor, R: Tensor) -> Tensor | None:
     return X
 
 
-def _place_for(M: Tensor, R: Tensor) -> tuple[kernels.Kernels, Tensor, int] | None:
+def _kernels_for(M: Tensor, R: Tensor) -> tuple[kernels.Kernels, Tensor, int] | None:
     """The kernels for a system M X = R, their workspace and number of threads; None if they do not support it."""
     *leading, r, m = R.shape
     if not 0 < r <= _LARGEST or (leading and leading != [1]) or not M.is_contiguous():

@@ -32,7 +32,7 @@ class Iterates(NamedTuple):
         gradient: squared gradient norms summed over neurons and iterations.
         step_length: mean accepted step length over neurons and iterations.
         doubtful: number of neurons whose answer may be dominated by rounding.
-        most_change: an upper bound of <x, x>; infinite if unknown.
+        change_bound: an upper bound of <x, x>; infinite if unknown.
     """
 
     x: Tensor
@@ -42,7 +42,7 @@ class Iterates(NamedTuple):
     gradient: Scalar
     step_length: Scalar
     doubtful: Scalar
-    most_change: float = math.inf
+    change_bound: float = math.inf
 
 
 def usable(coordinates: Coordinates, Z: Tensor, s: Activation) -> bool:

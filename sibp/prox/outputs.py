@@ -22,17 +22,17 @@ _PARALLEL = 100_000  # numbers in an array above which several threads pay off
 
 @dataclass(frozen=True)
 class Shifted:
-    """The target s(Z) - eta D of a step on the neurons, not yet formed, since a convolution's is a large array.
+    """The target s(Z) - eta D, not computed yet, since that of a convolution is a large array.
 
     Attributes:
         D: error signal on s(Z), of Z's shape.
-        eta: the step.
+        eta: the step on the neurons.
     """
 
     D: Tensor
     eta: float
 
-    def formed(self, Z: Tensor, s: Activation) -> Tensor:
+    def evaluate(self, Z: Tensor, s: Activation) -> Tensor:
         """The target for pre-activations Z."""
         value = s.value(Z)
         if value.is_cpu and value.data_ptr() != Z.data_ptr():  # saves a large array when memory use peaks
@@ -55,7 +55,7 @@ class Outputs:
     def __init__(self, features: FeatureOperator, Z: Tensor, T: Target, s: Activation) -> None:
         """Starts with KP = 0; Z and T are not modified."""
         self.features, self.Z, self.s = features, Z, s
-        self.T = T.formed(Z, s) if isinstance(T, Shifted) else T
+        self.T = T.evaluate(Z, s) if isinstance(T, Shifted) else T
         self.E = self.KP = torch.zeros_like(Z)
 
     def residual(self) -> Tensor:
@@ -106,7 +106,7 @@ class CompiledOutputs(Outputs):
         self._size = self._library.outputs_size(B * P, g * m, B)
         self._sums = Z.new_empty(2, g, m, dtype=torch.float64)
         self.KP = Z.new_zeros(()).expand(Z.shape)
-        self._begun, self._tried, self._taken = False, self._sums, self._sums
+        self._has_direction, self._tried, self._taken = False, self._sums, self._sums
 
     @staticmethod
     def usable(features: FeatureOperator, Z: Tensor, s: Activation) -> bool:
@@ -118,44 +118,44 @@ class CompiledOutputs(Outputs):
         """||s(Z) - T||^2; sets E."""
         to = self._target
         shift, given = (to.eta, to.D) if isinstance(to, Shifted) else (None, to)
-        (Z, turned_Z), (T, turned_T) = _as_it_lies(self.Z), _as_it_lies(given)
+        (Z, turned_Z), (T, turned_T) = _with_layout(self.Z), _with_layout(given)
         self.Z, self.T, self.E = (self._empty() for _ in range(3))
         places = (Z.data_ptr(), turned_Z, T.data_ptr(), turned_T, shift is not None, shift or 0.0)
         self._run("begin", Z.shape[1], *places, self.Z, self.T, self.E)
-        self.target_norm = self._found(1)
-        return self._found(0)
+        self.target_norm = self._read_sums(1)
+        return self._read_sums(0)
 
     def take_E(self) -> Tensor:  # noqa: N802 (the name above)
         """E, whose memory is released when the next E has been allocated."""
         E = self.E
-        if self._begun:
+        if self._has_direction:
             del self.E
         return E
 
     def redirect(self, beta: Tensor, KG: Tensor) -> Tensor:
         """KP <- beta KP - KG; the curvature ||s'(Z) KP||^2. KG's memory is reused for KP or for E."""
-        KG = self._laid_out(KG)
-        if self._begun:
+        KG = self._units_last(KG)
+        if self._has_direction:
             self._run("redirect", self.Z, KG, self._taken.contiguous(), beta.contiguous(), self.KP)
             self.E = KG
         else:
-            self.KP, self._begun = KG, True
+            self.KP, self._has_direction = KG, True
             self._run("direct", self.Z, self.KP)
-        return self._found(0)
+        return self._read_sums(0)
 
     def attempt(self, t: Tensor, last: bool) -> Tensor:
         """||s(Z + t KP) - T||^2; `last`: no `move` will follow."""
         self._tried = t
-        self._try(t, None if last else self.E)
-        return self._found(0)
+        self._run_attempt(t, None if last else self.E)
+        return self._read_sums(0)
 
     def move(self, t: Tensor) -> None:
         """Z <- Z + t KP where t is not 0, at the next `redirect`; E as it is there."""
         self._taken = t
         if not torch.equal(t, self._tried):
-            self._try(t, self.E)
+            self._run_attempt(t, self.E)
 
-    def _try(self, t: Tensor, E: Tensor | None) -> None:
+    def _run_attempt(self, t: Tensor, E: Tensor | None) -> None:
         self._run("attempt", self.Z, self.T, self.KP, t.contiguous(), E)
 
     @property
@@ -169,11 +169,11 @@ class CompiledOutputs(Outputs):
         g, B, P, m = self.Z.shape
         return self.Z.new_empty(B, P, g, m).permute(2, 0, 1, 3)
 
-    def _laid_out(self, array: Tensor) -> Tensor:
+    def _units_last(self, array: Tensor) -> Tensor:
         """The array (g, B, P, m) stored in the order (B, P, g, m)."""
         return array.permute(1, 2, 0, 3).contiguous().permute(2, 0, 1, 3)
 
-    def _found(self, place: int) -> Tensor:
+    def _read_sums(self, place: int) -> Tensor:
         return self.features.total(self._sums[place].to(self.Z.dtype, copy=True))
 
     def _run(self, name: str, *given: Tensor | float | None) -> None:
@@ -182,8 +182,8 @@ class CompiledOutputs(Outputs):
         getattr(self._library, name)(ctypes.addressof(self._shape), *places, work.data_ptr(), self._sums.data_ptr())
 
 
-def _as_it_lies(array: Tensor) -> tuple[Tensor, bool]:
-    """An array (g, B, P, m) without gaps, and whether it is stored in the order (B, g, m, P)."""
+def _with_layout(array: Tensor) -> tuple[Tensor, bool]:
+    """The array (g, B, P, m), contiguous in one of two orders, and whether that order is (B, g, m, P)."""
     if array.permute(1, 2, 0, 3).is_contiguous():
         return array, False
     return array.permute(1, 0, 3, 2).contiguous().permute(1, 0, 3, 2), True

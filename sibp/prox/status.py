@@ -100,7 +100,7 @@ class Solution:
         x: (..., r, m) coefficients, up to `factor`; 0 if not `finite`.
         finite: whether all numbers were finite.
         measure: computes `stats` from the displacement's squared norm.
-        most_change: an upper bound of the displacement's squared norm; infinite where none is known.
+        change_bound: an upper bound of the displacement's squared norm; infinite where none is known.
         squared_change: that norm, evaluated lazily; None if the displacement itself has to be measured.
         factor: factor from the displacement of x to the answer.
     """
@@ -109,7 +109,7 @@ class Solution:
     x: Tensor
     finite: Flag
     measure: Callable[[Scalar], Stats]
-    most_change: Scalar = math.inf
+    change_bound: Scalar = math.inf
     squared_change: Callable[[], Scalar] | None = None
     factor: float = 1.0
 
@@ -127,7 +127,7 @@ class Solution:
             stats = measure(squared_change / square if square else 0.0)  # 0: too small for a float
             return replace(stats, squared_change=stats.squared_change * square)
 
-        most, change = self.most_change * square, self.squared_change
+        most, change = self.change_bound * square, self.squared_change
         squared_change = None if change is None else lambda: change() * square
         factor *= self.factor
         return type(self)(self.coordinates, self.x, self.finite, measured, most, squared_change, factor)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sibp import SIBP, AutoSIBP, ProxBP
-from sibp.optim.direction import MEMORY
+from sibp.optim.direction import MOMENTUM
 
 F64 = torch.float64
 SEARCHING: list[Callable[[nn.Module, float], SIBP | ProxBP]] = [
@@ -168,8 +168,8 @@ def test_tiny_steps_are_plain_sibps_made_orthogonal_and_balanced():
         second.zero_grad()
         F.cross_entropy(plain(x), y).backward()
         asked = [-p.grad for p in plain.parameters() if p.grad is not None]
-        mean = [MEMORY * m + (1 - MEMORY) * s for m, s in zip(mean, asked, strict=True)]
-        wanted = [MEMORY * m + (1 - MEMORY) * s for m, s in zip(mean, asked, strict=True)]
+        mean = [MOMENTUM * m + (1 - MOMENTUM) * s for m, s in zip(mean, asked, strict=True)]
+        wanted = [MOMENTUM * m + (1 - MOMENTUM) * s for m, s in zip(mean, asked, strict=True)]
         left, _, right = torch.linalg.svd(wanted[0], full_matrices=False)
         wanted = [w / w.square().mean().sqrt() for w in (left @ right, *wanted[1:])]
         size = 1.7 * math.sqrt(sum(float(s.square().sum()) for s in asked) / sum(w.numel() for w in wanted))
@@ -187,7 +187,7 @@ def test_a_direction_that_rises_is_given_up_for_the_steps_own():
     step(model, optimizer, x, y)
     for p in model.parameters():
         optimizer.state[p]["search_mean"].mul_(-1e3)
-    optimizer._search_memory()["search_wait"] = 0
+    optimizer._search_state()["search_wait"] = 0
     optimizer.zero_grad()
     F.cross_entropy(model(x), y).backward()
     asked = [p.detach() - p.grad for p in model.parameters() if p.grad is not None]

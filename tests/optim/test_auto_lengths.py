@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sibp import AutoSIBP
-from sibp.optim import sibp_auto
+from sibp.optim import sibp_auto, trust
 
 F64 = torch.float64
 
@@ -57,7 +57,7 @@ def step(model: nn.Module, optimizer: AutoSIBP, seed: int, rows: int = 20, losse
 
 
 class Slopes(NamedTuple):
-    """The arguments of `trust_after`."""
+    """The arguments of `updated_trust`."""
 
     trust: float
     fresh: float
@@ -69,13 +69,13 @@ class Slopes(NamedTuple):
 def slopes(monkeypatch) -> list[Slopes]:
     """Those that trust is learned from, in turn."""
     seen: list[Slopes] = []
-    plain = sibp_auto.trust_after
+    plain = trust.updated_trust
 
-    def trust_after(trust: float, fresh: float, expected: float, usual: float) -> float:
-        seen.append(Slopes(trust, fresh, expected, usual))
-        return plain(trust, fresh, expected, usual)
+    def updated_trust(share: float, fresh: float, expected: float, usual: float) -> float:
+        seen.append(Slopes(share, fresh, expected, usual))
+        return plain(share, fresh, expected, usual)
 
-    monkeypatch.setattr(sibp_auto, "trust_after", trust_after)
+    monkeypatch.setattr(trust, "updated_trust", updated_trust)
     return seen
 
 
@@ -106,7 +106,7 @@ def test_slopes_are_compared_with_a_running_mean_of_what_was_expected(slopes):
 
 def test_trust_looks_back_at_the_step_that_was_taken_not_at_a_rejected_trial(slopes, monkeypatch):
     """At 8 rows the first step aims at half of the optimum; where that is rejected, the whole one is taken."""
-    monkeypatch.setattr(sibp_auto, "LOOK_EVERY", 1)
+    monkeypatch.setattr(sibp_auto, "MEASURE_EVERY", 1)
     model = net()
     optimizer = AutoSIBP(model, lr=1e-3)
     loss = F.cross_entropy(model(batch(0, 8)[0]), batch(0, 8)[1]).item()

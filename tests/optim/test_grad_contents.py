@@ -73,7 +73,9 @@ def test_gradients_that_are_no_displacement_are_refused_by_name(method, fill):
     optimizer = method(model)
     fill(model, optimizer)
     before = [p.detach().clone() for p in model.parameters()]
-    with pytest.raises(RuntimeError, match=rf"layer '0': what lies in weight.grad .* {FOREIGN[fill]}"):
+    with pytest.raises(
+        RuntimeError, match=rf"layer '0': weight.grad contains something other than displacements .* {FOREIGN[fill]}"
+    ):
         optimizer.step()
     assert all(torch.equal(p, w) for p, w in zip(model.parameters(), before, strict=True))
     optimizer.zero_grad()
@@ -85,7 +87,10 @@ def test_gradients_older_than_the_optimizer_are_refused():
     model = net()
     loss_of(model).backward()
     optimizer = SIBP(model)
-    with pytest.raises(RuntimeError, match=r"layer '0': what lies in weight.grad .* before the first backward pass"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"layer '0': weight.grad contains something other than displacements .* before the first backward pass",
+    ):
         optimizer.step()
     loss_of(model).backward()  # accumulating a displacement does not make the sum valid
     with pytest.raises(RuntimeError, match="before the first backward pass"):
@@ -167,7 +172,7 @@ def test_an_enabled_scaler_around_the_outer_optimizer_is_refused(enabled: bool):
         scaler.step(outer)
         assert torch.equal(model[0].weight, before - found)  # pyright: ignore[reportOperatorIssue]
         return
-    with pytest.raises(RuntimeError, match="SGD steps along displacements of SIBP, from which a GradScaler"):
+    with pytest.raises(RuntimeError, match="SGD steps along displacements of SIBP, whose scale a GradScaler cannot"):
         scaler.step(outer)
     del direction  # the model's layers keep it alive
     elsewhere = torch.optim.SGD(other.parameters(), 1.0)
@@ -323,9 +328,9 @@ def forward_mode(model: nn.Module) -> None:
             lambda m: torch.func.jvp(m, (torch.ones(2, 5, dtype=F64),), (torch.ones(2, 5, dtype=F64),)),
             "layer '0' is tapped by SIBP, whose backward pass torch.func cannot transform",
         ),
-        (torch.jit.script, "layer '0' is tapped by SIBP, and TorchScript cannot compile that"),
+        (torch.jit.script, "layer '0' is tapped by SIBP, which TorchScript cannot compile"),
         (lambda m: torch.jit.trace(m, torch.ones(2, 5, dtype=F64)), "layer '0' is tapped by SIBP, and a trace with"),
-        (lambda m: forward_mode(m), "layer '0' is tapped, and has no forward-mode derivative"),
+        (lambda m: forward_mode(m), "layer '0' is tapped and has no forward-mode derivative"),
     ],
     ids=["sparse", "nested", "vmap", "jvp", "script", "trace", "forward mode"],
 )

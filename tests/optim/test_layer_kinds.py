@@ -28,7 +28,7 @@ METHODS = {
 @pytest.fixture(autouse=True)
 def _only_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is forgotten after it."""
-    monkeypatch.setattr(geometry, "_kinds", dict(geometry._kinds))
+    monkeypatch.setattr(geometry, "_geometries", dict(geometry._geometries))
 
 
 class Conv1D(nn.Module):

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from sibp import AutoSIBP
-from sibp.optim.search import MAX_TRIALS, SearchStatus, backtrack, minimise, nearer
+from sibp.optim.search import MAX_TRIALS, SearchStatus, backtrack, halve_while_decreasing, minimise
 
 SURPRISE = 3.0  # as documented
 
@@ -69,7 +69,7 @@ def test_a_small_promise_lengthens_steps_where_batches_are_much_alike(offset: fl
     """As where gradients vanish, and batches differ by less than a tenth of the loss, but by more than steps change."""
     net = model()
     optimizer = AutoSIBP(net, lr=1e9)
-    optimizer.begin_search()
+    optimizer.init_search_state()
     next(iter(optimizer.state.values()))["search_unit"] = 1.0  # although this loss is large for its error signals
     for number in range(6):
         reach = step(net, optimizer, seed=number, scale=1e-6, offset=1 + offset * (number % 2))["reach"]
@@ -101,12 +101,12 @@ def test_nearer_stops_at_the_lowest_of_the_halved_lengths():
         tried.append(alpha)
         return abs(alpha - 0.13)
 
-    found = nearer(phi, backtrack(phi, 1.0, 1.0))
+    found = halve_while_decreasing(phi, backtrack(phi, 1.0, 1.0))
     assert (found.alpha, found.loss, found.trials) == (0.125, phi(0.125), 5)
     assert tried[:5] == [1.0, 0.5, 0.25, 0.125, 0.0625]
     refused = backtrack(lambda _: 2.0, 1.0, 1.0)
-    assert nearer(phi, refused) == refused
-    assert nearer(lambda alpha: alpha, backtrack(lambda alpha: alpha, 2.0, 1.0)).trials == MAX_TRIALS
+    assert halve_while_decreasing(phi, refused) == refused
+    assert halve_while_decreasing(lambda alpha: alpha, backtrack(lambda alpha: alpha, 2.0, 1.0)).trials == MAX_TRIALS
 
 
 def test_a_minimum_too_far_away_is_taken_to_be_at_the_limit():

@@ -171,7 +171,7 @@ class OwnConvolution(nn.Module):
 
 
 def test_a_module_with_a_convolutions_settings_can_be_registered(monkeypatch):
-    monkeypatch.setitem(geometry._kinds, OwnConvolution, geometry.ConvGeometry)
+    monkeypatch.setitem(geometry._geometries, OwnConvolution, geometry.ConvGeometry)
     optimizer = SIBP(nn.Sequential(OwnConvolution(), nn.ReLU(), nn.Flatten(), nn.Linear(18, 2)))
     assert list(optimizer.layers.taps) == ["0", "3"]
 

@@ -14,7 +14,7 @@ from sibp.experiment.compose import compose
 from sibp.experiment.optimizers import build_optimizer
 from sibp.optim.aprox import AProx
 from sibp.optim.kfac import KFAC
-from sibp.optim.kfac_adaptive import EVERY, OMEGA, AdaptiveKFAC
+from sibp.optim.kfac_adaptive import DAMPING_FACTOR, EVERY, AdaptiveKFAC
 from sibp.optim.sls import LineSearchSGD
 from sibp.runs.errors import UserError
 
@@ -81,7 +81,9 @@ def test_a_clipped_step_is_kfacs_shortened_to_the_allowed_divergence(clip):
         torch.testing.assert_close(mine, nu * theirs, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(("fall", "factor"), [(0.9, OMEGA), (0.5, 1.0), (0.1, 1 / OMEGA), (-1.0, 1 / OMEGA)])
+@pytest.mark.parametrize(
+    ("fall", "factor"), [(0.9, DAMPING_FACTOR), (0.5, 1.0), (0.1, 1 / DAMPING_FACTOR), (-1.0, 1 / DAMPING_FACTOR)]
+)
 def test_damping_follows_the_ratio_of_actual_to_predicted_decrease(fall, factor):
     model, _, _ = problem()
     optimizer = AdaptiveKFAC(model, damping=0.5)
@@ -95,7 +97,7 @@ def test_the_loss_is_evaluated_again_only_on_every_fifth_step():
     optimizer = AdaptiveKFAC(model, lr=1e-4, damping=0.5, clip=1.0)
     for step in range(1, 2 * EVERY + 1):
         one_step(optimizer, model, x, y, looks=True)
-        assert optimizer.param_groups[0]["damping"] == pytest.approx(0.5 * OMEGA ** (step // EVERY))
+        assert optimizer.param_groups[0]["damping"] == pytest.approx(0.5 * DAMPING_FACTOR ** (step // EVERY))
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])

@@ -12,8 +12,8 @@ from sibp.optim.search import (
     backtrack,
     minimise,
     parabola_minimum,
-    trust_after,
 )
+from sibp.optim.trust import updated_trust
 
 
 @pytest.mark.parametrize("minimum", [0.03, 0.2, 0.5, 0.9])
@@ -143,12 +143,12 @@ def test_only_a_finite_loss_that_is_not_higher_is_acceptable():
 
 
 def test_trust_adapts_to_the_slope_of_the_next_batch():
-    assert trust_after(0.5, 0.0, -1.0) == 0.5
-    assert trust_after(0.5, 0.1, -1.0) < 0.5 < trust_after(0.5, -0.1, -1.0)
-    assert trust_after(0.5, 1e9, -1.0) == trust_after(0.5, 1.0, -1.0)  # the weight of a single batch is bounded
-    assert trust_after(1.0, -1.0, -1.0) == 1
+    assert updated_trust(0.5, 0.0, -1.0) == 0.5
+    assert updated_trust(0.5, 0.1, -1.0) < 0.5 < updated_trust(0.5, -0.1, -1.0)
+    assert updated_trust(0.5, 1e9, -1.0) == updated_trust(0.5, 1.0, -1.0)  # the weight of a single batch is bounded
+    assert updated_trust(1.0, -1.0, -1.0) == 1
     # A slope of a tenth of the usual one counts a tenth; at or above the usual one, `usual` has no effect.
-    assert trust_after(0.5, 0.1, -0.1, usual=1.0) == pytest.approx(trust_after(0.5, 0.1, -1.0))
-    assert trust_after(0.5, 2.0, -4.0, usual=1.0) == trust_after(0.5, 2.0, -4.0)
+    assert updated_trust(0.5, 0.1, -0.1, usual=1.0) == pytest.approx(updated_trust(0.5, 0.1, -1.0))
+    assert updated_trust(0.5, 2.0, -4.0, usual=1.0) == updated_trust(0.5, 2.0, -4.0)
     for fresh, expected in ((math.nan, -1.0), (1.0, 0.0), (1.0, math.nan), (math.inf, -1.0)):
-        assert trust_after(0.5, fresh, expected) == 0.5
+        assert updated_trust(0.5, fresh, expected) == 0.5

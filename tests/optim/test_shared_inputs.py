@@ -46,7 +46,7 @@ def trained(apart: bool, monkeypatch, solver="exact", method=SIBP, steps=3, rows
             whole = getattr(DenseFeatures, name)
             patch.setattr(DenseFeatures, name, lambda self, whole=whole: built.append(self.inputs) or whole(self))
         if apart:
-            patch.setattr(SharedInput, "of", lambda *_: False)
+            patch.setattr(SharedInput, "matches", lambda *_: False)
         torch.manual_seed(0)
         checkpointed = options.pop("checkpointed", False)
         groups = options.pop("groups", None)
@@ -122,7 +122,7 @@ def trained_groups(apart, groups, inputs, monkeypatch):
         gram = DenseFeatures.gram
         patch.setattr(DenseFeatures, "gram", lambda self: built.append(self.inputs) or gram(self))
         if apart:
-            patch.setattr(SharedInput, "of", lambda *_: False)
+            patch.setattr(SharedInput, "matches", lambda *_: False)
         torch.manual_seed(0)
         model = Branches(inputs)
         optimizer = SIBP(model, lr=0.1, prox_weight=2.0, solver="exact", params=groups(model))

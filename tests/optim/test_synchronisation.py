@@ -45,7 +45,7 @@ def as_on_an_accelerator(monkeypatch: pytest.MonkeyPatch):
     for name, module in list(sys.modules.items()):
         if name.startswith("sibp.") and getattr(module, "scalar", None) is reading:
             monkeypatch.setattr(module, "scalar", lambda tensor: tensor)
-    monkeypatch.setattr(nonlinear, "_reads", lambda Z: False)
+    monkeypatch.setattr(nonlinear, "_may_read_values", lambda Z: False)
     with disabled():
         yield
 

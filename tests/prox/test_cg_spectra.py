@@ -65,7 +65,7 @@ def test_no_output_units_objective_rises_and_metrics_match_the_displacement(
         1 - float(end.sum()) / total if total else 0.0, abs=2e-3 + 2 * uncertain
     )
     assert float(stats.squared_change) == pytest.approx(float(squared_change), rel=1e-4)
-    assert float(solution.most_change) >= (1 - 1e-4) * float(squared_change)
+    assert float(solution.change_bound) >= (1 - 1e-4) * float(squared_change)
 
 
 @needs_kernels
@@ -76,7 +76,7 @@ def test_the_bound_of_a_change_holds_where_its_coefficients_are_too_small_to_be_
     solution = solve_nonlinear(Span(features), Z, T, lam, s, 1)
     _, _, squared_change = ends(features, Z, T, lam, torch_s, solution)
     assert float(solution.x.square().sum()) == 0  # in single precision
-    assert 0 < float(squared_change) <= float(solution.most_change)
+    assert 0 < float(squared_change) <= float(solution.change_bound)
 
 
 @pytest.mark.usefixtures("both_ways")
@@ -142,13 +142,13 @@ def test_displacements_whose_objective_rises_are_shortened(side, factor, left, m
     Z, T = randn(6, 3, seed=1), randn(6, 3, seed=2)
     identity, torch_identity = ACTIVATIONS["identity"]
     minimum = moved(solve_nonlinear(side(features), Z, T, 0.5, identity, 30))
-    taken = nonlinear._taken
+    taken = nonlinear._run_iterations
 
     def too_far(*arguments):
         found = taken(*arguments)
         return found._replace(x=factor * found.x, doubtful=torch.ones(()))
 
-    monkeypatch.setattr(nonlinear, "_taken", too_far)
+    monkeypatch.setattr(nonlinear, "_run_iterations", too_far)
     solution = solve_nonlinear(side(features), Z, T, 0.5, identity, 30)
     assert moved(solution) == pytest.approx(left * minimum, rel=1e-6, abs=1e-9)
     start, end, squared_change = ends(features, Z, T, 0.5, torch_identity, solution)

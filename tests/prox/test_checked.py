@@ -85,7 +85,7 @@ def test_accepted_answers_are_near_the_minimum(kind, share, fitted):
 
 def test_one_large_eigenvalue_costs_no_refinement(monkeypatch):
     """As of positive inputs: the rounding of its entries hardly concerns the others, which are of the size of lam."""
-    monkeypatch.setattr(checked._Task, "refined", lambda *_: pytest.fail("refined"))
+    monkeypatch.setattr(checked._Task, "refine", lambda *_: pytest.fail("refined"))
     A = 0.1 + 4e-3 * randn(4000, 400)
     features, R = DenseFeatures(A.float(), bias=False), randn(4000, 6, seed=1, dtype=torch.float32)
     lam = 40 * EPS * float((A.T @ A).norm())
@@ -122,7 +122,7 @@ def test_the_weighted_trace_of_the_inverse_is_an_upper_bound(dtype):
         G = coordinates.gram.double()
         inverse = torch.linalg.inv(G + 0.5 * torch.eye(size, dtype=torch.float64))
         trace = float((G.diagonal() * inverse.diagonal()).sum())
-        found = system.weighs(G.diagonal())
+        found = system.weighted_trace(G.diagonal())
         assert found == pytest.approx(factor * trace, rel=1e-4 if factor == 1 else 0.3)
 
 
@@ -130,8 +130,8 @@ def test_the_weighted_trace_of_the_inverse_is_an_upper_bound(dtype):
 @pytest.mark.parametrize("side", SIDES)
 def test_inaccurate_solutions_are_refined(side, monkeypatch):
     """A lam of few times the rounding of G, and a residual that nearly dependent features hardly fit."""
-    refined, found = checked._Task.refined, []
-    monkeypatch.setattr(checked._Task, "refined", lambda *given: found.append(refined(*given)) or found[-1])
+    refine, found = checked._Task.refine, []
+    monkeypatch.setattr(checked._Task, "refine", lambda *given: found.append(refine(*given)) or found[-1])
     A = randn(100, 120, seed=3)[torch.arange(200) % 100] * torch.logspace(0, -3, 120)
     features = DenseFeatures(A.float())
     Phi = torch.from_numpy(features_matrix(features))
@@ -270,7 +270,7 @@ def test_span_coordinates_are_first_solved_in_single_precision(units, monkeypatc
 
 def answer(error, *, norm=1.0, RR=3.0, RX=-1.0, XX=0.0):
     """With lam = 2, the decrease is RR + 2 RX = 1, of which an error of 1e-5 is tolerated."""
-    return closed.Answer(torch.zeros(1, 1), norm, norm, 1.0, XX, closed.Look(RR, RX, error))
+    return closed.Answer(torch.zeros(1, 1), norm, norm, 1.0, XX, closed.ResidualSums(RR, RX, error))
 
 
 @pytest.mark.parametrize(
@@ -290,4 +290,4 @@ def answer(error, *, norm=1.0, RR=3.0, RX=-1.0, XX=0.0):
     ],
 )
 def test_a_check_detects_inaccurate_single_precision_answers(looked_at, units, right):
-    assert checked.looks_right(looked_at, 2.0, 1e-7, units) == right
+    assert checked.is_accurate(looked_at, 2.0, 1e-7, units) == right

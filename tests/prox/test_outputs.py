@@ -146,6 +146,6 @@ def test_fraction_of_a_part_is_of_that_part():
 def test_a_target_leaves_the_pre_activations_as_they_are(own):
     Z, D = torch.randn(4, 3), torch.randn(4, 3)
     before = Z.clone()
-    T = Shifted(D, 0.5).formed(Z, own)
+    T = Shifted(D, 0.5).evaluate(Z, own)
     torch.testing.assert_close(T, own.value(before) - 0.5 * D)
     assert torch.equal(Z, before)

@@ -23,7 +23,7 @@ Shape = tuple[int, int, int, int]
 """Of an image, (B, g c, rows, columns)."""
 _COLUMNS = 96  # of a block of materialized patches
 _TILE = (4, 16)  # channels that the kernel takes at a time, of the one pixel and of the other
-_MOST = 2**22  # numbers in `Sharing.adding`: enough for kernels of 9 x 9
+_MOST = 2**22  # numbers in `Sharing.incidence`: enough for kernels of 9 x 9
 _PARALLEL = 1_000_000  # multiply-adds above which several threads pay off
 
 
@@ -38,7 +38,7 @@ def patch_gram(x: Tensor, window: Window) -> Tensor:
         (g, n, n), n = c times the kernel's entries.
     """
     B, channels, rows, columns = x.shape
-    make = _written_out if is_dense(window, (B, channels, rows, columns)) else _by_distance
+    make = _gram_from_patches if is_dense(window, (B, channels, rows, columns)) else _gram_from_pixel_products
     return make(x, window)
 
 
@@ -53,7 +53,7 @@ def gram_products(window: Window, shape: Shape) -> list[tuple[int, int, int]]:
     c = channels // window.groups
     if is_dense(window, shape):
         P, n = window.positions(rows, columns), c * window.kernel[0] * window.kernel[1]
-        return [(end - first, B * P[0] * P[1], end) for first, end in _halves(n)]
+        return [(end - first, B * P[0] * P[1], end) for first, end in _column_blocks(n)]
     sharing = Sharing.of(window, rows, columns)
     return [
         *((c, B * above.number * beside.number, c) for above, beside in sharing.regions),
@@ -86,7 +86,7 @@ def is_dense(window: Window, shape: Shape) -> bool:
     _, channels, rows, columns = shape
     c, (above, beside) = channels // window.groups, window.positions(rows, columns)
     taps = window.kernel[0] * window.kernel[1]
-    dense = above * beside * sum((end - first) * end for first, end in _halves(taps * c))
+    dense = above * beside * sum((end - first) * end for first, end in _column_blocks(taps * c))
     if taps * taps * (taps + 1) // 2 > _MOST:  # the first entry alone is at `taps` distances
         return True
     sharing = Sharing.of(window, rows, columns)
@@ -96,13 +96,13 @@ def is_dense(window: Window, shape: Shape) -> bool:
     return dense < sharing.products * whole[0] * whole[1]
 
 
-def _halves(n: int) -> list[tuple[int, int]]:
+def _column_blocks(n: int) -> list[tuple[int, int]]:
     """Columns of Phi in blocks: each is multiplied with itself and those before."""
     number = -(-n // _COLUMNS)
     return [(n * k // number, n * (k + 1) // number) for k in range(number)]
 
 
-def _written_out(x: Tensor, window: Window) -> Tensor:
+def _gram_from_patches(x: Tensor, window: Window) -> Tensor:
     """The Gram matrix from materialized patches, a row of the image at a time."""
     (kernel, taps), (B, channels, height, width) = window.kernel, x.shape
     P, Q = window.positions(height, width)
@@ -119,21 +119,22 @@ def _written_out(x: Tensor, window: Window) -> Tensor:
             (to_g, to_sample, right, window.dilation[0] * to_row, window.dilation[1] * to_pixel, 1),
             padded.storage_offset() + row * down,
         ).reshape(g, B * Q, n)
-        for (first, end), group in itertools.product(_halves(n), range(g)):  # torch.bmm with a batch of one is slower
+        # Group by group: torch.bmm with a batch of one is slower.
+        for (first, end), group in itertools.product(_column_blocks(n), range(g)):
             gram[group, first:end, :end] += patches[group, :, first:end].T @ patches[group, :, :end]
-    for first, end in _halves(n):
+    for first, end in _column_blocks(n):
         gram[:, :first, first:end] = gram[:, first:end, :first].mT
     entries = gram.view(g, kernel * taps, c, kernel * taps, c)
     return entries.permute(0, 2, 1, 4, 3).reshape(g, n, n)
 
 
-def _by_distance(x: Tensor, window: Window) -> Tensor:
+def _gram_from_pixel_products(x: Tensor, window: Window) -> Tensor:
     """The Gram matrix from products of pixels, each formed once."""
     channels, *size = x.shape[1:]
     sharing = Sharing.of(window, *size)
     g, c, taps = window.groups, channels // window.groups, window.kernel[0] * window.kernel[1]
     found = _sums(x, sharing, g).flatten(2)  # (g, regions, c c)
-    blocks = (sharing.adding(x.dtype, x.device) @ found).unflatten(2, (c, c))
+    blocks = (sharing.incidence(x.dtype, x.device) @ found).unflatten(2, (c, c))
     gram = x.new_empty(g, taps, taps, c, c)
     first, second = torch.triu_indices(taps, taps, device=x.device)
     gram[:, second, first] = blocks.mT

@@ -126,7 +126,7 @@ class Sharing:
         return torch.tensor([[*above, *beside] for above, beside in self.regions])
 
     @lru_cache  # noqa: B019 (instances are cached, too)
-    def adding(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+    def incidence(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """(pairs, regions) 1 for each of `shares`, else 0; made on the device, as a copy would make the CPU wait."""
         matrix = torch.zeros(self.pairs, len(self.regions), dtype=dtype, device=device)
         for pair, region in self.shares:

@@ -46,7 +46,7 @@ _REFINEMENTS = 2
 FLOOR = 16.0  # lam / (eps ||G||) below which lam is lost in the rounding of G
 
 
-def floor(eps: float) -> float:
+def smallest_ratio(eps: float) -> float:
     """The least lam / ||G|| that can be solved for.
 
     Args:
@@ -67,15 +67,15 @@ def checked(coordinates: Coordinates, R: Tensor, rhs: Tensor, lam: float, norm: 
     """
     features = coordinates.features
     start = float(features.total(torch.linalg.vector_norm(R).double().square()))
-    if not math.isfinite(norm + start) or lam < floor(torch.finfo(rhs.dtype).eps) * norm:
+    if not math.isfinite(norm + start) or lam < smallest_ratio(torch.finfo(rhs.dtype).eps) * norm:
         return None
     task = _Task(coordinates, R, rhs, lam, norm, start)
     large = rhs.dtype is torch.float32 and coordinates.size >= SINGLE
     for dtype in (torch.float32, torch.float64) if large else (torch.float64,):
         system = features.once((_System, lam, dtype), partial(_System.of, coordinates, lam, dtype))
-        if system is not None and (solved := task.solved(system)) is not None:
+        if system is not None and (solved := task.solve(system)) is not None:
             x, decrease = solved
-            return task.solution(x, decrease) if task.serves(system, x, decrease) else task.refined(system, x)
+            return task.solution(x, decrease) if task.survives_rounding(system, x, decrease) else task.refine(system, x)
     return None
 
 
@@ -115,16 +115,16 @@ class _System:
         size = self.L.shape[-1]
         if size <= 2 * _PROBES:
             return float(torch.linalg.vector_norm(torch.cholesky_inverse(self.L)))
-        probes = self.minus_solve(signs(size, self.L.dtype).expand(*self.L.shape[:-1], -1))
+        probes = self.minus_solve(random_signs(size, self.L.dtype).expand(*self.L.shape[:-1], -1))
         return math.sqrt(_SAFETY / _PROBES) * float(torch.linalg.vector_norm(probes))
 
-    def weighs(self, diagonal: Tensor) -> float:
+    def weighted_trace(self, diagonal: Tensor) -> float:
         """sum_j d_j [(G + lam I)^-1]_jj for a diagonal d (..., r), or an estimate that is very rarely too small."""
         size = self.L.shape[-1]
         if size < SINGLE:
             inverse = torch.cholesky_inverse(self.L)
             return float((diagonal * inverse.diagonal(dim1=-2, dim2=-1)).sum())
-        probes = diagonal.sqrt().to(self.L.dtype).unsqueeze(-1) * signs(size, self.L.dtype)
+        probes = diagonal.sqrt().to(self.L.dtype).unsqueeze(-1) * random_signs(size, self.L.dtype)
         return -_SAFETY / _PROBES * float((probes * self.minus_solve(probes)).sum())
 
     def tolerates(self, squared_error: float, decrease: float, excess: float = 0.0) -> bool:
@@ -137,7 +137,7 @@ class _System:
 
 @dataclass(frozen=True)
 class _Task:
-    """A system to solve; see `checked`. start: ||R||^2."""
+    """The arguments of `checked`, and start = ||R||^2."""
 
     coordinates: Coordinates
     R: Tensor
@@ -150,7 +150,7 @@ class _Task:
     def _eps(self) -> float:
         return torch.finfo(self.rhs.dtype).eps
 
-    def solved(self, system: _System) -> tuple[Tensor, float] | None:
+    def solve(self, system: _System) -> tuple[Tensor, float] | None:
         """The x of a system and its decrease, as accurate as with a float64 factor; None if that fails."""
         x = system.minus_solve(self.rhs)
         if system.L.dtype is not self.rhs.dtype:
@@ -159,10 +159,10 @@ class _Task:
             decrease = self.decrease(x)
             if system.tolerates(self._squared_error(x), decrease):
                 return x, decrease
-            x = x + system.minus_solve(self._left_over(x, self.rhs))
+            x = x + system.minus_solve(self._residual(x, self.rhs))
         return None
 
-    def _left_over(self, x: Tensor, rhs: Tensor) -> Tensor:
+    def _residual(self, x: Tensor, rhs: Tensor) -> Tensor:
         """The residual e = rhs + (G + lam I) x."""
         return (self.coordinates.gram @ x).add_(rhs).add_(x, alpha=self.lam)
 
@@ -170,18 +170,18 @@ class _Task:
         """||e||^2, or an estimate that is very rarely too small."""
         units = x.shape[-1]
         if units <= 2 * _PROBES:
-            return _squared(self._left_over(x, self.rhs))
-        S = signs(units, x.dtype)
-        return _estimate(_squared(self._left_over(x @ S, self.rhs @ S)), units)
+            return _squared(self._residual(x, self.rhs))
+        S = random_signs(units, x.dtype)
+        return _estimate(_squared(self._residual(x @ S, self.rhs @ S)), units)
 
-    def serves(self, system: _System, x: Tensor, decrease: float, uncertain: Tensor | None = None) -> bool:
+    def survives_rounding(self, system: _System, x: Tensor, decrease: float, uncertain: Tensor | None = None) -> bool:
         """Whether x is accurate despite rounding; `uncertain` is the part of x computed from G, by default all."""
-        error = self._from_rounding(x if uncertain is None else uncertain)
+        error = self._rounding_error(x if uncertain is None else uncertain)
         if not self.coordinates.direct:
             return system.tolerates(error, decrease)
         of_rhs = self._eps**2 * self.start
         return system.tolerates(error + of_rhs * self.norm, decrease) or system.tolerates(
-            error, decrease, of_rhs * system.weighs(self._diagonal)
+            error, decrease, of_rhs * system.weighted_trace(self._diagonal)
         )
 
     @cached_property
@@ -189,8 +189,8 @@ class _Task:
         """Of G, (..., r), in float64."""
         return self.coordinates.gram.diagonal(dim1=-2, dim2=-1).double()
 
-    def _from_rounding(self, x: Tensor) -> float:
-        """The share of ||e||^2 that the rounding of G causes: an estimate, several times as large as what is usual."""
+    def _rounding_error(self, x: Tensor) -> float:
+        """An estimate of the part of ||e||^2 that the rounding of G causes; usually several times too large."""
         if not self.coordinates.direct:
             return (self._eps * self.norm) ** 2 * _squared(x)
         diagonal = self._diagonal
@@ -205,7 +205,7 @@ class _Task:
         """The answer x; its decrease is that of a solved system, as the checks have shown."""
         return Solution(self.coordinates, x, True, partial(_solved, self.start, self.start - decrease))
 
-    def refined(self, system: _System, x: Tensor) -> Solution | None:
+    def refine(self, system: _System, x: Tensor) -> Solution | None:
         """The displacement of x, corrected with Phi itself; None if that is not accurate enough either."""
         coordinates, features = self.coordinates, self.coordinates.features
         V = coordinates.entries(x)
@@ -218,7 +218,7 @@ class _Task:
                 coordinates.inner(e, more, coordinates.forward(more) if not coordinates.direct else more).sum()
             )
             x, V = x + more, V + coordinates.entries(more)
-            if self.serves(system, x, self.decrease(x), uncertain=more) and math.isfinite(_squared(V)):
+            if self.survives_rounding(system, x, self.decrease(x), uncertain=more) and math.isfinite(_squared(V)):
                 return Solution(Direct(features), V, True, partial(_solved, self.start, objective + gained))
         return None
 
@@ -227,8 +227,8 @@ def _solved(start: Scalar, end: Scalar, squared_change: Scalar) -> Stats:
     return Stats.of(Status.SOLVED, True, start, end, iterations=0, step_length=1.0, squared_change=squared_change)
 
 
-def looks_right(answer: closed.Answer, lam: float, eps: float, units: int) -> bool:
-    """Whether an answer in span coordinates is accurate: guaranteed by lam, or by the sums over it.
+def is_accurate(answer: closed.Answer, lam: float, eps: float, units: int) -> bool:
+    """Whether an answer in span coordinates is accurate: because lam is large enough, or according to its residual.
 
     Args:
         answer: with an x.
@@ -236,12 +236,12 @@ def looks_right(answer: closed.Answer, lam: float, eps: float, units: int) -> bo
         eps: of its dtype.
         units: the number of columns of x.
     """
-    look = answer.look
-    if look is None:
+    sums = answer.residual_sums
+    if sums is None:
         return True
-    decrease = look.RR + lam * look.RX
-    error = _estimate(look.error, units) + (eps * answer.norm) ** 2 * answer.XX
-    return lam >= floor(eps) * answer.norm and error <= _TOLERANCE * decrease < math.inf
+    decrease = sums.RR + lam * sums.RX
+    error = _estimate(sums.error, units) + (eps * answer.norm) ** 2 * answer.XX
+    return lam >= smallest_ratio(eps) * answer.norm and error <= _TOLERANCE * decrease < math.inf
 
 
 def _estimate(squared_error: float, units: int) -> float:
@@ -250,8 +250,8 @@ def _estimate(squared_error: float, units: int) -> float:
 
 
 @lru_cache(maxsize=32)
-def signs(units: int, dtype: torch.dtype) -> Tensor:
-    """S (units, _PROBES) of 1 and -1 at random, the same in every process: a resumed run repeats its steps.
+def random_signs(units: int, dtype: torch.dtype) -> Tensor:
+    """S (units, _PROBES), entries 1 and -1 at random; equal in every process, so that a resumed run repeats its steps.
 
     For at most `_PROBES` units it is a part of the identity, so that ||e S|| is ||e||.
     """

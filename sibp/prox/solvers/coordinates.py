@@ -143,7 +143,7 @@ class Coordinates(ABC):
         """||W_new - W||^2 + ||b_new - b||^2 of the displacement of x."""
         return squared_norm(*self.displacement(x))
 
-    def most(self, largest: float, XX: float) -> float:
+    def squared_norm_bound(self, largest: float, XX: float) -> float:
         """An upper bound of <x, x>, from the largest entry of `gram` and x's sum of squares."""
         del largest
         return XX
@@ -250,7 +250,7 @@ class Span(Coordinates):
         """`factor` U^T Phi by its parts."""
         return self.features.displacement(x, factor)
 
-    def most(self, largest: float, XX: float) -> float:
+    def squared_norm_bound(self, largest: float, XX: float) -> float:
         """tr(K) ||U||^2, with N times K's largest entry for tr(K)."""
         return self.size * largest * XX
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from sibp.prox import closed
 from sibp.prox.scalars import Flag, Scalar, at_least, choose, is_finite, scalar
-from sibp.prox.solvers.checked import FLOOR, SINGLE, checked, floor, looks_right, signs
+from sibp.prox.solvers.checked import FLOOR, SINGLE, checked, is_accurate, random_signs, smallest_ratio
 from sibp.prox.solvers.coordinates import Coordinates, Direct
 from sibp.prox.status import WELL_ABOVE, Solution, Stats, Status, squared_norm
 
@@ -54,13 +54,13 @@ def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
     """
     G, rhs = coordinates.gram, coordinates.adjoint(R)
     eps = torch.finfo(G.dtype).eps
-    probes = None if coordinates.direct else signs(rhs.shape[-1], rhs.dtype)
+    probes = None if coordinates.direct else random_signs(rhs.shape[-1], rhs.dtype)
     answer = closed.minus_solve(G, rhs, lam, _RESOLVED * eps, probes)
     if answer is not None:
         x, norm = answer.x, answer.norm
-        if x is None or not looks_right(answer, lam, eps, rhs.shape[-1]):
+        if x is None or not is_accurate(answer, lam, eps, rhs.shape[-1]):
             return checked(coordinates, R, rhs, lam, norm) or _in_double_precision(coordinates, R, lam)
-        return _answered(coordinates, R, x, lam, answer)
+        return _from_answer(coordinates, R, x, lam, answer)
     norm = scalar(torch.linalg.vector_norm(G))
     if isinstance(norm, Tensor):
         return _factorized(coordinates, R, rhs, lam, at_least(lam, FLOOR * eps * norm), norm)
@@ -121,7 +121,7 @@ def _factorized(
     return Solution(coordinates, choose(finite, lambda: x, lambda: torch.zeros_like(x)), finite, measure)
 
 
-def _answered(coordinates: Coordinates, R: Tensor, x: Tensor, lam: float, answer: closed.Answer) -> Solution:
+def _from_answer(coordinates: Coordinates, R: Tensor, x: Tensor, lam: float, answer: closed.Answer) -> Solution:
     """The solution x of an answer, with metrics that follow from the answer's sums."""
     start, energy, finite = coordinates.squared_residual(R), answer.energy, math.isfinite(answer.energy)
     minimum = coordinates.minimum  # a function, so that `measure` keeps no coordinates
@@ -133,10 +133,13 @@ def _answered(coordinates: Coordinates, R: Tensor, x: Tensor, lam: float, answer
         )
 
     solution = Solution(coordinates, x if finite else torch.zeros_like(x), finite, measure)
-    most, XX = coordinates.most(answer.largest, answer.XX), coordinates.squared_norm_by(energy, answer.XX, lam)
+    most, XX = (
+        coordinates.squared_norm_bound(answer.largest, answer.XX),
+        coordinates.squared_norm_by(energy, answer.XX, lam),
+    )
     rounding = torch.finfo(x.dtype).eps * energy  # of the difference that <x, x> is in the span
     if coordinates.resolves(XX - WELL_ABOVE * rounding, most):
-        solution.most_change, solution.squared_change = most, lambda: XX
+        solution.change_bound, solution.squared_change = most, lambda: XX
     return solution
 
 
@@ -146,8 +149,8 @@ def _in_double_precision(coordinates: Coordinates, R: Tensor, lam: float) -> Sol
     over_rows = side.features.over_rows
     norm, start = float(torch.linalg.vector_norm(side.gram)), over_rows(R.square()).sum().item()
     if not math.isfinite(norm + start):
-        return _kept(coordinates, R.to(dtype))
-    damping, solve = _factored(side, lam, norm, torch.finfo(dtype).eps)
+        return _zero_solution(coordinates, R.to(dtype))
+    damping, solve = _factor_with_damping(side, lam, norm, torch.finfo(dtype).eps)
     status = Status.GRADIENT if solve is None else Status.DAMPED if damping > lam else Status.SOLVED
     if solve is None:
         V = side.features.rmatmat(R) / -(damping + norm)
@@ -169,7 +172,7 @@ def _in_double_precision(coordinates: Coordinates, R: Tensor, lam: float) -> Sol
     V = V * t.unsqueeze(-2).to(dtype)
     change = (2 * t * slope + t * t * curvature).sum().item()
     if not math.isfinite(change + float(squared_norm(V))):
-        return _kept(coordinates, R.to(dtype))
+        return _zero_solution(coordinates, R.to(dtype))
 
     def measure(squared_change: Scalar) -> Stats:
         end = start + change
@@ -181,7 +184,7 @@ def _in_double_precision(coordinates: Coordinates, R: Tensor, lam: float) -> Sol
 Solve = Callable[[Tensor], Tensor]
 
 
-def _factored(side: Coordinates, lam: float, norm: float, eps: float) -> tuple[float, Solve | None]:
+def _factor_with_damping(side: Coordinates, lam: float, norm: float, eps: float) -> tuple[float, Solve | None]:
     """The least damping >= lam with which G + damping I can be factored, and its solver; None if there is none.
 
     Args:
@@ -190,7 +193,7 @@ def _factored(side: Coordinates, lam: float, norm: float, eps: float) -> tuple[f
         norm: Frobenius norm of G.
         eps: of the displacement's dtype, whose rounding eps V must not raise the objective: ||V|| <= ||R|| / sqrt(lam).
     """
-    least = floor(eps)
+    least = smallest_ratio(eps)
     if lam < least * norm:
         norm = float(torch.linalg.matrix_norm(side.gram, 2).max())
     damping = max(lam, least * norm)
@@ -202,7 +205,7 @@ def _factored(side: Coordinates, lam: float, norm: float, eps: float) -> tuple[f
     return damping, None
 
 
-def _kept(coordinates: Coordinates, R: Tensor) -> Solution:
+def _zero_solution(coordinates: Coordinates, R: Tensor) -> Solution:
     """No displacement: some input or result is not finite."""
     direct, stats = Direct(coordinates.features), Stats(Status.NONFINITE, 0.0, 0, 0.0, 0.0)
     return Solution(direct, torch.zeros_like(direct.adjoint(R)), False, lambda _: stats)

@@ -69,29 +69,29 @@ def solve_nonlinear(
         eps (||Z|| + ||T||) on the residual's norm. On an accelerator, where a decision would wait for the device, a
         neuron whose decrease may be mere rounding keeps its weights.
     """
-    taken = _taken(coordinates, Z, T, lam, s, iterations)
-    if _reads(Z) and taken.doubtful > 0 and _is_finite(taken):
-        coordinates, taken = _in_double_precision(coordinates, Z, _formed(T, Z, s), lam, s, iterations)
+    taken = _run_iterations(coordinates, Z, T, lam, s, iterations)
+    if _may_read_values(Z) and taken.doubtful > 0 and _is_finite(taken):
+        coordinates, taken = _in_double_precision(coordinates, Z, _target_tensor(T, Z, s), lam, s, iterations)
     return _solution(coordinates, taken, iterations)
 
 
-def _formed(T: Target, Z: Tensor, s: Activation) -> Tensor:
-    return T.formed(Z, s) if isinstance(T, Shifted) else T
+def _target_tensor(T: Target, Z: Tensor, s: Activation) -> Tensor:
+    return T.evaluate(Z, s) if isinstance(T, Shifted) else T
 
 
-def _reads(Z: Tensor) -> bool:
+def _may_read_values(Z: Tensor) -> bool:
     """Whether values may be read to decide: on the CPU only, as reading synchronises an accelerator."""
     return Z.device.type == "cpu"
 
 
-def _taken(
+def _run_iterations(
     coordinates: Coordinates, Z: Tensor, T: Target, lam: float, s: Activation, iterations: int
 ) -> fused.Iterates:
     """The iterations, compiled where supported."""
     if fused.usable(coordinates, Z, s):
         constants = {"shrink_factor": _SHRINK, "cancellation": _CANCELLATION}
         constants |= {"rounding_units": _ROUNDING, "tolerance": _TOLERANCE}
-        return fused.iterate(coordinates, Z, _formed(T, Z, s), lam, s, iterations, **constants)
+        return fused.iterate(coordinates, Z, _target_tensor(T, Z, s), lam, s, iterations, **constants)
     return _iterate(coordinates, Z, T, lam, s, iterations)
 
 
@@ -117,7 +117,7 @@ def _iterate(
         gg = coordinates.squared_norm(G, forward_G) * moving  # a product preserves NaN and Inf
         beta = _ratio(gg - coordinates.inner(G_old, G, forward_G), gg_old).clamp_(min=0)
         gp = coordinates.inner(G, P, outputs.KP)
-        beta = _useful(beta, coordinates.inner(G, G, forward_G), gp, pp)
+        beta = _descent_beta(beta, coordinates.inner(G, G, forward_G), gp, pp)
         P = beta.unsqueeze(-2) * P - G
         curvature = outputs.redirect(beta, forward_G)
         del forward_G  # as large as all other arrays
@@ -137,7 +137,7 @@ def _iterate(
         slope_sum += gg.sum()
         G_old, gg_old = G, gg
     doubtful = _doubtful(coordinates, x, start, f, _TOLERANCE)
-    if not _reads(Z):
+    if not _may_read_values(Z):
         risen = _doubtful(coordinates, x, start, f, math.inf)
         x, f = torch.where(risen.unsqueeze(-2), 0.0, x), torch.where(risen, start, f)
     return fused.Iterates(x, norm.sum(), start.sum(), f.sum(), slope_sum, step_sum / iterations, doubtful.sum())
@@ -162,7 +162,7 @@ def _in_double_precision(
 ) -> tuple[Coordinates, fused.Iterates]:
     """The iterations in float64, from a displacement in direct coordinates; on the CPU only."""
     side, dtype, Z, T = coordinates.to(torch.float64), Z.dtype, Z.double(), T.double()
-    taken, features = _taken(side, Z, T, lam, s, iterations), side.features
+    taken, features = _run_iterations(side, Z, T, lam, s, iterations), side.features
     V = side.entries(taken.x).to(dtype)
     change_of_Z, squared_norm = features.matmat(V.double()), V.double().square().sum(-2)
 
@@ -187,7 +187,7 @@ def _is_finite(taken: fused.Iterates) -> Flag:
     return is_finite(scalar(taken.start + taken.end + taken.squared_change + taken.gradient))
 
 
-def _useful(beta: Tensor, gg: Tensor, gp: Tensor, pp: Tensor) -> Tensor:
+def _descent_beta(beta: Tensor, gg: Tensor, gp: Tensor, pp: Tensor) -> Tensor:
     """beta, but 0 for neurons where beta P - G is no descent direction, or the rounding of two equal vectors.
 
     Args:
@@ -213,7 +213,7 @@ def _solution(coordinates: Coordinates, taken: fused.Iterates, iterations: int) 
             status, finite, start, end, iterations=iterations, step_length=step_length, squared_change=squared_change
         )
 
-    most, norm = taken.most_change, scalar(taken.squared_change)
+    most, norm = taken.change_bound, scalar(taken.squared_change)
     resolved = most < math.inf and coordinates.resolves(norm, most)
     x = choose(finite, lambda: x, lambda: torch.zeros_like(x))
     return Solution(coordinates, x, finite, measure, most, (lambda: norm) if resolved else None)

@@ -1,0 +1,94 @@
+"""How much of the length that one batch asks for AutoSIBP takes, and how much batches differ.
+
+The functions read and write entries of AutoSIBP's search state: "search_trust", "search_usual" and "search_noise".
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+UNKNOWN = math.nan
+"""Value of an entry that has not been measured yet."""
+
+_GAIN, _LEAST_TRUST = 0.5, 1e-3  # how fast trust changes, and its lower limit
+_FIRST_ROWS = 16  # rows of the output; for fewer, trust starts in proportion to them
+_SECOND_ROWS = 100  # rows of the output; for fewer, trust is at most the square root of their share: noise shrinks
+_SAME_LOSS = 1e-4  # relative difference of two losses that rounding explains
+_MEAN_WEIGHT = 0.1  # weight of the latest value in the running means of slopes and of loss differences
+_NOISY = 0.1  # batches are noisy if their losses differ by more than this share of the loss
+_SMALL_DECREASE = 0.2  # share of the losses' difference; between noisy batches, a smaller decrease says little
+
+
+def updated_trust(trust: float, fresh: float, expected: float, usual: float = 0.0) -> float:
+    """Updates the share of the way to a batch's minimum that steps take, by the next batch's slope along the last step.
+
+    Along its own step, the loss of a batch decreases further than the loss of all data. The gradient of the next batch
+    is independent of that step, so it shows whether the step was too long: if the next batch's loss still decreases
+    along it, the step was too short; if the loss increases, too long. If the batch is always the same, the slope at its
+    minimum is 0, and trust does not change.
+
+    Batches of a single sample disagree much more: most of them hardly change a trained net, and a few change it a lot.
+    Slopes are therefore compared with their usual size, so that a small slope has little influence.
+
+    Args:
+        trust: the present share, > 0 and <= 1.
+        fresh: slope of the next batch's loss along the last step.
+        expected: slope that a step of this length has at its start, < 0.
+        usual: running mean of -`expected`, >= 0.
+
+    Returns:
+        The new share, in [1e-3, 1]; the present one if a slope is unusable.
+    """
+    if not expected < 0 or not math.isfinite(fresh) or not math.isfinite(expected):
+        return trust
+    overshoot = min(max(fresh / max(-expected, usual), -1.0), 1.0)
+    return min(max(trust * math.exp(-_GAIN * overshoot), _LEAST_TRUST), 1.0)
+
+
+def record_slopes(memory: dict[str, Any], fresh: float, expected: float) -> None:
+    """Updates trust and the usual slope; see `updated_trust`.
+
+    Args:
+        memory: the search state.
+        fresh: slope of this batch's loss along the last step.
+        expected: slope that a step of this length has at its start.
+    """
+    usual = memory["search_usual"]
+    if expected < 0:
+        usual = -expected if math.isnan(usual) else usual + _MEAN_WEIGHT * (-expected - usual)
+        memory["search_usual"] = usual
+    memory["search_trust"] = updated_trust(memory["search_trust"], fresh, expected, 0.0 if math.isnan(usual) else usual)
+
+
+def record_loss(memory: dict[str, Any], before: float, output_rows: Callable[[], float]) -> None:
+    """Sets trust for the first step, limits it at the second if the batch has changed, and updates the noise.
+
+    Args:
+        memory: the search state.
+        before: the loss before the step. For the same batch, it equals the loss at the end of the last step.
+        output_rows: returns the rows of the output over all ranks; 0 if unknown.
+    """
+    if math.isnan(memory["search_trust"]):
+        rows = output_rows()
+        memory["search_trust"] = min(1.0, rows / _FIRST_ROWS) if rows else 1.0
+        return
+    ended, noise = memory["search_ended"], memory["search_noise"]
+    difference = abs(before - ended)
+    if not math.isnan(noise):
+        memory["search_noise"] = noise + _MEAN_WEIGHT * (difference - noise)
+        return
+    memory["search_noise"] = difference
+    if difference > _SAME_LOSS * abs(ended) and (rows := output_rows()):  # never if `ended` is NaN
+        memory["search_trust"] = min(memory["search_trust"], math.sqrt(rows / _SECOND_ROWS))
+
+
+def is_within_noise(noise: float, slope: float, reach: float, before: float) -> bool:
+    """Whether batches are noisy and this one predicts only a small decrease, so that it says little about the length.
+
+    Args:
+        noise: running mean of the difference between the losses of consecutive batches.
+        slope: slope of the loss along the step, per unit of length.
+        reach: the present length. A parabola with its minimum there decreases by half of slope times reach.
+        before: the loss before the step.
+    """
+    return noise > _NOISY * abs(before) and -slope * reach / 2 < _SMALL_DECREASE * noise
