@@ -78,7 +78,7 @@ def test_solutions_are_those_of_double_precision(r: int, gap: float, dtype: torc
         assert found.largest == float(G.diagonal().max())
         squares = float(x.double().square().sum())
         assert float(found.XX) == pytest.approx(squares, rel=1e3 * eps)
-        assert found.look is None  # lam was large enough
+        assert found.residual_sums is None  # lam was large enough
         system = G.double() + lam * torch.eye(r, dtype=torch.float64)
         residual = system @ x.double() + R.double()
         assert residual.norm() <= 8 * eps * float(torch.linalg.matrix_norm(system, 2)) * x.double().norm()
@@ -142,15 +142,17 @@ def test_a_lam_below_the_requested_resolution_has_no_solution():
     found = closed.minus_solve(G, R, 1.0, 0.49)
     torch.testing.assert_close(found.x, -R / 2)
     assert found.energy == pytest.approx(8 * 0.5)
-    assert closed.minus_solve(G, R, 1.0, 0.49, torch.eye(2, 16)).look is None
-    assert closed.minus_solve(G, R, 1.0, 0.51, torch.eye(2, 16)).look is not None
+    assert closed.minus_solve(G, R, 1.0, 0.49, torch.eye(2, 16)).residual_sums is None
+    assert closed.minus_solve(G, R, 1.0, 0.51, torch.eye(2, 16)).residual_sums is not None
 
 
 @pytest.mark.usefixtures("width")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("r", [2, 3, 4, 30, 65])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_a_look_sums_over_what_was_computed(r: int, dtype: torch.dtype, threads: int, monkeypatch: pytest.MonkeyPatch):
+def test_residual_sums_are_those_of_what_was_computed(
+    r: int, dtype: torch.dtype, threads: int, monkeypatch: pytest.MonkeyPatch
+):
     """The factorisation reads one triangle and the residual all of G, so an asymmetric G has a visible error."""
     monkeypatch.setattr(closed, "_PARALLEL", 0)
     G, lam, before = spectrum(r, 10.0, dtype), 0.1, torch.get_num_threads()
@@ -165,7 +167,7 @@ def test_a_look_sums_over_what_was_computed(r: int, dtype: torch.dtype, threads:
         R, X, S = R.double(), found.x.double(), S.T.double()
         e = (R + G.double() @ X + lam * X) @ S
         expected = [float(sums) for sums in (R.square().sum(), (R * X).sum(), e.square().sum())]
-        assert list(found.look) == pytest.approx(expected, rel=2e4 * torch.finfo(dtype).eps, abs=1e-6)
+        assert list(found.residual_sums) == pytest.approx(expected, rel=2e4 * torch.finfo(dtype).eps, abs=1e-6)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
