@@ -186,7 +186,7 @@ def test_every_row_of_the_page_is_tested_here():
     page = (Path(__file__).parents[2] / "docs" / "howto" / "losses.md").read_text()
     table = page.partition("| --- | --- |\n")[2].partition("\n\n")[0].splitlines()
     said = [row.rpartition(" | ")[2].strip(" |`").split("`")[0] for row in table]
-    counted = ["the number of tokens that count", "the number of these samples", "k * B"]
+    counted = ["the number of tokens that are not ignored", "the number of these samples", "k * B"]
     assert said == ["True", "True", "False", "B * n", "B * T", *counted]
     assert len(ROWS) == len(said) + 1  # two losses are means over all elements
 

@@ -133,10 +133,9 @@ def _from_answer(coordinates: Coordinates, R: Tensor, x: Tensor, lam: float, ans
         )
 
     solution = Solution(coordinates, x if finite else torch.zeros_like(x), finite, measure)
-    most, XX = (
-        coordinates.squared_norm_bound(answer.largest, answer.XX),
-        coordinates.squared_norm_by(energy, answer.XX, lam),
-    )
+    underflow = x.numel() * torch.finfo(x.dtype).tiny  # at most, of squares that are too small to be added
+    most = coordinates.squared_norm_bound(answer.largest, answer.XX + underflow)
+    XX = coordinates.squared_norm_by(energy, answer.XX, lam)
     rounding = torch.finfo(x.dtype).eps * energy  # of the difference that <x, x> is in the span
     if coordinates.resolves(XX - WELL_ABOVE * rounding, most):
         solution.change_bound, solution.squared_change = most, lambda: XX
