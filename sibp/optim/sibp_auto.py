@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
 from sibp.optim.direction import LENGTH_FACTOR, RANK, has_basis, orthogonal, update_mean
+from sibp.optim.error_signals import layer_factor, loss_unit
 from sibp.optim.fallback import FALLBACK_LR, adam
 from sibp.optim.options import Options
 from sibp.optim.proximal import SHORTEST
@@ -19,8 +20,6 @@ from sibp.optim.trials import Trials
 from sibp.optim.trust import UNKNOWN, is_within_noise, record_loss, record_slopes
 
 _AFTER_REFUSAL = 0.1  # share of the reach at which the search after a refused step begins
-_NORMAL_RATIO = 30.0  # ratio of mean square error signals between layers, or of units of the loss, that is normal
-_POLYAK_STEP = 2.5  # on the outputs, for the cross-entropy of ten classes
 _OUTLIER = 3.0  # multiple of the last measured batch's loss above which a batch is an outlier, whose steps are halved
 MEASURE_EVERY = 3  # steps from one measurement of the gradient to the next
 
@@ -126,28 +125,19 @@ class AutoSIBP(SIBP):
         return super().layer_update(tap, problem, group)
 
     def neuron_step(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> float:
-        """The longest step on a layer's neurons: longer where error signals vanish, shorter where they explode.
+        """The longest step on a layer's neurons; see `sibp.optim.error_signals`.
 
-        Let r be the ratio of the mean square error signal at the output to that at this layer. If r > `_NORMAL_RATIO`,
-        the step is multiplied by r / `_NORMAL_RATIO`; if r < 1 / `_NORMAL_RATIO`, by r `_NORMAL_RATIO`. The decreases
-        of the loss that the layers predict are then of similar size. Of several outputs, the one with the largest
-        error signal counts.
+        Of several outputs, the one with the largest error signal counts.
         """
         lr = self._unit() * self.full_lr(group)
         norm = problem.terms * float(torch.linalg.vector_norm(problem.D_z, dtype=torch.float64))
-        size = norm * norm  # may become infinite; ** 2 would raise
-        if self.parallel is not None:
-            size = self.parallel.reduce_loss(size, 0, mean=False, device=problem.D_z.device)
+        size = self._sum_over_ranks(norm * norm)  # may become infinite; ** 2 would raise
         if problem.ends[1] == tap.name:  # count the samples of a pass once
             self._output_rows += problem.D_z.numel() // max(math.prod(problem.W.shape[:-1]), 1)
         if problem.is_output:
             self._signals[tap.name] = size
             return lr
-        largest = max(self._signals.values(), default=math.nan)
-        ratio = largest / size if size > 0 else math.nan
-        if not 0 < ratio < math.inf:
-            return lr
-        return lr * (max(ratio / _NORMAL_RATIO, 1.0) if ratio > 1 else min(ratio * _NORMAL_RATIO, 1.0))
+        return lr * layer_factor(size, output=max(self._signals.values(), default=math.nan))
 
     def search(self, trials: Trials, before: float) -> Outcome:
         """Chooses the length of the step; see the class.
@@ -162,7 +152,7 @@ class AutoSIBP(SIBP):
             unchanged = Outcome(1.0, before, 0, 1.0, 0.0, SearchStatus.TAKEN)
             return backtrack(trials.loss_at, before, 1.0) if trials.fallback_params else unchanged
         if math.isnan(memory["search_unit"]):
-            memory["search_unit"] = self._polyak_unit(before)
+            memory["search_unit"] = self._chosen_unit(before)
             if memory["search_unit"] < 1:
                 memory["search_reach"] = memory["search_unit"] * lr
         record_loss(memory, before, self._total_output_rows)
@@ -291,33 +281,23 @@ class AutoSIBP(SIBP):
         unit = float(self._search_state()["search_unit"])
         return 1.0 if math.isnan(unit) else unit
 
-    def _polyak_unit(self, before: float) -> float:
-        """Polyak's step on the outputs, relative to `_POLYAK_STEP`; 1 if the ratio is within `_NORMAL_RATIO`.
-
-        Polyak's step (1987) is L / mean_i |D_i|^2, with L the mean loss and D_i the error signals of sample i on all
-        outputs. If the loss is multiplied by s, Polyak's step is divided by s.
-
-        Args:
-            before: the loss.
-        """
+    def _chosen_unit(self, before: float) -> float:
+        """The unit of `lr` from the second step on; see `sibp.optim.error_signals`."""
         terms = float(self.last_terms or 1)
         if self.loss_average is not False:
             terms = self._sum_over_ranks(terms)
-        size = sum(self._signals.values())
-        unit = before * terms / size / _POLYAK_STEP if size > 0 else math.nan
-        ordinary = 1 / _NORMAL_RATIO <= unit <= _NORMAL_RATIO or not 0 < unit < math.inf
-        return 1.0 if ordinary else unit
+        return loss_unit(before * terms, sum(self._signals.values()))
 
     def _total_output_rows(self) -> float:
         """Rows of the output over all ranks; 0 if the output has no subproblem."""
         return self._sum_over_ranks(float(self._output_rows))
 
-    def _sum_over_ranks(self, count: float) -> float:
-        """The sum of a count over all ranks."""
+    def _sum_over_ranks(self, value: float) -> float:
+        """The sum of a value over all ranks."""
         if self.parallel is None:
-            return count
+            return value
         device = next(iter(self._first_group()["params"])).device
-        return self.parallel.reduce_loss(count, 0, mean=False, device=device)
+        return self.parallel.reduce_loss(value, 0, mean=False, device=device)
 
     def _record_step(self, trials: Trials, alpha: float, lr: float) -> None:
         """Keeps the step that was taken if the next one measures slopes; frees the gradients of this one."""

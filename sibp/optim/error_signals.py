@@ -1,0 +1,46 @@
+"""What the size of error signals says about the length of AutoSIBP's steps on the neurons."""
+
+import math
+
+NORMAL_RATIO = 30.0
+"""Factor between layers' mean square error signals, or between units of the loss, that is normal."""
+
+_POLYAK_STEP = 2.5  # on the outputs, for the cross-entropy of ten classes
+
+
+def layer_factor(layer: float, output: float) -> float:
+    """Factor of a layer's step: above 1 if its error signals have vanished, below 1 if they have exploded.
+
+    Let r be the ratio of the output's mean square error signal to the layer's. The factor is r / `NORMAL_RATIO` if
+    that is above 1, r `NORMAL_RATIO` if that is below 1, and 1 otherwise. The decreases of the loss that the layers
+    predict are then of similar size.
+
+    Args:
+        layer: sum of the layer's squared error signals.
+        output: the same at the output; NaN if unknown.
+
+    Returns:
+        A factor > 0; 1 if the ratio is unusable.
+    """
+    ratio = output / layer if layer > 0 else math.nan
+    if not 0 < ratio < math.inf:
+        return 1.0
+    return max(ratio / NORMAL_RATIO, 1.0) if ratio > 1 else min(ratio * NORMAL_RATIO, 1.0)
+
+
+def loss_unit(loss: float, output: float) -> float:
+    """Polyak's step on the outputs, relative to that of the cross-entropy of ten classes; 1 if the ratio is normal.
+
+    Polyak's step (1987) is L / mean_i |D_i|^2, with L the mean loss and D_i the error signals of sample i on all
+    outputs. If the loss is multiplied by s, Polyak's step is divided by s.
+
+    Args:
+        loss: sum of the losses of all samples.
+        output: sum of all outputs' squared error signals.
+
+    Returns:
+        A ratio > 0; 1 if it is unusable, as for a negative loss.
+    """
+    unit = loss / output / _POLYAK_STEP if output > 0 else math.nan
+    unusual = 0 < unit < 1 / NORMAL_RATIO or NORMAL_RATIO < unit < math.inf
+    return unit if unusual else 1.0
