@@ -18,8 +18,8 @@ class Activation:
         value: s; maps z of any shape to s(z) of the same shape.
         slope: s'; maps z to s'(z) of the same shape. At a kink it is the value that autograd uses: ReLU's slope at 0
             is 0, as in the paper's code.
-        negative_slope: a, if s(z) is z for z > 0 and a z otherwise; None for any other function. Compiled code needs
-            it.
+        negative_slope: a, if s(z) is z for z > 0 and a z otherwise; None for any other function. It selects compiled
+            code.
         fused_backward: maps (D, z) to D * s'(z) in one pass over memory; None if torch has no such function.
         learned: the tensors that s depends on, such as the slopes of PReLU; None if there are none.
         kernel: the name of its compiled code in `sibp.prox.kernels.KINDS`; empty if there is none, or if

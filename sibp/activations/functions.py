@@ -61,7 +61,7 @@ def _mish_slope(z: Tensor) -> Tensor:
 
 
 def _hardswish_slope(z: Tensor) -> Tensor:
-    """The derivative of z (z + 3) / 6 for -3 < z < 3; 0 for smaller z and 1 for larger z."""
+    """The derivative of z (z + 3) / 6 for -3 < z < 3; 0 for smaller z, and 1 for larger z."""
     return torch.where(z <= -3, torch.zeros_like(z), torch.where(z < 3, z / 3 + 0.5, torch.ones_like(z)))
 
 
@@ -97,7 +97,7 @@ HARDSWISH = Activation("hardswish", F.hardswish, _hardswish_slope)
 
 
 def leaky_relu(negative_slope: float = 0.01) -> Activation:
-    """LeakyReLU with the given slope on the negative side."""
+    """LeakyReLU: z above 0, negative_slope * z below."""
     return Activation(
         f"leaky_relu({negative_slope:g})",
         partial(F.leaky_relu, negative_slope=negative_slope),
@@ -107,7 +107,7 @@ def leaky_relu(negative_slope: float = 0.01) -> Activation:
 
 
 def gelu(approximate: str = "none") -> Activation:
-    """GELU, exact (`approximate="none"`) or in its tanh form (`approximate="tanh"`), as in `torch.nn.GELU`."""
+    """GELU (Hendrycks & Gimpel 2016): exact for `approximate="none"`, in its tanh form for `approximate="tanh"`."""
     tanh_form = approximate == "tanh"
     return Activation(
         "gelu(tanh)" if tanh_form else "gelu",
@@ -124,7 +124,7 @@ def elu(alpha: float = 1.0) -> Activation:
 
 
 def softplus(beta: float = 1.0, threshold: float = 20.0) -> Activation:
-    """log(1 + e^(beta z)) / beta, and z where beta z is above the threshold."""
+    """Softplus: log(1 + e^(beta z)) / beta, and z where beta z is above the threshold."""
     settings = {"beta": beta, "threshold": threshold}
     return Activation(f"softplus({beta:g})", partial(F.softplus, **settings), partial(_softplus_slope, **settings))
 

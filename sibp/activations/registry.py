@@ -37,7 +37,7 @@ class Row:
     in_place: bool = False
 
 
-_PLACEHOLDER = object()  # stands for a tensor among a call's arguments: a reference would keep the model's graph
+_PLACEHOLDER = object()  # replaces tensors among a call's arguments: references would keep the model's graph alive
 _rows: dict[Any, Row] = {}
 _NAMESPACES = (torch, Tensor, F, torch.special, C_FUNCTIONS)  # modules with torch's functions
 
@@ -89,8 +89,8 @@ def register_activation(
     name = getattr(fn, "__name__", "")
     if not callable(fn) or isinstance(fn, nn.Module | type | types.MethodType) or not name:
         raise TypeError(
-            f"register_activation: {fn!r} is neither a function nor a class of modules; give the function that models "
-            "call, or the class of the module."
+            f"register_activation: {fn!r} is neither a function nor a class of modules; pass the function that models "
+            "call, or the module's class."
         )
     check(name, fn, value, slope)
     row = Row(functools.partial(_activation_of_call, name, value, slope))
@@ -107,11 +107,11 @@ def register_activation(
 
 
 def _register_class(kind: type[nn.Module], value: Callable[..., Tensor], slope: Callable[..., Tensor] | None) -> type:
-    """Registers a class of modules: each call of an instance is then reported to `__torch_function__`."""
+    """Registers a class of modules: `__torch_function__` then gets each call of an instance."""
     if kind.__module__.startswith("torch."):
         raise TypeError(
-            f"register_activation: {kind.__name__} is torch's own class, with settings that a value of z does not "
-            "have; register the function of torch.nn.functional that it calls."
+            f"register_activation: {kind.__name__} is torch's own class, whose settings would not reach value and "
+            "slope; register the function of torch.nn.functional that it calls."
         )
     own = vars(kind.forward).get("__wrapped__", kind.forward)
     check(kind.__name__, None, value, slope)
@@ -138,9 +138,9 @@ def _register_class(kind: type[nn.Module], value: Callable[..., Tensor], slope: 
 def _same_function(fn: Callable[..., Any]) -> Iterator[tuple[Callable[..., Any], bool]]:
     """Torch's functions that compute what `fn` does, and whether each works in place; none if `fn` is not torch's."""
     name = fn.__name__.removesuffix("_")
-    found = [(getattr(holder, name + end, None), end == "_") for holder in _NAMESPACES for end in ("", "_")]
-    if any(function is fn for function, _ in found):
-        yield from ((function, in_place) for function, in_place in found if function is not None)
+    candidates = [(getattr(holder, name + end, None), end == "_") for holder in _NAMESPACES for end in ("", "_")]
+    if any(function is fn for function, _ in candidates):
+        yield from ((function, in_place) for function, in_place in candidates if function is not None)
 
 
 def _overridable(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -223,7 +223,7 @@ def check(
         derivative = (slope or slope_by_autograd(value))(z)
     except RuntimeError as error:
         raise ValueError(
-            f"register_activation: autograd cannot differentiate value of {name} ({error}); give slope."
+            f"register_activation: autograd cannot differentiate value of {name} ({error}); pass slope."
         ) from error
     if not torch.allclose(derivative, quotient, rtol=1e-4, atol=1e-6):
         raise ValueError(f"register_activation: slope of {name} is not the derivative of value.")

@@ -28,8 +28,8 @@ class Consumption:
         consumers: number of operations that used the output and required a gradient.
         names: names of the consumers, for tables.
         overwritten: whether an in-place activation has overwritten the output.
-        sent: address and version of the gradient that the activation has returned to autograd; hooks may change the
-            gradient afterwards.
+        sent: address and version of the gradient that the activation has returned to autograd, which show whether a
+            hook has changed it since.
         Z: pre-activation, in the shape of the layer's output; kept from the activation's backward call to the layer's.
         D: error signal on the activation's output, of Z's shape; kept for the same time.
     """
@@ -77,9 +77,9 @@ class PreActivation(Tensor):
         marked._plain = z
         marked._consumption = consumption
 
-        # C++ code, such as a user's autograd Function, takes the tensor itself and bypasses __torch_function__; only
-        # this hook sees its gradient. The graph owns the hook, so the hook must not reference a tensor of the graph:
-        # that would be a reference cycle.
+        # C++ code, such as `apply` of a user's autograd Function, takes the tensor itself and bypasses
+        # __torch_function__; only this hook sees its gradient. The graph owns the hook, so a reference from the hook to
+        # a tensor of the graph would be a cycle.
         def used_directly(gradient: Tensor) -> None:
             if consumption.has_sent(gradient):
                 return  # the activation's gradient, which no hook has changed
@@ -147,7 +147,7 @@ class PreActivation(Tensor):
 
 _GRAD_FN: Any = Tensor.grad_fn.__get__  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
 _BACKWARD = (Tensor.backward, torch.autograd.backward, torch.autograd.grad)
-_CONTAINERS = (list, tuple, dict)  # nested arguments are rare, so they are searched only if there is a container
+_CONTAINERS = (list, tuple, dict)  # arguments are searched recursively only if one of them is a container
 
 
 def _leaves(values: tuple[Any, ...]) -> Sequence[Any]:
@@ -164,8 +164,8 @@ def _unmark_nested(value: Any) -> Any:
 def _is_marked(value: Any) -> bool:
     if not isinstance(value, PreActivation):
         return False
-    held = vars(value)  # without either attribute, other code has wrapped the tensor again: it is an ordinary one
-    if "_plain" not in held and "_consumption" in held:  # a marked view, whose node torch has added to the graph by now
+    held = vars(value)  # has neither attribute if other code has wrapped the tensor again; then it is an ordinary one
+    if "_plain" not in held and "_consumption" in held:  # a marked view, to which torch has added its node by now
         with as_plain_tensors():
             value._plain = value.as_subclass(Tensor)
     return "_consumption" in held

@@ -1,4 +1,4 @@
-"""Tracks what `.grad` of a tapped parameter contains: only the optimizer's own displacements may be applied."""
+"""Tracks what `.grad` of a tapped parameter contains, since a step may apply the optimizer's own displacements only."""
 
 from dataclasses import dataclass
 

@@ -22,15 +22,15 @@ from sibp.prox.operators import ConvolutionFeatures, DenseFeatures, FeatureOpera
 class Geometry(ABC):
     """One kind of layer, with a parameter `weight` and an optional `bias`.
 
-    Subclasses implement `forward` and `features`. The other defaults fit a layer without groups whose output units are
-    the last axis, and whose weight is (m, ...).
+    Subclasses implement `forward` and `features`. The other methods have defaults for a layer without groups whose
+    output units are the last axis, and whose weight has the shape (m, ...).
 
     Args:
         module: a layer of the kind.
     """
 
     methods: ClassVar[tuple[str, ...]] = ("forward",)
-    """Methods of the layer that compute its output: a subclass that overrides one is another kind of layer."""
+    """Methods of the layer that compute its output; a subclass that overrides one of them is not supported."""
 
     rows_are_inputs: ClassVar[bool] = False
     """Whether A is the layer's input, up to its shape."""
@@ -93,7 +93,7 @@ class Geometry(ABC):
         return x, gradient
 
     def input_gradient(self, x: Tensor, gradient: Tensor, W: Tensor) -> Tensor:
-        """The adjoint of the layer's map, applied to the output's gradient, in x's shape; by default, by autograd."""
+        """The adjoint of the layer's map, applied to the output's gradient, in x's shape; autograd is the default."""
         with torch.enable_grad():
             point = x.detach().requires_grad_()
             z = self.forward(point, W.detach(), None)
@@ -135,8 +135,8 @@ def own_class(module: nn.Module) -> type[nn.Module]:
 def geometry_of(module: nn.Module) -> Geometry | None:
     """The geometry of a layer that can be updated proximally, or None.
 
-    Only the classes' own `forward` is supported: a subclass that overrides it, or a module whose weight or bias is not
-    a plain parameter (weight normalisation, pruning, a buffer), may compute something else.
+    It is None for a subclass that overrides `forward`, and for a module whose weight or bias is not a plain parameter
+    (weight normalisation, pruning, a buffer), since these may compute something else.
     """
     if "weight" not in dict(module.named_parameters(recurse=False)) or has_other_bias(module):
         return None
@@ -190,8 +190,8 @@ class LinearGeometry(Geometry):
 
     def input_gradient(self, x: Tensor, gradient: Tensor, W: Tensor) -> Tensor:
         """D W in x's shape, from the output's gradient."""
-        sent = _rows(gradient) @ self.matrix(W)
-        return sent if x.dim() == 2 else sent.reshape(x.shape)
+        grad_x = _rows(gradient) @ self.matrix(W)
+        return grad_x if x.dim() == 2 else grad_x.reshape(x.shape)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -284,11 +284,11 @@ class ConvGeometry(Geometry):
     def input_gradient(self, x: Tensor, gradient: Tensor, W: Tensor) -> Tensor:
         """The transposed convolution with weights W, applied to the output's gradient: a tensor of x's shape."""
         batched, z, none = self._batched(x), self._batched(gradient), [0] * len(self.kernel)
-        sent, _, _ = torch.ops.aten.convolution_backward(
+        grad_x, _, _ = torch.ops.aten.convolution_backward(
             z, batched, W, None, self.stride, self.padding, self.dilation, False, none, self.groups,
             (True, False, False),
         )  # fmt: skip
-        return sent.reshape(x.shape)
+        return grad_x.reshape(x.shape)
 
     @property
     def _is_2d(self) -> bool:

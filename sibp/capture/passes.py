@@ -123,7 +123,7 @@ class Passes:
     def enter(self, module: nn.Module, inputs: Any) -> None:
         """Records that a module is called; opens a pass if this is the outermost call."""
         calls, this = self._calls, id(module)
-        outermost = not calls or calls[0][0] == this  # a module that seems to run already was interrupted
+        outermost = not calls or calls[0][0] == this  # if it seems to run already, that call was interrupted
         forward_pass = (self._find_pass(_nodes(_leaves(inputs))) or ForwardPass(self)) if outermost else calls[-1][1]
         calls.append((this, forward_pass))
 
@@ -215,7 +215,7 @@ def _metadata(node: Any) -> dict[Any, Any]:
 
 
 def _refuse_compiler(module: nn.Module) -> None:
-    """Raises while torch.compile traces, which then runs the module eagerly, or reports the error if fullgraph=True."""
+    """Raises RuntimeError while torch.compile traces; it then runs the module eagerly, or fails if fullgraph=True."""
     if torch.compiler.is_compiling():
         raise RuntimeError(
             f"{type(module).__name__} has layers tapped by a sibp optimizer and cannot be compiled: "

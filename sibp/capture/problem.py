@@ -54,8 +54,8 @@ class LayerUpdate:
         backward_change: maps D (g, N, m) to D (W_new - W_old) (g, N, n); None if using W_new itself is cheaper.
         input_difference: (N, n) the error signal for the layer below, if the method does not propagate it through
             weights (linear layers only); otherwise None.
-        change_bound: an upper bound of ||W_new - W_old||^2 + ||b_new - b_old||^2, exact where the mean square
-            per entry exceeds 1; infinite if the solve was not finite, None if unknown.
+        change_bound: an upper bound of ||W_new - W_old||^2 + ||b_new - b_old||^2; the exact value if the bound exceeds
+            the number of entries. Infinite if the solve was not finite, None if unknown.
     """
 
     W_decrease: Tensor | None

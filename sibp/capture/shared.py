@@ -13,8 +13,8 @@ class SharedInput:
     """The input of one or more layers of a pass, at the time of their calls.
 
     The first backward call of these layers creates the features; the others use the same features, Gram matrix and
-    factors (`FeatureOperator.kept`). The last call frees them. If a backward pass skips some of the layers, they are
-    kept until the graph is freed.
+    factors (`FeatureOperator.kept`). The last call frees them. If a backward pass skips some of the layers, the
+    features are kept until the graph is freed.
 
     Attributes:
         layers: number of calls with this input.

@@ -1,4 +1,4 @@
-"""Taps: how a layer's input, output and error signal reach the solver inside ordinary autograd.
+"""Taps, through which a layer's input, output and error signal reach the solver inside ordinary autograd.
 
 A `Tap` computes one layer's forward pass. The output is the same as without it, but an autograd Function computes it.
 The backward call of that Function asks the optimizer for the layer's new weights and returns W_old - W_new and
@@ -100,7 +100,7 @@ class Tap:
 
     @property
     def installed(self) -> bool:
-        """Whether the layer still belongs to this tap's optimizer."""
+        """Whether the layer still has this tap."""
         return type(self.module).__dict__.get("_tap") is self  # `tap_of`, inlined
 
     @property
@@ -113,13 +113,13 @@ class Tap:
         return "bias" if has_other_bias(self.module) else self.geometry.replaced_method(self.module)
 
     def check_not_replaced(self, method: str) -> None:
-        """Checks that no parameter or method of the layer was replaced.
+        """Raises an error if a parameter or method of the layer was replaced.
 
         Args:
             method: the optimizer's name.
 
         Raises:
-            RuntimeError: if one was.
+            RuntimeError: if one was replaced.
         """
         if self.replaced is not None:
             if hasattr(own_parameters(self.module).get(self.replaced), "device_mesh"):

@@ -1,4 +1,4 @@
-"""Large symmetric matrices by blocks: half of the products, and factors without a copy of the whole."""
+"""Blocked algorithms for large symmetric matrices: products with half of the work, and Cholesky factors in place."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sibp.prox import kernels
 
-_SMALLEST = 256  # rows above which the saved products outweigh the smaller blocks
+_SMALLEST = 256  # rows from which the saved work outweighs the lower speed of smaller products
 _PRODUCT, _FACTOR = 128, 256  # rows of a block
 
 
@@ -22,11 +22,11 @@ def symmetric_product(A: Tensor) -> Tensor:
     if library := kernels.library(K):
         library.mirror(K.data_ptr(), N)
         return K
-    return K.tril_().add_(K.tril(-1).T)  # the blocks on the diagonal, too: some libraries do not round symmetrically
+    return K.tril_().add_(K.tril(-1).T)  # within diagonal blocks, too: some libraries do not round symmetrically
 
 
 def factor_in_place(M: Tensor) -> bool:
-    """Overwrites the lower triangle of M (r, r) by its Cholesky factor; False if M is not positive definite.
+    """Overwrites the lower triangle of M (r, r) with its Cholesky factor; False if M is not positive definite.
 
     The entries above the diagonal are undefined afterwards.
     """
@@ -44,6 +44,6 @@ def factor_in_place(M: Tensor) -> bool:
 
 
 def _spans(N: int, block: int) -> Iterator[tuple[int, int]]:
-    """N rows as ranges of nearly equal length, none longer than a block."""
+    """Ranges of nearly equal length that divide N rows, none longer than a block."""
     number = -(-N // block)
     return ((N * k // number, N * (k + 1) // number) for k in range(number))

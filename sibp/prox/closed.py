@@ -1,9 +1,8 @@
-"""The closed form in compiled form: half of a Gram matrix's products, and a factor and its solutions in one call.
+"""Compiled code for the closed form: Gram matrices by half of their products; a factor and its solutions in one call.
 
-A layer of a hundred samples has a Gram matrix of a few thousand numbers, on which torch's overhead of a few
-microseconds a call is as long as the arithmetic. Where `kernels/closed.c` is missing (`sibp.prox.kernels`), or a matrix
-is large, `sibp.prox.operators` and `sibp.prox.solvers.linear` use torch operations, with the same results up to
-rounding.
+The Gram matrix of a batch of a hundred samples is so small that torch's overhead of a few microseconds per call takes
+as long as the arithmetic. If `kernels/closed.c` is missing (`sibp.prox.kernels`) or a matrix is large,
+`sibp.prox.operators` and `sibp.prox.solvers.linear` use torch operations, with the same results up to rounding.
 """
 
 import ctypes
@@ -18,7 +17,7 @@ _LARGEST = 1024  # rows of a system up to which the kernel is faster
 _LARGEST_GRAM = 767  # rows of A up to which the kernel is faster than a numerical library
 _PARALLEL = 2_000_000  # multiply-adds above which several threads pay off
 _LINE = 64  # bytes of a cache line
-_Found = ctypes.c_double * 7
+_Results = ctypes.c_double * 7  # `found` of closed.c
 
 
 def outer_gram(A: Tensor, plus: float) -> Tensor | None:
@@ -36,17 +35,17 @@ def outer_gram(A: Tensor, plus: float) -> Tensor | None:
     library = kernels.library(A)
     if library is None:
         return None
-    (N, n), place = A.shape, A.data_ptr()
-    lines = n * A.itemsize % _LINE == 0 and place % _LINE == 0
-    work = kernels.workspace(A.dtype, 0 if lines else N * (n + _LINE))
+    (N, n), address = A.shape, A.data_ptr()
+    aligned = n * A.itemsize % _LINE == 0 and address % _LINE == 0
+    work = kernels.workspace(A.dtype, 0 if aligned else N * (n + _LINE))
     K = A.new_empty(N, N)
     threads = torch.get_num_threads() if N * N * n >= _PARALLEL else 1
-    library.outer_gram(place, K.data_ptr(), work.data_ptr(), N, n, plus, threads)
+    library.outer_gram(address, K.data_ptr(), work.data_ptr(), N, n, plus, threads)
     return K
 
 
 class ResidualSums(NamedTuple):
-    """Sums that check a solution X of (G + lam I) X = -R, with random signs S.
+    """Sums from which the accuracy of a solution X of (G + lam I) X = -R is estimated, with random signs S.
 
     Attributes:
         RR: ||R||^2.
@@ -63,13 +62,12 @@ class Answer(NamedTuple):
     """The result of `minus_solve`.
 
     Attributes:
-        x: the solution, of the shape of R; None if a pivot is not positive, or if lam is too small and there are no
-            probes.
+        x: the solution, of R's shape; None if a pivot is not positive, or if lam is too small and no probes are given.
         norm: ||G||_F.
         largest: the largest entry of G, which is on its diagonal.
         energy: <x, (G + lam I) x>. This attribute and the following ones are meaningless if x is None.
         XX: ||x||^2.
-        residual_sums: the sums that check x, if lam is too small and there are probes; None otherwise.
+        residual_sums: the sums that check x, if lam is too small and probes are given; None otherwise.
     """
 
     x: Tensor | None
@@ -84,7 +82,7 @@ def minus_solve(G: Tensor, R: Tensor, lam: float, resolved: float, probes: Tenso
     """-(G + lam I)^-1 R by a Cholesky factor in the precision of G.
 
     Args:
-        G: (r, r) symmetric, positive semidefinite but for rounding; or (1, r, r).
+        G: (r, r) symmetric, positive semidefinite up to rounding; or (1, r, r).
         R: (r, m), or (1, r, m).
         lam: damping.
         resolved: the smallest lam / ||G|| for which the solution needs no check.
@@ -93,18 +91,19 @@ def minus_solve(G: Tensor, R: Tensor, lam: float, resolved: float, probes: Tenso
     Returns:
         None if no kernel supports the inputs.
     """
-    place = _kernels_for(G, R)
-    if place is None:
+    setup = _kernels_for(G, R)
+    if setup is None:
         return None
-    library, work, threads = place
+    library, work, threads = setup
     r, m = R.shape[-2:]
     R = R.contiguous()
-    X, found, S = torch.empty_like(R), _Found(), None if probes is None else probes.data_ptr()
-    done = library.minus_solve(
-        G.data_ptr(), R.data_ptr(), X.data_ptr(), S, work.data_ptr(), r, m, threads, lam, resolved, found
+    X, results, S = torch.empty_like(R), _Results(), None if probes is None else probes.data_ptr()
+    outcome = library.minus_solve(
+        G.data_ptr(), R.data_ptr(), X.data_ptr(), S, work.data_ptr(), r, m, threads, lam, resolved, results
     )
-    norm, largest, energy, XX, RR, RX, error = found
-    return Answer(X if done else None, norm, largest, energy, XX, ResidualSums(RR, RX, error) if done == 2 else None)
+    norm, largest, energy, XX, RR, RX, error = results
+    residual_sums = ResidualSums(RR, RX, error) if outcome == 2 else None
+    return Answer(X if outcome else None, norm, largest, energy, XX, residual_sums)
 
 
 def minus_substitute(L: Tensor, R: Tensor) -> Tensor | None:
@@ -117,10 +116,10 @@ def minus_substitute(L: Tensor, R: Tensor) -> Tensor | None:
     Returns:
         None if no kernel supports the inputs.
     """
-    place = _kernels_for(L, R)
-    if place is None:
+    setup = _kernels_for(L, R)
+    if setup is None:
         return None
-    library, work, threads = place
+    library, work, threads = setup
     R = R.contiguous()
     X = torch.empty_like(R)
     library.minus_substitute(L.data_ptr(), R.data_ptr(), X.data_ptr(), work.data_ptr(), *R.shape[-2:], threads)

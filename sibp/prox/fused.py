@@ -1,9 +1,9 @@
-"""The iterations of `sibp.prox.solvers.nonlinear` in compiled form: the same arithmetic, several times faster on a CPU.
+"""Compiled code for the iterations of `sibp.prox.solvers.nonlinear`: the same arithmetic, fewer passes through memory.
 
-Between two products with the Gram matrix, an iteration is a long chain of cheap operations on (N, m) tensors, each of
-which is a pass through memory. `kernels/fused.c` runs all iterations of a few neurons at a time, within the nearer
-caches. If it is missing (`sibp.prox.kernels`) or the inputs are unsupported, `solve_nonlinear` uses torch operations,
-with the same results up to rounding.
+Between two products with the Gram matrix, an iteration is a long chain of cheap operations on (N, m) tensors. As a
+torch operation, each is a pass through memory. `kernels/fused.c` runs all iterations for a few neurons at a time, whose
+data stay in cache. If it is missing (`sibp.prox.kernels`) or the inputs are unsupported, `solve_nonlinear` uses torch
+operations, with the same results up to rounding.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ _PARALLEL = 1_000_000  # multiply-adds of all products above which several threa
 
 
 class Iterates(NamedTuple):
-    """The result of some iterations.
+    """The result of the iterations.
 
     Attributes:
         x: (..., r, m) coefficients.
@@ -53,8 +53,8 @@ def usable(coordinates: Coordinates, Z: Tensor, s: Activation) -> bool:
         Z: pre-activations, on a CPU with kernels.
         s: the layer's activation, one of `kernels.KINDS`.
     """
-    taken = kernels.kind_of(s) is not None and Z.numel() > 0 and coordinates.size > 0
-    return taken and kernels.library(Z) is not None and coordinates.matrix is not None
+    supported = kernels.kind_of(s) is not None and Z.numel() > 0 and coordinates.size > 0
+    return supported and kernels.library(Z) is not None and coordinates.matrix is not None
 
 
 def iterate(
@@ -63,14 +63,14 @@ def iterate(
     T: Tensor,
     lam: float,
     s: Activation,
-    number: int,
+    iterations: int,
     *,
     shrink_factor: float,
     cancellation: float,
     rounding_units: float,
     tolerance: float,
 ) -> Iterates:
-    """Runs `number` iterations from x = 0; see `solve_nonlinear` for the arguments and for one iteration.
+    """Runs the iterations from x = 0; `solve_nonlinear` describes one iteration.
 
     Args:
         coordinates: of the layer's features.
@@ -78,10 +78,10 @@ def iterate(
         T: (..., N, m) target.
         lam: proximal weight.
         s: an activation that has a kernel.
-        number: of iterations.
-        shrink_factor: by which a rejected neuron's next step is shortened.
-        cancellation: share of two directions' squared norms that their difference must exceed.
-        rounding_units: units in the last place by which a residual may be rounded.
+        iterations: their number.
+        shrink_factor: factor on a neuron's next step length after a rejected step.
+        cancellation: least ||beta P - G||^2 of a direction, as a share of ||beta P||^2 + ||G||^2.
+        rounding_units: assumed rounding error of a residual s(Z) - T, in units of eps ||T||.
         tolerance: relative error of a residual above which a neuron's answer is doubtful.
     """
     (*leading, N, m), r = Z.shape, coordinates.size
@@ -89,18 +89,18 @@ def iterate(
     assert matrix is not None
     assert library is not None
     groups, direct, kind = math.prod(leading), coordinates.direct, kernels.kind_of(s) or 0
-    threads = torch.get_num_threads() if number * N * r * m >= _PARALLEL else 1
+    threads = torch.get_num_threads() if iterations * N * r * m >= _PARALLEL else 1
     work = kernels.workspace(Z.dtype, library.work_size(N, r, m, direct, threads, kind))
     x = Z.new_empty(*leading, m, r)
     Z, T, matrix = Z.contiguous(), T.contiguous(), matrix.contiguous()
     totals = _Totals()
     library.iterate(
-        Z.data_ptr(), T.data_ptr(), matrix.data_ptr(), x.data_ptr(), work.data_ptr(), groups, N, r, m, direct, number,
-        threads, kind, s.negative_slope or 0.0, lam, shrink_factor, cancellation, rounding_units,
+        Z.data_ptr(), T.data_ptr(), matrix.data_ptr(), x.data_ptr(), work.data_ptr(), groups, N, r, m, direct,
+        iterations, threads, kind, s.negative_slope or 0.0, lam, shrink_factor, cancellation, rounding_units,
         tolerance, totals,
     )  # fmt: skip
-    start, f, norm, steps, descent, doubtful, most = totals
-    return Iterates(x.mT, norm, start, f, descent, steps / (number * groups * m), doubtful, most)
+    start, f, norm, steps, gradient, doubtful, bound = totals
+    return Iterates(x.mT, norm, start, f, gradient, steps / (iterations * groups * m), doubtful, bound)
 
 
 _Totals = ctypes.c_double * 7  # METRICS of fused.c

@@ -1,8 +1,9 @@
-"""The arrays of outputs in conjugate gradients: pre-activations Z, and their change along a direction.
+"""The output arrays of conjugate gradients: pre-activations Z, and their change along a direction.
 
-These are the large arrays of an iteration (a number for each sample, or each sample's position, and neuron), so the
-number of passes over them matters. `Outputs` implements the passes as torch operations, for any activation and device;
-`CompiledOutputs` in C (`kernels/outputs.c`), for the layout in which convolutions are fastest.
+These are the largest arrays of an iteration: each has one number per neuron and sample, or per neuron and position of a
+sample. So the number of passes over them matters. `Outputs` implements the passes as torch operations, for any
+activation and device. `CompiledOutputs` implements them in C (`kernels/outputs.c`), for the layout in which
+convolutions are fastest.
 """
 
 import ctypes
@@ -22,7 +23,7 @@ _PARALLEL = 100_000  # numbers in an array above which several threads pay off
 
 @dataclass(frozen=True)
 class Shifted:
-    """The target s(Z) - eta D, not computed yet, since that of a convolution is a large array.
+    """The target s(Z) - eta D before its evaluation, which is deferred because a convolution's target is a large array.
 
     Attributes:
         D: error signal on s(Z), of Z's shape.
@@ -35,7 +36,7 @@ class Shifted:
     def evaluate(self, Z: Tensor, s: Activation) -> Tensor:
         """The target for pre-activations Z."""
         value = s.value(Z)
-        if value.is_cpu and value.data_ptr() != Z.data_ptr():  # saves a large array when memory use peaks
+        if value.is_cpu and value.data_ptr() != Z.data_ptr():  # in place: lowers the peak of memory use
             return value.sub_(self.D, alpha=self.eta)
         return torch.sub(value, self.D, alpha=self.eta)
 
@@ -44,13 +45,16 @@ Target = Tensor | Shifted
 
 
 class Outputs:
-    """Z, which approaches the target T, with E = (s(Z) - T) s'(Z), and the forward product KP of the direction.
+    """Z at the present iterate, E = (s(Z) - T) s'(Z), and the forward product KP of the direction P.
 
-    Sums over rows and step lengths are one number per output unit, (..., m). `features` are those of the products.
-    `target_norm` is ||T||^2, after a call of `residual`.
+    Step lengths and sums over rows have one number per output unit, (..., m).
+
+    Attributes:
+        features: the features that the products use.
+        squared_target: ||T||^2, (..., m); set by `residual`.
     """
 
-    target_norm: Tensor
+    squared_target: Tensor
 
     def __init__(self, features: FeatureOperator, Z: Tensor, T: Target, s: Activation) -> None:
         """Starts with KP = 0; Z and T are not modified."""
@@ -62,7 +66,7 @@ class Outputs:
         """||s(Z) - T||^2; sets E."""
         difference = self.s.value(self.Z) - self.T
         self.E = difference * self.s.slope(self.Z)
-        self.target_norm = self.features.over_rows(self.T.square())
+        self.squared_target = self.features.over_rows(self.T.square())
         return self.features.over_rows(difference.square())
 
     def take_E(self) -> Tensor:  # noqa: N802 (the name above)
@@ -70,17 +74,17 @@ class Outputs:
         return self.E
 
     def redirect(self, beta: Tensor, KG: Tensor) -> Tensor:
-        """KP <- beta KP - KG; the curvature ||s'(Z) KP||^2. KG may be overwritten."""
+        """KP <- beta KP - KG; returns the curvature ||s'(Z) KP||^2. May overwrite KG."""
         self.KP = self.features.spread(beta) * self.KP - KG
         return self.features.over_rows((self.s.slope(self.Z) * self.KP).square())
 
     def attempt(self, t: Tensor, last: bool) -> Tensor:
-        """||s(Z + t KP) - T||^2; `last`: no `move` will follow."""
+        """||s(Z + t KP) - T||^2; `last` says that no `move` will follow."""
         del last
         return self.features.over_rows((self.s.value(self._at(t)) - self.T).square())
 
     def move(self, t: Tensor) -> None:
-        """Z <- Z + t KP where t is not 0; sets E. t is what was attempted, or 0 where that was rejected."""
+        """Z <- Z + t KP where t is not 0; sets E. t is the attempted step length, or 0 where it was rejected."""
         self.Z = torch.where(self.features.spread(t != 0), self._at(t), self.Z)
         self.E = (self.s.value(self.Z) - self.T) * self.s.slope(self.Z)
 
@@ -89,14 +93,15 @@ class Outputs:
 
 
 class CompiledOutputs(Outputs):
-    """The same for rows along two axes, in arrays (B, P, g m) of its own: units last is fastest for convolutions.
+    """The same in C, for rows along two axes.
 
-    Each pass does as much as possible while numbers are in cache: an attempt also computes E at its end point, in case
-    it is accepted, and Z is updated when the next direction is formed.
+    Its own arrays are (B, P, g m), since convolutions are fastest with units last. Each pass does as much as possible
+    while numbers are in cache: an attempt also computes E at the trial point, in case it is accepted, and Z is updated
+    when the next direction is formed.
     """
 
     def __init__(self, features: FeatureOperator, Z: Tensor, T: Target, s: Activation) -> None:
-        """Copies Z and T when `residual` is called; see `usable`."""
+        """Takes inputs that are `usable`; Z and T are copied when `residual` is called."""
         self.features, self.s, self.Z, self._target = features.units_last(), s, Z, T
         g, B, P, m = Z.shape
         threads = torch.get_num_threads() if Z.numel() >= _PARALLEL else 1
@@ -110,19 +115,19 @@ class CompiledOutputs(Outputs):
 
     @staticmethod
     def usable(features: FeatureOperator, Z: Tensor, s: Activation) -> bool:
-        """Whether there is compiled code: for a convolution's rows, activations with a kernel, on a CPU."""
-        as_convolutions = len(features.leading) == 1 and len(features.row_shape) == 2 and Z.shape[-1] > 0
-        return as_convolutions and kernels.kind_of(s) is not None and kernels.library(Z) is not None
+        """Whether compiled code supports the inputs: a convolution's rows, an activation with a kernel, on a CPU."""
+        convolutional = len(features.leading) == 1 and len(features.row_shape) == 2 and Z.shape[-1] > 0
+        return convolutional and kernels.kind_of(s) is not None and kernels.library(Z) is not None
 
     def residual(self) -> Tensor:
         """||s(Z) - T||^2; sets E."""
-        to = self._target
-        shift, given = (to.eta, to.D) if isinstance(to, Shifted) else (None, to)
-        (Z, turned_Z), (T, turned_T) = _with_layout(self.Z), _with_layout(given)
+        target = self._target
+        shift, T_or_D = (target.eta, target.D) if isinstance(target, Shifted) else (None, target)
+        (Z, turned_Z), (T, turned_T) = _with_layout(self.Z), _with_layout(T_or_D)
         self.Z, self.T, self.E = (self._empty() for _ in range(3))
-        places = (Z.data_ptr(), turned_Z, T.data_ptr(), turned_T, shift is not None, shift or 0.0)
-        self._run("begin", Z.shape[1], *places, self.Z, self.T, self.E)
-        self.target_norm = self._read_sums(1)
+        arguments = (Z.data_ptr(), turned_Z, T.data_ptr(), turned_T, shift is not None, shift or 0.0)
+        self._run("begin", Z.shape[1], *arguments, self.Z, self.T, self.E)
+        self.squared_target = self._read_sums(1)
         return self._read_sums(0)
 
     def take_E(self) -> Tensor:  # noqa: N802 (the name above)
@@ -133,7 +138,7 @@ class CompiledOutputs(Outputs):
         return E
 
     def redirect(self, beta: Tensor, KG: Tensor) -> Tensor:
-        """KP <- beta KP - KG; the curvature ||s'(Z) KP||^2. KG's memory is reused for KP or for E."""
+        """KP <- beta KP - KG; returns the curvature ||s'(Z) KP||^2. Reuses the memory of KG for KP or E."""
         KG = self._units_last(KG)
         if self._has_direction:
             self._run("redirect", self.Z, KG, self._taken.contiguous(), beta.contiguous(), self.KP)
@@ -144,13 +149,13 @@ class CompiledOutputs(Outputs):
         return self._read_sums(0)
 
     def attempt(self, t: Tensor, last: bool) -> Tensor:
-        """||s(Z + t KP) - T||^2; `last`: no `move` will follow."""
+        """||s(Z + t KP) - T||^2; `last` says that no `move` will follow."""
         self._tried = t
         self._run_attempt(t, None if last else self.E)
         return self._read_sums(0)
 
     def move(self, t: Tensor) -> None:
-        """Z <- Z + t KP where t is not 0, at the next `redirect`; E as it is there."""
+        """Z <- Z + t KP where t is not 0; E has its new value at once, Z after the next `redirect`."""
         self._taken = t
         if not torch.equal(t, self._tried):
             self._run_attempt(t, self.E)
@@ -173,17 +178,17 @@ class CompiledOutputs(Outputs):
         """The array (g, B, P, m) stored in the order (B, P, g, m)."""
         return array.permute(1, 2, 0, 3).contiguous().permute(2, 0, 1, 3)
 
-    def _read_sums(self, place: int) -> Tensor:
-        return self.features.total(self._sums[place].to(self.Z.dtype, copy=True))
+    def _read_sums(self, index: int) -> Tensor:
+        return self.features.total(self._sums[index].to(self.Z.dtype, copy=True))
 
-    def _run(self, name: str, *given: Tensor | float | None) -> None:
+    def _run(self, name: str, *arguments: Tensor | float | None) -> None:
         work = kernels.workspace(self.Z.dtype, self._size)
-        places = (value.data_ptr() if isinstance(value, Tensor) else value for value in given)
-        getattr(self._library, name)(ctypes.addressof(self._shape), *places, work.data_ptr(), self._sums.data_ptr())
+        passed = (value.data_ptr() if isinstance(value, Tensor) else value for value in arguments)
+        getattr(self._library, name)(ctypes.addressof(self._shape), *passed, work.data_ptr(), self._sums.data_ptr())
 
 
 def _with_layout(array: Tensor) -> tuple[Tensor, bool]:
-    """The array (g, B, P, m), contiguous in one of two orders, and whether that order is (B, g, m, P)."""
+    """The array (g, B, P, m), stored contiguously as (B, P, g, m) or (B, g, m, P), and whether it is the latter."""
     if array.permute(1, 2, 0, 3).is_contiguous():
         return array, False
     return array.permute(1, 0, 3, 2).contiguous().permute(1, 0, 3, 2), True

@@ -11,6 +11,7 @@ Scalar = Tensor | float
 """A 0-dimensional tensor on an accelerator, where reading it would synchronise; a float on the CPU, where tensor
 arithmetic on single numbers takes a hundred times as long."""
 Flag = Tensor | bool
+"""A condition: a 0-dimensional tensor or a bool, as for a `Scalar`."""
 
 Chosen = TypeVar("Chosen")
 
@@ -33,7 +34,7 @@ def at_least(bound: float, value: Scalar) -> Scalar:
 
 
 def share(part: Scalar, whole: Scalar) -> Scalar:
-    """The ratio part / whole, clamped to [0, 1]; meaningless where whole is not positive."""
+    """The ratio part / whole, clamped to [0, 1]; undefined where whole is not positive."""
     if not isinstance(part, Tensor) and not isinstance(whole, Tensor):
         return min(max(part / whole, 0.0), 1.0) if whole > 0 else 0.0
     return torch.as_tensor(part / whole).clamp(0, 1)

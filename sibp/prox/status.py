@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 WELL_ABOVE = 1e4
-"""Times its rounding error: from here on a squared norm has four digits right."""
+"""A squared norm of at least this many times its rounding error has four correct digits."""
 
 
 class Status(IntEnum):
@@ -39,20 +39,23 @@ _SENTENCES = {
     Status.SOLVED: "The subproblem was solved as asked.",
     Status.DAMPED: "lam is below what this precision can resolve beside the Gram matrix; a larger lam was used.",
     Status.STALLED: "No iteration found a step that decreases the objective; the weights were kept.",
-    Status.GRADIENT: "The Gram matrix could not be factorised; a safe gradient step was taken instead.",
+    Status.GRADIENT: (
+        "The Gram matrix could not be factorised; a gradient step that does not raise the objective was taken instead."
+    ),
     Status.NONFINITE: "Inputs or results were not finite; the weights were kept.",
 }
 
 
 @dataclass(slots=True)
 class Stats:
-    """Metrics of one solve; on an accelerator, reading one synchronises.
+    """Metrics of one solve; on an accelerator, reading one synchronises it with the CPU.
 
     Attributes:
         status: integer value of a `Status`.
-        decrease: 1 - f(end)/f(start) of the subproblem's objective; 0 where f(start) = 0.
-        iterations: taken (0 for a closed form).
-        step_length: mean step length over neurons and iterations (1 for a closed form).
+        decrease: 1 - f(end)/f(start) of the subproblem's objective, clamped to [0, 1]; 0 where f(start) is 0 or
+            a value is not finite.
+        iterations: their number; 0 for a closed form.
+        step_length: mean step length over neurons and iterations; 1 for a closed form.
         squared_change: ||W_new - W||_F^2 + ||b_new - b||^2.
     """
 
@@ -74,7 +77,17 @@ class Stats:
         step_length: Scalar,
         squared_change: Scalar,
     ) -> Self:
-        """The metrics of a solve; if it was not finite, all but the status are 0."""
+        """The metrics of a solve.
+
+        Args:
+            status: a `Status`; replaced by `Status.NONFINITE` if the solve was not finite.
+            finite: whether the solution is finite; if not, decrease, step length and squared change are set to 0.
+            start: the objective at the old weights.
+            end: the objective at the solution.
+            iterations: as in `Stats`.
+            step_length: as in `Stats`.
+            squared_change: as in `Stats`.
+        """
         finite = finite & is_finite(squared_change)
         known = finite & is_finite(start) & is_finite(end) & (start > 0)  # sums of squares may overflow
         return cls(
@@ -87,22 +100,22 @@ class Stats:
 
 
 Measure = Callable[[], Stats]
-"""Evaluates the metrics of a solve lazily, so that training does not wait for unread values. Until the layer's next
-solve it retains numbers, and tensors no larger than the layer's weights."""
+"""Computes the metrics of a solve when called, so that training does not wait for values that nobody reads. Until the
+layer's next solve it keeps numbers alive, and tensors no larger than the layer's weights."""
 
 
 @dataclass
 class Solution:
-    """The answer of a solver.
+    """The result of a solver: a displacement of the layer's parameters, which is `factor` times that of x.
 
     Attributes:
-        coordinates: in which x is the displacement.
-        x: (..., r, m) coefficients, up to `factor`; 0 if not `finite`.
+        coordinates: the coordinates of x.
+        x: (..., r, m) coefficients; 0 if not `finite`.
         finite: whether all numbers were finite.
-        measure: computes `stats` from the displacement's squared norm.
-        change_bound: an upper bound of the displacement's squared norm; infinite where none is known.
-        squared_change: that norm, evaluated lazily; None if the displacement itself has to be measured.
-        factor: factor from the displacement of x to the answer.
+        measure: computes `stats` from the squared norm of the displacement.
+        change_bound: an upper bound of the displacement's squared norm; infinite if none is known.
+        squared_change: returns that norm; None if it has to be computed from the displacement.
+        factor: the factor above.
     """
 
     coordinates: "Coordinates"
@@ -120,25 +133,29 @@ class Solution:
         return self.measure(self.factor**2 * self.coordinates.squared_change(self.x) if known is None else known())
 
     def scaled(self, factor: float) -> Self:
-        """The solution of a linear subproblem whose residual is `factor` (not 0) times as large; no pass over x."""
+        """The solution of the same linear subproblem for `factor` (not 0) times its residual, without a pass over x."""
         measure, square = self.measure, factor * factor
 
         def measured(squared_change: Scalar) -> Stats:
-            stats = measure(squared_change / square if square else 0.0)  # 0: too small for a float
+            stats = measure(squared_change / square if square else 0.0)  # the square may underflow
             return replace(stats, squared_change=stats.squared_change * square)
 
-        most, change = self.change_bound * square, self.squared_change
+        bound, change = self.change_bound * square, self.squared_change
         squared_change = None if change is None else lambda: change() * square
         factor *= self.factor
-        return type(self)(self.coordinates, self.x, self.finite, measured, most, squared_change, factor)
+        return type(self)(self.coordinates, self.x, self.finite, measured, bound, squared_change, factor)
 
 
 def squared_norm(*parts: Tensor | None) -> Scalar:
-    """||.||_F^2 of a displacement's parts, contiguous or transposes of contiguous tensors; None counts as 0."""
+    """The sum of the squared Frobenius norms of a displacement's parts; None counts as 0.
+
+    Args:
+        parts: of any shape, contiguous or transposes of contiguous tensors.
+    """
     total: Scalar = 0.0
     for part in parts:
         if part is not None:
-            # A transpose is flattened in the order of memory, without a copy.
+            # Flattening a transpose in memory order avoids a copy.
             if part.dim() > 1:
                 part = (part if part.is_contiguous() else part.mT).reshape(-1)
             total = total + scalar(torch.dot(part, part))

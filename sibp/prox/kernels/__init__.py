@@ -23,13 +23,13 @@ from sibp.activations import Activation
 C_TYPES = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
 """The dtypes that there are kernels for."""
 KINDS = ("pieces", "tanh", "sigmoid", "silu", "gelu", "gelu_tanh")
-"""The activations that there are kernels for, in the order of activations.h; the first is that of two linear pieces."""
+"""The activations that there are kernels for, in the order of activations.h; "pieces" is any of two linear pieces."""
 _WIDTHS = {"avx512": "AVX-512", "avx2": "AVX2", "baseline": "baseline"}
 _REBUILD = (
-    "install gcc or clang and then sibp anew: pip install --force-reinstall --no-deps --no-binary sibp sibp, or in a "
+    "install gcc or clang and reinstall sibp: pip install --force-reinstall --no-deps --no-binary sibp sibp, or in a "
     "working copy: pip install -e ."
 )
-_LARGEST_KEPT = 2**22  # bytes of a workspace
+_LARGEST_KEPT = 2**22  # bytes of a workspace that is kept
 _enabled = True
 _buffers = threading.local()
 _ARGUMENTS = {"p": ctypes.c_void_p, "l": ctypes.c_long, "d": ctypes.c_double}
@@ -51,7 +51,7 @@ _SIGNATURES = {
     "lagged": (None, "ppp lllllll"),
     "nonzeros": (ctypes.c_long, "pl"),
 }
-"""Result and arguments of functions: addresses, whole numbers, real numbers."""
+"""Result and argument types of the functions; p is an address, l an integer, d a real number."""
 
 
 class Kernels:
@@ -62,7 +62,7 @@ class Kernels:
         self._file, self._suffix = file, suffix
 
     def __getattr__(self, name: str) -> Any:
-        """The function, looked up once."""
+        """Looks the function up and stores it as an attribute."""
         function = getattr(self._file, f"{name}_{self._suffix}")
         result, arguments = _SIGNATURES.get(name, (None, ""))
         function.restype = result
@@ -114,7 +114,7 @@ def library(tensor: torch.Tensor) -> Kernels | None:
     """
     if not _enabled or not tensor.is_cpu or tensor.dtype not in C_TYPES:
         return None
-    if torch.compiler.is_compiling():  # a call by address would be traced without what it reads and writes
+    if torch.compiler.is_compiling():  # the trace of a call by address would lack what it reads and writes
         return None
     return _chosen(tensor.dtype)
 
@@ -122,7 +122,7 @@ def library(tensor: torch.Tensor) -> Kernels | None:
 def workspace(dtype: torch.dtype, size: int) -> torch.Tensor:
     """Memory of `size` numbers or more for a kernel's own use, until the next call in the same thread.
 
-    It is kept from layer to layer and step to step, unless it is large: fresh memory costs more than its use.
+    Unless it is large, it is kept for later layers and steps: allocating memory costs more than using it.
     """
     if size * dtype.itemsize > _LARGEST_KEPT:
         return torch.empty(size, dtype=dtype)
@@ -151,7 +151,10 @@ def _chosen(dtype: torch.dtype) -> Kernels | None:
 
 @cache
 def _file() -> ctypes.CDLL | None:
-    """The file that setup.py built, if from these sources: those of another version may take other arguments."""
+    """The library that setup.py built; None if it is missing or was built from other sources.
+
+    Functions of another version may take other arguments.
+    """
     found = importlib.util.find_spec(f"{__name__}._native")
     if found is None or found.origin is None:
         return None
@@ -164,7 +167,7 @@ def _file() -> ctypes.CDLL | None:
 
 
 def _sources() -> str:
-    """A checksum of the sources beside this file, by the same rule as in setup.py."""
+    """The checksum of the sources beside this file, computed as in setup.py."""
     checksum = 0
     for path in sorted(Path(__file__).parent.glob("*.[ch]")):
         checksum = zlib.crc32(path.read_bytes(), checksum)
@@ -175,7 +178,7 @@ def _sources() -> str:
 def _warn() -> None:
     warnings.warn(
         f"sibp's compiled kernels are missing, or not those of this version: everything works, but conjugate gradients "
-        f"on a CPU take up to twice the time. To have them, {_REBUILD}",
+        f"on a CPU take up to twice the time. To get them, {_REBUILD}",
         RuntimeWarning,
         stacklevel=2,
     )

@@ -1,7 +1,7 @@
-"""A layer's features as its subproblem sees them: one interface, whatever form the layer has.
+"""A layer's features Phi = [A, 1], behind one interface for all kinds of layers.
 
-`FeatureOperator` defines what a solver may ask of Phi = [A, 1]. A new form implements `materialize`, or the products
-`matmat` and `rmatmat`; everything else has fallbacks.
+`FeatureOperator` defines the operations that solvers use. A subclass implements `materialize`, or both products
+`matmat` and `rmatmat`; all other methods have fallbacks.
 """
 
 from sibp.prox.operators.base import FeatureOperator

@@ -14,19 +14,20 @@ if TYPE_CHECKING:
     from sibp.prox.solvers.coordinates import Coordinates
 
 Parts = tuple[Tensor | None, Tensor | None]
-"""Of W (..., m, n) and of b (..., m); None for a fixed part."""
+"""Displacements of W (..., m, n) and of b (..., m); None for a parameter that is fixed."""
 Made = TypeVar("Made")
 
 
 class FeatureOperator:
     """Phi = [A, 1] (..., N, size): A (..., N, n) is a layer's input as a matrix, the ones stand for its bias.
 
-    A layer is the map Z = A W^T + b; its subproblem varies those of W and b that are trained, so Phi has the columns
-    of A if the weight is trained, and a column of ones if the bias is. Arrays with a number for each row and output
-    unit, (..., N, m), may have their rows along several axes, like the layer's output: (..., *row_shape, m). The groups
-    of a layer are leading axes, `leading`.
+    A layer is the map Z = A W^T + b. Its subproblem varies the trained parameters only, so Phi has the columns of A if
+    the weight is trained, and a column of ones if the bias is. Arrays with a number for each row and output unit,
+    (..., N, m), may have their rows along several axes, like the layer's output: (..., *row_shape, m). The groups of a
+    layer are leading axes, `leading`.
 
-    A subclass implements `materialize`, or both `matmat` and `rmatmat`, and may override the fallbacks by faster code.
+    A subclass implements `materialize`, or both `matmat` and `rmatmat`; otherwise its definition raises a TypeError. It
+    may override the fallbacks by faster code.
 
     Args:
         x: the tensor that contains A's entries.
@@ -38,7 +39,7 @@ class FeatureOperator:
     """
 
     matrix_free: ClassVar[bool] = True
-    """Whether products are cheaper than `materialize`; if not, `materialize` returns one and the same tensor."""
+    """Whether products are cheaper than `materialize`; if not, `materialize` returns the same tensor at each call."""
 
     def __init__(
         self,
@@ -58,12 +59,12 @@ class FeatureOperator:
         self.kept: dict[Hashable, Any] | None = None
 
     def keeping(self) -> Self:
-        """Itself, caching the results of `once` for other layers with the same features, until `kept` is None."""
+        """Itself; `once` then caches its results for layers with the same features, until `kept` is set to None."""
         self.kept = {}
         return self
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """The result of `make`; for features shared by several layers, `make` is called once."""
+        """The result of `make`; for features shared by several layers, `make` is called once for each key."""
         kept = self.kept
         if kept is None:
             return make()
@@ -87,12 +88,12 @@ class FeatureOperator:
 
     @property
     def groups(self) -> int:
-        """The number of matrices of this size in the layer, each with its own output units."""
+        """The number of groups, each with its own feature matrix and output units."""
         return math.prod(self.leading)
 
     @property
     def spanned(self) -> bool:
-        """Whether Phi has at most as many rows as columns, all of them local and along one axis."""
+        """Whether Phi has at most as many rows as columns, with all rows on this rank and along one axis."""
         return len(self.row_shape) == 1 and self.rows <= self.size
 
     def moving(self, *, weight: bool, bias: bool) -> Self:
@@ -144,7 +145,7 @@ class FeatureOperator:
         return torch.linalg.vector_norm(self.materialize(), dim=(-2, -1)).square()
 
     def displacement(self, E: Tensor, factor: float = 1.0) -> Parts:
-        """`factor` E^T Phi by its parts: `rmatmat` as the displacement of W and b that has E for its coefficients."""
+        """`factor` E^T Phi as displacements of W and b, from span coefficients E (..., *row_shape, m)."""
         return self.parts(self.rmatmat(E if factor == 1 else factor * E))
 
     def displacement_of_weight(self, E: Tensor, factor: float = 1.0) -> Tensor | None:
@@ -159,7 +160,7 @@ class FeatureOperator:
         )
 
     def forward(self, W: Tensor, b: Tensor | None) -> Tensor:
-        """The layer's map A W^T + b, whatever is trained: (..., *row_shape, m) from W (..., m, n) and b (..., m)."""
+        """The layer's output A W^T + b, (..., *row_shape, m), from W (..., m, n) and b (..., m), trained or not."""
         Z = self.moving(weight=True, bias=False).matmat(W.mT)
         return Z if b is None else Z + self.spread(b)
 
@@ -186,7 +187,7 @@ class FeatureOperator:
     # -- parts on other ranks ----------------------------------------------------------------------------------------
 
     def total(self, part: Tensor) -> Tensor:
-        """A sum over the rows of all ranks, from the sum over those of this rank."""
+        """The sum over the rows of all ranks, from the sum over the rows of this rank."""
         return part
 
     def all_units(self, coordinates: "Coordinates", x: Tensor, finite: Flag) -> tuple["Coordinates", Tensor, Flag]:
@@ -205,7 +206,7 @@ class FeatureOperator:
     # -- cost -------------------------------------------------------------------------------------------------------
 
     def gram_products(self) -> list[tuple[int, int, int]]:
-        """The products (a, b) by (b, c) that make up `gram`, in each group."""
+        """The sizes (a, b, c) of the products (a x b) (b x c) that make up `gram`, in each group."""
         return [(self.size, self.rows, self.size)]
 
     def numbers_copied(self) -> float:

@@ -1,8 +1,8 @@
 """Features of a convolution: Phi's rows are the patches under the kernel, and are never materialized.
 
-Phi V is a convolution, Phi^T E the convolution's weight gradient, and Phi^T Phi follows from products of the input's
-rows. Arrays of output units keep the layout of the layer's output, as (g, B, P, m): N = B P rows, P positions of each
-of B samples, and the g groups of the convolution in front.
+Phi V is a convolution, Phi^T E the convolution's weight gradient, and Phi^T Phi a sum of products of the input's pixels
+(`sibp.prox.operators.patches`). Arrays with a number for each row and output unit keep the layout of the layer's
+output, as (g, B, P, m): g groups, and N = B P rows, for P positions of each of B samples.
 """
 
 import math
@@ -42,7 +42,7 @@ class ConvolutionFeatures(FeatureOperator):
         return self.window.positions(*self.x.shape[2:])
 
     def units_last(self) -> Self:
-        """The same with the input, and so the output, in channels-last order."""
+        """The same with its input in channels-last order, in which the output then is, too."""
         return self._changed(x=self.x.contiguous(memory_format=torch.channels_last))
 
     def gram(self) -> Tensor:
@@ -104,7 +104,7 @@ class ConvolutionFeatures(FeatureOperator):
         return z.flatten(2).unflatten(1, (self.groups, -1)).permute(1, 0, 3, 2)
 
     def gram_products(self) -> list[tuple[int, int, int]]:
-        """Those of the weights' part, and the sums over positions."""
+        """The sizes of the products of `patch_gram`, and of the sums over positions, for each group."""
         return [*gram_products(self.window, self._image), (1, self.row_shape[1], self.inputs)]
 
     def numbers_copied(self) -> float:

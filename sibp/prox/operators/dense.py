@@ -13,7 +13,7 @@ from sibp.prox.operators.base import FeatureOperator, Parts
 
 
 class DenseFeatures(FeatureOperator):
-    """Phi (..., N, size), from A itself.
+    """Phi (..., N, size), formed from the matrix A.
 
     Args:
         A: (..., N, n) inputs, one row per sample, or per position of a sample.
@@ -46,7 +46,7 @@ class DenseFeatures(FeatureOperator):
         return symmetric_product(self.materialize().mT)
 
     def outer_gram(self) -> Tensor:
-        """Phi Phi^T, (..., N, N), without Phi."""
+        """Phi Phi^T, (..., N, N), without forming Phi."""
         compiled = closed.outer_gram(self.A, float(self.bias)) if self.weight else None
         if compiled is not None:
             return compiled
@@ -56,7 +56,7 @@ class DenseFeatures(FeatureOperator):
         return gram
 
     def displacement(self, E: Tensor, factor: float = 1.0) -> Parts:
-        """`factor` E^T Phi by its parts, without Phi."""
+        """`factor` E^T Phi as displacements of W and b, without forming Phi."""
         return self.displacement_of_weight(E, factor), E.sum(-2).mul_(factor) if self.bias else None
 
     def displacement_of_weight(self, E: Tensor, factor: float = 1.0) -> Tensor | None:
@@ -65,7 +65,7 @@ class DenseFeatures(FeatureOperator):
             return None
         if self.leading:
             return (E.mT if factor == 1 else factor * E.mT) @ self.x
-        return torch.addmm(self.x.new_empty(1), E.mT, self.x, beta=0, alpha=factor)  # without an additional pass
+        return torch.addmm(self.x.new_empty(1), E.mT, self.x, beta=0, alpha=factor)  # scales without another pass
 
     def forward(self, W: Tensor, b: Tensor | None) -> Tensor:
         """A W^T + b, (..., N, m)."""

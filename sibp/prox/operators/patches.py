@@ -2,12 +2,13 @@
 
 An entry of the Gram matrix Phi^T Phi of all patches is a sum, over the kernel's positions, of products of two numbers
 of the image. Patches overlap, so the same products recur: inside the image, an entry depends only on how far apart the
-two pixels are. Each product is formed once and summed for each distance, in the interior of the image and in strips
-along its border that only some of the kernel's entries see; a block of the Gram matrix adds up a few of these sums.
+two pixels are. Each product is formed once. Products of pixels at the same distance are summed, separately for the
+interior of the image and for strips along its border, which lie under some of the kernel's entries only. A block of the
+Gram matrix is the sum of a few of these sums.
 
-For a kernel k x k with stride 1 that is about c^2 (2k - 1)^2 / 2 multiply-adds a position, in place of c^2 k^4 / 2 with
-materialized patches. Patches that hardly overlap, or of few channels, are materialized, a few rows of the image at a
-time.
+For a k x k kernel with stride 1, that takes about c^2 (2k - 1)^2 / 2 multiply-adds per position, instead of c^2 k^4 / 2
+with materialized patches. Patches that hardly overlap, or have few channels, are materialized, one row of positions at
+a time.
 """
 
 import itertools
@@ -21,9 +22,9 @@ from sibp.prox.operators.window import Sharing, Window
 
 Shape = tuple[int, int, int, int]
 """Of an image, (B, g c, rows, columns)."""
-_COLUMNS = 96  # of a block of materialized patches
-_TILE = (4, 16)  # channels that the kernel takes at a time, of the one pixel and of the other
-_MOST = 2**22  # numbers in `Sharing.incidence`: enough for kernels of 9 x 9
+_COLUMNS = 96  # columns of a block of materialized patches
+_TILE = (4, 16)  # channels that lagged.c takes at a time, of a pixel and of the one it is multiplied by
+_MOST = 2**22  # largest number of entries of `Sharing.incidence`, enough for 9 x 9 kernels
 _PARALLEL = 1_000_000  # multiply-adds above which several threads pay off
 
 
@@ -43,7 +44,7 @@ def patch_gram(x: Tensor, window: Window) -> Tensor:
 
 
 def gram_products(window: Window, shape: Shape) -> list[tuple[int, int, int]]:
-    """The products (a, b) by (b, c) that make up `patch_gram`, in each group.
+    """The sizes (a, b, c) of the products (a x b) (b x c) that make up `patch_gram`, in each group.
 
     Args:
         window: of the convolution.
@@ -77,7 +78,7 @@ def numbers_copied(window: Window, shape: Shape) -> float:
 
 @lru_cache
 def is_dense(window: Window, shape: Shape) -> bool:
-    """Whether materialized patches take fewer products.
+    """Whether materialized patches take fewer multiply-adds.
 
     Args:
         window: of the convolution.
@@ -87,7 +88,7 @@ def is_dense(window: Window, shape: Shape) -> bool:
     c, (above, beside) = channels // window.groups, window.positions(rows, columns)
     taps = window.kernel[0] * window.kernel[1]
     dense = above * beside * sum((end - first) * end for first, end in _column_blocks(taps * c))
-    if taps * taps * (taps + 1) // 2 > _MOST:  # the first entry alone is at `taps` distances
+    if taps * taps * (taps + 1) // 2 > _MOST:  # at least `taps` regions: the first entry has as many distances
         return True
     sharing = Sharing.of(window, rows, columns)
     if len(sharing.regions) * sharing.pairs > _MOST:
@@ -97,13 +98,13 @@ def is_dense(window: Window, shape: Shape) -> bool:
 
 
 def _column_blocks(n: int) -> list[tuple[int, int]]:
-    """Columns of Phi in blocks: each is multiplied with itself and those before."""
+    """Blocks of columns of Phi; each block is multiplied with itself and those before it."""
     number = -(-n // _COLUMNS)
     return [(n * k // number, n * (k + 1) // number) for k in range(number)]
 
 
 def _gram_from_patches(x: Tensor, window: Window) -> Tensor:
-    """The Gram matrix from materialized patches, a row of the image at a time."""
+    """The Gram matrix from materialized patches, one row of positions at a time."""
     (kernel, taps), (B, channels, height, width) = window.kernel, x.shape
     P, Q = window.positions(height, width)
     g, c = window.groups, channels // window.groups

@@ -1,4 +1,4 @@
-"""A convolution's patches, and the products of pixels that several entries of a patch share."""
+"""A convolution's patches, and the products of pixels that several entries of their Gram matrix share."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-Pair = tuple[int, ...]  # of two
+Pair = tuple[int, ...]  # two integers
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Window:
         return self.along(0, rows), self.along(1, columns)
 
     def along(self, axis: int, size: int) -> int:
-        """Rows (axis 0) or columns (axis 1) of the output, for as many of the image."""
+        """Rows (axis 0) or columns (axis 1) of the output, for an image with `size` rows or columns."""
         reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1
         return (size + 2 * self.padding[axis] - reach) // self.stride[axis] + 1
 
@@ -59,14 +59,15 @@ class Stretch(NamedTuple):
 
 
 Shared = dict[Pair, list[Stretch]]
-"""For each two rows of the kernel, the stretches of image rows that lie under the first in some patch."""
+"""For each pair of kernel rows, the stretches of image rows that lie under the first of them in some patch."""
 
 
 def shared(window: Window, axis: int, size: int) -> Shared:
     """The stretches along one axis: the smallest set such that every pair of kernel rows uses whole stretches.
 
-    As patches slide over the image, a row lies under each row of the kernel in turn, so pairs of kernel rows at the
-    same distance see the same pairs of image rows, except near the border. Rows outside the image are 0.
+    As patches slide over the image, an image row lies under each row of the kernel in turn. So pairs of kernel rows at
+    the same distance see the same pairs of image rows, except near the border. Rows outside the image are 0, and left
+    out.
 
     Args:
         window: of the convolution.
@@ -95,10 +96,11 @@ class Sharing:
     """The products of pixels that make up the Gram matrix of all patches.
 
     Attributes:
-        regions: of the image, as stretches of rows and of columns; each gives a matrix, the sum of x^T x_other over its
-            pixels x, with their channels in a row.
-        pairs: number of pairs of kernel entries t <= u, in the order of `torch.triu_indices`.
-        shares: (pair, region) wherever the pair's block of the Gram matrix contains the region's matrix.
+        regions: regions of the image, each given by a stretch of rows and one of columns. A region's matrix (c, c) is
+            the sum of x^T x_other over its pixels, where x and x_other (1, c) are the channels of a pixel and of the
+            one it is multiplied by.
+        pairs: number of pairs of kernel entries t <= u; they are numbered as by `torch.triu_indices`.
+        shares: (pair, region) wherever the region's matrix is a summand of the pair's block of the Gram matrix.
     """
 
     regions: tuple[tuple[Stretch, Stretch], ...]
@@ -108,7 +110,7 @@ class Sharing:
     @classmethod
     @lru_cache
     def of(cls, window: Window, rows: int, columns: int) -> Self:
-        """Those of a convolution of images of that size."""
+        """The products for a convolution of images of that size."""
         above, beside = shared(window, 0, rows), shared(window, 1, columns)
         taps = list(product(range(window.kernel[0]), range(window.kernel[1])))
         places: dict[tuple[Stretch, Stretch], int] = {}
@@ -122,12 +124,12 @@ class Sharing:
 
     @cached_property
     def table(self) -> Tensor:
-        """(regions, 8) int64: first, number, step and lag of rows, and of columns; a row is a `Region` in lagged.c."""
+        """(regions, 8) int64: first, number, step and lag of rows, then of columns; a row is a `Region` in lagged.c."""
         return torch.tensor([[*above, *beside] for above, beside in self.regions])
 
     @lru_cache  # noqa: B019 (instances are cached, too)
     def incidence(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """(pairs, regions) 1 for each of `shares`, else 0; made on the device, as a copy would make the CPU wait."""
+        """(pairs, regions) 1 for each of `shares`, else 0; made on the device, since a copy would make the CPU wait."""
         matrix = torch.zeros(self.pairs, len(self.regions), dtype=dtype, device=device)
         for pair, region in self.shares:
             matrix[pair, region] = 1

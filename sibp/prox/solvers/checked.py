@@ -1,28 +1,31 @@
-"""The closed form in the layer's precision for a lam too small to guarantee its accuracy: the answer is checked.
+"""The closed form in the layer's precision, with a check of the answer, for a lam too small to guarantee its accuracy.
 
-Notation of `sibp.prox.solvers.linear`. A computed x leaves a residual e = rhs + (Phi^T Phi + lam I) x of the exact
-normal equations, and its objective exceeds the minimum by
+The notation is that of `sibp.prox.solvers.linear`. A computed x leaves a residual e = rhs + (G + lam I) x in the normal
+equations with the exact G. Its objective exceeds the minimum by
 
     direct   e^T (G + lam I)^-1 e  <=  ||e||^2 / mu,   mu the smallest eigenvalue of G + lam I
-    span     ||e||^2 at most, as the displacement sees Phi^T e only.
+    span     at most ||e||^2, since the displacement depends on Phi^T e only.
 
-The factor's part of e can be computed: rhs + (G + lam I) x. The rounding E of G adds E x. In the span, ||E x|| is taken
-as eps ||G|| ||x||. In direct coordinates, an entry of G is a long sum, whose error is about eps times the norms of its
-two columns of Phi; with independent errors (Higham & Mary 2019, SIAM J. Sci. Comput. 41), ||E x||^2 is about
-eps^2 tr(G) sum_j G_jj ||x_j||^2. The rounding of rhs there has rows of about eps sqrt(G_jj) ||R||, at most
-eps ||Phi|| ||R|| together; as they are independent, they raise the objective by
+There are three errors:
 
-    eps^2 ||R||^2 sum_j G_jj [(G + lam I)^-1]_jj.
+- The error of the factor is rhs + (G + lam I) x with the computed G. Forming it for all output units would cost as much
+  as solving. So it is multiplied by 16 vectors of random signs: each product has the norm of the error on average
+  (Freivalds 1977).
+- The rounding error E of G adds E x. In the span, ||E x|| is taken as eps ||G|| ||x||. In direct coordinates, an entry
+  of G is a long sum, whose error is about eps times the norms of its two columns of Phi. With independent errors
+  (Higham & Mary 2019, SIAM J. Sci. Comput. 41), ||E x||^2 is about eps^2 tr(G) sum_j G_jj ||x_j||^2.
+- In direct coordinates, rhs is rounded, too. The error of its row j is about eps sqrt(G_jj) ||R||, and at most
+  eps ||Phi|| ||R|| for all rows. The rows' errors are independent, so they raise the objective by
+  eps^2 ||R||^2 sum_j G_jj [(G + lam I)^-1]_jj. (The rows of E x are not independent, since entries of a convolution's
+  G share their sums.)
 
-Rows of E x are not weighted like that, as the entries of a convolution's G share their sums. In single precision e
-itself is not formed, as that would cost as much as solving: e times a vector of random signs has the norm of e on
-average (Freivalds 1977), and a few vectors suffice. 1 / mu and the weighted trace are estimated likewise. The answer is
-accepted if all errors together raise the objective by less than a hundred-thousandth of its decrease. For rich
-features, such as those of a convolution over thousands of patches, mu is far above lam, and x far below
-||R|| / sqrt(lam), the bound that a rule by lam alone must assume.
+1 / mu and the weighted trace are estimated by random signs, too. The answer is accepted if all errors together raise
+the objective by less than a hundred-thousandth of its decrease. A rule based on lam alone would have to assume
+mu = lam and ||x|| = ||R|| / sqrt(lam). With features such as those of a convolution over thousands of patches, mu is
+far larger and ||x|| far smaller.
 
-An answer that is not accepted is refined as the displacement V = Phi^T x: e is recomputed with Phi in place of G, and
-solved for. The rounding of G then affects the correction only.
+A rejected answer is refined as the displacement V = Phi^T x (V = x in direct coordinates): e is computed with Phi
+instead of G, and a correction is solved for. The rounding of G then affects the correction only.
 """
 
 import math
@@ -38,25 +41,28 @@ from sibp.prox.scalars import Scalar
 from sibp.prox.solvers.coordinates import Coordinates, Direct
 from sibp.prox.status import Solution, Stats, Status
 
-SINGLE = 256  # rows above which factoring in single precision saves more than the check costs
+SINGLE = 256  # rows from which factoring in single precision saves more than the check costs
 _PROBES = 16  # random vectors that estimate a residual
-_SAFETY = 4.0  # times the estimate; that it is 100 times too small has a chance of 1e-13
-_TOLERANCE = 1e-5  # excess of the objective over its minimum, as a share of the decrease
+_SAFETY = 4.0  # factor on estimates; the chance that an estimate is 100 times too small is 1e-13
+_TOLERANCE = 1e-5  # largest excess of the objective over its minimum, as a share of the decrease
 _REFINEMENTS = 2
 FLOOR = 16.0  # lam / (eps ||G||) below which lam is lost in the rounding of G
 
 
 def smallest_ratio(eps: float) -> float:
-    """The least lam / ||G|| that can be solved for.
+    """The least lam / ||G|| that can be solved for in float64.
+
+    Below it, lam is lost in the rounding of G, or the rounding of V in its own dtype matters. That changes Z by up to
+    eps ||Phi|| ||V||, where ||V|| <= ||R|| / sqrt(lam): from this ratio on, by at most ||R|| / 16.
 
     Args:
-        eps: of the displacement's dtype, whose rounding eps V must not raise the objective: ||V|| <= ||R|| / sqrt(lam).
+        eps: of the displacement's dtype.
     """
     return max(FLOOR * torch.finfo(torch.float64).eps, (FLOOR * eps) ** 2)
 
 
 def checked(coordinates: Coordinates, R: Tensor, rhs: Tensor, lam: float, norm: float) -> Solution | None:
-    """The solution from a Gram matrix in the layer's precision; None if it is not accurate enough. On the CPU only.
+    """The solution from a Gram matrix in the layer's precision, on the CPU; None if it is not accurate enough.
 
     Args:
         coordinates: of the layer's features.
@@ -84,7 +90,7 @@ class _System:
     """G + lam I with its Cholesky factor.
 
     Attributes:
-        direct: whether the coordinates are.
+        direct: whether G is that of direct coordinates.
         lam: damping.
         L: (..., r, r); only its lower triangle is read.
     """
@@ -95,7 +101,7 @@ class _System:
 
     @classmethod
     def of(cls, coordinates: Coordinates, lam: float, dtype: torch.dtype) -> "_System | None":
-        """Factored in a dtype; None if it is not positive definite in it."""
+        """Factors the system in a dtype; None if it is not positive definite in it."""
         system = coordinates.gram.to(dtype, copy=True)
         system.diagonal(dim1=-2, dim2=-1).add_(lam)
         if system.numel() == system.shape[-1] ** 2:  # a single matrix
@@ -105,13 +111,13 @@ class _System:
 
     def minus_solve(self, rhs: Tensor) -> Tensor:
         """-(G + lam I)^-1 rhs, (..., r, m), in the dtype of rhs."""
-        given = rhs.to(self.L.dtype)
-        x = closed.minus_substitute(self.L, given)
-        return (torch.cholesky_solve(given, self.L).neg_() if x is None else x).to(rhs.dtype)
+        wide = rhs.to(self.L.dtype)
+        x = closed.minus_substitute(self.L, wide)
+        return (torch.cholesky_solve(wide, self.L).neg_() if x is None else x).to(rhs.dtype)
 
     @cached_property
     def _norm_of_inverse(self) -> float:
-        """Frobenius, which bounds 1 / mu."""
+        """Frobenius norm of (G + lam I)^-1, which bounds 1 / mu; for a large system an estimate."""
         size = self.L.shape[-1]
         if size <= 2 * _PROBES:
             return float(torch.linalg.vector_norm(torch.cholesky_inverse(self.L)))
@@ -129,10 +135,10 @@ class _System:
 
     def tolerates(self, squared_error: float, decrease: float, excess: float = 0.0) -> bool:
         """Whether ||e||^2 and a known excess raise the objective by a negligible share of its decrease."""
-        most = _TOLERANCE * decrease - excess
+        allowed = _TOLERANCE * decrease - excess
         if not self.direct:
-            return squared_error <= most
-        return squared_error / self.lam <= most or squared_error * self._norm_of_inverse <= most
+            return squared_error <= allowed
+        return squared_error / self.lam <= allowed or squared_error * self._norm_of_inverse <= allowed
 
 
 @dataclass(frozen=True)
@@ -151,7 +157,7 @@ class _Task:
         return torch.finfo(self.rhs.dtype).eps
 
     def solve(self, system: _System) -> tuple[Tensor, float] | None:
-        """The x of a system and its decrease, as accurate as with a float64 factor; None if that fails."""
+        """The solution x and its decrease of the objective; None if x is less accurate than with a float64 factor."""
         x = system.minus_solve(self.rhs)
         if system.L.dtype is not self.rhs.dtype:
             return x, self.decrease(x)
@@ -175,7 +181,7 @@ class _Task:
         return _estimate(_squared(self._residual(x @ S, self.rhs @ S)), units)
 
     def survives_rounding(self, system: _System, x: Tensor, decrease: float, uncertain: Tensor | None = None) -> bool:
-        """Whether x is accurate despite rounding; `uncertain` is the part of x computed from G, by default all."""
+        """Whether x is accurate despite rounding; `uncertain` is the part of x that the error of G affects, or all."""
         error = self._rounding_error(x if uncertain is None else uncertain)
         if not self.coordinates.direct:
             return system.tolerates(error, decrease)
@@ -186,7 +192,7 @@ class _Task:
 
     @cached_property
     def _diagonal(self) -> Tensor:
-        """Of G, (..., r), in float64."""
+        """The diagonal of G, (..., r), in float64."""
         return self.coordinates.gram.diagonal(dim1=-2, dim2=-1).double()
 
     def _rounding_error(self, x: Tensor) -> float:
@@ -198,28 +204,27 @@ class _Task:
         return _SAFETY * self._eps**2 * float((diagonal.sum(-1) * weighted).sum())
 
     def decrease(self, x: Tensor) -> float:
-        """Of the objective, by an x that solves the system."""
+        """The decrease of the objective by an x that solves the system."""
         return self.start - float(self.coordinates.minimum(self.start, float((self.rhs * x).sum()), self.lam))
 
     def solution(self, x: Tensor, decrease: float) -> Solution:
-        """The answer x; its decrease is that of a solved system, as the checks have shown."""
+        """The answer x, with the decrease of a solved system; the checks have shown that it is accurate."""
         return Solution(self.coordinates, x, True, partial(_solved, self.start, self.start - decrease))
 
     def refine(self, system: _System, x: Tensor) -> Solution | None:
-        """The displacement of x, corrected with Phi itself; None if that is not accurate enough either."""
+        """The displacement of x, corrected with Phi itself; None if that is not accurate enough, either."""
         coordinates, features = self.coordinates, self.coordinates.features
         V = coordinates.entries(x)
         for _ in range(_REFINEMENTS):
             R = self.R + features.matmat(V)
             e = coordinates.adjoint(R) + self.lam * x
             objective = float(features.over_rows(R.square()).sum()) + self.lam * _squared(V)
-            more = system.minus_solve(e)
-            gained = float(
-                coordinates.inner(e, more, coordinates.forward(more) if not coordinates.direct else more).sum()
-            )
-            x, V = x + more, V + coordinates.entries(more)
-            if self.survives_rounding(system, x, self.decrease(x), uncertain=more) and math.isfinite(_squared(V)):
-                return Solution(Direct(features), V, True, partial(_solved, self.start, objective + gained))
+            correction = system.minus_solve(e)
+            forward = correction if coordinates.direct else coordinates.forward(correction)  # unused if direct
+            change = float(coordinates.inner(e, correction, forward).sum())
+            x, V = x + correction, V + coordinates.entries(correction)
+            if self.survives_rounding(system, x, self.decrease(x), uncertain=correction) and math.isfinite(_squared(V)):
+                return Solution(Direct(features), V, True, partial(_solved, self.start, objective + change))
         return None
 
 
@@ -228,13 +233,13 @@ def _solved(start: Scalar, end: Scalar, squared_change: Scalar) -> Stats:
 
 
 def is_accurate(answer: closed.Answer, lam: float, eps: float, units: int) -> bool:
-    """Whether an answer in span coordinates is accurate: because lam is large enough, or according to its residual.
+    """Whether an answer in span coordinates is accurate: because lam is large enough, or by its residual.
 
     Args:
-        answer: with an x.
+        answer: its x is not None.
         lam: proximal weight.
-        eps: of its dtype.
-        units: the number of columns of x.
+        eps: of x's dtype.
+        units: number of columns of x.
     """
     sums = answer.residual_sums
     if sums is None:
@@ -245,7 +250,7 @@ def is_accurate(answer: closed.Answer, lam: float, eps: float, units: int) -> bo
 
 
 def _estimate(squared_error: float, units: int) -> float:
-    """||e||^2 from ||e S||^2, with S of `signs`; very rarely too small."""
+    """||e||^2 from ||e S||^2, with S from `random_signs`; very rarely too small."""
     return squared_error if units <= _PROBES else _SAFETY * squared_error / _PROBES
 
 
@@ -253,7 +258,7 @@ def _estimate(squared_error: float, units: int) -> float:
 def random_signs(units: int, dtype: torch.dtype) -> Tensor:
     """S (units, _PROBES), entries 1 and -1 at random; equal in every process, so that a resumed run repeats its steps.
 
-    For at most `_PROBES` units it is a part of the identity, so that ||e S|| is ||e||.
+    For at most `_PROBES` units it is a part of the identity, so that ||e S|| = ||e||.
     """
     if units <= _PROBES:
         return torch.eye(units, _PROBES, dtype=dtype)

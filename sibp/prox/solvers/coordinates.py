@@ -2,15 +2,14 @@
 
 A layer maps features Phi = [A, 1] (N x n; the column of ones stands for a trainable bias) to Z = Phi [W, b]^T. Its
 displacement enters the subproblem only through two things: the forward product Phi [W_new - W, b_new - b]^T that is
-added to Z, and the squared norm ||W_new - W||^2 + ||b_new - b||^2. Every gradient step of the subproblem adds rows of
-Phi, so the minimiser can be looked for as
+added to Z, and the squared norm ||W_new - W||^2 + ||b_new - b||^2. Every gradient of the subproblem is a combination of
+rows of Phi, so the displacement to the minimiser can be written in two ways:
 
     span    [W_new - W, b_new - b] = U^T Phi    U (N x m)    forward K U, K = Phi Phi^T    squared norm tr(U^T K U)
     direct  [W_new - W, b_new - b] = V^T        V (n x m)    forward Phi V                 squared norm tr(V^T V)
 
-and the side with the smaller Gram matrix (N x N or n x n) is the cheaper. All tensors may have leading batch dimensions
-(the groups of a convolution); the columns of U, V and Z are the layer's m output units, whose subproblems are
-independent.
+The one with the smaller Gram matrix (N x N or n x n) is cheaper. All tensors may have leading batch dimensions for the
+groups of a convolution. The columns of U, V and Z are the layer's m output units, whose subproblems are independent.
 """
 
 import math
@@ -27,7 +26,7 @@ from sibp.prox.operators.base import Parts
 from sibp.prox.scalars import Scalar, scalar
 from sibp.prox.status import WELL_ABOVE, squared_norm
 
-_SMALL = 2**16  # entries of a Gram matrix that is kept even if the layer has fewer weights
+_SMALL = 2**16  # entries of a Gram matrix that metrics may keep even if there are fewer coefficients
 
 
 class Coordinates(ABC):
@@ -55,7 +54,7 @@ class Coordinates(ABC):
     @property
     @abstractmethod
     def size(self) -> int:
-        """Coefficients of an output unit."""
+        """Number of coefficients of an output unit."""
 
     @property
     def gram(self) -> Tensor:
@@ -71,12 +70,12 @@ class Coordinates(ABC):
     @property
     @abstractmethod
     def matrix(self) -> Tensor | None:
-        """The matrix of the forward product, if it is available with all its rows."""
+        """The matrix of the forward product, (..., N, size); None if it is not available with all its rows."""
 
     @cached_property
     @abstractmethod
     def rounding(self) -> Tensor:
-        """Rounding error of <x, x>, in units of x's sum of squares; (..., 1)."""
+        """Rounding error of <x, x>, divided by x's sum of squares; (..., 1)."""
 
     @cached_property
     @abstractmethod
@@ -90,10 +89,10 @@ class Coordinates(ABC):
 
     @abstractmethod
     def squared_residual(self, R: Tensor) -> Callable[[], Scalar]:
-        """||R||^2 of R (..., N, m): evaluated lazily, or immediately where R is too large to keep."""
+        """||R||^2 of R (..., N, m): evaluated lazily, or at once where R is too large to keep."""
 
     def norms_of(self, x: Tensor, rhs: Tensor, RR: Callable[[], Scalar]) -> Callable[[], tuple[Scalar, Scalar]]:
-        """`norms` of a solution x, evaluated lazily; immediately where `gram` is too large to keep."""
+        """`norms` of a solution x, evaluated lazily, or at once where `gram` is too large to keep."""
         G, norms = self.gram, self.norms
         if G.numel() <= max(_SMALL, x.numel()):
             return lambda: norms(x, G @ x, rhs, RR())
@@ -124,16 +123,16 @@ class Coordinates(ABC):
     @staticmethod
     @abstractmethod
     def minimum(start: Scalar, product: Scalar, lam: float) -> Scalar:
-        """The least objective, from ||R||^2 and <adjoint(R), x> of the solution x of the normal equations."""
+        """The objective at the solution x of the normal equations; start = ||R||^2, product = <adjoint(R), x>."""
 
     @staticmethod
     @abstractmethod
     def squared_norm_by(energy: float, XX: float, lam: float) -> float:
-        """<x, x> from x^T (gram + lam I) x and x's sum of squares, over all output units."""
+        """<x, x> from energy = x^T (gram + lam I) x and XX, x's sum of squares, all over all output units."""
 
     @abstractmethod
     def entries(self, x: Tensor) -> Tensor:
-        """X in direct coordinates, (..., n, m)."""
+        """The displacement of x in direct coordinates, (..., n, m)."""
 
     @abstractmethod
     def displacement(self, x: Tensor, factor: float = 1.0) -> Parts:
@@ -148,18 +147,18 @@ class Coordinates(ABC):
         del largest
         return XX
 
-    def resolves(self, squared_norm: Scalar, most: float) -> bool:
-        """Whether <x, x>, computed by products with `gram`, has four digits right; `most` is its bound."""
-        del squared_norm, most
+    def resolves(self, squared_norm: Scalar, bound: float) -> bool:
+        """Whether <x, x>, computed from products with `gram`, has four correct digits; `bound` is its upper bound."""
+        del squared_norm, bound
         return True
 
     def low_rank_is_cheaper(self, m: int) -> bool:
-        """Whether `backward_change` takes less time than forming W_new (m x n) and using that."""
+        """Whether `backward_change` takes less time than forming W_new (m x n) and a product with it."""
         del m
         return False
 
     def backward_change(self, D: Tensor, x: Tensor, factor: float = 1.0) -> Tensor | None:
-        """`factor` D (W_new - W), (..., N, n), from D (..., N, m); None if W does not move."""
+        """`factor` D (W_new - W), (..., N, n), from D (..., N, m); None if W is fixed."""
         W, _ = self.displacement(x, factor)
         return None if W is None else D @ W
 
@@ -180,7 +179,7 @@ class Span(Coordinates):
 
     @cached_property
     def rounding(self) -> Tensor:
-        """N terms, each with the rounding error of K's largest entry; (..., 1)."""
+        """K's largest entry times eps sqrt(N), (..., 1), for N independent rounding errors."""
         N = self.gram.shape[-1]
         largest = self.gram.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True) if N else self.gram.new_zeros(1)
         return largest * (torch.finfo(self.gram.dtype).eps * math.sqrt(N))
@@ -201,7 +200,7 @@ class Span(Coordinates):
         return self.features.rows
 
     def squared_residual(self, R: Tensor) -> Callable[[], Scalar]:
-        """Lazily; all its rows are here."""
+        """||R||^2, evaluated lazily: the span has all its rows on this rank."""
         return lambda: scalar(torch.linalg.vector_norm(R).square())
 
     def adjoint(self, E: Tensor) -> Tensor:
@@ -218,16 +217,16 @@ class Span(Coordinates):
         return (x * forward_y).sum(-2)
 
     def squared_norm(self, x: Tensor, forward_x: Tensor) -> Tensor:
-        """Column sums of x * (K x), (..., m).
+        """Column sums of x * (K x), (..., m); 0 where they are mere rounding.
 
-        Where rows of Phi are linearly dependent, a large x can be a negligible displacement.
+        If rows of Phi are linearly dependent, a large x can be a negligible displacement.
         """
         squared = (x * forward_x).sum(-2)
         return squared * (squared > self.rounding * x.square().sum(-2))  # a product preserves NaN and Inf
 
     @staticmethod
     def norms(x: Tensor, gram_x: Tensor, rhs: Tensor, RR: Scalar) -> tuple[Scalar, Scalar]:
-        """||R + K U||^2 and tr(U^T K U); `rhs` is R itself. All three are (..., N, m)."""
+        """||R + K U||^2 and tr(U^T K U); `rhs` is R itself."""
         del RR
         return scalar((rhs + gram_x).square().sum()), scalar((x * gram_x).sum())
 
@@ -251,24 +250,24 @@ class Span(Coordinates):
         return self.features.displacement(x, factor)
 
     def squared_norm_bound(self, largest: float, XX: float) -> float:
-        """tr(K) ||U||^2, with N times K's largest entry for tr(K)."""
+        """tr(K) ||U||^2, where N times K's largest entry bounds tr(K)."""
         return self.size * largest * XX
 
-    def resolves(self, squared_norm: Scalar, most: float) -> bool:
-        """As `Coordinates` says, if each of N terms has the rounding error of K's largest entry."""
-        return bool(squared_norm > WELL_ABOVE * torch.finfo(self.gram.dtype).eps / math.sqrt(self.size or 1) * most)
+    def resolves(self, squared_norm: Scalar, bound: float) -> bool:
+        """As in `Coordinates`, for a rounding error of `rounding`; `bound` is that of `squared_norm_bound`."""
+        return bool(squared_norm > WELL_ABOVE * torch.finfo(self.gram.dtype).eps / math.sqrt(self.size or 1) * bound)
 
     def low_rank_is_cheaper(self, m: int) -> bool:
-        """As `Coordinates` says.
+        """As in `Coordinates`.
 
-        The former takes N^2 (n + m) multiply-adds, the latter moves about m n numbers through memory, each of which
-        takes as long as 20 to 60 multiply-adds, depending on the machine and on how much of the memory is fresh.
+        `backward_change` takes N^2 (n + m) multiply-adds. Forming W_new moves about m n numbers through memory. Each
+        takes as long as 20 to 60 multiply-adds, depending on the machine and on how much memory is newly allocated.
         """
         N, n = self.features.rows, self.features.inputs
         return N * N * (n + m) < 30 * m * n
 
     def backward_change(self, D: Tensor, x: Tensor, factor: float = 1.0) -> Tensor | None:
-        """`factor` D (W_new - W) by its low rank, (D U^T) A (..., N, n): W_new is never formed."""
+        """`factor` D (W_new - W) as (D U^T) A, (..., N, n), without forming W_new."""
         return self.features.displacement_of_weight((D @ x.mT).mT, factor)
 
 
@@ -283,7 +282,7 @@ class Direct(Coordinates):
         return self.features.size
 
     def find_gram(self) -> Tensor:
-        """Phi^T Phi, (..., n, n); conjugate gradients never ask for it."""
+        """Phi^T Phi, (..., n, n); conjugate gradients never use it."""
         return self.features.gram()
 
     @property
@@ -293,7 +292,7 @@ class Direct(Coordinates):
 
     @cached_property
     def amplification(self) -> Tensor:
-        """||Phi||^2, (..., 1)."""
+        """||Phi||_F^2, (..., 1)."""
         return self.features.squared_norm().unsqueeze(-1)
 
     @cached_property
@@ -303,11 +302,11 @@ class Direct(Coordinates):
 
     @cached_property
     def rounding(self) -> Tensor:
-        """0: squared norms are sums of squares; (..., 1)."""
+        """0, (..., 1): <x, x> is the sum of squares itself."""
         return torch.zeros_like(self.amplification)
 
     def squared_residual(self, R: Tensor) -> Callable[[], Scalar]:
-        """Immediately, over the rows of all ranks."""
+        """||R||^2 over the rows of all ranks, evaluated at once, since R may be large."""
         now = scalar(self.features.total(torch.linalg.vector_norm(R).square()))
         return lambda: now
 
@@ -331,7 +330,7 @@ class Direct(Coordinates):
 
     @staticmethod
     def norms(x: Tensor, gram_x: Tensor, rhs: Tensor, RR: Scalar) -> tuple[Scalar, Scalar]:
-        """||R||^2 + 2 <Phi^T R, V> + <V, Phi^T Phi V>, in which nothing is N x m, and ||V||^2; all are (..., n, m)."""
+        """||R||^2 + 2 <Phi^T R, V> + <V, Phi^T Phi V>, formed without N x m arrays, and ||V||^2."""
         return RR + scalar((x * (2 * rhs + gram_x)).sum()), scalar(x.square().sum())
 
     @staticmethod
@@ -356,6 +355,6 @@ class Direct(Coordinates):
 
 
 def smaller_side(features: FeatureOperator) -> Coordinates:
-    """The coordinates with the smaller Gram matrix: N x N (span, if all rows are here) or n x n (direct)."""
+    """The coordinates with the smaller Gram matrix: N x N (span, if all rows are on this rank) or n x n (direct)."""
     kind = Span if features.spanned else Direct
     return features.once(kind, lambda: kind(features))

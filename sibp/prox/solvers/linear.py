@@ -2,20 +2,21 @@ r"""The linear subproblem, in closed form.
 
     min  ||Phi [W_new, b_new]^T - T||^2 + lam (||W_new - W||^2 + ||b_new - b||^2)
 
-With R = Z - T its minimiser solves (G + lam I) X = -Phi^T R: in span coordinates (K + lam I) U = -R, in direct
-coordinates (Phi^T Phi + lam I) V = -Phi^T R. ProxBP's subproblem (Frerix et al. 2018) is this one with lam = 1/tau.
+With R = Z - T, the minimiser solves (G + lam I) X = -adjoint(R). In span coordinates this is (K + lam I) U = -R, in
+direct coordinates (Phi^T Phi + lam I) V = -Phi^T R. ProxBP's subproblem (Frerix et al. 2018) is this one with
+lam = 1/tau.
 
-How far a computed step can be from the minimiser. A Gram matrix carries a rounding error of about eps ||G||, and a
-Cholesky factor L of it with its two substitutions adds one of the same size: the computed U solves (G + E + lam I) U =
--R exactly, with ||E|| of a few eps ||G||. An inverse, multiplied by R, has no such E. The step exceeds the minimal
-objective by at most ||E U||^2 <= (||E|| / lam)^2 ||R||^2, the worst case being a residual that no displacement fits. So
-there are three ways:
+Accuracy. The rounding error of a Gram matrix is about eps ||G||. A Cholesky factorisation and its two substitutions add
+an error of the same size: the computed U solves (G + E + lam I) U = -R exactly, with ||E|| a few times eps ||G||. (The
+product of a computed inverse with R solves no such system.) The objective exceeds its minimum by at most ||E U||^2 <=
+(||E|| / lam)^2 ||R||^2; the worst case is a residual that no displacement reduces. There are three cases:
 
-    lam >= 1000 eps ||G||   The bound is of the order of 1e-6: G and its factor in the precision of the layer.
-    below that              The same, if a check of the answer shows that it is far better than this bound
-                            (`sibp.prox.solvers.checked`); large systems of any lam are checked, too.
-    otherwise               Everything in float64, with the objective evaluated at the displacement in the layer's
-                            precision, and the displacement shortened where the objective does not decrease.
+    lam >= 1000 eps ||G||   The excess is at most about 1e-6 ||R||^2, so G is formed in the layer's precision, and
+                            factored in it by compiled code. A system that compiled code does not support is factored in
+                            float64, or checked as in the next case if it is large.
+    a smaller lam           The same, if a check shows that the answer is accurate enough (`sibp.prox.solvers.checked`).
+    otherwise               Everything is computed in float64. The objective is evaluated at the displacement in the
+                            layer's precision, and the displacement is shortened where it would raise the objective.
 """
 
 import math
@@ -31,18 +32,23 @@ from sibp.prox.solvers.checked import FLOOR, SINGLE, checked, is_accurate, rando
 from sibp.prox.solvers.coordinates import Coordinates, Direct
 from sibp.prox.status import WELL_ABOVE, Solution, Stats, Status, squared_norm
 
-_RESOLVED = 1000.0  # lam / (eps ||G||) from which rounding raises the objective by a few parts in a million
-_ATTEMPTS = 4  # at a factorisation, each with eight times the damping of the previous one
+_RESOLVED = 1000.0  # least lam / (eps ||G||) at which rounding raises the objective by a few millionths of ||R||^2
+_ATTEMPTS = 4  # factorisations, each with eight times the damping of the previous one
 _REFINEMENTS = 2  # of a solution in float64
 
 
 def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
     """Minimises ||R + forward(x)||^2 + lam <x, x>.
 
-    Never raises on numbers. A lam below the rounding of G is raised to it (`Status.DAMPED`); if no factorisation
-    succeeds, x is one gradient step of length 1/(lam + ||G||), shortened for every output unit whose objective it would
-    raise (`Status.GRADIENT`); non-finite input gives x = 0 (`Status.NONFINITE`). On an accelerator, where a decision
-    would wait for the device, lam is raised to 16 eps ||G|| in the layer's precision instead.
+    Nothing raises an error for numerical reasons:
+
+    - A lam below the rounding of G is raised to it (`Status.DAMPED`).
+    - If no factorisation succeeds, x is a gradient step of length 1/(lam + ||G||), shortened for every output unit
+      whose objective it would raise (`Status.GRADIENT`).
+    - Non-finite input gives x = 0 (`Status.NONFINITE`).
+
+    On an accelerator, no value is read to choose among the three cases. G is in the layer's precision, its factor in
+    float64, and lam is raised to 16 eps ||G|| if it is smaller.
 
     Args:
         coordinates: of the layer's features.
@@ -50,7 +56,7 @@ def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
         lam: proximal weight, > 0.
 
     Returns:
-        x, with the coordinates that it is in (the given ones, or direct ones), status and metrics.
+        x, its coordinates (the given ones, or direct ones), status and metrics.
     """
     G, rhs = coordinates.gram, coordinates.adjoint(R)
     eps = torch.finfo(G.dtype).eps
@@ -92,8 +98,8 @@ class _Factor:
     def minus_solve(self, rhs: Tensor) -> Tensor:
         """-(G + damping I)^-1 rhs, (..., r, m), in the dtype of rhs."""
         if rhs.dtype != torch.float64 and 3 * rhs.shape[-1] >= rhs.shape[-2]:
-            # With many right-hand sides one product with the inverse is several times faster than two triangular
-            # solves. The inverse, exact to float64, rounds like any other factor of a product.
+            # With many right-hand sides, one product with the inverse is several times faster than two triangular
+            # solves. The inverse is computed in float64, so it is as accurate as rhs's dtype allows.
             return torch.cholesky_inverse(self.L).neg_().to(rhs.dtype) @ rhs
         return torch.cholesky_solve(rhs.double(), self.L).neg_().to(rhs.dtype)
 
@@ -101,7 +107,7 @@ class _Factor:
 def _factorized(
     coordinates: Coordinates, R: Tensor, rhs: Tensor, lam: float, damping: Scalar, norm: Scalar
 ) -> Solution:
-    """The solution from a Gram matrix in the precision of the layer, by a factor in float64; norm: of the matrix."""
+    """The solution from a Gram matrix in the layer's precision and a factor in float64; `norm` is the matrix's."""
     G, features = coordinates.gram, coordinates.features
     factor = features.once((_Factor, damping), lambda: _Factor.of(G, damping))
     x, definite = factor.minus_solve(rhs), factor.definite
@@ -111,8 +117,8 @@ def _factorized(
     norms = coordinates.norms_of(x, rhs, squared_R)
 
     def status() -> Scalar:
-        closed = choose(damping > lam, lambda: Status.DAMPED, lambda: Status.SOLVED)
-        return choose(definite, lambda: closed, lambda: Status.GRADIENT)
+        solved = choose(damping > lam, lambda: Status.DAMPED, lambda: Status.SOLVED)
+        return choose(definite, lambda: solved, lambda: Status.GRADIENT)
 
     def measure(squared_change: Scalar) -> Stats:
         start, end = squared_R(), norms()[0] + lam * squared_change
@@ -122,9 +128,9 @@ def _factorized(
 
 
 def _from_answer(coordinates: Coordinates, R: Tensor, x: Tensor, lam: float, answer: closed.Answer) -> Solution:
-    """The solution x of an answer, with metrics that follow from the answer's sums."""
+    """The solution x of an answer, with metrics computed from the answer's sums."""
     start, energy, finite = coordinates.squared_residual(R), answer.energy, math.isfinite(answer.energy)
-    minimum = coordinates.minimum  # a function, so that `measure` keeps no coordinates
+    minimum = coordinates.minimum  # a static method: `measure` must not keep the coordinates alive
 
     def measure(squared_change: Scalar) -> Stats:
         end = minimum(start(), -energy, lam)
@@ -133,37 +139,38 @@ def _from_answer(coordinates: Coordinates, R: Tensor, x: Tensor, lam: float, ans
         )
 
     solution = Solution(coordinates, x if finite else torch.zeros_like(x), finite, measure)
-    underflow = x.numel() * torch.finfo(x.dtype).tiny  # at most, of squares that are too small to be added
-    most = coordinates.squared_norm_bound(answer.largest, answer.XX + underflow)
+    underflow = x.numel() * torch.finfo(x.dtype).tiny  # bounds the squares that underflowed
+    bound = coordinates.squared_norm_bound(answer.largest, answer.XX + underflow)
     XX = coordinates.squared_norm_by(energy, answer.XX, lam)
-    rounding = torch.finfo(x.dtype).eps * energy  # of the difference that <x, x> is in the span
-    if coordinates.resolves(XX - WELL_ABOVE * rounding, most):
-        solution.change_bound, solution.squared_change = most, lambda: XX
+    rounding = torch.finfo(x.dtype).eps * energy  # of <x, x>, which in the span is a difference
+    if coordinates.resolves(XX - WELL_ABOVE * rounding, bound):
+        solution.change_bound, solution.squared_change = bound, lambda: XX
     return solution
 
 
 def _in_double_precision(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
-    """The solution with every product in float64, as a displacement in direct coordinates; on the CPU only."""
-    side, dtype, R = coordinates.to(torch.float64), R.dtype, R.double()
-    over_rows = side.features.over_rows
-    norm, start = float(torch.linalg.vector_norm(side.gram)), over_rows(R.square()).sum().item()
+    """The solution with all products in float64, as a displacement in direct coordinates; on the CPU only."""
+    coordinates64, dtype, R = coordinates.to(torch.float64), R.dtype, R.double()
+    features = coordinates64.features
+    over_rows = features.over_rows
+    norm, start = float(torch.linalg.vector_norm(coordinates64.gram)), over_rows(R.square()).sum().item()
     if not math.isfinite(norm + start):
         return _zero_solution(coordinates, R.to(dtype))
-    damping, solve = _factor_with_damping(side, lam, norm, torch.finfo(dtype).eps)
-    status = Status.GRADIENT if solve is None else Status.DAMPED if damping > lam else Status.SOLVED
-    if solve is None:
-        V = side.features.rmatmat(R) / -(damping + norm)
+    damping, minus_solve = _factor_with_damping(coordinates64, lam, norm, torch.finfo(dtype).eps)
+    status = Status.GRADIENT if minus_solve is None else Status.DAMPED if damping > lam else Status.SOLVED
+    if minus_solve is None:
+        V = features.rmatmat(R) / -(damping + norm)
     else:
-        X = solve(side.adjoint(R))
-        V = side.entries(X)
+        X = minus_solve(coordinates64.adjoint(R))
+        V = coordinates64.entries(X)
         for _ in range(_REFINEMENTS if damping == lam else 0):
-            # Phi V is formed without G, and V corrected in place: the rounding of G, and that of Phi^T U for a long U,
-            # may be a fair share of lam.
-            correction = solve(side.adjoint(R + side.features.matmat(V)) + lam * X)
-            X, V = X + correction, V + side.entries(correction)
+            # The residual is computed with Phi V instead of G X, and V itself is corrected: for a small lam, the
+            # rounding of G matters, and so does that of Phi^T U for a large U.
+            correction = minus_solve(coordinates64.adjoint(R + features.matmat(V)) + lam * X)
+            X, V = X + correction, V + coordinates64.entries(correction)
     V = V.to(dtype)
-    # The objective along V, for every output unit: f(tV) = f(0) + 2 t slope + t^2 curvature.
-    change_of_Z = side.features.matmat(V.double())
+    # The objective along V, for every output unit: f(t V) = f(0) + 2 t slope + t^2 curvature.
+    change_of_Z = features.matmat(V.double())
     slope = over_rows(R * change_of_Z)
     curvature = over_rows(change_of_Z.square()) + lam * V.double().square().sum(-2)
     rises = 2 * slope + curvature > 0
@@ -180,24 +187,27 @@ def _in_double_precision(coordinates: Coordinates, R: Tensor, lam: float) -> Sol
     return Solution(Direct(coordinates.features), V, True, measure)
 
 
-Solve = Callable[[Tensor], Tensor]
+MinusSolve = Callable[[Tensor], Tensor]
+"""Maps rhs to -(G + damping I)^-1 rhs, both (..., r, m)."""
 
 
-def _factor_with_damping(side: Coordinates, lam: float, norm: float, eps: float) -> tuple[float, Solve | None]:
-    """The least damping >= lam with which G + damping I can be factored, and its solver; None if there is none.
+def _factor_with_damping(
+    coordinates64: Coordinates, lam: float, norm: float, eps: float
+) -> tuple[float, MinusSolve | None]:
+    """A damping >= lam with which G + damping I can be factored, and the solver; None if every attempt fails.
 
     Args:
-        side: coordinates in float64.
+        coordinates64: coordinates in float64.
         lam: proximal weight.
         norm: Frobenius norm of G.
-        eps: of the displacement's dtype, whose rounding eps V must not raise the objective: ||V|| <= ||R|| / sqrt(lam).
+        eps: of the displacement's dtype, as in `smallest_ratio`.
     """
     least = smallest_ratio(eps)
     if lam < least * norm:
-        norm = float(torch.linalg.matrix_norm(side.gram, 2).max())
+        norm = float(torch.linalg.matrix_norm(coordinates64.gram, 2).max())
     damping = max(lam, least * norm)
     for _ in range(_ATTEMPTS):
-        factor = _Factor.of(side.gram, damping)
+        factor = _Factor.of(coordinates64.gram, damping)
         if factor.definite:
             return damping, factor.minus_solve
         damping *= 8
@@ -205,6 +215,6 @@ def _factor_with_damping(side: Coordinates, lam: float, norm: float, eps: float)
 
 
 def _zero_solution(coordinates: Coordinates, R: Tensor) -> Solution:
-    """No displacement: some input or result is not finite."""
+    """The displacement 0, because some input or result is not finite."""
     direct, stats = Direct(coordinates.features), Stats(Status.NONFINITE, 0.0, 0, 0.0, 0.0)
     return Solution(direct, torch.zeros_like(direct.adjoint(R)), False, lambda _: stats)

@@ -1,32 +1,34 @@
 """The published solver of one layer's proximal subproblem, with all its peculiarities.
 
-A layer l maps its input ``A`` (A_{l-1} in the paper) to ``s(A W^T + b)``, where s is ReLU in a hidden
-layer and the identity at the output. Given a target ``T`` (T_l) for its output, a training step asks for
+Source: Liu & Zhang 2020 (arXiv 2002.03516) and the authors' MATLAB program, whose numbers `tests/golden` contains.
+
+A layer l maps its input A (A_{l-1} in the paper) to s(A W^T + b), where s is ReLU in a hidden layer and the identity
+at the output. For a target T (T_l) of its output, a training step computes
 
     a.  W_new = argmin_W  ||s(A W^T + b) - T||_F^2 + lam ||W - W_old||_F^2      (with the old b)
     b.  b_new = argmin_b  ||s(C + b)     - T||_F^2 + lam ||b - b_old||^2        (C = A W_new^T)
 
-approximately: each by exactly five iterations of Fletcher-Reeves conjugate gradients with an Armijo line search.
-There is no restart, no descent check and no stopping tolerance. One iteration, from the point x with gradient g
-and direction d (first d = -g):
+approximately: each by exactly five iterations of Fletcher-Reeves conjugate gradients with an Armijo line search,
+without restarts, descent check or stopping tolerance. One iteration starts at the point x with gradient g and direction
+d, which is -g at first:
 
-    1.  f0 = f(x), gd = <g, d>; step rho^m is accepted iff f(x + rho^m d) < f0 + sigma rho^m gd (strictly).
+    1.  f0 = f(x), gd = <g, d>. The step rho^m is accepted if f(x + rho^m d) < f0 + sigma rho^m gd.
     2.  Output layer: m = the smallest accepted power in 0..49.
         Hidden layer: m0 = max(0, floor(ln(0.01 f0 / |sigma gd|) / ln rho)). If m = 0 is accepted, m := m0
         without testing m0; otherwise m = the smallest accepted power in m0+1..49.
-    3.  If m > 0: x <- x + rho^m d. Nothing accepted, or m = 0: x stays (so a full step is never taken).
+    3.  If m > 0: x <- x + rho^m d. If m = 0 or no power is accepted, x stays, so a full step is never taken.
     4.  g' = grad f(x), beta = ||g'||^2 / ||g||^2, d <- -g' + beta d.
 
-Two more peculiarities are kept because results depend on them: the ReLU mask of the gradient is strict
-(s(.) > 0), and at the output layer the very first g leaves out the constant term of the residual (b for the
-W call, C for the b call). A zero gradient makes beta = 0/0 = NaN; the direction is then NaN, no step is
-accepted any more, and the weights stay as they are.
+Two more peculiarities are kept because results depend on them. The ReLU mask of the gradient is strict (s(.) > 0). At
+the output layer, the first g leaves out the constant term of the residual: b in the W call, C in the b call. A zero
+gradient makes beta = 0/0 = NaN; the direction is then NaN, no further step is accepted, and the weights stay as they
+are.
 
-The bias call is the weight call on an input of ones, so one routine serves both. It keeps the pre-activation
-P along with the point and computes the forward product Q = A d^T of the direction once per iteration: a trial of the
-line search then costs elementwise passes over (B, n_out) only, and none at the output layer, where f is quadratic
-along d. A trial yields the change f(x + rho^m d) - f(x) rather than the value, so its error is a rounding of
-the change, not of f: in float32 this is what keeps the decisions those of float64.
+The bias call is the weight call on an input of ones, so one routine serves both. Besides the point x it stores the
+pre-activation P, and it computes the forward product Q = A d^T once per iteration. A trial of the line search then
+costs elementwise passes over (B, n_out) only, and none at the output layer, where f is quadratic along d. A trial
+computes the change f(x + rho^m d) - f(x), so its rounding error is relative to the change, not to f. This is what keeps
+the decisions in float32 those of float64.
 """
 
 import math
@@ -40,7 +42,7 @@ from torch import Tensor
 RHO = 0.6
 """Ratio of successive trial steps (rho)."""
 SIGMA = 0.1
-"""Share of the predicted decrease that a step must reach (sigma)."""
+"""Share of the decrease predicted by the slope that a step must reach (sigma)."""
 ITERATIONS = 5
 """Conjugate-gradient iterations in each call."""
 POWERS = 50
@@ -52,7 +54,7 @@ class IterationTrace:
     """What one iteration did.
 
     Attributes:
-        m: Power of the step, rho^m; -1 when no step was accepted, 0 when m was 0 (no update either).
+        m: Power of the step rho^m; -1 if no step was accepted; 0 if m was 0, which leaves x unchanged, too.
         m0: Power that a hidden layer jumps to when m = 0 is accepted; -1 at the output layer.
         f: Objective f0 at the start of the iteration.
         gd: Slope <g, d> at the start of the iteration.
@@ -90,7 +92,7 @@ class PaperSolution:
     Attributes:
         W: W_new, (n_out, n_in), in the dtype of the old W.
         b: b_new, (n_out,), in the dtype of the old b; None for a layer without a bias.
-        C: A W_new^T, (B, n_out), what the b call adds its bias to.
+        C: A W_new^T, (B, n_out), the constant term of the b call.
         trace_W: Record of the W call; None if it was skipped.
         trace_b: Record of the b call; None if it was skipped.
     """
@@ -116,10 +118,10 @@ def solve_layer(
     train_W: bool = True,
     train_b: bool = True,
 ) -> PaperSolution:
-    """Solve one layer's subproblem, first for W with the old b, then for b with the new W (steps 3a and 3b).
+    """Solve one layer's subproblem, first for W with the old b, then for b with the new W (a and b above).
 
-    No argument is modified. Half-precision arguments are computed with in float32, since squared norms of
-    whole matrices overflow float16.
+    No argument is modified. Half-precision arguments are converted to float32, since squared norms of whole matrices
+    overflow float16.
 
     Args:
         A: Input A_{l-1} of the layer, (B, n_in).
@@ -129,8 +131,8 @@ def solve_layer(
         b: Old bias b_l, (n_out,), or None for a layer without a bias.
         lam_W: Proximal weight lam of the W call.
         lam_b: Proximal weight lam of the b call.
-        relu: True for a hidden layer (s = ReLU), False for the output layer (s = identity); each with its
-            own line search and first gradient.
+        relu: True for a hidden layer (s = ReLU), False for the output layer (s = identity). The two differ in their
+            line search and first gradient.
         train_W: False keeps W and skips the W call.
         train_b: False keeps b and skips the b call.
 
@@ -157,7 +159,7 @@ def solve_layer(
 
 
 def _check_shapes(A: Tensor, Z: Tensor, T: Tensor, W: Tensor, b: Tensor | None) -> None:
-    """Refuse shapes that broadcasting would let pass in silence."""
+    """Refuse shapes that broadcasting would accept silently."""
     if A.ndim != 2 or W.ndim != 2 or A.shape[1] != W.shape[1]:
         raise ValueError(f"A (B, n_in) and W (n_out, n_in) do not fit: {tuple(A.shape)}, {tuple(W.shape)}")
     output = (len(A), len(W))
