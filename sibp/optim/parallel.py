@@ -1,13 +1,14 @@
 """Data parallel training: every rank holds a part of the batch, and all solve the whole batch's subproblems.
 
 A layer's subproblem couples all rows of the batch: averaging the ranks' own solutions would solve a different problem.
-There are two ways to share it, of which each layer uses the one that moves fewer bytes (`docs/distributed.md` has the
-byte counts):
+There are two modes of sharing it. Each layer uses the mode in which a rank receives fewer bytes (`docs/distributed.md`
+has the byte counts):
 
-    gather  every rank gets all rows of A and solves for its share of the output units (which are independent); the
+    gather  Every rank gets all rows of A and solves for its share of the output units, which are independent. Then the
             coefficients of the displacement are gathered. Cheap for small batches and wide layers.
-    sum     every rank keeps its rows; the solver's sums over rows (Phi^T Phi, Phi^T R, squared residuals) are completed
-            over ranks, and all solve for all output units. Cheap for convolutions and large batches.
+    sum     Every rank keeps its rows. The solver's sums over rows (Phi^T Phi, Phi^T R, squared residuals, with
+            R = Z - T) are added up over ranks, and every rank solves for all output units. Cheap for convolutions and
+            large batches.
 """
 
 import math
@@ -34,8 +35,8 @@ class Plan:
     """How a layer's subproblem is shared.
 
     Attributes:
-        way: "gather" or "sum".
-        received: bytes that each rank receives from others for it.
+        way: the mode, "gather" or "sum".
+        received: bytes that each rank receives from the others for one backward pass of the layer.
     """
 
     way: str
@@ -54,18 +55,21 @@ def plan(
     itemsize: int,
     by_row: bool = False,
 ) -> Plan:
-    """Chooses the way that moves fewer bytes.
+    """Chooses the mode in which a rank receives fewer bytes.
 
     Args:
-        rows: N of each rank.
+        rows: N of each rank, its number of feature rows.
         inputs: n, columns of A.
         size: columns of Phi.
-        neurons: m.
-        groups: of a convolution, each with matrices of these sizes.
-        known: whether the solver iterates on an activation, which needs both Z and D.
+        neurons: m, the number of output units.
+        groups: groups of a convolution, each with matrices of these sizes.
+        known: whether the subproblem contains an activation, so that the solver needs both Z and D.
         solver: "exact" for closed forms, "cg" with its iterations, or "gradient".
-        itemsize: bytes of a number.
-        by_row: whether the activation differs between rows, which must then stay where they are.
+        itemsize: bytes per number.
+        by_row: whether the activation differs between rows; such rows are not gathered.
+
+    Returns:
+        The mode and its bytes. The solver "gradient" always sums.
     """
     ranks, N, K = len(rows), sum(rows), solver.iterations
     width, longest = units_per_rank(neurons, ranks), max(rows)
@@ -82,7 +86,7 @@ def plan(
 
 
 class Averaging(Protocol):
-    """The part of the optimizer that averaging of gradients needs."""
+    """The part of an optimizer that `DataParallel.average_gradients` uses."""
 
     loss_average: bool | int
 
@@ -101,8 +105,8 @@ class DataParallel:
     """Lets ranks solve the subproblems of their common batch together.
 
     Attributes:
-        exchange: between the ranks.
-        plans: how each layer was shared last, by name.
+        exchange: the collectives between the ranks.
+        plans: how each layer's subproblem was shared in the last backward pass, by layer name.
     """
 
     exchange: Exchange
@@ -110,21 +114,25 @@ class DataParallel:
 
     @classmethod
     def of(cls, wanted: object, method: str) -> Self | None:
-        """The exchange for the user's `data_parallel` (True or a process group); None if there is only one process.
+        """What the user's `data_parallel` asks for; None for False, or if there is only one process.
+
+        Args:
+            wanted: `data_parallel` as the user passed it: True, False, None or a process group.
+            method: the optimizer's name, for messages.
 
         Raises:
-            TypeError: if it is neither.
+            TypeError: if it is anything else.
             RuntimeError: if `torch.distributed` is not initialised.
             ValueError: if this process is not in the group.
         """
         if wanted is False or wanted is None:
             return None
         if wanted is not True and not isinstance(wanted, ProcessGroup):
-            raise TypeError(f"Invalid data_parallel: {wanted!r}; True, False or a torch.distributed process group.")
+            raise TypeError(f"Invalid data_parallel: {wanted!r}; give True, False or a process group.")
         if not dist.is_initialized():
             raise RuntimeError(
                 f"{method}(data_parallel=True) needs torch.distributed: call torch.distributed.init_process_group() "
-                "before, and start the processes with torchrun."
+                "first, and start the processes with torchrun."
             )
         exchange = Exchange(None if wanted is True else wanted)
         if exchange.rank < 0:
@@ -152,13 +160,17 @@ class DataParallel:
                 tensor.copy_(first)
 
     def share(self, problem: LayerProblem, solver: Solver, lr: float, prox_weight: float) -> LayerProblem:
-        """This rank's part in the subproblem of all rows; its error signals are sums over samples (`terms` is 1).
+        """This rank's part of the subproblem of all rows.
 
         Args:
-            problem: with this rank's rows.
+            problem: the subproblem of this rank's rows.
             solver: the solver that will be used.
             lr: eta.
             prox_weight: lam.
+
+        Returns:
+            The subproblem with the error signals of the summed loss (`terms` is 1). In the mode "gather", it has the
+            rows of all ranks and this rank's output units; in the mode "sum", this rank's rows and all output units.
 
         Raises:
             RuntimeError: if the ranks are at different layers, or have different settings.
@@ -181,7 +193,7 @@ class DataParallel:
         own = features.moving(weight=True, bias=False).materialize()
         A = _concatenate_rows(self.exchange.all_gather(_pad_rows(own, max(rows))), rows)
         gathered = GatheredFeatures(A, features, self.exchange, m)
-        # A solver with the activation inside takes D and Z, all others D_z: unused arrays are not exchanged.
+        # A solver with the activation inside uses D and Z, all others use D_z. Unused arrays are not exchanged.
         Z, D, D_z = summed.Z, summed.D, features.flat(summed.D_z)
         if known and Z is not None and D is not None:
             Z, D = (self._own_units(features.flat(part), rows) for part in (Z, D))
@@ -190,27 +202,28 @@ class DataParallel:
         return replace(summed, features=gathered, Z=Z, D=D, D_z=D_z)
 
     def reduce_loss(self, loss: float, terms: float, *, mean: bool, device: torch.device) -> float:
-        """The loss of all ranks' batches together, from that of this rank's; the same number on all.
+        """The loss over the batches of all ranks, as the same number on all ranks.
 
         Args:
             loss: this rank's loss.
-            terms: number of terms that it averages over.
-            mean: whether it is a mean; else it is a sum.
-            device: for the exchange.
+            terms: number of terms that it averages over; unused for a sum.
+            mean: whether the loss is a mean; else it is a sum.
+            device: the device on which numbers are exchanged.
+
+        Returns:
+            The mean, weighted by `terms` (NaN if no rank has any), or the sum.
         """
         if not mean:
             return float(self.exchange.all_reduce(torch.tensor([loss], dtype=torch.float64, device=device)))
         weighted = [loss * terms if terms else 0.0, terms]
-        total, everything = self.exchange.all_reduce(
-            torch.tensor(weighted, dtype=torch.float64, device=device)
-        ).tolist()
-        return total / everything if everything else math.nan
+        total, all_terms = self.exchange.all_reduce(torch.tensor(weighted, dtype=torch.float64, device=device)).tolist()
+        return total / all_terms if all_terms else math.nan
 
     def reduce_gradient(self, gradient: Tensor, terms: float, *, mean: bool) -> Tensor:
-        """The gradient of the loss of all ranks' batches together, from that of this rank's.
+        """The gradient of the loss over the batches of all ranks, in the parameter's shape.
 
         Args:
-            gradient: of this rank's loss, in the parameter's shape.
+            gradient: the gradient of this rank's loss, in the parameter's shape.
             terms: number of terms that this rank's loss averages over.
             mean: whether the loss is a mean; else it is a sum.
         """
@@ -223,56 +236,63 @@ class DataParallel:
     def average_gradients(
         self, params: Iterable[nn.Parameter], owner: "Averaging"
     ) -> list[torch.utils.hooks.RemovableHandle]:
-        """Makes backward passes leave the gradient of all ranks' loss in the parameters' `.grad`.
+        """Makes backward passes leave the gradient of the loss over all ranks' batches in the parameters' `.grad`.
 
         Args:
             params: parameters without a proximal subproblem; those that need no gradient are ignored.
             owner: the optimizer; only a weak reference is kept.
 
         Returns:
-            The hooks' handles.
+            The hooks' handles. A hook raises RuntimeError in a backward pass if the size of the batch is not known.
         """
-        this = weakref.ref(owner)
+        reference = weakref.ref(owner)
 
-        def whole(gradient: Tensor) -> Tensor | None:
-            owner = this()
+        def reduce(gradient: Tensor) -> Tensor | None:
+            owner = reference()
             if owner is None or not owner.active():
                 return None
             if owner.last_terms is None:
                 raise RuntimeError(
                     "data_parallel: no layer with a proximal subproblem was in the forward pass, so the size of this "
-                    "rank's batch is not known; give loss_average the number of terms."
+                    "rank's batch is not known; set loss_average to the number of terms of the loss."
                 )
             return self.reduce_gradient(gradient, owner.last_terms, mean=owner.loss_average is not False)
 
-        return [p.register_hook(whole) for p in params if p.requires_grad]
+        return [p.register_hook(reduce) for p in params if p.requires_grad]
 
     def _own_units(self, X: Tensor, rows: list[int]) -> Tensor:
-        """(..., N, m/ranks) all rows of this rank's columns, from (..., N of this rank, m)."""
+        """The columns of this rank's output units, with the rows of all ranks.
+
+        Args:
+            X: (..., rows of this rank, m).
+            rows: the number of rows of each rank.
+
+        Returns:
+            (..., sum of rows, m/ranks); the last ranks may have fewer columns.
+        """
         ranks, rank, m = self.exchange.size, self.exchange.rank, X.shape[-1]
         width = units_per_rank(m, ranks)
         X = F.pad(_pad_rows(X, max(rows)), (0, ranks * width - m))
         columns = self.exchange.all_to_all(X.unflatten(-1, (ranks, width)).movedim(-2, 0))
-        mine = max(0, min(width, m - rank * width))
-        return _concatenate_rows(columns, rows)[..., :mine]
+        own = max(0, min(width, m - rank * width))
+        return _concatenate_rows(columns, rows)[..., :own]
 
     def _check_agreement(self, problem: LayerProblem, solver: Solver, lr: float, prox_weight: float) -> list[int]:
-        """The number of rows of every rank, after checking that all are about to do the same."""
+        """Checks that all ranks solve the same layer with the same settings; returns each rank's number of rows."""
         features, s = problem.features, problem.activation
         mine = {
-            "layer": zlib.crc32(problem.name.encode()),
-            "neurons": problem.D_z.shape[-1],
-            "inputs": features.inputs,
-            "weight that moves": features.weight,
-            "bias that moves": features.bias,
+            "name": zlib.crc32(problem.name.encode()),
+            "number of neurons": problem.D_z.shape[-1],
+            "number of inputs": features.inputs,
+            "training of the weight": features.weight,
+            "training of the bias": features.bias,
             "activation": 0 if s is None else zlib.crc32(s.name.encode()),
             "solver": zlib.crc32(solver.kind.encode()) + solver.iterations,
             "lr": lr,
             "prox_weight": prox_weight,
         }
-        numbers = torch.tensor(
-            [features.rows, *mine.values()], dtype=torch.float64, device=problem.D_z.device
-        )  # whole numbers up to 2^53
+        # float64 holds whole numbers up to 2^53 exactly.
+        numbers = torch.tensor([features.rows, *mine.values()], dtype=torch.float64, device=problem.D_z.device)
         rows, *columns = self.exchange.all_gather(numbers).T.tolist()
         for what, column in zip(mine, columns, strict=True):
             if min(column) != max(column):
@@ -284,22 +304,25 @@ class DataParallel:
 
 
 def _pad_rows(X: Tensor, rows: int) -> Tensor:
-    """X with rows of zeros appended: collectives need the same shape on all ranks."""
+    """X (..., N, c) with zeros appended up to `rows` rows: collectives need the same shape on all ranks."""
     return X if X.shape[-2] == rows else F.pad(X, (0, 0, 0, rows - X.shape[-2]))
 
 
 def _concatenate_rows(parts: Tensor, rows: list[int]) -> Tensor:
-    """(..., N, c) from (ranks, ..., longest, c), without the appended rows."""
+    """All ranks' rows, (..., sum of rows, c), from (ranks, ..., longest, c), without the appended rows."""
     return torch.cat([part[..., :N, :] for part, N in zip(parts, rows, strict=True)], -2)
 
 
 def refuse_averaging(method: str) -> None:
     """Refuses a forward pass inside `DistributedDataParallel`, which would average displacements.
 
+    Args:
+        method: the optimizer's name, for the message.
+
     Raises:
-        RuntimeError: if there is more than one process.
+        RuntimeError: if the wrapper's forward pass is running, with more than one process.
     """
-    # Private: nothing public says that the wrapper's forward pass is running.
+    # This method is private: nothing public says that the wrapper's forward pass is running.
     ddp = DistributedDataParallel._get_active_ddp_module()
     if ddp is not None and dist.get_world_size(ddp.process_group) > 1:
         raise RuntimeError(

@@ -15,7 +15,7 @@ from sibp.optim.proximal import ProximalOptimizer
 from sibp.optim.scaling import refuse_scaling
 
 MakeOuter = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-"""Makes the optimizer that takes the steps, from all parameters of the direction."""
+"""Makes the outer optimizer from all parameters of the direction."""
 
 
 class Preconditioned(torch.optim.Optimizer):
@@ -36,12 +36,12 @@ class Preconditioned(torch.optim.Optimizer):
     `direction.param_groups`. `.grad` may be clipped before `step`. Outer optimizers that compare the slope with the
     loss (L-BFGS with a line search) are unsuitable, since a displacement is no gradient.
 
-    Parameters without a proximal subproblem (norms, embeddings, what `explicit=` names) are stepped by the outer
-    optimizer on their ordinary gradients; the direction's fallback is not used.
+    Parameters without a proximal subproblem (norms, embeddings, modules named in `explicit`) are stepped by the outer
+    optimizer on their ordinary gradients. The direction's fallback is not used.
 
     Args:
-        direction: `SIBP(model, ...)`, `ProxBP` or any other method of `sibp.optim` without a line search; do not step
-            it yourself any more.
+        direction: `SIBP(model, ...)`, `ProxBP` or any other tapped method of `sibp.optim` without a line search. From
+            then on, its own `step` raises.
         outer: creates the outer optimizer from a list of all parameters of the direction, in the model's order. It may
             split them into groups, and add parameters that the direction does not have.
 
@@ -64,7 +64,7 @@ class Preconditioned(torch.optim.Optimizer):
         made = outer(list(names))
         if not isinstance(made, torch.optim.Optimizer) or isinstance(made, TappedOptimizer | Preconditioned):
             raise TypeError(
-                f"Preconditioned: outer has to make a torch optimizer that steps on gradients, and made a "
+                f"Preconditioned: outer has to make a torch optimizer that steps on gradients, but made a "
                 f"{type(made).__name__}."
             )
         _check_all_stepped(made, direction, names)
@@ -94,14 +94,14 @@ class Preconditioned(torch.optim.Optimizer):
 
     @run_eagerly
     def _step(self, closure: Callable[[], Any] | None) -> Any:
-        """Steps the outer optimizer on the displacements in `.grad` only."""
+        """Steps the outer optimizer if `.grad` holds nothing but displacements, each once."""
         if closure is None:
             self.direction.before_step()
-            found = step_within(self.outer)
+            result = step_within(self.outer)
         else:
-            found = step_within(self.outer, self._checked(closure))
+            result = step_within(self.outer, self._checked(closure))
         self.direction.after_step()
-        return found
+        return result
 
     def _checked(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         """The closure, refusing gradients that are not displacements at every call."""
@@ -128,7 +128,7 @@ class Preconditioned(torch.optim.Optimizer):
                 "direction" a dict of the direction's settings, if they differ from its defaults.
 
         Raises:
-            TypeError, ValueError: like both optimizers, for example if one of them already has the parameters.
+            TypeError, ValueError: as the two optimizers do, for example if one of them already has the parameters.
         """
         if "direction" not in vars(self):  # called by the constructor, for groups that both already have
             super().add_param_group(param_group)
@@ -146,7 +146,7 @@ class Preconditioned(torch.optim.Optimizer):
     # -- state ------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The outer optimizer's state and groups in torch's format, and the direction's under "direction"."""
+        """The outer optimizer's `state_dict` in torch's format, with the direction's under "direction"."""
         return {**super().state_dict(), "direction": self.direction.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -182,11 +182,11 @@ class Preconditioned(torch.optim.Optimizer):
         self.param_groups, self.state = self.outer.param_groups, self.outer.state
 
     def __getstate__(self) -> dict[str, Any]:
-        """With both optimizers, for `deepcopy` and `pickle`."""
+        """Includes both optimizers, for `deepcopy` and `pickle`."""
         return {**super().__getstate__(), "direction": self.direction, "outer": self.outer}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Called by unpickling and deepcopy with everything, by `load_state_dict` with groups and state only."""
+        """Called by unpickling and deepcopy with all attributes, by `load_state_dict` with groups and state only."""
         if "outer" in state:
             super().__setstate__(state)
             self.direction.become_direction()
@@ -221,7 +221,7 @@ class Preconditioned(torch.optim.Optimizer):
 
 
 def _check(direction: Any, outer: Any) -> None:
-    """Refuses an invalid direction, or an invalid maker of the outer optimizer."""
+    """Refuses an invalid `direction` or `outer`; see `Preconditioned`."""
     if not isinstance(direction, TappedOptimizer):
         raise TypeError(
             f"Preconditioned: direction is a {type(direction).__name__}; give the proximal optimizer of the model: "
@@ -230,11 +230,11 @@ def _check(direction: Any, outer: Any) -> None:
     method = type(direction).__name__
     if isinstance(outer, torch.optim.Optimizer) or not callable(outer):
         raise TypeError(
-            f"Preconditioned: outer is a {type(outer).__name__}; give what makes the optimizer, such as "
+            f"Preconditioned: outer is a {type(outer).__name__}; give a function that makes it, such as "
             "lambda params: torch.optim.Adam(params, lr=1e-3)."
         )
     if getattr(direction, "line_search", False):
-        raise ValueError(f"Preconditioned: {method} searches along its own step, which is not taken here; use SIBP.")
+        raise ValueError(f"Preconditioned: {method} searches along its own step, which is not taken; use SIBP.")
     if any(group.get("weight_decay") for group in direction.param_groups if group["update"] == "proximal"):
         raise ValueError(
             f"Preconditioned: weight_decay of {method} would have no effect; give it to the outer optimizer."

@@ -1,7 +1,7 @@
 """Line searches: pure functions of the loss phi(alpha) at p_old + alpha (p_new - p_old), 0 <= alpha <= 1.
 
 A length is taken only if a trial shows that it does not raise the loss. The search aims at the minimum of the parabola
-through phi(0), phi'(0) and one trial point; it shortens the length if the loss decreases too little. That trial is
+through phi(0), phi'(0) and one trial point, and shortens the length if the loss decreases too little. That trial is
 deliberately long: a loss curves more near alpha = 0 than further out, so a short trial would predict a minimum that is
 several times too near.
 """
@@ -15,18 +15,19 @@ Phi = Callable[[float], float]
 """The loss at a length alpha; NaN or infinite where the weights are useless."""
 
 MAX_TRIALS = 12  # trials before the step is refused
-_SHORTEST, _HALF, _UNKNOWN = 0.05, 0.5, 0.1  # factors from one trial to the next
-_FARTHEST = 4.0  # a parabola is trusted up to this multiple of the trial
-_SUFFICIENT = 0.25  # least decrease of the loss, as a share of alpha times the slope (Armijo's rule)
+# Factors from one trial to the next: the smallest, the largest, and the one after a loss that is not finite.
+_SHORTEST, _HALF, _NONFINITE = 0.05, 0.5, 0.1
+_FARTHEST = 4.0  # a parabola is used up to this multiple of the trial's length
+_SUFFICIENT = 0.25  # least decrease of the loss, as a share of -alpha times the slope (Armijo's rule)
 _RESOLUTION = 1e-6  # relative rounding error of a loss in single precision
 
 
 class SearchStatus(IntEnum):
     """How a search ended."""
 
-    TAKEN = 0  # the first length tried
-    SHORTENED = 1  # longer ones raised the loss, or lowered it too little
-    REFUSED = 2  # no acceptable length: the weights stay as they were
+    TAKEN = 0  # the first trial was acceptable
+    SHORTENED = 1  # longer trials raised the loss, or lowered it too little
+    REFUSED = 2  # no trial was acceptable: the weights stay as they were
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Outcome:
         alpha: the length to take; 0 if none is acceptable.
         loss: phi(alpha).
         trials: number of evaluations of phi.
-        optimum: the minimum of the parabola, clamped to [0, 1] and shortened in proportion where `minimise` shortens a
-            length; `alpha` without a parabola.
+        optimum: the minimum of the parabola, limited to 1 and to 4 times the trial; shortened in proportion where
+            `minimise` shortens a length; `alpha` without a parabola.
         predicted: the decrease of the loss that the parabola predicts at `alpha`; NaN without one.
         status: how the search ended.
     """
@@ -81,13 +82,17 @@ def parabola_minimum(alpha: float, rise: float, slope: float) -> float:
 def backtrack(phi: Phi, before: float, first: float, slope: float = math.nan) -> Outcome:
     """The first length that does not raise the loss, starting with `first`.
 
-    Each trial is at most half as long as the last one: at the parabola's minimum, if there is one.
+    Each trial is at most half as long as the last one. If the parabola's minimum is shorter still, the trial is there,
+    but at least at 5 % of the last one.
 
     Args:
         phi: the loss.
         before: phi(0).
         first: length of the first trial, 0 < first <= 1.
         slope: phi'(0); NaN if unknown.
+
+    Returns:
+        The first acceptable length; alpha = 0 with the status REFUSED if none of `MAX_TRIALS` trials is.
     """
     alpha = first
     for trials in range(1, MAX_TRIALS + 1):
@@ -103,23 +108,28 @@ def backtrack(phi: Phi, before: float, first: float, slope: float = math.nan) ->
 
 
 def _next_fraction(share: float, *, finite: bool) -> float:
-    """The next trial as a share of the last: by the parabola, within bounds; half without one."""
+    """The next trial's length as a share of the last one's.
+
+    Args:
+        share: the parabola's minimum, as a share of the last trial's length; NaN without a parabola.
+        finite: whether the loss of the last trial is finite.
+    """
     if not finite:
-        return _UNKNOWN
+        return _NONFINITE
     return _HALF if math.isnan(share) else min(max(share, _SHORTEST), _HALF)
 
 
 def minimise(phi: Phi, before: float, first: float, slope: float, trust: float = 1.0, farthest: float = 1.0) -> Outcome:
     """Takes `trust` times the length of the parabola's minimum, if that length is acceptable.
 
-    If this length raises the loss, the search takes the trial that determined the parabola. A length along which the
-    loss falls by less than a quarter of what the slope promises is shortened, by half at least, until it suffices.
+    If this length raises the loss, the search takes the trial that determined the parabola. While the loss decreases by
+    less than a quarter of what the slope predicts, the length is shortened, by at least half each time.
 
     Args:
         phi: the loss.
         before: phi(0).
-        first: length of the trial, 0 < first <= farthest.
-        slope: phi'(0); if unknown, NaN, which makes this `backtrack`.
+        first: length of the first trial, 0 < first <= farthest.
+        slope: phi'(0); NaN if unknown: then there is no parabola, and `trust` scales the length of `backtrack`.
         trust: share of the way to the minimum, 0 < trust <= 1.
         farthest: upper limit of the parabola's minimum, <= 1.
     """
@@ -159,18 +169,18 @@ def halve_while_decreasing(phi: Phi, outcome: Outcome) -> Outcome:
 def _armijo(phi: Phi, before: float, slope: float, outcome: Outcome) -> Outcome:
     """Shortens the length, and the optimum in proportion, until the decrease satisfies Armijo's rule.
 
-    The decrease has to be a quarter of -slope * alpha. At the minimum of a parabola it is half of that. A loss that
-    reaches its lowest value early and stays there would otherwise allow lengths of any size, which harm other batches.
-    Each trial is at most half as long as the last one, and no longer than the last one's decrease would suffice for.
-    Decreases that single precision does not resolve are not compared. If no trial suffices, the shortest one is taken,
-    unless it raises the loss.
+    The decrease has to be at least a quarter of -slope * alpha. At the minimum of a parabola it is half of
+    -slope * alpha. Without this rule, a loss that reaches its lowest value early and stays there would allow lengths of
+    any size, which harm other batches. Each trial is at most half as long as the last one, and no longer than the
+    length for which the last one's decrease would suffice. Predicted decreases that single precision does not resolve
+    are not compared. If no trial suffices, the shortest one is taken, unless it raises the loss.
     """
     alpha, loss, trials = outcome.alpha, outcome.loss, outcome.trials
-    while trials < MAX_TRIALS and (promised := -slope * alpha) > _RESOLUTION * abs(before):
-        sufficient = (before - loss) / (_SUFFICIENT * promised) if acceptable(loss, before) else 0.0
-        if sufficient >= 1:
+    while trials < MAX_TRIALS and (linear := -slope * alpha) > _RESOLUTION * abs(before):
+        ratio = (before - loss) / (_SUFFICIENT * linear) if acceptable(loss, before) else 0.0
+        if ratio >= 1:
             return _shortened(outcome, alpha, loss, trials)
-        alpha *= min(sufficient or _HALF, _HALF)
+        alpha *= min(ratio or _HALF, _HALF)
         loss, trials = phi(alpha), trials + 1
     if trials == MAX_TRIALS and alpha < outcome.alpha and acceptable(loss, before):
         return _shortened(outcome, alpha, loss, trials)

@@ -1,4 +1,4 @@
-"""Features whose rows are distributed over ranks: the collectives, and the operators that hide them."""
+"""Features whose rows are distributed over ranks: the collectives, and the operators that call them."""
 
 from typing import Any, Self
 
@@ -47,18 +47,18 @@ class Exchange:
         return total
 
     def all_gather(self, part: Tensor) -> Tensor:
-        """(ranks, ...) the tensors of all ranks."""
-        everything = part.new_empty(self.size * part.numel())
-        dist.all_gather_into_tensor(everything, part.flatten(), group=self.group)
+        """The tensors of all ranks, which have equal shapes; (ranks, ...)."""
+        gathered = part.new_empty(self.size * part.numel())
+        dist.all_gather_into_tensor(gathered, part.flatten(), group=self.group)
         self.received += _bytes(part) * (self.size - 1)
-        return everything.view(self.size, *part.shape)
+        return gathered.view(self.size, *part.shape)
 
     def all_to_all(self, parts: Tensor) -> Tensor:
-        """(ranks, ...) the tensors from each rank for this one, given this rank's tensors for each."""
-        for_me, parts = torch.empty_like(parts, memory_format=torch.contiguous_format), parts.contiguous()
-        dist.all_to_all_single(for_me, parts, group=self.group)
+        """The tensors that the ranks send to this one, (ranks, ...); `parts` holds those that it sends to each rank."""
+        received, parts = torch.empty_like(parts, memory_format=torch.contiguous_format), parts.contiguous()
+        dist.all_to_all_single(received, parts, group=self.group)
         self.received += _bytes(parts) * (self.size - 1) / self.size
-        return for_me
+        return received
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -66,13 +66,13 @@ def _bytes(tensor: Tensor) -> int:
 
 
 class GatheredFeatures(DenseFeatures):
-    """All rows on this rank, for a subproblem with its share of the output units.
+    """The rows of all ranks, for a subproblem with this rank's share of the output units.
 
     Args:
-        A: (..., N, n) of all ranks.
-        own: of this rank.
-        exchange: between the ranks.
-        neurons: m, of all ranks.
+        A: (..., N, n) layer inputs, with the rows of all ranks.
+        own: the features of this rank's rows.
+        exchange: the collectives between the ranks.
+        neurons: m, the number of output units of all ranks together.
     """
 
     def __init__(self, A: Tensor, own: FeatureOperator, exchange: Exchange, neurons: int) -> None:
@@ -80,36 +80,37 @@ class GatheredFeatures(DenseFeatures):
         self.exchange, self.neurons = exchange, neurons
 
     def all_units(self, coordinates: Coordinates, x: Tensor, finite: Flag) -> tuple[Coordinates, Tensor, Flag]:
-        """Coefficients of all output units, (..., r, m), from this rank's; finite only if they are everywhere.
+        """Coefficients of all output units, (..., r, m), from this rank's; finite only if they are on all ranks.
 
-        Each rank's solver decides by its own units, so one may have switched to direct coordinates for precision while
-        another has not. A flag of each rank says so; if one has, all send displacements.
+        On a CPU, a rank's solver may have switched from span to direct coordinates for precision. It decides by its own
+        output units, so other ranks may not have switched. A flag of each rank says whether it has. If one has, all
+        ranks send displacements, which are direct coordinates.
         """
-        elsewhere = coordinates.direct and self.spanned
+        switched = coordinates.direct and self.spanned
         flag = finite.to(x.dtype).reshape(1) if isinstance(finite, Tensor) else x.new_full((1,), finite)
-        usual = x.new_zeros(*self.leading, self.rows, x.shape[-1]) if elsewhere else x
-        whole, flags = self._gather_units(usual, flag + 2 * elsewhere)
+        sent = x.new_zeros(*self.leading, self.rows, x.shape[-1]) if switched else x
+        x_all, flags = self._gather_units(sent, flag + 2 * switched)
         if x.is_cpu and flags.amax() > 1:
-            whole, flags = self._gather_units(coordinates.entries(x), flag)
+            x_all, flags = self._gather_units(coordinates.entries(x), flag)
             coordinates = Direct(self)
-        everywhere = flags.amin() > 0
-        return coordinates, whole, everywhere if isinstance(finite, Tensor) else bool(everywhere)
+        finite_on_all = flags.amin() > 0
+        return coordinates, x_all, finite_on_all if isinstance(finite, Tensor) else bool(finite_on_all)
 
     def _gather_units(self, x: Tensor, flag: Tensor) -> tuple[Tensor, Tensor]:
         """(..., r, m) from each rank's units (..., r, m/ranks), and (ranks,) from each rank's flag (1,)."""
         exchange, width = self.exchange, units_per_rank(self.neurons, self.exchange.size)
         part = F.pad(x, (0, width - x.shape[-1]))
-        everything = exchange.all_gather(torch.cat([part.flatten(), flag]))
-        whole = everything[:, :-1].reshape(exchange.size, *part.shape).movedim(0, -2).flatten(-2)
-        return whole[..., : self.neurons], everything[:, -1]
+        gathered = exchange.all_gather(torch.cat([part.flatten(), flag]))
+        x_all = gathered[:, :-1].reshape(exchange.size, *part.shape).movedim(0, -2).flatten(-2)
+        return x_all[..., : self.neurons], gathered[:, -1]
 
 
 class SummedFeatures(FeatureOperator):
-    """This rank's rows, for the subproblem of all rows; sums over rows are completed over ranks.
+    """This rank's rows, for the subproblem of all rows; sums over rows are added up over ranks.
 
     Args:
-        own: of this rank.
-        exchange: between the ranks.
+        own: the features of this rank's rows.
+        exchange: the collectives between the ranks.
     """
 
     def __init__(self, own: FeatureOperator, exchange: Exchange) -> None:
@@ -118,7 +119,7 @@ class SummedFeatures(FeatureOperator):
 
     @property
     def spanned(self) -> bool:
-        """Never: the other rows are on other ranks."""
+        """Always False: the other rows are on other ranks."""
         return False
 
     def moving(self, *, weight: bool, bias: bool) -> Self:
@@ -138,11 +139,11 @@ class SummedFeatures(FeatureOperator):
         return self.own.matmat(V)
 
     def rmatmat(self, E: Tensor) -> Tensor:
-        """Phi^T E, from E of this rank's rows."""
+        """Phi^T E over the rows of all ranks, from this rank's rows of E."""
         return self.total(self.own.rmatmat(E))
 
     def gram(self) -> Tensor:
-        """Phi^T Phi; only one triangle is sent."""
+        """Phi^T Phi over the rows of all ranks; only one triangle is sent."""
         part = self.own.gram()
         i, j = torch.tril_indices(*part.shape[-2:], device=part.device)
         whole = torch.empty_like(part)
@@ -150,11 +151,11 @@ class SummedFeatures(FeatureOperator):
         return whole
 
     def squared_norm(self) -> Tensor:
-        """||Phi||^2."""
+        """||Phi||^2 over the rows of all ranks."""
         return self.total(self.own.squared_norm())
 
     def over_rows(self, E: Tensor) -> Tensor:
-        """The sum over all ranks' rows of E, from this rank's."""
+        """The sum of E over the rows of all ranks, from this rank's rows."""
         return self.total(self.own.over_rows(E))
 
     def total(self, part: Tensor) -> Tensor:
@@ -163,5 +164,5 @@ class SummedFeatures(FeatureOperator):
 
 
 def units_per_rank(neurons: int, ranks: int) -> int:
-    """How many of a layer's output units each rank solves for; the last ones may have fewer."""
+    """How many of a layer's output units each rank solves for; the last ranks may have fewer."""
     return -(-neurons // ranks)

@@ -19,8 +19,8 @@ from sibp.optim.sibp import SIBP
 from sibp.optim.trials import Trials
 from sibp.optim.trust import UNKNOWN, is_within_noise, record_loss, record_slopes
 
-_AFTER_REFUSAL = 0.1  # share of the reach at which the search after a refused step begins
-_OUTLIER = 3.0  # multiple of the last measured batch's loss above which a batch is an outlier, whose steps are halved
+_AFTER_REFUSAL = 0.1  # factor of the reach after a refused step
+_OUTLIER = 3.0  # a batch is an outlier if its loss exceeds this multiple of the last measured batch's loss
 MEASURE_EVERY = 3  # steps from one measurement of the gradient to the next
 
 
@@ -30,7 +30,7 @@ class AutoSIBP(SIBP):
     Every layer solves its linear proximal subproblem, with a proximal weight in units of its inputs' size and the error
     signal of ordinary back propagation. A running mean of steps is made orthogonal, as in Muon but at low rank (see
     `sibp.optim.direction`), so that all parameters and all directions of weight space count alike. A line search
-    decides how far to go in this direction, for all layers together and at most `lr`:
+    decides how far to go in this direction, for all layers together, at most by `lr`:
 
         opt = AutoSIBP(model)
         opt.zero_grad()
@@ -50,8 +50,8 @@ class AutoSIBP(SIBP):
       loss of all data. `trust` follows the slopes of later batches' losses along the step. It starts at 1, or at B / 16
       for batches of B < 16 samples. If the second batch differs from the first and B < 100, it is at most
       sqrt(B / 100).
-    - If Polyak's step on the outputs differs from that of an ordinary loss by a factor above 30, `lr` counts in
-      Polyak's steps, so that the unit of the loss does not matter.
+    - If Polyak's step on the outputs, in the first step, differs from 2.5 (that of the cross-entropy of ten classes) by
+      a factor above 30, `lr` is multiplied by their ratio, so that the unit of the loss does not matter.
     - A scheduler scales the step: at a fifth of the initial `lr`, steps are a fifth as long.
     - If the measured slope along the direction is not negative, the search uses the subproblems' own step instead. A
       refused step resets the running mean.
@@ -80,15 +80,15 @@ class AutoSIBP(SIBP):
     """
 
     initial_search_state: ClassVar[dict[str, Any]] = {
-        "search_unit": UNKNOWN,  # of `lr`
-        "search_reach": UNKNOWN,
-        "search_trust": UNKNOWN,
-        "search_usual": UNKNOWN,
+        "search_unit": UNKNOWN,  # unit of `lr`; see `sibp.optim.error_signals.loss_unit`
+        "search_reach": UNKNOWN,  # length that the last measured batch asked for, in steps on the neurons
+        "search_trust": UNKNOWN,  # see `sibp.optim.trust`
+        "search_usual": UNKNOWN,  # running mean of the negative slope at the start of a step
         "search_ended": UNKNOWN,  # the loss at the end of the last step
         "search_noise": UNKNOWN,  # running mean of the difference between this and the next batch's loss
         "search_measured": UNKNOWN,  # loss of the last measured batch, before its step
-        "search_wait": 0,
-        "search_last": 0.0,
+        "search_wait": 0,  # steps until the next measurement of the gradient
+        "search_last": 0.0,  # length of the last step
         "search_looks_back": False,  # whether the parameters' `search_step` is the last step
     }
 
@@ -127,17 +127,17 @@ class AutoSIBP(SIBP):
     def neuron_step(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> float:
         """The longest step on a layer's neurons; see `sibp.optim.error_signals`.
 
-        Of several outputs, the one with the largest error signal counts.
+        If there are several output layers, the one with the largest error signal counts.
         """
         lr = self._unit() * self.full_lr(group)
         norm = problem.terms * float(torch.linalg.vector_norm(problem.D_z, dtype=torch.float64))
-        size = self._sum_over_ranks(norm * norm)  # may become infinite; ** 2 would raise
-        if problem.ends[1] == tap.name:  # count the samples of a pass once
+        square = self._sum_over_ranks(norm * norm)  # norm ** 2 would raise where this becomes infinite
+        if problem.ends[1] == tap.name:  # counts the rows of a pass once
             self._output_rows += problem.D_z.numel() // max(math.prod(problem.W.shape[:-1]), 1)
         if problem.is_output:
-            self._signals[tap.name] = size
+            self._signals[tap.name] = square
             return lr
-        return lr * layer_factor(size, output=max(self._signals.values(), default=math.nan))
+        return lr * layer_factor(square, output=max(self._signals.values(), default=math.nan))
 
     def search(self, trials: Trials, before: float) -> Outcome:
         """Chooses the length of the step; see the class.
@@ -179,11 +179,11 @@ class AutoSIBP(SIBP):
         if refused:
             self._reset_means()
         memory["search_reach"] = max(reach * _AFTER_REFUSAL if refused else found, SHORTEST * lr)
-        # A rejected length is measured again in the next step.
+        # A refused step, or a shortened one that was not measured, is followed by a measurement.
         again = refused or (not due and outcome.status is SearchStatus.SHORTENED)
         memory["search_wait"] = 0 if again else MEASURE_EVERY - 1 if due else self._steps_until_measurement() - 1
         memory["search_ended"] = outcome.loss
-        if lr < (longest := self._unit() * self._max_lr()):  # a longer unit was chosen
+        if lr < (longest := self._unit() * self._max_lr()):  # the unit has become known, and is longer
             memory["search_reach"], memory["search_wait"] = longest, 0
         self._record_step(trials, outcome.alpha, lr)
         return outcome
@@ -192,8 +192,8 @@ class AutoSIBP(SIBP):
         """Metrics of the last step's line search; empty before the first step.
 
         Returns:
-            The entries of `SIBP.search_stats`, `reach` (the length that the last measured batch asked for, in units of
-            lr) and `trust` (the share of it that is taken).
+            The entries of `SIBP.search_stats`, `reach` (the length that the last measured batch asked for, as a step on
+            the neurons like lr) and `trust` (the share of it that is taken).
         """
         stats, memory = super().search_stats(), self._search_state()
         if stats:
@@ -207,26 +207,26 @@ class AutoSIBP(SIBP):
         Every parameter moves by the same root mean square, in proportion to its group's lr.
         """
         lr_of = {p: float(group["lr"]) for group in self.param_groups for p in group["params"]}
-        outer = {p for name in self._signals for p in self.layers.taps[name].parameters.values()}
-        asked, turned, wanted = [], [], []
+        output_params = {p for name in self._signals for p in self.layers.taps[name].parameters.values()}
+        step_norms, directions, target_norms = [], [], []
         for p in trials.params:
             if p.grad is None:
                 raise AssertionError("a parameter of the step has no .grad")
-            asked.append(float(torch.linalg.vector_norm(p.grad)))
-            turned.append(self._direction(p, p.grad, output=p in outer))
-            wanted.append(lr_of[p] * math.sqrt(p.numel()))
-        sizes = [float(torch.linalg.vector_norm(t)) for t in turned]
-        whole = math.hypot(*(w for w, size in zip(wanted, sizes, strict=True) if size > 0))
-        length = LENGTH_FACTOR * math.hypot(*asked) / whole if whole > 0 else math.nan
+            step_norms.append(float(torch.linalg.vector_norm(p.grad)))
+            directions.append(self._direction(p, p.grad, output=p in output_params))
+            target_norms.append(lr_of[p] * math.sqrt(p.numel()))
+        norms = [float(torch.linalg.vector_norm(d)) for d in directions]
+        total = math.hypot(*(target for target, norm in zip(target_norms, norms, strict=True) if norm > 0))
+        length = LENGTH_FACTOR * math.hypot(*step_norms) / total if total > 0 else math.nan
         if not 0 < length < math.inf:
             return
-        scales = [length * w / size if size > 0 else 0.0 for w, size in zip(wanted, sizes, strict=True)]
-        for p, t, scale in zip(trials.params, turned, scales, strict=True):
-            torch.sub(p.grad, t, alpha=scale, out=t)  # pyright: ignore[reportArgumentType, reportCallIssue]
-        trials.set_direction(turned)
+        scales = [length * target / norm if norm > 0 else 0.0 for target, norm in zip(target_norms, norms, strict=True)]
+        for p, d, scale in zip(trials.params, directions, scales, strict=True):
+            torch.sub(p.grad, d, alpha=scale, out=d)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        trials.set_direction(directions)
 
     def _direction(self, p: Tensor, step: Tensor, *, output: bool) -> Tensor:
-        """The direction of one parameter, in its shape; orthogonal except in output layers. Updates the state."""
+        """The direction of one parameter, in its shape; orthogonal for inner matrices. Updates its state."""
         state = self._direction_state(p)
         ahead = update_mean(state["search_mean"], step)
         if p.ndim < 2 or output:
@@ -261,7 +261,7 @@ class AutoSIBP(SIBP):
         return self._reduce_over_ranks(trials.slope(gradients))
 
     def _trust(self, trials: Trials, slope: float) -> float:
-        """Updates and returns the share of a batch's own optimum that is taken.
+        """Updates and returns the share of a batch's own optimal length that is taken.
 
         Args:
             trials: the losses along the step.
@@ -277,7 +277,7 @@ class AutoSIBP(SIBP):
         return memory["search_trust"]
 
     def _unit(self) -> float:
-        """The unit of `lr`; 1 in the first step, whose error signals are used before the loss is known."""
+        """The unit of `lr`; 1 in the first step, whose subproblems are solved before the loss is known."""
         unit = float(self._search_state()["search_unit"])
         return 1.0 if math.isnan(unit) else unit
 
@@ -300,7 +300,7 @@ class AutoSIBP(SIBP):
         return self.parallel.reduce_loss(value, 0, mean=False, device=device)
 
     def _record_step(self, trials: Trials, alpha: float, lr: float) -> None:
-        """Keeps the step that was taken if the next one measures slopes; frees the gradients of this one."""
+        """Stores the step that was taken if the next step measures slopes; frees this step's gradients."""
         self._gradients.clear()
         self._signals.clear()
         memory = self._search_state()
@@ -318,7 +318,7 @@ class AutoSIBP(SIBP):
         self._reset_means()
 
     def _keep_steps(self, steps: Mapping[Tensor, Tensor]) -> None:
-        """Stores the last step of every proximal parameter; 0 for parameters that did not move."""
+        """Stores the last step of every proximal parameter; 0 for parameters that are not in `steps`."""
         for group in self._proximal_groups():
             for p in group["params"]:
                 step = steps.get(p)
@@ -371,7 +371,7 @@ class AutoSIBP(SIBP):
         return float(group["lr"]) / (self._schedule_factor() or 1.0)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clears the gradients, and the count of the samples behind them."""
+        """Clears the gradients, and the number of rows that they come from."""
         super().zero_grad(set_to_none)
         self._output_rows = 0
 
@@ -384,8 +384,8 @@ class AutoSIBP(SIBP):
     def _reset(self) -> None:
         super()._reset()
         self._gradients: dict[Tensor, Tensor] = {}
-        self._signals: dict[str, float] = {}  # mean square error signals of the output layers, by name
-        self._output_rows = 0  # of the output, over the backward passes since the last step
+        self._signals: dict[str, float] = {}  # sums of squared error signals of the output layers, by name
+        self._output_rows = 0  # rows of the output in the backward passes since the last step
 
 
 def build(model: nn.Module, *, lr: float, prox_weight: float, fallback_lr: float = FALLBACK_LR) -> AutoSIBP:

@@ -1,4 +1,4 @@
-"""The loss at trial weights. A trial changes neither the model's statistics nor the state of random numbers."""
+"""The loss at trial weights. Trials restore the model's buffers and the state of torch's random number generators."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -32,8 +32,8 @@ def as_number(loss: Tensor | float) -> float:
 class Trials:
     """The losses along a step, at p_old + alpha (p_new - p_old).
 
-    The fallback's parameters take their whole step unless alpha is below `expected`, since their learning rate is
-    unrelated to the length that suits the proximal parameters.
+    The fallback's parameters take the share min(1, alpha / `expected`) of their step. Their learning rate is unrelated
+    to the length that suits the proximal parameters, so they take the whole step unless alpha is below `expected`.
 
     Args:
         model: the model being trained.
@@ -59,37 +59,37 @@ class Trials:
         self._at: tuple[float, float] | None = None  # current alpha and `expected`
         self._farthest = 0.0  # largest alpha tried
         self.losses: list[float] = []
-        """All losses evaluated."""
+        """All losses evaluated, in this order."""
         self.expected = 1.0
-        """The alpha at which the fallback's parameters take their whole step."""
+        """The smallest alpha at which the fallback's parameters take their whole step."""
 
     def record_full_step(self) -> None:
         """Records the current parameters as those at alpha = 1."""
         self._new = self._full_step = [p.detach().clone() for p in (*self.params, *self.fallback_params)]
 
-    def set_direction(self, by: list[Tensor] | None) -> None:
-        """Changes the direction.
+    def set_direction(self, changes: list[Tensor] | None) -> None:
+        """Changes the proximal parameters at alpha = 1.
 
         Args:
-            by: tensors that are added to the proximal parameters recorded by `record_full_step`; overwritten. None
-                restores the recorded step.
+            changes: added to the proximal parameters that `record_full_step` recorded; a tensor for each, which is
+                overwritten. None restores the recorded step.
         """
-        count = 0 if by is None else len(self.params)
-        turned = [change.add_(new) for change, new in zip(by or [], self._full_step[:count], strict=True)]
-        self._new, self._at = [*turned, *self._full_step[count:]], None
+        count = 0 if changes is None else len(self.params)
+        changed = [change.add_(new) for change, new in zip(changes or [], self._full_step[:count], strict=True)]
+        self._new, self._at = [*changed, *self._full_step[count:]], None
 
     def slope(self, gradients: list[Tensor | None]) -> float:
-        """<gradient, p_new - p_old>, from the proximal parameters' gradients (None counts as zero)."""
+        """<gradient, p_new - p_old>, from the gradients of the proximal parameters; None counts as zero."""
         steps = zip(gradients, self._old, self._new, strict=False)
         return sum(float(torch.sum(g * (new - old))) for g, old, new in steps if g is not None)
 
     def displacements(self) -> list[Tensor]:
-        """The displacements of the proximal parameters at the current position."""
+        """The displacements p - p_old of the proximal parameters at the current position."""
         return [p.detach() - old for p, old in zip(self.params, self._old, strict=False)]
 
     @torch.no_grad()
     def move(self, alpha: float) -> None:
-        """Moves all parameters to the position alpha; at 0 and 1 they get exactly the saved values."""
+        """Moves all parameters to the position alpha; at 0 and 1 they get exactly the recorded values."""
         if self._at == (alpha, self.expected):
             return
         self._at = (alpha, self.expected)
@@ -101,7 +101,7 @@ class Trials:
                 torch.lerp(old, new, share, out=p.detach())
 
     def loss_at(self, alpha: float) -> float:
-        """The loss at alpha, over all ranks."""
+        """Moves to alpha and returns the loss there, over all ranks."""
         self.move(alpha)
         self._farthest = max(self._farthest, alpha)
         return self.loss()
@@ -114,7 +114,7 @@ class Trials:
         return loss
 
     def farthest_change(self) -> float:
-        """Relative change of the proximal parameters at the largest alpha tried; a diagnostic."""
+        """||p - p_old|| / ||p_old|| of all proximal parameters together, at the largest alpha tried."""
         count = len(self.params)  # may be 0
         old = self._old[:count]
         changes = [p - q for p, q in zip(self._new[:count], old, strict=True)]
@@ -135,7 +135,7 @@ class Trials:
 
 @contextmanager
 def _preserved_state(model: nn.Module) -> Iterator[None]:
-    """Restores the model's buffers and the random state on exit."""
+    """Restores the model's buffers and the random state (CPU and CUDA) on exit."""
     buffers = [
         (module, name, tensor, _unexpanded(tensor).clone())
         for module in model.modules()
@@ -146,8 +146,8 @@ def _preserved_state(model: nn.Module) -> Iterator[None]:
         with torch.random.fork_rng(devices=[device.index for device in devices]):
             yield
     finally:
-        for module, name, tensor, kept in buffers:
-            _unexpanded(tensor).copy_(kept)
+        for module, name, tensor, saved in buffers:
+            _unexpanded(tensor).copy_(saved)
             setattr(module, name, tensor)
 
 
@@ -160,7 +160,7 @@ def _unexpanded(tensor: Tensor) -> Tensor:
 
 
 def evaluate_from_closure(closure: Callable[[], Any], model: nn.Module) -> Evaluate:
-    """Makes `evaluate` from a closure; gradients of its `backward` are discarded.
+    """Makes `evaluate` from a closure. The gradients of its `backward` are discarded.
 
     Args:
         closure: clears the gradients, computes the loss, calls `backward` and returns the loss.
@@ -169,14 +169,14 @@ def evaluate_from_closure(closure: Callable[[], Any], model: nn.Module) -> Evalu
     params = list(model.parameters())
 
     def evaluate() -> float:
-        held = [p.grad for p in params]
+        saved = [p.grad for p in params]
         for p in params:
             p.grad = None
         try:
             with torch.enable_grad():
                 return as_number(closure())
         finally:
-            for p, grad in zip(params, held, strict=True):
+            for p, grad in zip(params, saved, strict=True):
                 p.grad = grad
 
     return evaluate

@@ -1,6 +1,8 @@
-"""How much of the length that one batch asks for AutoSIBP takes, and how much batches differ.
+"""AutoSIBP's trust and noise.
 
-The functions read and write entries of AutoSIBP's search state: "search_trust", "search_usual" and "search_noise".
+Trust is the share of a batch's own optimal length that a step takes. Noise is a running mean of the difference between
+the losses of consecutive batches. The functions read and write entries of AutoSIBP's search state: "search_trust",
+"search_usual" and "search_noise".
 """
 
 import math
@@ -11,33 +13,35 @@ UNKNOWN = math.nan
 """Value of an entry that has not been measured yet."""
 
 _GAIN, _LEAST_TRUST = 0.5, 1e-3  # how fast trust changes, and its lower limit
-_FIRST_ROWS = 16  # rows of the output; for fewer, trust starts in proportion to them
-_SECOND_ROWS = 100  # rows of the output; for fewer, trust is at most the square root of their share: noise shrinks
+_FIRST_ROWS = 16  # if the output has fewer rows, trust starts at rows / 16
+_SECOND_ROWS = 100  # if it has fewer, trust is limited to sqrt(rows / 100) at the second step, as noise is larger
 _SAME_LOSS = 1e-4  # relative difference of two losses that rounding explains
 _MEAN_WEIGHT = 0.1  # weight of the latest value in the running means of slopes and of loss differences
 _NOISY = 0.1  # batches are noisy if their losses differ by more than this share of the loss
-_SMALL_DECREASE = 0.2  # share of the losses' difference; between noisy batches, a smaller decrease says little
+_SMALL_DECREASE = 0.2  # share of the noise; if batches are noisy, a smaller predicted decrease says little
 
 
 def updated_trust(trust: float, fresh: float, expected: float, usual: float = 0.0) -> float:
-    """Updates the share of the way to a batch's minimum that steps take, by the next batch's slope along the last step.
+    """The trust after a step, from the slope of the next batch's loss along that step.
 
     Along its own step, the loss of a batch decreases further than the loss of all data. The gradient of the next batch
-    is independent of that step, so it shows whether the step was too long: if the next batch's loss still decreases
-    along it, the step was too short; if the loss increases, too long. If the batch is always the same, the slope at its
-    minimum is 0, and trust does not change.
+    is independent of that step, so it shows whether the step had the right length. If the next batch's loss still
+    decreases along the step, the step was too short, and trust grows. If the loss increases, the step was too long, and
+    trust shrinks. If the batch is always the same, trust approaches 1: then steps end at its minimum, where the slope
+    is 0.
 
     Batches of a single sample disagree much more: most of them hardly change a trained net, and a few change it a lot.
     Slopes are therefore compared with their usual size, so that a small slope has little influence.
 
     Args:
-        trust: the present share, > 0 and <= 1.
+        trust: the present trust, > 0 and <= 1.
         fresh: slope of the next batch's loss along the last step.
         expected: slope that a step of this length has at its start, < 0.
         usual: running mean of -`expected`, >= 0.
 
     Returns:
-        The new share, in [1e-3, 1]; the present one if a slope is unusable.
+        trust exp(-r / 2), limited to [1e-3, 1], with r = fresh / max(|expected|, usual) limited to [-1, 1]. The present
+        trust if a slope is unusable.
     """
     if not expected < 0 or not math.isfinite(fresh) or not math.isfinite(expected):
         return trust
@@ -61,12 +65,12 @@ def record_slopes(memory: dict[str, Any], fresh: float, expected: float) -> None
 
 
 def record_loss(memory: dict[str, Any], before: float, output_rows: Callable[[], float]) -> None:
-    """Sets trust for the first step, limits it at the second if the batch has changed, and updates the noise.
+    """Sets trust at the first step, limits it at the second if the batch has changed, and updates the noise.
 
     Args:
         memory: the search state.
-        before: the loss before the step. For the same batch, it equals the loss at the end of the last step.
-        output_rows: returns the rows of the output over all ranks; 0 if unknown.
+        before: the loss before the step. If the batch is the same, it equals the loss at the end of the last step.
+        output_rows: returns the number of rows of the output over all ranks; 0 if unknown.
     """
     if math.isnan(memory["search_trust"]):
         rows = output_rows()
@@ -88,7 +92,7 @@ def is_within_noise(noise: float, slope: float, reach: float, before: float) -> 
     Args:
         noise: running mean of the difference between the losses of consecutive batches.
         slope: slope of the loss along the step, per unit of length.
-        reach: the present length. A parabola with its minimum there decreases by half of slope times reach.
+        reach: the present length. A parabola with its minimum there predicts a decrease of -slope * reach / 2.
         before: the loss before the step.
     """
     return noise > _NOISY * abs(before) and -slope * reach / 2 < _SMALL_DECREASE * noise

@@ -424,7 +424,7 @@ def test_stepping_the_direction_itself_is_refused():
     [
         (lambda m: Preconditioned(m, ADAM), TypeError, "direction is a Sequential"),
         (lambda m: Preconditioned(ADAM(m.parameters()), ADAM), TypeError, "direction is a Adam"),
-        (lambda m: Preconditioned(SIBP(m), ADAM(m.parameters())), TypeError, "outer is a Adam; give what makes"),
+        (lambda m: Preconditioned(SIBP(m), ADAM(m.parameters())), TypeError, "outer is a Adam; give a function"),
         (lambda m: Preconditioned(SIBP(m), lambda _: None), TypeError, "made a NoneType"),
         (lambda m: Preconditioned(SIBP(m), lambda _: ProxBP(m)), TypeError, "made a ProxBP"),
         (lambda m: Preconditioned(AutoSIBP(m), ADAM), ValueError, "AutoSIBP searches along its own step"),
