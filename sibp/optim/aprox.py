@@ -21,12 +21,12 @@ class AProx(torch.optim.Optimizer):
     point where the tangent reaches the lower bound, so no eta is too large for a convex loss.
 
     Args:
-        params: as for torch's optimizers.
-        lr: eta, 0 or more.
+        params: parameters, as torch's optimizers take them.
+        lr: eta, >= 0.
         least: f_*, a lower bound of the loss; 0 for cross-entropy and squared errors.
 
     Raises:
-        ValueError: lr is out of its range.
+        ValueError: if lr is out of range.
     """
 
     def __init__(self, params: Any, lr: float = 1.0, least: float = 0.0) -> None:
@@ -36,7 +36,7 @@ class AProx(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Steps all parameters; no step if the loss or a gradient is not finite, or if all gradients are 0.
+        """Steps all parameters; no step if the loss is NaN, if a gradient is not finite, or if all gradients are 0.
 
         Args:
             closure: clears the gradients, computes the loss, calls `backward` and returns the loss.
@@ -45,7 +45,7 @@ class AProx(torch.optim.Optimizer):
             The closure's loss.
 
         Raises:
-            RuntimeError: without a closure the loss is not known.
+            RuntimeError: if there is no closure, as the loss is then not known.
         """
         if closure is None:
             raise RuntimeError("AProx needs the loss of the batch: call step(closure), as for torch's L-BFGS.")
@@ -65,12 +65,12 @@ class AProx(torch.optim.Optimizer):
         return loss
 
     def __getstate__(self) -> dict[str, Any]:
-        """With the lower bound, for copies."""
+        """Includes the lower bound, for `deepcopy` and `pickle`."""
         return {**super().__getstate__(), "least": self.least}
 
 
 def _times(gradient: Tensor, size: Tensor) -> Tensor:
-    """Zero for a step of length 0, also if the gradient is not finite."""
+    """The gradient times size; zero if the size is 0, even if the gradient is not finite."""
     return torch.where(size > 0, gradient * size.to(gradient.device, gradient.dtype), torch.zeros_like(gradient))
 
 

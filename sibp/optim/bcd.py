@@ -22,11 +22,12 @@ class BCD(TargetOptimizer):
     r"""One sweep of block coordinate descent from the last layer to the first, on the variables of one batch.
 
     Pre-activations U_l and activations V_l are separate variables, tied to the network by penalties (the paper's
-    three-splitting). For every batch they start from a forward pass, U_l = W_l V_{l-1} + b_l and V_l = s(U_l); then
+    three-splitting). For every batch they start from a forward pass, U_l = W_l V_{l-1} + b_l and V_l = s(U_l). With D
+    the error signal on U_N of the summed loss, a sweep is
 
     .. math::
         V_N &= U_N - \eta D, \qquad U_N = \frac{\gamma V_N + \rho U_N}{\gamma + \rho}
-            && \text{(a prox-linear step on the loss)} \\
+            && \text{(prox-linear step on the loss)} \\
         U_l &= \arg\min_U \gamma \|V_l - s(U)\|^2 + (\rho + \alpha) \|U - U_l\|^2 && \text{(neuron by neuron)} \\
         W_l, b_l &= \arg\min_{W, b} \rho \|U_l - W V_{l-1} - b\|^2 + \alpha \|[W, b] - [W_l, b_l]\|^2 \\
         V_{l-1} &= \arg\min_V \gamma \|V - s(U_{l-1})\|^2 + \rho \|U_l - W_l V - b_l\|^2 && \text{(with the new } W_l)
@@ -45,6 +46,7 @@ class BCD(TargetOptimizer):
     Raises:
         ValueError: for hyper-parameters out of range, and for layers that are not linear.
         TypeError: for a model that cannot be tapped.
+        RuntimeError: in a backward pass, if another activation follows a layer.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class BCD(TargetOptimizer):
         super().__init__(model, defaults, **options)
 
     def check(self, group: dict[str, Any]) -> None:
-        """Raises ValueError if a setting of the group is out of its range."""
+        """Raises ValueError if a setting of the group is out of range."""
         super().check(group)
         for key in ("gamma", "rho", "prox_weight"):
             in_range(group, key, 0, open_at_low=True)
@@ -86,12 +88,22 @@ class BCD(TargetOptimizer):
         b = problem.b if problem.b is None or update.b_decrease is None else problem.b - update.b_decrease
         residual = U - problem.features.forward(W, b)
         return LayerUpdate(
-            update.W_decrease, update.b_decrease, input_difference=-pulled_back(residual, W, gamma / rho)
+            update.W_decrease, update.b_decrease, input_difference=-input_change(residual, W, gamma / rho)
         )
 
 
 def split(V: Tensor, Z: Tensor, kappa: float, s: Activation) -> Tensor:
-    """The elementwise minimiser U of (V - s(U))^2 + kappa (U - Z)^2 for s(u) = u above 0 and a u below."""
+    """The elementwise minimiser U of (V - s(U))^2 + kappa (U - Z)^2, with s(u) = u above 0 and a u below.
+
+    Args:
+        V: (N, m) values that s(U) aims at.
+        Z: (N, m) the old U.
+        kappa: (rho + alpha) / gamma.
+        s: the activation, with slope a below 0.
+
+    Returns:
+        (N, m); exactly Z where V = s(Z).
+    """
     a = s.negative_slope or 0.0
     above = (Z + (V - Z) / (1 + kappa)).clamp_min(0)  # exactly Z where V = s(Z)
     below = (Z + a * (V - a * Z) / (a * a + kappa)).clamp_max(0)
@@ -99,8 +111,14 @@ def split(V: Tensor, Z: Tensor, kappa: float, s: Activation) -> Tensor:
     return torch.where(costs[0] < costs[1], above, below)
 
 
-def pulled_back(residual: Tensor, W: Tensor, damping: float) -> Tensor:
-    """The minimiser V (N, n) of ||residual - V W^T||^2 + damping ||V||^2, solved on the smaller side of W (m, n)."""
+def input_change(residual: Tensor, W: Tensor, damping: float) -> Tensor:
+    """The change X (N, n) of a layer's input that minimises ||residual - X W^T||^2 + damping ||X||^2.
+
+    Args:
+        residual: (N, m).
+        W: (m, n); the system that is solved has the size of its smaller side.
+        damping: gamma / rho.
+    """
     m, n = W.shape
     if m <= n:
         return residual @ damped_inverse(W @ W.mT, damping) @ W

@@ -12,14 +12,14 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 _LARGEST_COUNT = 2**53
-"""Up to this, a float counts by ones."""
+"""Up to this, float64 represents every whole number exactly."""
 
 
 def check_group(group: dict[str, Any]) -> tuple[float, float]:
-    """The step and the proximal weight of a group, as numbers.
+    """The learning rate and the proximal weight of a group, as numbers; its weight decay is checked, too.
 
     Args:
-        group: with "lr" (a number or a 0-dimensional tensor), "prox_weight" and "weight_decay".
+        group: with "lr", "prox_weight" and "weight_decay", each a number or a tensor of one element.
 
     Returns:
         (lr, prox_weight), that is (eta, lam).
@@ -123,7 +123,8 @@ def check_settings(**settings: float) -> None:
     """Refuses settings of torch's own optimizers that are out of their range; torch itself lets NaN pass.
 
     Args:
-        settings: by name; weights of the past (momentum, decay, ...) must be in [0, 1), all others at least 0.
+        settings: values by name. "momentum", "decay", "beta1" and "beta2" must be in [0, 1), all others in
+            [0, infinity).
 
     Raises:
         ValueError: if one is out of range.
@@ -137,7 +138,7 @@ def refuse_float16(model: nn.Module, reason: str) -> None:
 
     Args:
         model: the model to be optimized.
-        reason: why the method cannot train it.
+        reason: why the method cannot train it; the message is "<parameter> is float16, <reason>".
 
     Raises:
         ValueError: if a parameter is float16.
@@ -148,11 +149,11 @@ def refuse_float16(model: nn.Module, reason: str) -> None:
 
 
 def from_peers(package: str, name: str) -> Any:
-    """An optimizer of a package that only comparisons need.
+    """The class of an optimizer from a package that is needed for comparisons only.
 
     Args:
-        package: of the extra ``peers``.
-        name: of the class.
+        package: name of a package in the extra `peers`.
+        name: the class's name.
 
     Raises:
         ValueError: the package is not installed.
@@ -183,31 +184,38 @@ def chosen_modules(model: nn.Module, wanted: Iterable[str | type[nn.Module]]) ->
         model: the model to be optimized.
         wanted: names, patterns of names (as in a shell: "blocks.*.norm"), or classes of modules.
 
+    Returns:
+        Names as in `model.named_modules()`, each once.
+
     Raises:
         ValueError: if one of them matches no module.
     """
     wanted = (wanted,) if isinstance(wanted, str | type) else tuple(wanted)
     modules = dict(model.named_modules())
-    found: dict[str, None] = {}
+    chosen: dict[str, None] = {}
     for one in wanted:
         if isinstance(one, type):
-            fitting = [name for name, module in modules.items() if isinstance(module, one)]
+            matches = [name for name, module in modules.items() if isinstance(module, one)]
         else:
-            fitting = [one] if one in modules else fnmatch.filter(modules, str(one))
-        if not fitting:
-            near = difflib.get_close_matches(str(one), modules, 3) or sorted(modules)[:5]
+            matches = [one] if one in modules else fnmatch.filter(modules, str(one))
+        if not matches:
+            similar = difflib.get_close_matches(str(one), modules, 3) or sorted(modules)[:5]
             what = one.__name__ if isinstance(one, type) else repr(one)
-            raise ValueError(f"Invalid explicit: the model has no module {what}; near it are {', '.join(near)}.")
-        found.update(dict.fromkeys(fitting))
-    return tuple(found)
+            raise ValueError(f"Invalid explicit: the model has no module {what}; it has {', '.join(similar)}.")
+        chosen.update(dict.fromkeys(matches))
+    return tuple(chosen)
 
 
 def named(params: Any, method: str) -> tuple[list[nn.Parameter], dict[nn.Parameter, str]]:
-    """Parameters of a group, and their names if all have one (`model.named_parameters()`).
+    """Reads the parameters of a param group.
 
     Args:
-        params: as torch.optim takes them: one tensor, tensors, or pairs of name and tensor.
+        params: as torch.optim takes them: one tensor, several tensors, or pairs of name and tensor
+            (`model.named_parameters()`).
         method: name of the optimizer, for the message.
+
+    Returns:
+        The tensors, and their names; no names if none were given.
 
     Raises:
         TypeError: if they are in a set, or not tensors.
@@ -232,10 +240,10 @@ def check_loaded(state_dict: dict[str, Any], groups: list[dict[str, Any]], metho
     Args:
         state_dict: the state to be loaded.
         groups: param groups of the optimizer that loads it.
-        method: its name.
+        method: that optimizer's name.
 
     Raises:
-        ValueError: if a group differs in method or kind of update.
+        ValueError: if a group differs in its method, or in its kind of update (proximal or explicit).
     """
     loaded = state_dict["param_groups"]
     for place, (there, here) in enumerate(zip(loaded, groups, strict=False)):
@@ -251,16 +259,16 @@ def check_real(name: str, params: Iterable[nn.Parameter], method: str) -> None:
     """Refuses a layer with complex parameters.
 
     Args:
-        name: the layer's.
-        params: its parameters.
+        name: the layer's name.
+        params: the layer's parameters.
         method: name of the optimizer, for the message.
 
     Raises:
-        TypeError: if one is complex.
+        TypeError: if a parameter is complex.
     """
     if any(p.is_complex() for p in params):
         raise TypeError(
-            f"{method}: layer '{name}' has complex parameters, and layers are solved in real numbers only; leave it to "
+            f"{method}: layer '{name}' has complex parameters, and the subproblems are real; leave it to "
             f"the fallback optimizer with explicit=['{name}']."
         )
 

@@ -30,10 +30,10 @@ class CombinedOptimizer(torch.optim.Optimizer):
         self._share()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group to the last part, which holds what the others do not take.
+        """Adds a group to the last part.
 
         Args:
-            param_group: as for that part; without settings, with its defaults.
+            param_group: as that part takes it; its defaults replace missing settings.
 
         Raises:
             ValueError: if a parameter is in a group already.
@@ -61,11 +61,11 @@ class CombinedOptimizer(torch.optim.Optimizer):
         return loss
 
     def __getstate__(self) -> dict[str, Any]:
-        """With the parts, for pickling."""
+        """Includes the parts, for `deepcopy` and `pickle`."""
         return {**super().__getstate__(), "parts": self.parts}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Gives loaded groups and state to the parts."""
+        """Also gives the loaded groups and state to the parts."""
         super().__setstate__(state)
         self._share()
 

@@ -20,7 +20,7 @@ MOMENTUM, DECAY, STABILISER = 0.9, 0.95, 1e-3  # of RMSprop, as in the authors' 
 class DTP(TargetOptimizer):
     r"""Targets that are propagated backward through learned inverses of all layers but the first and the last.
 
-    With h_l = f_l(h_{l-1}) = s(W h_{l-1} + b) and g_l(h) = s(V h + c), from the layer below the last downward:
+    With h_l = f_l(h_{l-1}) = s(W h_{l-1} + b) and the inverse g_l(h) = s(V h + c), from layer M - 1 of M downward:
 
     .. math::
         \hat h_{M-1} &= h_{M-1} - \hat\eta\, \partial L / \partial h_{M-1}, \qquad
@@ -29,15 +29,15 @@ class DTP(TargetOptimizer):
         V, c : \text{a step on } \|g_l(f_l(h_{l-1} + \epsilon)) - (h_{l-1} + \epsilon)\|^2, \;
         \epsilon \sim N(0, \sigma^2)
 
-    (equations 10 to 15 of the paper). The last layer takes an ordinary gradient step. All steps are RMSprop's with
-    momentum, in the centred form of the authors' code. There the inverses are trained for one epoch before each epoch
-    of the network; here they take one step per batch, before they are used.
+    (equations 10 to 15 of the paper). The last layer takes an ordinary gradient step. All steps are those of RMSprop
+    with momentum, in the centred form of the authors' code. In that code, the inverses are trained for one epoch before
+    each epoch of the network. Here they take one step per batch, before they are used.
 
     Args:
         model: linear layers, with activations that `SIBP` supports.
-        lr: of the network's weights; 0.0149 in the authors' code.
-        target_step: eta-hat, on the loss summed over the batch; in the authors' code 0.328 on the mean over 100.
-        inverse_lr: of the inverses' weights; 0.00501 in the authors' code.
+        lr: learning rate of the network's weights, 0.0149 in the authors' code.
+        target_step: eta-hat, for the loss summed over the batch; in the authors' code 0.328, for the mean over 100.
+        inverse_lr: learning rate of the inverses' weights, 0.00501 in the authors' code.
         noise: sigma; 0.36 in the authors' code.
         **options: `loss_average`, `params`, `weight_decay`: see `TargetOptions`.
 
@@ -59,18 +59,18 @@ class DTP(TargetOptimizer):
         super().__init__(model, defaults, **options)
 
     def check(self, group: dict[str, Any]) -> None:
-        """Raises ValueError if a setting of the group is out of its range."""
+        """Raises ValueError if a setting of the group is out of range."""
         super().check(group)
         for key in ("target_step", "inverse_lr", "noise"):
             in_range(group, key, 0)
 
     def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
-        """One layer's step, and the displacement of the target of the layer below."""
+        """One layer's step, and the distance of the layer below from its target, h_{l-1} - target."""
         B, memory = len(problem.D_z), self.layer_state(tap)
         first, last = (tap.name == name for name in problem.ends)
         s, Z, difference = self.output(problem)
         if last:
-            E = problem.terms * problem.D_z / B  # of the mean loss
+            E = problem.terms * problem.D_z / B  # error signal of the mean loss
             below = group["target_step"] * problem.terms * (problem.D_z @ problem.W)
         else:
             E = 2 * difference * s.slope(Z) / B
@@ -91,7 +91,7 @@ class DTP(TargetOptimizer):
         difference: Tensor,
         group: dict[str, Any],
     ) -> Tensor:
-        """h_{l-1} minus its target, from the inverse after its step."""
+        """h_{l-1} minus its target, computed with the inverse after the inverse's step."""
         self._train_inverse(memory, problem, s, group)
         h = s.value(Z)
         return self._inverse(memory, s, h) - self._inverse(memory, s, h - difference)
@@ -114,13 +114,14 @@ class DTP(TargetOptimizer):
 
     @staticmethod
     def _inverse(memory: dict[str, Any], s: Activation, h: Tensor) -> Tensor:
+        """g_l(h) of shape (B, n), for h of shape (B, m)."""
         return s.value(h @ memory["V"].mT + memory["c"])
 
 
 def _rmsprop(memory: dict[str, Any], name: str, g: Tensor, lr: float) -> Tensor:
     """A step of RMSprop with momentum along g, to be subtracted; its averages are stored under the name.
 
-    Non-finite values appear only in the step, where `GuardedOptimizer` detects them; the averages are not updated.
+    If a value is not finite, the averages are not updated, and the step is NaN, which `GuardedOptimizer` skips.
     """
     zero = torch.zeros_like(g)
     before = tuple(memory.get(f"{name} {kind}", zero) for kind in ("mean", "square", "step"))

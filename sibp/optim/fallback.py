@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 MakeFallback = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-"""Makes the optimizer of the parameters that have no proximal subproblem."""
+"""Makes the optimizer of the parameters without a proximal subproblem, from a list of them."""
 
 FALLBACK_LR = 1e-3
-_ROUNDING = 1e-6  # of a learning rate in a float32 tensor, relative
+_ROUNDING = 1e-6  # relative rounding error of a learning rate in a float32 tensor, at most
 
 
 def adam(lr: float) -> MakeFallback:
@@ -32,7 +32,10 @@ class Fallback:
     """A torch optimizer whose param groups and state belong to another optimizer.
 
     Args:
-        make: creates it from the first parameters.
+        make: creates it from the first parameters; None for Adam with learning rate `FALLBACK_LR`.
+
+    Raises:
+        TypeError: if `make` is not callable.
     """
 
     def __init__(self, make: MakeFallback | None) -> None:
@@ -48,7 +51,7 @@ class Fallback:
     def add(
         self, params: list[nn.Parameter], names: dict[nn.Parameter, str], options: dict[str, Any]
     ) -> list[dict[str, Any]]:
-        """Adds parameters: the first as the factory groups them, later ones as one group.
+        """Adds parameters. The first ones create the optimizer, which groups them; later ones form one group.
 
         Args:
             params: parameters that are in no group yet.
@@ -56,11 +59,11 @@ class Fallback:
             options: settings of the groups, named as in the fallback.
 
         Returns:
-            The groups.
+            The new groups.
 
         Raises:
-            TypeError: if the factory returns no optimizer, or one that needs a closure.
-            ValueError: if the optimizer has other parameters, or lacks one that is trained.
+            TypeError: if `make` returns no optimizer, or one that needs a closure.
+            ValueError: if the optimizer has other parameters, or lacks one that requires a gradient.
         """
         if self.optimizer is None:
             self.optimizer = _checked(self.make(params), params)
@@ -87,7 +90,7 @@ class Fallback:
     def share(self, groups: list[dict[str, Any]], state: Any) -> None:
         """Shares these groups and this state with the other optimizer, which owns them."""
         if self.optimizer is not None:
-            # As `load_state_dict` does: an optimizer made of others passes them on.
+            # `load_state_dict` sets them in this way, too. An optimizer that contains others passes them on.
             self.optimizer.__setstate__({"state": state, "param_groups": groups})
 
     def step(self) -> None:
@@ -96,7 +99,7 @@ class Fallback:
             step_within(self.optimizer)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the factory, often a lambda, which cannot be pickled."""
+        """Omits `make` once it has been used: it is often a lambda, which cannot be pickled."""
         make = DEFAULT if self.optimizer is not None else self.make
         return {"given": self.given, "make": make, "optimizer": self.optimizer}
 
@@ -105,23 +108,23 @@ def _checked(optimizer: Any, params: list[nn.Parameter]) -> torch.optim.Optimize
     """The optimizer, if it has these parameters and can step as a part of another optimizer's step.
 
     Raises:
-        TypeError: if it is none, or needs a closure, like LBFGS.
-        ValueError: if it has other parameters, or lacks one that is trained.
+        TypeError: if it is not a torch optimizer, or needs a closure, like LBFGS.
+        ValueError: if it has other parameters, or lacks one that requires a gradient.
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"fallback returned {type(optimizer).__name__}; it has to return a torch optimizer.")
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if not {id(p) for p in params if p.requires_grad} <= held <= {id(p) for p in params}:
         raise ValueError(
-            f"fallback: {type(optimizer).__name__} has other parameters than it was given, or lacks some: it has to "
+            f"fallback: {type(optimizer).__name__} has parameters that it was not given, or lacks some: it has to "
             "step exactly those that it is given, in one group or several (frozen ones may be missing)."
         )
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         name = type(optimizer).__name__
         raise TypeError(
-            f"fallback: {name} evaluates the loss in its step, which a fallback cannot; leave its parameters out of "
-            f"params, and step a {name} of your own for them."
+            f"fallback: {name} evaluates the loss in its step, which a fallback cannot do; leave its parameters out of "
+            f"params, and step them with a separate {name}."
         )
     return optimizer
 
@@ -150,10 +153,10 @@ def step_within(optimizer: torch.optim.Optimizer, closure: Callable[[], Any] | N
 class FollowingGroup(dict[str, Any]):
     """A param group of the fallback, whose learning rate follows schedules of the proximal groups in proportion.
 
-    A scheduler that multiplies rates (LambdaLR, StepLR, cosine) multiplies the fallback's own rate. A scheduler that
-    writes the same rate into all groups (OneCycleLR, a loop over `param_groups`) means that of the proximal groups: the
-    fallback's own rate is then multiplied by the written rate over the schedule's highest ("max_lr"), or over the
-    initial proximal rate.
+    A scheduler that multiplies learning rates (LambdaLR, StepLR, cosine) multiplies the fallback's own one. A scheduler
+    that writes one learning rate into all groups (OneCycleLR, a loop over `param_groups`) means that of the proximal
+    groups. The fallback's learning rate is then its initial one times the written one, divided by the schedule's
+    highest ("max_lr") or, if there is none, by the initial one of the proximal groups.
 
     Attributes:
         leader: the first proximal group; None if there is none.
@@ -163,7 +166,7 @@ class FollowingGroup(dict[str, Any]):
 
     @classmethod
     def of(cls, group: dict[str, Any], leader: dict[str, Any] | None) -> "FollowingGroup":
-        """The group, with a learning rate that follows that of `leader`."""
+        """The group as a `FollowingGroup`, whose learning rate follows that of `leader`."""
         following = group if isinstance(group, cls) else cls(group)
         if leader is not None and "lr" in group:
             following.setdefault("own_lr", float(group["lr"]))

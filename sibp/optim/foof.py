@@ -27,17 +27,17 @@ class FOOF(GuardedOptimizer):
         [W, b] &\leftarrow [W, b] - \eta E^\top \Phi P
 
     With m = 0 and T = 1 this is `ProxBP` with its exact solver. The paper's networks have no biases, and its Sigma
-    starts with 50 batches before training; here P is updated after 1, 2, 4, 8, ... of the first T steps, and Sigma is
-    divided by the sum of its weights.
+    starts with 50 batches before training. Here P is computed in the first step and after 1, 2, 4, 8, ... of the first
+    T steps, and Sigma is divided by the sum of its weights.
 
     Args:
         model: as for `SIBP`; layers other than linear ones and convolutions are left to the fallback.
-        lr: eta, the step on the neurons. The paper's step size, on the mean loss, divided by its batch size.
-        damping: lam. The paper "typically" takes 100.
+        lr: eta, the step on the neurons: the paper's step size (for the mean loss) divided by the batch size.
+        damping: lam, "typically" 100 in the paper.
         decay: m, 0.95 in the paper.
         inverse_every: T; 1, 100 and 500 in the paper.
-        covariance_steps: S: only the last S batches before an inversion update Sigma; in the paper T (all) for fully
-            connected layers and 10 for convolutions.
+        covariance_steps: S. Only the last S batches before an inversion update Sigma. In the paper S is T (all batches)
+            for fully connected layers and 10 for convolutions.
         **options: `loss_average`, `params`, `weight_decay`, `fallback`, `explicit`: see `PeerOptions`.
 
     Raises:
@@ -65,7 +65,7 @@ class FOOF(GuardedOptimizer):
         super().__init__(model, defaults, **options)
 
     def check(self, group: dict[str, Any]) -> None:
-        """Raises ValueError if a setting of the group is out of its range."""
+        """Raises ValueError if a setting of the group is out of range."""
         super().check(group)
         in_range(group, "damping", 0, open_at_low=True)
         in_range(group, "decay", 0, 1)
@@ -89,7 +89,7 @@ class FOOF(GuardedOptimizer):
 
 
 def builder(method: Callable[..., FOOF]) -> Callable[..., FOOF]:
-    """A function that makes `FOOF` or a subclass from a config, whose keys are its keyword arguments.
+    """Returns a function that makes `FOOF` or a subclass from a config; its keyword arguments are the config's keys.
 
     Args:
         method: the optimizer's class.

@@ -11,10 +11,10 @@ from sibp.optim.fallback import Fallback, FollowingGroup, MakeFallback
 
 
 class NewParameters(NamedTuple):
-    """Parameters that will form one group, or two.
+    """A param group that the user adds, before it is divided into a proximal and an explicit group.
 
     Attributes:
-        params: all of them.
+        params: all of its parameters.
         names: their names; empty if they have none.
         settings: the group's other entries.
     """
@@ -24,12 +24,12 @@ class NewParameters(NamedTuple):
     settings: dict[str, Any]
 
     def named(self, params: list[nn.Parameter]) -> list[Any]:
-        """A selection of the parameters in torch's form: with names, if they have any."""
+        """Some of the parameters as torch.optim takes them: pairs of name and tensor, if they have names."""
         return [(self.names[p], p) for p in params] if self.names else params
 
 
 class ParamGroups:
-    """Separates the groups whose layers are solved for from those that the fallback steps.
+    """Separates the proximal groups, whose layers have subproblems, from the explicit ones, which the fallback steps.
 
     The groups themselves are in `optimizer.param_groups`, where torch and its schedulers expect them. The optimizer is
     an argument of each call: an attribute would be a reference cycle, which keeps a model in memory.
@@ -39,7 +39,7 @@ class ParamGroups:
 
     Attributes:
         fallback: steps the explicit groups.
-        left: parameters in no group, which another optimizer steps, with their names if they have any.
+        stepped_elsewhere: parameters in no group, which another optimizer steps, with their names (None without).
     """
 
     def __init__(self, make: MakeFallback | None) -> None:
@@ -49,7 +49,7 @@ class ParamGroups:
     def read(
         self, optimizer: torch.optim.Optimizer, param_group: dict[str, Any], known: Collection[nn.Parameter]
     ) -> NewParameters:
-        """The user's param group, checked.
+        """Checks a param group.
 
         Args:
             optimizer: the optimizer that will own it.
@@ -57,8 +57,8 @@ class ParamGroups:
             known: the model's parameters.
 
         Raises:
-            TypeError: if it is not a dict, or its parameters are in a set.
-            ValueError: for parameters that are not the model's, or in two groups.
+            TypeError: if it is not a dict, or its parameters are in a set or not tensors.
+            ValueError: for parameters that are not the model's or are in two groups, and if only some have names.
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
@@ -78,7 +78,7 @@ class ParamGroups:
     def add_explicit(
         self, optimizer: torch.optim.Optimizer, params: list[nn.Parameter], new: NewParameters, settings: dict[str, Any]
     ) -> None:
-        """Gives parameters to the fallback, sharing group and state with it.
+        """Adds parameters to the fallback, and shares its groups and state with the optimizer.
 
         Args:
             optimizer: the optimizer that owns the group.
@@ -93,7 +93,10 @@ class ParamGroups:
         self.share(optimizer)
 
     def share(self, optimizer: torch.optim.Optimizer) -> None:
-        """Shares the explicit groups and the state with the fallback; their learning rates follow the first group's."""
+        """Shares the explicit groups and the state with the fallback.
+
+        The groups' learning rates follow that of the first proximal group; see `FollowingGroup`.
+        """
         groups = optimizer.param_groups
         leader = next((group for group in groups if group["update"] == "proximal"), None)
         optimizer.param_groups = [
@@ -104,7 +107,7 @@ class ParamGroups:
         )
 
     def fill_in_defaults(self, optimizer: torch.optim.Optimizer) -> None:
-        """Gives proximal groups the settings that an older state lacked."""
+        """Adds settings to the proximal groups that a loaded state, of an older version, lacked."""
         for group in optimizer.param_groups:
             if group["update"] == "proximal":
                 for key, value in optimizer.defaults.items():
@@ -117,7 +120,7 @@ class ParamGroups:
             optimizer: the owner of the groups.
 
         Returns:
-            The indices of the remaining groups, and the names of all parameters, remaining or not.
+            The indices of the remaining groups, and the names of the parameters of all groups, remaining or not.
         """
         names, groups = dict(self.stepped_elsewhere), optimizer.param_groups
         for group in groups:
@@ -132,6 +135,6 @@ class ParamGroups:
         return kept, names
 
     def parameter_ids(self, optimizer: torch.optim.Optimizer) -> set[int]:
-        """Identities of the parameters that are in a group, or left to another optimizer."""
+        """The `id` of every parameter that is in a group, or left to another optimizer."""
         in_groups = {id(p) for group in optimizer.param_groups for p in group["params"]}
         return in_groups | {id(p) for p in self.stepped_elsewhere}

@@ -19,21 +19,22 @@ from sibp.prox.scalars import Flag, choose, is_finite, scalar
 
 
 class GuardedOptimizer(TappedOptimizer):
-    """Base of the peers, which have no guard of their own: a layer whose step is not finite keeps its weights.
+    """Base of the peers. A layer whose step is not finite keeps its weights.
 
-    On a CPU a warning names the layer, once; on an accelerator that would synchronise.
+    On a CPU a warning names the layer, once. On an accelerator there is no warning, because it would need a
+    synchronisation.
 
     Args:
         model: any module.
-        defaults: the method's own settings of a param group, "lr" among them.
-        **options: the options that all methods share.
+        defaults: the method's own settings of a param group, including "lr".
+        **options: the options that several methods share.
 
     Raises:
         TypeError: for an option that the method does not have.
     """
 
     shared: ClassVar[type] = PeerOptions
-    """The options that the method has."""
+    """Type of the shared options that the method has."""
 
     def __init__(self, model: nn.Module, defaults: dict[str, Any], **options: Unpack[PeerOptions]) -> None:
         known = typing.get_type_hints(self.shared)
@@ -41,7 +42,7 @@ class GuardedOptimizer(TappedOptimizer):
         for key in given:
             if key not in known:
                 raise TypeError(
-                    f"{type(self).__name__} has no option {key}; beside its own: {', '.join(sorted(known))}."
+                    f"{type(self).__name__} has no option {key}; besides its own it has {', '.join(sorted(known))}."
                 )
         defaults = {**defaults, "weight_decay": given.pop("weight_decay", 0.0)}
         super().__init__(model, defaults=defaults, **given)
@@ -52,7 +53,7 @@ class GuardedOptimizer(TappedOptimizer):
         in_range(group, "weight_decay", 0)
 
     def solve(self, tap: Tap, problem: LayerProblem) -> LayerUpdate:
-        """Updates a layer; by exactly zero where its displacement is not finite in the dtype of its weights."""
+        """A layer's update; exactly zero if the displacement is not finite in the dtype of the weights."""
         update = super().solve(tap, problem)
         dtype = next(iter(tap.parameters.values())).dtype
         finite = all_finite(*(t.to(dtype) for t in (update.W_decrease, update.b_decrease) if t is not None))
@@ -67,15 +68,15 @@ class GuardedOptimizer(TappedOptimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a `state_dict`; a layer's statistics stay in the dtype in which its steps are computed.
 
-        Torch casts all state to the dtype of the weights, which for half precision throws digits away.
+        Torch casts all state to the dtype of the weights, which for half precision loses digits.
 
         Args:
             state_dict: of an optimizer of the same kind, for a model of the same layers.
         """
         super().load_state_dict(state_dict)
-        numbers = [index for group in state_dict["param_groups"] for index in group["params"]]
+        indices = [index for group in state_dict["param_groups"] for index in group["params"]]
         params = [(p, group["update"]) for group in self.param_groups for p in group["params"]]
-        for index, (p, update) in zip(numbers, params, strict=True):
+        for index, (p, update) in zip(indices, params, strict=True):
             if update != "proximal" or index not in state_dict["state"]:
                 continue
             dtype = torch.promote_types(p.dtype, torch.float32)  # of the solve: see `sibp.capture.tap`
@@ -88,7 +89,7 @@ class GuardedOptimizer(TappedOptimizer):
         self._warned: set[str] = set()
 
     def warn(self, tap: Tap) -> None:
-        """Warns about a layer whose step was skipped, once."""
+        """Warns once that a layer's step was skipped."""
         if tap.name not in self._warned:
             self._warned.add(tap.name)
             warnings.warn(
@@ -108,17 +109,17 @@ def all_finite(*tensors: Tensor) -> Flag:
 
 
 def _finite(t: Tensor) -> Flag:
-    if t.numel() == 0 or is_finite(scalar(t.sum())) is True:  # no sum of such an entry is finite, and sums are fast
+    if t.numel() == 0 or is_finite(scalar(t.sum())) is True:  # a sum is fast, and not finite if an entry is not
         return True
     low, high = torch.aminmax(t)  # the sum may have overflowed
     return is_finite(scalar(low)) & is_finite(scalar(high))
 
 
 def finite_or(value: Tensor, otherwise: Callable[[], Tensor]) -> Tensor:
-    """The value, if all of its entries are finite, else the result of `otherwise`, of the same shape."""
+    """The value if all of its entries are finite, else the result of `otherwise`, of the same shape."""
     return choose(all_finite(value), lambda: value, otherwise)
 
 
 def nan_unless(finite: Flag, step: Tensor) -> Tensor:
-    """The step if `finite`, else NaN, which `GuardedOptimizer` skips."""
+    """The step if `finite`, else NaN in every entry, so that `GuardedOptimizer` skips it."""
     return choose(finite, lambda: step, lambda: torch.full_like(step, torch.nan))

@@ -17,7 +17,7 @@ from sibp.optim.options import PeerOptions
 from sibp.prox.solvers.coordinates import Direct
 from sibp.prox.solvers.inverse import damped_inverse
 
-# Draws never raise: non-finite outputs are left for the training loop to detect.
+# These functions never raise: non-finite outputs are left for the training loop to detect.
 
 
 def _categorical(logits: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -40,14 +40,15 @@ LIKELIHOODS: dict[str, Callable[[Tensor, torch.Generator | None], Tensor]] = {
     "bernoulli": _bernoulli,
     "gaussian": _gaussian,
 }
-"""Gradient of -log p(y | outputs) with respect to the outputs (B, n), y drawn from the model itself."""
+"""Functions that draw labels y from the model and return the gradient of -log p(y | outputs) for the outputs (B, n)."""
 
 
 class KFAC(GuardedOptimizer):
     r"""Natural gradient with a Kronecker-factored Fisher matrix for every layer.
 
-    For every layer with inputs Phi = [A, 1] and per-sample error signals E = dL/dZ of the loss and E^F of labels drawn
-    from the model's own distribution (one per sample, in a second backward pass), B samples and N rows of Phi:
+    Every layer has inputs Phi = [A, 1], N rows for B samples, and error signals E = dL/dZ of the summed loss. A second
+    backward pass gives the error signals E^F of labels that are drawn from the model's own distribution, one for each
+    sample:
 
     .. math::
         \bar A &\leftarrow m \bar A + (1 - m) \Phi^\top \Phi / B, \qquad
@@ -65,10 +66,12 @@ class KFAC(GuardedOptimizer):
         lr: eta.
         damping: lam.
         decay: m, 0.95 in the paper.
-        inverse_every: steps between two inversions (the first ones after 1, 2, 4, 8, ... steps); 20 in the paper.
+        inverse_every: steps from one inversion to the next, 20 in the paper. The first inversions are in the first step
+            and after 1, 2, 4, 8, ... steps.
         likelihood: of the model's outputs: "categorical" for cross-entropy on logits, "bernoulli" for binary
             cross-entropy on logits, "gaussian" for half the squared error.
-        generator: of the drawn labels; default torch's global one. Its state is not part of `state_dict`.
+        generator: random number generator of the labels; default: torch's global one. Its state is not part of
+            `state_dict`.
         **options: `loss_average`, `params`, `weight_decay`, `fallback`, `explicit`: see `PeerOptions`.
 
     Raises:
@@ -99,7 +102,7 @@ class KFAC(GuardedOptimizer):
         super().__init__(model, defaults, **options)
 
     def check(self, group: dict[str, Any]) -> None:
-        """Raises ValueError if a setting of the group is out of its range."""
+        """Raises ValueError if a setting of the group is out of range."""
         super().check(group)
         in_range(group, "damping", 0, open_at_low=True)
         in_range(group, "decay", 0, 1)
@@ -111,14 +114,14 @@ class KFAC(GuardedOptimizer):
         """Extends the base class: refuses a layer that is called outside the model's own forward pass.
 
         Raises:
-            RuntimeError: no labels would be drawn for this call.
+            RuntimeError: if no labels would be drawn for this call.
         """
         recomputed = backward_pass() != -1  # activation checkpointing, inside a backward pass
         if not (self._in_forward_pass or recomputed):
             raise RuntimeError(
-                f"layer '{layer}' was called outside the model's own forward pass, and K-FAC draws labels for the "
-                "outputs of that one alone: call the model as a whole, model(x), or wrap the pass in "
-                "`with optimizer.paused():` if it is not trained on."
+                f"layer '{layer}' was called outside the model's own forward pass, and K-FAC draws labels for "
+                "the outputs of that pass only: call the whole model, model(x), or wrap the call in "
+                "`with optimizer.paused():` if it is not for training."
             )
         super().before_forward(layer)
 
@@ -127,13 +130,13 @@ class KFAC(GuardedOptimizer):
         self._in_forward_pass = True
 
     def sample_labels(self, outputs: Any) -> None:
-        """Propagates the error signal of drawn labels back through the graph of `outputs`, for the second factor.
+        """Draws labels and propagates their error signal back through the graph of `outputs`, for the factor G.
 
         Args:
-            outputs: (B, n) of the model, still in the graph; None if its forward pass raised.
+            outputs: (B, n) the model's output, still in the graph; None if the forward pass raised.
 
         Raises:
-            RuntimeError: the likelihood does not apply to such outputs.
+            RuntimeError: if the likelihood does not apply to such outputs.
         """
         self._in_forward_pass = False
         layers = [p for tap in self.layers for p in tap.parameters.values() if p.requires_grad]
@@ -179,9 +182,9 @@ class KFAC(GuardedOptimizer):
 
         Args:
             tap: the layer.
-            gradient: that of the mean loss, times eta.
-            displacement: the step, of the same shape.
-            group: the layer's settings.
+            gradient: gradient of the mean loss, times eta.
+            displacement: W_old - W_new and b_old - b_new, of the same shape.
+            group: the param group with the layer's settings.
         """
 
     def _update_factors(self, memory: dict[str, Any], A: Tensor, G: Tensor, group: dict[str, Any]) -> None:
@@ -220,17 +223,17 @@ def _check_outputs(outputs: Any, likelihood: str) -> None:
     if not isinstance(outputs, Tensor):
         raise RuntimeError(
             f"K-FAC: the model gives a {type(outputs).__name__}, and labels can only be drawn for one tensor of "
-            "outputs (B, n); let its forward return that alone."
+            "outputs (B, n); let its forward return only that."
         )
     if likelihood == "categorical" and outputs.dim() > 2:
         raise RuntimeError(
             f"K-FAC: the model's output has shape {tuple(outputs.shape)}, and likelihood='categorical' is for logits "
-            "(B, n), a row for every label; let its forward bring the classes to the last axis and flatten the others."
+            "(B, n), one row per label; let its forward move the classes to the last axis and flatten the others."
         )
 
 
 def _inverses(memory: dict[str, Any], damping: float) -> tuple[Tensor, Tensor]:
-    """Inverses of A + pi sqrt(lam) I and G + sqrt(lam)/pi I; pi is 1 if one of the traces is 0."""
+    """Inverses of A + pi sqrt(lam) I and G + sqrt(lam)/pi I; pi is 1 if a trace is 0."""
     A, G = memory["A"], memory["G"]
     a, g = (M.diagonal(dim1=-2, dim2=-1).mean(-1) for M in (A, G))
     pi, root = (a / g).sqrt(), damping**0.5

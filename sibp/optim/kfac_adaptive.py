@@ -12,7 +12,7 @@ from sibp.optim.checks import in_range
 from sibp.optim.kfac import KFAC
 from sibp.optim.options import PeerOptions
 
-EVERY, RHO_HIGH, RHO_LOW = 5, 0.75, 0.25  # steps between two adaptations, and thresholds for rho
+EVERY, RHO_HIGH, RHO_LOW = 5, 0.75, 0.25  # steps from one adaptation to the next, and thresholds for rho
 DAMPING_FACTOR = (19 / 20) ** EVERY
 MIN_DAMPING, MAX_DAMPING = 1e-8, 1e8  # bounds of the damping
 
@@ -20,21 +20,26 @@ MIN_DAMPING, MAX_DAMPING = 1e-8, 1e8  # bounds of the damping
 class AdaptiveKFAC(KFAC):
     r"""K-FAC with clipped steps, and damping adapted by how well the quadratic model predicts the decrease.
 
-    With Delta the step of `KFAC` and q = <grad, Delta> its slope, the step taken is nu Delta,
+    With Delta = W_old - W_new the displacement of `KFAC` and q = <grad, Delta>, the displacement taken is nu Delta,
 
     .. math:: \nu = \min\big(1, \sqrt{\kappa / (\eta\, q)}\big),
 
-    so that its Kullback-Leibler divergence is about kappa at most (Ba et al., section 5). Every fifth step the loss of
-    the same batch is evaluated again. rho is its decrease over the one that the damped quadratic model predicts, nu q -
-    nu^2 eta q / 2; above 3/4 the damping is multiplied by (19/20)^5, below 1/4 divided by it (the rule of Levenberg and
-    Marquardt, section 6.5 of Martens & Grosse).
+    so that the Kullback-Leibler divergence of the model from the old one is at most about kappa (Ba et al., section 5).
+    Every fifth step, the loss of the same batch is evaluated again. The damped quadratic model predicts a decrease of
+    nu q - nu^2 eta q / 2; rho is the actual decrease divided by that. If rho is above 3/4, the damping is multiplied by
+    (19/20)^5. If rho is below 1/4, the damping is divided by (19/20)^5. This is the rule of Levenberg and Marquardt
+    (section 6.5 of Martens & Grosse).
 
     Args:
         model: as for `KFAC`.
         lr: eta.
-        damping: lam at the beginning.
+        damping: lam before the first adaptation.
+        decay: as for `KFAC`.
+        inverse_every: as for `KFAC`.
+        likelihood: as for `KFAC`.
         clip: kappa, 0.001 in the paper.
-        **options: `decay`, `inverse_every`, `likelihood`, `generator` and the options of `KFAC`.
+        generator: as for `KFAC`.
+        **options: as for `KFAC`.
 
     Raises:
         ValueError: for hyper-parameters out of range.
@@ -65,12 +70,12 @@ class AdaptiveKFAC(KFAC):
             group.setdefault("steps", 0)
 
     def check(self, group: dict[str, Any]) -> None:
-        """Raises ValueError if a setting of the group is out of its range."""
+        """Raises ValueError if a setting of the group is out of range."""
         super().check(group)
         in_range(group, "lr", 0)
 
     def record_step(self, tap: Tap, gradient: Tensor, displacement: Tensor, group: dict[str, Any]) -> None:
-        """Adds a layer's part of the slope."""
+        """Stores a layer's part of eta q, and eta."""
         self._slopes[tap.name] = (gradient * displacement).sum(), group["lr"]
 
     @torch.no_grad()
@@ -86,7 +91,7 @@ class AdaptiveKFAC(KFAC):
         Args:
             closure: clears the gradients, computes the loss, calls `backward` and returns the loss.
             evaluate: computes the loss of the same batch, without backward; if omitted, the damping stays fixed.
-            loss: the loss of the batch, if no closure is given.
+            loss: the loss before the step, if no closure is given; if both are omitted, the damping stays fixed.
 
         Returns:
             The closure's loss, or the one given.
@@ -106,24 +111,25 @@ class AdaptiveKFAC(KFAC):
         group = self.param_groups[0]
         group["steps"] = group.get("steps", 0) + 1
         if evaluate is not None and loss is not None and squares and group["steps"] % EVERY == 0:
-            promised = nu * sum(square / lr for square, lr in squares) - nu**2 * length / 2
+            predicted = nu * sum(square / lr for square, lr in squares) - nu**2 * length / 2
             with self.paused():
-                self._adapt(float(loss) - float(evaluate()), promised)
+                self._adapt(float(loss) - float(evaluate()), predicted)
         return loss
 
-    def _adapt(self, fall: float, promised: float) -> None:
-        rho = fall / promised if promised > 0 and math.isfinite(fall) else -math.inf
+    def _adapt(self, decrease: float, predicted: float) -> None:
+        """Changes the damping of all groups, from the actual decrease of the loss and the predicted one."""
+        rho = decrease / predicted if predicted > 0 and math.isfinite(decrease) else -math.inf
         factor = DAMPING_FACTOR if rho > RHO_HIGH else 1 / DAMPING_FACTOR if rho < RHO_LOW else 1.0
         for group in self.param_groups:
             group["damping"] = min(MAX_DAMPING, max(MIN_DAMPING, group["damping"] * factor))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Extends the base class by kappa."""
+        """Extends the base class by `clip`."""
         return {**super().__getstate__(), "clip": self.clip}
 
     def _reset(self) -> None:
         super()._reset()
-        self._slopes: dict[str, tuple[Tensor, float]] = {}
+        self._slopes: dict[str, tuple[Tensor, float]] = {}  # (eta q, eta) of every layer, by name
 
 
 def build(

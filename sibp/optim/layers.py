@@ -13,7 +13,7 @@ Owners = dict[nn.Parameter, list[tuple[str, nn.Module]]]
 
 
 def parameter_owners(model: nn.Module) -> Owners:
-    """Finds the modules that hold each parameter.
+    """The modules that hold each parameter of the model, with their names.
 
     Args:
         model: any module.
@@ -28,18 +28,18 @@ def parameter_owners(model: nn.Module) -> Owners:
 def new_taps(owner: Owner, params: Iterable[nn.Parameter], owners: Owners, explicit: Collection[str] = ()) -> list[Tap]:
     """Taps (not yet installed) for the layers whose weight or bias is among `params`.
 
-    A layer has none if its kind is not known (`geometry_of`), if one of its parameters is shared with another module,
-    if a method that computes its output was already replaced, or if the user excluded it.
+    A layer gets no tap if its kind is not known (`geometry_of`), if one of its parameters is shared with another
+    module, if a method that computes its output was already replaced, or if the user excluded it.
 
     Args:
         owner: the optimizer.
         params: parameters of one group.
         owners: the modules that hold each of the model's parameters.
-        explicit: names of modules that get no taps, nor anything inside them.
+        explicit: names of modules that get no taps, including everything inside them.
 
     Raises:
         ValueError: if a layer's weight and bias would be in different groups.
-        TypeError: if a layer is complex.
+        TypeError: if a layer has complex parameters.
     """
     wanted = {id(p) for p in params}
     taps: dict[str, Tap] = {}
@@ -57,7 +57,7 @@ def new_taps(owner: Owner, params: Iterable[nn.Parameter], owners: Owners, expli
         earlier = tap_of(module)
         if earlier is not None and earlier.owner() is owner:
             raise ValueError(
-                f"layer '{name}': its weight and bias are one subproblem and have to be in the same param group, once."
+                f"layer '{name}': its weight and bias are one subproblem and have to be in the same param group."
             )
         mine = {key: id(p) in wanted for key, p in held.items()}
         taps[name] = Tap(name, module, geometry, owner, weight=mine.get("weight", False), bias=mine.get("bias", False))
@@ -86,13 +86,13 @@ def summary_table(
 
     Args:
         model: the optimizer's model.
-        tapped: (followed by, solver) of every layer that is updated proximally.
-        mine: identities of the parameters in the optimizer's groups.
+        tapped: (what follows, solver) of every layer that is updated proximally, by name.
+        mine: the `id` of every parameter that belongs to the optimizer.
         replaced: names of tapped layers that have since been replaced, or tapped by another optimizer.
         method: the optimizer's name.
 
     Returns:
-        Lines of text: layer, kind, parameters, following activation, solver, update.
+        Lines of text, with the columns layer, kind, parameters (shapes), followed by, solver and update.
     """
     owners = parameter_owners(model)
     rows = [("layer", "kind", "parameters", "followed by", "solver", "update")]

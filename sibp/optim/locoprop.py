@@ -36,22 +36,22 @@ class LocoProp(GuardedOptimizer):
         \text{M (matching):} \quad T &= f(Z) - \gamma E, \qquad \text{the Bregman divergence that matches } f
 
     whose gradients are (A W^T + b - T)^T A and (f(A W^T + b) - T)^T A. K inner steps of RMSprop with momentum follow,
-    with step sizes lr max(1 - i/K, 1/4). The mean squares start at 1 and, like the momenta, are kept from batch to
-    batch, as in the authors' published code (google-research/locoprop). As there, the number of steps keeps weights
-    near their old values, not the paper's proximal term.
+    i = 0..K-1, with step sizes lr max(1 - i/K, 1/4). As in the authors' published code (google-research/locoprop), the
+    mean squares start at 1, and they and the velocities are kept from batch to batch. Also as in that code, there is no
+    proximal term: the small number of steps keeps the weights near their old values.
 
     Args:
         model: as for `SIBP`; layers other than linear ones and convolutions are left to the fallback.
         lr: step size of the inner steps; 1e-5 in the authors' code, with momentum 0.999.
-        activation_lr: gamma, the step on the pre-activations. In the authors' code 10 on the mean loss over 1,000
-            images, which is 0.01 here.
+        activation_lr: gamma, the step on the pre-activations (S) or activations (M). The authors' code has 10, for the
+            mean loss over 1,000 images, which is 0.01 here.
         variant: "squared" (S) or "matching" (M).
         output: f of the last layer, which the loss contains: "softmax" for cross-entropy, "sigmoid" for binary
-            cross-entropy, "identity" for a squared error. Only M uses it. Elsewhere f is the identity for layers that
-            no known activation follows.
+            cross-entropy, "identity" for a squared error. Only M uses it. For other layers that no known activation
+            follows, f is the identity.
         inner_steps: K, 10 in the authors' code.
-        momentum: of RMSprop.
-        decay: of RMSprop's mean square, 0.9 in the authors' code.
+        momentum: momentum of RMSprop.
+        decay: decay of RMSprop's mean square, 0.9 in the authors' code.
         **options: `loss_average`, `params`, `weight_decay`, `fallback`, `explicit`: see `PeerOptions`.
 
     Raises:
@@ -83,7 +83,7 @@ class LocoProp(GuardedOptimizer):
         super().__init__(model, defaults, **options)
 
     def check(self, group: dict[str, Any]) -> None:
-        """Raises ValueError if a setting of the group is out of its range."""
+        """Raises ValueError if a setting of the group is out of range."""
         super().check(group)
         in_range(group, "activation_lr", 0)
         for key in ("momentum", "decay"):
@@ -94,7 +94,7 @@ class LocoProp(GuardedOptimizer):
                 raise ValueError(f"Invalid {key}: {group[key]!r}; choose one of {', '.join(known)}.")
 
     def wants_activation(self, tap: Tap) -> bool:
-        """Always: Z is captured with it, and M needs f."""
+        """Always True: Z is captured only together with the activation, and M needs f."""
         del tap
         return True
 
@@ -126,7 +126,7 @@ class LocoProp(GuardedOptimizer):
         )
 
     def _keep(self, finite: Flag, tap: Tap, key: str, after: dict[str, Tensor], before: dict[str, Tensor]) -> None:
-        """Stores a parameter's averages; the previous ones where the inner steps became non-finite."""
+        """Stores a parameter's averages after the inner steps; those before them if the steps are not finite."""
         self.state[tap.parameters[key]].update(
             {name: choose(finite, partial(after.get, name), partial(before.get, name)) for name in after}
         )
@@ -140,13 +140,13 @@ class LocoProp(GuardedOptimizer):
 
     @staticmethod
     def _step(averages: dict[str, Tensor], g: Tensor, size: float, group: dict[str, Any]) -> Tensor:
-        """One step of RMSprop with momentum along g, to be subtracted."""
+        """One step of RMSprop with momentum along the gradient g, to be subtracted; updates the averages."""
         averages["square"].lerp_(g.square(), 1 - group["decay"])
         averages["velocity"].mul_(group["momentum"]).addcmul_(g, (averages["square"] + EPS).rsqrt_(), value=size)
         return averages["velocity"]
 
     def _transfer(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> Callable[[Tensor], Tensor]:
-        """f; the identity for S."""
+        """The transfer function f; the identity for S."""
         if group["variant"] == "squared":
             return OUTPUTS["identity"]
         if problem.activation is not None:

@@ -10,18 +10,18 @@ from sibp.optim.checks import check_settings
 from sibp.optim.combined import CombinedOptimizer
 from sibp.optim.fallback import evaluated
 
-POLYNOMIAL = 3.4445, -4.7750, 2.0315  # of x, x^3 and x^5: steepest at 0, and near 1 for all other x up to 1
+POLYNOMIAL = 3.4445, -4.7750, 2.0315  # coefficients of x, x^3 and x^5: steep at 0, and about 1 up to x = 1
 ITERATIONS = 5
 
 
 def orthogonal(G: Tensor) -> Tensor:
-    """Newton-Schulz iterations, which take every singular value to between 0.7 and 1.2.
+    """Newton-Schulz iterations, which move every singular value to between 0.7 and 1.2.
 
     Args:
         G: a matrix (m, n).
 
     Returns:
-        Approximately U V^T of G = U S V^T, in bfloat16, or in float32 on processors without instructions for bfloat16.
+        Approximately U V^T of G = U S V^T, (m, n); in bfloat16, or in float32 on processors without bfloat16.
     """
     X = G.to(torch.bfloat16 if _multiplies_bfloat16(G.device) else torch.float32)
     X = X.T if len(G) > G.shape[1] else X
@@ -34,26 +34,29 @@ def orthogonal(G: Tensor) -> Tensor:
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether a device has instructions for bfloat16; a processor without them multiplies in fifty times the time."""
+    """Whether a device has instructions for bfloat16; without them, a product takes fifty times as long."""
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # torch has no public name for it
     return device.type != "cpu" or (supported is not None and supported())
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon with Nesterov's look-ahead, as torch has it from 2.9 on with `match_rms_adamw`; here for every torch.
+    """Muon with Nesterov's look-ahead: `torch.optim.Muon` (2.9) with `match_rms_adamw`, for all versions of torch.
 
-    M <- momentum M + (1 - momentum) G; W <- (1 - lr weight_decay) W - 0.2 lr sqrt(max(m, n)) orthogonal(G ahead), where
-    G ahead = momentum M + (1 - momentum) G. The factor gives a step the size of AdamW's (Liu et al. 2025, arXiv
-    2502.16982).
+    With the gradient G and the momentum mu,
+
+        M <- mu M + (1 - mu) G
+        W <- (1 - lr weight_decay) W - 0.2 lr sqrt(max(m, n)) orthogonal(mu M + (1 - mu) G)
+
+    The factor 0.2 sqrt(max(m, n)) gives steps the size of AdamW's (Liu et al. 2025, arXiv 2502.16982).
 
     Args:
         params: matrices (m, n).
         lr: step size.
-        momentum: of the mean gradient.
-        weight_decay: decoupled.
+        momentum: mu, the decay of the mean gradient.
+        weight_decay: decoupled weight decay.
 
     Raises:
-        ValueError: a setting is out of range.
+        ValueError: if a setting is out of range.
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
@@ -85,27 +88,27 @@ class Muon(torch.optim.Optimizer):
 
 
 def build(model: nn.Module, *, lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Muon on the weights of linear layers but the last; AdamW on biases, norms, kernels and the last layer.
+    """Muon on the weights of all linear layers except the last, and AdamW on all other parameters.
 
-    This is how Muon's authors use it, except for convolutions: here it takes two-dimensional weights only.
+    This is how Muon's authors use it, except for convolutions: here their kernels are left to AdamW.
 
     Args:
-        model: as configs name them.
-        lr: step size of both.
-        momentum: Muon's, with Nesterov's look-ahead.
-        weight_decay: decoupled, of both.
+        model: the model.
+        lr: step size of both optimizers.
+        momentum: Muon's momentum, with Nesterov's look-ahead.
+        weight_decay: decoupled weight decay of both optimizers.
 
     Returns:
         Both, as one optimizer.
 
     Raises:
-        ValueError: the model has no linear layer but its last, or a setting is out of range.
+        ValueError: if the model has no linear layer except its last one, or a setting is out of range.
     """
     matrices = [m.weight for m in model.modules() if isinstance(m, nn.Linear)][:-1]
     if not matrices:
-        raise ValueError("the model has no linear layer but its last, and Muon is for those inside")
-    inside = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in inside]
+        raise ValueError("Muon trains all linear layers except the last one, and the model has no others")
+    inner = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in inner]
     return CombinedOptimizer(
         [Muon(matrices, lr, momentum, weight_decay), torch.optim.AdamW(rest, lr, weight_decay=weight_decay)]
     )

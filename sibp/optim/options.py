@@ -1,4 +1,4 @@
-"""Keyword arguments that several methods share, as types for `**options`."""
+"""Types of the keyword arguments that several methods share, for `**options`."""
 
 from collections.abc import Iterable
 from typing import Any, TypedDict
@@ -17,14 +17,14 @@ class Options(TypedDict, total=False):
 
     Attributes:
         params: parameters of the model, or param group dicts with settings of their own; default: all.
-        fallback: creates the optimizer of the parameters without a proximal subproblem from a list of them; default:
-            Adam with learning rate 1e-3.
+        fallback: creates an optimizer from a list of the parameters without a proximal subproblem; default: Adam with
+            learning rate 1e-3.
         explicit: modules that are left to the fallback, with everything inside them: names as in
             `model.named_modules()`, patterns of names ("blocks.*.norm"), or classes.
-        direction_only: whether to fill `.grad` only, for another optimizer that takes the steps; `Preconditioned`
+        direction_only: True if the optimizer only fills `.grad` and another one takes the steps; `Preconditioned`
             combines both.
-        data_parallel: True if every process of `torch.distributed` holds a part of the batch and all take the whole
-            batch's step; a process group if only its processes do. See docs/distributed.md.
+        data_parallel: True if every process of `torch.distributed` holds a part of the batch, and all take the step of
+            the whole batch; a process group if only its processes do so. See docs/distributed.md.
     """
 
     params: Iterable[nn.Parameter] | Iterable[dict[str, Any]] | None
@@ -49,11 +49,11 @@ class TargetOptions(TypedDict, total=False):
 
 
 class PeerOptions(TargetOptions, total=False):
-    """Keyword arguments of the peers that leave some parameters to a fallback optimizer.
+    """Keyword arguments of the peers that have a fallback optimizer, in addition to those of `TargetOptions`.
 
     Attributes:
-        fallback: creates the optimizer of all parameters outside linear layers and convolutions; see `SIBP`.
-        explicit: modules that are left to the fallback, with everything inside them; see `SIBP`.
+        fallback: creates the optimizer of all parameters outside linear layers and convolutions; see `Options`.
+        explicit: modules that are left to the fallback, with everything inside them; see `Options`.
     """
 
     fallback: MakeFallback | None

@@ -12,14 +12,14 @@ def build(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Op
     Args:
         model: the model.
         lr: multiple of the estimated step size, 1 in the paper.
-        weight_decay: decoupled.
+        weight_decay: decoupled weight decay.
 
     Returns:
         The package's optimizer.
 
     Raises:
-        ValueError: the package is not installed, a setting is out of range, or weights are float16.
+        ValueError: if the package is not installed, a setting is out of range, or weights are float16.
     """
     check_settings(lr=lr, weight_decay=weight_decay)
-    refuse_float16(model, "in which Prodigy's means of the gradient, at first a millionth of it, are 0")
+    refuse_float16(model, "in which Prodigy's running means, at first a millionth of the gradient, round to 0")
     return from_peers("pytorch_optimizer", "Prodigy")(model.parameters(), lr, weight_decay=weight_decay)

@@ -29,7 +29,12 @@ class Pending(NamedTuple):
 
 
 class LayerRegistry:
-    """The tapped layers of one optimizer, by name, each with the index of its param group."""
+    """The tapped layers of one optimizer.
+
+    Attributes:
+        taps: the taps, by the layer's name.
+        group_indices: index of the layer's group in `param_groups`, by the layer's name.
+    """
 
     def __init__(self) -> None:
         self.taps: dict[str, Tap] = {}
@@ -47,7 +52,8 @@ class LayerRegistry:
         Args:
             tap: the layer's tap, not yet installed.
             place: index of its group in `param_groups`.
-            kept_owner: the optimizer, if nothing else may reference it because it is never stepped.
+            kept_owner: the optimizer, if the tap has to keep it alive: an optimizer that is never stepped may have no
+                other reference.
         """
         self.taps[tap.name], self.group_indices[tap.name] = tap, place
         tap.kept_owner = kept_owner
@@ -95,10 +101,10 @@ class LayerRegistry:
     def pending(self) -> list[Pending]:
         """The `.grad` tensors whose displacements no step has applied; records what later backward passes add to."""
         held = [Pending(tap, key, p, p.grad) for tap in self for key, p in tap.parameters.items() if p.grad is not None]
-        found = [each for each in held if each.tap.displacements.is_applicable(each.key, each.grad)]
-        for each in found:
+        pending = [each for each in held if each.tap.displacements.is_applicable(each.key, each.grad)]
+        for each in pending:
             each.tap.displacements.watch(each.key)
-        return found
+        return pending
 
     def mark_cleared(self) -> None:
         """Records that every `.grad` was set to None."""
@@ -106,7 +112,7 @@ class LayerRegistry:
             tap.displacements.clear()
 
     def unmark_applied(self) -> None:
-        """Undoes `mark_applied`, after a step that was undone."""
+        """Undoes `mark_applied`, after a step that raised and was undone."""
         for tap in self:
             tap.displacements.unmark_applied()
 

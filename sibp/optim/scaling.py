@@ -15,15 +15,15 @@ def refuse_scaling(optimizer: torch.optim.Optimizer, method: str) -> None:
     """Refuses to step inside `GradScaler.step`.
 
     Args:
-        optimizer: has `_step_supports_amp_scaling`, so that the scaler passes on its scale.
-        method: its name.
+        optimizer: an optimizer with `_step_supports_amp_scaling`, so that a scaler passes its scale to the step.
+        method: the optimizer's name.
 
     Raises:
-        RuntimeError: if a scaler is calling.
+        RuntimeError: if a scaler calls the step.
     """
     if hasattr(optimizer, "found_inf"):
-        # The scaler sets these for its call of `step`, and does not delete them if `step` raises. Without this, the
-        # next step would look like one inside a scaler.
+        # The scaler sets these attributes for its call of `step`, and does not delete them if `step` raises. If they
+        # remained, the next step would look like one inside a scaler.
         for name in ("found_inf", "grad_scale"):
             delattr(optimizer, name)
         raise RuntimeError(
@@ -34,27 +34,27 @@ def refuse_scaling(optimizer: torch.optim.Optimizer, method: str) -> None:
 def refuse_scaled_outer(direction: Any) -> torch.utils.hooks.RemovableHandle:
     """Registers a hook that refuses a GradScaler around another optimizer that applies a direction's displacements.
 
-    The scaler would silently divide the displacements by its scale, although they are not linear in the loss.
+    The scaler would silently divide the displacements by its scale, although they are not linear in the loss. The hook
+    runs before the steps of all torch optimizers. It raises RuntimeError.
 
     Args:
         direction: the optimizer with `direction_only`; only a weak reference is kept.
 
     Returns:
-        The handle of the hook on all optimizers; the hook is also removed when the direction is freed.
+        The hook's handle. The hook is also removed when the direction is freed.
     """
-    this = weakref.ref(direction)
+    reference = weakref.ref(direction)
 
     def before_step(outer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
-        if (
-            torch.compiler.is_compiling()
-        ):  # a compiled step is never inside `GradScaler.step`, and stack frames cannot be traced
+        # A compiled step is never inside `GradScaler.step`, and stack frames cannot be traced.
+        if torch.compiler.is_compiling():
             return
-        optimizer = this()
+        optimizer = reference()
         if optimizer is None or not _called_by_scaler():
             return
-        solved = {id(p) for tap in optimizer.layers for p in tap.parameters.values()}
-        if any(id(p) in solved for group in outer.param_groups for p in group["params"]):
+        proximal = {id(p) for tap in optimizer.layers for p in tap.parameters.values()}
+        if any(id(p) in proximal for group in outer.param_groups for p in group["params"]):
             raise RuntimeError(
                 f"{type(outer).__name__} steps along displacements of {type(optimizer).__name__}, whose scale a "
                 f"GradScaler cannot remove. {_WITHOUT}"

@@ -10,27 +10,28 @@ from sibp.optim.checks import check_settings, from_peers, refuse_float16
 
 
 def build(model: nn.Module, *, lr: float, beta: float, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW without a schedule: gradients are taken between the newest weights and their average, which is evaluated.
+    """AdamW without a schedule, with an average of the weights for evaluation.
 
-    The package's optimizer has to be told which weights to use. Here the model's mode decides: its forward pass uses
-    the average in `eval` mode and the gradients' point in `train` mode.
+    Gradients are computed at a point between the newest weights and their average. The package's optimizer has to be
+    told which weights to use. Here the model's mode decides: a forward pass uses the average in `eval` mode and the
+    point of the gradients in `train` mode.
 
     Args:
         model: the model.
         lr: step size after the warm-up.
-        beta: weight of the average at the gradients' point, 0.9 in the paper; above 0, below 1.
-        weight_decay: decoupled.
+        beta: weight of the average in the point of the gradients, 0.9 in the paper; > 0 and < 1.
+        weight_decay: decoupled weight decay.
 
     Returns:
         The package's optimizer.
 
     Raises:
-        ValueError: the package is not installed, a setting is out of range, or weights are float16.
+        ValueError: if the package is not installed, a setting is out of range, or weights are float16.
     """
     check_settings(lr=lr, weight_decay=weight_decay)
     if not 0 < beta < 1:
-        raise ValueError(f"beta={beta} is not possible: give a number between 0 and 1")
-    refuse_float16(model, "in which the 1e-8 that Adam adds to its roots is 0")
+        raise ValueError(f"Invalid beta: {beta}; it has to be > 0 and < 1.")
+    refuse_float16(model, "in which the 1e-8 that Adam adds to its roots rounds to 0")
     make = from_peers("schedulefree", "AdamWScheduleFree")
     optimizer = make(model.parameters(), lr, betas=(beta, 0.999), weight_decay=weight_decay)
     optimizer.train()

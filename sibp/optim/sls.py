@@ -1,4 +1,4 @@
-"""SGD with Armijo's line search (Vaswani et al., NeurIPS 2019, arXiv 1905.09997), their stochastic line search."""
+"""Stochastic line search: SGD with Armijo's line search (Vaswani et al., NeurIPS 2019, arXiv 1905.09997)."""
 
 import math
 from collections.abc import Callable
@@ -10,28 +10,28 @@ from torch import nn
 from sibp.optim.checks import check_settings, in_range
 from sibp.optim.trials import Evaluate, Trials, as_number, evaluate_from_closure
 
-MAX_TRIALS = 100  # after these, the weights stay
+MAX_TRIALS = 100  # if all of them fail, the weights stay as they were
 
 
 class LineSearchSGD(torch.optim.Optimizer):
-    r"""Steps along the gradient of the batch, as long as the loss of the same batch permits.
+    r"""SGD whose step size is found by a line search on the loss of the same batch.
 
-    The length eta begins at the last one times `growth` (at most `lr`), and is multiplied by `shrink` until
+    The step size eta starts at that of the last step times `growth`, at most `lr`. It is multiplied by `shrink` until
 
     .. math:: f(w - \eta \nabla f(w)) \leq f(w) - c\, \eta\, \lVert \nabla f(w) \rVert^2
 
     (equation 1 and algorithm 2, option 2, of the paper).
 
     Args:
-        model: whose parameters to train.
-        lr: the longest step, eta_max.
-        length: eta of the first step.
-        growth: from one step to the next, gamma^(b / n) for batches of b of n samples.
-        shrink: beta, above 0, below 1.
-        decrease: c, below 1.
+        model: the model to train.
+        lr: eta_max, the largest step size, >= 0.
+        length: the step size before the first step, > 0; that step starts at `length` * `growth`.
+        growth: gamma^(b / n) in the paper, for batches of b of n samples; >= 1.
+        shrink: beta, > 0 and < 1.
+        decrease: c, >= 0 and < 1.
 
     Raises:
-        ValueError: a setting is out of its range.
+        ValueError: if a setting is out of range.
     """
 
     line_search = True
@@ -63,7 +63,7 @@ class LineSearchSGD(torch.optim.Optimizer):
         evaluate: Evaluate | None = None,
         loss: Any = None,
     ) -> Any:
-        """Steps all parameters by one length; no step if the loss or the gradient is not finite.
+        """Steps all parameters with one step size; no step if the loss or the gradient is not finite.
 
         Args:
             closure: clears the gradients, computes the loss, calls `backward` and returns the loss.
@@ -74,12 +74,12 @@ class LineSearchSGD(torch.optim.Optimizer):
             The closure's loss, or the one given.
 
         Raises:
-            RuntimeError: with neither closure nor `evaluate`.
+            RuntimeError: if neither closure nor `evaluate` is given.
         """
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        group = self.param_groups[0]  # whose settings hold for parameters that were added later, too
+        group = self.param_groups[0]  # its settings hold for groups that were added later, too
         moved = [p for each in self.param_groups for p in each["params"] if p.grad is not None]
         if evaluate is None and closure is None:
             raise RuntimeError("The line search needs the loss of the batch: call step(closure) or step(evaluate=...).")
@@ -102,7 +102,7 @@ class LineSearchSGD(torch.optim.Optimizer):
         return loss
 
     def __getstate__(self) -> dict[str, Any]:
-        """With the model, for copies."""
+        """Includes the model, for `deepcopy` and `pickle`."""
         return {**super().__getstate__(), "_model": self._model}
 
 

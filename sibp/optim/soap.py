@@ -12,7 +12,7 @@ from sibp.optim.combined import CombinedOptimizer
 from sibp.optim.fallback import evaluated
 
 LARGEST = 32_768
-"""Upper bound of `largest`: for a side of this length the preconditioner takes 4 GiB, and its eigenbasis as much."""
+"""Upper bound of `largest`. For a side of this length, preconditioner and eigenbasis take 4 GiB each in float32."""
 
 
 def build(
@@ -28,20 +28,20 @@ def build(
         lr: step size, 3e-3 in the paper.
         beta1: decay of the mean gradient, 0.95 in the paper.
         beta2: decay of the mean square and of the preconditioner, 0.95 in the paper.
-        weight_decay: decoupled.
-        every: steps between two updates of the eigenbasis, 10 in the paper.
-        largest: longer sides of a weight are not preconditioned; 10,000 in the paper, at most `LARGEST`.
+        weight_decay: decoupled weight decay.
+        every: steps from one update of the eigenbasis to the next, 10 in the paper.
+        largest: sides of a weight longer than this are not preconditioned; 10,000 in the paper, at most `LARGEST`.
 
     Returns:
-        The package's optimizer, guarded.
+        The package's optimizer, wrapped in `WholeSteps`.
 
     Raises:
-        ValueError: the package is not installed, a setting is out of range, or weights are float16.
+        ValueError: if the package is not installed, a setting is out of range, or weights are float16.
     """
     check_settings(lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay)
     whole({"every": every}, "every")
     whole({"largest": largest}, "largest", LARGEST)
-    refuse_float16(model, "in which the 1e-8 that SOAP adds to its roots is 0")
+    refuse_float16(model, "in which the 1e-8 that SOAP adds to its roots rounds to 0")
     soap = from_peers("pytorch_optimizer", "SOAP")(
         model.named_parameters(),
         lr,
@@ -54,11 +54,11 @@ def build(
 
 
 class WholeSteps(CombinedOptimizer):
-    """Skips steps that the package would take in part: it raises after some weights have already changed."""
+    """Skips a step if a gradient is too large: the package would raise after some weights have already changed."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Steps on the gradients of one backward pass, if the package supports all of them.
+        """Steps on the gradients of one backward pass, or skips the step with a warning.
 
         Args:
             closure: clears the gradients, computes the loss, calls `backward` and returns the loss.
@@ -72,7 +72,7 @@ class WholeSteps(CombinedOptimizer):
             super().step()
         else:
             warnings.warn(
-                f"SOAP left out a step: the gradient of {too_large} is not finite, or too large to be squared; look "
+                f"SOAP skipped a step: the gradient of {too_large} is not finite, or too large to be squared; look "
                 "for inputs that are huge or not finite, or lower lr.",
                 RuntimeWarning,
                 stacklevel=2,
@@ -81,7 +81,7 @@ class WholeSteps(CombinedOptimizer):
 
 
 def _too_large(groups: list[dict[str, Any]]) -> str | None:
-    """The first parameter whose gradient has no finite squared norm, which bounds all statistics of it."""
+    """Name of the first parameter whose gradient has no finite squared norm, which bounds all of its statistics."""
     gradients = [
         (name, p.grad)
         for group in groups
@@ -97,7 +97,10 @@ def _too_large(groups: list[dict[str, Any]]) -> str | None:
 
 
 def _fits(gradient: Tensor) -> Tensor:
-    """Whether the squared norm is finite in the preconditioner's dtype, with room for the sums of a QR in float32."""
+    """Whether the squared norm is finite in the gradient's dtype, and 1e4 times it in float32 at least.
+
+    The factor leaves room for the sums in a QR decomposition.
+    """
     square = gradient.square().sum()
-    room = 1e4 * square.to(torch.promote_types(square.dtype, torch.float32))
-    return square.isfinite() & room.isfinite()
+    margin = 1e4 * square.to(torch.promote_types(square.dtype, torch.float32))
+    return square.isfinite() & margin.isfinite()

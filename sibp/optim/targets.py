@@ -16,8 +16,11 @@ from sibp.optim.options import TargetOptions
 class TargetOptimizer(GuardedOptimizer):
     """Base of methods whose error signals are displacements h - h_target of a layer's output, not gradients.
 
-    Every parameter must therefore be a linear layer's, with nothing between layers but known activations and changes of
-    shape.
+    Every parameter must therefore belong to a linear layer, and only known activations and changes of shape may stand
+    between the layers.
+
+    Raises:
+        ValueError: if another module has parameters.
     """
 
     shared = TargetOptions
@@ -30,7 +33,7 @@ class TargetOptimizer(GuardedOptimizer):
         super().__init__(model, defaults, **options)
 
     def add_explicit(self, params: list[nn.Parameter], new: NewParameters, settings: dict[str, Any]) -> None:
-        """Never: an untapped parameter would use a displacement as its gradient."""
+        """Always raises ValueError: an untapped parameter would use a displacement as its gradient."""
         del new, settings
         name, module = parameter_owners(self.model)[params[0]][0]
         raise ValueError(self._only_linear(name, module))
@@ -42,13 +45,13 @@ class TargetOptimizer(GuardedOptimizer):
         )
 
     def wants_activation(self, tap: Tap) -> bool:
-        """Always: targets are defined on the activation's output."""
+        """Always True: targets are defined on the activation's output."""
         del tap
         return True
 
     @staticmethod
     def output(problem: LayerProblem) -> tuple[Activation, Tensor, Tensor]:
-        """s, Z and the displacement of s(Z); the identity where no known activation follows."""
+        """s, Z (B, m) and s(Z) - target (B, m); s is the identity where no known activation follows."""
         if problem.activation is None or problem.Z is None or problem.D is None:
             Z = problem.features.forward(problem.W, problem.b)
             return IDENTITY, Z, problem.D_z

@@ -618,7 +618,7 @@ def test_layer_can_be_left_to_the_fallback_by_name(method, make):
 
 
 def test_unknown_layer_names_are_refused(method):
-    with pytest.raises(ValueError, match="Invalid explicit: the model has no module 'insid'; near it are inside"):
+    with pytest.raises(ValueError, match="Invalid explicit: the model has no module 'insid'; it has inside"):
         method(Shared(), explicit=["insid"])
     nested = nn.Sequential(nn.Sequential(nn.Linear(5, 5)), nn.Linear(5, 3))
     optimizer = method(nested, explicit=["0"])

@@ -126,7 +126,7 @@ def test_soap_skips_a_step_that_it_cannot_complete(gradient):
     before = weights(model)
     F.cross_entropy(model(x), y).backward()
     model[4].weight.grad[0, 0] = gradient
-    with pytest.warns(RuntimeWarning, match=r"SOAP left out a step: the gradient of 4\.weight is not finite"):
+    with pytest.warns(RuntimeWarning, match=r"SOAP skipped a step: the gradient of 4\.weight is not finite"):
         optimizer.step()
     assert all(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
     step(model, optimizer, x, y)
@@ -404,5 +404,6 @@ def test_float16_is_refused_where_epsilon_underflows(name):
 )
 def test_an_unknown_option_of_a_peer_is_named(method, option):
     """A batch in parts would give each part its own covariance; where a target travels, no fallback may step."""
-    with pytest.raises(TypeError, match=rf"{method.__name__} has no option {option}; beside its own: .*loss_average"):
+    message = rf"{method.__name__} has no option {option}; besides its own it has .*loss_average"
+    with pytest.raises(TypeError, match=message):
         method(nn.Sequential(nn.Linear(2, 2)), **{option: True})

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sibp.activations import IDENTITY, RELU, leaky_relu
 from sibp.experiment.optimizers import build_optimizer
-from sibp.optim.bcd import BCD, pulled_back, split
+from sibp.optim.bcd import BCD, input_change, split
 from sibp.optim.dtp import DTP
 from sibp.runs.errors import UserError
 
@@ -112,7 +112,7 @@ def test_the_split_minimises_every_entry(s):
 def test_the_target_of_the_layer_below_solves_a_ridge_problem(shape: tuple[int, int]):
     W, residual = np.random.default_rng(0).normal(size=shape), np.random.default_rng(1).normal(size=(4, shape[0]))
     expected = np.linalg.solve(W.T @ W + 0.3 * np.eye(shape[1]), W.T @ residual.T).T
-    np.testing.assert_allclose(pulled_back(torch.tensor(residual), torch.tensor(W), 0.3), expected, rtol=1e-9)
+    np.testing.assert_allclose(input_change(torch.tensor(residual), torch.tensor(W), 0.3), expected, rtol=1e-9)
 
 
 def test_bcd_names_the_activations_it_supports():
