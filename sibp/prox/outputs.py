@@ -219,7 +219,8 @@ def share_of_nonzeros(t: Tensor) -> Scalar:
     library = kernels.library(t) if packed.is_contiguous() else None
     if library is None:
         return scalar(t.sign().abs_().sum()) / t.numel()  # three times faster than counting
-    return library.nonzeros(t.data_ptr(), t.numel()) / t.numel()
+    threads = torch.get_num_threads() if t.numel() >= _PARALLEL else 1
+    return library.nonzeros(t.data_ptr(), t.numel(), threads) / t.numel()
 
 
 @cache

@@ -5,6 +5,7 @@ import torch
 from layer_problems import randn
 
 from sibp.activations import IDENTITY, MISH, RELU, TANH, leaky_relu
+from sibp.prox import outputs
 from sibp.prox.kernels import disabled
 from sibp.prox.operators import ConvolutionFeatures
 from sibp.prox.operators.window import Window
@@ -133,6 +134,17 @@ def test_fraction_of_nonzero_entries(numbers, dtype):
     assert float(share_of_nonzeros(t)) == pytest.approx(expected, rel=1e-6)
     with disabled():
         assert float(share_of_nonzeros(t)) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("threads", [2, 7])
+def test_threads_count_every_nonzero_entry_once(monkeypatch: pytest.MonkeyPatch, threads):
+    monkeypatch.setattr(outputs, "_PARALLEL", 0)
+    t = torch.arange(50_000.0) % 5
+    torch.set_num_threads(threads)
+    try:
+        assert float(share_of_nonzeros(t)) == 0.8
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_fraction_of_a_part_is_of_that_part():

@@ -47,9 +47,9 @@ _SIGNATURES = {
     "redirect": (None, "pppppp pp"),
     "attempt": (None, "pppppp pp"),
     "pixels_size": (ctypes.c_long, "lll"),
-    "pixels": (None, "pp lll"),
+    "pixels": (None, "pp llll"),
     "lagged": (None, "ppp lllllll"),
-    "nonzeros": (ctypes.c_long, "pl"),
+    "nonzeros": (ctypes.c_long, "pll"),
 }
 """Result and argument types of the functions; p is an address, l an integer, d a real number."""
 

@@ -62,14 +62,30 @@ static void add_square(const REAL *a, const REAL *b, const Grid *grid, REAL *to,
 long KERNEL(pixels_size)(long B, long C, long P) { return B * C * P + WIDE * LANES + NARROW; }
 
 /* to, (B, P, C), from x, (B, C, P); what follows is set to 0. */
-void KERNEL(pixels)(const REAL *x, REAL *to, long B, long C, long P)
+void KERNEL(pixels)(const REAL *x, REAL *to, long B, long C, long P, long threads)
 {
+    SHARED(threads)
     for (long k = 0; k < B; k++) turn(x + k * C * P, P, C, P, to + k * C * P, C);
     memset(to + B * C * P, 0, (WIDE * LANES + NARROW) * sizeof(REAL));
 }
 
+/* For each region its thread: the one with the fewest products so far. */
+static void assign(const Region *regions, long number, long threads, long *owner)
+{
+    long load[threads];
+    for (long thread = 0; thread < threads; thread++) load[thread] = 0;
+    for (long n = 0; n < number; n++) {
+        long idlest = 0;
+        for (long thread = 1; thread < threads; thread++)
+            if (load[thread] < load[idlest]) idlest = thread;
+        owner[n] = idlest;
+        load[idlest] += regions[n].rows.number * regions[n].columns.number;
+    }
+}
+
 /* out, (regions, c, c): for each region, the sum over its pixels of x^T x[lag], for `c` channels from x on of B images
- * (height, width, C). An image is taken by bands of rows, or several small images at a time. */
+ * (height, width, C). An image is taken by bands of rows, or several small images at a time. A thread keeps its regions
+ * for all images: it waits for no other, and each region is summed in the same order for any number of threads. */
 void KERNEL(lagged)(
     const REAL *x, REAL *out, const Region *regions, long number, long B, long height, long width, long C, long c,
     long threads)
@@ -77,23 +93,25 @@ void KERNEL(lagged)(
     const long fitting = least(BAND / (long)(C * sizeof(REAL)), SUMMED) / width; /* rows */
     const long band = least(fitting > 1 ? fitting : 1, height);
     const long images = band < height ? 1 : fitting / height > 1 ? fitting / height : 1;
+    long owner[number];
+    assign(regions, number, threads, owner);
     memset(out, 0, number * c * c * sizeof(REAL));
-    for (long k = 0; k < B; k += images)
-        for (long begin = 0; begin < height; begin += band) {
-            const long end = least(begin + band, height), count = least(images, B - k);
-#ifdef _OPENMP
-#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static, 1)
-#endif
-            for (long n = 0; n < number; n++) { /* each has sums of its own, so that threads do not change them */
-                const Stretch rows = regions[n].rows, columns = regions[n].columns;
-                const long before = begin > rows.first ? (begin - rows.first + rows.step - 1) / rows.step : 0;
-                const long first = rows.first + before * rows.step, past = least(end, rows.first + rows.number * rows.step);
-                if (first >= past) continue;
-                const Grid grid = {
-                    {count, (past - first + rows.step - 1) / rows.step, columns.number},
-                    {height * width * C, rows.step * width * C, columns.step * C}};
-                const REAL *a = x + ((k * height + first) * width + columns.first) * C;
-                add_square(a, a + (rows.lag * width + columns.lag) * C, &grid, out + n * c * c, c);
+    SHARED(threads)
+    for (long thread = 0; thread < threads; thread++)
+        for (long k = 0; k < B; k += images)
+            for (long begin = 0; begin < height; begin += band) {
+                const long end = least(begin + band, height), count = least(images, B - k);
+                for (long n = 0; n < number; n++) {
+                    const Stretch rows = regions[n].rows, columns = regions[n].columns;
+                    const long before = begin > rows.first ? (begin - rows.first + rows.step - 1) / rows.step : 0;
+                    const long first = rows.first + before * rows.step;
+                    const long past = least(end, rows.first + rows.number * rows.step);
+                    if (owner[n] != thread || first >= past) continue;
+                    const Grid grid = {
+                        {count, (past - first + rows.step - 1) / rows.step, columns.number},
+                        {height * width * C, rows.step * width * C, columns.step * C}};
+                    const REAL *a = x + ((k * height + first) * width + columns.first) * C;
+                    add_square(a, a + (rows.lag * width + columns.lag) * C, &grid, out + n * c * c, c);
+                }
             }
-        }
 }

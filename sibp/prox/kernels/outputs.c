@@ -195,9 +195,12 @@ void KERNEL(points)(const Shape *shape, const REAL *Z, REAL *value, REAL *slope)
 }
 
 /* The number of nonzeros among n numbers. */
-long KERNEL(nonzeros)(const REAL *x, long n)
+long KERNEL(nonzeros)(const REAL *x, long n, long threads)
 {
     long found = 0;
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static) reduction(+ : found)
+#endif
     for (long first = 0; first < n; first += 4096) { /* few enough for an int, of which a vector holds more */
         const long end = least(first + 4096, n);
         int some = 0;

@@ -156,9 +156,9 @@ def _sums(x: Tensor, sharing: Sharing, groups: int) -> Tensor:
             there = pixels[:, above.others, beside.others].flatten(0, 2)
             torch.bmm(here.permute(1, 2, 0), there.transpose(0, 1), out=sums[:, place])
         return sums
-    x, pixels = x.contiguous(), x.new_empty(library.pixels_size(B, channels, height * width))
-    library.pixels(x.data_ptr(), pixels.data_ptr(), B, channels, height * width)
     threads = torch.get_num_threads() if B * sharing.products * c * c >= _PARALLEL else 1
+    x, pixels = x.contiguous(), x.new_empty(library.pixels_size(B, channels, height * width))
+    library.pixels(x.data_ptr(), pixels.data_ptr(), B, channels, height * width, threads)
     for group in range(groups):
         here, to = pixels.data_ptr() + group * c * x.itemsize, sums[group].data_ptr()
         library.lagged(here, to, sharing.table.data_ptr(), len(regions), B, height, width, channels, c, threads)
