@@ -1,5 +1,5 @@
-/* Activations and their slopes, without calls or branches, so that compilers vectorise them. Each smooth one takes a single
- * exponential, of a number that is never positive and so cannot overflow, for both value and slope. NaN is preserved.
+/* Activations and their slopes, without calls or branches, so that compilers vectorise them. A smooth activation computes
+ * one exponential for both value and slope, of a number that is never positive, so it cannot overflow. NaN is preserved.
  *
  * Errors, against exact values: about 2 units in the last place of the value (4 for tanh and in the far tail of GELU),
  * and eps for slopes; tests/prox/test_smooth_kernels.py measures them. */

@@ -5,7 +5,7 @@
 
 #include "common.h"
 
-#define STRETCH 800 /* columns of A at a time: two strips of rows, and one to multiply them with, stay in the first cache */
+#define STRETCH 800 /* columns of A at a time: two strips of rows, and one to multiply them with, stay in the L1 cache */
 #define STRIPS 2
 #define ACROSS (BYTES == 64 ? SIDE : SIDE / 2) /* there are 32 registers of 64 bytes, but 16 shorter ones */
 #define TILE 16
@@ -19,8 +19,8 @@ typedef REAL Vector32 __attribute__((vector_size(32)));
     memcpy(&low, from, sizeof low); \
     memcpy(&high, (const char *)(from) + sizeof low, sizeof high)
 
-/* The sum of each vector by halves, several times faster than number by number. Not inlined: the compiler would keep the
- * sums, whose halves are taken in memory, there from the beginning. */
+/* The sum of each vector's numbers, by adding halves: several times faster than adding numbers one by one. Not inlined:
+ * the halves are read from memory, so the compiler would keep the vectors in memory from the beginning. */
 static __attribute__((noinline)) void sums_of(const Vector *vectors, long number, REAL *sums)
 {
     for (long k = 0; k < number; k++) {
@@ -44,8 +44,8 @@ static __attribute__((noinline)) void sums_of(const Vector *vectors, long number
     }
 }
 
-/* K[i..i+3, j..j+3] += A[i..i+3] A[j..j+3]^T over some columns, whole vectors; rows of A are `row` apart. In place of rows
- * past the last, the last is read. ACROSS of the four columns at a time: their sums fit into the processor's registers. */
+/* K[i..i+3, j..j+3] += A[i..i+3] A[j..j+3]^T over some columns, whole vectors; rows of A are `row` apart. Rows past
+ * the last one are replaced by it. ACROSS of the four columns at a time: their sums fit into the processor's registers. */
 static void add_tile(const REAL *A, long row, REAL *K, long N, long i, long j, long columns)
 {
     const REAL *left[SIDE];
@@ -69,7 +69,7 @@ static void add_tile(const REAL *A, long row, REAL *K, long N, long i, long j, l
     }
 }
 
-/* Copies the lower triangle to the upper, by square tiles that stay in the first cache. */
+/* Copies the lower triangle to the upper one, by square tiles that stay in the L1 cache. */
 void KERNEL(mirror)(REAL *K, long N)
 {
     for (long i = 0; i < N; i += TILE)
@@ -246,8 +246,8 @@ static long row_of(long r) { return filled_up(rows_of(r)) + PANEL; }
 
 #define PROBES ((long)16)
 
-/* Sums over a solution X; all but ||X||^2 only for a look. P and Q, rows_of(r) x PROBES, become X S and -R S for probes S,
- * m x PROBES. */
+/* Sums over a solution X; all but ||X||^2 only if X is checked, with probes S (m x PROBES), otherwise NULL. P and Q,
+ * rows_of(r) x PROBES, become X S and -R S. */
 struct look {
     const REAL *S;
     REAL *P, *Q;
@@ -279,8 +279,8 @@ static double squared_error(const REAL *G, const REAL *P, const REAL *Q, long r,
 
 long KERNEL(solve_size)(long r, long threads) { return rows_of(r) * (row_of(r) + threads * (PANEL + 2 * PROBES)); }
 
-/* Panels `begin` to `end` of X = -(L L^T)^-1 R, r x m; returns the sum of squares of L^-1 R. Without a look, look->S is
- * NULL. */
+/* Panels `begin` to `end` of X = -(L L^T)^-1 R, r x m; returns the sum of squares of L^-1 R. look->S is NULL if X is not
+ * to be checked. */
 static double solve_panels(
     const REAL *L, const REAL *R, REAL *X, REAL *Y, long r, long m, long begin, long end, struct look *look)
 {
@@ -341,10 +341,10 @@ void KERNEL(minus_substitute)(const REAL *F, const REAL *R, REAL *X, REAL *work,
     }
 }
 
-/* X = -(G + lam I)^-1 R by a Cholesky factor. G: r x r, R and X: r x m. work: solve_size() numbers. Returns 0 without a
- * solution: if there is no factor, or if lam < resolved ||G||_F and there are no probes S (m x PROBES) to look at X with; 2
- * after a look; else 1. found: ||G||_F, G's largest entry, <X, (G + lam I) X> and ||X||^2; then of a look ||R||^2, <R, X>
- * and ||(R + (G + lam I) X) S||^2. */
+/* X = -(G + lam I)^-1 R by a Cholesky factor. G: r x r, R and X: r x m. work: solve_size() numbers. Returns 0 if there is
+ * no solution, because the factorisation failed, or because lam < resolved ||G||_F and no probes S (m x PROBES) are given to
+ * check X; 2 if X was checked; otherwise 1. found: ||G||_F, G's largest entry, <X, (G + lam I) X> and ||X||^2; if X was
+ * checked, also ||R||^2, <R, X> and ||(R + (G + lam I) X) S||^2. */
 int KERNEL(minus_solve)(
     const REAL *G, const REAL *R, REAL *X, const REAL *S, REAL *work, long r, long m, long threads, double lam,
     double resolved, double *found)

@@ -88,7 +88,7 @@ static inline void tile(
 /* A loop of independent iterations. */
 #define EACH(i, n) _Pragma("omp simd") for (long i = 0; i < (n); i++)
 
-/* The same except for sums into the given names, whose order is free. */
+/* The same, except that iterations add to the given variables, in any order. */
 #define SUMS(i, n, ...) _Pragma(TEXT(omp simd reduction(+ : __VA_ARGS__))) for (long i = 0; i < (n); i++)
 
 /* Distributes the following loop over `threads` threads; without OpenMP, one. */

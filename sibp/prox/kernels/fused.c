@@ -123,7 +123,7 @@ static inline __attribute__((always_inline)) void neuron(
     REAL beta = ratio(gg_used - old, b->gg_old[q]);
     beta = beta > 0 ? beta : (REAL)0;
     const REAL ahead = beta * beta * b->pp[q], left = ahead - 2 * beta * gp + gg;
-    beta = beta * gp >= gg || left <= p->cancellation * (gg + ahead) ? (REAL)0 : beta; /* see _useful() in nonlinear.py */
+    beta = beta * gp >= gg || left <= p->cancellation * (gg + ahead) ? (REAL)0 : beta; /* _descent_beta() in nonlinear.py */
 
     /* The direction P <- beta P - G, and with it <P, P>, <X, P> and -<G, P>. */
     const REAL pp = b->pp[q] = beta * (beta * b->pp[q] - 2 * gp) + gg, xp = beta * b->xp[q] - xg, gp_new = gg - beta * gp;
@@ -182,14 +182,14 @@ static void neurons(const Problem *p, Block *b, long count, long first, int last
 #undef CALL
 }
 
-/* Whether a neuron's answer may be dominated by rounding (_doubtful() in nonlinear.py), and a bound of its change. */
+/* Whether a neuron's answer may be dominated by rounding (_doubtful() in nonlinear.py), and a bound of its squared change. */
 static void look_at_answer(const Problem *p, const REAL *X, long size, long j)
 {
     REAL xx = 0;
     SUMS(i, size, xx) xx += X[i] * X[i];
     const REAL error = p->error * xx / p->start[j], decrease = (p->start[j] - p->f[j]) / p->start[j];
     p->doubtful[j] = error > p->tolerated || decrease * decrease < 16 * error;
-    const REAL lost = size * (sizeof(REAL) == 4 ? FLT_MIN : DBL_MIN); /* of squares that are too small to be added */
+    const REAL lost = size * (sizeof(REAL) == 4 ? FLT_MIN : DBL_MIN); /* bounds the squares that underflowed */
     p->most[j] = p->bound * (xx + lost);
 }
 
@@ -258,7 +258,7 @@ static void set_rounding(Problem *p, double rounding_units)
     p->rounding = (REAL)(largest * eps * sqrt(p->N));
     p->bound = p->direct ? 1 : (REAL)(largest * p->N); /* at least tr(K) */
     p->residual_rounding = (REAL)((p->direct ? squares : 1) * rounding_units * eps * rounding_units * eps);
-    p->error = (REAL)squares * (REAL)(eps * eps); /* on overflow infinite, so doubtful */
+    p->error = (REAL)squares * (REAL)(eps * eps); /* infinite on overflow, so that answers are doubtful */
 }
 
 /* All iterations of a group's neurons; totals: METRICS sums over them. */

@@ -2,8 +2,8 @@
  * sibp.prox.operators.patches. The channels of a pixel lie side by side. */
 #include "turn.h"
 
-#define BAND (1L << 17) /* bytes of pixels that are worked on together, so that they stay in the second cache */
-#define SUMMED 512      /* pixels, about, that are summed one after the other: few, for the sake of rounding */
+#define BAND (1L << 17) /* bytes of pixels that are processed together, so that they stay in the L2 cache */
+#define SUMMED 512      /* about as many pixels are summed one after the other: more would increase the rounding error */
 #define NARROW (2 * SIDE) /* rows of a tile of one vector, so that enough sums fill the pipeline */
 
 /* Rows or columns: `number` of them, `step` apart, each multiplied with the one `lag` further on. */

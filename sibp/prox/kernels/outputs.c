@@ -6,7 +6,7 @@
 #include "turn.h"
 
 typedef struct {
-    long N, M, threads, kind; /* the last of the activation */
+    long N, M, threads, kind; /* `kind` is the activation's */
     REAL a;                   /* slope of PIECES below zero */
 } Shape;
 #define INLINE static inline __attribute__((always_inline)) void
@@ -201,7 +201,7 @@ long KERNEL(nonzeros)(const REAL *x, long n, long threads)
 #ifdef _OPENMP
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static) reduction(+ : found)
 #endif
-    for (long first = 0; first < n; first += 4096) { /* few enough for an int, of which a vector holds more */
+    for (long first = 0; first < n; first += 4096) { /* few enough to count in an int: a vector holds more ints than longs */
         const long end = least(first + 4096, n);
         int some = 0;
         SUMS(i, end - first, some) some += x[first + i] != 0;
