@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from sibp.capture.tap import Tap
-from sibp.optim.checks import in_range
 from sibp.optim.kfac import KFAC
 from sibp.optim.options import PeerOptions
 
@@ -68,11 +67,6 @@ class AdaptiveKFAC(KFAC):
         super().__init__(model, lr, damping, decay, inverse_every, likelihood, generator=generator, **options)
         for group in self.param_groups:
             group.setdefault("steps", 0)
-
-    def check(self, group: dict[str, Any]) -> None:
-        """Raises ValueError if a setting of the group is out of range."""
-        super().check(group)
-        in_range(group, "lr", 0)
 
     def record_step(self, tap: Tap, gradient: Tensor, displacement: Tensor, group: dict[str, Any]) -> None:
         """Stores a layer's part of eta q, and eta."""
