@@ -3,9 +3,8 @@
 import pytest
 from fake_runs import PROXBP, SGD, SIBP, write_run
 
-from sibp.analysis.arena import Contest, contests, tuning_seconds
+from sibp.analysis.arena import Contest, contests, failures, levels, scores, targets, tuning_seconds
 from sibp.analysis.comparison import compare
-from sibp.analysis.levels import failures, levels, scores, targets
 from sibp.runs.collect import collect
 
 CURVES = {"sgd": (2.0, 1.5, 1.0), "proxbp exact": (2.0, 0.9, 0.5), "sibp cg:5": (2.0, 0.9, 0.2)}
