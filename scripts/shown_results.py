@@ -33,9 +33,8 @@ from sibp.analysis.arena import (
 )
 from sibp.analysis.clock import KEPT, OWN_CLOCK, read_clock, timed
 from sibp.analysis.comparison import Method, Problem, Setting
-from sibp.analysis.duels import SAME_SECONDS, by_seed, duels
+from sibp.analysis.duels import SAME_SECONDS, compared, duels, over_seeds
 from sibp.analysis.outcomes import FINAL_ACC, FINAL_LOSS, FINAL_VAL, TEST_ACC, Quantity, over_runs
-from sibp.analysis.scoring import verdict
 from sibp.analysis.statistics import Estimate, estimate
 from sibp.analysis.step_sizes import losses, reach, room, spread
 from sibp.report.arena_page import against, outcome_table, standing_table
@@ -206,13 +205,10 @@ def parts(name: str, quantity: Quantity) -> str:
 
 
 def _beside_sgd(problem: Problem, name: str, quantity: Quantity) -> str:
-    values = {method.name: by_seed(method, quantity) for method in problem.methods}
-    if not values.get(name):
-        return "–"
-    text = _in(estimate(list(values[name].values())), in_percent if quantity is TEST_ACC else short)
-    if name == "sgd" or "sgd" not in values:
-        return text
-    return f"{text} {verdict(values[name], values['sgd'], quantity.larger_is_better).word}"
+    method, sgd = (problem.by_name.get(each) for each in (name, "sgd"))
+    found = over_seeds(method, quantity) if method else None
+    text = _in(found, in_percent if quantity is TEST_ACC else short)
+    return f"{text} {compared(method, sgd, quantity).word}" if method and found and sgd and method is not sgd else text
 
 
 def solvers(problem: Problem) -> str:
@@ -313,8 +309,7 @@ def duel(name: str, mine: str, rival: str) -> str:
 
 def hardness(name: str, goal: str) -> str:
     """The targets of every problem, and how many methods reach each; one met at the first evaluation is marked."""
-    by_level = levels(_contests(name), goal)
-    rows = [[row[0].title, *map(_hardness_cell, row)] for row in zip(*by_level, strict=True)]
+    rows = [[each.problem.title, *map(_hardness_cell, levels(each, goal))] for each in _contests(name)]
     return lines_of_table([f"{goal} target", *LEVELS], rows)
 
 

@@ -196,15 +196,13 @@ def standings(contests: Sequence[Contest]) -> list[Standing]:
 def _results(goal: int, contest: Contest, method: Method) -> dict[int, float]:
     """``{seed: final result}``, smaller is better."""
     quantity = contest.quantities[goal]
-    sign = -1 if quantity.larger_is_better else 1
-    return {seed: sign * value for seed, value in by_seed(method, quantity).items()}
+    return {seed: quantity.sign * value for seed, value in by_seed(method, quantity).items()}
 
 
 @dataclass(frozen=True)
 class Level:
     """A target of one problem."""
 
-    title: str  # of the problem
     target: Target
     reached: int  # number of methods whose median cost over seeds is finite
     entered: int  # number of methods
@@ -215,26 +213,23 @@ def targets(contest: Contest, goal: str) -> list[Target]:
     """The targets of a problem for one of `GOALS`, one per level."""
     at = GOALS.index(goal)
     quantity, sgd = contest.quantities[at], contest.targets[at]
-    sign = -1 if quantity.larger_is_better else 1
-    ends = sorted(sign * found.median for method in contest.entered if (found := over_seeds(method, quantity)))
+    ends = sorted(quantity.sign * found.median for method in contest.entered if (found := over_seeds(method, quantity)))
     best = ends[max(0, math.ceil(DECILE * len(ends)) - 1)]
-    return [sgd, replace(sgd, value=sign * median(ends)), replace(sgd, value=sign * best)]
+    return [sgd, *(replace(sgd, value=quantity.sign * end) for end in (median(ends), best))]
 
 
-def levels(contests: Sequence[Contest], goal: str) -> list[list[Level]]:
-    """The difficulty of the targets: for each level, one entry per problem."""
-    by_problem = [[_level(contest, target) for target in targets(contest, goal)] for contest in contests]
-    return [list(level) for level in zip(*by_problem, strict=True)]
-
-
-def _level(contest: Contest, target: Target) -> Level:
-    needed = {method: costs(method, target) for method in contest.entered}
-    medians = {method: median([cost["steps"] for cost in found.values()]) for method, found in needed.items() if found}
-    fastest = min(medians, key=lambda method: medians[method])
-    firsts = {run.seed: next((s for s in run.columns["step"] if s > 0), math.inf) for run in fastest.runs}
-    seen = [cost["steps"] <= firsts[seed] for seed, cost in needed[fastest].items()]
-    reached = sum(map(math.isfinite, medians.values()))
-    return Level(contest.problem.title, target, reached, len(needed), sum(seen) * 2 >= len(seen))
+def levels(contest: Contest, goal: str) -> list[Level]:
+    """The difficulty of a problem's `targets`."""
+    found = []
+    for target in targets(contest, goal):
+        needed = {method: costs(method, target) for method in contest.entered}
+        medians = {method: median([cost["steps"] for cost in each.values()]) for method, each in needed.items() if each}
+        fastest = min(medians, key=lambda method: medians[method])
+        firsts = {run.seed: next((s for s in run.columns["step"] if s > 0), math.inf) for run in fastest.runs}
+        seen = [cost["steps"] <= firsts[seed] for seed, cost in needed[fastest].items()]
+        reached = sum(map(math.isfinite, medians.values()))
+        found.append(Level(target, reached, len(needed), sum(seen) * 2 >= len(seen)))
+    return found
 
 
 def scores(contests: Sequence[Contest], goal: str) -> dict[str, dict[tuple[str, str], float]]:

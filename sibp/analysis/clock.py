@@ -119,7 +119,7 @@ def read_clock(path: Path, problem: Problem) -> Clock | None:
 
 def time_by(problem: Problem, clock: Clock) -> None:
     """Set a problem's clock: every step of a run then takes the method's median seconds per step in ``clock``."""
-    paces = {name: median(samples) for name, samples in clock.items()}
+    paces = {method.name: median(clock[method.name]) for method in problem.methods if method.name in clock}
     timed = [
         _at_pace(run, paces[method.name]) if method.name in paces else run
         for method in problem.methods

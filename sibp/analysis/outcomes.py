@@ -20,6 +20,11 @@ class Quantity:
     larger_is_better: bool
     of: Callable[[Run], float | None]
 
+    @property
+    def sign(self) -> int:
+        """The factor that makes smaller values better."""
+        return -1 if self.larger_is_better else 1
+
 
 @dataclass(frozen=True)
 class Target:

@@ -92,16 +92,16 @@ def choose(
     tuning = frozenset(trials) & count.keys() or shared
     eligible = [i for i in usable if tuning <= settings[i].keys()] or usable
 
+    judged_on = {i: frozenset(settings[i].keys() & tuning or settings[i]) for i in eligible}
+
     def merit(i: int) -> tuple[float, float]:
-        over = [settings[i][seed] for seed in sorted(tuning & settings[i].keys() or settings[i])]
-        return median([accuracy for accuracy, _ in over]), -median([loss for _, loss in over])
+        accuracies, losses = zip(*(settings[i][seed] for seed in judged_on[i]), strict=True)
+        return median(accuracies), -median(losses)
 
     best = max(eligible, key=merit)
-    own = frozenset(settings[best])
-    used = tuning & own or own  # seeds by which this setting was chosen
+    own, used = frozenset(settings[best]), judged_on[best]
     fresh = own - used
-    enough = fresh and (len(fresh) >= MIN_SEEDS or len(fresh) >= len(used))
-    return Choice(best, used, fresh if enough else own)
+    return Choice(best, used, fresh if len(fresh) >= min(MIN_SEEDS, len(used)) else own)
 
 
 def edge(grid: Sequence[float], best: float) -> str | None:

@@ -135,16 +135,16 @@ def best_tuned(problem: Untuned, goal: str, among: Collection[str] | None = None
         Its name, its metric, and whether AutoSIBP's median is within the interval of this metric, or better.
     """
     quantity = problem.contest.quantities[GOALS.index(goal)]
-    sign = -1 if quantity.larger_is_better else 1
     tuned = [method for method in problem.contest.entered if method.name != AUTO]
     rivals = {
         method.name: found
         for method in tuned
         if (among is None or method.name in among) and (found := over_seeds(method, quantity))
     }
-    name = min(rivals, key=lambda name: sign * rivals[name].median)
+    name = min(rivals, key=lambda name: quantity.sign * rivals[name].median)
     mine = median(list(by_seed(problem.own, quantity).values()))
-    return name, rivals[name], sign * mine <= max(sign * end for end in rivals[name].ends)
+    worse_end = max(quantity.sign * end for end in rivals[name].ends)
+    return name, rivals[name], quantity.sign * mine <= worse_end
 
 
 def end_table(problems: Sequence[Untuned], goal: str) -> str:
