@@ -17,13 +17,24 @@ from typing import Any
 
 import numpy as np
 
-from sibp.analysis.arena import ARENA, COSTS, GOALS, UNITS, Contest, kept, standings
+from sibp.analysis.arena import (
+    ARENA,
+    COSTS,
+    GOALS,
+    LEVELS,
+    UNITS,
+    Contest,
+    Level,
+    failures,
+    kept,
+    levels,
+    scores,
+    standings,
+)
 from sibp.analysis.clock import KEPT, OWN_CLOCK, read_clock, timed
 from sibp.analysis.comparison import Method, Problem, Setting
-from sibp.analysis.duels import SAME_SECONDS, by_seed, duels
-from sibp.analysis.levels import LEVELS, Level, failures, levels, scores
-from sibp.analysis.outcomes import FINAL_LOSS, FINAL_VAL, TEST_ACC, Quantity, over_runs
-from sibp.analysis.scoring import verdict
+from sibp.analysis.duels import SAME_SECONDS, compared, duels, over_seeds
+from sibp.analysis.outcomes import FINAL_ACC, FINAL_LOSS, FINAL_VAL, TEST_ACC, Quantity, over_runs
 from sibp.analysis.statistics import Estimate, estimate
 from sibp.analysis.step_sizes import losses, reach, room, spread
 from sibp.report.arena_page import against, outcome_table, standing_table
@@ -36,10 +47,10 @@ from sibp.runs.reading import Run
 from sibp.study.claims import read_claims
 from sibp.study.claims_page import BY_THE_CLOCK, by_the_clock, judged, verdict_table
 from sibp.study.credit import tables as tables_of_credit
-from sibp.study.criteria import FINAL_TRAIN_ACC, Evidence, OpenError
+from sibp.study.criteria import Evidence, OpenError
 from sibp.study.experiments import Experiment, read_experiments
 from sibp.study.provenance import provenance
-from sibp.study.safety import tables as tables_of_safety
+from sibp.study.safety import safety_table
 from sibp.study.untuned import tables as tables_of_untuned
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -194,13 +205,10 @@ def parts(name: str, quantity: Quantity) -> str:
 
 
 def _beside_sgd(problem: Problem, name: str, quantity: Quantity) -> str:
-    values = {method.name: by_seed(method, quantity) for method in problem.methods}
-    if not values.get(name):
-        return "–"
-    text = _in(estimate(list(values[name].values())), in_percent if quantity is TEST_ACC else short)
-    if name == "sgd" or "sgd" not in values:
-        return text
-    return f"{text} {verdict(values[name], values['sgd'], quantity.larger_is_better).word}"
+    method, sgd = (problem.by_name.get(each) for each in (name, "sgd"))
+    found = over_seeds(method, quantity) if method else None
+    text = _in(found, in_percent if quantity is TEST_ACC else short)
+    return f"{text} {compared(method, sgd, quantity).word}" if method and found and sgd and method is not sgd else text
 
 
 def solvers(problem: Problem) -> str:
@@ -212,7 +220,7 @@ def solvers(problem: Problem) -> str:
         moved = over_runs(method.runs, lambda run: change(run) if run.solver else None)
         cells = [", ".join(f"{each.median:.0%}" for each in solved if each) or "–"]
         cells.append(f"{moved.median:.2%}" if moved else "–")
-        forms = ((FINAL_LOSS.of, short), (FINAL_TRAIN_ACC.of, in_percent), (FINAL_VAL.of, in_percent))
+        forms = ((FINAL_LOSS.of, short), (FINAL_ACC.of, in_percent), (FINAL_VAL.of, in_percent))
         metrics = [_in(over_runs(method.runs, of), form) for of, form in forms]
         step = method.step_seconds()
         rows.append([method.name, *cells, *metrics, f"{1000 * step:.1f}" if step else "–"])
@@ -301,8 +309,7 @@ def duel(name: str, mine: str, rival: str) -> str:
 
 def hardness(name: str, goal: str) -> str:
     """The targets of every problem, and how many methods reach each; one met at the first evaluation is marked."""
-    by_level = levels(_contests(name), goal)
-    rows = [[row[0].title, *map(_hardness_cell, row)] for row in zip(*by_level, strict=True)]
+    rows = [[each.problem.title, *map(_hardness_cell, levels(each, goal))] for each in _contests(name)]
     return lines_of_table([f"{goal} target", *LEVELS], rows)
 
 
@@ -421,7 +428,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "failures": failed,
     **tables_of_untuned(RESULTS),
     **tables_of_credit(EVIDENCE),
-    **tables_of_safety(EVIDENCE, EXPERIMENTS),
+    "safety": lambda name: safety_table(EVIDENCE, EXPERIMENTS[name]),
     "outcome": outcome,
     **{f"{mine} against {rival}": partial(duel, mine=mine, rival=rival) for mine, rival in DUELS},
     "training loss by part": lambda name: parts(name, FINAL_LOSS),

@@ -1,16 +1,30 @@
-"""Costs of many methods on several problems to reach SGD's results; report/rules.html states the rules."""
+"""Costs of many methods on several problems to reach SGD's results; report/rules.html states the rules.
+
+The costs of targets at three levels are also scored with tuning included.
+
+**Levels** of a problem: the final result of SGD, tuned like all other methods; the median of all methods' final
+results; and the best decile of these results. A method's result is its median over seeds.
+
+**Total cost** of a run: the seconds of all tuning trials of its method on that problem, at the seconds per step of the
+final runs, plus the seconds to the target. All methods have the same number of trials.
+
+A target is met **at the first look** if the fastest method meets it at the first row logged after the start, on at
+least half of its seeds. The cost then depends only on how often metrics were logged.
+"""
 
 import json
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from sibp.analysis.clock import kept_problems
 from sibp.analysis.comparison import Method, Problem
-from sibp.analysis.duels import by_seed
+from sibp.analysis.duels import by_seed, over_seeds
 from sibp.analysis.outcomes import FINAL_LOSS, Quantity, Target, to_target, training_seconds
 from sibp.analysis.performance_profiles import ranks, ratios, resampled_scores, score, shares_of_firsts
 from sibp.analysis.statistics import Estimate, bounds, estimate, median
@@ -25,6 +39,8 @@ REFERENCE = "sgd"
 GOALS = ("validation", "training")  # data on which a target is measured
 UNITS = ("steps", "seconds")
 COSTS = (*UNITS, "seconds with tuning")
+LEVELS = ("SGD's end", "the median", "the best decile")
+DECILE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +52,14 @@ class Contest:
     targets: tuple[Target, Target]  # one for each quantity
     seeds: list[int]  # the seeds of SGD's runs, on which all methods are compared
 
+    @property
+    def entered(self) -> list[Method]:
+        """All methods with results."""
+        return [method for method in self.problem.methods if method.runs]
+
     def entry(self, name: str) -> Method | None:
         """A method with results, or None."""
-        found = self.problem.by_name.get(name)
-        return found if found and found.runs else None
+        return {method.name: method for method in self.entered}.get(name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,13 +88,13 @@ def own_names(folders: Sequence[Path], broken: list[Broken]) -> dict[str, str]:
     for path in sorted(path for folder in folders for path in folder.rglob("tuning.json")):
         try:
             for method in plain(json.loads(read_text(path, MAX_SUMMARY) or ""))["methods"]:
-                found.setdefault(identity(method["optimizer"]), shown(method["name"]))
+                found.setdefault(_identity(method["optimizer"]), shown(method["name"]))
         except Exception as error:  # a broken record must not prevent the report of all others
             broken.append(Broken(path, f"it is not a record of a sweep ({type(error).__name__}: {first_line(error)})"))
     return found
 
 
-def identity(optimizer: Mapping[str, Any]) -> str:
+def _identity(optimizer: Mapping[str, Any]) -> str:
     """The string-valued settings of an optimizer, which identify the method."""
     return canonical({key: value for key, value in essential(optimizer).items() if isinstance(value, str)})
 
@@ -90,7 +110,7 @@ def contests(problems: Sequence[Problem], names: Mapping[str, str]) -> list[Cont
 
 def _contest(problem: Problem, names: Mapping[str, str]) -> Contest:
     methods = [
-        replace(method, name=names.get(identity(method.settings[0].optimizer), method.name))
+        replace(method, name=names.get(_identity(method.settings[0].optimizer), method.name))
         for method in problem.methods
     ]
     sgd = next((method for method in methods if method.name == REFERENCE), None)
@@ -112,45 +132,47 @@ def pace(method: Method) -> float:
     return median([training_seconds(run) / steps for run, steps in last if steps > 0] or [0.0])
 
 
-def costs(method: Method, target: Target) -> dict[int, dict[str, float]]:
-    """``{seed: {unit: cost}}`` to reach a target, over finished runs."""
-    each, found = pace(method), {}
-    for run in method.runs:
-        reached = to_target(run, target)
-        if reached is not None:
-            missed = math.isinf(reached[0])
-            found[run.seed] = {"steps": reached[0], "seconds": math.inf if missed else reached[0] * each}
-    return found
-
-
 def tuning_seconds(method: Method) -> float:
     """Seconds of all tuning trials of a method, at the seconds per step of its final runs."""
     steps = [run.columns["step"][-1] for run in method.all_runs if run.role == TRIAL and len(run.columns["step"])]
     return pace(method) * float(sum(steps))
 
 
-def costs_by_seed(contest: Contest, method: Method | None, target: Target) -> dict[str, list[float]]:
-    """``{cost: values}`` for each of `COSTS`, one value per seed of the problem; infinite without a finished run."""
-    needed = costs(method, target) if method else {}
-    found = {unit: [needed[seed][unit] if seed in needed else math.inf for seed in contest.seeds] for unit in UNITS}
-    tuning = tuning_seconds(method) if method else 0.0
-    return found | {"seconds with tuning": [seconds + tuning for seconds in found["seconds"]]}
+def costs(method: Method, target: Target) -> dict[int, dict[str, float]]:
+    """``{seed: {cost: value}}`` for each of `COSTS` to reach a target, over finished runs."""
+    each, tuning, found = pace(method), tuning_seconds(method), {}
+    for run in method.runs:
+        if reached := to_target(run, target):
+            steps = reached[0]
+            seconds = math.inf if math.isinf(steps) else steps * each
+            found[run.seed] = dict(zip(COSTS, (steps, seconds, seconds + tuning), strict=True))
+    return found
 
 
-def instance_costs(contests: Sequence[Contest], targets: Sequence[Target]) -> dict[str, dict[str, list[float]]]:
-    """``{cost: {method: values}}``, one value per instance, to reach the target of each problem."""
-    names = entrants(contests)
-    found: dict[str, dict[str, list[float]]] = {cost: {name: [] for name in names} for cost in COSTS}
-    for contest, target in zip(contests, targets, strict=True):
-        for name in names:
-            for cost, values in costs_by_seed(contest, contest.entry(name), target).items():
-                found[cost][name] += values
+def instance_costs(targets: Mapping[Contest, Target], cost: str) -> dict[str, list[float]]:
+    """``{method: values}``: one of `COSTS` to reach the target of each problem, one value per instance."""
+    return _by_instance(
+        list(targets),
+        lambda contest, method: {seed: each[cost] for seed, each in costs(method, targets[contest]).items()},
+    )
+
+
+def _by_instance(
+    contests: Sequence[Contest], values: Callable[[Contest, Method], Mapping[int, float]]
+) -> dict[str, list[float]]:
+    """``{method: values}``, one for every seed of every problem; infinite without a finished run."""
+    found: dict[str, list[float]] = {name: [] for name in entrants(contests)}
+    for contest in contests:
+        for name, own in found.items():
+            method = contest.entry(name)
+            known = values(contest, method) if method else {}
+            own += [known.get(seed, math.inf) for seed in contest.seeds]
     return found
 
 
 def entrants(contests: Sequence[Contest]) -> dict[str, int]:
     """``{method: number of problems}`` on which it has results, sorted by name."""
-    entered = Counter(method.name for contest in contests for method in contest.problem.methods if method.runs)
+    entered = Counter(method.name for contest in contests for method in contest.entered)
     return dict(sorted(entered.items()))
 
 
@@ -159,15 +181,10 @@ def standings(contests: Sequence[Contest]) -> list[Standing]:
     sizes = [len(contest.seeds) for contest in contests]
     found = {name: Standing(name, entered, {}, {}, {}, {}) for name, entered in entrants(contests).items()}
     for i, goal in enumerate(GOALS):
-        results = {
-            name: [value for contest in contests for value in _results(contest, name, contest.quantities[i])]
-            for name in found
-        }
-        for name, places in ranks(results).items():
+        for name, places in ranks(_by_instance(contests, partial(_results, i))).items():
             found[name].places[goal] = estimate(places)
-        needed = instance_costs(contests, [contest.targets[i] for contest in contests])
         for unit in UNITS:
-            times = ratios(needed[unit])
+            times = ratios(instance_costs({contest: contest.targets[i] for contest in contests}, unit))
             drawn = resampled_scores(times, sizes)
             for name, row, first in zip(found, drawn, shares_of_firsts(drawn), strict=True):
                 each, key = found[name], (goal, unit)
@@ -176,9 +193,60 @@ def standings(contests: Sequence[Contest]) -> list[Standing]:
     return sorted(found.values(), key=lambda each: -each.scores[GOALS[0], UNITS[0]].median)
 
 
-def _results(contest: Contest, name: str, quantity: Quantity) -> list[float]:
-    """A method's final results on every seed, smaller is better; infinite without a finished run."""
-    method = contest.entry(name)
-    own = by_seed(method, quantity) if method else {}
-    sign = -1 if quantity.larger_is_better else 1
-    return [sign * own[seed] if seed in own else math.inf for seed in contest.seeds]
+def _results(goal: int, contest: Contest, method: Method) -> dict[int, float]:
+    """``{seed: final result}``, smaller is better."""
+    quantity = contest.quantities[goal]
+    return {seed: quantity.sign * value for seed, value in by_seed(method, quantity).items()}
+
+
+@dataclass(frozen=True)
+class Level:
+    """A target of one problem."""
+
+    target: Target
+    reached: int  # number of methods whose median cost over seeds is finite
+    entered: int  # number of methods
+    at_first_look: bool  # as defined above
+
+
+def targets(contest: Contest, goal: str) -> list[Target]:
+    """The targets of a problem for one of `GOALS`, one per level."""
+    at = GOALS.index(goal)
+    quantity, sgd = contest.quantities[at], contest.targets[at]
+    ends = sorted(quantity.sign * found.median for method in contest.entered if (found := over_seeds(method, quantity)))
+    best = ends[max(0, math.ceil(DECILE * len(ends)) - 1)]
+    return [sgd, *(replace(sgd, value=quantity.sign * end) for end in (median(ends), best))]
+
+
+def levels(contest: Contest, goal: str) -> list[Level]:
+    """The difficulty of a problem's `targets`."""
+    found = []
+    for target in targets(contest, goal):
+        needed = {method: costs(method, target) for method in contest.entered}
+        medians = {method: median([cost["steps"] for cost in each.values()]) for method, each in needed.items() if each}
+        fastest = min(medians, key=lambda method: medians[method])
+        firsts = {run.seed: next((s for s in run.columns["step"] if s > 0), math.inf) for run in fastest.runs}
+        seen = [cost["steps"] <= firsts[seed] for seed, cost in needed[fastest].items()]
+        reached = sum(map(math.isfinite, medians.values()))
+        found.append(Level(target, reached, len(needed), sum(seen) * 2 >= len(seen)))
+    return found
+
+
+def scores(contests: Sequence[Contest], goal: str) -> dict[str, dict[tuple[str, str], float]]:
+    """``{method: {(level, cost): score}}``, as `sibp.analysis.performance_profiles.score`."""
+    found: defaultdict[str, dict[tuple[str, str], float]] = defaultdict(dict)
+    aims = {contest: targets(contest, goal) for contest in contests}
+    for (i, level), cost in product(enumerate(LEVELS), COSTS):
+        for name, own in ratios(instance_costs({contest: aims[contest][i] for contest in contests}, cost)).items():
+            found[name][level, cost] = score(own)
+    return found
+
+
+def failures(contests: Sequence[Contest]) -> list[tuple[str, str, int, int]]:
+    """(method, problem, number of final runs that did not complete, number of final runs), sorted by the third."""
+    found = [
+        (method.name, contest.problem.title, sum(run.status != "completed" for run in method.runs), len(method.runs))
+        for contest in contests
+        for method in contest.problem.methods
+    ]
+    return sorted((row for row in found if row[2]), key=lambda row: (-row[2], row[0], row[1]))

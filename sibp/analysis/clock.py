@@ -8,9 +8,10 @@ from itertools import permutations
 from pathlib import Path
 from statistics import median
 
-from sibp.analysis.comparison import Method, Problem, compare
+from sibp.analysis.comparison import Method, Problem, compare, methods_of
+from sibp.analysis.duels import by_seed
 from sibp.analysis.outcomes import FINAL_LOSS, seconds_per_step
-from sibp.analysis.scoring import BETTER, MIN_SEEDS, TOO_FEW, WORSE, first_reach
+from sibp.analysis.scoring import BETTER, MIN_SEEDS, TOO_FEW, WORSE
 from sibp.analysis.statistics import Estimate, estimate
 from sibp.runs.reading import Run, read_text
 from sibp.runs.values import BrokenError, UsageError
@@ -33,7 +34,14 @@ class Timed:
     other: Method
     break_even: Estimate  # over seeds: the largest cost ratio of a step at which the method does not lose
     measured: Estimate  # over interleaved measurements or over seeds: the actual cost ratio of a step
-    word: str  # ``better``, ``worse``, ``within the noise`` or ``too few seeds``
+
+    @property
+    def word(self) -> str:
+        """``better``, ``worse``, ``within the noise`` or ``too few seeds``."""
+        if self.break_even.count < MIN_SEEDS:
+            return TOO_FEW
+        (low, high), (least, most) = self.break_even.ends, self.measured.ends
+        return BETTER if most < low else WORSE if least > high else NOISE
 
 
 def by_the_clock(problem: Problem) -> list[Timed]:
@@ -41,27 +49,15 @@ def by_the_clock(problem: Problem) -> list[Timed]:
 
     Pairs of methods without any finite final loss are omitted.
     """
-    pairs = permutations([method for method in problem.methods if method.runs], 2)
-    judged = [pair for pair in pairs if any(map(_has_finite_loss, pair))]
-    return [found for other, method in judged if (found := timed(method, other, problem.clock))]
-
-
-def _has_finite_loss(method: Method) -> bool:
-    return any(FINAL_LOSS.of(run) not in (None, math.inf) for run in method.runs)
+    finite = {method: any(map(math.isfinite, by_seed(method, FINAL_LOSS).values())) for method in problem.methods}
+    pairs = [(method, other) for other, method in permutations(finite, 2) if finite[method] or finite[other]]
+    return [found for method, other in pairs if (found := timed(method, other, problem.clock))]
 
 
 def timed(method: Method, other: Method, clock: Clock | None) -> Timed | None:
     """A method against another by ``clock``, or else by their runs' seconds; None without seconds or shared seeds."""
     even, cost = estimate(break_evens(method, other)), estimate(cost_ratios(method, other, clock))
-    return Timed(method, other, even, cost, verdict(even, cost)) if even and cost else None
-
-
-def verdict(break_even: Estimate, measured: Estimate) -> str:
-    """The word for a break-even ratio and a measured ratio, as in `Timed`."""
-    if break_even.count < MIN_SEEDS:
-        return TOO_FEW
-    (low, high), (least, most) = break_even.ends, measured.ends
-    return BETTER if most < low else WORSE if least > high else NOISE
+    return Timed(method, other, even, cost) if even and cost else None
 
 
 def break_evens(method: Method, other: Method) -> list[float]:
@@ -84,8 +80,8 @@ def _break_even(mine: Run, rival: Run) -> float | None:
 
 
 def _steps_to(run: Run, loss: float) -> float:
-    at = first_reach(run.columns["train_loss"].tolist(), loss, larger_is_better=False)
-    return float(run.columns["step"][-1 if at is None else at])
+    """Of a run that ended at this loss or below."""
+    return run.columns["step"][run.columns["train_loss"] <= loss][0]
 
 
 def cost_ratios(method: Method, other: Method, clock: Clock | None) -> list[float]:
@@ -123,10 +119,13 @@ def read_clock(path: Path, problem: Problem) -> Clock | None:
 
 def time_by(problem: Problem, clock: Clock) -> None:
     """Set a problem's clock: every step of a run then takes the method's median seconds per step in ``clock``."""
-    problem.clock = clock
-    problem.methods = [
-        _timed(method, median(clock[method.name])) if method.name in clock else method for method in problem.methods
+    paces = {method.name: median(clock[method.name]) for method in problem.methods if method.name in clock}
+    timed = [
+        _at_pace(run, paces[method.name]) if method.name in paces else run
+        for method in problem.methods
+        for run in method.all_runs
     ]
+    problem.clock, problem.methods = clock, methods_of(timed)
 
 
 def time_all(problems: Sequence[Problem], path: Path) -> None:
@@ -151,14 +150,6 @@ def kept_problems(runs: Sequence[Run], results: Path, experiment: str) -> list[P
     if (record := own if own.exists() else results / KEPT).exists():
         time_all(problems, record)
     return problems
-
-
-def _timed(method: Method, pace: float) -> Method:
-    """The method with its runs at this pace; ``runs`` and ``settings`` share the new objects, as before."""
-    timed = {run: _at_pace(run, pace) for run in [*method.all_runs, *method.runs]}
-    settings = {setting: replace(setting, runs=[timed[run] for run in setting.runs]) for setting in method.settings}
-    chosen = method.chosen and settings[method.chosen]
-    return replace(method, settings=list(settings.values()), chosen=chosen, runs=[timed[run] for run in method.runs])
 
 
 def _at_pace(run: Run, pace: float) -> Run:

@@ -2,26 +2,14 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from sibp.analysis.outcomes import (
-    BEST_VAL,
-    BEST_VAL_LOSS,
-    FINAL_VAL,
-    FINAL_VAL_LOSS,
-    TEST_ACC,
-    TEST_LOSS,
-    Quantity,
-    Target,
-    final,
-    median_over,
-    seconds_per_step,
-)
+from sibp.analysis.outcomes import OF_ACCURACY, OF_LOSS, Quantity, Target, final, median_over, seconds_per_step
 from sibp.analysis.scoring import Choice, choose, edge
 from sibp.runs.identity import FINAL, TRIAL, method_name, problem_of, setting_name
 from sibp.runs.reading import UNFINISHED, Run
@@ -45,8 +33,8 @@ class Setting:
     @cached_property
     def hyper_parameters(self) -> dict[str, float]:
         """The hyper-parameters that are single numbers."""
-        found = {k: number_or_nan(v) for k, v in self.optimizer.items() if not isinstance(v, bool)}
-        return {key: value for key, value in found.items() if value == value}
+        numbers = {key: number_or_nan(value) for key, value in self.optimizer.items()}
+        return {key: value for key, value in numbers.items() if not math.isnan(value)}
 
     def count(self, status: str) -> int:
         """How many of its runs have a status: completed, diverged, failed or unfinished."""
@@ -128,9 +116,7 @@ class Problem:
     @property
     def quantities(self) -> tuple[Quantity, Quantity, Quantity]:
         """Final and best validation metric, and test metric: accuracies, or losses if no run has an accuracy."""
-        if all(np.isnan(run.columns["val_acc"]).all() for run in self.runs):
-            return FINAL_VAL_LOSS, BEST_VAL_LOSS, TEST_LOSS
-        return FINAL_VAL, BEST_VAL, TEST_ACC
+        return OF_LOSS if all(np.isnan(run.columns["val_acc"]).all() for run in self.runs) else OF_ACCURACY
 
     @property
     def shown_runs(self) -> list[Run]:
@@ -151,46 +137,47 @@ def compare(runs: Sequence[Run], target_acc: float | None = None, target_loss: f
         target_acc: validation accuracy to reach; None for the runs' ``target_val_acc``, if they agree.
         target_loss: training loss to reach, or None.
     """
-    by_problem: defaultdict[str, list[Run]] = defaultdict(list)
-    for run in runs:
-        by_problem[canonical(problem_of(run.config))].append(run)
-    titles = _titles([problem_of(group[0].config) for group in by_problem.values()])
+    groups = _grouped(runs, lambda run: canonical(problem_of(run.config)))
+    configs = [problem_of(group[0].config) for group in groups]
     problems = []
-    for title, group in zip(titles, by_problem.values(), strict=True):
+    for config, title, group in zip(configs, _titles(configs), groups, strict=True):
         kept, repeated = _one_per_seed(group)
         targets = _targets(group, target_acc, target_loss)
-        problems.append(Problem(problem_of(group[0].config), title, _methods(kept), targets, repeated))
+        problems.append(Problem(config, title, methods_of(kept), targets, repeated))
     return sorted(problems, key=lambda problem: problem.title)
+
+
+def _grouped(runs: Iterable[Run], key: Callable[[Run], Hashable]) -> list[list[Run]]:
+    groups: defaultdict[Hashable, list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[key(run)].append(run)
+    return list(groups.values())
 
 
 def _one_per_seed(runs: Iterable[Run]) -> tuple[list[Run], list[tuple[Run, Run]]]:
     """Keep one of the runs with the same setting and seed: a completed run if possible, then the latest."""
-    same: defaultdict[str, list[Run]] = defaultdict(list)
-    for run in runs:
-        same[canonical([run.optimizer, run.seed])].append(run)
     kept, repeated = [], []
-    for group in same.values():
-        first = sorted(group, key=lambda run: str(run.summary.get("started", "")), reverse=True)
-        first.sort(key=lambda run: RANK[run.status])
-        kept.append(first[0])
-        repeated += [(other, first[0]) for other in first[1:]]
+    for group in _grouped(runs, lambda run: canonical([run.optimizer, run.seed])):
+        latest_first = sorted(group, key=lambda run: str(run.summary.get("started", "")), reverse=True)
+        best, *others = sorted(latest_first, key=lambda run: RANK[run.status])
+        kept.append(best)
+        repeated += [(other, best) for other in others]
     return kept, repeated
 
 
-def _methods(runs: Sequence[Run]) -> list[Method]:
-    by_method: defaultdict[str, defaultdict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        by_method[method_name(run.optimizer)][canonical(run.optimizer)].append(run)
-    methods = [_method(name, list(groups.values())) for name, groups in by_method.items()]
+def methods_of(runs: Iterable[Run]) -> list[Method]:
+    """The methods of one problem, sorted by name, SGD first; no two runs may have the same setting and seed."""
+    methods = [_method(group) for group in _grouped(runs, lambda run: method_name(run.optimizer))]
     return sorted(methods, key=lambda method: (not method.name.startswith("sgd"), method.name))
 
 
-def _method(name: str, groups: list[list[Run]]) -> Method:
-    settings = [Setting(group[0].optimizer, sorted(group, key=lambda run: run.seed)) for group in groups]
+def _method(runs: list[Run]) -> Method:
+    groups = _grouped(sorted(runs, key=lambda run: run.seed), lambda run: canonical(run.optimizer))
+    settings = [Setting(group[0].optimizer, group) for group in groups]
     settings.sort(key=lambda setting: (*_grid_position(setting), setting.label, canonical(setting.optimizer)))
-    trials = {run.seed for setting in settings for run in setting.runs if run.role == TRIAL}
+    trials = {run.seed for run in runs if run.role == TRIAL}
     finalists = [s for s in settings if any(run.role == FINAL for run in s.runs)] or settings
-    validated = _validated(run for setting in settings for run in setting.runs)
+    name, validated = method_name(runs[0].optimizer), _validated(runs)
     choice = choose([_final_metrics(setting, validated) for setting in finalists], trials)
     if choice is None:
         return Method(name, settings, None, None, [])
@@ -222,22 +209,19 @@ def _validated(runs: Iterable[Run]) -> bool:
 def _targets(runs: Sequence[Run], accuracy: float | None, loss: float | None) -> list[Target]:
     if accuracy is None:
         own = {number_or_nan(run.config.get("target_val_acc")) for run in runs}
-        accuracy = own.pop() if len(own) == 1 else None
-    targets = [Target("val_acc", accuracy)] if accuracy is not None and accuracy == accuracy else []
-    return targets + ([Target("train_loss", loss)] if loss is not None else [])
+        accuracy = own.pop() if len(own) == 1 else math.nan
+    wanted = {"val_acc": accuracy, "train_loss": loss}
+    return [Target(column, value) for column, value in wanted.items() if value is not None and not math.isnan(value)]
 
 
 def _titles(configs: Sequence[dict[str, Any]]) -> list[str]:
     """Data set, model, batch size and length; problems with equal titles also get the settings that differ."""
-    names = [_title(config) for config in configs]
-    flat = [_flat(config) for config in configs]
+    named = [(_title(config), _flat(config)) for config in configs]
     titles = []
-    for i, name in enumerate(names):
-        rivals = [flat[j] for j, other in enumerate(names) if other == name and j != i]
-        keys = sorted(
-            {key for rival in rivals for key in rival.keys() | flat[i].keys() if rival.get(key) != flat[i].get(key)}
-        )
-        titles.append(shown(" · ".join([name, *(f"{key}={_short(flat[i].get(key))}" for key in keys)])))
+    for name, own in named:
+        rivals = [rival for rival_name, rival in named if rival_name == name]
+        keys = {key for rival in rivals for key in rival.keys() | own.keys() if rival.get(key) != own.get(key)}
+        titles.append(shown(" · ".join([name, *(f"{key}={_short(own.get(key))}" for key in sorted(keys))])))
     return titles
 
 

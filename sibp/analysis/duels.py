@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations, product
+from itertools import combinations, count, islice
 
 from sibp.analysis.comparison import Method, Problem
 from sibp.analysis.outcomes import FINAL_LOSS, Quantity, at_equal_seconds
@@ -27,16 +27,9 @@ class Duel:
     def turned(self) -> "Duel":
         """The same duel with the methods exchanged."""
         found = self.verdict
-        split = {"wins": found.losses, "losses": found.wins, "word": OPPOSITE.get(found.word, found.word)}
-        return Duel(
-            self.quantity, self.other, self.method, replace(found, difference=_negative(found.difference), **split)
-        )
-
-
-def _negative(of: Estimate | None) -> Estimate | None:
-    if of is None or of.low is None:
-        return of and replace(of, median=-of.median)
-    return Estimate(-of.median, -of.ends[1], -of.low, of.count)
+        word, difference = OPPOSITE.get(found.word, found.word), found.difference and -found.difference
+        turned = Verdict(word, difference, found.losses, found.ties, found.wins, found.sign_p)
+        return Duel(self.quantity, self.other, self.method, turned)
 
 
 @dataclass(frozen=True)
@@ -57,17 +50,14 @@ class Answer:
 @lru_cache(maxsize=4)
 def duels(problem: Problem) -> tuple[Duel, ...]:
     """All pairs of methods, by final training loss, final validation metric, and training loss after equal seconds."""
-    methods = [method for method in problem.methods if method.runs]
-    found = []
-    for quantity in judged_quantities(problem):
-        values = {method: by_seed(method, quantity) for method in methods}
-        for other, method in combinations(methods, 2):
-            word = verdict(values[method], values[other], quantity.larger_is_better)
-            found.append(Duel(quantity.title, method, other, word))
-    for other, method in combinations(methods, 2):
-        mine, theirs = after_equal_seconds(method, other)
-        found.append(Duel(SAME_SECONDS, method, other, verdict(mine, theirs, larger_is_better=False)))
-    return tuple(found)
+    pairs = list(combinations([method for method in problem.methods if method.runs], 2))
+    by_quantity = [
+        Duel(quantity.title, method, other, compared(method, other, quantity))
+        for quantity in judged_quantities(problem)
+        for other, method in pairs
+    ]
+    by_seconds = [Duel(SAME_SECONDS, method, other, after_equal_seconds(method, other)) for other, method in pairs]
+    return (*by_quantity, *by_seconds)
 
 
 def judged_quantities(problem: Problem) -> tuple[Quantity, ...]:
@@ -78,50 +68,48 @@ def judged_quantities(problem: Problem) -> tuple[Quantity, ...]:
 
 def by_seed(method: Method, quantity: Quantity) -> dict[int, float]:
     """``{seed: value}`` over a method's shown runs that have a value."""
-    values = {run.seed: quantity.of(run) for run in method.runs}
-    return {seed: value for seed, value in values.items() if value is not None}
+    return {run.seed: value for run in method.runs if (value := quantity.of(run)) is not None}
 
 
-def after_equal_seconds(
-    method: Method, other: Method, column: str = "train_loss"
-) -> tuple[dict[int, float], dict[int, float]]:
-    """For each method ``{seed: value}`` after equal training seconds, on shared seeds."""
+def over_seeds(method: Method, quantity: Quantity) -> Estimate | None:
+    """The median over a method's shown runs that have a value; None if no run has one."""
+    return estimate(list(by_seed(method, quantity).values()))
+
+
+def compared(method: Method, other: Method, quantity: Quantity) -> Verdict:
+    """The verdict on a method against another by a metric, paired by seed."""
+    return verdict(by_seed(method, quantity), by_seed(other, quantity), quantity.larger_is_better)
+
+
+def after_equal_seconds(method: Method, other: Method, column: str = "train_loss") -> Verdict:
+    """The verdict on a method against another by a logged metric after equal training seconds, paired by seed."""
     pairs = {mine.seed: at_equal_seconds(mine, rival, column) for mine, rival in method.paired(other)}
-    known = {seed: pair for seed, pair in pairs.items() if pair is not None}
-    return {seed: pair[0] for seed, pair in known.items()}, {seed: pair[1] for seed, pair in known.items()}
+    first, second = ({seed: pair[i] for seed, pair in pairs.items() if pair} for i in range(2))
+    return verdict(first, second, larger_is_better=column.endswith("acc"))
 
 
 def answer(problem: Problem, quantity: Quantity) -> Answer | None:
     """Who won by a metric; None if no method has a value."""
-    values = {method: by_seed(method, quantity) for method in problem.methods}
-    medians = [(method, found) for method, own in values.items() if (found := estimate(list(own.values())))]
+    medians = [(method, found) for method in problem.methods if (found := over_seeds(method, quantity))]
     if not medians:
         return None
-    better = quantity.larger_is_better
-    medians.sort(key=lambda each: -each[1].median if better else each[1].median)
+    medians.sort(key=lambda each: each[1].median, reverse=quantity.larger_is_better)
     top = medians[0][1].median
-    if math.isinf(top):
-        return Answer(quantity.title, medians, None, [])
-    best = [method for method, of in medians if of.median == top]
-    rest = [method for method, _ in medians[len(best) :]]
-    found = [Duel(quantity.title, a, b, verdict(values[a], values[b], better)) for a, b in product(best, rest)]
+    best = [method for method, of in medians if of.median == top and math.isfinite(top)]
+    found = [
+        Duel(quantity.title, method, other, compared(method, other, quantity))
+        for method in best
+        for other, _ in medians[len(best) :]
+    ]
     return Answer(quantity.title, medians, best[0] if len(best) == 1 else None, found)
 
 
 def missing_seeds(problem: Problem, found: Sequence[Duel]) -> Mapping[Method, list[int]]:
     """``{method: seeds}`` that must be run until all methods share `MIN_SEEDS` seeds; empty if none is missing."""
-    short = {each for duel in found if duel.verdict.word == TOO_FEW for each in (duel.method, duel.other)}
-    if not short:
-        return {}
-    own = {method: {run.seed for run in method.runs if run.status != "unfinished"} for method in problem.methods}
-    taken = {run.seed for run in problem.runs}
-    wanted = sorted(set.union(*(own[method] for method in short)))
-    fresh = (seed for seed in range(len(taken) + MIN_SEEDS) if seed not in taken)
-    while len(wanted) < MIN_SEEDS:
-        wanted.append(next(fresh))
-    missing = {
-        method: [seed for seed in sorted(wanted) if seed not in own[method]]
-        for method in problem.methods
-        if method in short
-    }
-    return {method: seeds for method, seeds in missing.items() if seeds}
+    few = [duel for duel in found if duel.verdict.word == TOO_FEW]
+    short = [method for method in problem.methods if any(method in (duel.method, duel.other) for duel in few)]
+    own = {method: {run.seed for run in method.runs if run.status != "unfinished"} for method in short}
+    wanted, taken = set().union(*own.values()), {run.seed for run in problem.runs}
+    fresh = (seed for seed in count() if seed not in taken)
+    wanted |= set(islice(fresh, max(0, MIN_SEEDS - len(wanted))))
+    return {method: sorted(wanted - seeds) for method, seeds in own.items() if wanted - seeds}

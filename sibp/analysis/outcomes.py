@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sibp.analysis.scoring import first_reach
 from sibp.analysis.statistics import Estimate, estimate, median
 from sibp.runs.reading import UNFINISHED, Run
 from sibp.runs.values import number_or_nan
@@ -20,6 +19,11 @@ class Quantity:
     title: str
     larger_is_better: bool
     of: Callable[[Run], float | None]
+
+    @property
+    def sign(self) -> int:
+        """The factor that makes smaller values better."""
+        return -1 if self.larger_is_better else 1
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,9 @@ class Target:
         return f"{self.column.replace('_', ' ')} {'≥' if self.larger_is_better else '≤'} {self.value:g}"
 
 
-def worst(larger_is_better: bool) -> float:
-    """The value of a run that diverged or failed: an infinity."""
-    return -math.inf if larger_is_better else math.inf
+def _worst(column: str) -> float:
+    """The value of a run that diverged or failed."""
+    return -math.inf if column.endswith("acc") else math.inf
 
 
 def final(run: Run, column: str) -> float | None:
@@ -54,10 +58,10 @@ def final(run: Run, column: str) -> float | None:
         return None
     values = run.columns[column]
     if run.status != "completed":
-        return worst(column.endswith("acc"))
+        return _worst(column)
     if np.isnan(values).all():
         return None
-    return worst(column.endswith("acc")) if math.isnan(values[-1]) else float(values[-1])
+    return _worst(column) if math.isnan(values[-1]) else float(values[-1])
 
 
 def best(run: Run, column: str) -> float | None:
@@ -66,7 +70,7 @@ def best(run: Run, column: str) -> float | None:
     if run.status == UNFINISHED:
         return None
     if not len(values):
-        return None if run.status == "completed" else worst(column.endswith("acc"))
+        return None if run.status == "completed" else _worst(column)
     return float(values.max() if column.endswith("acc") else values.min())
 
 
@@ -75,7 +79,7 @@ def test_metric(run: Run, key: str) -> float | None:
     if run.status == "completed":
         value = number_or_nan(run.summary.get(key))
         return None if math.isnan(value) else value
-    return None if run.status == UNFINISHED else worst(key.endswith("acc"))
+    return None if run.status == UNFINISHED else _worst(key)
 
 
 def training_seconds(run: Run) -> float:
@@ -100,10 +104,11 @@ def to_target(run: Run, target: Target) -> tuple[float, float] | None:
     """Steps and seconds to the first logged row that meets a target; infinite if none does; None if unfinished."""
     if run.status == UNFINISHED:
         return None
-    at = first_reach(run.columns[target.column].tolist(), target.value, target.larger_is_better)
-    if run.status != "completed" or at is None:
+    values = run.columns[target.column]
+    met = values >= target.value if target.larger_is_better else values <= target.value
+    if run.status != "completed" or not met.any():
         return math.inf, math.inf
-    return float(run.columns["step"][at]), float(run.columns["seconds"][at])
+    return float(run.columns["step"][met][0]), float(run.columns["seconds"][met][0])
 
 
 def at_equal_seconds(first: Run, second: Run, column: str) -> tuple[float, float] | None:
@@ -147,9 +152,13 @@ def median_over(runs: Sequence[Run], of: Callable[[Run], float | None]) -> float
 
 FINAL_LOSS = Quantity("final_train_loss", "final train loss", False, lambda run: final(run, "train_loss"))
 BEST_LOSS = Quantity("best_train_loss", "best train loss", False, lambda run: best(run, "train_loss"))
+FINAL_ACC = Quantity("final_train_acc", "final train acc", True, lambda run: final(run, "train_acc"))
 FINAL_VAL = Quantity("final_val_acc", "final val acc", True, lambda run: final(run, "val_acc"))
 BEST_VAL = Quantity("best_val_acc", "best val acc", True, lambda run: best(run, "val_acc"))
 TEST_ACC = Quantity("test_acc", "test acc", True, lambda run: test_metric(run, "test_acc"))
-FINAL_VAL_LOSS = Quantity("final_val_loss", "final val loss", False, lambda run: final(run, "val_loss"))
-BEST_VAL_LOSS = Quantity("best_val_loss", "best val loss", False, lambda run: best(run, "val_loss"))
-TEST_LOSS = Quantity("test_loss", "test loss", False, lambda run: test_metric(run, "test_loss"))
+OF_ACCURACY = (FINAL_VAL, BEST_VAL, TEST_ACC)
+OF_LOSS = (
+    Quantity("final_val_loss", "final val loss", False, lambda run: final(run, "val_loss")),
+    Quantity("best_val_loss", "best val loss", False, lambda run: best(run, "val_loss")),
+    Quantity("test_loss", "test loss", False, lambda run: test_metric(run, "test_loss")),
+)

@@ -39,14 +39,14 @@ def share_within(ratios: Sequence[float], tau: float) -> float:
     return sum(ratio <= tau and math.isfinite(ratio) for ratio in ratios) / len(ratios)
 
 
-def score(ratios: Sequence[float], limit: float = LIMIT) -> float:
-    """The mean height of the profile from 1 to ``limit``: 0 (nothing solved within it) to 1 (the fastest everywhere).
+def score(ratios: Sequence[float]) -> float:
+    """The mean height of the profile from 1 to `LIMIT`: 0 (nothing solved within it) to 1 (the fastest everywhere).
 
     Example:
         >>> score([1.0, 2.5, 9.0, math.inf])
         0.375
     """
-    return sum(max(0.0, limit - ratio) for ratio in ratios) / (limit - 1) / len(ratios)
+    return sum(max(0.0, LIMIT - ratio) for ratio in ratios) / (LIMIT - 1) / len(ratios)
 
 
 def resampled_scores(ratios: Mapping[str, Sequence[float]], sizes: Sequence[int]) -> np.ndarray:
@@ -88,10 +88,9 @@ def steps_of(ratios: Sequence[float], limit: float) -> tuple[np.ndarray, np.ndar
         >>> tau.tolist(), height.tolist()
         ([1.0, 3.0, 3.0, 4.0], [0.25, 0.25, 0.75, 0.75])
     """
-    rises = sorted({ratio for ratio in ratios if 1 < ratio <= limit})
-    tau = np.array([1.0, *(rise for rise in rises for _ in range(2)), limit])
-    before = [share_within(ratios, at) for at in [1.0, *rises]]
-    return tau, np.array([height for height in before for _ in range(2)])
+    corners = [1.0, *sorted({ratio for ratio in ratios if 1 < ratio <= limit})]
+    heights = [share_within(ratios, corner) for corner in corners]
+    return np.append(np.repeat(corners, 2)[1:], limit), np.repeat(heights, 2)
 
 
 def ranks(costs: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:

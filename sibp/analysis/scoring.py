@@ -57,19 +57,15 @@ def verdict(first: Mapping[int, float], second: Mapping[int, float], larger_is_b
         >>> verdict({0: 1.0}, {0: 3.0, 1: 3.1}, larger_is_better=False).word
         'too few seeds'
     """
-    differences = [_difference(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]
-    positive, negative = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
-    wins, losses = (positive, negative) if larger_is_better else (negative, positive)
-    difference = estimate(differences)
+    pairs = [(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]
+    differences = [0.0 if mine == other else mine - other for mine, other in pairs]  # equal if both diverged
+    difference, sign = estimate(differences), 1 if larger_is_better else -1
+    wins, losses = (sum(way * each > 0 for each in differences) for way in (sign, -sign))
     word = TOO_FEW
-    if difference and difference.low is not None and difference.high is not None and difference.count >= MIN_SEEDS:
-        above, below = difference.low > 0, difference.high < 0
-        word = SAME if not (above or below) else BETTER if above == larger_is_better else WORSE
+    if difference and difference.count >= MIN_SEEDS:
+        least, most = sorted(sign * end for end in difference.ends)
+        word = BETTER if least > 0 else WORSE if most < 0 else SAME
     return Verdict(word, difference, wins, len(differences) - wins - losses, losses, sign_test(wins, losses))
-
-
-def _difference(first: float, second: float) -> float:
-    return 0.0 if first == second else first - second  # two runs that both diverged are equal
 
 
 def choose(
@@ -96,27 +92,16 @@ def choose(
     tuning = frozenset(trials) & count.keys() or shared
     eligible = [i for i in usable if tuning <= settings[i].keys()] or usable
 
+    judged_on = {i: frozenset(settings[i].keys() & tuning or settings[i]) for i in eligible}
+
     def merit(i: int) -> tuple[float, float]:
-        over = [settings[i][seed] for seed in sorted(tuning & settings[i].keys() or settings[i])]
-        return median([accuracy for accuracy, _ in over]), -median([loss for _, loss in over])
+        accuracies, losses = zip(*(settings[i][seed] for seed in judged_on[i]), strict=True)
+        return median(accuracies), -median(losses)
 
     best = max(eligible, key=merit)
-    own = frozenset(settings[best])
-    used = tuning & own or own  # seeds by which this setting was chosen
+    own, used = frozenset(settings[best]), judged_on[best]
     fresh = own - used
-    enough = fresh and (len(fresh) >= MIN_SEEDS or len(fresh) >= len(used))
-    return Choice(best, used, fresh if enough else own)
-
-
-def first_reach(values: Sequence[float], target: float, larger_is_better: bool) -> int | None:
-    """The position of the first value that meets a target, None if there is none; NaN never does.
-
-    Example:
-        >>> first_reach([0.1, 0.9, 0.95, 0.8], 0.9, larger_is_better=True)
-        1
-    """
-    met = (i for i, value in enumerate(values) if (value >= target if larger_is_better else value <= target))
-    return next(met, None)
+    return Choice(best, used, fresh if len(fresh) >= min(MIN_SEEDS, len(used)) else own)
 
 
 def edge(grid: Sequence[float], best: float) -> str | None:

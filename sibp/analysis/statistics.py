@@ -1,6 +1,7 @@
 """Medians over seeds with intervals; infinite values (a diverged run, a missed target) are included."""
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,15 +29,16 @@ class Estimate:
         """The interval's ends; if there is no interval, the median twice."""
         return (self.median if self.low is None else self.low), (self.median if self.high is None else self.high)
 
+    def __neg__(self) -> "Estimate":
+        low, high = (None if end is None else -end for end in (self.high, self.low))
+        return Estimate(-self.median, low, high, self.count)
+
 
 def estimate(values: Sequence[float]) -> Estimate | None:
     """The median of values (no NaN) with its bootstrap interval; None without values."""
-    if not values:
-        return None
-    if len(values) == 1:
-        return Estimate(float(values[0]), None, None, 1)
-    low, high = bootstrap_interval(values)
-    return Estimate(median(values), low, high, len(values))
+    if len(values) < 2:
+        return Estimate(float(values[0]), None, None, 1) if values else None
+    return Estimate(median(values), *bootstrap_interval(values), len(values))
 
 
 def median(values: Sequence[float]) -> float:
@@ -46,12 +48,8 @@ def median(values: Sequence[float]) -> float:
         >>> median([1.0, math.inf, 2.0]), median([1.0, math.inf]), median([-math.inf, math.inf])
         (2.0, inf, 0.0)
     """
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    if len(ordered) % 2:
-        return float(ordered[middle])
-    low, high = ordered[middle - 1], ordered[middle]
-    return 0.0 if math.isinf(low) and low == -high else float(low / 2 + high / 2)
+    found = float(statistics.median(values))
+    return 0.0 if math.isnan(found) else found
 
 
 def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -68,11 +66,9 @@ def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
 
 @lru_cache(maxsize=1 << 16)  # a report needs the intervals of the same values many times
 def _interval(values: tuple[float, ...]) -> tuple[float, float]:
-    ordered = np.array(values)
-    below, above = _middle_positions(len(ordered))
-    low, high = ordered[below], ordered[above]
-    opposite = np.isinf(low) & (low == -high)
-    return bounds(np.where(opposite, 0.0, low) / 2 + np.where(opposite, 0.0, high) / 2)
+    low, high = np.array(values)[_middle_positions(len(values))]
+    with np.errstate(invalid="ignore"):  # infinities of opposite sign
+        return bounds(np.where(low == -high, 0.0, low / 2 + high / 2))
 
 
 def bounds(drawn: np.ndarray) -> tuple[float, float]:
@@ -83,15 +79,11 @@ def bounds(drawn: np.ndarray) -> tuple[float, float]:
 
 
 @lru_cache(maxsize=256)
-def _middle_positions(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(RESAMPLES,) twice: positions among ``count`` sorted values of the two middle values of each resample."""
+def _middle_positions(count: int) -> np.ndarray:
+    """(2, RESAMPLES): positions among ``count`` sorted values of the two middle values of each resample."""
     random = np.random.default_rng(BOOTSTRAP_SEED)
-    below, above = [], []
-    for _ in range(10):  # in parts, to bound memory
-        drawn = np.sort(random.integers(count, size=(RESAMPLES // 10, count)), axis=1)
-        below.append(drawn[:, (count - 1) // 2])
-        above.append(drawn[:, count // 2])
-    return np.concatenate(below), np.concatenate(above)
+    parts = (random.integers(count, size=(RESAMPLES // 10, count)) for _ in range(10))  # in parts, to bound memory
+    return np.concatenate([np.sort(drawn, axis=1)[:, [(count - 1) // 2, count // 2]] for drawn in parts]).T
 
 
 def holm(probabilities: Sequence[float]) -> list[float]:

@@ -12,6 +12,7 @@ from sibp.analysis.comparison import Method
 from sibp.analysis.outcomes import final
 
 WITHIN, FACTOR = 0.1, 2.0
+Losses = Mapping[float, tuple[float, float]]  # step size -> (first loss, final loss)
 
 
 def losses(method: Method, at: Mapping[str, float]) -> dict[int, dict[float, tuple[float, float]]]:
@@ -32,7 +33,7 @@ def losses(method: Method, at: Mapping[str, float]) -> dict[int, dict[float, tup
     return found
 
 
-def largest(by_lr: Mapping[float, tuple[float, float]]) -> float:
+def largest(by_lr: Losses) -> float:
     """The largest step size at which the final loss is below half the initial loss.
 
     Example:
@@ -42,28 +43,25 @@ def largest(by_lr: Mapping[float, tuple[float, float]]) -> float:
     return max((lr for lr, (start, end) in by_lr.items() if end < start / 2), default=-math.inf)
 
 
-def width(by_lr: Mapping[float, tuple[float, float]]) -> float:
+def width(by_lr: Losses) -> float:
     """The width of the interval around the best step size in which no final loss exceeds the least by over 10 %.
 
     Example:
         >>> width({0.01: (2.3, 0.5), 0.1: (2.3, 0.1), 1.0: (2.3, 0.11), 10.0: (2.3, 0.4), 100.0: (2.3, 0.1)})
         1.0
     """
-    steps = sorted(by_lr)
-    ends = [by_lr[lr][1] for lr in steps]
-    least = min(ends, default=math.inf)
-    if math.isinf(least):
+    best = _best(by_lr)
+    if best is None:
         return -math.inf
-    low = high = ends.index(least)
-    bound = least * (1 + WITHIN) * (1 + 1e-12)  # includes a loss of exactly 10 % more despite rounding
-    while low > 0 and ends[low - 1] <= bound:
-        low -= 1
-    while high + 1 < len(ends) and ends[high + 1] <= bound:
-        high += 1
-    return math.log10(steps[high] / steps[low])
+    bound = by_lr[best][1] * (1 + WITHIN) * (1 + 1e-12)  # includes a loss of exactly 10 % more despite rounding
+    worse = [lr for lr, (_, end) in by_lr.items() if end > bound]
+    low = max((lr for lr in worse if lr < best), default=0.0)
+    high = min((lr for lr in worse if lr > best), default=math.inf)
+    around = [lr for lr in by_lr if low < lr < high]
+    return math.log10(max(around) / min(around))
 
 
-def room(by_lr: Mapping[float, tuple[float, float]]) -> float:
+def room(by_lr: Losses) -> float:
     """The distance from the best step size to the first larger one with which the loss does not decrease.
 
     Example:
@@ -77,7 +75,7 @@ def room(by_lr: Mapping[float, tuple[float, float]]) -> float:
     return math.log10(min(failed, default=max(by_lr)) / best)
 
 
-def reach(by_lr: Mapping[float, tuple[float, float]]) -> float:
+def reach(by_lr: Losses) -> float:
     """The distance above the best step size over which the loss is at most `FACTOR` times the least loss.
 
     Example:
@@ -88,7 +86,7 @@ def reach(by_lr: Mapping[float, tuple[float, float]]) -> float:
     return -math.inf if best is None else _decades(by_lr, [lr for lr in sorted(by_lr) if lr >= best])
 
 
-def spread(by_lr: Mapping[float, tuple[float, float]]) -> float:
+def spread(by_lr: Losses) -> float:
     """The range of step sizes around the best over which the loss is at most `FACTOR` times the least loss.
 
     Example:
@@ -101,13 +99,13 @@ def spread(by_lr: Mapping[float, tuple[float, float]]) -> float:
     return reach(by_lr) + _decades(by_lr, [lr for lr in sorted(by_lr, reverse=True) if lr <= best])
 
 
-def _best(by_lr: Mapping[float, tuple[float, float]]) -> float | None:
+def _best(by_lr: Losses) -> float | None:
     """The (smallest) step size with the least loss; None if every run diverged."""
     least = min((end for _, end in by_lr.values()), default=math.inf)
     return None if math.isinf(least) else min(lr for lr, (_, end) in by_lr.items() if end == least)
 
 
-def _decades(by_lr: Mapping[float, tuple[float, float]], steps: Sequence[float]) -> float:
+def _decades(by_lr: Losses, steps: Sequence[float]) -> float:
     """Decades from the best step size, the first of ``steps``, to where the interpolated loss exceeds its bound."""
     bound = FACTOR * by_lr[steps[0]][1]
     for near, far in itertools.pairwise(steps):

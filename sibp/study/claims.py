@@ -6,21 +6,29 @@ from pathlib import Path
 from types import UnionType
 from typing import Any
 
+from sibp.analysis.outcomes import FINAL_ACC, FINAL_LOSS, FINAL_VAL, TEST_ACC
+from sibp.analysis.step_sizes import largest, reach, room, spread, width
 from sibp.runs.values import UsageError
 from sibp.runs.yaml_file import YamlError, parse_yaml
 from sibp.study.experiments import Experiment
 
 REPRODUCED, PARTLY, NOT, INCONCLUSIVE = "reproduced", "partly", "not reproduced", "inconclusive"
-TRAINING_LOSS, WIDTH, LARGEST = "training loss", "width of step sizes", "largest step size"
-RANGE, REACH, ROOM = "range of step sizes", "reach above the best step size", "room before divergence"
-TIMED = (TRAINING_LOSS, "training accuracy", "validation accuracy")  # logged during training
-QUANTITIES = (*TIMED, "test accuracy", WIDTH, LARGEST, RANGE, REACH, ROOM)
+LOGGED = {"training loss": FINAL_LOSS, "training accuracy": FINAL_ACC, "validation accuracy": FINAL_VAL}
+OF_RUNS = LOGGED | {"test accuracy": TEST_ACC}
+OVER_SETTINGS = {
+    "width of step sizes": width,
+    "largest step size": largest,
+    "range of step sizes": spread,
+    "reach above the best step size": reach,
+    "room before divergence": room,
+}
+QUANTITIES = (*OF_RUNS, *OVER_SETTINGS)
 
 Kinds = Mapping[str, tuple[type | UnionType, str]]  # key -> the type of its value, and its name; "?": optional key
-TEXT, LIST, ANY = (str, "text"), (list, "a list with something in it"), (object, "")
+TEXT, LIST = (str, "text"), (list, "a list with something in it")
 NUMBER, MAPPING = (int | float, "a number"), (dict, "a mapping")
 CLAIM_KEYS: Kinds = {"claim": TEXT, "states": TEXT, "criteria": LIST, "note?": TEXT, "beside?": LIST, "first?": MAPPING}
-FIRST_KEYS: Kinds = {"written": ANY, "changed": ANY, "why": TEXT, "criteria": LIST}
+FIRST_KEYS: Kinds = {"written": TEXT, "changed": TEXT, "why": TEXT, "criteria": LIST}
 EVERY_KEYS: Kinds = {"every": TEXT, "of": TEXT, "below?": NUMBER, "above?": NUMBER}
 BETTER_KEYS: Kinds = {"better": TEXT, "than": LIST, "in": TEXT, "of": TEXT, "relative_to?": TEXT, "at?": MAPPING}
 
@@ -39,12 +47,12 @@ class Better:
     @property
     def places(self) -> list[str]:
         """Where its runs are."""
-        return [self.place, *([self.relative_to] if self.relative_to else [])]
+        return [place for place in (self.place, self.relative_to) if place]
 
     @property
     def timed(self) -> bool:
         """Whether it can also be judged after equal seconds."""
-        return self.quantity in TIMED and self.relative_to is None
+        return self.quantity in LOGGED and self.relative_to is None
 
 
 @dataclass(frozen=True)
@@ -126,14 +134,14 @@ def read_claims(path: Path, experiments: Mapping[str, Experiment]) -> list[Claim
 
 def _claim(name: str, node: Any, experiments: Mapping[str, Experiment], where: str) -> Claim:
     _check(node, where, CLAIM_KEYS)
-    first = None
+    found = dict(node)
     if "first" in node:
-        old = node["first"]
-        _check(old, f"{where}: first", FIRST_KEYS)
-        criteria = _criteria(old["criteria"], f"{where}: first: criteria", experiments)
-        first = FirstWording(str(old["written"]), str(old["changed"]), old["why"], criteria)
-    counted, beside = (_criteria(node.get(key, []), f"{where}: {key}", experiments) for key in ("criteria", "beside"))
-    return Claim(name, node["claim"], node["states"], counted, beside, node.get("note", ""), first)
+        _check(node["first"], f"{where}: first", FIRST_KEYS)
+        old = _criteria(node["first"]["criteria"], f"{where}: first: criteria", experiments)
+        found["first"] = FirstWording(**node["first"] | {"criteria": old})
+    for key in ("criteria", "beside"):
+        found[key] = _criteria(node.get(key, []), f"{where}: {key}", experiments)
+    return Claim(name, **found)
 
 
 def _criteria(entries: Sequence[Any], where: str, experiments: Mapping[str, Experiment]) -> list[Criterion]:
@@ -159,8 +167,7 @@ def _criterion(node: Any, where: str) -> Sequence[Criterion]:
         raise UsageError(f"{where}: in is {node['in']!r}, not one of {', '.join(QUANTITIES)}.")
     at = node.get("at", {})
     _check(at, f"{where}: at", dict.fromkeys(at, NUMBER))
-    at = {key: float(value) for key, value in at.items()}
-    rest = node["in"], node["of"], node.get("relative_to"), at
+    rest = node["in"], node["of"], node.get("relative_to"), {key: float(value) for key, value in at.items()}
     return [Better(node["better"], str(other), *rest) for other in node["than"]]
 
 

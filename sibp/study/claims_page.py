@@ -29,23 +29,18 @@ class Judged:
     claim: Claim
     findings: Sequence[Finding]
     beside: Sequence[Finding]
-    first: Sequence[Finding] = ()
-
-    @property
-    def timed(self) -> list[Finding]:
-        """Findings whose criterion can also be judged after equal seconds."""
-        return [finding for finding in self.findings if finding.criterion.timed]
+    first: Sequence[Finding]
 
     def tally(self, per_second: bool = False) -> str:
         """The verdict after equal steps or seconds, such as ``**partly**: 3 of 6 hold, 2 open``, or ``–``."""
         if per_second:
-            return _tally([finding.holds_per_second for finding in self.timed]) if self.timed else "–"
+            return _tally([finding.holds_per_second for finding in self.findings if finding.criterion.timed])
         return _tally([finding.holds for finding in self.findings])
 
 
 def _tally(holds: Sequence[bool | None]) -> str:
     still_open = f", {holds.count(None)} open" if None in holds else ""
-    return f"**{judge(holds)}**: {holds.count(True)} of {len(holds)} hold{still_open}"
+    return f"**{judge(holds)}**: {holds.count(True)} of {len(holds)} hold{still_open}" if holds else "–"
 
 
 def judged(claims: Sequence[Claim], evidence: Evidence) -> list[Judged]:
@@ -71,9 +66,8 @@ def page(found: Sequence[Judged], experiments: Mapping[str, Experiment], results
         experiments=experiments,
         pictures=pictures,
         interval_rule=INTERVAL_RULE,
-        hours=sum(each.minutes for each in experiments.values() if not each.is_full) / 60,
         is_kept=partial(is_kept, results=results),
-        linked=partial(_linked, results=results),
+        linked=lambda name: f"[{name}]({name}/report.md)" if (results / name / "report.md").exists() else name,
         significance=_significance,
         tables=_tables,
         tally=lambda findings: _tally([finding.holds for finding in findings]),
@@ -83,35 +77,30 @@ def page(found: Sequence[Judged], experiments: Mapping[str, Experiment], results
 
 def _significance(each: Judged) -> str:
     """How many criteria hold significantly after Holm's correction."""
-    compared = [finding for finding in each.findings if finding.verdict]
-    if not compared:
-        return ""
-    pairs = zip(compared, corrected(compared), strict=True)
-    left = sum(finding.holds is True and p < SIGNIFICANT for finding, p in pairs)
-    return f" Significant at {SIGNIFICANT:g}: {left} (sign test, Holm-corrected for {len(compared)} comparisons)."
-
-
-def _linked(name: str, results: Path) -> str:
-    return f"[{name}]({name}/report.md)" if (results / name / "report.md").exists() else name
+    compared = _corrected(each.findings)
+    left = sum(finding.holds is True and p < SIGNIFICANT for finding, p in compared)
+    rule = f"sign test, Holm-corrected for {len(compared)} comparisons"
+    return f" Significant at {SIGNIFICANT:g}: {left} ({rule})." if compared else ""
 
 
 def _tables(findings: Sequence[Finding]) -> str:
     """A table of comparisons, a table of bounds, and a list of open criteria."""
-    known = [finding for finding in findings if finding.mine is not None]
-    compared, bounded = ([f for f in known if isinstance(f.criterion, kind)] for kind in (Better, Every))
-    duels = [(each, each.criterion, p) for each, p in zip(compared, corrected(compared), strict=True)]
-    tables = [table_of(DUEL, duels), table_of(BOUND, [(each, each.criterion) for each in bounded])]
-    still_open: dict[str, list[str]] = {}
+    duels = [(finding, finding.criterion, p) for finding, p in _corrected(findings)]
+    bounds, still_open = [], {}
     for finding in findings:
-        if finding.mine is None:
+        if isinstance(finding.criterion, Every) and finding.mine is not None:
+            bounds.append((finding, finding.criterion))
+        elif finding.mine is None:
             still_open.setdefault(finding.why, []).append(f"{_text(finding.criterion)} of {finding.criterion.place}")
     lists = "".join(f"- open, {why}: {'; '.join(texts)}.\n" for why, texts in still_open.items())
-    return "\n".join(part for part in (*tables, lists) if part)
+    return "\n".join(part for part in (table_of(DUEL, duels), table_of(BOUND, bounds), lists) if part)
 
 
-def corrected(findings: Sequence[Finding]) -> list[float]:
-    """Holm-corrected p-values of one family of comparisons after equal steps."""
-    return holm([finding.verdict.sign_p if finding.verdict else 1.0 for finding in findings])
+def _corrected(findings: Sequence[Finding]) -> list[tuple[Finding, float]]:
+    """The findings with values of two methods, each with its Holm-corrected p-value after equal steps."""
+    compared = [(each, each.verdict.sign_p) for each in findings if each.verdict and each.mine is not None]
+    corrected = holm([p for _, p in compared])
+    return [(each, p) for (each, _), p in zip(compared, corrected, strict=True)]
 
 
 def _word(found: Verdict | None) -> str:

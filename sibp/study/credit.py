@@ -1,12 +1,11 @@
 """The contribution of each part of a semi-implicit step: ablations, each method against one without a single part."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 
-from sibp.analysis.duels import by_seed
+from sibp.analysis.comparison import Method
+from sibp.analysis.duels import compared, over_seeds
 from sibp.analysis.outcomes import FINAL_LOSS, FINAL_VAL, TEST_ACC, Quantity
-from sibp.analysis.scoring import verdict
-from sibp.analysis.statistics import estimate
 from sibp.report.cells import cell_text, seeds_text
 from sibp.report.markdown import lines_of_table
 from sibp.study.criteria import Evidence, OpenError
@@ -27,59 +26,44 @@ MUON = "_muon"  # suffix of an experiment's name: its methods with Muon
 def tables(evidence: Evidence) -> dict[str, Callable[[str], str]]:
     """``{title: function that makes the table of an experiment}``."""
     return {
-        f"{title} by {words}": lambda place, make=make, quantity=quantity: make(Ablation(evidence, place, quantity))
+        f"{title} by {words}": partial(make, evidence, quantity)
         for title, make in (("2 x 2", two_by_two), ("directions", directions))
         for words, quantity in QUANTITIES.items()
     }
 
 
-@dataclass(frozen=True)
-class Ablation:
-    """The kept methods of an experiment, compared by one quantity."""
-
-    evidence: Evidence
-    place: str  # the experiment
-    quantity: Quantity
-
-    def values(self, name: str) -> dict[int, float]:
-        """``{seed: value}`` of a method.
-
-        Raises:
-            OpenError: it has no kept runs.
-        """
-        place = self.place + MUON * ("muon" in name)
-        return by_seed(self.evidence.method(place, name), self.quantity)
-
-    def cell(self, name: str) -> str:
-        """The median over seeds with its interval."""
-        return cell_text(estimate(list(self.values(name).values())))
-
-    def verdict(self, name: str, other: str) -> str:
-        """One method against another, paired by seed, such as ``better, 18 of 20 seeds``."""
-        return seeds_text(verdict(self.values(name), self.values(other), self.quantity.larger_is_better))
-
-
-def two_by_two(of: Ablation) -> str:
+def two_by_two(evidence: Evidence, quantity: Quantity, place: str) -> str:
     """{linear, activation inside} x {old weights, new weights}, with the effect of each change alone."""
+    linear, inside = ([evidence.method(place, name) for name in names] for names in (LINEAR, INSIDE))
     rows = [
-        [title, of.cell(old), of.cell(new), of.verdict(new, old)]
-        for title, (old, new) in (("linear", LINEAR), ("activation inside", INSIDE))
+        [title, _median(old, quantity), _median(new, quantity), _against(new, old, quantity)]
+        for title, (old, new) in (("linear", linear), ("activation inside", inside))
     ]
-    halves = [of.verdict(inside, linear) for inside, linear in zip(INSIDE, LINEAR, strict=True)]
+    halves = [_against(*pair, quantity) for pair in zip(inside, linear, strict=True)]
     columns = ("subproblem", "through the old weights", "through the new weights", "new, against old")
     return lines_of_table(columns, [*rows, ["inside, against linear", *halves, ""]])
 
 
-def directions(of: Ablation) -> str:
+def directions(evidence: Evidence, quantity: Quantity, place: str) -> str:
     """Each optimizer on the proximal directions, compared with the same optimizer on the gradient."""
     rows = []
-    for title, (plain, prox, semi) in DIRECTIONS.items():
+    for title, names in DIRECTIONS.items():
         try:
-            against_prox = f"{of.verdict(semi, plain)}; against ProxBP's {of.verdict(semi, prox)}"
-            cells = [of.cell(plain), f"{of.cell(prox)}: {of.verdict(prox, plain)}", f"{of.cell(semi)}: {against_prox}"]
+            plain, prox, semi = (evidence.method(place + MUON * (title == "Muon"), name) for name in names)
         except OpenError:
             if title != "Muon":
                 raise
-            cells = ["not run"] * 3
-        rows.append([title, *cells])
+            rows.append([title, *["not run"] * 3])
+            continue
+        of_prox, of_semi = (f"{_median(each, quantity)}: {_against(each, plain, quantity)}" for each in (prox, semi))
+        against_prox = _against(semi, prox, quantity)
+        rows.append([title, _median(plain, quantity), of_prox, f"{of_semi}; against ProxBP's {against_prox}"])
     return lines_of_table(("optimizer", "on the gradient", "on ProxBP's direction", "on that of `sibp cg:3`"), rows)
+
+
+def _median(method: Method, quantity: Quantity) -> str:
+    return cell_text(over_seeds(method, quantity))
+
+
+def _against(method: Method, other: Method, quantity: Quantity) -> str:
+    return seeds_text(compared(method, other, quantity))

@@ -2,39 +2,23 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from sibp.analysis.clock import Timed, kept_problems, timed
 from sibp.analysis.comparison import Method, Problem
 from sibp.analysis.duels import after_equal_seconds, by_seed
-from sibp.analysis.outcomes import FINAL_LOSS, FINAL_VAL, TEST_ACC, Quantity, final
+from sibp.analysis.outcomes import FINAL_LOSS
 from sibp.analysis.scoring import BETTER, TOO_FEW, Verdict, verdict
 from sibp.analysis.statistics import Estimate, estimate
-from sibp.analysis.step_sizes import largest, losses, reach, room, spread, width
+from sibp.analysis.step_sizes import losses
 from sibp.runs.collect import collect
 from sibp.runs.packed import PACKED
 from sibp.runs.values import UsageError, number_or_nan
-from sibp.study.claims import LARGEST, RANGE, REACH, ROOM, TRAINING_LOSS, WIDTH, Better, Criterion, Every
+from sibp.study.claims import OF_RUNS, OVER_SETTINGS, Better, Criterion, Every
 from sibp.study.experiments import REPRODUCE
-
-FINAL_TRAIN_ACC = Quantity("final_train_acc", "final train acc", True, lambda run: final(run, "train_acc"))
-OF_RUNS = {
-    TRAINING_LOSS: FINAL_LOSS,
-    "training accuracy": FINAL_TRAIN_ACC,
-    "validation accuracy": FINAL_VAL,
-    "test accuracy": TEST_ACC,
-}
-OVER_SETTINGS: dict[str, Callable[[Mapping[float, tuple[float, float]]], float]] = {
-    WIDTH: width,
-    LARGEST: largest,
-    RANGE: spread,
-    REACH: reach,
-    ROOM: room,
-}
 
 
 class OpenError(Exception):
@@ -65,7 +49,7 @@ class Evidence:
 
     def __init__(self, results: Path) -> None:
         self.results = results
-        self.problem = lru_cache(maxsize=None)(self._problem)
+        self.problem = cache(self._problem)
 
     def _problem(self, place: str) -> Problem:
         """The kept runs of EXPERIMENT or EXPERIMENT/FOLDER, compared.
@@ -74,10 +58,10 @@ class Evidence:
             OpenError: there are none.
             UsageError: they belong to several problems.
         """
-        folder = self.results / place
+        folder, experiment = self.results / place, place.partition("/")[0]
         if not any(folder.rglob(PACKED)):
-            raise OpenError(f"not run yet (`{REPRODUCE} {place.partition('/')[0]}`)")
-        problems = kept_problems(collect([folder]).runs, self.results, place.partition("/")[0])
+            raise OpenError(f"not run yet (`{REPRODUCE} {experiment}`)")
+        problems = kept_problems(collect([folder]).runs, self.results, experiment)
         if len(problems) != 1:
             raise UsageError(f"results/{place} has {len(problems)} problems: name one of its folders.")
         return problems[0]
@@ -130,9 +114,9 @@ def _better(criterion: Better, evidence: Evidence) -> Finding:
     found, after, clock = verdict(mine, other, larger_is_better), None, None
     if criterion.timed:
         first, second = (evidence.method(criterion.place, name) for name in (criterion.method, criterion.other))
-        column = OF_RUNS[criterion.quantity].key.removeprefix("final_")
-        after = verdict(*after_equal_seconds(first, second, column), larger_is_better)
-        if criterion.quantity == TRAINING_LOSS:
+        quantity = OF_RUNS[criterion.quantity]
+        after = after_equal_seconds(first, second, quantity.key.removeprefix("final_"))
+        if quantity is FINAL_LOSS:
             clock = timed(first, second, evidence.problem(criterion.place).clock)
     has, other_has = (estimate(list(values.values())) for values in (mine, other))
     return Finding(criterion, _holds(found), found.word, has, other_has, found, after, clock)
@@ -144,20 +128,16 @@ def _holds(found: Verdict) -> bool | None:
 
 def _values(criterion: Better, name: str, evidence: Evidence) -> dict[int, float]:
     """``{seed: value}`` of a method, divided by the same seed's value at ``relative_to`` if given."""
-    values = _at(criterion, criterion.place, name, evidence)
-    if criterion.relative_to is None:
-        return values
-    base = _at(criterion, criterion.relative_to, name, evidence)
-    pairs = {seed: (values[seed], base[seed]) for seed in values.keys() & base.keys() if base[seed]}
-    return {seed: own if math.isinf(own) else own / other for seed, (own, other) in pairs.items()}
-
-
-def _at(criterion: Better, place: str, name: str, evidence: Evidence) -> dict[int, float]:
-    method = evidence.method(place, name)
+    methods = [evidence.method(place, name) for place in criterion.places]
     if criterion.quantity in OVER_SETTINGS:
         of = OVER_SETTINGS[criterion.quantity]
-        return {seed: of(by_lr) for seed, by_lr in losses(method, criterion.at).items()}
-    return by_seed(method, OF_RUNS[criterion.quantity])
+        values, *base = [{s: of(by_lr) for s, by_lr in losses(each, criterion.at).items()} for each in methods]
+    else:
+        values, *base = [by_seed(each, OF_RUNS[criterion.quantity]) for each in methods]
+    if not base:
+        return values
+    pairs = {seed: (own, base[0][seed]) for seed, own in values.items() if base[0].get(seed)}
+    return {seed: own if math.isinf(own) else own / other for seed, (own, other) in pairs.items()}
 
 
 def _every(criterion: Every, evidence: Evidence) -> Finding:

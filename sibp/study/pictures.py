@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 
 from sibp.analysis.arena import Standing
-from sibp.analysis.comparison import Method, Problem
+from sibp.analysis.comparison import Problem
 from sibp.analysis.outcomes import FINAL_LOSS, FINAL_VAL, Quantity, over_runs
 from sibp.analysis.statistics import Estimate
 from sibp.report.arena_page import profiles, scores
@@ -25,13 +26,9 @@ FIXED = {"prox_weight": 1.0, "momentum": 0.0}
 def pictures(evidence: Evidence, experiments: Mapping[str, Experiment]) -> dict[str, bytes]:
     """``{experiment: SVG}`` for the kept ones."""
     found = {}
-    for name in experiments:
-        if name in DRAWN:
-            try:
-                figures = DRAWN[name](evidence, experiments[name])
-            except OpenError:
-                continue  # its runs are not kept yet
-            panels = [(figure, figure.x_title) for figure in figures]
+    for name in (name for name in experiments if name in DRAWN):
+        with suppress(OpenError):  # its runs are not kept yet
+            panels = [(figure, figure.x_title) for figure in DRAWN[name](evidence, experiments[name])]
             found[name] = picture(panels, "svg", columns=len(panels), seeds=True)
     return found
 
@@ -62,11 +59,9 @@ def step_sizes(evidence: Evidence, experiment: Experiment) -> list[Figure]:
 
 def auto_safe(evidence: Evidence, experiment: Experiment) -> list[Figure]:
     """Final loss over the step size in a deep net, for both initialisations."""
-    found = []
-    for problem in _parts(evidence, experiment):
-        init = "He's" if problem.config["model"]["init"] == "normal" else "torch's"
-        found.append(_over_steps(problem, f"{init} initial weights", {}))
-    return found
+    titles = {"normal": "He's initial weights", "default": "torch's initial weights"}
+    problems = _parts(evidence, experiment)
+    return [_over_steps(problem, titles[problem.config["model"]["init"]], {}) for problem in problems]
 
 
 def _parts(evidence: Evidence, experiment: Experiment) -> list[Problem]:
@@ -131,7 +126,9 @@ def iterations(evidence: Evidence, experiment: Experiment) -> list[Figure]:
     measures: dict[str, Callable[[str], Estimate | None]] = {
         LOSS: lambda name: _of(problem, name, FINAL_LOSS),
         ACCURACY: lambda name: _of(problem, name, FINAL_VAL),
-        "milliseconds per step": lambda name: _milliseconds(solved[name]),
+        "milliseconds per step": lambda name: (
+            None if (seconds := solved[name].step_seconds()) is None else Estimate(1000 * seconds, None, None, 1)
+        ),
     }
     found = []
     for title, of in measures.items():
@@ -141,11 +138,6 @@ def iterations(evidence: Evidence, experiment: Experiment) -> list[Figure]:
         axis = "iterations K of conjugate gradients"
         found.append(Figure(title, "", axis, title, lines, x_log=True, y_log=title != ACCURACY))
     return found
-
-
-def _milliseconds(method: Method) -> Estimate | None:
-    seconds = method.step_seconds()
-    return None if seconds is None else Estimate(1000 * seconds, None, None, len(method.runs))
 
 
 def stationary(evidence: Evidence, experiment: Experiment) -> list[Figure]:

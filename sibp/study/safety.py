@@ -1,7 +1,7 @@
 """The table of AutoSIBP's runs over all step sizes: initial and final training losses."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,19 +16,14 @@ from sibp.study.untuned import AUTO
 SHOWN = (0.01, 0.1, 1.0, 10.0, 100.0)  # step sizes with a column; the last column covers all step sizes
 
 
-def tables(evidence: Evidence, experiments: dict[str, Experiment]) -> dict[str, Callable[[str], str]]:
-    """``{title: function that makes the table of an experiment}``."""
-
-    def safety_table(name: str) -> str:
-        """Training losses of AutoSIBP: one row per part of the experiment, whose name is PROBLEM_INITIALISATION."""
-        rows = []
-        for part in experiments[name].commands:
-            problem, _, init = part.rpartition("_")
-            rows.append([problem.replace("_", " "), init, *safety(evidence.problem(f"{name}/{part}"))])
-        ends = [f"lr {lr:g}" for lr in SHOWN]
-        return lines_of_table(["problem", "initialisation", "runs", "start", *ends, "worst end, of its start"], rows)
-
-    return {"safety": safety_table}
+def safety_table(evidence: Evidence, experiment: Experiment) -> str:
+    """One row per part of the experiment, whose name is PROBLEM_INITIALISATION."""
+    rows = []
+    for part in experiment.commands:
+        problem, _, init = part.rpartition("_")
+        rows.append([problem.replace("_", " "), init, *safety(evidence.problem(f"{experiment.name}/{part}"))])
+    ends = [f"lr {lr:g}" for lr in SHOWN]
+    return lines_of_table(["problem", "initialisation", "runs", "start", *ends, "worst end, of its start"], rows)
 
 
 def safety(problem: Problem) -> Sequence[str]:
@@ -38,10 +33,9 @@ def safety(problem: Problem) -> Sequence[str]:
     """
     found = list(losses(problem.by_name[AUTO], {}).values())
     pairs = [pair for by_lr in found for pair in by_lr.values()]
-    starts = median([start for start, _ in pairs])
-    ends = [median([by_lr[lr][1] for by_lr in found]) for lr in SHOWN]
+    medians = [median([start for start, _ in pairs]), *(median([by_lr[lr][1] for by_lr in found]) for lr in SHOWN)]
     worst = max(end / start if math.isfinite(end) else math.inf for start, end in pairs)
-    return [str(len(pairs)), *map(_three_digits, (starts, *ends)), f"{worst:.2f}"]
+    return [str(len(pairs)), *map(_three_digits, medians), f"{worst:.2f}"]
 
 
 def _three_digits(value: float) -> str:

@@ -8,18 +8,17 @@ all seeds of AutoSIBP.
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from typing import Any
 
-from sibp.analysis.arena import ARENA, COSTS, GOALS, Contest, contests, costs_by_seed, own_names, tuning_seconds
+from sibp.analysis import arena
+from sibp.analysis.arena import ARENA, COSTS, GOALS, LEVELS, Contest, instance_costs, own_names, tuning_seconds
 from sibp.analysis.clock import cost_ratios, kept_problems, timed
 from sibp.analysis.comparison import Method, Problem
-from sibp.analysis.duels import by_seed
-from sibp.analysis.levels import LEVELS, scores, targets
+from sibp.analysis.duels import by_seed, compared, over_seeds
 from sibp.analysis.outcomes import FINAL_LOSS, Quantity, Target
-from sibp.analysis.scoring import BETTER, WORSE, Verdict, verdict
-from sibp.analysis.statistics import Estimate, estimate, median
+from sibp.analysis.scoring import BETTER, WORSE
+from sibp.analysis.statistics import Estimate, median
 from sibp.report.cells import cell_text, four_digits, seeds_text
 from sibp.report.markdown import lines_of_table
 from sibp.runs.collect import collect
@@ -43,43 +42,30 @@ class Untuned:
     ratio: float  # AutoSIBP's seconds per step over SGD's
 
 
-@dataclass(frozen=True)
-class Beside:
-    """AutoSIBP's final metric against the best of some tuned methods and against tuned SGD."""
-
-    own: Estimate
-    best: str  # the tuned method with the best median
-    least: Estimate  # the metric of ``best``
-    within: bool  # whether AutoSIBP's median is within the interval of ``least``, or better
-    sgd: Estimate  # the metric of tuned SGD
-    against_sgd: Verdict  # paired by seed
-
-
 def untuned(results: Path) -> list[Untuned]:
     """Every kept problem of results/auto_untuned, in the order of the folders."""
-    folders = sorted(path.parent for path in (results / FOLDER).glob("*/" + PACKED))
-    return [_untuned(results, folder) for folder in folders if not folder.name.endswith(OF_SGD)]
-
-
-def _untuned(results: Path, folder: Path) -> Untuned:
-    kept = results / TUNED_ELSEWHERE.get(folder.name, f"{ARENA}/{folder.name}")
-    own, tuned = collect([folder]).runs, collect([kept]).runs
-    more_seeds = folder.with_name(folder.name + OF_SGD)
-    more = collect([more_seeds]).runs if more_seeds.is_dir() else []
-    seeds = {run.seed for run in tuned}
-    problems = kept_problems([*tuned, *(run for run in own if run.seed in seeds)], results, ARENA)
-    (contest,) = contests(problems, own_names([results / ARENA, kept], []))
-    methods = contest.problem.by_name
-    sgd = methods["sgd"]
-    ratio = median(cost_ratios(methods[AUTO], sgd, contest.problem.clock))
-    all_sgd = replace(sgd, runs=sorted([*sgd.runs, *more], key=lambda run: run.seed))
-    return Untuned(folder.name, contest, Method(AUTO, [], None, None, list(own)), all_sgd, ratio)
+    found = []
+    for folder in _kept_below(results / FOLDER):
+        if folder.name.endswith(OF_SGD):
+            continue
+        tuned_runs = results / TUNED_ELSEWHERE.get(folder.name, f"{ARENA}/{folder.name}")
+        own, tuned = collect([folder]).runs, collect([tuned_runs]).runs
+        seeds = {run.seed for run in tuned}
+        problems = kept_problems([*tuned, *(run for run in own if run.seed in seeds)], results, ARENA)
+        (contest,) = arena.contests(problems, own_names([results / ARENA, tuned_runs], []))
+        auto, sgd = (contest.problem.by_name[name] for name in (AUTO, "sgd"))
+        ratio = median(cost_ratios(auto, sgd, contest.problem.clock))
+        more_seeds = folder.with_name(folder.name + OF_SGD)
+        more = collect([more_seeds]).runs if more_seeds.is_dir() else []
+        all_sgd = replace(sgd, runs=sorted([*sgd.runs, *more], key=lambda run: run.seed))
+        found.append(Untuned(folder.name, contest, replace(auto, runs=list(own)), all_sgd, ratio))
+    return found
 
 
 def beside_defaults(results: Path) -> dict[str, Problem]:
     """``{folder: problem}`` of results/untuned_peers, with AutoSIBP entered on the same seeds."""
     found = {}
-    for folder in sorted(path.parent for path in (results / PEERS).glob("*/" + PACKED)):
+    for folder in _kept_below(results / PEERS):
         own, rivals = results / FOLDER / folder.name, collect([folder]).runs
         seeds = {run.seed for run in rivals}
         entered = [run for run in collect([own]).runs if run.seed in seeds] if own.is_dir() else []
@@ -87,22 +73,102 @@ def beside_defaults(results: Path) -> dict[str, Problem]:
     return found
 
 
-def at_the_end(problem: Untuned, goal: str, among: Collection[str] | None = None) -> Beside:
-    """AutoSIBP's final metric for one of `GOALS`, against the tuned methods in ``among`` (default: all)."""
-    quantity = problem.contest.quantities[GOALS.index(goal)]
-    sign = -1 if quantity.larger_is_better else 1
-    rivals = {
-        method.name: list(by_seed(method, quantity).values())
-        for method in problem.contest.problem.methods
-        if method.runs and method.name != AUTO and (among is None or method.name in among)
+def _kept_below(folder: Path) -> list[Path]:
+    if not (found := sorted(path.parent for path in folder.glob("*/" + PACKED))):
+        raise OpenError
+    return found
+
+
+def tables(results: Path) -> dict[str, Callable[[str], str]]:
+    """``{title: function that makes the table}``; the function's argument, the experiment, is always the same."""
+    tuned, defaults = cache(lambda: untuned(results)), cache(lambda: beside_defaults(results))
+    found: dict[str, Callable[[str], str]] = {
+        "by the clock": lambda _: clock_table(tuned()),
+        "untuned training loss": lambda _: peers_table(defaults(), lambda problem: FINAL_LOSS),
+        "untuned validation": lambda _: peers_table(defaults(), lambda problem: problem.quantities[0]),
+        "untuned by the clock": lambda _: peers_by_the_clock(defaults()),
     }
-    best = min(rivals, key=lambda name: sign * median(rivals[name]))
-    own, sgd = by_seed(problem.own, quantity), by_seed(problem.sgd, quantity)
-    mine, least, reference = (estimate(list(values)) for values in (own.values(), rivals[best], sgd.values()))
-    if not (mine and least and reference):
-        raise OpenError(f"a method has no {quantity.title} in results/{FOLDER}/{problem.folder}")
-    within = sign * mine.median <= max(sign * end for end in least.ends)
-    return Beside(mine, best, least, within, reference, verdict(own, sgd, quantity.larger_is_better))
+    for goal in GOALS:
+        found[f"{goal} end"] = lambda _, goal=goal: end_table(tuned(), goal)
+        found[f"{goal} total cost"] = lambda _, goal=goal: cost_table(tuned(), goal)
+    return found
+
+
+def peers_table(problems: Mapping[str, Problem], quantity: Callable[[Problem], Quantity]) -> str:
+    """A row per method: medians and verdicts against AutoSIBP."""
+
+    def cell(problem: Problem, method: Method) -> str:
+        of = quantity(problem)
+        text = four_digits(median(list(by_seed(method, of).values())), 3)
+        return text if method.name == AUTO else f"{text} {compared(method, problem.by_name[AUTO], of).word}"
+
+    return _by_method(problems, cell)
+
+
+def peers_by_the_clock(problems: Mapping[str, Problem]) -> str:
+    """A row per method: verdicts by the clock against AutoSIBP, with the cost of a step in steps of AutoSIBP."""
+
+    def cell(problem: Problem, method: Method) -> str:
+        if method.name == AUTO:
+            return "1"
+        found = timed(method, problem.by_name[AUTO], problem.clock)
+        return f"{found.measured.median:.2f} {found.word}" if found else "–"
+
+    return _by_method(problems, cell)
+
+
+def _by_method(problems: Mapping[str, Problem], cell: Callable[[Problem, Method], str]) -> str:
+    """One row per method, AutoSIBP first; one column per problem, and the number of verdicts better and worse."""
+    names = {method.name for problem in problems.values() for method in problem.methods}
+    rows = []
+    for name in sorted(names, key=lambda name: (name != AUTO, name)):
+        cells = [cell(problem, problem.by_name[name]) for problem in problems.values()]
+        better, worse = (sum(text.endswith(word) for text in cells) for word in (BETTER, WORSE))
+        rows.append([name, *cells, "" if name == AUTO else f"{better}, {worse}"])
+    return lines_of_table(["method", *(name.replace("_", " ") for name in problems), "better, worse"], rows)
+
+
+def best_tuned(problem: Untuned, goal: str, among: Collection[str] | None = None) -> tuple[str, Estimate, bool]:
+    """The method with the best final median for one of `GOALS` among tuned methods, by default all of them.
+
+    Returns:
+        Its name, its metric, and whether AutoSIBP's median is within the interval of this metric, or better.
+    """
+    quantity = problem.contest.quantities[GOALS.index(goal)]
+    tuned = [method for method in problem.contest.entered if method.name != AUTO]
+    rivals = {
+        method.name: found
+        for method in tuned
+        if (among is None or method.name in among) and (found := over_seeds(method, quantity))
+    }
+    name = min(rivals, key=lambda name: quantity.sign * rivals[name].median)
+    mine = median(list(by_seed(problem.own, quantity).values()))
+    worse_end = max(quantity.sign * end for end in rivals[name].ends)
+    return name, rivals[name], quantity.sign * mine <= worse_end
+
+
+def end_table(problems: Sequence[Untuned], goal: str) -> str:
+    """Final metrics of AutoSIBP, the best tuned method, the best of its family, and SGD."""
+    rows = []
+    for problem in problems:
+        quantity = problem.contest.quantities[GOALS.index(goal)]
+        own, sgd = (over_seeds(method, quantity) for method in (problem.own, problem.sgd))
+        best = [best_tuned(problem, goal), best_tuned(problem, goal, FAMILY)]
+        cells = [f"{name} {cell_text(found)}: {'yes' if within else 'no'}" for name, found, within in best]
+        against = seeds_text(compared(problem.own, problem.sgd, quantity))
+        rows.append([problem.folder.replace("_", " "), cell_text(own), *cells, cell_text(sgd), against])
+    columns = ["problem", f"AutoSIBP, {goal}", "best of all tuned: within?", "best tuned proximal method: within?"]
+    return lines_of_table([*columns, "tuned SGD", "AutoSIBP against it"], rows)
+
+
+def cost_table(problems: Sequence[Untuned], goal: str) -> str:
+    """Seconds to each target including tuning, of AutoSIBP and of the cheapest tuned method."""
+    rows = []
+    for problem in problems:
+        if costs := total_costs(problem, goal):
+            cells = [f"{target.value:.4g}: {_against(mine, best, theirs)}" for target, mine, best, theirs in costs]
+            rows.append([problem.folder.replace("_", " "), f"{problem.ratio:.2f}", *cells])
+    return lines_of_table(["problem", "a step costs, of SGD's", *LEVELS], rows)
 
 
 def total_costs(problem: Untuned, goal: str) -> list[tuple[Target, float, str, float]]:
@@ -112,118 +178,14 @@ def total_costs(problem: Untuned, goal: str) -> list[tuple[Target, float, str, f
         For each level (target, AutoSIBP's seconds, the cheapest tuned method, its seconds). Seconds are medians over
         seeds, infinite for a missed target. The list is empty if no method was tuned on the problem.
     """
+    tuned = [method.name for method in problem.contest.entered if method.name != AUTO and tuning_seconds(method)]
     found = []
-    for target in targets(problem.contest, goal):
-        of = {
-            method.name: median(costs_by_seed(problem.contest, method, target)["seconds with tuning"])
-            for method in problem.contest.problem.methods
-            if method.runs and (method.name == AUTO or tuning_seconds(method))
-        }
-        mine = of.pop(AUTO)
-        if not of:
-            return []
-        cheapest = min(of, key=lambda name: of[name])
-        found.append((target, mine, cheapest, of[cheapest]))
+    for target in arena.targets(problem.contest, goal) if tuned else ():
+        costs = instance_costs({problem.contest: target}, "seconds with tuning")
+        seconds = {name: median(values) for name, values in costs.items()}
+        cheapest = min(tuned, key=lambda name: seconds[name])
+        found.append((target, seconds[AUTO], cheapest, seconds[cheapest]))
     return found
-
-
-def tables(results: Path) -> dict[str, Callable[[str], str]]:
-    """``{title: function that makes the table}``; the function's argument, the experiment, is always the same."""
-    tuned, defaults = (cache(partial(_kept, read, results)) for read in (untuned, beside_defaults))
-    makers = {"end": end_table, "total cost": cost_table}
-    return {
-        "by the clock": lambda _: clock_table(tuned()),
-        **{
-            f"{goal} {title}": lambda _, make=make, goal=goal: make(tuned(), goal)
-            for goal in GOALS
-            for title, make in makers.items()
-        },
-        "untuned training loss": lambda _: peers_table(defaults(), FINAL_LOSS),
-        "untuned validation": lambda _: peers_table(defaults(), None),
-        "untuned by the clock": lambda _: peers_by_the_clock(defaults()),
-    }
-
-
-def _kept(read: Callable[[Path], Any], results: Path) -> Any:
-    if not (found := read(results)):
-        raise OpenError
-    return found
-
-
-def peers_table(problems: Mapping[str, Problem], quantity: Quantity | None) -> str:
-    """A row per method: medians and verdicts against AutoSIBP; ``quantity`` None is the final validation metric."""
-
-    def cell(problem: Problem, method: Method) -> tuple[str, str]:
-        of = quantity or problem.quantities[0]
-        own, auto = by_seed(method, of), by_seed(problem.by_name[AUTO], of)
-        word = "" if method.name == AUTO else verdict(own, auto, of.larger_is_better).word
-        return f"{four_digits(median(list(own.values())), 3)} {word}".strip(), word
-
-    return _by_method(problems, cell)
-
-
-def peers_by_the_clock(problems: Mapping[str, Problem]) -> str:
-    """A row per method: verdicts by the clock against AutoSIBP, with the cost of a step in steps of AutoSIBP."""
-
-    def cell(problem: Problem, method: Method) -> tuple[str, str]:
-        if method.name == AUTO:
-            return "1", ""
-        found = timed(method, problem.by_name[AUTO], problem.clock)
-        return (f"{found.measured.median:.2f} {found.word}", found.word) if found else ("–", "")
-
-    return _by_method(problems, cell)
-
-
-def _by_method(problems: Mapping[str, Problem], cell: Callable[[Problem, Method], tuple[str, str]]) -> str:
-    """One row per method, AutoSIBP first; one column per problem, and the number of verdicts better and worse."""
-    names = {method.name for problem in problems.values() for method in problem.methods}
-    rows = []
-    for name in sorted(names, key=lambda name: (name != AUTO, name)):
-        cells = [cell(problem, problem.by_name[name]) for problem in problems.values()]
-        words = [word for _, word in cells]
-        count = "" if name == AUTO else f"{words.count(BETTER)}, {words.count(WORSE)}"
-        rows.append([name, *(text for text, _ in cells), count])
-    return lines_of_table(["method", *(name.replace("_", " ") for name in problems), "better, worse"], rows)
-
-
-def end_table(problems: Sequence[Untuned], goal: str) -> str:
-    """Final metrics of AutoSIBP, the best tuned method, the best of its family, and SGD."""
-    rows = []
-    for problem in problems:
-        every, family = at_the_end(problem, goal), at_the_end(problem, goal, FAMILY)
-        beside = [f"{each.best} {cell_text(each.least)}: {'yes' if each.within else 'no'}" for each in (every, family)]
-        against = seeds_text(every.against_sgd)
-        rows.append([_name(problem), cell_text(every.own), *beside, cell_text(every.sgd), against])
-    columns = ["problem", f"AutoSIBP, {goal}", "best of all tuned: within?", "best tuned proximal method: within?"]
-    return lines_of_table([*columns, "tuned SGD", "AutoSIBP against it"], rows)
-
-
-def cost_table(problems: Sequence[Untuned], goal: str) -> str:
-    """Seconds to each target including tuning, of AutoSIBP and of the cheapest tuned method."""
-    rows = []
-    for problem in problems:
-        if not (costs := total_costs(problem, goal)):
-            continue
-        cells = [f"{target.value:.4g}: {_against(mine, best, theirs)}" for target, mine, best, theirs in costs]
-        rows.append([_name(problem), f"{problem.ratio:.2f}", *cells])
-    return lines_of_table(["problem", "a step costs, of SGD's", *LEVELS], rows)
-
-
-def clock_table(problems: Sequence[Untuned]) -> str:
-    """AutoSIBP's score in the arena, and the highest one, by every cost."""
-    contests = [each.contest for each in problems if each.folder not in TUNED_ELSEWHERE]
-    rows = []
-    for goal in GOALS:
-        found = scores(contests, goal)
-        for level in LEVELS:
-            cells = []
-            for cost in COSTS:
-                of = {name: by[level, cost] for name, by in found.items()}
-                first = max(of, key=lambda name: of[name])
-                place = 1 + sum(score > of[AUTO] for score in of.values())
-                cells.append(f"{of[AUTO]:.2f}, place {place}; first {first}, {of[first]:.2f}")
-            rows.append([f"{goal}, {level}", *cells])
-    return lines_of_table(["target", *COSTS], rows)
 
 
 def _against(mine: float, cheapest: str, theirs: float) -> str:
@@ -234,5 +196,18 @@ def _against(mine: float, cheapest: str, theirs: float) -> str:
     return f"{mine:.2g} s against {theirs:.2g} s ({cheapest}), {theirs / mine:.2g} times less"
 
 
-def _name(problem: Untuned) -> str:
-    return problem.folder.replace("_", " ")
+def clock_table(problems: Sequence[Untuned]) -> str:
+    """AutoSIBP's score in the arena, and the highest one, by every cost."""
+    contests = [each.contest for each in problems if each.folder not in TUNED_ELSEWHERE]
+    rows = []
+    for goal in GOALS:
+        found = arena.scores(contests, goal)
+        for level in LEVELS:
+            cells = []
+            for cost in COSTS:
+                of = {name: by[level, cost] for name, by in found.items()}
+                first = max(of, key=lambda name: of[name])
+                place = 1 + sum(score > of[AUTO] for score in of.values())
+                cells.append(f"{of[AUTO]:.2f}, place {place}; first {first}, {of[first]:.2f}")
+            rows.append([f"{goal}, {level}", *cells])
+    return lines_of_table(["target", *COSTS], rows)

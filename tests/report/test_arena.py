@@ -7,7 +7,7 @@ import os
 import pytest
 from fake_runs import PROXBP, SGD, SIBP, write_run
 
-from sibp.analysis.arena import contests, costs, own_names, pace, standings
+from sibp.analysis.arena import COSTS, contests, costs, own_names, pace, standings
 from sibp.analysis.comparison import compare
 from sibp.report.__main__ import main
 from sibp.report.arena_page import against, build_arena, profiles, scores, standing_table
@@ -54,16 +54,12 @@ def test_the_targets_are_sgds_final_medians(root):
 
 def test_the_cost_is_the_first_row_that_meets_the_target(root):
     easy, hard = found_in(root)
-    assert costs(easy.entry("sgd"), easy.targets[1]) == {
-        0: {"steps": INF, "seconds": INF},
-        1: {"steps": 30, "seconds": pytest.approx(0.3)},
-        2: {"steps": 30, "seconds": pytest.approx(0.3)},
-    }
-    assert costs(hard.entry("sibp cg:5"), hard.targets[1]) == {
-        0: {"steps": 20, "seconds": pytest.approx(0.4)},
-        1: {"steps": 20, "seconds": pytest.approx(0.4)},
-        2: {"steps": INF, "seconds": INF},  # reached the target, then diverged
-    }
+    none = {cost: INF for cost in COSTS}
+    late = {"steps": 30, "seconds": pytest.approx(0.3), "seconds with tuning": pytest.approx(0.3)}
+    assert costs(easy.entry("sgd"), easy.targets[1]) == {0: none, 1: late, 2: late}
+    early = {"steps": 20, "seconds": pytest.approx(0.4), "seconds with tuning": pytest.approx(0.4)}
+    # The last seed reached the target, then diverged.
+    assert costs(hard.entry("sibp cg:5"), hard.targets[1]) == {0: early, 1: early, 2: none}
 
 
 def test_seconds_are_steps_times_the_median_time_of_a_step(tmp_path):

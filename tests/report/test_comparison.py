@@ -163,6 +163,9 @@ def test_targets_are_reached_at_a_row_or_never(tmp_path):
     assert to_target(run, Target("train_loss", 1.0)) == (10, 5.0)
     assert to_target(run, Target("val_acc", 0.9)) == (20, 10.0)
     assert to_target(run, Target("train_loss", 0.05)) == (INF, INF)
+    gap = read_run(write_run(tmp_path / "b", losses=(2.0, None, 0.4)))  # a value that is not finite meets no target
+    assert to_target(gap, Target("train_loss", 0.5)) == (20, 0.2)
+    assert to_target(gap, Target("val_acc", 0.5)) == (20, 0.2)
 
 
 def test_the_choice_of_a_sweep_takes_precedence(tmp_path):

@@ -41,6 +41,10 @@ def test_a_reversed_duel_negates_the_difference_and_the_verdict(tmp_path):
     turned = loss.turned().verdict.difference
     assert turned is not None
     assert (turned.median, turned.low, turned.high) == pytest.approx((0.4, -0.2, 0.4))
+    write(tmp_path / "sure", SGD, dict.fromkeys(range(5), 0.5))
+    write(tmp_path / "sure", SIBP, dict.fromkeys(range(5), 0.2))
+    sure = duels(problem_of(tmp_path / "sure"))[0]
+    assert (sure.verdict.word, sure.turned().verdict.word) == ("better", "worse")
 
 
 def test_a_winner_is_better_than_every_other(tmp_path):

@@ -3,9 +3,8 @@
 import pytest
 from fake_runs import PROXBP, SGD, SIBP, write_run
 
-from sibp.analysis.arena import Contest, contests, tuning_seconds
+from sibp.analysis.arena import Contest, contests, failures, levels, scores, targets, tuning_seconds
 from sibp.analysis.comparison import compare
-from sibp.analysis.levels import failures, levels, scores, targets
 from sibp.runs.collect import collect
 
 CURVES = {"sgd": (2.0, 1.5, 1.0), "proxbp exact": (2.0, 0.9, 0.5), "sibp cg:5": (2.0, 0.9, 0.2)}
@@ -34,7 +33,7 @@ def test_targets_are_sgds_end_the_median_and_the_best_decile(contest):
 
 def test_a_target_met_at_the_first_evaluation_is_marked(contest):
     """Two have SGD's end, 1.0, at their first row, with 0.9; the median, 0.5, is met at the second row alone."""
-    easy, middle, hard = (each for (each,) in levels([contest], "training"))
+    easy, middle, hard = levels(contest, "training")
     assert (easy.at_first_look, middle.at_first_look, hard.at_first_look) == (True, False, False)
     assert [each.reached for each in (easy, middle, hard)] == [3, 2, 1]
     assert easy.entered == 3
@@ -45,7 +44,8 @@ def test_half_of_the_seeds_suffice_for_a_first_look(tmp_path):
     for seed, middle in enumerate((0.9, 0.9, 1.5, 1.5)):
         write_run(tmp_path / f"sgd{seed}", SGD, seed, CURVES["sgd"])
         write_run(tmp_path / f"sibp{seed}", SIBP, seed, (2.0, middle, 0.2))
-    easy = levels(contests(compare(collect([tmp_path]).runs, None, None), {}), "training")[0][0]
+    (contest,) = contests(compare(collect([tmp_path]).runs, None, None), {})
+    easy = levels(contest, "training")[0]
     assert easy.target.value == 1.0
     assert easy.at_first_look
 

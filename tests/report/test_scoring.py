@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from sibp.analysis.scoring import choose, edge, first_reach, ratio, verdict
+from sibp.analysis.scoring import choose, edge, ratio, verdict
 
 INF = math.inf
 
@@ -101,20 +101,6 @@ def test_only_setting_needs_no_tuning():
     choice = choose([{}, {3: (0.9, 0.1), 4: (0.9, 0.1)}])
     assert choice is not None
     assert (choice.setting, choice.tuning_seeds, choice.shown_seeds) == (1, frozenset(), {3, 4})
-
-
-@pytest.mark.parametrize(
-    ("values", "target", "larger", "expected"),
-    [
-        ([0.1, 0.9, 0.8], 0.9, True, 1),
-        ([2.0, 0.5, 0.4], 0.5, False, 1),
-        ([math.nan, 0.4], 0.5, False, 1),
-        ([2.0, 1.0], 0.5, False, None),
-        ([], 0.5, True, None),
-    ],
-)
-def test_target_is_met_at_the_first_row_that_reaches_it(values, target, larger, expected):
-    assert first_reach(values, target, larger) == expected
 
 
 @pytest.mark.parametrize(

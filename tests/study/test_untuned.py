@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sibp.study.untuned import at_the_end, total_costs, untuned
+from sibp.analysis.duels import compared, over_seeds
+from sibp.analysis.outcomes import FINAL_LOSS
+from sibp.study.untuned import best_tuned, total_costs, untuned
 
 RESULTS = Path(__file__).parents[2] / "results"
 
@@ -29,24 +31,25 @@ def rows(path: str) -> list[dict[str, Any]]:
 
 
 def test_final_metrics_are_medians_of_last_rows(problems):
-    found = at_the_end(problems["shallow"], "training")
+    problem = problems["shallow"]
     own = {run["config"]["seed"]: run["rows"]["train_loss"][-1] for run in rows("auto_untuned/shallow/runs.jsonl")}
     assert len(own) == 10
-    assert found.own.median == pytest.approx(np.median(list(own.values())))
+    assert over_seeds(problem.own, FINAL_LOSS).median == pytest.approx(np.median(list(own.values())))
     tuned = [run for run in rows("arena/shallow/final/runs.jsonl") if run["config"]["optimizer"]["name"] == "sgd"]
     more = rows("auto_untuned/shallow_sgd/runs.jsonl")
     sgd = {run["config"]["seed"]: run["rows"]["train_loss"][-1] for run in (*tuned, *more)}
     assert sorted(sgd) == sorted(own)
-    assert found.sgd.median == pytest.approx(np.median(list(sgd.values())))
-    assert found.against_sgd.wins == sum(own[seed] < sgd[seed] for seed in own)
+    assert over_seeds(problem.sgd, FINAL_LOSS).median == pytest.approx(np.median(list(sgd.values())))
+    assert compared(problem.own, problem.sgd, FINAL_LOSS).wins == sum(own[seed] < sgd[seed] for seed in own)
 
 
 def test_within_is_the_worse_end_of_the_best_ones_interval(problems):
     for problem in problems.values():
         for goal, sign in (("training", 1), ("validation", 1 if problem.folder == "autoencoder" else -1)):
-            found = at_the_end(problem, goal)
-            worse_end = max(sign * end for end in found.least.ends)
-            assert found.within == (sign * found.own.median <= worse_end)
+            _, best, within = best_tuned(problem, goal)
+            own = over_seeds(problem.own, problem.contest.quantities[goal == "training"])
+            worse_end = max(sign * end for end in best.ends)
+            assert within == (sign * own.median <= worse_end)
 
 
 def test_seconds_are_steps_at_the_measured_pace(problems):
