@@ -24,7 +24,14 @@ from sibp.runs.folder import write_atomic
 from sibp.runs.output import forgiving_output
 from sibp.runs.values import UsageError
 
-FORMATS = ("html", "md", "csv", "png", "svg", "tensorboard")
+FORMATS = {  # -> the ending of the file or files that are named after the page
+    "html": ".html",
+    "md": ".md",
+    "csv": "-*.csv",
+    "png": "-*.png",
+    "svg": "-*.svg",
+    "tensorboard": "-tensorboard",
+}
 EPILOG = """
 Every folder below DIR with a config.yaml, metrics.jsonl or summary.json is a run. Nothing is trained or changed;
 unreadable runs are listed with the reason. The end of the report states the rules of comparison. Exit code: 0 written,
@@ -32,13 +39,10 @@ unreadable runs are listed with the reason. The end of the report states the rul
 """
 
 
+@forgiving_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line, by default the process's own; returns the exit code: 0 written, 2 wrong input."""
-    with forgiving_output():
-        return _main(list(sys.argv[1:] if argv is None else argv))
-
-
-def _main(words: list[str]) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(words)
     if args.arena and (args.target_acc or args.target_loss):
         print("--arena uses SGD's results as targets: omit --target-acc and --target-loss.", file=sys.stderr)
@@ -125,39 +129,29 @@ def _target(largest: float, needed: str, text: str) -> float:
 
 def _write(document: Document, out: Path, formats: Sequence[str]) -> list[Path]:
     """Write each format next to ``out``; returns the files, or a pattern where there are many."""
-    written: list[Path] = []
-
-    def beside(ending: str) -> Path:
-        written.append(out.with_name(out.stem + ending))
-        return written[-1]
-
+    written = {form: out.with_name(out.stem + ending) for form, ending in FORMATS.items()} | {"html": out}
+    texts: dict[Path, str] = {}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if "html" in formats:
-            _write_text(out, page(document, out.parent))
-            written.append(out)
+            texts[out] = page(document, out.parent)
         if "md" in formats:
             drawn = next((form for form in ("svg", "png") if form in formats), None)
-            _write_text(beside(".md"), markdown(document, out.parent, out.stem, drawn))
+            texts[written["md"]] = markdown(document, out.parent, out.stem, drawn)
         if "csv" in formats:
             for name, text in csv_files(document, out.parent).items():
-                _write_text(out.with_name(f"{out.stem}-{name}.csv"), text)
-            beside("-*.csv")
-        for form in ("png", "svg"):
-            if form in formats:
-                save_pictures(document, out.with_suffix(""), form)
-                beside(f"-*.{form}")
+                texts[out.with_name(f"{out.stem}-{name}.csv")] = text
+        for path, text in texts.items():
+            write_atomic(path, text.encode("utf-8", "backslashreplace"))
+        for form in set(formats) & {"png", "svg"}:
+            save_pictures(document, out.with_suffix(""), form)
         if "tensorboard" in formats:
             from sibp.report.board import write_medians  # tensorboard takes a second to import
 
-            write_medians(document, beside("-tensorboard"))
+            write_medians(document, written["tensorboard"])
     except OSError as error:
         raise UsageError(f"The report cannot be written to {out} ({error.strerror}): give another --out.") from error
-    return written
-
-
-def _write_text(path: Path, text: str) -> None:
-    write_atomic(path, text.encode("utf-8", "backslashreplace"))
+    return [written[form] for form in formats]
 
 
 if __name__ == "__main__":
