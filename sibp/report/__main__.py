@@ -1,10 +1,10 @@
 """Compare finished runs: ``sibp report runs`` writes report.html."""
 
 import argparse
-import math
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from sibp.analysis.clock import time_all
 from sibp.analysis.comparison import compare
 from sibp.report.arena_page import build_arena
 from sibp.report.blocks import Document
-from sibp.report.exports import csv_files
+from sibp.report.exports import csv_files, write_medians
 from sibp.report.markdown import markdown
 from sibp.report.pictures import save_pictures
 from sibp.report.sections import build
@@ -24,14 +24,7 @@ from sibp.runs.folder import write_atomic
 from sibp.runs.output import forgiving_output
 from sibp.runs.values import UsageError
 
-FORMATS = {  # -> the ending of the file or files that are named after the page
-    "html": ".html",
-    "md": ".md",
-    "csv": "-*.csv",
-    "png": "-*.png",
-    "svg": "-*.svg",
-    "tensorboard": "-tensorboard",
-}
+FORMATS = ("html", "md", "csv", "png", "svg", "tensorboard")
 EPILOG = """
 Every folder below DIR with a config.yaml, metrics.jsonl or summary.json is a run. Nothing is trained or changed;
 unreadable runs are listed with the reason. The end of the report states the rules of comparison. Exit code: 0 written,
@@ -111,26 +104,23 @@ def _file(text: str) -> Path:
 
 def _formats(text: str) -> tuple[str, ...]:
     chosen = text.split(",")
-    for name in chosen:
-        if name not in FORMATS:
-            raise argparse.ArgumentTypeError(f"there is no format {name!r}; choose from {', '.join(FORMATS)}")
+    if unknown := [name for name in chosen if name not in FORMATS]:
+        raise argparse.ArgumentTypeError(f"there is no format {unknown[0]!r}; choose from {', '.join(FORMATS)}")
     return tuple(name for name in FORMATS if name in chosen)
 
 
 def _target(largest: float, needed: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value <= largest:
-        raise argparse.ArgumentTypeError(f"{text} is not {needed}")
-    return value
+    with suppress(ValueError):
+        if 0 < (value := float(text)) <= largest:
+            return value
+    raise argparse.ArgumentTypeError(f"{text} is not {needed}")
 
 
 def _write(document: Document, out: Path, formats: Sequence[str]) -> list[Path]:
     """Write each format next to ``out``; returns the files, or a pattern where there are many."""
-    written = {form: out.with_name(out.stem + ending) for form, ending in FORMATS.items()} | {"html": out}
     texts: dict[Path, str] = {}
+    endings = {"html": out.suffix, "md": ".md", "tensorboard": "-tensorboard"}
+    written = {form: out.with_name(out.stem + endings.get(form, f"-*.{form}")) for form in formats}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if "html" in formats:
@@ -146,12 +136,10 @@ def _write(document: Document, out: Path, formats: Sequence[str]) -> list[Path]:
         for form in set(formats) & {"png", "svg"}:
             save_pictures(document, out.with_suffix(""), form)
         if "tensorboard" in formats:
-            from sibp.report.board import write_medians  # tensorboard takes a second to import
-
             write_medians(document, written["tensorboard"])
     except OSError as error:
         raise UsageError(f"The report cannot be written to {out} ({error.strerror}): give another --out.") from error
-    return [written[form] for form in formats]
+    return list(written.values())
 
 
 if __name__ == "__main__":

@@ -74,14 +74,12 @@ def _against(duels: Sequence[Duel]) -> str:
     """Such as ``better than sgd, no different from adam (0.1 [-0.2, 0.3])``."""
     parts = []
     for word, phrase in PHRASES.items():
-        rivals = [duel for duel in duels if duel.verdict.word == word]
-        names = [duel.other.name for duel in rivals]
+        rivals = {duel.other.name: cell_text(duel.verdict.difference) for duel in duels if duel.verdict.word == word}
         if rivals and word == SAME:
-            each = ", ".join(f"{duel.other.name} ({cell_text(duel.verdict.difference)})" for duel in rivals)
-            parts.append(f"{phrase} {each}")
+            parts.append(f"{phrase} {', '.join(f'{name} ({size})' for name, size in rivals.items())}")
         elif rivals:
             few = f" (too few shared seeds: fewer than {MIN_SEEDS})" if word == TOO_FEW else ""
-            parts.append(f"{phrase} {_listed(names)}{few}")
+            parts.append(f"{phrase} {_listed(list(rivals))}{few}")
     return "; ".join(parts)
 
 
