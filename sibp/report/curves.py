@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import reduce
+from itertools import groupby
 
 import numpy as np
 
@@ -140,28 +141,24 @@ def robustness(problem: Problem, number: str) -> list[Block]:
     """Final training loss over the learning rate, with a caption; nothing if no method tried several."""
     if not any(sum(lr > 0 for lr in method.grid("lr")) > 1 for method in problem.methods):
         return []
-    tried = {method.name: _losses_by_rate(method) for method in problem.methods}
-    finite = [loss for points in tried.values() for _, loss, _ in points if loss < math.inf]
-    ceiling = 2 * max(finite, default=1.0) or 1.0
+    tried = [
+        (method.name, lr, loss, setting)
+        for method in problem.methods
+        for setting in method.settings
+        if (lr := setting.hyper_parameters.get("lr", 0)) > 0
+        and (loss := median_over(setting.runs, FINAL_LOSS.of)) is not None
+    ]
+    ceiling = 2 * max((loss for _, _, loss, _ in tried if loss < math.inf), default=1.0) or 1.0
     lines: list[Line] = []
-    for name, points in tried.items():
-        points = [(lr, min(loss, ceiling), setting) for lr, loss, setting in points]
-        best: dict[float, float] = {}
-        for lr, loss, _ in points:
-            best[lr] = min(loss, best.get(lr, math.inf))
-        if points:
-            x = np.array(sorted(best))
-            lines += [Line(name, name, x, np.array([best[lr] for lr in x]), named=True), _marks(name, points, "points")]
+    for name, group in groupby(tried, key=lambda each: each[0]):
+        points = [(lr, min(loss, ceiling), setting) for _, lr, loss, setting in group]
+        best = {rate: min(loss for lr, loss, _ in points if lr == rate) for rate in sorted({lr for lr, _, _ in points})}
+        lines.append(Line(name, name, np.array(list(best)), np.array(list(best.values())), named=True))
+        lines.append(_marks(name, points, "points"))
         if ended := [point for point in points if _ended(point[2])]:
             lines.append(_marks(name, ended, "cross"))
     title = "final train loss over learning rate"
     return [Text(OVER_RATES), Figure(f"{number}-robustness", title, "lr", "final train loss", lines, True, True)]
-
-
-def _losses_by_rate(method: Method) -> list[tuple[float, float, Setting]]:
-    """(learning rate, median final training loss, setting) for every setting that has both."""
-    found = [(s.hyper_parameters.get("lr", 0), median_over(s.runs, FINAL_LOSS.of), s) for s in method.settings]
-    return [(lr, loss, setting) for lr, loss, setting in found if lr > 0 and loss is not None]
 
 
 def _marks(name: str, points: Sequence[tuple[float, float, Setting]], kind: str) -> Line:

@@ -32,7 +32,9 @@ def _block(block: Block, folder: Path, stem: str, drawn: str | None) -> str:
     if isinstance(block, Figure):
         return f"![{_escaped(block.title)}]({quote(f'{stem}-{block.name}.{drawn}')})" if drawn else ""
     if isinstance(block, Table):
-        return "" if block.folded else _table(block, folder)
+        rows = [[_cell(cell, folder) for cell in row] for row in block.rows]
+        table = lines_of_table(list(map(_escaped, block.columns)), rows)
+        return "" if block.folded else f"{_escaped(block.title)}:\n\n{table}".rstrip("\n")
     title, empty = f"{_escaped(block.title)}: row against column", ("–", None)
     methods = {method: _escaped(method) for method in block.methods}
     rows = [
@@ -40,11 +42,6 @@ def _block(block: Block, folder: Path, stem: str, drawn: str | None) -> str:
         for method, name in methods.items()
     ]
     return lines_of_table([title, *methods.values()], rows).rstrip("\n")
-
-
-def _table(table: Table, folder: Path) -> str:
-    rows = [[_cell(cell, folder) for cell in row] for row in table.rows]
-    return f"{_escaped(table.title)}:\n\n{lines_of_table(list(map(_escaped, table.columns)), rows)}".rstrip("\n")
 
 
 def _cell(cell: Cell, folder: Path) -> str:
