@@ -1,10 +1,10 @@
 """Compare finished runs: ``sibp report runs`` writes report.html."""
 
 import argparse
-import math
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from sibp.analysis.clock import time_all
 from sibp.analysis.comparison import compare
 from sibp.report.arena_page import build_arena
 from sibp.report.blocks import Document
-from sibp.report.exports import csv_files
+from sibp.report.exports import csv_files, write_medians
 from sibp.report.markdown import markdown
 from sibp.report.pictures import save_pictures
 from sibp.report.sections import build
@@ -32,13 +32,10 @@ unreadable runs are listed with the reason. The end of the report states the rul
 """
 
 
+@forgiving_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line, by default the process's own; returns the exit code: 0 written, 2 wrong input."""
-    with forgiving_output():
-        return _main(list(sys.argv[1:] if argv is None else argv))
-
-
-def _main(words: list[str]) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(words)
     if args.arena and (args.target_acc or args.target_loss):
         print("--arena uses SGD's results as targets: omit --target-acc and --target-loss.", file=sys.stderr)
@@ -107,57 +104,42 @@ def _file(text: str) -> Path:
 
 def _formats(text: str) -> tuple[str, ...]:
     chosen = text.split(",")
-    for name in chosen:
-        if name not in FORMATS:
-            raise argparse.ArgumentTypeError(f"there is no format {name!r}; choose from {', '.join(FORMATS)}")
+    if unknown := [name for name in chosen if name not in FORMATS]:
+        raise argparse.ArgumentTypeError(f"there is no format {unknown[0]!r}; choose from {', '.join(FORMATS)}")
     return tuple(name for name in FORMATS if name in chosen)
 
 
 def _target(largest: float, needed: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value <= largest:
-        raise argparse.ArgumentTypeError(f"{text} is not {needed}")
-    return value
+    with suppress(ValueError):
+        if 0 < (value := float(text)) <= largest:
+            return value
+    raise argparse.ArgumentTypeError(f"{text} is not {needed}")
 
 
 def _write(document: Document, out: Path, formats: Sequence[str]) -> list[Path]:
     """Write each format next to ``out``; returns the files, or a pattern where there are many."""
-    written: list[Path] = []
-
-    def beside(ending: str) -> Path:
-        written.append(out.with_name(out.stem + ending))
-        return written[-1]
-
+    texts: dict[Path, str] = {}
+    endings = {"html": out.suffix, "md": ".md", "tensorboard": "-tensorboard"}
+    written = {form: out.with_name(out.stem + endings.get(form, f"-*.{form}")) for form in formats}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if "html" in formats:
-            _write_text(out, page(document, out.parent))
-            written.append(out)
+            texts[out] = page(document, out.parent)
         if "md" in formats:
             drawn = next((form for form in ("svg", "png") if form in formats), None)
-            _write_text(beside(".md"), markdown(document, out.parent, out.stem, drawn))
+            texts[written["md"]] = markdown(document, out.parent, out.stem, drawn)
         if "csv" in formats:
             for name, text in csv_files(document, out.parent).items():
-                _write_text(out.with_name(f"{out.stem}-{name}.csv"), text)
-            beside("-*.csv")
-        for form in ("png", "svg"):
-            if form in formats:
-                save_pictures(document, out.with_suffix(""), form)
-                beside(f"-*.{form}")
+                texts[out.with_name(f"{out.stem}-{name}.csv")] = text
+        for path, text in texts.items():
+            write_atomic(path, text.encode("utf-8", "backslashreplace"))
+        for form in set(formats) & {"png", "svg"}:
+            save_pictures(document, out.with_suffix(""), form)
         if "tensorboard" in formats:
-            from sibp.report.board import write_medians  # tensorboard takes a second to import
-
-            write_medians(document, beside("-tensorboard"))
+            write_medians(document, written["tensorboard"])
     except OSError as error:
         raise UsageError(f"The report cannot be written to {out} ({error.strerror}): give another --out.") from error
-    return written
-
-
-def _write_text(path: Path, text: str) -> None:
-    write_atomic(path, text.encode("utf-8", "backslashreplace"))
+    return list(written.values())
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """The report of the arena: all problems together, then each problem."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import product
 
 from sibp.analysis import arena
 from sibp.analysis.arena import GOALS, UNITS, Contest, Standing, costs, pace, standings
-from sibp.analysis.comparison import Method, Setting
+from sibp.analysis.comparison import Method
 from sibp.analysis.duels import answer, by_seed
 from sibp.analysis.outcomes import Quantity, over_runs
 from sibp.analysis.performance_profiles import share_within, steps_of
@@ -19,6 +19,7 @@ from sibp.report.sections import broken_and_notes, choice_text, how_made, tally
 from sibp.report.tables import budget_table
 from sibp.report.verdicts import who_won
 from sibp.runs.collect import Collection
+from sibp.runs.identity import setting_name
 
 LARGEST_RATIO = 10.0  # right edge of the drawn profiles, in multiples of the fastest method's cost
 BEST = 6  # number of methods whose profiles are coloured; the other profiles are grey
@@ -32,7 +33,6 @@ def build_arena(collection: Collection, contests: Sequence[Contest], command: st
     """The report of all problems together, then of each problem."""
     table = standings(contests)
     problems = [contest.problem for contest in contests]
-    count = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}"
     first = [*scores(table), Text(CAPTION), *profiles(table), *(standing_table(table, goal) for goal in GOALS)]
     sections = [Section("All problems together", first, level=2)]
     for contest in contests:
@@ -45,85 +45,73 @@ def build_arena(collection: Collection, contests: Sequence[Contest], command: st
             Section("Budget", [budget_table(problem), Text(choice_text(problem))], folded=True),
         ]
     sections += [broken_and_notes(collection, problems), how_made(collection.runs, command)]
-    title = f"The arena: {len(table)} methods, {count}"
+    title = f"The arena: {len(table)} methods, {len(problems)} problem{'' if len(problems) == 1 else 's'}"
     return Document(title, sections, tally(collection), ("verdicts", "arena"))
 
 
 def standing_table(table: Sequence[Standing], goal: str) -> Table:
     """One row per method over all instances, sorted by its score in steps to the target of ``goal``."""
-    rows: list[list[Cell]] = []
+    rows: list[dict[str, Cell]] = []
     for each in _by_score(table, goal, UNITS[0]):
-        reached = share_within(each.ratios[goal, UNITS[0]], math.inf)
-        cells: list[Cell] = [each.name, each.entered, each.places[goal], reached]
+        row: dict[str, Cell] = {"method": each.name, "problems": each.entered, f"place in {goal}": each.places[goal]}
+        row["target reached"] = share_within(each.ratios[goal, UNITS[0]], math.inf)
         for unit in UNITS:
-            cells += [each.scores[goal, unit], each.firsts[goal, unit]]
-        rows.append(cells)
-    columns = ["method", "problems", f"place in {goal}", "target reached"]
-    for unit in UNITS:
-        columns += [f"score in {unit}", f"first in {unit}"]
-    count = len(table[0].ratios[goal, UNITS[0]])
+            row[f"score in {unit}"], row[f"first in {unit}"] = each.scores[goal, unit], each.firsts[goal, unit]
+        rows.append(row)
     note = (
-        f"The {goal} target over {count} instances: median place and score with 95 % bootstrap intervals; first: share "
-        "of resamples in which the method's score is the highest"
+        f"The {goal} target over {len(table[0].ratios[goal, UNITS[0]])} instances: median place and score with 95 % "
+        "bootstrap intervals; first: share of resamples in which the method's score is the highest"
     )
-    return Table(f"standings-{goal}", columns, rows, note)
-
-
-def scores(table: Sequence[Standing]) -> list[Figure]:
-    """Scores with their intervals: one figure per target and unit of cost, the best method first."""
-    found = []
-    for goal, unit, ranked in _rankings(table):
-        lines = [interval(of.name, i, of.scores[goal, unit], muted=i >= BEST) for i, of in enumerate(ranked)]
-        title, rows = f"score in {unit}, {goal} target", [each.name for each in ranked]
-        found.append(Figure(f"score-{goal}-{unit}", title, "score with 95 % interval", "", lines, rows=rows))
-    return found
-
-
-def _rankings(table: Sequence[Standing]) -> Iterator[tuple[str, str, list[Standing]]]:
-    """Every target and unit of cost, with the methods sorted by their score."""
-    for goal, unit in product(GOALS, UNITS):
-        yield goal, unit, _by_score(table, goal, unit)
+    return Table.of(f"standings-{goal}", rows, note)
 
 
 def _by_score(table: Sequence[Standing], goal: str, unit: str) -> list[Standing]:
     return sorted(table, key=lambda each: -each.scores[goal, unit].median)
 
 
+def scores(table: Sequence[Standing]) -> list[Figure]:
+    """Scores with their intervals: one figure per target and unit of cost, the best method first."""
+    found = []
+    for goal, unit in product(GOALS, UNITS):
+        ranked = _by_score(table, goal, unit)
+        lines = [interval(of.name, i, of.scores[goal, unit], muted=i >= BEST) for i, of in enumerate(ranked)]
+        title, rows = f"score in {unit}, {goal} target", [each.name for each in ranked]
+        found.append(Figure(f"score-{goal}-{unit}", title, "score with 95 % interval", "", lines, rows=rows))
+    return found
+
+
 def profiles(table: Sequence[Standing]) -> list[Figure]:
     """Performance profiles: one figure per target and unit of cost."""
     found = []
-    for goal, unit, ranked in _rankings(table):
+    for goal, unit in product(GOALS, UNITS):
         lines = []
-        for place, each in enumerate(ranked):
+        for place, each in enumerate(_by_score(table, goal, unit)):
             tau, height = steps_of(each.ratios[goal, unit], LARGEST_RATIO)
             lines.append(Line(each.name, each.name, tau, height, named=True, muted=place >= BEST))
         lines.sort(key=lambda line: not line.muted)  # grey lines are drawn first, behind the others
-        title = f"{unit} to the {goal} target"
-        axis = f"{unit} / {unit} of the fastest"
+        title, axis = f"{unit} to the {goal} target", f"{unit} / {unit} of the fastest"
         found.append(Figure(f"profile-{goal}-{unit}", title, axis, "share of instances", lines, x_log=True))
     return found
 
 
 def outcome_table(contest: Contest) -> Table:
     """One row per method on one problem."""
-    shown = [contest.problem.quantities[2], *contest.quantities]
     sgd = contest.entry(arena.REFERENCE)
     base = pace(sgd) if sgd else 0.0
-    rows: list[list[Cell]] = []
+    rows: list[dict[str, Cell]] = []
     for method in contest.problem.methods:
-        cells: list[Cell] = [method.name, _label(method), sum(run.status == "completed" for run in method.runs)]
-        cells += [over_runs(method.runs, quantity.of) for quantity in shown]
-        cells += [1000 * pace(method), pace(method) / base if base else None]
-        for target in contest.targets:
-            needed = costs(method, target)
-            cells += [estimate([needed[seed][unit] for seed in sorted(needed)]) for unit in UNITS]
-        cells += [_against(method, sgd, quantity) for quantity in contest.quantities]
-        rows.append(cells)
-    targets = [f"{unit} to {target.title}" for target in contest.targets for unit in UNITS]
-    verdicts = [f"{quantity.title} against {arena.REFERENCE}" for quantity in contest.quantities]
-    titles = [quantity.title for quantity in shown]
-    columns = ("method", "setting", "completed", *titles, "ms per step", "step cost against SGD", *targets, *verdicts)
-    return Table("outcome", columns, rows, "Medians over seeds with 95 % bootstrap intervals")
+        completed = sum(run.status == "completed" for run in method.runs)
+        row: dict[str, Cell] = {"method": method.name, "setting": _label(method), "completed": completed}
+        for quantity in (contest.problem.quantities[2], *contest.quantities):
+            row[quantity.title] = over_runs(method.runs, quantity.of)
+        row["ms per step"] = 1000 * pace(method)
+        row["step cost against SGD"] = pace(method) / base if base else None
+        for target, unit in product(contest.targets, UNITS):
+            row[f"{unit} to {target.title}"] = estimate([each[unit] for each in costs(method, target).values()])
+        for quantity in contest.quantities:
+            row[f"{quantity.title} against {arena.REFERENCE}"] = _against(method, sgd, quantity)
+        rows.append(row)
+    return Table.of("outcome", rows, "Medians over seeds with 95 % bootstrap intervals")
 
 
 def against(contest: Contest, mine: Method, rival: Method) -> list[str | None]:
@@ -142,7 +130,7 @@ def _label(method: Method) -> str | None:
     if method.chosen is None:
         return None
     tuned = {key: value for key, value in method.chosen.optimizer.items() if len(method.grid(key)) > 1}
-    return Setting(tuned or method.chosen.optimizer, []).label
+    return setting_name(tuned or method.chosen.optimizer)
 
 
 def _against(method: Method, other: Method | None, quantity: Quantity) -> str | None:

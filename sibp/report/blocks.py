@@ -8,15 +8,7 @@ import numpy as np
 
 from sibp.analysis.statistics import Estimate
 
-
-@dataclass(frozen=True)
-class Link:
-    """A folder, shown by its name."""
-
-    path: Path
-
-
-Cell = str | int | float | Estimate | Link | None
+Cell = str | int | float | Estimate | Path | None  # a path is shown as a link, by its name
 
 
 @dataclass(frozen=True)
@@ -37,17 +29,19 @@ class Table:
     title: str
     folded: bool = False  # whether it is collapsed at first
 
+    @classmethod
+    def of(cls, name: str, rows: Sequence[Mapping[str, Cell]], title: str, folded: bool = False) -> "Table":
+        """A table of one or more rows ``{heading: cell}`` with the same headings."""
+        return cls(name, tuple(rows[0]), [list(row.values()) for row in rows], title, folded)
+
 
 @dataclass(frozen=True)
 class Matrix:
     """The verdicts on all pairs of methods."""
 
-    name: str  # unique in a report
     title: str  # the metric
     methods: Sequence[str]  # names of rows and columns
-    words: Mapping[tuple[str, str], str]  # (row, column) -> the verdict on the row's method against the column's
-    # (row, column) -> the median difference, or ratio, with its interval
-    numbers: Mapping[tuple[str, str], Estimate | None]
+    cells: Mapping[tuple[str, str], tuple[str, Estimate | None]]  # (row, column) -> verdict, median difference or ratio
     of: str = "minus"  # the numbers are row ``minus`` column, or the cost of the row's step ``over`` the column's
 
 
@@ -61,14 +55,11 @@ class Line:
     y: np.ndarray  # (n,) values; NaN leaves a gap
     low: np.ndarray | None = None  # (n,) lower edge of the band; for ``interval``, the left end
     high: np.ndarray | None = None  # (n,) upper edge of the band; for ``interval``, the right end
-    # ``median`` (thick), ``seed`` (thin), ``points`` (dots), ``cross`` (crosses) or ``interval`` (a dot with a
-    # horizontal bar)
-    kind: str = "median"
+    kind: str = "median"  # (thick), ``seed`` (thin), ``points``, ``cross`` or ``interval`` (a dot with a bar)
     texts: Sequence[str] = ()  # a tooltip per point
     named: bool = False  # whether it is in the legend
     detail: str = ""  # its setting or seed
-    # title of another horizontal axis -> (n,) positions on that axis
-    also: Mapping[str, np.ndarray] = field(default_factory=dict)
+    also: Mapping[str, np.ndarray] = field(default_factory=dict)  # title of another horizontal axis -> (n,) positions
     muted: bool = False  # whether it is drawn in grey, behind the others, and left out of the legend
 
 
@@ -100,7 +91,7 @@ class Section:
     """A part of the report with a heading."""
 
     title: str
-    blocks: Sequence[Block] = field(default_factory=list)  # in order
+    blocks: Sequence[Block]  # in order
     folded: bool = False  # whether it is collapsed at first
     level: int = 3  # of the heading
 
@@ -114,13 +105,19 @@ class Document:
     summary: str = ""  # one line below the title
     rules: Sequence[str] = ()  # rules explained at its end: ``verdicts``, ``clock``, ``arena``
 
-    def blocks(self) -> list[tuple[Section, Block]]:
-        """Every block with the level-2 section that it belongs to, in the order of the report."""
-        found, part = [], Section("")
+    @property
+    def parts(self) -> list[list[Section]]:
+        """The sections in groups, each of which begins with a section of level 2."""
+        parts: list[list[Section]] = []
         for section in self.sections:
-            part = section if section.level == 2 else part
-            found += [(part, block) for block in section.blocks]
-        return found
+            if section.level == 2 or not parts:
+                parts.append([])
+            parts[-1].append(section)
+        return parts
+
+    def blocks(self) -> list[tuple[str, Block]]:
+        """(title of its part, block) for every block, in the order of the report."""
+        return [(part[0].title, block) for part in self.parts for section in part for block in section.blocks]
 
     def figures(self) -> list[Figure]:
         """Every figure, in the order of the report."""

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from sibp.analysis.scoring import Verdict
 from sibp.analysis.statistics import Estimate
-from sibp.report.blocks import Cell, Link
+from sibp.report.blocks import Cell
 from sibp.runs.packed import PACKED
 from sibp.runs.values import shown
 
@@ -31,8 +31,8 @@ def cell_text(cell: Cell, digits: int = 4) -> str:
     if isinstance(cell, Estimate):
         median, low, high = (four_digits(value, digits) for value in (cell.median, *cell.ends))
         return median if cell.low is None else f"{median} [{low}, {high}]"
-    if isinstance(cell, Link):
-        return shown(cell.path.name or str(cell.path))
+    if isinstance(cell, Path):
+        return shown(cell.name or str(cell))
     return four_digits(cell) if isinstance(cell, float) else str(cell) if isinstance(cell, int) else cell
 
 

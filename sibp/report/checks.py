@@ -1,8 +1,9 @@
 """Whether the methods of a problem can be compared, and the weaknesses of the comparison."""
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from sibp.analysis.comparison import Problem
 from sibp.report.blocks import Text
@@ -25,8 +26,8 @@ UNEQUAL_LOAD = 1.0  # difference in running processes: another training process 
 
 def comparability(problem: Problem) -> list[Text]:
     """A paragraph on equal starts, and a warning for each weakness of the comparison."""
-    checks = _unvalidated, _edges, _budgets, _rows, _code, _machines, _resumed, _unreliable
-    return [*_starts(problem), *(Text(text, warning=True) for check in checks for text in check(problem))]
+    weaknesses = chain(_tuning(problem), _records(problem), _clocks(problem), _unreliable(problem))
+    return [*_starts(problem), *(Text(text, warning=True) for text in weaknesses)]
 
 
 def incomparable(problem: Problem) -> list[str]:
@@ -87,27 +88,18 @@ def _start(run: Run, what: str) -> float | str | None:
     return float(loss) if loss == loss else None
 
 
-def _unvalidated(problem: Problem) -> Iterable[str]:
-    names = ", ".join(method.name for method in problem.methods if not method.validated)
-    if names:
+def _tuning(problem: Problem) -> Iterator[str]:
+    if names := ", ".join(method.name for method in problem.methods if not method.validated):
         yield f"No validation data of {names}: the final training loss decides alone."
+    if edges := [f"{method.name}'s {edge}" for method in problem.methods for edge in method.edges()]:
+        yield f"Chosen at the edge of the grid; better values may lie beyond: {'; '.join(edges)}."
+    if len({len(method.settings) for method in problem.methods}) > 1:
+        tried = ", ".join(f"{method.name} {len(method.settings)}" for method in problem.methods)
+        yield f"Unequal budgets; settings tried: {tried}."
 
 
-def _edges(problem: Problem) -> Iterable[str]:
-    found = [f"{method.name}'s {edge}" for method in problem.methods for edge in method.edges()]
-    if found:
-        yield f"Chosen at the edge of the grid; better values may lie beyond: {'; '.join(found)}."
-
-
-def _budgets(problem: Problem) -> Iterable[str]:
-    tried = {method.name: len(method.settings) for method in problem.methods}
-    if len(set(tried.values())) > 1:
-        listed = ", ".join(f"{name} {count}" for name, count in tried.items())
-        yield f"Unequal budgets; settings tried: {listed}."
-
-
-def _rows(problem: Problem) -> Iterable[str]:
-    """Runs that were logged at different steps."""
+def _records(problem: Problem) -> Iterator[str]:
+    """Runs that were logged at different steps, or are of different code."""
     completed = [(run, method.name) for method in problem.methods for run in method.runs if run.status == "completed"]
     if len({tuple(run.columns["step"]) for run, _ in completed}) > 1:
         counts = sorted((len(run.columns["step"]), name) for run, name in completed)
@@ -116,15 +108,10 @@ def _rows(problem: Problem) -> Iterable[str]:
             f"Runs were logged at different steps ({seldom} {least} rows, {often} {most}), on which best values, steps "
             "and seconds to a target, and break-even ratios depend."
         )
-
-
-def _code(problem: Problem) -> Iterable[str]:
-    """Runs of different code."""
     abouts = [run.environment for run in problem.shown_runs]
     versions = [about["versions"] for about in abouts if isinstance(about.get("versions"), dict)]
-    found = {"commits": {shown(about["git_commit"]) for about in abouts if about.get("git_commit")}}
-    for name in LIBRARIES:
-        found[f"versions of {name}"] = {shown(each[name]) for each in versions if each.get(name)}
+    found = {f"versions of {name}": {shown(each[name]) for each in versions if each.get(name)} for name in LIBRARIES}
+    found = {"commits": {shown(about["git_commit"]) for about in abouts if about.get("git_commit")}} | found
     differing = [f"{len(values)} {what}" for what, values in found.items() if len(values) > 1]
     changed = sum(about.get("git_dirty") is True for about in abouts)
     if 0 < changed < sum(about.get("git_dirty") is not None for about in abouts):
@@ -133,33 +120,28 @@ def _code(problem: Problem) -> Iterable[str]:
         yield f"Runs differ in their code: {', '.join(differing)}."
 
 
-def _machines(problem: Problem) -> Iterable[str]:
-    if not _own_seconds(problem):
+def _clocks(problem: Problem) -> Iterator[str]:
+    """What makes seconds incomparable; nothing if the report shows no seconds that the runs measured themselves."""
+    if all(method.name in (problem.clock or ()) for method in problem.methods if method.runs):
         return
     abouts = [run.environment for run in problem.shown_runs if run.environment]
-    keys = ("host", "processor", "device", "threads")
-    places = {tuple(shown(about.get(key)) for key in keys) for about in abouts}
+    places = {tuple(shown(about.get(key)) for key in ("host", "processor", "device", "threads")) for about in abouts}
     if len(places) > 1:
         yield f"Seconds were measured on {len(places)} combinations of host, processor, device and threads."
     kernels = sorted({shown(about.get("kernels") or "unknown") for about in abouts})
     if len(kernels) > 1:
         yield f"Runs differ in their compiled kernels ({', '.join(kernels)}): compare steps, not seconds."
-    loads = [number_or_nan(about.get("load")) for about in abouts]
-    known = [load for load in loads if load == load]
-    if known and max(known) - min(known) > UNEQUAL_LOAD:
+    loads = [load for about in abouts if (load := number_or_nan(about.get("load"))) == load]
+    if loads and max(loads) - min(loads) > UNEQUAL_LOAD:
         yield (
-            f"Machine load varied from {min(known):g} to {max(known):g} processes between runs: compare steps, "
+            f"Machine load varied from {min(loads):g} to {max(loads):g} processes between runs: compare steps, "
             "not seconds, or measure the cost of a step separately (sibp bench runs)."
         )
-
-
-def _resumed(problem: Problem) -> Iterable[str]:
-    """Runs that were continued by a process with another number of threads, device, processor or kernels."""
-    changed = [keys for run in problem.shown_runs if (keys := _changed_speed_keys(run))]
-    if changed and _own_seconds(problem):
-        keys = ", ".join(key for key in SPEED_KEYS if any(key in each for each in changed))
+    resumed = [keys for run in problem.shown_runs if (keys := _changed_speed_keys(run))]
+    if resumed:
+        keys = ", ".join(key for key in SPEED_KEYS if any(key in each for each in resumed))
         yield (
-            f"Resumed with other {keys}: {len(changed)} of the shown runs, whose seconds mix clocks: compare steps, "
+            f"Resumed with other {keys}: {len(resumed)} of the shown runs, whose seconds mix clocks: compare steps, "
             "not seconds."
         )
 
@@ -172,18 +154,12 @@ def _changed_speed_keys(run: Run) -> list[str]:
     return [key for key in SPEED_KEYS if len({shown(part.get(key)) for part in known}) > 1]
 
 
-def _unreliable(problem: Problem) -> Iterable[str]:
+def _unreliable(problem: Problem) -> Iterator[str]:
+    shown_as = {method: Counter(run.status for run in method.runs) for method in problem.methods}
     for status in ("diverged", "failed"):
-        counts = [(method, sum(run.status == status for run in method.runs)) for method in problem.methods]
-        found = [f"{method.name} ({count} of {len(method.runs)})" for method, count in counts if count]
+        found = [f"{method.name} ({of[status]} of {of.total()})" for method, of in shown_as.items() if of[status]]
         if found:
             yield f"Shown runs {status}, and count as worst: {', '.join(found)}; see the table of runs."
     for method in problem.methods:
-        waiting = sum(run.status == "unfinished" for run in method.all_runs)
-        if waiting:
+        if waiting := sum(run.status == "unfinished" for run in method.all_runs):
             yield f"{method.name}: {waiting} unfinished run{'' if waiting == 1 else 's'}, not counted yet."
-
-
-def _own_seconds(problem: Problem) -> bool:
-    """Whether the report shows seconds that the runs measured themselves."""
-    return not all(method.name in (problem.clock or ()) for method in problem.methods if method.runs)

@@ -1,53 +1,83 @@
-"""Tables as CSV."""
+"""The report for other programs: tables as CSV, and medians over seeds as runs for TensorBoard."""
 
 import csv
 import io
+import math
+import re
+import time
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 from sibp.analysis.statistics import Estimate
-from sibp.report.blocks import Cell, Document, Link, Table
+from sibp.report.blocks import Cell, Document, Figure, Line, Table
 from sibp.report.cells import relative
+from sibp.report.curves import SECONDS
+
+TAGS = {"train loss": "loss/train", "val loss": "loss/val", "val acc": "accuracy/val"}
+"""Title of a curve -> the tag of the same curve in a run's own event file."""
 
 
 def csv_files(document: Document, folder: Path) -> dict[str, str]:
     """Name -> CSV with full precision; tables of the same name are merged, with a column for the section."""
-    merged: dict[str, list[dict[str, str]]] = {}
+    merged: defaultdict[str, list[dict[str, Cell]]] = defaultdict(list)
     for part, block in document.blocks():
         if isinstance(block, Table):
-            rows = [_csv_row(block.columns, row, folder) for row in block.rows]
-            merged.setdefault(block.name, []).extend({"part": _guarded(part.title), **row} for row in rows)
+            columns = ("part", *block.columns)
+            merged[block.name] += [_csv_row(columns, (part, *row), folder) for row in block.rows]
     files = {}
     for name, rows in merged.items():
-        columns = list(dict.fromkeys(column for row in rows for column in row))
-        file = io.StringIO()
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        file, columns = io.StringIO(), dict.fromkeys(column for row in rows for column in row)
+        writer = csv.DictWriter(file, list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         files[name] = file.getvalue()
     return files
 
 
-def _csv_row(columns: Sequence[str], row: Sequence[Cell], folder: Path) -> dict[str, str]:
-    """``{column: text}``; an estimate fills three columns: median, low and high."""
-    found: dict[str, str] = {}
-    for column, cell in zip(columns, row, strict=True):
-        name = _guarded(column)
+def _csv_row(columns: Sequence[str], row: Sequence[Cell], folder: Path) -> dict[str, Cell]:
+    """``{column: number or text}``; an estimate fills three columns: median, low and high."""
+    found: dict[str, Cell] = {}
+    for column, cell in zip(map(_guarded, columns), row, strict=True):
         if isinstance(cell, Estimate):
-            found[name] = _number(cell.median)
-            found[f"{name} (95 % low)"] = _number(cell.low)
-            found[f"{name} (95 % high)"] = _number(cell.high)
-        elif isinstance(cell, Link):
-            found[name] = _guarded(relative(cell.path, folder))
+            found |= {column: cell.median, f"{column} (95 % low)": cell.low, f"{column} (95 % high)": cell.high}
         else:
-            found[name] = _guarded(cell) if isinstance(cell, str) else _number(cell)
+            text = relative(cell, folder) if isinstance(cell, Path) else cell
+            found[column] = _guarded(text) if isinstance(text, str) else text
     return found
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else repr(value)
 
 
 def _guarded(text: str) -> str:
     """The text, quoted if a spreadsheet would read it as a formula."""
     return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+def write_medians(document: Document, folder: Path) -> None:
+    """Write an event file per method and problem, replacing earlier ones."""
+    found: defaultdict[str, list[tuple[str, Line]]] = defaultdict(list)
+    for part, block in document.blocks():
+        if isinstance(block, Figure) and block.curves:
+            for line in (line for line in block.lines if line.kind == "median"):
+                name = f"{part}/{line.label} {line.detail}, median"
+                found[re.sub(r"[^\w.,=:/-]+", "_", name)].append((TAGS[block.title], line))
+    for name, lines in found.items():
+        _write(folder / name, lines)
+
+
+def _write(place: Path, lines: list[tuple[str, Line]]) -> None:
+    """Every point twice: against steps, and against training milliseconds."""
+    # A second to import. Classes of protocol buffers are created at import, invisible to pyright.
+    from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+    from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    for old in place.glob("events.out.tfevents.*"):
+        old.unlink()
+    started, writer = time.time(), EventFileWriter(str(place))
+    for tag, line in lines:
+        for step, seconds, value in zip(line.x, line.also[SECONDS], line.y, strict=True):
+            if math.isfinite(value) and math.isfinite(seconds):
+                for name, at in ((tag, int(step)), (f"over_training_ms/{tag}", round(1000 * seconds))):
+                    summary = Summary(value=[Summary.Value(tag=name, simple_value=float(value))])
+                    writer.add_event(Event(wall_time=started + seconds, step=at, summary=summary))
+    writer.close()

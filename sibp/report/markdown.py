@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sibp.report.blocks import Block, Cell, Document, Figure, Link, Matrix, Table, Text
+from sibp.report.blocks import Block, Cell, Document, Figure, Table, Text
 from sibp.report.cells import cell_text, link
 
 NUMBER = re.compile(r"(\*\*)?[−-]?[\d.∞]([^a-z]|e[+-]\d)*$|–?$")  # with or without an interval; or an empty cell
@@ -18,9 +18,9 @@ def markdown(document: Document, folder: Path, stem: str, drawn: str | None) -> 
     """The report as Markdown; pictures are named STEM-NAME.DRAWN, and omitted if ``drawn`` is None."""
     parts = [f"# {_escaped(document.title)}", *([_escaped(document.summary)] if document.summary else [])]
     for section in document.sections:
-        texts = [] if section.folded else [_block(block, folder, stem, drawn) for block in section.blocks]
         if drawn is None and section.level > 2 and any(isinstance(block, Figure) for block in section.blocks):
             continue  # its text describes the figures
+        texts = [] if section.folded else [_block(block, folder, stem, drawn) for block in section.blocks]
         if found := [text for text in texts if text]:
             parts += [f"{'#' * section.level} {_escaped(section.title)}", *found]
     return "\n\n".join(parts) + "\n"
@@ -29,30 +29,24 @@ def markdown(document: Document, folder: Path, stem: str, drawn: str | None) -> 
 def _block(block: Block, folder: Path, stem: str, drawn: str | None) -> str:
     if isinstance(block, Text):
         return f"**Warning:** {_escaped(block.text)}" if block.warning else _escaped(block.text)
+    if isinstance(block, Figure):
+        return f"![{_escaped(block.title)}]({quote(f'{stem}-{block.name}.{drawn}')})" if drawn else ""
     if isinstance(block, Table):
-        return "" if block.folded else _table(block, folder)
-    if isinstance(block, Matrix):
-        return _matrix(block)
-    return f"![{_escaped(block.title)}]({quote(f'{stem}-{block.name}.{drawn}')})" if drawn else ""
-
-
-def _matrix(matrix: Matrix) -> str:
+        rows = [[_cell(cell, folder) for cell in row] for row in block.rows]
+        table = lines_of_table(list(map(_escaped, block.columns)), rows)
+        return "" if block.folded else f"{_escaped(block.title)}:\n\n{table}".rstrip("\n")
+    title, empty = f"{_escaped(block.title)}: row against column", ("–", None)
+    methods = {method: _escaped(method) for method in block.methods}
     rows = [
-        [f"**{_escaped(method)}**", *(_escaped(matrix.words.get((method, other), "–")) for other in matrix.methods)]
-        for method in matrix.methods
+        [f"**{name}**", *(_escaped(block.cells.get((method, other), empty)[0]) for other in methods)]
+        for method, name in methods.items()
     ]
-    table = lines_of_table([f"{_escaped(matrix.title)}: row against column", *map(_escaped, matrix.methods)], rows)
-    return table.rstrip("\n")
-
-
-def _table(table: Table, folder: Path) -> str:
-    rows = [[_cell(cell, folder) for cell in row] for row in table.rows]
-    return f"{_escaped(table.title)}:\n\n{lines_of_table(list(map(_escaped, table.columns)), rows)}".rstrip("\n")
+    return lines_of_table([title, *methods.values()], rows).rstrip("\n")
 
 
 def _cell(cell: Cell, folder: Path) -> str:
     text = _escaped(cell_text(cell))
-    return f"[{text}]({link(cell.path, folder)})" if isinstance(cell, Link) else text
+    return f"[{text}]({link(cell, folder)})" if isinstance(cell, Path) else text
 
 
 def _escaped(text: str) -> str:

@@ -24,12 +24,11 @@ Panel = tuple[Figure, str]  # a figure and the title of the horizontal axis to d
 
 def save_pictures(document: Document, prefix: Path, form: str) -> list[Path]:
     """Draw every figure to PREFIX-NAME.png or .svg; returns the files."""
-    figures = document.figures()
-    drawn = styles(group for figure in figures for group in figure.groups)
-    paths = [prefix.with_name(f"{prefix.name}-{figure.name}.{form}") for figure in figures]
-    for figure, path in zip(figures, paths, strict=True):
+    paths = {prefix.with_name(f"{prefix.name}-{figure.name}.{form}"): figure for figure in document.figures()}
+    drawn = styles(group for figure in paths.values() for group in figure.groups)
+    for path, figure in paths.items():
         write_atomic(path, picture(panels_of(figure), form, drawn))
-    return paths
+    return list(paths)
 
 
 def panels_of(figure: Figure) -> list[Panel]:
@@ -50,24 +49,21 @@ def picture(
     down = -(-len(panels) // across)
     with rc_context(SETTINGS), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a missing glyph is drawn as a box
-        tallest = max(len(figure.rows) for figure, _ in panels)
-        height = max(3.4, 0.2 * tallest + 0.8)
+        height = max(3.4, *(0.2 * len(figure.rows) + 0.8 for figure, _ in panels))
         canvas = Canvas(figsize=(min(4.8 * across + 0.4, WIDEST), height * down + 0.6), layout="constrained")
         vertical = {figure.y_title for figure, _ in panels}
-        grid = canvas.subplots(down, across, squeeze=False, sharey=len(vertical) == 1 and vertical != {""})
-        for axes, (figure, axis) in zip(grid.flat, panels, strict=False):
-            _panel(axes, figure, axis, drawn, seeds)
-        for axes in grid.flat[len(panels) :]:
-            axes.set_visible(False)
+        grid = list(canvas.subplots(down, across, squeeze=False, sharey=len(vertical) == 1 and vertical != {""}).flat)
         labels: dict[str, Any] = {}
-        for axes in canvas.axes:
+        for axes, (figure, axis) in zip(grid, panels, strict=False):
+            _panel(axes, figure, axis, drawn, seeds)
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
                 labels.setdefault(label, handle)
+        for axes in grid[len(panels) :]:
+            axes.set_visible(False)
         if labels:
             fit = max(1, PANEL_CHARACTERS * across // max(map(len, labels)))
-            canvas.legend(
-                list(labels.values()), list(labels), loc="outside lower center", ncols=min(fit, 4), frameon=False
-            )
+            place = {"loc": "outside lower center", "ncols": min(fit, 4), "frameon": False}
+            canvas.legend(list(labels.values()), list(labels), **place)
         file = io.BytesIO()
         canvas.savefig(file, format=form, dpi=130, metadata=METADATA[form])
         return file.getvalue()
@@ -97,8 +93,7 @@ def _panel(axes: Any, figure: Figure, axis: str, drawn: Mapping[str, Style], see
 
 def _as_errors(figure: Figure) -> Figure:
     """Accuracy as 1 - accuracy on a logarithmic axis; an error of 0 is drawn at half the smallest positive error."""
-    values = [1 - array for line in figure.lines for array in (line.y, line.low, line.high) if array is not None]
-    found = np.concatenate(values)
+    found = 1 - np.concatenate([a for line in figure.lines for a in (line.y, line.low, line.high) if a is not None])
     floor = found[found > 0].min(initial=1) / 2
 
     def errors(values: np.ndarray | None) -> np.ndarray | None:
@@ -114,24 +109,24 @@ def _draw(axes: Any, line: Line, x: np.ndarray | None, style: Style) -> None:
     name = f"{line.label} ({line.detail})" if line.detail else line.label
     # A thin space first, since matplotlib omits labels that begin with an underscore.
     label = f"\u2009{_literal(name, LONGEST_LABEL)}" if line.named and not line.muted else "_nolegend_"
-    if line.muted:
-        style = Style(MUTED, "solid", style.mark)
+    colour, dash = (MUTED, "-") if line.muted else (style.colour, DASHES[style.dash])
+    mark = MARKS[style.mark]
     if line.kind in ("points", "cross"):
-        mark, size = ("x", 8) if line.kind == "cross" else (MARKS[style.mark], 4)
-        axes.plot(x, line.y, mark, color=style.colour, markersize=size, label=label)
+        mark, size = ("x", 8) if line.kind == "cross" else (mark, 4)
+        axes.plot(x, line.y, mark, color=colour, markersize=size, label=label)
     elif line.kind == "interval":
-        assert line.low is not None
-        assert line.high is not None
-        spread = np.array([x - line.low, line.high - x])
-        axes.errorbar(x, line.y, xerr=spread, fmt=MARKS[style.mark], color=style.colour, capsize=3, lw=2)
+        spread = np.abs(np.array([line.low, line.high]) - x)
+        axes.errorbar(x, line.y, xerr=spread, fmt=mark, color=colour, capsize=3, lw=2)
     else:
-        wide = {"lw": 1.0, "zorder": 1} if line.muted else {"lw": 1.8}
-        wide = {"lw": 0.7, "alpha": 0.4} if line.kind == "seed" else wide
-        mark = {"marker": MARKS[style.mark], "markersize": 4, "markevery": max(1, len(x) // MARKED)}
-        mark = {} if line.kind == "seed" or line.muted else mark
-        axes.plot(x, line.y, color=style.colour, ls=DASHES[style.dash], label=label, **wide, **mark)
+        if line.kind == "seed":
+            look = {"lw": 0.7, "alpha": 0.4}
+        elif line.muted:
+            look = {"lw": 1.0, "zorder": 1}
+        else:
+            look = {"lw": 1.8, "marker": mark, "markersize": 4, "markevery": max(1, len(x) // MARKED)}
+        axes.plot(x, line.y, color=colour, ls=dash, label=label, **look)
         if line.low is not None and line.high is not None:
-            axes.fill_between(x, line.low, line.high, color=style.colour, alpha=0.16, lw=0)
+            axes.fill_between(x, line.low, line.high, color=colour, alpha=0.16, lw=0)
 
 
 def _literal(text: str, longest: int = LONGEST_TITLE) -> str:

@@ -2,17 +2,16 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import groupby
 
 from sibp.analysis.comparison import Problem
 from sibp.report import tables
-from sibp.report.blocks import Document, Section, Text
+from sibp.report.blocks import Block, Document, Section, Table, Text
 from sibp.report.checks import comparability, incomparable
-from sibp.report.curves import curves, intervals
-from sibp.report.robustness import robustness
-from sibp.report.solver_plots import solver_plots
-from sibp.report.verdicts import clock_table, outcome, verdict_table, verdicts
+from sibp.report.curves import curves, intervals, robustness, solver_plots
+from sibp.report.verdicts import outcome, verdict_tables, verdicts
 from sibp.runs.collect import Collection
-from sibp.runs.identity import FINAL
+from sibp.runs.identity import FINAL, method_name
 from sibp.runs.reading import Run
 from sibp.runs.values import shown
 
@@ -38,28 +37,22 @@ def _title(problems: Sequence[Problem]) -> str:
 
 
 def _problem_sections(problem: Problem, number: str) -> list[Section]:
-    """The answer (sentences, matrices, intervals), then curves, tables, checks and solver statistics.
-
-    There are no verdicts if the runs started unequally.
-    """
+    """The answer, then curves, tables, checks and solver statistics; no verdicts if the runs started unequally."""
     checks, judged = comparability(problem), not incomparable(problem)
     warnings, notes = ([text for text in checks if text.warning is wanted] for wanted in (True, False))
-    solver = solver_plots(problem, number)
-    verdict_tables = [*verdict_table(problem), *clock_table(problem)] if judged else []
     matrices = verdicts(problem) if judged else []
-    robust = robustness(problem, number)
-    first = [*map(Text, outcome(problem)), *warnings, *matrices, *intervals(problem, number)]
-    return [
-        Section(problem.title, first, level=2),
+    answers = [*map(Text, outcome(problem)), *warnings, *matrices, *intervals(problem, number)]
+    settings = [tables.summary_table(problem), *(verdict_tables(problem) if judged else [])]
+    tuning = [Text(choice_text(problem)), tables.budget_table(problem), tables.settings_table(problem)]
+    sections = [
+        Section(problem.title, answers, level=2),
         Section("Loss and accuracy", curves(problem, number)),
-        Section("The chosen setting of every method", [tables.summary_table(problem), *verdict_tables]),
-        *([Section("Learning-rate robustness", robust)] if robust else []),
-        Section(
-            "Is the comparison fair?",
-            [*notes, Text(choice_text(problem)), tables.budget_table(problem), tables.settings_table(problem)],
-        ),
-        *([Section("Solver, layer by layer", solver, folded=True)] if solver else []),
+        Section("The chosen setting of every method", settings),
+        Section("Learning-rate robustness", robustness(problem, number)),
+        Section("Is the comparison fair?", [*notes, *tuning]),
+        Section("Solver, layer by layer", solver_plots(problem, number), folded=True),
     ]
+    return [section for section in sections if section.blocks]
 
 
 def choice_text(problem: Problem) -> str:
@@ -75,40 +68,42 @@ def choice_text(problem: Problem) -> str:
             best = f"best of {len(method.settings)} settings over seeds {_seeds(choice.tuning_seeds)}"
             kind = "fresh" if choice.fresh else "the same"
             parts.append(f"{method.name}: {best}, shown on {kind} seeds {_seeds(choice.shown_seeds)}")
-    by_a_sweep = any(run.role == FINAL for run in problem.runs)
-    how = (
-        "by the sweep; its criterion is in tuning.json, beside its runs."
-        if by_a_sweep
-        else "on validation data only, by final accuracy, then by loss."
-        if all(method.validated for method in problem.methods)
-        else "on validation data, by final accuracy, then by loss; without any, by final training loss."
-    )
+    how = "on validation data, by final accuracy, then by loss; without any, by final training loss."
+    if any(run.role == FINAL for run in problem.runs):
+        how = "by the sweep; its criterion is in tuning.json, beside its runs."
+    elif all(method.validated for method in problem.methods):
+        how = "on validation data only, by final accuracy, then by loss."
     return f"Settings were chosen {how} Test data play no part. {'; '.join(parts)}."
 
 
 def _seeds(seeds: frozenset[int]) -> str:
     """Ranges of seeds, such as ``0–4, 7``."""
-    ranges: list[list[int]] = []
-    for seed in sorted(seeds):
-        if ranges and seed == ranges[-1][1] + 1:
-            ranges[-1][1] = seed
-        else:
-            ranges.append([seed, seed])
-    return ", ".join(f"{a}" if a == b else f"{a}–{b}" for a, b in ranges)
+    groups = groupby(enumerate(sorted(seeds)), key=lambda each: each[1] - each[0])  # equal within a range
+    ranges = [[seed for _, seed in group] for _, group in groups]
+    return ", ".join(f"{found[0]}" if len(found) == 1 else f"{found[0]}–{found[-1]}" for found in ranges)
 
 
 def tally(collection: Collection) -> str:
     """The number of runs by status, in one sentence."""
     count = Counter(run.status for run in collection.runs)
-    words = [f"{count[status]} {status}" for status in ("completed", "diverged", "failed", "unfinished")]
+    words = [f"{count[status]} {status}" for status in tables.STATUSES]
     total = len(collection.runs) + len(collection.broken)
     return f"{total} run{'' if total == 1 else 's'}: {', '.join(words)}, {len(collection.broken)} broken."
 
 
 def broken_and_notes(collection: Collection, problems: Sequence[Problem]) -> Section:
     """Run folders that could not be read, corrected runs and omitted runs."""
-    broken = tables.broken_table(collection) or [Text("No run is broken.")]
-    return Section("Broken runs and notes", [*broken, *tables.notes_table(collection, problems)], level=2)
+    broken = [{"folder": each.path, "reason": each.reason} for each in collection.broken]
+    notes = [{"folder": run.path, "note": note} for run in collection.runs for note in run.notes]
+    for run, kept in (pair for problem in problems for pair in problem.repeated):
+        same = f"omitted: same setting and seed as {shown(kept.path.name)} ({method_name(run.optimizer)})"
+        notes.append({"folder": run.path, "note": same})
+    blocks: list[Block] = [Text("No run is broken.")]
+    if broken:
+        blocks = [Table.of("broken", broken, "Broken runs, excluded above")]
+    if notes:
+        blocks.append(Table.of("notes", notes, "Notes"))
+    return Section("Broken runs and notes", blocks, level=2)
 
 
 def how_made(runs: Sequence[Run], command: str) -> Section:

@@ -107,16 +107,11 @@ def styles(names: Iterable[str]) -> dict[str, Style]:
         >>> styles(["mine", "sgd"])["sgd"] == KNOWN["sgd"]
         True
     """
-    ordered = list(dict.fromkeys(names))
-    found = {name: KNOWN[name] for name in ordered if name in KNOWN}
-    dashes, marks = list(DASHES), list(MARKS)
-    used = {(style.colour, style.dash) for style in found.values()}
+    ordered, dashes, marks = dict.fromkeys(names), list(DASHES), list(MARKS)
+    used = {(KNOWN[name].colour, KNOWN[name].dash) for name in ordered if name in KNOWN}
     free = (
         Style(colour, dashes[(i + j) % len(dashes)], marks[(i + j) % len(marks)])
         for i, (j, colour) in product(range(len(dashes)), enumerate(COLOURS))
     )
     spare = (style for style in free if (style.colour, style.dash) not in used)
-    for name in ordered:
-        if name not in found:
-            found[name] = next(spare, Style(COLOURS[0], "solid", "circle"))
-    return {name: found[name] for name in ordered}
+    return {name: KNOWN.get(name) or next(spare, Style(BLUE, "solid", "circle")) for name in ordered}

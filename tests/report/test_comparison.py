@@ -12,8 +12,7 @@ from sibp.analysis.comparison import Problem, compare
 from sibp.analysis.outcomes import Target, at_equal_seconds, to_target
 from sibp.experiment.compose import compose
 from sibp.report.blocks import Figure
-from sibp.report.curves import MAX_POINTS, common_steps, thinned
-from sibp.report.robustness import robustness
+from sibp.report.curves import MAX_POINTS, common_steps, robustness, thinned
 from sibp.report.sections import choice_text
 from sibp.report.tables import budget_table
 from sibp.runs import identity
