@@ -11,7 +11,8 @@ rows of Phi are linearly dependent, U can be huge and its displacement negligibl
 R = s(Z) - T. The objective has an error of 2 e ||R|| + lam e ||U||, at most 4 e ||R|| while lam ||U|| <= 2 ||R||. The
 same holds in direct coordinates with Phi and V. So a neuron's answer is doubtful if e exceeds a thousandth of ||R||, or
 if its decrease is less than 4 e ||R||; then the iterations are repeated in float64, with the objective evaluated at
-the displacement in the layer's precision, and the displacement shortened where the objective does not decrease.
+the displacement in the layer's precision, and the displacement shortened where the objective does not decrease. They
+also are where the squared residual or gradient of all neurons together underflows: no step would be found.
 """
 
 import math
@@ -24,7 +25,7 @@ from sibp.prox import fused
 from sibp.prox.outputs import Shifted, Target, outputs_of
 from sibp.prox.scalars import Flag, Scalar, choose, is_finite, scalar
 from sibp.prox.solvers.coordinates import Coordinates, Direct
-from sibp.prox.status import Solution, Stats, Status
+from sibp.prox.status import Solution, Stats, Status, smallest_square
 
 # A neuron whose step was rejected tries this fraction of the model's step length in its next iteration.
 _SHRINK = 0.25
@@ -70,9 +71,28 @@ def solve_nonlinear(
         neuron whose decrease may be mere rounding keeps its weights.
     """
     taken = _run_iterations(coordinates, Z, T, lam, s, iterations)
-    if _may_read_values(Z) and taken.doubtful > 0 and _is_finite(taken):
+    if (
+        _may_read_values(Z)
+        and _is_finite(taken)
+        and (taken.doubtful > 0 or _has_underflowed(coordinates, Z, T, s, taken))
+    ):
         coordinates, taken = _in_double_precision(coordinates, Z, _target_tensor(T, Z, s), lam, s, iterations)
     return _solution(coordinates, taken, iterations)
+
+
+def _has_underflowed(coordinates: Coordinates, Z: Tensor, T: Target, s: Activation, taken: fused.Iterates) -> bool:
+    """Whether the squared residual or gradient, which is not mere rounding, is too small for single precision."""
+    least = smallest_square(Z.dtype)
+    if Z.dtype is torch.float64 or min(taken.start, taken.gradient) >= least:
+        return False
+    over_rows, T = coordinates.features.over_rows, _target_tensor(T, Z, s)
+    R = s.value(Z) - T
+    G = coordinates.adjoint(R * s.slope(Z))
+    start, target = (over_rows(array.double().square()) for array in (R, T))
+    rounding = (_ROUNDING * torch.finfo(Z.dtype).eps) ** 2 * target
+    gradient = coordinates.inner(G.double(), G.double(), coordinates.forward(G).double())
+    moving = (gradient > 0) & (start > rounding)
+    return bool(moving.any()) and float((torch.minimum(start, gradient) * moving).sum()) < least
 
 
 def _target_tensor(T: Target, Z: Tensor, s: Activation) -> Tensor:
