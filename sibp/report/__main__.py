@@ -25,17 +25,26 @@ from sibp.runs.output import forgiving_output
 from sibp.runs.values import UsageError
 
 FORMATS = ("html", "md", "csv", "png", "svg", "tensorboard")
+INTERRUPTED = 130
 EPILOG = """
 Every folder below DIR with a config.yaml, metrics.jsonl or summary.json is a run. Nothing is trained or changed;
 unreadable runs are listed with the reason. The end of the report states the rules of comparison. Exit code: 0 written,
-2 wrong input.
+2 wrong input, 130 interrupted.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line, by default the process's own; returns the exit code: 0 written, 2 wrong input."""
+    """Run a command line, by default the process's own.
+
+    Returns:
+        The exit code: 0 written, 2 wrong input, 130 interrupted.
+    """
     with forgiving_output():
-        return _main(list(sys.argv[1:] if argv is None else argv))
+        try:
+            return _main(list(sys.argv[1:] if argv is None else argv))
+        except KeyboardInterrupt:
+            print("Interrupted before the report was complete.", file=sys.stderr)
+            return INTERRUPTED
 
 
 def _main(words: list[str]) -> int:
@@ -132,6 +141,8 @@ def _write(document: Document, out: Path, formats: Sequence[str]) -> list[Path]:
         return written[-1]
 
     try:
+        if out.exists() and not out.is_file():  # a device or a pipe would be replaced by the page
+            raise UsageError(f"The report cannot be written to {out} (it is no ordinary file): give another --out.")
         out.parent.mkdir(parents=True, exist_ok=True)
         if "html" in formats:
             _write_text(out, page(document, out.parent))

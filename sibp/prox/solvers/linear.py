@@ -75,7 +75,7 @@ def _solve(coordinates: Coordinates, R: Tensor, lam: float, rescale: bool) -> So
         if not rescale or in_range or (factor := _balancing(rhs, lam, answer.norm)) == 1:
             return _from_answer(coordinates, R, answer.x, lam, answer)
         return _at_scale(coordinates, R, lam, factor)
-    norm = scalar(torch.linalg.vector_norm(G)) if answer is None else answer.norm
+    norm = (_norm(G) if G.is_cpu else torch.linalg.vector_norm(G)) if answer is None else answer.norm
     if isinstance(norm, Tensor):
         return _factorized(coordinates, R, rhs, lam, at_least(lam, FLOOR * eps * norm), norm)
     if rescale and (factor := _balancing(rhs, lam, norm)) != 1:
@@ -225,9 +225,12 @@ def _in_double_precision(coordinates: Coordinates, R: Tensor, lam: float) -> Sol
 
 
 def _norm(G: Tensor) -> float:
-    """The Frobenius norm, also where squares of entries leave the range."""
-    top = float(G.abs().amax()) if G.numel() else 0.0
-    return top * float(torch.linalg.vector_norm(G / top)) if 0 < top < math.inf else top
+    """The Frobenius norm, also where squares of entries leave the range of the dtype."""
+    norm = float(torch.linalg.vector_norm(G))
+    if G.numel() == 0 or smallest_square(G.dtype) <= norm * norm < math.inf:
+        return norm
+    top = float(G.abs().amax())
+    return top * float(torch.linalg.vector_norm(G / top)) if 0 < top < math.inf else norm
 
 
 Solve = Callable[[Tensor], Tensor]
