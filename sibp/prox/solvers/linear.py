@@ -75,9 +75,10 @@ def _solve(coordinates: Coordinates, R: Tensor, lam: float, rescale: bool) -> So
         if not rescale or in_range or (factor := _balancing(rhs, lam, answer.norm)) == 1:
             return _from_answer(coordinates, R, answer.x, lam, answer)
         return _at_scale(coordinates, R, lam, factor)
-    norm = (_norm(G) if G.is_cpu else torch.linalg.vector_norm(G)) if answer is None else answer.norm
+    norm = scalar(torch.linalg.vector_norm(G)) if answer is None else answer.norm
     if isinstance(norm, Tensor):
         return _factorized(coordinates, R, rhs, lam, at_least(lam, FLOOR * eps * norm), norm)
+    norm = _norm(G) if answer is None else norm
     if rescale and (factor := _balancing(rhs, lam, norm)) != 1:
         return _at_scale(coordinates, R, lam, factor)
     if answer is None and coordinates.size < SINGLE and lam >= _RESOLVED * eps * norm:
