@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import sibp
+from sibp.experiment.signals import ends_quietly
 
 COMMANDS = {
     "train": "sibp.train",
@@ -38,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     command, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in COMMANDS:
-        return importlib.import_module(COMMANDS[command]).main(arguments)
+        with ends_quietly("Interrupted."):
+            module = importlib.import_module(COMMANDS[command])
+        return module.main(arguments)
     if command in ("-h", "--help", "help"):
         print(HELP)
         return 0

@@ -58,8 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         except UserError as error:
             print(error, file=sys.stderr)
             return WRONG_INPUT
-        except OSError as error:
-            print(f"{error.filename} cannot be written ({error.strerror}): give another run_root=DIR.", file=sys.stderr)
+        except OSError as error:  # of the record: those of runs are in their outcomes
+            name, why = error.filename or "The record of the sweep", error.strerror or error
+            print(
+                f"{name} cannot be written ({why}): all runs so far are kept, and the same command continues once this "
+                "is fixed; or give another run_root=DIR.",
+                file=sys.stderr,
+            )
             return WRONG_INPUT
 
 

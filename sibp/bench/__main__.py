@@ -11,7 +11,9 @@ from sibp.bench import revisions, roofline, runs, scaling, step, time_to_target
 from sibp.bench.nets import NAMED
 from sibp.bench.record import Usage, check_folder, machine_line, save, shown, warnings
 from sibp.bench.workers import PEERS
+from sibp.experiment.signals import INTERRUPTED
 from sibp.runs.errors import UserError
+from sibp.runs.output import forgiving_output
 
 COMMANDS = {
     "step": step,
@@ -26,7 +28,8 @@ SECONDS = {"step": 20.0, "scaling": 3.0, "roofline": 5.0, "revisions": 1.0, "run
 OF_RUNS = ("runs", "time_to_target")  # commands that read run folders
 EPILOG = """
 Tables are printed, and written to README.md in --out, with pictures and one JSON file (machine, versions and all raw
-timings) for each command, device and number of threads. Exit code: 0 measured, whatever the result; 2 wrong input.
+timings) for each command, device and number of threads. Exit code: 0 measured, whatever the result; 2 wrong input;
+130 interrupted.
 """
 
 
@@ -37,22 +40,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: its arguments, without the program's name; None: those of the process.
 
     Returns:
-        The exit code: 0 measured, 2 wrong input.
+        The exit code: 0 measured, 2 wrong input, 130 interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    with forgiving_output():  # a reader that goes away does not cost the record
+        try:
+            _run(arguments)
+        except UserError as error:
+            print(error, file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("Interrupted: the measurement under way is not kept.", file=sys.stderr)
+            return INTERRUPTED
+    return 0
+
+
+def _run(arguments: list[str]) -> None:
     args = _parser().parse_args(arguments)
     threads = [None] if args.command == "time_to_target" else args.threads or [None]
-    try:
-        if args.command != "time_to_target":
-            _check(args)
-        for number in threads:
-            if number is not None:
-                torch.set_num_threads(number)
-            _measure(args, arguments)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    if args.command != "time_to_target":
+        _check(args)
+    for number in threads:
+        if number is not None:
+            torch.set_num_threads(number)
+        _measure(args, arguments)
 
 
 def _measure(args: argparse.Namespace, arguments: list[str]) -> None:

@@ -18,8 +18,11 @@ class StopRequest:
 
 
 @contextmanager
-def ends_quietly() -> Iterator[None]:
+def ends_quietly(message: str = "Interrupted before anything was trained.") -> Iterator[None]:
     """While a command starts, end it on Ctrl-C with a one-line message instead of a traceback.
+
+    Args:
+        message: the line.
 
     Yields:
         Nothing.
@@ -33,7 +36,7 @@ def ends_quietly() -> Iterator[None]:
 
     def end(number: int, frame: FrameType | None) -> None:
         with suppress(OSError):
-            os.write(2, b"Interrupted before anything was trained.\n")
+            os.write(2, f"{message}\n".encode())
         os._exit(INTERRUPTED)  # an interrupted import raises another exception
 
     signal.signal(signal.SIGINT, end)

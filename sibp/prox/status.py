@@ -1,6 +1,7 @@
 """A solver's report on its own result: a status, and the metrics that users, TensorBoard and tests read."""
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 
 WELL_ABOVE = 1e4
 """A squared norm of at least this many times its rounding error has four correct digits."""
+
+
+def smallest_square(dtype: torch.dtype) -> float:
+    """From here on, a sum of squares has all its digits: smaller ones lose terms below the smallest normal number."""
+    return torch.finfo(dtype).tiny / torch.finfo(dtype).eps
 
 
 class Status(IntEnum):
@@ -130,11 +136,13 @@ class Solution:
     def stats(self) -> Stats:
         """The metrics, computed on first access."""
         known = self.squared_change
-        return self.measure(self.factor**2 * self.coordinates.squared_change(self.x) if known is None else known())
+        if known is not None:
+            return self.measure(known())
+        return self.measure(self.factor * self.factor * self.coordinates.squared_change(self.x))
 
     def scaled(self, factor: float) -> Self:
         """The solution of the same linear subproblem for `factor` (not 0) times its residual, without a pass over x."""
-        measure, square = self.measure, factor * factor
+        measure, square = self.measure, min(factor * factor, sys.float_info.max)  # infinity times 0 is NaN
 
         def measured(squared_change: Scalar) -> Stats:
             stats = measure(squared_change / square if square else 0.0)  # the square may underflow

@@ -25,17 +25,29 @@ from sibp.runs.output import forgiving_output
 from sibp.runs.values import UsageError
 
 FORMATS = ("html", "md", "csv", "png", "svg", "tensorboard")
+INTERRUPTED = 130
 EPILOG = """
 Every folder below DIR with a config.yaml, metrics.jsonl or summary.json is a run. Nothing is trained or changed;
 unreadable runs are listed with the reason. The end of the report states the rules of comparison. Exit code: 0 written,
-2 wrong input.
+2 wrong input, 130 interrupted.
 """
 
 
-@forgiving_output()
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line, by default the process's own; returns the exit code: 0 written, 2 wrong input."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    """Run a command line, by default the process's own.
+
+    Returns:
+        The exit code: 0 written, 2 wrong input, 130 interrupted.
+    """
+    with forgiving_output():
+        try:
+            return _main(list(sys.argv[1:] if argv is None else argv))
+        except KeyboardInterrupt:
+            print("Interrupted before the report was complete.", file=sys.stderr)
+            return INTERRUPTED
+
+
+def _main(words: list[str]) -> int:
     args = _parser().parse_args(words)
     if args.arena and (args.target_acc or args.target_loss):
         print("--arena uses SGD's results as targets: omit --target-acc and --target-loss.", file=sys.stderr)
@@ -122,6 +134,8 @@ def _write(document: Document, out: Path, formats: Sequence[str]) -> list[Path]:
     endings = {"html": out.suffix, "md": ".md", "tensorboard": "-tensorboard"}
     written = {form: out.with_name(out.stem + endings.get(form, f"-*.{form}")) for form in formats}
     try:
+        if out.exists() and not out.is_file():  # a device or a pipe would be replaced by the page
+            raise UsageError(f"The report cannot be written to {out} (it is no ordinary file): give another --out.")
         out.parent.mkdir(parents=True, exist_ok=True)
         if "html" in formats:
             texts[out] = page(document, out.parent)

@@ -289,6 +289,23 @@ def test_a_record_that_cannot_be_written_is_printed(tmp_path, quick, capsys):
     assert "4-3-2" in out
 
 
+def test_a_reader_that_goes_away_does_not_cost_the_record(tmp_path, quick, monkeypatch):
+    with open("/dev/full", "w") as full, monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", full)
+        code = main(["step", "--net", "4-3-2", "--methods", "exact", *SMALL, "--no-memory", "--out", str(tmp_path)])
+    assert code == 0
+    assert list(tmp_path.glob("step*.json"))
+
+
+def test_ctrl_c_is_one_sentence(tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(step, "measure", interrupted)
+    assert main(["step", *SMALL, "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "Interrupted: the measurement under way is not kept.\n"
+
+
 def test_a_foreign_file_among_the_records_is_refused(tmp_path, quick, capsys):
     (tmp_path / "other.json").write_text("[]")
     words = ["step", "--net", "4-3-2", "--methods", "exact", *SMALL, "--no-memory"]

@@ -178,16 +178,23 @@ def interruptible():
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_ctrl_c_while_a_command_starts_is_one_sentence(tmp_path):
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sibp.train", *SMALL], "Interrupted before anything was trained."),
+        (["sibp", "bench", "step"], "Interrupted."),
+    ],
+)
+def test_ctrl_c_while_a_command_starts_is_one_sentence(words, said, tmp_path):
     """During the import of torch."""
-    command = [sys.executable, "-m", "sibp.train", *SMALL]
+    command = [sys.executable, "-m", *words]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         maps = Path(f"/proc/{child.pid}/maps")
         while "libtorch_cpu" not in maps.read_text():
             time.sleep(0.005)
         child.send_signal(signal.SIGINT)
         out, err = child.communicate()
-    assert (child.returncode, out, err) == (130, "", "Interrupted before anything was trained.\n")
+    assert (child.returncode, out, err) == (130, "", f"{said}\n")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -172,6 +172,21 @@ def test_the_same_command_trains_nothing_again(done, monkeypatch, capsys):
     assert (ROOT / "tuning.json").read_bytes() == before
 
 
+def test_a_record_that_cannot_be_written_is_one_sentence_and_loses_no_run(done, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")  # a failed write has no file's name
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sibp.tuning.record.write_atomic", full)
+        assert tune() == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if " runs" not in line[:12]]  # progress
+    assert line.startswith(
+        "The record of the sweep cannot be written (No space left on device): all runs so far are kept"
+    )
+    assert tune() == 0
+    assert " 0 completed" in capsys.readouterr().out
+
+
 def test_a_dry_sweep_lists_its_runs_and_leaves_nothing(monkeypatch, capsys):
     steps = []
     original = Trainer._train_step

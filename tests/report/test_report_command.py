@@ -353,6 +353,25 @@ def test_an_unwritable_page_is_one_sentence(study, tmp_path, capsys):
     assert "cannot be written" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["pipe", "link to a device", "folder"])
+def test_a_page_replaces_nothing_but_a_file(study, tmp_path, capsys, kind):
+    out = tmp_path / "report.html"
+    {"pipe": os.mkfifo, "link to a device": lambda path: path.symlink_to("/dev/null"), "folder": os.mkdir}[kind](out)
+    before = out.lstat()
+    assert main([str(study), "--out", str(out)]) == 2
+    assert f"cannot be written to {out} (it is no ordinary file): give another --out." in capsys.readouterr().err
+    assert (out.lstat().st_mode, out.lstat().st_ino) == (before.st_mode, before.st_ino)
+
+
+def test_ctrl_c_is_one_sentence(study, tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sibp.report.__main__.compare", interrupted)
+    assert main([str(study), "--out", str(tmp_path / "report.html")]) == 130
+    assert capsys.readouterr().err == "Interrupted before the report was complete.\n"
+
+
 def test_help_explains_the_options(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--help"])

@@ -198,7 +198,8 @@ class _Task:
     def _rounding_error(self, x: Tensor) -> float:
         """An estimate of the part of ||e||^2 that the rounding of G causes; usually several times too large."""
         if not self.coordinates.direct:
-            return (self._eps * self.norm) ** 2 * _squared(x)
+            norm_of_E = self._eps * self.norm
+            return norm_of_E * norm_of_E * _squared(x)
         diagonal = self._diagonal
         weighted = (diagonal * x.square().sum(-1).double()).sum(-1)
         return _SAFETY * self._eps**2 * float((diagonal.sum(-1) * weighted).sum())
@@ -245,7 +246,8 @@ def is_accurate(answer: closed.Answer, lam: float, eps: float, units: int) -> bo
     if sums is None:
         return True
     decrease = sums.RR + lam * sums.RX
-    error = _estimate(sums.error, units) + (eps * answer.norm) ** 2 * answer.XX
+    norm_of_E = eps * answer.norm
+    error = _estimate(sums.error, units) + norm_of_E * norm_of_E * answer.XX
     return lam >= smallest_ratio(eps) * answer.norm and error <= _TOLERANCE * decrease < math.inf
 
 
@@ -267,4 +269,5 @@ def random_signs(units: int, dtype: torch.dtype) -> Tensor:
 
 
 def _squared(x: Tensor) -> float:
-    return float(torch.linalg.vector_norm(x)) ** 2
+    norm = float(torch.linalg.vector_norm(x))
+    return norm * norm  # infinite on overflow, where a power raises

@@ -17,6 +17,10 @@ product of a computed inverse with R solves no such system.) The objective excee
     a smaller lam           The same, if a check shows that the answer is accurate enough (`sibp.prox.solvers.checked`).
     otherwise               Everything is computed in float64. The objective is evaluated at the displacement in the
                             layer's precision, and the displacement is shortened where it would raise the objective.
+
+All of this holds while squares neither overflow nor fall below the smallest normal number. The solution is linear in R,
+so a problem that leaves this range is solved for a multiple of R. If lam is so small that a Gram matrix comparable to
+it would have underflowed, the solution is computed in float64.
 """
 
 import math
@@ -30,7 +34,7 @@ from sibp.prox import closed
 from sibp.prox.scalars import Flag, Scalar, at_least, choose, is_finite, scalar
 from sibp.prox.solvers.checked import FLOOR, SINGLE, checked, is_accurate, random_signs, smallest_ratio
 from sibp.prox.solvers.coordinates import Coordinates, Direct
-from sibp.prox.status import WELL_ABOVE, Solution, Stats, Status, squared_norm
+from sibp.prox.status import WELL_ABOVE, Solution, Stats, Status, smallest_square, squared_norm
 
 _RESOLVED = 1000.0  # least lam / (eps ||G||) at which rounding raises the objective by a few millionths of ||R||^2
 _ATTEMPTS = 4  # factorisations, each with eight times the damping of the previous one
@@ -58,21 +62,62 @@ def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
     Returns:
         x, its coordinates (the given ones, or direct ones), status and metrics.
     """
+    return _solve(coordinates, R, lam, rescale=True)
+
+
+def _solve(coordinates: Coordinates, R: Tensor, lam: float, rescale: bool) -> Solution:
+    """As `solve_linear`; without `rescale`, R is solved for as it is, whatever its squares."""
+    if R.is_cpu and lam < smallest_square(R.dtype) and R.dtype is not torch.float64:
+        return _in_double_precision(coordinates, R, lam)
     G, rhs = coordinates.gram, coordinates.adjoint(R)
     eps = torch.finfo(G.dtype).eps
     probes = None if coordinates.direct else random_signs(rhs.shape[-1], rhs.dtype)
     answer = closed.minus_solve(G, rhs, lam, _RESOLVED * eps, probes)
-    if answer is not None:
-        x, norm = answer.x, answer.norm
-        if x is None or not is_accurate(answer, lam, eps, rhs.shape[-1]):
-            return checked(coordinates, R, rhs, lam, norm) or _in_double_precision(coordinates, R, lam)
-        return _from_answer(coordinates, R, x, lam, answer)
-    norm = scalar(torch.linalg.vector_norm(G))
+    if answer is not None and answer.norm < answer.largest:  # the squares of G's entries have underflowed
+        return _in_double_precision(coordinates, R, lam)
+    if answer is not None and answer.x is not None and is_accurate(answer, lam, eps, rhs.shape[-1]):
+        energy, most = answer.energy, torch.finfo(G.dtype).max
+        in_range = smallest_square(G.dtype) <= min(energy, answer.XX) and energy * max(1.0, lam + answer.norm) <= most
+        if not rescale or in_range or (factor := _balancing(rhs, lam, answer.norm)) == 1:
+            return _from_answer(coordinates, R, answer.x, lam, answer)
+        return _at_scale(coordinates, R, lam, factor)
+    norm = scalar(torch.linalg.vector_norm(G)) if answer is None else answer.norm
     if isinstance(norm, Tensor):
         return _factorized(coordinates, R, rhs, lam, at_least(lam, FLOOR * eps * norm), norm)
-    if coordinates.size < SINGLE and lam >= _RESOLVED * eps * norm:
+    norm = _norm(G) if answer is None else norm
+    if rescale and (factor := _balancing(rhs, lam, norm)) != 1:
+        return _at_scale(coordinates, R, lam, factor)
+    if answer is None and coordinates.size < SINGLE and lam >= _RESOLVED * eps * norm:
         return _factorized(coordinates, R, rhs, lam, lam, norm)
     return checked(coordinates, R, rhs, lam, norm) or _in_double_precision(coordinates, R, lam)
+
+
+def _balancing(rhs: Tensor, lam: float, norm: float) -> float:
+    """A power of two by which to multiply R if squares of rhs or of the solution leave the range of their dtype; or 1.
+
+    It makes rhs as large as the solution is small, and is the same on all ranks that sum over their rows.
+    """
+    top, size = float(rhs.abs().amax()) if rhs.numel() else 0.0, lam + norm
+    if not (0 < top < math.inf and size < math.inf):
+        return 1.0
+    least, most = smallest_square(rhs.dtype), torch.finfo(rhs.dtype).max * torch.finfo(rhs.dtype).eps
+    if least <= top * top <= most and least <= top / size * (top / size) and top / lam * top <= most:
+        return 1.0
+    return math.ldexp(1.0, max(-1000, min(1000, round(math.log2(size) / 2 - math.log2(top)))))
+
+
+def _at_scale(coordinates: Coordinates, R: Tensor, lam: float, factor: float) -> Solution:
+    """The solution for `factor` R, divided by the factor, as a displacement in direct coordinates."""
+    solution = _solve(coordinates, factor * R, lam, rescale=False)
+    V, stats = solution.coordinates.entries(solution.x) / factor, solution.stats
+    if not (solution.finite and math.isfinite(float(squared_norm(V)))):
+        return _zero_solution(coordinates, R)
+
+    def measure(squared_change: Scalar) -> Stats:
+        start, end, length = 1.0, 1.0 - float(stats.decrease), stats.step_length
+        return Stats.of(stats.status, True, start, end, iterations=0, step_length=length, squared_change=squared_change)
+
+    return Solution(Direct(coordinates.features), V, True, measure)
 
 
 @dataclass(frozen=True)
@@ -153,7 +198,7 @@ def _in_double_precision(coordinates: Coordinates, R: Tensor, lam: float) -> Sol
     coordinates64, dtype, R = coordinates.to(torch.float64), R.dtype, R.double()
     features = coordinates64.features
     over_rows = features.over_rows
-    norm, start = float(torch.linalg.vector_norm(coordinates64.gram)), over_rows(R.square()).sum().item()
+    norm, start = _norm(coordinates64.gram), over_rows(R.square()).sum().item()
     if not math.isfinite(norm + start):
         return _zero_solution(coordinates, R.to(dtype))
     damping, minus_solve = _factor_with_damping(coordinates64, lam, norm, torch.finfo(dtype).eps)
@@ -185,6 +230,15 @@ def _in_double_precision(coordinates: Coordinates, R: Tensor, lam: float) -> Sol
         return Stats.of(status, True, start, end, iterations=0, step_length=1.0, squared_change=squared_change)
 
     return Solution(Direct(coordinates.features), V, True, measure)
+
+
+def _norm(G: Tensor) -> float:
+    """The Frobenius norm, also where squares of entries leave the range of the dtype."""
+    norm = float(torch.linalg.vector_norm(G))
+    if G.numel() == 0 or smallest_square(G.dtype) <= norm * norm < math.inf:
+        return norm
+    top = float(G.abs().amax())
+    return top * float(torch.linalg.vector_norm(G / top)) if 0 < top < math.inf else norm
 
 
 MinusSolve = Callable[[Tensor], Tensor]

@@ -12,7 +12,8 @@ of 2 e ||R|| + lam e ||U||, at most 4 e ||R|| while lam ||U|| <= 2 ||R||. In dir
 and V instead of K and U. So a neuron's answer is doubtful if e exceeds a thousandth of ||R||, or if the objective
 decreases by less than 4 e ||R||. If any answer is doubtful, the iterations are repeated in float64. The objective is
 then evaluated at the displacement in the layer's precision, and the displacement is shortened, or left out, where the
-objective does not decrease.
+objective does not decrease. The iterations are also repeated where the squared residual or gradient of all neurons
+together underflows, as they would find no step.
 """
 
 import math
@@ -25,7 +26,7 @@ from sibp.prox import fused
 from sibp.prox.outputs import Shifted, Target, outputs_of
 from sibp.prox.scalars import Flag, Scalar, choose, is_finite, scalar
 from sibp.prox.solvers.coordinates import Coordinates, Direct
-from sibp.prox.status import Solution, Stats, Status
+from sibp.prox.status import Solution, Stats, Status, smallest_square
 
 # Factor on a neuron's next Gauss-Newton step length after each rejected step in a row.
 _SHRINK = 0.25
@@ -71,9 +72,28 @@ def solve_nonlinear(
         keeps its weights.
     """
     result = _run_iterations(coordinates, Z, T, lam, s, iterations)
-    if _may_read_values(Z) and result.doubtful > 0 and _is_finite(result):
+    if (
+        _may_read_values(Z)
+        and _is_finite(result)
+        and (result.doubtful > 0 or _has_underflowed(coordinates, Z, T, s, result))
+    ):
         coordinates, result = _in_double_precision(coordinates, Z, _target_tensor(T, Z, s), lam, s, iterations)
     return _solution(coordinates, result, iterations)
+
+
+def _has_underflowed(coordinates: Coordinates, Z: Tensor, T: Target, s: Activation, result: fused.Iterates) -> bool:
+    """Whether the squared residual or gradient, which is not mere rounding, is too small for single precision."""
+    least = smallest_square(Z.dtype)
+    if Z.dtype is torch.float64 or min(result.start, result.gradient) >= least:
+        return False
+    over_rows, T = coordinates.features.over_rows, _target_tensor(T, Z, s)
+    R = s.value(Z) - T
+    G = coordinates.adjoint(R * s.slope(Z))
+    start, target = (over_rows(array.double().square()) for array in (R, T))
+    rounding = (_ROUNDING * torch.finfo(Z.dtype).eps) ** 2 * target
+    gradient = coordinates.inner(G.double(), G.double(), coordinates.forward(G).double())
+    moving = (gradient > 0) & (start > rounding)
+    return bool(moving.any()) and float((torch.minimum(start, gradient) * moving).sum()) < least
 
 
 def _target_tensor(T: Target, Z: Tensor, s: Activation) -> Tensor:
