@@ -255,6 +255,7 @@ class TappedOptimizer(torch.optim.Optimizer):
             super().add_param_group({"params": new.named(tapped), **own})
             for tap in taps:
                 self.add_tap(tap, len(self.param_groups) - 1)
+            self.groups.share(self)  # the first of these groups leads those of the fallback
         if rest:
             self.add_explicit(rest, new, {} if tapped else new.settings)
         self.passes.watch(containers(self.model, self.layers))
