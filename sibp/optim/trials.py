@@ -1,4 +1,4 @@
-"""The loss at trial weights. A trial changes neither the model's statistics nor the state of random numbers."""
+"""The loss at trial weights. Trials change neither the model's statistics and mode nor the state of random numbers."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -135,7 +135,8 @@ class Trials:
 
 @contextmanager
 def _preserved_state(model: nn.Module) -> Iterator[None]:
-    """Restores the model's buffers and the random state on exit."""
+    """Restores the model's buffers, the mode of its modules (`train` or `eval`) and the random state on exit."""
+    modes = [(module, module.training) for module in model.modules()]
     buffers = [
         (module, name, tensor, _unexpanded(tensor).clone())
         for module in model.modules()
@@ -149,6 +150,8 @@ def _preserved_state(model: nn.Module) -> Iterator[None]:
         for module, name, tensor, kept in buffers:
             _unexpanded(tensor).copy_(kept)
             setattr(module, name, tensor)
+        for module, training in modes:
+            module.training = training
 
 
 def _unexpanded(tensor: Tensor) -> Tensor:
