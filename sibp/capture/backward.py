@@ -104,7 +104,7 @@ def _update(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         D_z=geometry.outputs(wide, features),
         terms=owner.loss_terms(forward_pass),
         ends=forward_pass.ends,
-        is_output=forward_pass.is_output(tap.name),
+        is_output=forward_pass.is_output(tap.name, ctx),
         activation=_activation_in_rows(consumption.activation, gradient, geometry, features) if Z is not None else None,
         Z=None if Z is None else geometry.outputs(_cast(Z, dtype), features),
         D=None if D is None else geometry.outputs(_cast(D, dtype), features),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sibp.capture.shared import SharedInput
 from sibp.internals import as_plain_tensors, backward_pass, tree_leaves
 
+_PLAIN = (Tensor, int, float, complex, str, bytes, type(None))  # results that hide no tensor
 _SEARCHED_NODES = 64  # number of graph nodes behind an input that are searched for the pass that computed it
 
 
@@ -27,6 +28,8 @@ class ForwardPass:
             input that needs none.
         layers: names of the tapped layers in the order in which they ran.
         outputs: names of the layers whose output reaches the result of the call through no other tapped layer.
+        hides: whether there may be results that `outputs` lacks: in an object of an unknown class, or kept elsewhere.
+        inner: if `hides`, names of the layers whose output has reached a tapped layer in a backward pass.
         differentiable: whether gradients were enabled at the call.
         recomputes: whether it runs inside a backward pass, as activation checkpoints do.
         original: the pass that it recomputes; None if it recomputes none, or until the pass is known.
@@ -39,6 +42,8 @@ class ForwardPass:
         self._preliminary = True  # whether `batch` comes from a layer that ran without gradients
         self.layers: list[str] = []
         self.outputs: set[str] = set()
+        self.hides = False
+        self.inner: set[str] = set()
         self.differentiable = torch.is_grad_enabled()
         self.recomputes = backward_pass() != -1
         self.original: ForwardPass | None = None
@@ -72,8 +77,16 @@ class ForwardPass:
         """Names of the layers that ran first and last."""
         return self.layers[0], self.layers[-1]
 
-    def is_output(self, layer: str) -> bool:
-        """Whether the layer is one of `outputs`; if these are unknown, as in a checkpoint, whether it ran last."""
+    def is_output(self, layer: str, node: Any) -> bool:
+        """Whether the layer is one of `outputs`; if these are unknown, as in a checkpoint, whether it ran last.
+
+        Args:
+            layer: the layer, whose backward call runs now; those of all layers behind it have run.
+            node: the call's graph node.
+        """
+        if self.hides and self.opener is not None and node.call.recomputed_in == -1:
+            self.inner |= self.opener.layers_before(node)
+            return layer not in self.inner
         return layer in self.outputs if self.outputs else layer == self.ends[1]
 
 
@@ -87,7 +100,7 @@ class Passes:
     def __init__(self) -> None:
         self._local = threading.local()
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-        self._watched: set[int] = set()
+        self._inside: dict[int, set[int]] = {}  # by identity of a watched module: the modules inside it
 
     def watch(self, modules: Iterable[nn.Module]) -> None:
         """Registers hooks on modules, once each.
@@ -96,8 +109,11 @@ class Passes:
             modules: the modules that contain tapped layers.
         """
         for module in modules:
-            if id(module) not in self._watched:
-                self._watched.add(id(module))
+            inside = {id(inner) for inner in module.modules()} - {id(module)}
+            if id(module) in self._inside:
+                self._inside[id(module)] |= inside
+            else:
+                self._inside[id(module)] = inside
                 hooks = _PassHooks(self, module)
                 self._hooks.append(module.register_forward_pre_hook(hooks.enter, prepend=True, with_kwargs=True))
                 self._hooks.append(module.register_forward_hook(hooks.leave, always_call=True))
@@ -107,7 +123,7 @@ class Passes:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        self._watched.clear()
+        self._inside.clear()
 
     def of_layer(self, x: Tensor, layer: str) -> ForwardPass:
         """The pass in which a tapped layer is called with the input x; a new one if the layer is called alone."""
@@ -123,7 +139,10 @@ class Passes:
     def enter(self, module: nn.Module, inputs: Any) -> None:
         """Records that a module is called; opens a pass if this is the outermost call."""
         calls, this = self._calls, id(module)
-        outermost = not calls or calls[0][0] == this  # if it seems to run already, that call was interrupted
+        # A call that seems to run although it cannot contain this one was interrupted.
+        outermost = not calls or this not in self._inside[calls[0][0]]
+        if outermost:
+            calls.clear()
         forward_pass = (self._find_pass(_nodes(_leaves(inputs))) or ForwardPass(self)) if outermost else calls[-1][1]
         calls.append((this, forward_pass))
 
@@ -150,10 +169,17 @@ class Passes:
             calls = self._local.calls = []
         return calls
 
-    def _attach(self, forward_pass: ForwardPass, outputs: Iterable[Any]) -> None:
+    def layers_before(self, node: Any) -> set[str]:
+        """Names of the tapped layers whose output reaches a graph node through no other one."""
+        return self._layer_names(_walk(_inputs([node]), self._is_tapped))
+
+    def _attach(self, forward_pass: ForwardPass, outputs: Sequence[Any]) -> None:
         """Stores a pass in the graph of its outputs, which keeps it alive even if all its layers are checkpointed."""
         if forward_pass.layers and forward_pass.differentiable:
             nodes = _nodes(outputs)
+            forward_pass.hides |= not all(isinstance(leaf, _PLAIN) for leaf in outputs) or not any(
+                isinstance(leaf, Tensor) for leaf in outputs
+            )
             for node in nodes:
                 _metadata(node)[self] = forward_pass
             last = list(_walk(nodes, self._is_tapped))
@@ -218,8 +244,8 @@ def _refuse_compiler(module: nn.Module) -> None:
     """Raises RuntimeError while torch.compile traces; it then runs the module eagerly, or fails if fullgraph=True."""
     if torch.compiler.is_compiling():
         raise RuntimeError(
-            f"{type(module).__name__} has layers tapped by a sibp optimizer and cannot be compiled: "
-            "give torch.compile a model without one, or train the uncompiled one."
+            f"{type(module).__name__} has layers tapped by a sibp optimizer and cannot be compiled or exported: "
+            "compile or export copy.deepcopy(model), which has none, or train the uncompiled model."
         )
 
 

@@ -104,6 +104,12 @@ class Tap:
         return type(self.module).__dict__.get("_tap") is self  # `tap_of`, inlined
 
     @property
+    def kind(self) -> tuple[torch.dtype, torch.device]:
+        """The dtype and device of the layer's parameters."""
+        p = next(iter(self.parameters.values()))
+        return p.dtype, p.device
+
+    @property
     def replaced(self) -> str | None:
         """Name of a parameter or method of the layer that was replaced after it was tapped; None if none was."""
         held = own_parameters(self.module)

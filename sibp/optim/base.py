@@ -39,6 +39,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         layers: the tapped layers.
         groups: separates the proximal groups from those of the fallback.
         passes: the model's forward passes.
+        conversions: how often the state was converted, because the model was (`model.double()`, `model.cuda()`).
         parallel: the exchange between ranks; None in a single process.
     """
 
@@ -134,6 +135,9 @@ class TappedOptimizer(torch.optim.Optimizer):
         """Solves a layer's subproblem with the current settings of its group."""
         if not (problem.features.weight or problem.features.bias):
             return LayerUpdate(None, None)
+        if self._kinds[tap.name] != tap.kind:
+            self.conversions += 1
+            self.load_state_dict(self.state_dict())  # converts the state to the parameters' dtype and device
         group = self.group_of(tap)
         self._check_changed(group)
         return self.layer_update(tap, problem, group)
@@ -255,6 +259,7 @@ class TappedOptimizer(torch.optim.Optimizer):
             super().add_param_group({"params": new.named(tapped), **own})
             for tap in taps:
                 self.add_tap(tap, len(self.param_groups) - 1)
+            self.groups.share(self)  # the first of these groups leads those of the fallback
         if rest:
             self.add_explicit(rest, new, {} if tapped else new.settings)
         self.passes.watch(containers(self.model, self.layers))
@@ -275,6 +280,7 @@ class TappedOptimizer(torch.optim.Optimizer):
 
     def add_tap(self, tap: Tap, group: int) -> None:
         """Taps a layer, with the settings of the group at that index."""
+        self._kinds[tap.name] = tap.kind
         self.layers.add(tap, group, kept_owner=self if self.direction_only else None)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -288,6 +294,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         """
         check_loaded(state_dict, self.param_groups, type(self).__name__)
         super().load_state_dict(copy.deepcopy(state_dict))  # torch's method would share tensors with its argument
+        self._kinds = {tap.name: tap.kind for tap in self.layers}
 
     def _average_gradients(self, params: list[nn.Parameter]) -> None:
         """If data parallel, gives parameters without a subproblem the gradient of all ranks' loss."""
@@ -297,6 +304,8 @@ class TappedOptimizer(torch.optim.Optimizer):
     def _reset(self) -> None:
         """Resets the attributes that are never saved, because they belong to this model and its running passes."""
         self.layers = LayerRegistry()
+        self.conversions = 0
+        self._kinds: dict[str, tuple[torch.dtype, torch.device]] = {}  # of every layer, which those of its state fit
         self._checked: dict[int, tuple[Any, ...]] = {}  # settings of groups, by identity
         self.passes = Passes()
         self._batch: int | None = None

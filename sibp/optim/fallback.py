@@ -97,6 +97,9 @@ class Fallback:
         """Steps as a part of the other optimizer's step, which has already called torch's global hooks."""
         if self.optimizer is not None:
             step_within(self.optimizer)
+            for group in self.optimizer.param_groups:
+                if isinstance(group, FollowingGroup):
+                    group.end_step()
 
     def __getstate__(self) -> dict[str, Any]:
         """Omits `make` once it has been used: it is often a lambda, which cannot be pickled."""
@@ -160,28 +163,77 @@ class FollowingGroup(dict[str, Any]):
 
     Attributes:
         leader: the first proximal group; None if there is none.
+        precedes: whether this group comes before `leader` in `param_groups`, so that loops write its rate first.
+        written: whether `precedes`, and its rate was written since the last step and not yet found to be the leader's.
     """
 
     leader: dict[str, Any] | None = None
+    precedes: bool = False
+    written: bool = False
 
     @classmethod
-    def of(cls, group: dict[str, Any], leader: dict[str, Any] | None) -> "FollowingGroup":
-        """The group as a `FollowingGroup`, whose learning rate follows that of `leader`."""
+    def of(cls, group: dict[str, Any], leader: dict[str, Any] | None, *, precedes: bool) -> "FollowingGroup":
+        """The group as a `FollowingGroup`, whose learning rate follows that of `leader`.
+
+        Raises:
+            TypeError: if its rate is a tensor.
+        """
         following = group if isinstance(group, cls) else cls(group)
         if leader is not None and "lr" in group:
+            _refuse_tensor(group["lr"])
             following.setdefault("own_lr", float(group["lr"]))
             following.setdefault("leader_lr", float(leader["lr"]))
-        following.leader = leader
+        following.leader, following.precedes = leader, precedes
         return following
 
     def __setitem__(self, key: str, value: Any) -> None:
-        leader = self.leader
-        if key == "lr" and leader is not None and "own_lr" in self and _same(value, leader["lr"]):
-            highest = self.get("max_lr", self["leader_lr"])
-            value = self["own_lr"] * float(value) / highest if highest else 0.0
-        super().__setitem__(key, value)
+        """Sets an entry; a learning rate that is the leader's is scaled.
+
+        Raises:
+            TypeError: for a learning rate of its own in a tensor.
+        """
+        if key != "lr" or self.leader is None or "own_lr" not in self:
+            super().__setitem__(key, value)
+            return
+        self.written = self.precedes
+        if not self._scale(value):
+            _refuse_tensor(value)
+            super().__setitem__(key, value)
+
+    def __getitem__(self, key: str) -> Any:
+        """An entry; a learning rate that was written before the leader's is compared with it now."""
+        if key == "lr" and self.written:
+            self._scale(super().__getitem__(key))
+        return super().__getitem__(key)
+
+    def update(self, *entries: Any, **named: Any) -> None:
+        """Sets entries, like `dict.update`, by the rule for learning rates."""
+        for key, value in dict(*entries, **named).items():
+            self[key] = value
+
+    def _scale(self, rate: Any) -> bool:
+        """Sets the own rate in proportion to `rate`, if that is the leader's; whether it is."""
+        if self.leader is None or not _same(rate, self.leader["lr"]):
+            return False
+        highest = self.get("max_lr", self["leader_lr"])
+        super().__setitem__("lr", self["own_lr"] * float(rate) / highest if highest else 0.0)
+        self.written = False
+        return True
+
+    def end_step(self) -> None:
+        """Keeps the rate of a step: if the leader's is the same later, that is a coincidence."""
+        self.written = False
 
 
 def _same(rate: Any, other: Any) -> bool:
     """Whether two learning rates are equal up to the rounding of a tensor."""
     return math.isclose(float(rate), float(other), rel_tol=_ROUNDING)
+
+
+def _refuse_tensor(rate: Any) -> None:
+    """Raises TypeError for a learning rate in a tensor."""
+    if isinstance(rate, torch.Tensor):
+        raise TypeError(
+            "fallback: its lr is a tensor, which schedulers fill in place, so that it could not follow the schedule of "
+            f"the proximal groups in proportion; give a number, such as lr={float(rate):g}."
+        )

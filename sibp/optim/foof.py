@@ -74,7 +74,7 @@ class FOOF(GuardedOptimizer):
 
     def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
         """Algorithm 1, lines 6 to 12, for one layer."""
-        phi, memory = Direct(problem.features), self.layer_state(tap)
+        phi, memory = Direct(problem.features), self.statistics(tap, problem)
         t, T, S, m = memory.get("step", 0), group["inverse_every"], group["covariance_steps"], group["decay"]
         memory["step"] = t + 1
         if t < T or (t + S - 1) % T < S:

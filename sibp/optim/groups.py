@@ -98,9 +98,13 @@ class ParamGroups:
         The groups' learning rates follow that of the first proximal group; see `FollowingGroup`.
         """
         groups = optimizer.param_groups
-        leader = next((group for group in groups if group["update"] == "proximal"), None)
+        first = next((place for place, group in enumerate(groups) if group["update"] == "proximal"), None)
+        leader = None if first is None else groups[first]
         optimizer.param_groups = [
-            FollowingGroup.of(group, leader) if group["update"] == "explicit" else group for group in groups
+            FollowingGroup.of(group, leader, precedes=first is not None and place < first)
+            if group["update"] == "explicit"
+            else group
+            for place, group in enumerate(groups)
         ]
         self.fallback.share(
             [group for group in optimizer.param_groups if group["update"] == "explicit"], optimizer.state

@@ -65,6 +65,17 @@ class GuardedOptimizer(TappedOptimizer):
             b_decrease=zero_unless_finite(finite, update.b_decrease),
         )
 
+    def statistics(self, tap: Tap, problem: LayerProblem) -> dict[str, Any]:
+        """A layer's state, begun anew if other parameters of it are trained than before, such as a bias frozen later.
+
+        Running statistics of the features have a row for each of their columns.
+        """
+        memory, trained = self.layer_state(tap), 2 * problem.features.weight + problem.features.bias
+        if memory.setdefault("trained", trained) != trained:
+            memory.clear()
+            memory["trained"] = trained
+        return memory
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a `state_dict`; a layer's statistics stay in the dtype in which its steps are computed.
 

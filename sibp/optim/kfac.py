@@ -156,7 +156,7 @@ class KFAC(GuardedOptimizer):
 
     def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
         """One layer's step; while sampling, updates its factors instead."""
-        phi, memory, B = Direct(problem.features), self.layer_state(tap), self._batch or 1
+        phi, memory, B = Direct(problem.features), self.statistics(tap, problem), self._batch or 1
         if self._sampling:
             self._sampled_layers.add(tap.name)
             if problem.D_z.numel():  # an empty batch has no curvature

@@ -73,6 +73,7 @@ class Preconditioned(torch.optim.Optimizer):
                 group.setdefault("param_names", [names[p] for p in group["params"]])
         super().__init__(made.param_groups, made.defaults)
         self.direction, self.outer = direction, made
+        self._conversions = direction.conversions
         self._share()
 
     @torch.no_grad()
@@ -96,7 +97,7 @@ class Preconditioned(torch.optim.Optimizer):
     def _step(self, closure: Callable[[], Any] | None) -> Any:
         """Steps the outer optimizer if `.grad` holds nothing but displacements, each once."""
         if closure is None:
-            self.direction.before_step()
+            self._before_step()
             result = step_within(self.outer)
         else:
             result = step_within(self.outer, self._checked(closure))
@@ -108,10 +109,17 @@ class Preconditioned(torch.optim.Optimizer):
 
         def checked() -> Any:
             loss = closure()
-            self.direction.before_step()
+            self._before_step()
             return loss
 
         return checked
+
+    def _before_step(self) -> None:
+        """Refuses gradients that are not displacements; converts the state if the model was converted."""
+        self.direction.before_step()
+        if self._conversions != self.direction.conversions:
+            self._conversions = self.direction.conversions
+            super().load_state_dict(super().state_dict())
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients of all parameters, as in torch."""
@@ -190,6 +198,7 @@ class Preconditioned(torch.optim.Optimizer):
         if "outer" in state:
             super().__setstate__(state)
             self.direction.become_direction()
+            self._conversions = self.direction.conversions
         else:
             self.outer.__setstate__(state)
         self._share()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sibp.capture.compiler import run_eagerly
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
+from sibp.internals import version
 from sibp.optim.base import TappedOptimizer
 from sibp.optim.checks import check_group, one_of
 from sibp.optim.fallback import FALLBACK_LR, adam
@@ -103,7 +104,8 @@ class ProximalOptimizer(TappedOptimizer):
         """Applies the displacements; with a line search, shortened so that the loss does not rise.
 
         The search covers the whole step, including weight decay and the fallback's step. If no length is acceptable,
-        all weights stay exactly as they were. Trials restore buffers and the random state.
+        all weights stay exactly as they were. Trials restore buffers, the modules' `train` or `eval`
+        mode and the random state.
 
         Args:
             closure: clears the gradients, computes the loss, calls `backward` and returns the loss. With a line search,
@@ -148,9 +150,10 @@ class ProximalOptimizer(TappedOptimizer):
                 found = closure()
             if evaluate is None and any(each.remains() for each in pending):
                 raise RuntimeError(
-                    f"{type(self).__name__}: the closure has added to what an earlier backward pass left in .grad, so "
-                    "its loss is a part of the step's only. For accumulated gradients call step(evaluate=...) with the "
-                    "loss of all their batches (in Lightning: manual optimization), or zero_grad() in the closure."
+                    f"{type(self).__name__}: the closure has left in .grad what an earlier backward pass put there, so "
+                    "its loss is not the whole step's. Pass a function that only computes the loss as "
+                    "step(evaluate=...), for accumulated gradients the loss of all their batches (in Lightning: manual "
+                    "optimization), or call zero_grad() in the closure."
                 )
         self._search_step(evaluate, closure, found if loss is None else loss)
         return found
@@ -166,12 +169,13 @@ class ProximalOptimizer(TappedOptimizer):
                 raise AssertionError("step() accepts no call without evaluate and closure")
             evaluate = evaluate_from_closure(closure, self.model)
         trials = Trials(self.model, proximal, explicit, evaluate, self._reduce_over_ranks)
+        asked = [(p, p.grad, version(p.grad)) for p in (*proximal, *explicit) if p.grad is not None]
         with self.paused(), trials.restored_on_error():
             before = trials.loss() if loss is None else self._reduce_over_ranks(as_number(loss))
-            if any(p.grad is None for p in proximal):
+            if any(p.grad is not grad or version(grad) != count for p, grad, count in asked):
                 raise RuntimeError(
-                    f"{type(self).__name__}: evaluate has cleared the gradients that the step is made of; it has to "
-                    "compute the loss only, without zero_grad()."
+                    f"{type(self).__name__}: evaluate has changed the gradients that the step is made of; it has to "
+                    "compute the loss only, without zero_grad(), backward() or clipping."
                 )
             if not math.isfinite(before):
                 self._skip_step(before)

@@ -20,6 +20,7 @@ class GrowingSIBP(SIBP):
     def __init__(self, model: nn.Module, lr: float, neuron_step: float, prox_weight: float, solver: str) -> None:
         group = {"params": list(model.parameters()), "neuron_step": neuron_step}
         super().__init__(model, lr, prox_weight, solver, params=[group])
+        self.defaults["neuron_step"] = neuron_step  # of groups that are added later
 
     def check(self, group: dict[str, Any]) -> None:
         """Raises ValueError if a setting of the group is out of its range."""

@@ -1,4 +1,4 @@
-"""The loss at trial weights. Trials restore the model's buffers and the state of torch's random number generators."""
+"""The loss at trial weights. Trials restore buffers, the modules' mode, and torch's random number generators."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -135,7 +135,8 @@ class Trials:
 
 @contextmanager
 def _preserved_state(model: nn.Module) -> Iterator[None]:
-    """Restores the model's buffers and the random state (CPU and CUDA) on exit."""
+    """Restores the buffers, the modules' mode (`train` or `eval`) and the random state (CPU and CUDA) on exit."""
+    modes = [(module, module.training) for module in model.modules()]
     buffers = [
         (module, name, tensor, _unexpanded(tensor).clone())
         for module in model.modules()
@@ -149,6 +150,8 @@ def _preserved_state(model: nn.Module) -> Iterator[None]:
         for module, name, tensor, saved in buffers:
             _unexpanded(tensor).copy_(saved)
             setattr(module, name, tensor)
+        for module, training in modes:
+            module.training = training
 
 
 def _unexpanded(tensor: Tensor) -> Tensor:

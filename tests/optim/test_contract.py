@@ -683,6 +683,21 @@ def test_state_moves_to_another_dtype(method, saved_in: torch.dtype, loaded_in: 
         torch.testing.assert_close(p.double(), q.double(), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("loaded_in", [torch.float64, torch.bfloat16])
+def test_state_follows_a_model_converted_in_mid_training(method, loaded_in: torch.dtype):
+    """As if state and weights had been saved, and loaded for a model of that dtype."""
+    model, other = net(torch.float32), net(loaded_in)
+    optimizer, again = method(model, 0.3), method(other, 0.1)
+    train(model, optimizer, range(4), torch.float32)
+    other.load_state_dict(model.state_dict())
+    again.load_state_dict(optimizer.state_dict())
+    model.to(loaded_in)
+    train(model, optimizer, range(4, 7), loaded_in)
+    train(other, again, range(4, 7), loaded_in)
+    assert_equal(weights(model), weights(other))
+    assert optimizer.state[model[2].weight]["exp_avg"].dtype == loaded_in
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_state_moves_to_another_device(method):
     model, other = net(), net().cuda()
@@ -694,3 +709,9 @@ def test_state_moves_to_another_device(method):
     x, y = batch()
     F.cross_entropy(other(x.cuda()), y.cuda()).backward()
     again.step()
+    model.cuda()  # in mid-training
+    optimizer.zero_grad()
+    F.cross_entropy(model(x.cuda()), y.cuda()).backward()
+    optimizer.step()
+    for p, q in zip(weights(model), weights(other), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-12)

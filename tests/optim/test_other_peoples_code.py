@@ -591,17 +591,61 @@ def test_trials_by_a_closure_keep_the_gradients_of_all_parameters():
     torch.testing.assert_close([p.grad for p in encoder.parameters()], seen[:2], rtol=0, atol=0)
 
 
-def test_an_evaluation_that_clears_the_gradients_is_refused():
+CHANGES: dict[str, Callable[[nn.Module, Tensor], object]] = {
+    "clears": lambda model, loss: model.zero_grad(),
+    "zeroes in place": lambda model, loss: model.zero_grad(set_to_none=False),
+    "clips": lambda model, loss: nn.utils.clip_grad_norm_(model.parameters(), 1e-6),
+    "adds to": lambda model, loss: loss.backward(),
+}
+
+
+@pytest.mark.parametrize("make", [AutoSIBP, lambda model: SIBP(model, line_search=True)])
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_evaluation_that_changes_the_gradients_is_refused(make, change: str):
     model, (x, y) = mlp(), data()
-    optimizer = AutoSIBP(model)
+    optimizer, old = make(model), [p.detach().clone() for p in model.parameters()]
     F.cross_entropy(model(x), y).backward()
 
     def evaluate() -> Tensor:
-        optimizer.zero_grad()
+        with torch.enable_grad():
+            loss = F.cross_entropy(model(x), y)
+        CHANGES[change](model, loss)
+        return loss
+
+    with pytest.raises(RuntimeError, match=r"evaluate has changed the gradients.*without zero_grad\(\), backward\(\)"):
+        optimizer.step(evaluate=evaluate)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), old, strict=True))
+
+
+def test_trials_restore_the_mode_of_every_module():
+    """An evaluation in eval mode would otherwise switch dropout off for the rest of the training."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(6, 8), nn.BatchNorm1d(8).eval(), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)
+    ).double()
+    x, y = data()
+    optimizer, modes = AutoSIBP(model), [module.training for module in model.modules()]
+
+    def evaluate(fails: bool = False) -> Tensor:
+        model.train() if fails else model.eval()
+        if fails:
+            raise ValueError("not now")
         return F.cross_entropy(model(x), y)
 
-    with pytest.raises(RuntimeError, match="without zero_grad"):
-        optimizer.step(evaluate=evaluate)
+    F.cross_entropy(model(x), y).backward()
+    with pytest.raises(ValueError, match="not now"):
+        optimizer.step(evaluate=lambda: evaluate(fails=True))
+    assert [module.training for module in model.modules()] == modes
+    optimizer.step(evaluate=evaluate)
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_an_evaluation_given_as_a_closure_is_refused_with_its_keyword():
+    model, (x, y) = mlp(), data()
+    optimizer = AutoSIBP(model)
+    F.cross_entropy(model(x), y).backward()
+    with pytest.raises(RuntimeError, match=r"only computes the loss as step\(evaluate=\.\.\.\)"):
+        optimizer.step(lambda: F.cross_entropy(model(x), y))
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64, np.array, int, lambda x: torch.tensor([x])])

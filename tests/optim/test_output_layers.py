@@ -91,6 +91,55 @@ def frozen(m: Heads) -> Tensor:
     return m.main(m.body(x_of())).sum()
 
 
+class Results:
+    """What a model returns, in a class of its own."""
+
+    def __init__(self, **tensors: Tensor) -> None:
+        vars(self).update(tensors)
+
+
+class Hiding(Heads):
+    """Returns an object, or nothing, and keeps its results."""
+
+    kept: Any
+    result: Any = None
+
+    def forward(self, x: Tensor) -> Any:
+        self.kept = super().forward(x)
+        return self.result and Results(**self.kept)
+
+
+def hidden(m: Heads) -> Tensor:
+    m.__class__ = Hiding
+    m(x_of())
+    return m.kept["main"].sum() + m.kept["small"][0].sum() + m.kept["features"].sum()
+
+
+def in_an_object(m: Heads) -> Tensor:
+    m.__class__, m.result = Hiding, True
+    found = m(x_of())
+    return found.main.sum() + found.small[0].sum() + found.features.sum()
+
+
+def hidden_after_a_checkpoint(m: Heads) -> Tensor:
+    """The graph of a reentrant checkpoint's layers ends at its result."""
+    m.body = Checkpointed(m.body)  # pyright: ignore[reportAttributeAccessIssue]
+    return in_an_object(m)
+
+
+def after_an_interrupted_call(m: Heads) -> Tensor:
+    """Torch does not report the end of a call that Ctrl-C has stopped."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    handle = m.small.register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        m(x_of())
+    handle.remove()
+    return whole(m)
+
+
 CASES: list[tuple[Callable[[Heads], Tensor], set[str]]] = [
     (whole, {"main", "small"}),
     (in_parts, {"main", "small"}),
@@ -98,6 +147,10 @@ CASES: list[tuple[Callable[[Heads], Tensor], set[str]]] = [
     (by_name, {"small"}),
     (checkpointed_body, {"main", "small"}),
     (frozen, {"body.2"}),
+    (after_an_interrupted_call, {"main", "small"}),
+    (hidden, {"main", "small"}),
+    (in_an_object, {"main", "small"}),
+    (hidden_after_a_checkpoint, {"main", "small"}),
 ]
 
 

@@ -401,6 +401,20 @@ def test_an_interrupted_call_ends_its_pass():
     assert_same(displacements(model), expected())
 
 
+def test_a_part_called_after_an_interrupted_one_begins_a_pass():
+    """The head cannot contain the body, so its call is over."""
+    model, stop = stopped_net()
+    model = nn.ModuleDict({"body": model[:2], "head": model[2]})
+    SIBP(model, lr=0.5, direction_only=True)
+    stop.raises = KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        model["head"](model["body"](batch(3)[0]))
+    stop.raises = None
+    x, y = batch()
+    F.cross_entropy(model["head"](model["body"](x)), y).backward()
+    assert_same(displacements(model), expected())
+
+
 def test_a_call_refused_by_a_hook_keeps_the_enclosing_pass_open():
     model, _ = stopped_net()
     optimizer = SIBP(model, lr=0.5)

@@ -407,3 +407,35 @@ def test_an_unknown_option_of_a_peer_is_named(method, option):
     message = rf"{method.__name__} has no option {option}; besides its own it has .*loss_average"
     with pytest.raises(TypeError, match=message):
         method(nn.Sequential(nn.Linear(2, 2)), **{option: True})
+
+
+@pytest.mark.parametrize("name", [*WITH_STATISTICS, "sibp_auto", "proxbp_adam", "proxbp_muon"])
+def test_statistics_follow_a_model_converted_in_mid_training(name: str):
+    model = net()
+    optimizer = make(name, model)
+    for dtype in (torch.float32, F64):
+        model.to(dtype)
+        x, y = batch(dtype)
+        before = [p.detach().clone() for p in model.parameters()]
+        for _ in range(3):
+            step(model, optimizer, x, y)
+        for p, old in zip(model.parameters(), before, strict=True):
+            assert p.isfinite().all()
+            assert not torch.equal(p, old)
+
+
+@pytest.mark.parametrize("name", ["foof", "kfac", "kfac_adaptive", "sibp_foof"])
+def test_statistics_begin_anew_where_other_parameters_of_a_layer_are_trained(name: str):
+    """Without its bias, or its weight, a layer has other features; afterwards it has the first ones again."""
+    model, (x, y) = net(), batch()
+    optimizer = make(name, model)
+    fixed = [model[0].bias, model[2].weight]
+    for trained in (True, False, True):
+        for p in fixed:
+            p.requires_grad_(trained)
+        before = [p.detach().clone() for p in model.parameters()]
+        for _ in range(3):
+            step(model, optimizer, x, y)
+        for p, old in zip(model.parameters(), before, strict=True):
+            assert p.isfinite().all()
+            assert torch.equal(p, old) == (not p.requires_grad)

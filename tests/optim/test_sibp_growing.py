@@ -72,6 +72,19 @@ def test_a_copy_has_the_same_neuron_step():
         torch.testing.assert_close(p, q, rtol=0, atol=0)
 
 
+def test_a_group_added_later_has_the_same_neuron_step():
+    model, other = net(), net()
+    part = model[:4]
+    whole, grown = GrowingSIBP(other, 0.5, ETA, LAM, "cg:3"), GrowingSIBP(part, 0.5, ETA, LAM, "cg:3")
+    part.append(model[4])
+    grown.add_param_group({"params": model[4].parameters()})
+    for seed in range(2):
+        step(part, grown, seed)
+        step(other, whole, seed)
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=0)
+
+
 def test_a_neuron_step_below_0_is_refused():
     with pytest.raises(ValueError, match="Invalid neuron_step: -1; it has to be >= 0 and finite"):
         GrowingSIBP(net(), 1.0, -1, LAM, "cg:3")

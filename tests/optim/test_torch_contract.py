@@ -153,6 +153,82 @@ def test_a_schedule_that_multiplies_multiplies_both(method, make):
     assert rates(optimizer, "explicit") == [pytest.approx(1e-3 / 8)]
 
 
+def norm_first(method, model: nn.Sequential, **options) -> torch.optim.Optimizer:
+    """An optimizer whose first group is the fallback's."""
+    groups = [{"params": list(part.parameters())} for part in (model[1], nn.ModuleList([model[0], model[3]]))]
+    return method(model, params=groups, **options)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=1.0, total_steps=20, cycle_momentum=False),
+        partial(torch.optim.lr_scheduler.CyclicLR, base_lr=0.1, max_lr=1.0, step_size_up=3, cycle_momentum=False),
+        partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5),
+        partial(torch.optim.swa_utils.SWALR, swa_lr=0.05, anneal_epochs=3),
+    ],
+    ids=["one cycle", "cyclic", "step", "swa"],
+)
+def test_schedules_do_not_depend_on_the_order_of_groups(method, make):
+    """A group of the fallback that comes first has its rate written before the rate that it should follow."""
+    seen = []
+    for build in (lambda model: method(model, lr=0.3), lambda model: norm_first(method, model, lr=0.3)):
+        model = net()
+        optimizer = build(model)
+        schedule = make(optimizer)
+        rows = []
+        for _ in range(8):
+            rows.append(rates(optimizer, "proximal") + rates(optimizer, "explicit"))
+            train(model, optimizer, 1, schedule)
+        seen.append([*rows, [float(p.detach().sum()) for p in model.parameters()]])
+    assert [len(row) for row in seen[0]] == [len(row) for row in seen[1]]
+    for one, other in zip(*seen, strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_a_rate_that_the_leader_reaches_later_is_the_fallbacks_own(method):
+    """The rates were written at different times, so their equality says nothing."""
+    model = net()
+    optimizer = norm_first(method, model, lr=0.3, fallback=partial(torch.optim.SGD, lr=0.1))
+    first, second = optimizer.param_groups
+    second["lr"] = 0.1
+    assert first["lr"] == 0.1
+    first["lr"] = 0.2
+    train(model, optimizer, 1)
+    second["lr"] = 0.2
+    assert first["lr"] == 0.2
+
+
+def test_a_loop_that_multiplies_rates_multiplies_both_however_often(method):
+    """The second time, the leader's new rate equals the fallback's old one."""
+    optimizer = method(net(), lr=1.0, fallback=partial(torch.optim.SGD, lr=0.1))
+    for _ in range(2):
+        for group in optimizer.param_groups:
+            group["lr"] *= 0.1
+    assert rates(optimizer, "explicit") == [pytest.approx(1e-3)]
+
+
+def test_groups_that_are_updated_follow_too(method):
+    optimizer = method(net(), lr=0.4)
+    for group in optimizer.param_groups:
+        group.update({"weight_decay": 0.0}, lr=0.1)
+    assert rates(optimizer, "explicit") == [pytest.approx(1e-3 / 4)]
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_rate_of_the_fallback_in_a_tensor_is_refused(method, later: bool):
+    """Schedulers would fill it in place, with the rate of the proximal groups."""
+    rate, message = torch.tensor(0.125), r"its lr is a tensor.*give a number, such as lr=0\.125"
+    if later:
+        group = method(net()).param_groups[1]
+        with pytest.raises(TypeError, match=message):
+            group["lr"] = rate
+        assert group["lr"] == 1e-3
+    else:
+        with pytest.raises(TypeError, match=message):
+            method(net(), fallback=partial(torch.optim.Adam, lr=rate, foreach=False))
+
+
 def test_the_fallback_steps_with_the_rate_that_its_group_shows(method):
     model = net()
     optimizer = method(model, lr=0.0, fallback=partial(torch.optim.SGD, lr=0.5))
