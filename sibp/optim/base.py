@@ -23,7 +23,7 @@ from sibp.optim.layers import containers, new_taps, parameter_owners, summary_ta
 from sibp.optim.options import Explicit
 from sibp.optim.parallel import DataParallel, ProcessGroup, refuse_averaging
 from sibp.optim.registry import LayerRegistry
-from sibp.optim.scaling import refuse_scaled_outer, refuse_scaling
+from sibp.optim.scaling import ScalerGuard, refuse_scaling
 
 
 class TappedOptimizer(torch.optim.Optimizer):
@@ -309,7 +309,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         self._checked: dict[int, tuple[Any, ...]] = {}  # settings of groups, by identity
         self.passes = Passes()
         self._batch: int | None = None
-        self._hooks = [refuse_scaled_outer(self)] if self.direction_only else []
+        self._hooks: list[Any] = [ScalerGuard(self)] if self.direction_only else []
         self._paused = False
 
     def __getstate__(self) -> dict[str, Any]:

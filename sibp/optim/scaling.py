@@ -31,38 +31,49 @@ def refuse_scaling(optimizer: torch.optim.Optimizer, method: str) -> None:
         )
 
 
-def refuse_scaled_outer(direction: Any) -> torch.utils.hooks.RemovableHandle:
-    """Registers a hook that refuses a GradScaler around another optimizer that applies a direction's displacements.
+class ScalerGuard:
+    """Refuses a GradScaler around another optimizer that applies a direction's displacements.
 
     The scaler would silently divide the displacements by its scale, although they are not linear in the loss. The hook
     runs before the steps of all torch optimizers. It raises RuntimeError.
 
     Args:
         direction: the optimizer with `direction_only`; only a weak reference is kept.
-
-    Returns:
-        The hook's handle. The hook is also removed when the direction is freed.
     """
-    reference = weakref.ref(direction)
 
-    def before_step(outer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        del args, kwargs
-        # A compiled step is never inside `GradScaler.step`, and stack frames cannot be traced.
-        if torch.compiler.is_compiling():
-            return
-        optimizer = reference()
-        if optimizer is None or not _called_by_scaler():
-            return
-        proximal = {id(p) for tap in optimizer.layers for p in tap.parameters.values()}
-        if any(id(p) in proximal for group in outer.param_groups for p in group["params"]):
+    def __init__(self, direction: Any) -> None:
+        global _registered
+        if not _registered:
+            # Once and for all: torch iterates over these hooks, during which the garbage collector, which may free a
+            # direction at any time, must not remove one.
+            register_optimizer_step_pre_hook(_before_any_step)
+            _registered = True
+        self._direction = weakref.ref(direction)
+        _directions.add(direction)
+
+    def remove(self) -> None:
+        """Ends the guard."""
+        _directions.discard(self._direction())
+
+
+_directions: "weakref.WeakSet[Any]" = weakref.WeakSet()
+_registered = False
+
+
+def _before_any_step(outer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Raises RuntimeError if a scaler steps an optimizer along displacements."""
+    del args, kwargs
+    if torch.compiler.is_compiling():  # a compiled step is never inside `GradScaler.step`; frames cannot be traced
+        return
+    if not _directions or not _called_by_scaler():
+        return
+    stepped = {id(p) for group in outer.param_groups for p in group["params"]}
+    for direction in _directions:
+        if any(id(p) in stepped for tap in direction.layers for p in tap.parameters.values()):
             raise RuntimeError(
-                f"{type(outer).__name__} steps along displacements of {type(optimizer).__name__}, whose scale a "
+                f"{type(outer).__name__} steps along displacements of {type(direction).__name__}, whose scale a "
                 f"GradScaler cannot remove. {_WITHOUT}"
             )
-
-    handle = register_optimizer_step_pre_hook(before_step)
-    weakref.finalize(direction, handle.remove)
-    return handle
 
 
 def _called_by_scaler() -> bool:

@@ -1,12 +1,15 @@
 """Which layers are tapped and what `summary` says of them, `paused`, and what `remove` leaves behind."""
 
+import gc
 import re
+import weakref
 from collections import OrderedDict
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from sibp import SIBP, ProxBP
 
@@ -105,6 +108,26 @@ def test_a_removed_optimizer_leaves_no_hook():
     optimizer.remove()
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert all(type(layer) is nn.Linear for layer in model[0] if hasattr(layer, "weight"))
+
+
+def test_a_direction_may_be_freed_while_another_optimizer_steps():
+    """A direction and its model are a cycle, which the garbage collector frees at any time: here, inside a hook."""
+    model = net()
+    freed = weakref.ref(SIBP(model, direction_only=True))
+    weight = nn.Parameter(torch.ones(1))
+    weight.grad = torch.ones(1)
+    gc.collect()
+    assert freed() is not None
+    del model
+    hooks = [lambda *_: gc.collect() and None, lambda *_: None]  # the iteration goes on after the first
+    handles = [register_optimizer_step_pre_hook(hook) for hook in hooks]
+    try:
+        torch.optim.SGD([weight], lr=0.5).step()
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert freed() is None
+    assert weight.item() == 0.5
 
 
 def test_a_removed_direction_no_longer_refuses_a_scaler():
