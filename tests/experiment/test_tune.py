@@ -438,6 +438,7 @@ def test_help_is_complete(capsys):
         assert part in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", names())
 def test_every_shipped_sweep_is_a_fair_one(name):
     sweep = read_sweep(name, [])

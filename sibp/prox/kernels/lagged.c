@@ -83,6 +83,23 @@ static void assign(const Region *regions, long number, long threads, long *owner
     }
 }
 
+/* to += the sums of a region over the rows from `begin` to `end` of `count` images. Not inlined: in a thread's loop the
+ * compiler would keep the grid in memory. */
+static __attribute__((noinline)) void add_band(
+    const REAL *x, REAL *to, const Region *region, long count, long begin, long end, long height, long width, long C,
+    long c)
+{
+    const Stretch rows = region->rows, columns = region->columns;
+    const long before = begin > rows.first ? (begin - rows.first + rows.step - 1) / rows.step : 0;
+    const long first = rows.first + before * rows.step, past = least(end, rows.first + rows.number * rows.step);
+    if (first >= past) return;
+    const Grid grid = {
+        {count, (past - first + rows.step - 1) / rows.step, columns.number},
+        {height * width * C, rows.step * width * C, columns.step * C}};
+    const REAL *a = x + (first * width + columns.first) * C;
+    add_square(a, a + (rows.lag * width + columns.lag) * C, &grid, to, c);
+}
+
 /* out, (regions, c, c): for each region, the sum over its pixels of x^T x[lag], for `c` channels from x on of B images
  * (height, width, C). An image is taken by bands of rows, or several small images at a time. A thread keeps its regions
  * for all images: it waits for no other, and each region is summed in the same order for any number of threads. */
@@ -99,19 +116,10 @@ void KERNEL(lagged)(
     SHARED(threads)
     for (long thread = 0; thread < threads; thread++)
         for (long k = 0; k < B; k += images)
-            for (long begin = 0; begin < height; begin += band) {
-                const long end = least(begin + band, height), count = least(images, B - k);
-                for (long n = 0; n < number; n++) {
-                    const Stretch rows = regions[n].rows, columns = regions[n].columns;
-                    const long before = begin > rows.first ? (begin - rows.first + rows.step - 1) / rows.step : 0;
-                    const long first = rows.first + before * rows.step;
-                    const long past = least(end, rows.first + rows.number * rows.step);
-                    if (owner[n] != thread || first >= past) continue;
-                    const Grid grid = {
-                        {count, (past - first + rows.step - 1) / rows.step, columns.number},
-                        {height * width * C, rows.step * width * C, columns.step * C}};
-                    const REAL *a = x + ((k * height + first) * width + columns.first) * C;
-                    add_square(a, a + (rows.lag * width + columns.lag) * C, &grid, out + n * c * c, c);
-                }
-            }
+            for (long begin = 0; begin < height; begin += band)
+                for (long n = 0; n < number; n++)
+                    if (owner[n] == thread)
+                        add_band(
+                            x + k * height * width * C, out + n * c * c, regions + n, least(images, B - k), begin,
+                            least(begin + band, height), height, width, C, c);
 }
