@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from sibp.runs.collect import collect
+from sibp.runs.errors import INTERRUPTED
 from sibp.runs.folder import FINISHED, RunFolder
 from sibp.runs.identity import digest, digest_in
 from sibp.runs.packed import PACKED, pack, read_packed, rows_of
@@ -35,7 +36,7 @@ RESULTS = ROOT / "results"
 RECORDS = ("*.json",)  # kept as they are, beside the runs
 BELOW = {"tune": ("trials", "final"), "script": ()}  # subfolder of the runs of a command, if any
 UNFINISHED, SAVED = "unfinished", "ended.jsonl"
-ENDED, INTERRUPTED = (0, 3), 130  # 3: a run diverged, which is a result
+ENDED = 0, 3  # 3: a run diverged, which is a result
 
 
 def commands(experiment: Experiment, run_root: Path, own: Sequence[str]) -> Iterator[list[str]]:

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import sibp
-from sibp.experiment.signals import INTERRUPTED, ends_quietly
-from sibp.runs.errors import UserError
+from sibp.experiment.signals import ends_quietly
+from sibp.runs.errors import INTERRUPTED, UserError
 from sibp.runs.folder import resuming
 from sibp.runs.outcome import Outcome
 from sibp.runs.output import forgiving_output

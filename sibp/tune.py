@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sibp.experiment.signals import INTERRUPTED, ends_quietly
-from sibp.runs.errors import UserError
+from sibp.experiment.signals import ends_quietly
+from sibp.runs.errors import INTERRUPTED, UserError
 from sibp.runs.folder import FINISHED, RunFolder, resuming
 from sibp.runs.outcome import Outcome
 from sibp.runs.output import forgiving_output

@@ -18,7 +18,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -149,12 +148,14 @@ def costs(method: Method, target: Target) -> dict[int, dict[str, float]]:
     return found
 
 
-def instance_costs(targets: Mapping[Contest, Target], cost: str) -> dict[str, list[float]]:
-    """``{method: values}``: one of `COSTS` to reach the target of each problem, one value per instance."""
-    return _by_instance(
-        list(targets),
-        lambda contest, method: {seed: each[cost] for seed, each in costs(method, targets[contest]).items()},
-    )
+def instance_costs(targets: Mapping[Contest, Target]) -> dict[str, dict[str, list[float]]]:
+    """``{cost: {method: values}}`` for each of `COSTS`, one value per instance, to reach the target of each problem."""
+    needed = {(each, method): costs(method, target) for each, target in targets.items() for method in each.entered}
+
+    def values(cost: str, contest: Contest, method: Method) -> dict[int, float]:
+        return {seed: found[cost] for seed, found in needed[contest, method].items()}
+
+    return {cost: _by_instance(list(targets), partial(values, cost)) for cost in COSTS}
 
 
 def _by_instance(
@@ -183,8 +184,9 @@ def standings(contests: Sequence[Contest]) -> list[Standing]:
     for i, goal in enumerate(GOALS):
         for name, places in ranks(_by_instance(contests, partial(_results, i))).items():
             found[name].places[goal] = estimate(places)
+        needed = instance_costs({contest: contest.targets[i] for contest in contests})
         for unit in UNITS:
-            times = ratios(instance_costs({contest: contest.targets[i] for contest in contests}, unit))
+            times = ratios(needed[unit])
             drawn = resampled_scores(times, sizes)
             for name, row, first in zip(found, drawn, shares_of_firsts(drawn), strict=True):
                 each, key = found[name], (goal, unit)
@@ -236,9 +238,10 @@ def scores(contests: Sequence[Contest], goal: str) -> dict[str, dict[tuple[str, 
     """``{method: {(level, cost): score}}``, as `sibp.analysis.performance_profiles.score`."""
     found: defaultdict[str, dict[tuple[str, str], float]] = defaultdict(dict)
     aims = {contest: targets(contest, goal) for contest in contests}
-    for (i, level), cost in product(enumerate(LEVELS), COSTS):
-        for name, own in ratios(instance_costs({contest: aims[contest][i] for contest in contests}, cost)).items():
-            found[name][level, cost] = score(own)
+    for i, level in enumerate(LEVELS):
+        for cost, needed in instance_costs({contest: aims[contest][i] for contest in contests}).items():
+            for name, own in ratios(needed).items():
+                found[name][level, cost] = score(own)
     return found
 
 

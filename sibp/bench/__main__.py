@@ -11,8 +11,7 @@ from sibp.bench import revisions, roofline, runs, scaling, step, time_to_target
 from sibp.bench.nets import NAMED
 from sibp.bench.record import Usage, check_folder, machine_line, save, shown, warnings
 from sibp.bench.workers import PEERS
-from sibp.experiment.signals import INTERRUPTED
-from sibp.runs.errors import UserError
+from sibp.runs.errors import INTERRUPTED, UserError
 from sibp.runs.output import forgiving_output
 
 COMMANDS = {

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-INTERRUPTED = 130  # the exit code of a command ended by Ctrl-C
+from sibp.runs.errors import INTERRUPTED
 
 
 class StopRequest:

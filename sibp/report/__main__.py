@@ -20,12 +20,12 @@ from sibp.report.sections import build
 from sibp.report.terminal import in_short
 from sibp.report.web_page import page
 from sibp.runs.collect import collect
+from sibp.runs.errors import INTERRUPTED
 from sibp.runs.folder import write_atomic
 from sibp.runs.output import forgiving_output
 from sibp.runs.values import UsageError
 
 FORMATS = ("html", "md", "csv", "png", "svg", "tensorboard")
-INTERRUPTED = 130
 EPILOG = """
 Every folder below DIR with a config.yaml, metrics.jsonl or summary.json is a run. Nothing is trained or changed;
 unreadable runs are listed with the reason. The end of the report states the rules of comparison. Exit code: 0 written,

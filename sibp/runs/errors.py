@@ -1,4 +1,6 @@
-"""The exception for errors that the user can fix."""
+"""The exception for errors that the user can fix, and the exit code of an interrupted command."""
+
+INTERRUPTED = 130  # the exit code of a command ended by Ctrl-C
 
 
 class UserError(Exception):

@@ -181,7 +181,7 @@ def total_costs(problem: Untuned, goal: str) -> list[tuple[Target, float, str, f
     tuned = [method.name for method in problem.contest.entered if method.name != AUTO and tuning_seconds(method)]
     found = []
     for target in arena.targets(problem.contest, goal) if tuned else ():
-        costs = instance_costs({problem.contest: target}, "seconds with tuning")
+        costs = instance_costs({problem.contest: target})["seconds with tuning"]
         seconds = {name: median(values) for name, values in costs.items()}
         cheapest = min(tuned, key=lambda name: seconds[name])
         found.append((target, seconds[AUTO], cheapest, seconds[cheapest]))

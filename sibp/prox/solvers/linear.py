@@ -81,10 +81,9 @@ def _solve(coordinates: Coordinates, R: Tensor, lam: float, rescale: bool) -> So
         if not rescale or in_range or (factor := _balancing(rhs, lam, answer.norm)) == 1:
             return _from_answer(coordinates, R, answer.x, lam, answer)
         return _at_scale(coordinates, R, lam, factor)
-    norm = scalar(torch.linalg.vector_norm(G)) if answer is None else answer.norm
+    norm = _norm(G) if answer is None else answer.norm
     if isinstance(norm, Tensor):
         return _factorized(coordinates, R, rhs, lam, at_least(lam, FLOOR * eps * norm), norm)
-    norm = _norm(G) if answer is None else norm
     if rescale and (factor := _balancing(rhs, lam, norm)) != 1:
         return _at_scale(coordinates, R, lam, factor)
     if answer is None and coordinates.size < SINGLE and lam >= _RESOLVED * eps * norm:
@@ -198,7 +197,7 @@ def _in_double_precision(coordinates: Coordinates, R: Tensor, lam: float) -> Sol
     coordinates64, dtype, R = coordinates.to(torch.float64), R.dtype, R.double()
     features = coordinates64.features
     over_rows = features.over_rows
-    norm, start = _norm(coordinates64.gram), over_rows(R.square()).sum().item()
+    norm, start = float(_norm(coordinates64.gram)), over_rows(R.square()).sum().item()
     if not math.isfinite(norm + start):
         return _zero_solution(coordinates, R.to(dtype))
     damping, minus_solve = _factor_with_damping(coordinates64, lam, norm, torch.finfo(dtype).eps)
@@ -232,10 +231,10 @@ def _in_double_precision(coordinates: Coordinates, R: Tensor, lam: float) -> Sol
     return Solution(Direct(coordinates.features), V, True, measure)
 
 
-def _norm(G: Tensor) -> float:
-    """The Frobenius norm, also where squares of entries leave the range of the dtype."""
-    norm = float(torch.linalg.vector_norm(G))
-    if G.numel() == 0 or smallest_square(G.dtype) <= norm * norm < math.inf:
+def _norm(G: Tensor) -> Scalar:
+    """The Frobenius norm; on the CPU also where squares of entries leave the range of the dtype."""
+    norm = scalar(torch.linalg.vector_norm(G))
+    if isinstance(norm, Tensor) or G.numel() == 0 or smallest_square(G.dtype) <= norm * norm < math.inf:
         return norm
     top = float(G.abs().amax())
     return top * float(torch.linalg.vector_norm(G / top)) if 0 < top < math.inf else norm
