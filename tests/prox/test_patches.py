@@ -139,13 +139,30 @@ def test_gram_of_many_channels(monkeypatch, dense, kernel, stride, padding, dila
     with FlopCounterMode(display=False) as counter, kernels.disabled():
         gram = patch_gram(x, window)
     torch.testing.assert_close(gram, phi.mT @ phi, rtol=1e-10, atol=1e-10)
-    products = gram_products(window, (2, groups * channels, *size))
+    products = gram_products(window, (2, groups * channels, *size), False)
     assert counter.get_total_flops() == groups * sum(2 * a * b * c for a, b, c in products)
 
 
+@pytest.mark.parametrize("images", [False, True])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_vectors_hold_channels_or_images(monkeypatch, images, channels, dtype):
+    """Any number of images, whole vectors of them or not."""
+    monkeypatch.setattr(patches, "is_dense", lambda *_: False)
+    monkeypatch.setattr(patches, "_by_images", lambda *_: 0 if images else torch.inf)
+    window = Window((3, 2), (1, 2), (1, 1), (2, 1), 2)
+    for B in (1, 2, 8, 16, 17, 35):
+        x = randn(B, 2 * channels, 7, 6, dtype=dtype)
+        phi = ConvolutionFeatures(x.double(), window, bias=False).materialize()
+        tolerance = 1e-5 if dtype is torch.float32 else 1e-13
+        error = (patch_gram(x, window) - phi.mT @ phi).abs().amax()
+        assert error <= tolerance * (phi.mT @ phi).abs().amax()
+
+
 @pytest.mark.parametrize("threads", [2, 3])
-def test_threads_do_not_change_the_gram(threads):
-    x, window = randn(9, 24, 40, 40, dtype=torch.float32), Window((3, 3), (1, 1), (1, 1), (1, 1), 2)
+@pytest.mark.parametrize(("batch", "channels"), [(9, 12), (40, 3)])
+def test_threads_do_not_change_the_gram(threads, batch, channels):
+    x, window = randn(batch, 2 * channels, 40, 40, dtype=torch.float32), Window((3, 3), (1, 1), (1, 1), (1, 1), 2)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -157,19 +174,28 @@ def test_threads_do_not_change_the_gram(threads):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "stride", "channels", "dense"),
+    ("kernel", "stride", "channels", "compiled", "dense"),
     [
-        ((3, 3), (1, 1), 16, False),  # 13 products of pixels a position, in place of 45
-        ((3, 3), (2, 2), 16, False),  # 34
-        ((3, 3), (1, 1), 3, True),  # of 3 channels, where 4 x 16 are taken at a time
-        ((2, 2), (2, 2), 16, False),  # ten of 16 x 16, in place of one of 64 x 64
-        ((2, 2), (2, 2), 8, True),
-        ((16, 16), (16, 16), 3, True),
-        ((11, 11), (4, 4), 3, True),
-        ((9, 9), (1, 1), 16, False),
-        ((11, 11), (1, 1), 16, True),  # too many sums
+        ((3, 3), (1, 1), 16, False, False),  # 13 products of pixels a position, in place of 45
+        ((3, 3), (2, 2), 16, False, False),  # 34
+        ((3, 3), (1, 1), 3, False, True),  # of 3 channels, where 4 x 16 are taken at a time
+        ((3, 3), (1, 1), 3, True, False),  # 3 x 3 are, of 16 images
+        ((3, 3), (2, 2), 3, True, False),
+        ((2, 2), (2, 2), 16, True, False),  # ten of 16 x 16, in place of one of 64 x 64
+        ((2, 2), (2, 2), 8, False, True),
+        ((2, 2), (2, 2), 8, True, False),
+        ((16, 16), (16, 16), 3, True, True),
+        ((11, 11), (4, 4), 3, False, True),
+        ((9, 9), (1, 1), 16, False, False),
+        ((11, 11), (1, 1), 16, True, True),  # too many sums
     ],
 )
-def test_patches_are_materialized_where_that_takes_fewer_products(kernel, stride, channels, dense):
+def test_patches_are_materialized_where_that_takes_fewer_products(kernel, stride, channels, compiled, dense):
     window = Window(kernel, stride, (kernel[0] // 2 * (stride[0] < kernel[0]),) * 2, (1, 1), 1)
-    assert is_dense(window, (8, channels, 32, 32)) is dense
+    assert is_dense(window, (16, channels, 32, 32), compiled) is dense
+
+
+@pytest.mark.parametrize(("batch", "fewer"), [(1, False), (2, False), (3, True), (16, True), (17, True)])
+def test_vectors_hold_images_where_that_takes_fewer_products(batch, fewer):
+    """Of three channels: 4 x 16 products for each image, or 3 x 3 for each of a vector of 16, whole or not."""
+    assert (patches._by_images(batch, 3) < patches._by_channels(3)) is fewer

@@ -46,9 +46,9 @@ _SIGNATURES = {
     "direct": (None, "ppp pp"),
     "redirect": (None, "pppppp pp"),
     "attempt": (None, "pppppp pp"),
-    "pixels_size": (ctypes.c_long, "lll"),
-    "pixels": (None, "pp llll"),
-    "lagged": (None, "ppp lllllll"),
+    "pixels_size": (ctypes.c_long, "llll"),
+    "pixels": (None, "pp lllll"),
+    "lagged": (None, "ppp lllllllll"),
     "nonzeros": (ctypes.c_long, "pll"),
 }
 """Result and argument types of the functions; p is an address, l an integer, d a real number."""

@@ -1,10 +1,18 @@
 /* Products of pixels with pixels at a distance, summed over an image: what its patches share in a Gram matrix; see
- * sibp.prox.operators.patches. The channels of a pixel lie side by side. */
+ * sibp.prox.operators.patches. A vector holds channels of one pixel, or, if there are few channels, one channel of the same
+ * pixel in LANES images. */
+#include "sums.h"
 #include "turn.h"
 
 #define BAND (1L << 17) /* bytes of pixels that are processed together, so that they stay in the L2 cache */
 #define SUMMED 512      /* about as many pixels are summed one after the other: more would increase the rounding error */
 #define NARROW (2 * SIDE) /* rows of a tile of one vector, so that enough sums fill the pipeline */
+#define THIN 4 /* pixels of a row; the pixels of longer ones are next to each other in memory */
+#if BYTES == 64
+#define SQUARE 4 /* rows and columns of a tile where vectors hold images: the sums fit into the registers */
+#else
+#define SQUARE 3
+#endif
 
 /* Rows or columns: `number` of them, `step` apart, each multiplied with the one `lag` further on. */
 typedef struct {
@@ -58,12 +66,76 @@ static void add_square(const REAL *a, const REAL *b, const Grid *grid, REAL *to,
     }
 }
 
-/* Numbers of a copy of B images: reading past the channels of the last pixel stays inside. */
-long KERNEL(pixels_size)(long B, long C, long P) { return B * C * P + WIDE * LANES + NARROW; }
-
-/* to, (B, P, C), from x, (B, C, P); what follows is set to 0. */
-void KERNEL(pixels)(const REAL *x, REAL *to, long B, long C, long P, long threads)
+/* to += the sums over a grid of a b^T, where vectors hold images: for `side` channels of each pixel, of which only the first
+ * `height` and `width` are there; the others are replaced by the last one. Channels are `plane` numbers apart. */
+static inline __attribute__((always_inline)) void add_images(
+    const REAL *a, const REAL *b, const Grid *grid, REAL *to, long row, long plane, long height, long width,
+    const int side)
 {
+    const REAL *left[SQUARE], *right[SQUARE];
+    for (int s = 0; s < side; s++) left[s] = a + least(s, height - 1) * plane, right[s] = b + least(s, width - 1) * plane;
+    Vector sums[SQUARE * SQUARE] = {0};
+    for (long k = 0; k < grid->number[0]; k++)
+        for (long y = 0; y < grid->number[1]; y++) {
+            long place = k * grid->step[0] + y * grid->step[1];
+            for (long x = 0; x < grid->number[2]; x++, place += grid->step[2]) {
+                Vector here[SQUARE];
+                for (int s = 0; s < side; s++) here[s] = load(left[s] + place);
+                for (int j = 0; j < side; j++) {
+                    const Vector there = load(right[j] + place);
+                    for (int s = 0; s < side; s++) sums[s * side + j] += here[s] * there;
+                }
+            }
+        }
+    REAL found[SQUARE * SQUARE];
+    sums_of(sums, side * side, found);
+    for (long s = 0; s < least(side, height); s++)
+        for (long j = 0; j < least(side, width); j++) to[s * row + j] += found[s * side + j];
+}
+
+/* The same for all channels. */
+static void add_square_of_images(const REAL *a, const REAL *b, const Grid *grid, REAL *to, long c, long plane)
+{
+    const long side = least(c, SQUARE);
+    for (long i = 0; i < c; i += side)
+        for (long j = 0; j < c; j += side) {
+#define CALL(side) \
+    add_images(a + i * plane, b + j * plane, grid, to + i * c + j, c, plane, c - i, c - j, side)
+            switch (side) {
+#if SQUARE > 3
+            case 4: CALL(4); break;
+#endif
+            case 3: CALL(3); break;
+            case 2: CALL(2); break;
+            default: CALL(1);
+            }
+#undef CALL
+        }
+}
+
+/* The number of vectors' copies of B images; LANES images lie side by side. */
+static long copies_of(long B) { return (B + LANES - 1) / LANES; }
+
+/* Numbers of a copy of B images: reading past the channels of the last pixel stays inside. */
+long KERNEL(pixels_size)(long B, long C, long P, long images)
+{
+    return images ? copies_of(B) * LANES * C * P : B * C * P + WIDE * LANES + NARROW;
+}
+
+/* to, (B, P, C), from x, (B, C, P); what follows is set to 0. If vectors hold images, to is (B / LANES, C, P, LANES), and the
+ * images that are missing in the last vector are 0. */
+void KERNEL(pixels)(const REAL *x, REAL *to, long B, long C, long P, long images, long threads)
+{
+    if (images) {
+        SHARED(threads)
+        for (long k = 0; k < copies_of(B); k++) {
+            const long number = least(LANES, B - k * LANES);
+            REAL *here = to + k * C * P * LANES;
+            if (number < LANES) memset(here, 0, C * P * LANES * sizeof(REAL));
+            turn(x + k * LANES * C * P, C * P, number, C * P, here, LANES);
+        }
+        return;
+    }
     SHARED(threads)
     for (long k = 0; k < B; k++) turn(x + k * C * P, P, C, P, to + k * C * P, C);
     memset(to + B * C * P, 0, (WIDE * LANES + NARROW) * sizeof(REAL));
@@ -83,43 +155,68 @@ static void assign(const Region *regions, long number, long threads, long *owner
     }
 }
 
+/* How pixels lie in memory: distances in numbers, and what a vector holds. */
+typedef struct {
+    long count, pixel, image, plane; /* of images or vectors of them, and of channels where vectors hold images */
+} Layout;
+
+/* Puts the longest axis last if the last one is very short: each row costs as much as a few pixels. */
+static void sort(Grid *grid)
+{
+    if (grid->number[2] > THIN) return;
+    for (int end = 2; end > 0; end--)
+        for (int axis = 0; axis < end; axis++)
+            if (grid->number[axis] > grid->number[axis + 1]) {
+                const long number = grid->number[axis], step = grid->step[axis];
+                grid->number[axis] = grid->number[axis + 1], grid->step[axis] = grid->step[axis + 1];
+                grid->number[axis + 1] = number, grid->step[axis + 1] = step;
+            }
+}
+
 /* to += the sums of a region over the rows from `begin` to `end` of `count` images. Not inlined: in a thread's loop the
  * compiler would keep the grid in memory. */
 static __attribute__((noinline)) void add_band(
-    const REAL *x, REAL *to, const Region *region, long count, long begin, long end, long height, long width, long C,
-    long c)
+    const REAL *x, REAL *to, const Region *region, const Layout *layout, long count, long begin, long end, long width, long c)
 {
     const Stretch rows = region->rows, columns = region->columns;
     const long before = begin > rows.first ? (begin - rows.first + rows.step - 1) / rows.step : 0;
     const long first = rows.first + before * rows.step, past = least(end, rows.first + rows.number * rows.step);
     if (first >= past) return;
-    const Grid grid = {
+    const long pixel = layout->pixel;
+    Grid grid = {
         {count, (past - first + rows.step - 1) / rows.step, columns.number},
-        {height * width * C, rows.step * width * C, columns.step * C}};
-    const REAL *a = x + (first * width + columns.first) * C;
-    add_square(a, a + (rows.lag * width + columns.lag) * C, &grid, to, c);
+        {layout->image, rows.step * width * pixel, columns.step * pixel}};
+    sort(&grid);
+    const REAL *a = x + (first * width + columns.first) * pixel, *b = a + (rows.lag * width + columns.lag) * pixel;
+    if (layout->plane) add_square_of_images(a, b, &grid, to, c, layout->plane);
+    else add_square(a, b, &grid, to, c);
 }
 
-/* out, (regions, c, c): for each region, the sum over its pixels of x^T x[lag], for `c` channels from x on of B images
- * (height, width, C). An image is taken by bands of rows, or several small images at a time. A thread keeps its regions
- * for all images: it waits for no other, and each region is summed in the same order for any number of threads. */
+/* out, (regions, c, c): for each region, the sum over its pixels of x^T x[lag], for `c` channels of B images (height, width,
+ * C), beginning with `channel`; x is a copy by `pixels`. An image is taken by bands of rows, or several small images at a
+ * time. A thread keeps its regions for all images: it waits for no other, and each region is summed in the same order for any
+ * number of threads. */
 void KERNEL(lagged)(
-    const REAL *x, REAL *out, const Region *regions, long number, long B, long height, long width, long C, long c,
-    long threads)
+    const REAL *x, REAL *out, const Region *regions, long number, long B, long height, long width, long C, long channel,
+    long c, long images, long threads)
 {
-    const long fitting = least(BAND / (long)(C * sizeof(REAL)), SUMMED) / width; /* rows */
+    const long P = height * width;
+    const Layout layout = images ? (Layout){copies_of(B), LANES, C * P * LANES, P * LANES} : (Layout){B, C, C * P, 0};
+    const long bytes = (images ? c * LANES : C) * (long)sizeof(REAL); /* of a pixel */
+    const long fitting = least(BAND / bytes, SUMMED) / width; /* rows */
     const long band = least(fitting > 1 ? fitting : 1, height);
-    const long images = band < height ? 1 : fitting / height > 1 ? fitting / height : 1;
+    const long together = band < height ? 1 : fitting / height > 1 ? fitting / height : 1;
+    x += images ? channel * P * LANES : channel;
     long owner[number];
     assign(regions, number, threads, owner);
     memset(out, 0, number * c * c * sizeof(REAL));
     SHARED(threads)
     for (long thread = 0; thread < threads; thread++)
-        for (long k = 0; k < B; k += images)
+        for (long k = 0; k < layout.count; k += together)
             for (long begin = 0; begin < height; begin += band)
                 for (long n = 0; n < number; n++)
                     if (owner[n] == thread)
                         add_band(
-                            x + k * height * width * C, out + n * c * c, regions + n, least(images, B - k), begin,
-                            least(begin + band, height), height, width, C, c);
+                            x + k * layout.image, out + n * c * c, regions + n, &layout, least(together, layout.count - k),
+                            begin, least(begin + band, height), width, c);
 }

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sibp.prox import kernels
 from sibp.prox.operators.base import FeatureOperator
 from sibp.prox.operators.dense import DenseFeatures
 from sibp.prox.operators.patches import gram_products, numbers_copied, patch_gram
@@ -105,16 +106,20 @@ class ConvolutionFeatures(FeatureOperator):
 
     def gram_products(self) -> list[tuple[int, int, int]]:
         """The sizes of the products of `patch_gram`, and of the sums over positions, for each group."""
-        return [*gram_products(self.window, self._image), (1, self.row_shape[1], self.inputs)]
+        return [*gram_products(self.window, self._image, self._is_compiled), (1, self.row_shape[1], self.inputs)]
 
     def numbers_copied(self) -> float:
         """Numbers that are read and written to prepare the products of `gram`."""
-        return numbers_copied(self.window, self._image)
+        return numbers_copied(self.window, self._image, self._is_compiled)
 
     @property
     def _image(self) -> tuple[int, int, int, int]:
         B, channels, rows, columns = self.x.shape
         return B, channels, rows, columns
+
+    @property
+    def _is_compiled(self) -> bool:
+        return kernels.library(self.x) is not None
 
     def _sums(self, x: Tensor) -> Tensor:
         """For each entry of the kernel, the sum of the inputs under it over all positions, (g, n)."""

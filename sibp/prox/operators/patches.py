@@ -23,7 +23,9 @@ from sibp.prox.operators.window import Sharing, Window
 Shape = tuple[int, int, int, int]
 """Of an image, (B, g c, rows, columns)."""
 _COLUMNS = 96  # columns of a block of materialized patches
-_TILE = (4, 16)  # channels that lagged.c takes at a time, of a pixel and of the one it is multiplied by
+# What lagged.c takes at a time: channels of a pixel and of the one it is multiplied by; or channels of both, of as many
+# images as a vector holds.
+_TILE, _SQUARE = (4, 16), 4
 _MOST = 2**22  # largest number of entries of `Sharing.incidence`, enough for 9 x 9 kernels
 _PARALLEL = 1_000_000  # multiply-adds above which several threads pay off
 
@@ -39,20 +41,21 @@ def patch_gram(x: Tensor, window: Window) -> Tensor:
         (g, n, n), n = c times the kernel's entries.
     """
     B, channels, rows, columns = x.shape
-    make = _gram_from_patches if is_dense(window, (B, channels, rows, columns)) else _gram_from_pixel_products
-    return make(x, window)
+    dense = is_dense(window, (B, channels, rows, columns), kernels.library(x) is not None)
+    return _gram_from_patches(x, window) if dense else _gram_from_pixel_products(x, window)
 
 
-def gram_products(window: Window, shape: Shape) -> list[tuple[int, int, int]]:
+def gram_products(window: Window, shape: Shape, compiled: bool) -> list[tuple[int, int, int]]:
     """The sizes (a, b, c) of the products (a x b) (b x c) that make up `patch_gram`, in each group.
 
     Args:
         window: of the convolution.
         shape: of the image.
+        compiled: whether there are kernels for the image.
     """
     B, channels, rows, columns = shape
     c = channels // window.groups
-    if is_dense(window, shape):
+    if is_dense(window, shape, compiled):
         P, n = window.positions(rows, columns), c * window.kernel[0] * window.kernel[1]
         return [(end - first, B * P[0] * P[1], end) for first, end in _column_blocks(n)]
     sharing = Sharing.of(window, rows, columns)
@@ -62,29 +65,31 @@ def gram_products(window: Window, shape: Shape) -> list[tuple[int, int, int]]:
     ]
 
 
-def numbers_copied(window: Window, shape: Shape) -> float:
+def numbers_copied(window: Window, shape: Shape, compiled: bool) -> float:
     """Numbers that are read and written to make the factors contiguous.
 
     Args:
         window: of the convolution.
         shape: of the image.
+        compiled: whether there are kernels for the image.
     """
     B, channels, rows, columns = shape
     image, P = B * channels * rows * columns, window.positions(rows, columns)
-    if is_dense(window, shape):
+    if is_dense(window, shape, compiled):
         return 2 * image + 2 * B * P[0] * P[1] * channels * window.kernel[0] * window.kernel[1]
     return 2 * image
 
 
 @lru_cache
-def is_dense(window: Window, shape: Shape) -> bool:
+def is_dense(window: Window, shape: Shape, compiled: bool) -> bool:
     """Whether materialized patches take fewer multiply-adds.
 
     Args:
         window: of the convolution.
         shape: of the image.
+        compiled: whether there are kernels for the image.
     """
-    _, channels, rows, columns = shape
+    B, channels, rows, columns = shape
     c, (above, beside) = channels // window.groups, window.positions(rows, columns)
     taps = window.kernel[0] * window.kernel[1]
     dense = above * beside * sum((end - first) * end for first, end in _column_blocks(taps * c))
@@ -93,8 +98,20 @@ def is_dense(window: Window, shape: Shape) -> bool:
     sharing = Sharing.of(window, rows, columns)
     if len(sharing.regions) * sharing.pairs > _MOST:
         return True
-    whole = [-(-c // side) * side for side in _TILE]
-    return dense < sharing.products * whole[0] * whole[1]
+    side_by_side = min(_by_channels(c), _by_images(B, c)) if compiled else _by_channels(c)
+    return dense < sharing.products * side_by_side
+
+
+def _by_channels(c: int) -> float:
+    """Multiply-adds of a product of two pixels of c channels, if a vector holds a pixel's channels."""
+    height, width = (-(-c // side) * side for side in _TILE)
+    return height * width
+
+
+def _by_images(B: int, c: int) -> float:
+    """The same, on average over B images, if a vector holds a channel of several images."""
+    side = min(c, _SQUARE)
+    return (-(-c // side) * side) ** 2 * (-(-B // _TILE[1]) * _TILE[1] / max(B, 1))
 
 
 def _column_blocks(n: int) -> list[tuple[int, int]]:
@@ -157,9 +174,11 @@ def _sums(x: Tensor, sharing: Sharing, groups: int) -> Tensor:
             torch.bmm(here.permute(1, 2, 0), there.transpose(0, 1), out=sums[:, place])
         return sums
     threads = torch.get_num_threads() if B * sharing.products * c * c >= _PARALLEL else 1
-    x, pixels = x.contiguous(), x.new_empty(library.pixels_size(B, channels, height * width))
-    library.pixels(x.data_ptr(), pixels.data_ptr(), B, channels, height * width, threads)
+    by_images = _by_images(B, c) < _by_channels(c)
+    x, pixels = x.contiguous(), x.new_empty(library.pixels_size(B, channels, height * width, by_images))
+    library.pixels(x.data_ptr(), pixels.data_ptr(), B, channels, height * width, by_images, threads)
+    table, size = sharing.table.data_ptr(), (len(regions), B, height, width, channels)
     for group in range(groups):
-        here, to = pixels.data_ptr() + group * c * x.itemsize, sums[group].data_ptr()
-        library.lagged(here, to, sharing.table.data_ptr(), len(regions), B, height, width, channels, c, threads)
+        to = sums[group].data_ptr()
+        library.lagged(pixels.data_ptr(), to, table, *size, group * c, c, by_images, threads)
     return sums
