@@ -134,5 +134,5 @@ def _kernels_for(M: Tensor, R: Tensor) -> tuple[kernels.Kernels, Tensor, int] | 
     library = kernels.library(M)
     if library is None:
         return None
-    threads = torch.get_num_threads() if r * r * m >= _PARALLEL else 1
+    threads = torch.get_num_threads() if r * r * (m + r // 6) >= _PARALLEL else 1  # of two substitutions and a factor
     return library, kernels.workspace(M.dtype, library.solve_size(r, threads)), threads

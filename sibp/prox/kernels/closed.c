@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 #include "sums.h"
+#include "turn.h"
 
 #define STRETCH 800 /* columns of A at a time: two strips of rows, and one to multiply them with, stay in the L1 cache */
 #define STRIPS 2
@@ -119,42 +120,74 @@ static int factorize_block(REAL *M, long row)
     return 1;
 }
 
+/* Columns c to c+3 of the factor in some rows of a panel, which begins at M; t: the factor's square in these columns. */
+static inline __attribute__((always_inline)) void solve_columns(REAL *M, long row, const REAL *t, long c, const int rows)
+{
+    const REAL *t0 = t, *t1 = t0 + row, *t2 = t1 + row, *t3 = t2 + row;
+    for (int p = 0; p < rows; p++) {
+        REAL *l = M + p * row + c;
+        l[0] *= t0[0];
+        l[1] = (l[1] - t1[0] * l[0]) * t1[1];
+        l[2] = (l[2] - t2[0] * l[0] - t2[1] * l[1]) * t2[2];
+        l[3] = (l[3] - t3[0] * l[0] - t3[1] * l[1] - t3[2] * l[2]) * t3[3];
+    }
+}
+
+/* Subtracts from the later columns what columns c to c+3 contribute, by whole vectors: from finished ones, zeros. memory,
+ * PANEL x PANEL: the transpose of the panel's own rows. */
+static inline __attribute__((always_inline)) void subtract_columns(
+    REAL *M, long row, long c, const REAL *memory, long columns, const int rows)
+{
+    for (long j = (c + SIDE) / LANES * LANES; j < columns; j += LANES) {
+        Vector m[SIDE];
+        for (long s = 0; s < SIDE; s++) m[s] = load(memory + (c + s) * PANEL + j);
+        for (int p = 0; p < rows; p++) {
+            const REAL *l = M + p * row + c;
+            Vector here = load(M + p * row + j);
+            for (long s = 0; s < SIDE; s++) here -= l[s] * m[s];
+            store(M + p * row + j, here);
+        }
+    }
+}
+
+/* The Cholesky factor of a panel's own rows; 0 if a pivot is not positive. memory becomes its transpose, with zeros up to
+ * the end of each square of SIDE columns. */
+static int factorize_panel(REAL *M, long row, long columns, REAL *memory)
+{
+    memset(memory, 0, PANEL * PANEL * sizeof(REAL));
+    for (long c = 0; c < columns; c += SIDE) {
+        const REAL *t = M + c * row + c;
+        if (!factorize_block(M + c * row + c, row)) return 0;
+        for (long i = c + SIDE; i < columns; i++) {
+            solve_columns(M + i * row, row, t, c, 1);
+            for (long s = 0; s < SIDE; s++) memory[(c + s) * PANEL + i] = M[i * row + c + s];
+        }
+        for (long i = c + SIDE; i < columns; i++) subtract_columns(M + i * row, row, c, memory, i + 1, 1);
+    }
+    return 1;
+}
+
 /* Overwrites the lower triangle of M (N x N) with its Cholesky factor, with reciprocals on the diagonal; 0 if M is not
- * positive definite. N is a multiple of SIDE, rows are `row` apart. The upper triangle may be overwritten. memory: N PANEL
- * numbers. */
-static int factorize(REAL *M, long N, long row, REAL *memory)
+ * positive definite. N is a multiple of SIDE, rows are `row` apart. The upper triangle may be overwritten. memory: PANEL
+ * numbers for each row, and for at least PANEL rows. */
+static int factorize(REAL *M, long N, long row, REAL *memory, long threads)
 {
     for (long first = 0; first < N; first += PANEL) { /* left-looking, by panels of columns */
         const long end = least(first + PANEL, N), vectors = (end - first + LANES - 1) / LANES;
-        for (long q = 0; first && q < PANEL; q++)
-            for (long k = 0; k < first; k++) memory[k * PANEL + q] = q < end - first ? M[(first + q) * row + k] : (REAL)0;
-        for (long i = first; first && i < N; i += SIDE) subtract_panel(M + i * row, row, first, memory, vectors);
-        memset(memory, 0, SIDE * PANEL * sizeof(REAL));
-        for (long c = first; c < end; c += SIDE) {
-            if (!factorize_block(M + c * row + c, row)) return 0;
-            const REAL *t0 = M + c * row + c, *t1 = t0 + row, *t2 = t1 + row, *t3 = t2 + row;
-            for (long s = 0; s < SIDE; s++) memset(memory + s * PANEL, 0, (c + SIDE - first) * sizeof(REAL));
-            for (long i = c + SIDE; i < N; i++) {
-                REAL *l = M + i * row + c;
-                l[0] *= t0[0];
-                l[1] = (l[1] - t1[0] * l[0]) * t1[1];
-                l[2] = (l[2] - t2[0] * l[0] - t2[1] * l[1]) * t2[2];
-                l[3] = (l[3] - t3[0] * l[0] - t3[1] * l[1] - t3[2] * l[2]) * t3[3];
-                if (i < end)
-                    for (long s = 0; s < SIDE; s++) memory[s * PANEL + i - first] = l[s];
-            }
-            /* The rest of the panel, by whole vectors: from finished columns, zeros are subtracted. */
-            const long done = (c + SIDE - first) / LANES * LANES;
-            for (long i = c + SIDE; i < N; i++) {
-                const REAL *l = M + i * row + c, l0 = l[0], l1 = l[1], l2 = l[2], l3 = l[3];
-                REAL *to = M + i * row + first;
-                for (long j = done; j < least(end, i + 1) - first; j += LANES) {
-                    const REAL *m = memory + j;
-                    const Vector here = load(to + j) - l0 * load(m) - l1 * load(m + PANEL);
-                    store(to + j, here - l2 * load(m + 2 * PANEL) - l3 * load(m + 3 * PANEL));
-                }
-            }
+        if (first) {
+            memset(memory, 0, end - first < PANEL ? first * PANEL * sizeof(REAL) : 0);
+            turn(M + first * row, row, end - first, first, memory, PANEL);
+            SHARED(threads)
+            for (long i = first; i < N; i += SIDE) subtract_panel(M + i * row, row, first, memory, vectors);
         }
+        REAL *top = M + first * row + first;
+        if (!factorize_panel(top, row, end - first, memory)) return 0;
+        SHARED(threads)
+        for (long i = end - first; i < N - first; i += SIDE)
+            for (long c = 0; c < PANEL; c += SIDE) {
+                solve_columns(top + i * row, row, top + c * row + c, c, SIDE);
+                subtract_columns(top + i * row, row, c, memory, PANEL, SIDE);
+            }
     }
     return 1;
 }
@@ -245,7 +278,10 @@ static double squared_error(const REAL *G, const REAL *P, const REAL *Q, long r,
     return sum;
 }
 
-long KERNEL(solve_size)(long r, long threads) { return rows_of(r) * (row_of(r) + threads * (PANEL + 2 * PROBES)); }
+long KERNEL(solve_size)(long r, long threads)
+{
+    return rows_of(r) * (row_of(r) + threads * (PANEL + 2 * PROBES)) + PANEL * PANEL;
+}
 
 /* Panels `begin` to `end` of X = -(L L^T)^-1 R, r x m; returns the sum of squares of L^-1 R. look->S is NULL if X is not
  * to be checked. */
@@ -326,7 +362,7 @@ int KERNEL(minus_solve)(
     REAL *L = work, *panels = L + rows_of(r) * row_of(r), *probed = panels + threads * rows_of(r) * PANEL;
     pad(G, r, L);
     for (long i = 0; i < r; i++) L[i * row_of(r) + i] += (REAL)lam;
-    if (!factorize(L, rows_of(r), row_of(r), panels)) return 0;
+    if (!factorize(L, rows_of(r), row_of(r), panels, threads)) return 0;
     const long number = (m + PANEL - 1) / PANEL, share = (number + threads - 1) / threads;
     const long probes = S ? rows_of(r) * PROBES : 0;
     memset(probed, 0, threads * 2 * probes * sizeof(REAL));

@@ -175,8 +175,13 @@ def _sums(x: Tensor, sharing: Sharing, groups: int) -> Tensor:
         return sums
     threads = torch.get_num_threads() if B * sharing.products * c * c >= _PARALLEL else 1
     by_images = _by_images(B, c) < _by_channels(c)
-    x, pixels = x.contiguous(), x.new_empty(library.pixels_size(B, channels, height * width, by_images))
-    library.pixels(x.data_ptr(), pixels.data_ptr(), B, channels, height * width, by_images, threads)
+    pixels = x.new_empty(library.pixels_size(B, channels, height * width, by_images))
+    if not by_images and x.is_contiguous(memory_format=torch.channels_last):
+        pixels[: x.numel()] = x.permute(0, 2, 3, 1).reshape(-1)
+        pixels[x.numel() :] = 0
+    else:
+        x = x.contiguous()
+        library.pixels(x.data_ptr(), pixels.data_ptr(), B, channels, height * width, by_images, threads)
     table, size = sharing.table.data_ptr(), (len(regions), B, height, width, channels)
     for group in range(groups):
         to = sums[group].data_ptr()

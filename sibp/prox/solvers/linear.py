@@ -38,7 +38,8 @@ from sibp.prox.status import WELL_ABOVE, Solution, Stats, Status, smallest_squar
 
 _RESOLVED = 1000.0  # least lam / (eps ||G||) at which rounding raises the objective by a few millionths of ||R||^2
 _ATTEMPTS = 4  # factorisations, each with eight times the damping of the previous one
-_REFINEMENTS = 2  # of a solution in float64
+_REFINEMENTS = 12  # of a solution in float64
+_NEGLIGIBLE = 1e-8  # least change of the objective by a refinement, as a share of its decrease, that asks for another
 
 
 def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
@@ -205,13 +206,7 @@ def _in_double_precision(coordinates: Coordinates, R: Tensor, lam: float) -> Sol
     if minus_solve is None:
         V = features.rmatmat(R) / -(damping + norm)
     else:
-        X = minus_solve(coordinates64.adjoint(R))
-        V = coordinates64.entries(X)
-        for _ in range(_REFINEMENTS if damping == lam else 0):
-            # The residual is computed with Phi V instead of G X, and V itself is corrected: for a small lam, the
-            # rounding of G matters, and so does that of Phi^T U for a large U.
-            correction = minus_solve(coordinates64.adjoint(R + features.matmat(V)) + lam * X)
-            X, V = X + correction, V + coordinates64.entries(correction)
+        V = _refined(coordinates64, R, lam, minus_solve, _REFINEMENTS if damping == lam else 0)
     V = V.to(dtype)
     # The objective along V, for every output unit: f(t V) = f(0) + 2 t slope + t^2 curvature.
     change_of_Z = features.matmat(V.double())
@@ -229,6 +224,29 @@ def _in_double_precision(coordinates: Coordinates, R: Tensor, lam: float) -> Sol
         return Stats.of(status, True, start, end, iterations=0, step_length=1.0, squared_change=squared_change)
 
     return Solution(Direct(coordinates.features), V, True, measure)
+
+
+def _refined(coordinates: Coordinates, R: Tensor, lam: float, minus_solve: "MinusSolve", most: int) -> Tensor:
+    """The displacement in direct coordinates, (..., n, m), with at most `most` refinements.
+
+    The residual is computed with Phi V instead of G X, and V itself is corrected: for a small lam, the rounding of G
+    matters, and so does that of Phi^T U for a large U. Each refinement multiplies the error by the rounding error of
+    the factor / lam, which comes close to 1 if lam is hardly resolved.
+    """
+    features, over_rows = coordinates.features, coordinates.features.over_rows
+    X = minus_solve(coordinates.adjoint(R))
+    V = coordinates.entries(X)
+    forward = features.matmat(V)
+    for _ in range(most):
+        correction = minus_solve(coordinates.adjoint(R + forward) + lam * X)
+        X, change = X + correction, coordinates.entries(correction)
+        V, before = V + change, forward
+        forward = features.matmat(V)
+        energy = over_rows((forward - before).square()) + lam * change.square().sum(-2)
+        decrease = -(over_rows((2 * R + forward) * forward) + lam * V.square().sum(-2))
+        if not bool((energy > _NEGLIGIBLE * decrease.abs()).any()):
+            break
+    return V
 
 
 def _norm(G: Tensor) -> Scalar:
