@@ -40,6 +40,26 @@ def test_gram_matrices_do_not_depend_on_the_number_of_threads():
     assert all(torch.equal(found[0], other) for other in found[1:])
 
 
+@pytest.mark.usefixtures("width")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("r", [301, 514])
+def test_factors_do_not_depend_on_the_number_of_threads(dtype: torch.dtype, r: int):
+    G, R = spectrum(r, 1e3, dtype), torch.randn(r, 40, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 7):
+            torch.set_num_threads(threads)
+            found.append(closed.minus_solve(G, R, 1e-3, 0.0))
+    finally:
+        torch.set_num_threads(before)
+    exact = -torch.linalg.solve(G.double() + 1e-3 * torch.eye(r, dtype=torch.float64), R.double())
+    for answer in found:
+        assert answer is not None
+        assert answer.x is not None
+        assert torch.equal(answer.x, found[0].x)
+        assert (answer.x.double() - exact).norm() <= 1e3 * r * torch.finfo(dtype).eps * exact.norm()
+
+
 def test_rows_at_any_address_have_the_same_gram_matrix():
     """Rows that are not aligned to a cache line are copied, and nothing outside them is read."""
     numbers = torch.randn(33 * 64 + 1)

@@ -176,7 +176,9 @@ static int factorize(REAL *M, long N, long row, REAL *memory, long threads)
         const long end = least(first + PANEL, N), vectors = (end - first + LANES - 1) / LANES;
         if (first) {
             memset(memory, 0, end - first < PANEL ? first * PANEL * sizeof(REAL) : 0);
-            turn(M + first * row, row, end - first, first, memory, PANEL);
+            SHARED(threads)
+            for (long k = 0; k < first; k += PANEL)
+                turn(M + first * row + k, row, end - first, PANEL, memory + k * PANEL, PANEL);
             SHARED(threads)
             for (long i = first; i < N; i += SIDE) subtract_panel(M + i * row, row, first, memory, vectors);
         }
@@ -269,11 +271,20 @@ static void add_probes(const REAL *Y, const REAL *S, long rows, long columns, RE
 static double squared_error(const REAL *G, const REAL *P, const REAL *Q, long r, REAL lam)
 {
     double sum = 0;
-    for (long i = 0; i < r; i++) {
-        REAL e[PROBES];
-        for (long q = 0; q < PROBES; q++) e[q] = lam * P[i * PROBES + q] - Q[i * PROBES + q];
-        for (long k = 0; k < r; k++) EACH(q, PROBES) e[q] += G[i * r + k] * P[k * PROBES + q];
-        for (long q = 0; q < PROBES; q++) sum += (double)e[q] * e[q];
+    for (long i = 0; i < r; i += SIDE) {
+        REAL e[SIDE * PROBES] = {0};
+        if (i + SIDE <= r)
+            for (long v = 0; v < PROBES; v += WIDE * LANES)
+                tile(G + i * r, r, P + v, PROBES, r, P + i * PROBES + v, lam, e + v, least(WIDE, (PROBES - v) / LANES));
+        else
+            for (long p = 0; p < r - i; p++) {
+                EACH(q, PROBES) e[p * PROBES + q] = lam * P[(i + p) * PROBES + q];
+                for (long k = 0; k < r; k++) EACH(q, PROBES) e[p * PROBES + q] += G[(i + p) * r + k] * P[k * PROBES + q];
+            }
+        for (long q = 0; q < least(SIDE, r - i) * PROBES; q++) {
+            const double error = e[q] - Q[i * PROBES + q];
+            sum += error * error;
+        }
     }
     return sum;
 }
@@ -319,12 +330,15 @@ static double solve_panels(
 }
 
 /* The lower triangle of M (r x r) in rows_of(r) rows, continued by an identity. */
-static void pad(const REAL *M, long r, REAL *L)
+static void pad(const REAL *M, long r, REAL *L, long threads)
 {
-    memset(L, 0, rows_of(r) * row_of(r) * sizeof(REAL));
+    SHARED(threads)
     for (long i = 0; i < rows_of(r); i++) {
-        if (i < r) memcpy(L + i * row_of(r), M + i * r, (i + 1) * sizeof(REAL));
-        else L[i * row_of(r) + i] = 1;
+        REAL *row = L + i * row_of(r);
+        const long given = i < r ? i + 1 : 0;
+        memcpy(row, M + i * r, given * sizeof(REAL));
+        memset(row + given, 0, (row_of(r) - given) * sizeof(REAL));
+        if (i >= r) row[i] = 1;
     }
 }
 
@@ -334,7 +348,7 @@ void KERNEL(minus_substitute)(const REAL *F, const REAL *R, REAL *X, REAL *work,
 {
     const long number = (m + PANEL - 1) / PANEL, share = (number + threads - 1) / threads;
     REAL *L = work, *panels = L + rows_of(r) * row_of(r);
-    pad(F, r, L);
+    pad(F, r, L, threads);
     for (long i = 0; i < r; i++) L[i * row_of(r) + i] = 1 / L[i * row_of(r) + i];
 #ifdef _OPENMP
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
@@ -360,7 +374,7 @@ int KERNEL(minus_solve)(
     if (lam >= resolved * found[0]) S = NULL;
     else if (!S && m) return 0; /* an empty tensor has no address */
     REAL *L = work, *panels = L + rows_of(r) * row_of(r), *probed = panels + threads * rows_of(r) * PANEL;
-    pad(G, r, L);
+    pad(G, r, L, threads);
     for (long i = 0; i < r; i++) L[i * row_of(r) + i] += (REAL)lam;
     if (!factorize(L, rows_of(r), row_of(r), panels, threads)) return 0;
     const long number = (m + PANEL - 1) / PANEL, share = (number + threads - 1) / threads;
