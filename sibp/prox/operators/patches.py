@@ -7,8 +7,8 @@ interior of the image and for strips along its border, which lie under some of t
 Gram matrix is the sum of a few of these sums.
 
 For a k x k kernel with stride 1, that takes about c^2 (2k - 1)^2 / 2 multiply-adds per position, instead of c^2 k^4 / 2
-with materialized patches. Patches that hardly overlap, or have few channels, are materialized, one row of positions at
-a time.
+with materialized patches. Patches that hardly overlap are materialized, one row of positions at a time; without compiled
+kernels, so are those of few channels.
 """
 
 import itertools
@@ -23,9 +23,8 @@ from sibp.prox.operators.window import Sharing, Window
 Shape = tuple[int, int, int, int]
 """Of an image, (B, g c, rows, columns)."""
 _COLUMNS = 96  # columns of a block of materialized patches
-# What lagged.c takes at a time: channels of a pixel and of the one it is multiplied by; or channels of both, of as many
-# images as a vector holds.
-_TILE, _SQUARE = (4, 16), 4
+_TILE = (4, 16)  # channels that lagged.c takes at a time, of a pixel and of the one it is multiplied by
+_SQUARE = 4  # the same, of both, where a vector holds one channel of 16 images
 _MOST = 2**22  # largest number of entries of `Sharing.incidence`, enough for 9 x 9 kernels
 _PARALLEL = 1_000_000  # multiply-adds above which several threads pay off
 
