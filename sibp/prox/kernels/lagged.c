@@ -52,8 +52,9 @@ static inline __attribute__((always_inline)) void add_products(
     }
 }
 
-/* The same for all channels: `c` of each pixel, a square of sums. */
-static void add_square(const REAL *a, const REAL *b, const Grid *grid, REAL *to, long c)
+/* The same for all channels: `c` of each pixel, a square of sums. Not inlined: next to its sibling, the compiler would keep
+ * the grid in memory. */
+static __attribute__((noinline)) void add_square(const REAL *a, const REAL *b, const Grid *grid, REAL *to, long c)
 {
     for (long j = 0; j < c; j += WIDE * LANES) {
         const long vectors = least(WIDE, (c - j + LANES - 1) / LANES), side = vectors > 1 ? SIDE : NARROW;
@@ -94,7 +95,7 @@ static inline __attribute__((always_inline)) void add_images(
 }
 
 /* The same for all channels. */
-static void add_square_of_images(const REAL *a, const REAL *b, const Grid *grid, REAL *to, long c, long plane)
+static __attribute__((noinline)) void add_square_of_images(const REAL *a, const REAL *b, const Grid *grid, REAL *to, long c, long plane)
 {
     const long side = least(c, SQUARE);
     for (long i = 0; i < c; i += side)

@@ -29,7 +29,8 @@ static inline void turn_corner(const REAL *restrict from, long from_row, REAL *r
 }
 
 /* to (columns x to_row) = the transpose of the first `columns` of from (rows x from_row); the rest of to's rows is kept. */
-static void turn(const REAL *restrict from, long from_row, long rows, long columns, REAL *restrict to, long to_row)
+static inline __attribute__((always_inline)) void turn(
+    const REAL *restrict from, long from_row, long rows, long columns, REAL *restrict to, long to_row)
 {
     const long whole_rows = rows / CORNER * CORNER, whole = columns / CORNER * CORNER;
     for (long i = 0; i < whole_rows; i += CORNER)

@@ -108,9 +108,11 @@ def _by_channels(c: int) -> float:
 
 
 def _by_images(B: int, c: int) -> float:
-    """The same, on average over B images, if a vector holds a channel of several images."""
+    """The same, on average over B images, if a vector holds a channel of several images; twice as many, since each
+    reads twice as many vectors.
+    """
     side = min(c, _SQUARE)
-    return (-(-c // side) * side) ** 2 * (-(-B // _TILE[1]) * _TILE[1] / max(B, 1))
+    return 2 * (-(-c // side) * side) ** 2 * (-(-B // _TILE[1]) * _TILE[1] / max(B, 1))
 
 
 def _column_blocks(n: int) -> list[tuple[int, int]]:
@@ -173,7 +175,7 @@ def _sums(x: Tensor, sharing: Sharing, groups: int) -> Tensor:
             torch.bmm(here.permute(1, 2, 0), there.transpose(0, 1), out=sums[:, place])
         return sums
     threads = torch.get_num_threads() if B * sharing.products * c * c >= _PARALLEL else 1
-    by_images = _by_images(B, c) < _by_channels(c)
+    by_images = _by_images(B, c) <= _by_channels(c)
     pixels = x.new_empty(library.pixels_size(B, channels, height * width, by_images))
     if not by_images and x.is_contiguous(memory_format=torch.channels_last):
         pixels[: x.numel()] = x.permute(0, 2, 3, 1).reshape(-1)
