@@ -91,7 +91,13 @@ setup(
         Extension(
             "sibp.prox.kernels._native",
             sources=[f"{FOLDER}/{name}.c" for name in ("fused", "outputs", "closed", "lagged", "processor", "module")],
-            depends=[f"{FOLDER}/common.h", f"{FOLDER}/activations.h", f"{FOLDER}/sums.h", f"{FOLDER}/turn.h", "setup.py"],
+            depends=[
+                f"{FOLDER}/common.h",
+                f"{FOLDER}/activations.h",
+                f"{FOLDER}/sums.h",
+                f"{FOLDER}/turn.h",
+                "setup.py",
+            ],
             optional=True,
             py_limited_api=True,
         )

@@ -7,8 +7,8 @@ interior of the image and for strips along its border, which lie under some of t
 Gram matrix is the sum of a few of these sums.
 
 For a k x k kernel with stride 1, that takes about c^2 (2k - 1)^2 / 2 multiply-adds per position, instead of c^2 k^4 / 2
-with materialized patches. Patches that hardly overlap are materialized, one row of positions at a time; without compiled
-kernels, so are those of few channels.
+with materialized patches. Patches that hardly overlap are materialized, one row of positions at a time. Without
+compiled kernels, so are those of few channels.
 """
 
 import itertools
@@ -108,8 +108,9 @@ def _by_channels(c: int) -> float:
 
 
 def _by_images(B: int, c: int) -> float:
-    """The same, on average over B images, if a vector holds a channel of several images; twice as many, since each
-    reads twice as many vectors.
+    """The same, on average over B images, if a vector holds a channel of several images.
+
+    They count twice, since each reads twice as many vectors.
     """
     side = min(c, _SQUARE)
     return 2 * (-(-c // side) * side) ** 2 * (-(-B // _TILE[1]) * _TILE[1] / max(B, 1))
