@@ -12,6 +12,7 @@ compiled kernels, so are those of few channels.
 """
 
 import itertools
+import math
 from functools import lru_cache
 
 import torch
@@ -107,13 +108,16 @@ def _by_channels(c: int) -> float:
     return height * width
 
 
-def _by_images(B: int, c: int) -> float:
-    """The same, on average over B images, if a vector holds a channel of several images.
+def _by_images(batch: int, c: int) -> float:
+    """The same, on average over a batch, if a vector holds a channel of several images.
 
-    They count twice, since each reads twice as many vectors.
+    They count twice, since each reads twice as many vectors. Infinite if most of a vector would be empty.
     """
+    images = _TILE[1]
+    if batch < images / 2:
+        return math.inf
     side = min(c, _SQUARE)
-    return 2 * (-(-c // side) * side) ** 2 * (-(-B // _TILE[1]) * _TILE[1] / max(B, 1))
+    return 2 * (-(-c // side) * side) ** 2 * (-(-batch // images) * images / batch)
 
 
 def _column_blocks(n: int) -> list[tuple[int, int]]:
