@@ -244,7 +244,8 @@ def _refined(coordinates: Coordinates, R: Tensor, lam: float, minus_solve: "Minu
         forward = features.matmat(V)
         energy = over_rows((forward - before).square()) + lam * change.square().sum(-2)
         decrease = -(over_rows((2 * R + forward) * forward) + lam * V.square().sum(-2))
-        if not bool((energy > _NEGLIGIBLE * decrease.abs()).any()):
+        unfinished = (energy > _NEGLIGIBLE * decrease.abs()).any().double()
+        if not features.total(unfinished).item():  # ranks that share their rows have to agree
             break
     return V
 
