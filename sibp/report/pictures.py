@@ -1,6 +1,7 @@
 """Figures as PNG and SVG, drawn by matplotlib; equal figures give equal bytes."""
 
 import io
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -66,7 +67,16 @@ def picture(
             canvas.legend(list(labels.values()), list(labels), **place)
         file = io.BytesIO()
         canvas.savefig(file, format=form, dpi=130, metadata=METADATA[form])
-        return file.getvalue()
+        return _with_short_numbers(file.getvalue()) if form == "svg" else file.getvalue()
+
+
+def _with_short_numbers(svg: bytes) -> bytes:
+    """The SVG with positions in thousandths of a point: the sixth decimal depends on the processor's logarithms."""
+
+    def rounded(position: re.Match[bytes]) -> bytes:
+        return re.sub(rb"-?\d+\.\d{4,}", lambda number: b"%.3f" % float(number[0]), position[0])
+
+    return re.sub(rb'\b(?:d|x|y)="[^"]*"|translate\([^)]*\)', rounded, svg)
 
 
 def _panel(axes: Any, figure: Figure, axis: str, drawn: Mapping[str, Style], seeds: bool) -> None:

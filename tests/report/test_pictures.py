@@ -51,3 +51,18 @@ def test_losses_are_drawn_as_they_are(draw):
         assert (axes.get_ylabel(), axes.get_yscale()) == ("val loss", "log")
         sgd = next(line for line in axes.lines if "sgd" in str(line.get_label()))
         assert sgd.get_ydata() == pytest.approx([2.0, 1.0, 0.2])
+
+
+def test_pictures_do_not_depend_on_the_last_bits_of_a_logarithm(tmp_path):
+    """Which differ from processor to processor."""
+
+    def svg(name, factor):
+        write_run(tmp_path / name / "sgd", SGD, 0, tuple(factor * 2 * 0.95**k for k in range(80)))
+        (problem,) = compare(collect([tmp_path / name]).runs, None, None)
+        figure = next(block for block in curves(problem, "") if isinstance(block, Figure) and block.title == "val loss")
+        return picture(panels_of(figure), "svg")
+
+    once = svg("once", 1.0)
+    assert svg("again", 1 + 1e-9) == once
+    assert svg("elsewhere", 1.01) != once
+    assert b"scale(0.015625)" in once  # the size of letters is not a position
