@@ -119,7 +119,8 @@ class ConvolutionFeatures(FeatureOperator):
 
     @property
     def _is_compiled(self) -> bool:
-        return kernels.library(self.x) is not None
+        """Whether kernels form the Gram matrix; a meta tensor stands for one on the CPU."""
+        return kernels.available() if self.x.is_meta else kernels.library(self.x) is not None
 
     def _sums(self, x: Tensor) -> Tensor:
         """For each entry of the kernel, the sum of the inputs under it over all positions, (g, n)."""
