@@ -222,8 +222,9 @@ def _gram(layer: Layer, made: set[tuple[str, int]]) -> list[Work]:
     if _is_computed("gram", layer, made):
         return []
     if layer.features is not None:
-        products = (replace(_product("Phi^T Phi", *sizes), piece=None) for sizes in layer.features.gram_products())
-        return [*_features(layer), *products]  # in compiled code, at the rate of a large product
+        # In compiled code, at the rate of a large product; the pixels stay in the nearer caches.
+        products = [_product("Phi^T Phi", *sizes) for sizes in layer.features.gram_products()]
+        return [*_features(layer), *(replace(product, numbers=0.0, piece=None) for product in products)]
     if layer.in_span:
         half = Work("A A^T", N * (N + 1) * n, N * n + N * N, is_product=True, piece=alone.product(N, n, N))
     else:
