@@ -164,6 +164,13 @@ def test_roof_takes_the_slower_of_arithmetic_and_traffic_for_each_operation():
     assert roof.seconds([Work("a", 100.0, 2.0), Work("b", 10.0, 6.0)]) == pytest.approx(10.0 + 3.0)
 
 
+def test_the_gram_matrix_of_a_convolution_reads_the_pixels_once():
+    case = Case(CONVNET, 20)
+    for layer in (layer for layer in layers_of(case.model(), case.shape, case.batch) if layer.features is not None):
+        work = [each for each in step_work("exact", [layer]) if each.name in ("pixels", "Phi^T Phi")]
+        assert sum(each.numbers for each in work) == layer.features.numbers_copied()
+
+
 def test_layers_on_one_input_share_their_factor():
     case = Case("transformer_block", 16)
     layers = layers_of(case.model(), case.shape, case.batch)

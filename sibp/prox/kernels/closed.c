@@ -175,7 +175,7 @@ static int factorize(REAL *M, long N, long row, REAL *memory, long threads)
     for (long first = 0; first < N; first += PANEL) { /* left-looking, by panels of columns */
         const long end = least(first + PANEL, N), vectors = (end - first + LANES - 1) / LANES;
         if (first) {
-            memset(memory, 0, end - first < PANEL ? first * PANEL * sizeof(REAL) : 0);
+            if (end - first < PANEL) memset(memory, 0, first * PANEL * sizeof(REAL));
             SHARED(threads)
             for (long k = 0; k < first; k += PANEL)
                 turn(M + first * row + k, row, end - first, PANEL, memory + k * PANEL, PANEL);
@@ -257,13 +257,13 @@ struct look {
     double RR, RX, XX;
 };
 
-/* out (rows x PROBES) += Y S, for rows of Y PANEL apart. */
-static void add_probes(const REAL *Y, const REAL *S, long rows, long columns, REAL *out)
+/* out (rows x PROBES) += Y S, for whole groups of SIDE rows of Y, `row` apart. */
+static void add_probes(const REAL *Y, long row, const REAL *S, long rows, long columns, REAL *out)
 {
     for (long i = 0; i < rows; i += SIDE)
         for (long v = 0; v < PROBES / LANES; v += WIDE) {
             REAL *to = out + i * PROBES + v * LANES;
-            tile(Y + i * PANEL, PANEL, S + v * LANES, PROBES, columns, to, 1, to, least(WIDE, PROBES / LANES - v));
+            tile(Y + i * row, row, S + v * LANES, PROBES, columns, to, 1, to, least(WIDE, PROBES / LANES - v));
         }
 }
 
@@ -272,19 +272,14 @@ static double squared_error(const REAL *G, const REAL *P, const REAL *Q, long r,
 {
     double sum = 0;
     for (long i = 0; i < r; i += SIDE) {
-        REAL e[SIDE * PROBES] = {0};
-        if (i + SIDE <= r)
-            for (long v = 0; v < PROBES; v += WIDE * LANES)
-                tile(G + i * r, r, P + v, PROBES, r, P + i * PROBES + v, lam, e + v, least(WIDE, (PROBES - v) / LANES));
+        const long rows = least(SIDE, r - i);
+        REAL e[SIDE * PROBES];
+        EACH(q, rows * PROBES) e[q] = lam * P[i * PROBES + q] - Q[i * PROBES + q];
+        if (rows == SIDE) add_probes(G + i * r, r, P, SIDE, r, e);
         else
-            for (long p = 0; p < r - i; p++) {
-                EACH(q, PROBES) e[p * PROBES + q] = lam * P[(i + p) * PROBES + q];
+            for (long p = 0; p < rows; p++)
                 for (long k = 0; k < r; k++) EACH(q, PROBES) e[p * PROBES + q] += G[(i + p) * r + k] * P[k * PROBES + q];
-            }
-        for (long q = 0; q < least(SIDE, r - i) * PROBES; q++) {
-            const double error = e[q] - Q[i * PROBES + q];
-            sum += error * error;
-        }
+        for (long q = 0; q < rows * PROBES; q++) sum += (double)e[q] * e[q];
     }
     return sum;
 }
@@ -308,7 +303,7 @@ static double solve_panels(
             for (long j = 0; j < columns; j++) Y[i * PANEL + j] = -R[i * m + first + j];
             for (long j = columns; j < vectors * LANES; j++) Y[i * PANEL + j] = 0;
         }
-        if (S) add_probes(Y, S, rows_of(r), columns, look->Q);
+        if (S) add_probes(Y, PANEL, S, rows_of(r), columns, look->Q);
         energy += substitute(L, rows_of(r), row_of(r), Y, vectors);
         for (long i = 0; i < r; i++) {
             const REAL *x = Y + i * PANEL;
@@ -318,7 +313,7 @@ static double solve_panels(
             memcpy(X + i * m + first, x, columns * sizeof(REAL));
         }
         if (!S) continue;
-        add_probes(Y, S, rows_of(r), columns, look->P);
+        add_probes(Y, PANEL, S, rows_of(r), columns, look->P);
         for (long i = 0; i < r; i++) {
             const REAL *x = Y + i * PANEL, *given = R + i * m + first;
             REAL RR = 0, RX = 0;

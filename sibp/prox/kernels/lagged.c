@@ -95,7 +95,8 @@ static inline __attribute__((always_inline)) void add_images(
 }
 
 /* The same for all channels. */
-static __attribute__((noinline)) void add_square_of_images(const REAL *a, const REAL *b, const Grid *grid, REAL *to, long c, long plane)
+static __attribute__((noinline)) void add_square_of_images(
+    const REAL *a, const REAL *b, const Grid *grid, REAL *to, long c, long plane)
 {
     const long side = least(c, SQUARE);
     for (long i = 0; i < c; i += side)
@@ -114,13 +115,13 @@ static __attribute__((noinline)) void add_square_of_images(const REAL *a, const 
         }
 }
 
-/* The number of vectors' copies of B images; LANES images lie side by side. */
-static long copies_of(long B) { return (B + LANES - 1) / LANES; }
+/* Groups of up to LANES images, which lie side by side. */
+static long groups_of(long B) { return (B + LANES - 1) / LANES; }
 
 /* Numbers of a copy of B images: reading past the channels of the last pixel stays inside. */
 long KERNEL(pixels_size)(long B, long C, long P, long images)
 {
-    return images ? copies_of(B) * LANES * C * P : B * C * P + WIDE * LANES + NARROW;
+    return images ? groups_of(B) * LANES * C * P : B * C * P + WIDE * LANES + NARROW;
 }
 
 /* to, (B, P, C), from x, (B, C, P); what follows is set to 0. If vectors hold images, to is (B / LANES, C, P, LANES), and the
@@ -129,7 +130,7 @@ void KERNEL(pixels)(const REAL *x, REAL *to, long B, long C, long P, long images
 {
     if (images) {
         SHARED(threads)
-        for (long k = 0; k < copies_of(B); k++) {
+        for (long k = 0; k < groups_of(B); k++) {
             const long number = least(LANES, B - k * LANES);
             REAL *here = to + k * C * P * LANES;
             if (number < LANES) memset(here, 0, C * P * LANES * sizeof(REAL));
@@ -156,9 +157,10 @@ static void assign(const Region *regions, long number, long threads, long *owner
     }
 }
 
-/* How pixels lie in memory: distances in numbers, and what a vector holds. */
+/* How a copy by `pixels` lies in memory: the number of images (or groups of them), and distances in numbers from one pixel,
+ * image (or group) and channel to the next; plane is 0 where vectors hold channels. */
 typedef struct {
-    long count, pixel, image, plane; /* of images or vectors of them, and of channels where vectors hold images */
+    long count, pixel, image, plane;
 } Layout;
 
 /* Puts the longest axis last if the last one is very short: each row costs as much as a few pixels. */
@@ -202,7 +204,7 @@ void KERNEL(lagged)(
     long c, long images, long threads)
 {
     const long P = height * width;
-    const Layout layout = images ? (Layout){copies_of(B), LANES, C * P * LANES, P * LANES} : (Layout){B, C, C * P, 0};
+    const Layout layout = images ? (Layout){groups_of(B), LANES, C * P * LANES, P * LANES} : (Layout){B, C, C * P, 0};
     const long bytes = (images ? c * LANES : C) * (long)sizeof(REAL); /* of a pixel */
     const long fitting = least(BAND / bytes, SUMMED) / width; /* rows */
     const long band = least(fitting > 1 ? fitting : 1, height);
