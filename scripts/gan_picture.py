@@ -7,6 +7,7 @@ signal that reaches the generator differs.
 
 import argparse
 import contextlib
+import io
 import runpy
 from pathlib import Path
 from statistics import median
@@ -22,6 +23,7 @@ from matplotlib.patches import Circle
 from torch import Tensor
 
 from sibp import SIBP
+from sibp.report.pictures import POINTS, with_views
 
 ROOT = Path(__file__).parents[1]
 BATCH, EVERY = 128, 10
@@ -78,7 +80,7 @@ def draw(seeds: int, steps: int, out: Path) -> dict[bool, float]:
     """
     games = {paused: [play(paused, seed, steps) for seed in range(seeds)] for paused in (True, False)}
     matplotlib.rcParams["svg.hashsalt"] = "gan"  # reproducible file
-    figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), dpi=POINTS, layout="constrained")
     for paused, played in games.items():
         for curve, _ in played:
             axes[0].plot(range(0, steps + 1, EVERY), curve, color=COLOURS[paused], alpha=0.3, linewidth=0.8)
@@ -90,7 +92,9 @@ def draw(seeds: int, steps: int, out: Path) -> dict[bool, float]:
         axis.set(xlim=(-2, 2), ylim=(-2, 2), aspect="equal", title=f"generated points, {NAMES[paused]}")
     axes[0].set(xlabel="steps", ylabel="mean distance from the circle", yscale="log")
     axes[0].legend()
-    figure.savefig(out, metadata={"Date": None})
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    out.write_bytes(with_views(file.getvalue(), figure, axes))
     plt.close(figure)
     return {paused: median(curve[-1] for curve, _ in played) for paused, played in games.items()}
 

@@ -50,6 +50,9 @@ TABLE = re.compile(r"<!-- results/.*?-->\n(.*?)<!-- end of table -->", re.DOTALL
 TABLE_OF_PAGE = re.compile(r"<table>.*?</table>", re.DOTALL)
 LONG = 60  # characters of a cell that leaves no room for its neighbours on a phone
 
+PICTURE = re.compile(r'<p>(<img alt="([^"]*)" src="([^"#]*\.svg)" />)</p>')
+VIEW = re.compile(r'<view id="([^"]*)" viewBox="\S+ \S+ (\S+) (\S+)"/>')  # of sibp.report.pictures
+
 # The output of pymdownx.arithmatex for $...$ and $$...$$.
 FORMULA = re.compile(r'(<(?:span|div) class="arithmatex">)\\(?:\((.*?)\\\)|\[(.*?)\\\])(?=</(?:span|div)>)', re.DOTALL)
 UNKNOWN = {
@@ -65,13 +68,20 @@ A prime would become a superscript, but most fonts already raise it.
 """
 
 
-def on_page_content(content: str, page: Page, **_: Any) -> str:
-    """Typeset a page's formulas, and let rows of text stack on a phone (docs/site.css).
+def on_page_content(content: str, page: Page, files: Files, **_: Any) -> str:
+    """Typeset a page's formulas, and let rows of text and panels of pictures stack on a phone (docs/site.css).
 
     Args:
         content: the page in HTML.
         page: it.
+        files: of the site.
     """
+
+    def panels(picture: re.Match[str]) -> str:
+        place = posixpath.normpath(posixpath.join(posixpath.dirname(page.file.src_uri), picture[3]))
+        return one_by_one(picture[0], picture[2], picture[3], Path(files.src_uris[place].abs_src_path or ""))
+
+    content = PICTURE.sub(panels, content)
     if page.file.src_uri == "settings.md":
         content = content.replace("<table>", '<div class="stacked"><table>').replace("</table>", "</table></div>")
     else:
@@ -85,6 +95,29 @@ def on_page_content(content: str, page: Page, **_: Any) -> str:
         return formula[1] + convert(tex, display="inline" if inline else "block")
 
     return FORMULA.sub(typeset, content)
+
+
+def one_by_one(whole: str, text: str, address: str, file: Path) -> str:
+    """Add a picture's panels and legend, each as wide as a phone, to the picture, which a phone does not show.
+
+    Args:
+        whole: the picture's paragraph in HTML.
+        text: its alternative text.
+        address: its address.
+        file: the SVG.
+
+    Returns:
+        The paragraph alone if the picture has a single panel or none.
+    """
+    views = VIEW.findall(file.read_text())
+    if len([name for name, _, _ in views if name.startswith("panel")]) < 2:
+        return whole
+    shown = "\n".join(
+        f'<img alt="{text}: {name.replace("-", " ")}" src="{address}#{name}" '
+        f'style="aspect-ratio: {width} / {height}; max-width: {width}pt">'
+        for name, width, height in views
+    )
+    return f'{whole.replace("<p>", """<p class="whole">""")}\n<p class="panels">\n{shown}\n</p>'
 
 
 def stacked(table: str) -> str:

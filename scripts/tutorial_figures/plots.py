@@ -8,6 +8,8 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from sibp.report.pictures import POINTS, with_views
+
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "sibp",
@@ -33,7 +35,7 @@ class Plot:
 
     def __init__(self, width: float, height: float) -> None:
         """An empty figure, in inches."""
-        self.figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+        self.figure = Figure(figsize=(width, height), dpi=POINTS, layout="constrained", facecolor="white")
         self.svg = ""
 
 
@@ -48,6 +50,6 @@ def plot(width: float, height: float) -> Iterator[Plot]:
     with mpl.rc_context(_STYLE):
         made = Plot(width, height)
         yield made
-        file = io.StringIO()
+        file = io.BytesIO()
         made.figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    made.svg = file.getvalue()
+        made.svg = with_views(file.getvalue(), made.figure, made.figure.axes).decode()

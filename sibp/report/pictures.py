@@ -16,6 +16,8 @@ from sibp.report.styles import DASHES, GRID, MARKED, MARKS, MUTED, Style, styles
 from sibp.runs.folder import write_atomic
 
 LONGEST_TITLE, LONGEST_LABEL, LONGEST_ROW = 60, 48, 24  # characters
+POINTS = 72  # an inch, in the units of SVG
+MARGIN = 2  # points around a view
 PANEL_CHARACTERS = 60  # characters of the legend that fit below one panel
 WIDEST = 11.5  # inches; three panels remain legible on a page
 METADATA = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
@@ -51,12 +53,14 @@ def picture(
     with rc_context(SETTINGS), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a missing glyph is drawn as a box
         height = max(3.4, *(0.2 * len(figure.rows) + 0.8 for figure, _ in panels))
-        canvas = Canvas(figsize=(min(4.8 * across + 0.4, WIDEST), height * down + 0.6), layout="constrained")
+        size = min(4.8 * across + 0.4, WIDEST), height * down + 0.6
+        canvas = Canvas(figsize=size, dpi=POINTS, layout="constrained")
         vertical = {figure.y_title for figure, _ in panels}
         grid = list(canvas.subplots(down, across, squeeze=False, sharey=len(vertical) == 1 and vertical != {""}).flat)
         labels: dict[str, Any] = {}
         for axes, (figure, axis) in zip(grid, panels, strict=False):
             _panel(axes, figure, axis, drawn, seeds)
+            axes.tick_params(labelleft=True)  # also beside a panel of the same axis: a narrow page shows each alone
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
                 labels.setdefault(label, handle)
         for axes in grid[len(panels) :]:
@@ -67,14 +71,40 @@ def picture(
             canvas.legend(list(labels.values()), list(labels), **place)
         file = io.BytesIO()
         canvas.savefig(file, format=form, dpi=130, metadata=METADATA[form])
-        return _with_short_numbers(file.getvalue()) if form == "svg" else file.getvalue()
+        if form != "svg":
+            return file.getvalue()
+        return _with_short_numbers(with_views(file.getvalue(), canvas, grid[: len(panels)]))
+
+
+def with_views(svg: bytes, canvas: Any, panels: Sequence[Any]) -> bytes:
+    """The SVG with a ``<view>`` of every panel and every column of the legend, which narrow pages show one by one.
+
+    Args:
+        svg: the canvas as saved.
+        canvas: the figure; its dpi is `POINTS`.
+        panels: its axes. Their views are named ``panel-1``, ``panel-2``, ...; the legend's follow the first panel's.
+    """
+    from matplotlib.transforms import Bbox
+
+    first, *others = [(f"panel-{i}", [axes.get_tightbbox()]) for i, axes in enumerate(panels, 1)]
+    columns: dict[float, list[Bbox]] = {}
+    for legend in canvas.legends:
+        for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True):
+            box = text.get_window_extent()
+            columns.setdefault(round(box.x0), []).extend((box, handle.get_window_extent()))
+    keys = [(f"legend-{i}", boxes) for i, (_, boxes) in enumerate(sorted(columns.items()), 1)]
+    views, height = "", canvas.get_figheight() * POINTS
+    for name, boxes in (first, *keys, *others):
+        left, low, right, top = Bbox.union(boxes).padded(MARGIN).extents
+        views += f'<view id="{name}" viewBox="{left:.0f} {height - top:.0f} {right - left:.0f} {top - low:.0f}"/>\n'
+    return svg.replace(b"</svg>", views.encode() + b"</svg>")
 
 
 def _with_short_numbers(svg: bytes) -> bytes:
-    """The SVG with positions in thousandths of a point: the sixth decimal depends on the processor's logarithms."""
+    """The SVG with positions in hundredths of a point: the sixth decimal depends on the processor's logarithms."""
 
     def rounded(position: re.Match[bytes]) -> bytes:
-        return re.sub(rb"-?\d+\.\d{4,}", lambda number: b"%.3f" % float(number[0]), position[0])
+        return re.sub(rb"-?\d+\.\d{3,}", lambda number: b"%.2f" % float(number[0]), position[0])
 
     return re.sub(rb'\b(?:d|x|y)="[^"]*"|translate\([^)]*\)', rounded, svg)
 

@@ -105,6 +105,20 @@ def test_pages_of_results_begin_with_their_interactive_report(site: Path) -> Non
             assert (page.parent / unquote(link)).exists(), f"{page}: {link}"
 
 
+def test_phones_get_the_panels_of_a_picture_one_by_one(site: Path) -> None:
+    """The first screen's picture: four panels and three columns of the legend, as parts of one file."""
+    markup = (site / "index.html").read_text()
+    (panels,) = re.findall(r'<p class="whole"><img [^>]*></p>\s*<p class="panels">(.*?)</p>', markup, re.DOTALL)
+    shown = re.findall(r'<img alt="([^"]*)" src="([^"]*)" style="aspect-ratio: (\d+) / (\d+)', panels)
+    views = re.findall(r'<view id="([^"]*)" viewBox="\S+ \S+ (\S+) (\S+)"', (site / "images/mnist_mlp.svg").read_text())
+    assert [(source, width, height) for _, source, width, height in shown] == [
+        (f"images/mnist_mlp.svg#{name}", width, height) for name, width, height in views
+    ]
+    assert len(views) == 7
+    assert shown[0][0].endswith(": panel 1")
+    assert 'class="panels"' not in (site / "tutorial/02-forward.html").read_text()  # diagrams have no panels
+
+
 def test_tabs_are_few_and_every_page_is_below_one() -> None:
     text = (ROOT / "mkdocs.yml").read_text().split("\nnav:\n")[1]
     assert [line for line in text.splitlines() if line.startswith("  - ")] == [

@@ -31,12 +31,21 @@ async function look() {
   for (const name of pages) {
     frame.style.width = "1280px";
     await new Promise((loaded) => { frame.onload = loaded; frame.src = name; });
-    const page = frame.contentDocument, say = { wide: {} };
+    const page = frame.contentDocument, say = { wide: {}, panels: {}, whole: {} };
     for (const width of [1280, 390]) {
       frame.style.width = width + "px";
       await new Promise((drawn) => setTimeout(drawn, 30));
-      const small = (e) => e.clientWidth < Math.min(e.naturalWidth, 600);
-      say.small = [...page.querySelectorAll("article img")].filter(small).map((e) => e.src);
+      const shown = (e) => e.getClientRects().length > 0;
+      const small = (e) => shown(e) && e.clientWidth < Math.min(e.naturalWidth, 600);
+      say.small = [...page.querySelectorAll("article :not(.panels) > img")].filter(small).map((e) => e.src);
+      const panels = [...page.querySelectorAll(".panels > img")];
+      const full = (e) => parseFloat(getComputedStyle(e).maxWidth);
+      say.panels[width] = panels.filter(shown).length;
+      say.whole[width] = [...page.querySelectorAll(".whole > img")].filter(shown).length;
+      say.tiny = panels.filter((e) => shown(e) && e.clientWidth < 0.65 * full(e)).map((e) => e.src);
+      const shape = ({ width, height }) => width / height;
+      const crooked = (e) => Math.abs(shape(e.getBoundingClientRect()) / eval(e.style.aspectRatio) - 1) > 0.01;
+      say.crooked = panels.filter((e) => shown(e) && crooked(e)).map((e) => e.src);
       const scrolls = (e) => clips(e) && e.scrollWidth > e.clientWidth + 1;
       say.stacked = [...page.querySelectorAll(".stacked")].map((e) => [...e.querySelectorAll("*")].some(scrolls));
       say.wide[width] = [...wide(page, width), ...(page.documentElement.scrollWidth > width ? ["the page"] : [])];
@@ -104,6 +113,14 @@ def test_pages_fit_and_formulas_are_set(copy: Path) -> None:
     assert [name for name, say in said.items() if say["formulas"] != say["set"] or say["left"]] == []
     assert {name: say["pictures"] for name, say in said.items() if say["pictures"]} == {}
     assert {name: say["small"] for name, say in said.items() if say["small"]} == {}  # at the width of a phone
+    on_desk, on_phone = ({name: say["panels"][width] for name, say in said.items()} for width in ("1280", "390"))
+    assert set(on_desk.values()) == {0}
+    assert {say["whole"]["390"] for say in said.values()} == {0}
+    assert on_phone["index.html"] == 7  # four panels, three columns of the legend
+    assert on_phone["arena.html"] > 4
+    assert said["index.html"]["whole"]["1280"] == 1
+    assert {name: say["tiny"] for name, say in said.items() if say["tiny"]} == {}
+    assert {name: say["crooked"] for name, say in said.items() if say["crooked"]} == {}
     assert said["method.html"]["formulas"] > 20
     assert len(said["settings.html"]["stacked"]) > 20
     assert len(said["howto/in-your-stack.html"]["stacked"]) >= 1

@@ -1,5 +1,7 @@
 """Pictures: accuracies as errors, which separate .960 from .976."""
 
+import re
+
 import numpy as np
 import pytest
 from fake_runs import SGD, SIBP, write_run
@@ -66,3 +68,28 @@ def test_pictures_do_not_depend_on_the_last_bits_of_a_logarithm(tmp_path):
     assert svg("again", 1 + 1e-9) == once
     assert svg("elsewhere", 1.01) != once
     assert b"scale(0.015625)" in once  # the size of letters is not a position
+
+
+def test_every_word_is_in_one_view_of_a_panel_or_of_the_legend(tmp_path):
+    """A narrow page shows these views one by one, so that nothing may be missing or shown twice."""
+    for seed in range(3):
+        write_run(tmp_path / f"sgd-{seed}", SGD, seed, (2.0, 1.0, 0.5))
+        write_run(tmp_path / f"sibp-{seed}", SIBP, seed, (2.0, 1.0, 0.25))
+    (problem,) = compare(collect([tmp_path]).runs, None, None)
+    figures = [block for block in curves(problem, "") if isinstance(block, Figure)][:2]
+    svg = picture([panel for figure in figures for panel in panels_of(figure)], "svg").decode()
+    views = {
+        name: tuple(map(float, area.split())) for name, area in re.findall(r'<view id="(.*?)" viewBox="(.*?)"', svg)
+    }
+    assert list(views) == ["panel-1", "legend-1", "legend-2", "panel-2", "panel-3", "panel-4"]
+    words: dict[str, list[str]] = {name: [] for name in views}
+    for word, *place in re.findall(r"<!-- (.*?) -->\s*<g [^>]*translate\(([-\d.]+) ([-\d.]+)\)", svg):
+        x, y = map(float, place)
+        inside = [name for name, (left, top, w, h) in views.items() if left <= x <= left + w and top <= y <= top + h]
+        assert len(inside) == 1, f"{word} is in {inside}"
+        words[inside[0]].append(word)
+    for name in ("panel-1", "panel-3"):
+        assert "training steps" in words[name]
+    for name in ("panel-2", "panel-4"):
+        assert "training seconds" in words[name]
+    assert [len(words[f"legend-{i}"]) for i in (1, 2)] == [1, 1]
