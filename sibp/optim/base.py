@@ -123,8 +123,26 @@ class TappedOptimizer(torch.optim.Optimizer):
         """The factor that turns the loss's gradient into a sum over samples: the batch size for a mean, 1 for a sum."""
         self._batch, average = forward_pass.batch, self.loss_average
         if average is True:
+            self._compare_with_inputs(forward_pass)
             return float(forward_pass.batch or 0)
         return 1.0 if average is False else float(checked_loss_average(average))  # it may change from batch to batch
+
+    def _compare_with_inputs(self, forward_pass: ForwardPass) -> None:
+        """Warns once if the first layer has not as many rows as the model's input (experts, flattened positions).
+
+        A single row is no reason: models add the leading dimension of a single sample themselves.
+        """
+        batch, inputs = forward_pass.batch, forward_pass.inputs
+        if inputs is None or batch in (inputs, 1) or self._has_compared:
+            return
+        self._has_compared = True
+        warnings.warn(
+            f"{type(self).__name__}: with loss_average=True, the rows of layer '{forward_pass.counted}', the first that "
+            f"is solved for, count as samples; it has {batch}, but the model's input has {inputs}. Set loss_average to "
+            "the number of terms that the loss averages over. (Shown once.)",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
     @property
     def last_terms(self) -> int | None:
@@ -158,7 +176,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         """Applies the displacements: p <- p - p.grad for every parameter of a tapped layer.
 
         With a `weight_decay` w, p is first multiplied by 1 - lr w, decoupled from the subproblem as in AdamW.
-        Parameters whose gradient is None stay as they are.
+        Parameters that are frozen, or whose gradient is None, stay as they are.
 
         Args:
             closure: clears the gradients, computes the loss, calls `backward` and returns the loss.
@@ -189,14 +207,25 @@ class TappedOptimizer(torch.optim.Optimizer):
                 continue
             keep = 1 - self.full_lr(group) * group["weight_decay"]
             for p in group["params"]:
-                if p.grad is not None:
+                if p.grad is not None and p.requires_grad:
                     if keep != 1:
                         p.mul_(keep)
                     p.sub_(p.grad)
                     state = self.state[p]
                     state["steps"] = state.get("steps", 0) + 1  # checkpoints of torch.distributed require a state
         self.after_step()
+        self._convert_explicit_state()
         self.groups.fallback.step()
+
+    def _convert_explicit_state(self) -> None:
+        """Converts the fallback's state if its parameters were converted, and no layer's solve has done it."""
+        known, self._explicit_kinds = self._explicit_kinds, self._kinds_of_explicit()
+        if any(known.get(p, kind) != kind for p, kind in self._explicit_kinds.items()):
+            self.load_state_dict(self.state_dict())
+
+    def _kinds_of_explicit(self) -> dict[nn.Parameter, tuple[torch.dtype, torch.device]]:
+        groups = (group for group in self.param_groups if group["update"] == "explicit")
+        return {p: (p.dtype, p.device) for group in groups for p in group["params"]}
 
     def full_lr(self, group: dict[str, Any]) -> float:
         """The group's learning rate for displacements and weight decay, before a line search shortens the step."""
@@ -209,7 +238,7 @@ class TappedOptimizer(torch.optim.Optimizer):
             RuntimeError: see `step`.
         """
         self.passes.forget()
-        self.layers.check_gradients(type(self).__name__)
+        self.layers.check_gradients(type(self).__name__, frozen=self.direction_only)
 
     def after_step(self) -> None:
         """Records that `.grad` has been applied, so that no step applies it again."""
@@ -294,7 +323,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         """
         check_loaded(state_dict, self.param_groups, type(self).__name__)
         super().load_state_dict(copy.deepcopy(state_dict))  # torch's method would share tensors with its argument
-        self._kinds = {tap.name: tap.kind for tap in self.layers}
+        self._kinds, self._explicit_kinds = {tap.name: tap.kind for tap in self.layers}, self._kinds_of_explicit()
 
     def _average_gradients(self, params: list[nn.Parameter]) -> None:
         """If data parallel, gives parameters without a subproblem the gradient of all ranks' loss."""
@@ -306,9 +335,11 @@ class TappedOptimizer(torch.optim.Optimizer):
         self.layers = LayerRegistry()
         self.conversions = 0
         self._kinds: dict[str, tuple[torch.dtype, torch.device]] = {}  # of every layer, which those of its state fit
+        self._explicit_kinds: dict[nn.Parameter, tuple[torch.dtype, torch.device]] = {}  # of the last step
         self._checked: dict[int, tuple[Any, ...]] = {}  # settings of groups, by identity
         self.passes = Passes()
         self._batch: int | None = None
+        self._has_compared = False
         self._hooks: list[Any] = [ScalerGuard(self)] if self.direction_only else []
         self._paused = False
 

@@ -698,6 +698,18 @@ def test_state_follows_a_model_converted_in_mid_training(method, loaded_in: torc
     assert optimizer.state[model[2].weight]["exp_avg"].dtype == loaded_in
 
 
+def test_state_of_the_fallback_follows_a_converted_model_whose_layers_are_frozen(method):
+    """Nothing is solved then, and the state was converted with the first solve."""
+    model = net(torch.float32)
+    optimizer = method(model, 0.3)
+    train(model, optimizer, range(2), torch.float32)
+    for tap in optimizer.layers:
+        tap.module.requires_grad_(False)
+    model.double()
+    train(model, optimizer, range(2, 4), torch.float64)
+    assert optimizer.state[model[2].weight]["exp_avg"].dtype == torch.float64
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_state_moves_to_another_device(method):
     model, other = net(), net().cuda()
