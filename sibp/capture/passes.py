@@ -25,8 +25,7 @@ class ForwardPass:
             ran without gradients, the value is replaced by that of the first layer that runs with gradients on an
             input that needs none.
         counted: name of the layer that `batch` comes from.
-        inputs: the leading dimension that all tensors given to the outermost call have; None if they differ, and if
-            the pass began with a layer called alone.
+        inputs: the leading dimensions of the tensors given to the outermost call; empty if a layer is called alone.
         layers: names of the tapped layers in the order in which they ran.
         outputs: names of the layers whose output reaches the result of the call through no other tapped layer.
         hides: whether there may be results that `outputs` lacks: in an object of an unknown class, or kept elsewhere.
@@ -42,8 +41,7 @@ class ForwardPass:
         self.batch: int | None = None
         self.counted = ""
         tensors = (leaf for leaf in given if isinstance(leaf, Tensor) and not leaf.is_nested)
-        rows = {leaf.shape[0] for leaf in tensors if leaf.dim() > 0}
-        self.inputs = rows.pop() if len(rows) == 1 else None
+        self.inputs = {leaf.shape[0] for leaf in tensors if leaf.dim() > 0}
         self._preliminary = True  # whether `batch` comes from a layer that ran without gradients
         self.layers: list[str] = []
         self.outputs: set[str] = set()

@@ -128,18 +128,19 @@ class TappedOptimizer(torch.optim.Optimizer):
         return 1.0 if average is False else float(checked_loss_average(average))  # it may change from batch to batch
 
     def _compare_with_inputs(self, forward_pass: ForwardPass) -> None:
-        """Warns once if the first layer has not as many rows as the model's input (experts, flattened positions).
+        """Warns once if the first layer has other rows than the model's inputs (experts, flattened positions).
 
         A single row is no reason: models add the leading dimension of a single sample themselves.
         """
         batch, inputs = forward_pass.batch, forward_pass.inputs
-        if inputs is None or batch in (inputs, 1) or self._has_compared:
+        if self._has_compared or not inputs or batch in (1, *inputs):
             return
         self._has_compared = True
         warnings.warn(
-            f"{type(self).__name__}: with loss_average=True, the rows of layer '{forward_pass.counted}', the first that "
-            f"is solved for, count as samples; it has {batch}, but the model's input has {inputs}. Set loss_average to "
-            "the number of terms that the loss averages over. (Shown once.)",
+            f"{type(self).__name__}: with loss_average=True, the rows of layer '{forward_pass.counted}', the first "
+            f"that is solved for, count as samples; it has {batch}, but the model's input has "
+            f"{' and '.join(map(str, sorted(inputs)))}. Set loss_average to the number of terms that the loss averages "
+            "over. (Shown once.)",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -273,3 +273,21 @@ def test_a_first_layer_with_the_rows_of_the_models_input_is_not_named(call: str)
     }
     calls[call]().square().sum().backward()
     optimizer.step()
+
+
+def test_a_first_layer_on_all_inputs_together_is_named():
+    """Labelled and unlabelled samples, say: the loss does not tell which of them it averages over."""
+
+    class Together(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, C)
+
+        def forward(self, x: Tensor, more: Tensor) -> Tensor:
+            return self.layer(torch.cat([x, more]))
+
+    model = Together()
+    optimizer = SIBP(model)
+    with pytest.warns(RuntimeWarning, match="layer 'layer', .* it has 5, but the model's input has 2 and 3"):
+        model(torch.ones(3, 4), torch.ones(2, 4)).square().sum().backward()
+    optimizer.step()

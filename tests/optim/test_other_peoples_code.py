@@ -693,6 +693,16 @@ def test_a_step_beyond_the_precision_keeps_the_weights(solver):
     assert all(p.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("solver", ["gradient", "exact", "cg:3"])
+def test_a_relative_proximal_weight_beyond_the_precision_keeps_the_weights_and_is_reported(solver):
+    layer = nn.Linear(4, 3)
+    optimizer = ProxBP(layer, solver=solver, prox_weight_scaling="relative", loss_average=False)
+    with pytest.warns(RuntimeWarning, match="no finite solution in this precision"):
+        layer(torch.full((2, 4), 1e20)).backward(torch.ones(2, 3))
+    assert not any(p.grad is None or p.grad.any() for p in layer.parameters())
+    assert optimizer.solver_stats()[""]["status"] == 4
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("scale", [1e150, 1e153, 1e154, 1e160, 1e300])
 def test_error_signals_whose_squares_overflow_do_not_raise(scale):
