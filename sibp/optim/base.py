@@ -17,7 +17,7 @@ from sibp.capture.passes import ForwardPass, Passes
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
 from sibp.optim.checks import check_loaded, check_model, checked_loss_average, chosen_modules
-from sibp.optim.fallback import MakeFallback, evaluated
+from sibp.optim.fallback import Conversions, MakeFallback, evaluated
 from sibp.optim.groups import NewParameters, ParamGroups
 from sibp.optim.layers import containers, new_taps, parameter_owners, summary_table
 from sibp.optim.options import Explicit
@@ -39,7 +39,6 @@ class TappedOptimizer(torch.optim.Optimizer):
         layers: the tapped layers.
         groups: separates the proximal groups from those of the fallback.
         passes: the model's forward passes.
-        conversions: how often the state was converted, because the model was (`model.double()`, `model.cuda()`).
         parallel: the exchange between ranks; None in a single process.
     """
 
@@ -155,7 +154,6 @@ class TappedOptimizer(torch.optim.Optimizer):
         if not (problem.features.weight or problem.features.bias):
             return LayerUpdate(None, None)
         if self._kinds[tap.name] != tap.kind:
-            self.conversions += 1
             self.load_state_dict(self.state_dict())  # converts the state to the parameters' dtype and device
         group = self.group_of(tap)
         self._check_changed(group)
@@ -215,18 +213,12 @@ class TappedOptimizer(torch.optim.Optimizer):
                     state = self.state[p]
                     state["steps"] = state.get("steps", 0) + 1  # checkpoints of torch.distributed require a state
         self.after_step()
-        self._convert_explicit_state()
+        if self._conversions.found(self._explicit_groups()):  # where a layer is solved for, `solve` has noticed it
+            self.load_state_dict(self.state_dict())
         self.groups.fallback.step()
 
-    def _convert_explicit_state(self) -> None:
-        """Converts the fallback's state if its parameters were converted, and no layer's solve has done it."""
-        known, self._explicit_kinds = self._explicit_kinds, self._kinds_of_explicit()
-        if any(known.get(p, kind) != kind for p, kind in self._explicit_kinds.items()):
-            self.load_state_dict(self.state_dict())
-
-    def _kinds_of_explicit(self) -> dict[nn.Parameter, tuple[torch.dtype, torch.device]]:
-        groups = (group for group in self.param_groups if group["update"] == "explicit")
-        return {p: (p.dtype, p.device) for group in groups for p in group["params"]}
+    def _explicit_groups(self) -> list[dict[str, Any]]:
+        return [group for group in self.param_groups if group["update"] == "explicit"]
 
     def full_lr(self, group: dict[str, Any]) -> float:
         """The group's learning rate for displacements and weight decay, before a line search shortens the step."""
@@ -324,7 +316,8 @@ class TappedOptimizer(torch.optim.Optimizer):
         """
         check_loaded(state_dict, self.param_groups, type(self).__name__)
         super().load_state_dict(copy.deepcopy(state_dict))  # torch's method would share tensors with its argument
-        self._kinds, self._explicit_kinds = {tap.name: tap.kind for tap in self.layers}, self._kinds_of_explicit()
+        self._kinds = {tap.name: tap.kind for tap in self.layers}
+        self._conversions = Conversions(self._explicit_groups())
 
     def _average_gradients(self, params: list[nn.Parameter]) -> None:
         """If data parallel, gives parameters without a subproblem the gradient of all ranks' loss."""
@@ -334,9 +327,8 @@ class TappedOptimizer(torch.optim.Optimizer):
     def _reset(self) -> None:
         """Resets the attributes that are never saved, because they belong to this model and its running passes."""
         self.layers = LayerRegistry()
-        self.conversions = 0
+        self._conversions = Conversions()
         self._kinds: dict[str, tuple[torch.dtype, torch.device]] = {}  # of every layer, which those of its state fit
-        self._explicit_kinds: dict[nn.Parameter, tuple[torch.dtype, torch.device]] = {}  # of the last step
         self._checked: dict[int, tuple[Any, ...]] = {}  # settings of groups, by identity
         self.passes = Passes()
         self._batch: int | None = None
@@ -363,6 +355,7 @@ class TappedOptimizer(torch.optim.Optimizer):
                 else:
                     self._average_gradients(group["params"])
             self.passes.watch(containers(self.model, self.layers))
+            self._conversions = Conversions(self._explicit_groups())
         self.groups.share(self)
 
     def layer_state(self, tap: Tap) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sibp import SIBP, ProxBP
+from sibp import SIBP, Preconditioned, ProxBP
 from sibp.optim.proximal import ProximalOptimizer
 
 F64 = torch.float64
@@ -698,13 +698,19 @@ def test_state_follows_a_model_converted_in_mid_training(method, loaded_in: torc
     assert optimizer.state[model[2].weight]["exp_avg"].dtype == loaded_in
 
 
-def test_state_of_the_fallback_follows_a_converted_model_whose_layers_are_frozen(method):
-    """Nothing is solved then, and the state was converted with the first solve."""
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_states_follow_a_converted_model_whose_layers_are_frozen(method, wrapped: bool, copied: bool):
+    """Nothing is solved for then."""
     model = net(torch.float32)
-    optimizer = method(model, 0.3)
+    optimizer: Any = method(model, 0.3)
+    if wrapped:
+        optimizer = Preconditioned(optimizer, torch.optim.Adam)
     train(model, optimizer, range(2), torch.float32)
-    for tap in optimizer.layers:
-        tap.module.requires_grad_(False)
+    if copied:
+        model, optimizer = copy.deepcopy((model, optimizer))
+    for layer in (model[0], model[3]):
+        layer.requires_grad_(False)
     model.double()
     train(model, optimizer, range(2, 4), torch.float64)
     assert optimizer.state[model[2].weight]["exp_avg"].dtype == torch.float64

@@ -762,6 +762,30 @@ def test_settings_with_which_nothing_moves_are_refused(make):
         make()
 
 
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_combined_optimizer_follows_a_converted_model(copied: bool):
+    """As if its state had been loaded for the converted model."""
+    steps = []
+    for loaded in (False, True):
+        torch.manual_seed(0)
+        p, q = (nn.Parameter(torch.randn(3, 3)) for _ in range(2))
+        both = CombinedOptimizer([torch.optim.Adam([p]), torch.optim.SGD([q], lr=0.1, momentum=0.9)])
+        for p_ in (p, q):
+            p_.grad = torch.randn(3, 3)
+        both.step()
+        if copied:
+            p, q, both = copy.deepcopy((p, q, both))
+        for p_ in (p, q):
+            p_.data, p_.grad = p_.data.double(), None
+            p_.grad = torch.ones(3, 3, dtype=F64)
+        if loaded:
+            both.load_state_dict(both.state_dict())
+        both.step()
+        assert both.state[p]["exp_avg"].dtype is both.state[q]["momentum_buffer"].dtype is F64
+        steps.append([p.detach(), q.detach()])
+    torch.testing.assert_close(steps[0], steps[1], rtol=0, atol=0)
+
+
 def test_combined_optimizers_keep_their_state():
     p, q = (nn.Parameter(torch.ones(2)) for _ in range(2))
     first, second = torch.optim.Adam([p]), torch.optim.SGD([q], lr=0.1)
