@@ -1,5 +1,6 @@
 """Tracks what `.grad` of a tapped parameter contains, since a step may apply the optimizer's own displacements only."""
 
+import weakref
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -20,19 +21,26 @@ class _GradRecord:
 
     Attributes:
         fault: what it contains besides displacements, as the end of a sentence; None if nothing.
-        memory: the address of its data.
+        tensor: the tensor. Its address alone would not do: memory that was freed may hold another gradient next.
+        memory: the address of its data, which `p.grad.data = ...` changes.
         version: torch's version counter. Clipping and scaling increase it, which is allowed.
         applied: whether a step has applied it.
     """
 
     fault: str | None
+    tensor: weakref.ref[Tensor]
     memory: int
     version: int
     applied: bool = False
 
+    @classmethod
+    def of(cls, grad: Tensor, fault: str | None, *, applied: bool = False) -> "_GradRecord":
+        """The record of a `.grad` as it is now."""
+        return cls(fault, weakref.ref(grad), grad.data_ptr(), version(grad), applied)
+
     def refers_to(self, grad: Tensor) -> bool:
         """Whether `grad` is the tensor that the last accumulation added to."""
-        return self.memory == grad.data_ptr()
+        return self.tensor() is grad and self.memory == grad.data_ptr()
 
 
 class Displacements:
@@ -57,7 +65,7 @@ class Displacements:
         return self._started_from_zero.pop(key, None) is True
 
     def clear(self) -> None:
-        """Forgets all gradients, because they were set to None; other tensors may reuse their memory."""
+        """Forgets all gradients, because they were set to None; one that the user has kept is no displacement."""
         self._records.clear()
 
     def unmark_applied(self) -> None:
@@ -88,12 +96,12 @@ class Displacements:
 
     def after_accumulation(self, key: str, grad: Tensor) -> None:
         """Records that the gradient was accumulated; `grad` is the sum."""
-        self._records[key] = _GradRecord(self._fault.pop(key, None), grad.data_ptr(), version(grad))
+        self._records[key] = _GradRecord.of(grad, self._fault.pop(key, None))
 
     def is_applicable(self, key: str, grad: Tensor) -> bool:
         """Whether `grad` contains only displacements, none of them applied; if not, `fault` says why."""
         record = self._records.get(key)
-        return record is not None and record.fault is None and not record.applied and record.memory == grad.data_ptr()
+        return record is not None and record.fault is None and not record.applied and record.refers_to(grad)
 
     def fault(self, key: str, grad: Tensor) -> str | None:
         """Why `grad` must not be applied, as the end of a sentence; None if it may be."""
@@ -113,5 +121,5 @@ class Displacements:
 
     def mark_applied(self, key: str, grad: Tensor) -> None:
         """Records that a step has applied `grad`."""
-        record = self._records.setdefault(key, _GradRecord(None, grad.data_ptr(), 0))
-        record.applied, record.version, record.memory = True, version(grad), grad.data_ptr()
+        record = self._records.get(key)
+        self._records[key] = _GradRecord.of(grad, None if record is None else record.fault, applied=True)

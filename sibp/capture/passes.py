@@ -1,6 +1,5 @@
 """Forward passes as objects: the layers that ran together, and their number of samples."""
 
-import itertools
 import threading
 import weakref
 from collections import deque
@@ -14,7 +13,6 @@ from sibp.capture.shared import SharedInput
 from sibp.internals import as_plain_tensors, backward_pass, tree_leaves
 
 _PLAIN = (Tensor, int, float, complex, str, bytes, type(None))  # results that hide no tensor
-_SEARCHED_NODES = 64  # number of graph nodes behind an input that are searched for the pass that computed it
 
 
 class ForwardPass:
@@ -26,6 +24,8 @@ class ForwardPass:
         batch: number of samples: the leading dimension at the first tapped layer that ran; None before. If that layer
             ran without gradients, the value is replaced by that of the first layer that runs with gradients on an
             input that needs none.
+        counted: name of the layer that `batch` comes from.
+        inputs: the leading dimensions of the tensors given to the outermost call; empty if a layer is called alone.
         layers: names of the tapped layers in the order in which they ran.
         outputs: names of the layers whose output reaches the result of the call through no other tapped layer.
         hides: whether there may be results that `outputs` lacks: in an object of an unknown class, or kept elsewhere.
@@ -36,9 +36,12 @@ class ForwardPass:
         opener: the `Passes` object that created it.
     """
 
-    def __init__(self, opener: "Passes | None" = None) -> None:
+    def __init__(self, opener: "Passes | None" = None, given: Sequence[Any] = ()) -> None:
         self.opener = opener
         self.batch: int | None = None
+        self.counted = ""
+        tensors = (leaf for leaf in given if isinstance(leaf, Tensor) and not leaf.is_nested)
+        self.inputs = {leaf.shape[0] for leaf in tensors if leaf.dim() > 0}
         self._preliminary = True  # whether `batch` comes from a layer that ran without gradients
         self.layers: list[str] = []
         self.outputs: set[str] = set()
@@ -68,7 +71,7 @@ class ForwardPass:
             from_data: whether its input needs no gradient, so that it does not come from a checkpoint.
         """
         if self.batch is None or (self._preliminary and recorded and from_data):
-            self.batch = batch
+            self.batch, self.counted = batch, layer
         self._preliminary &= not recorded
         self.layers.append(layer)
 
@@ -143,7 +146,8 @@ class Passes:
         outermost = not calls or this not in self._inside[calls[0][0]]
         if outermost:
             calls.clear()
-        forward_pass = (self._find_pass(_nodes(_leaves(inputs))) or ForwardPass(self)) if outermost else calls[-1][1]
+        given = _leaves(inputs) if outermost else ()
+        forward_pass = (self._find_pass(_nodes(given)) or ForwardPass(self, given)) if outermost else calls[-1][1]
         calls.append((this, forward_pass))
 
     def leave(self, module: nn.Module, outputs: Any) -> None:
@@ -189,9 +193,8 @@ class Passes:
                 forward_pass.outputs -= self._layer_names(_walk(inputs))
 
     def _find_pass(self, nodes: Iterable[Any]) -> ForwardPass | None:
-        """The pass of these graph nodes, or of the nearest nodes behind them; None if there is none within reach."""
-        nearby = itertools.islice(_walk(nodes), _SEARCHED_NODES)
-        return next((known for known in map(self._of_node, nearby) if known is not None), None)
+        """The pass of these graph nodes, or of the nearest nodes behind them; None if they come from none."""
+        return next((known for known in map(self._of_node, _walk(nodes)) if known is not None), None)
 
     def _layer_names(self, nodes: Iterable[Any]) -> set[str]:
         """Names of the tapped layers among graph nodes."""

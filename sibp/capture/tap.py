@@ -308,10 +308,9 @@ class Tap:
         this: weakref.ref[Tap] = weakref.ref(self)
         for key, parameter in self.parameters.items():
             if parameter.requires_grad and key not in self._hooks:
-                self._hooks[key] = [
-                    parameter.register_hook(_before(this, key, weakref.ref(parameter))),
-                    parameter.register_post_accumulate_grad_hook(_after(this, key)),
-                ]
+                before = parameter.register_hook(_before(this, key, weakref.ref(parameter)))
+                _move_first(before.id, parameter)
+                self._hooks[key] = [before, parameter.register_post_accumulate_grad_hook(_after(this, key))]
 
     @run_eagerly
     def before_accumulation(self, key: str, parameter: nn.Parameter, gradient: Tensor) -> None:
@@ -329,10 +328,7 @@ class Tap:
         if owner is None or not self.installed:
             return
         expected = self._returned_gradients.get(backward_pass(), {}).get(key)
-        is_own = expected is not None
-        # Only hooks of the user can have changed it; torch has no public list of them.
-        if is_own and len(parameter._backward_hooks or ()) == 1:
-            is_own = expected == (gradient.data_ptr(), version(gradient))
+        is_own = expected is not None and expected == (gradient.data_ptr(), version(gradient))
         if not is_own and owner.active():
             self.check_not_replaced(type(owner).__name__)
             raise RuntimeError(
@@ -369,6 +365,13 @@ def _tapped(kind: type[nn.Module], tap: Tap) -> type[nn.Module]:
     members = {"_tap": tap, "_untapped": kind, "forward": forward, "__reduce_ex__": reduce, "__doc__": kind.__doc__}
     members["__prepare_scriptable__"] = prepare_scriptable  # torch.jit.script calls it first
     return type(kind.__name__, (kind,), {**members, "__module__": kind.__module__, "__qualname__": kind.__qualname__})
+
+
+def _move_first(hook: int, parameter: nn.Parameter) -> None:
+    """Makes a parameter's hook, given by its id, run before those of the user, which may change the gradient."""
+    hooks = parameter._backward_hooks or {}  # torch has no public list of them
+    for key in [key for key in hooks if key != hook]:
+        hooks[key] = hooks.pop(key)
 
 
 def _before(tap: "weakref.ref[Tap]", key: str, parameter: "weakref.ref[nn.Parameter]") -> Any:

@@ -17,7 +17,7 @@ from sibp.capture.passes import ForwardPass, Passes
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
 from sibp.optim.checks import check_loaded, check_model, checked_loss_average, chosen_modules
-from sibp.optim.fallback import MakeFallback, evaluated
+from sibp.optim.fallback import Conversions, MakeFallback, evaluated
 from sibp.optim.groups import NewParameters, ParamGroups
 from sibp.optim.layers import containers, new_taps, parameter_owners, summary_table
 from sibp.optim.options import Explicit
@@ -39,7 +39,6 @@ class TappedOptimizer(torch.optim.Optimizer):
         layers: the tapped layers.
         groups: separates the proximal groups from those of the fallback.
         passes: the model's forward passes.
-        conversions: how often the state was converted, because the model was (`model.double()`, `model.cuda()`).
         parallel: the exchange between ranks; None in a single process.
     """
 
@@ -123,8 +122,27 @@ class TappedOptimizer(torch.optim.Optimizer):
         """The factor that turns the loss's gradient into a sum over samples: the batch size for a mean, 1 for a sum."""
         self._batch, average = forward_pass.batch, self.loss_average
         if average is True:
+            self._compare_with_inputs(forward_pass)
             return float(forward_pass.batch or 0)
         return 1.0 if average is False else float(checked_loss_average(average))  # it may change from batch to batch
+
+    def _compare_with_inputs(self, forward_pass: ForwardPass) -> None:
+        """Warns once if the first layer has other rows than the model's inputs (experts, flattened positions).
+
+        A single row is no reason: models add the leading dimension of a single sample themselves.
+        """
+        batch, inputs = forward_pass.batch, forward_pass.inputs
+        if self._has_compared or not inputs or batch in (1, *inputs):
+            return
+        self._has_compared = True
+        warnings.warn(
+            f"{type(self).__name__}: with loss_average=True, the rows of layer '{forward_pass.counted}', the first "
+            f"that is solved for, count as samples; it has {batch}, but the model's input has "
+            f"{' and '.join(map(str, sorted(inputs)))}. Set loss_average to the number of terms that the loss averages "
+            "over. (Shown once.)",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
     @property
     def last_terms(self) -> int | None:
@@ -136,7 +154,6 @@ class TappedOptimizer(torch.optim.Optimizer):
         if not (problem.features.weight or problem.features.bias):
             return LayerUpdate(None, None)
         if self._kinds[tap.name] != tap.kind:
-            self.conversions += 1
             self.load_state_dict(self.state_dict())  # converts the state to the parameters' dtype and device
         group = self.group_of(tap)
         self._check_changed(group)
@@ -158,7 +175,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         """Applies the displacements: p <- p - p.grad for every parameter of a tapped layer.
 
         With a `weight_decay` w, p is first multiplied by 1 - lr w, decoupled from the subproblem as in AdamW.
-        Parameters whose gradient is None stay as they are.
+        Parameters that are frozen, or whose gradient is None, stay as they are.
 
         Args:
             closure: clears the gradients, computes the loss, calls `backward` and returns the loss.
@@ -189,14 +206,19 @@ class TappedOptimizer(torch.optim.Optimizer):
                 continue
             keep = 1 - self.full_lr(group) * group["weight_decay"]
             for p in group["params"]:
-                if p.grad is not None:
+                if p.grad is not None and p.requires_grad:
                     if keep != 1:
                         p.mul_(keep)
                     p.sub_(p.grad)
                     state = self.state[p]
                     state["steps"] = state.get("steps", 0) + 1  # checkpoints of torch.distributed require a state
         self.after_step()
+        if self._conversions.found(self._explicit_groups()):  # where a layer is solved for, `solve` has noticed it
+            self.load_state_dict(self.state_dict())
         self.groups.fallback.step()
+
+    def _explicit_groups(self) -> list[dict[str, Any]]:
+        return [group for group in self.param_groups if group["update"] == "explicit"]
 
     def full_lr(self, group: dict[str, Any]) -> float:
         """The group's learning rate for displacements and weight decay, before a line search shortens the step."""
@@ -209,7 +231,7 @@ class TappedOptimizer(torch.optim.Optimizer):
             RuntimeError: see `step`.
         """
         self.passes.forget()
-        self.layers.check_gradients(type(self).__name__)
+        self.layers.check_gradients(type(self).__name__, frozen=self.direction_only)
 
     def after_step(self) -> None:
         """Records that `.grad` has been applied, so that no step applies it again."""
@@ -295,6 +317,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         check_loaded(state_dict, self.param_groups, type(self).__name__)
         super().load_state_dict(copy.deepcopy(state_dict))  # torch's method would share tensors with its argument
         self._kinds = {tap.name: tap.kind for tap in self.layers}
+        self._conversions = Conversions(self._explicit_groups())
 
     def _average_gradients(self, params: list[nn.Parameter]) -> None:
         """If data parallel, gives parameters without a subproblem the gradient of all ranks' loss."""
@@ -304,11 +327,12 @@ class TappedOptimizer(torch.optim.Optimizer):
     def _reset(self) -> None:
         """Resets the attributes that are never saved, because they belong to this model and its running passes."""
         self.layers = LayerRegistry()
-        self.conversions = 0
+        self._conversions = Conversions()
         self._kinds: dict[str, tuple[torch.dtype, torch.device]] = {}  # of every layer, which those of its state fit
         self._checked: dict[int, tuple[Any, ...]] = {}  # settings of groups, by identity
         self.passes = Passes()
         self._batch: int | None = None
+        self._has_compared = False
         self._hooks: list[Any] = [ScalerGuard(self)] if self.direction_only else []
         self._paused = False
 
@@ -331,6 +355,7 @@ class TappedOptimizer(torch.optim.Optimizer):
                 else:
                     self._average_gradients(group["params"])
             self.passes.watch(containers(self.model, self.layers))
+            self._conversions = Conversions(self._explicit_groups())
         self.groups.share(self)
 
     def layer_state(self, tap: Tap) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from sibp.optim.fallback import evaluated, step_within
+from sibp.optim.fallback import Conversions, evaluated, step_within
 
 
 class CombinedOptimizer(torch.optim.Optimizer):
@@ -24,7 +24,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
     def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
         self.parts: list[torch.optim.Optimizer] = []
         super().__init__([group for part in parts for group in part.param_groups], {})
-        self.parts = list(parts)
+        self.parts, self._conversions = list(parts), Conversions()
         for part in self.parts:
             self.state.update(part.state)
         self._share()
@@ -56,6 +56,8 @@ class CombinedOptimizer(torch.optim.Optimizer):
             The closure's loss, or None.
         """
         loss = evaluated(closure)
+        if self._conversions.found(self.param_groups):
+            self.load_state_dict(self.state_dict())
         for part in self.parts:
             step_within(part)
         return loss
@@ -68,6 +70,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
         """Also gives the loaded groups and state to the parts."""
         super().__setstate__(state)
         self._share()
+        self._conversions = Conversions(self.param_groups)
 
     def _share(self) -> None:
         first = 0

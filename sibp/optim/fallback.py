@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 MakeFallback = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 """Makes the optimizer of the parameters without a proximal subproblem, from a list of them."""
@@ -153,6 +153,26 @@ def step_within(optimizer: torch.optim.Optimizer, closure: Callable[[], Any] | N
     return inner(optimizer) if closure is None else inner(optimizer, closure)
 
 
+class Conversions:
+    """Notices that parameters were converted (`model.double()`, `model.cuda()`): their state has to follow.
+
+    `load_state_dict(state_dict())` converts the state of a torch optimizer.
+
+    Args:
+        groups: param groups, with parameters as the state fits them.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]] = ()) -> None:
+        self._kinds: dict[Tensor, tuple[torch.dtype, torch.device]] = {}
+        self.found(groups)
+
+    def found(self, groups: Iterable[dict[str, Any]]) -> bool:
+        """Whether a parameter of the groups has another dtype or device than at the last call."""
+        known = self._kinds
+        self._kinds = {p: (p.dtype, p.device) for group in groups for p in group["params"]}
+        return any(known.get(p, kind) != kind for p, kind in self._kinds.items())
+
+
 class FollowingGroup(dict[str, Any]):
     """A param group of the fallback, whose learning rate follows schedules of the proximal groups in proportion.
 
@@ -232,7 +252,7 @@ def _same(rate: Any, other: Any) -> bool:
 
 def _refuse_tensor(rate: Any) -> None:
     """Raises TypeError for a learning rate in a tensor."""
-    if isinstance(rate, torch.Tensor):
+    if isinstance(rate, Tensor):
         raise TypeError(
             "fallback: its lr is a tensor, which schedulers fill in place, so that it could not follow the schedule of "
             f"the proximal groups in proportion; give a number, such as lr={float(rate):g}."

@@ -10,7 +10,7 @@ from torch import nn
 
 from sibp.capture.compiler import run_eagerly
 from sibp.optim.base import TappedOptimizer
-from sibp.optim.fallback import step_within
+from sibp.optim.fallback import Conversions, step_within
 from sibp.optim.proximal import ProximalOptimizer
 from sibp.optim.scaling import refuse_scaling
 
@@ -73,7 +73,7 @@ class Preconditioned(torch.optim.Optimizer):
                 group.setdefault("param_names", [names[p] for p in group["params"]])
         super().__init__(made.param_groups, made.defaults)
         self.direction, self.outer = direction, made
-        self._conversions = direction.conversions
+        self._conversions = Conversions()
         self._share()
 
     @torch.no_grad()
@@ -117,8 +117,7 @@ class Preconditioned(torch.optim.Optimizer):
     def _before_step(self) -> None:
         """Refuses gradients that are not displacements; converts the state if the model was converted."""
         self.direction.before_step()
-        if self._conversions != self.direction.conversions:
-            self._conversions = self.direction.conversions
+        if self._conversions.found(self.param_groups):
             super().load_state_dict(super().state_dict())
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -198,10 +197,10 @@ class Preconditioned(torch.optim.Optimizer):
         if "outer" in state:
             super().__setstate__(state)
             self.direction.become_direction()
-            self._conversions = self.direction.conversions
         else:
             self.outer.__setstate__(state)
         self._share()
+        self._conversions = Conversions(self.param_groups)
 
     # -- for users --------------------------------------------------------------------------------------------------
 

@@ -237,9 +237,14 @@ class ProximalOptimizer(TappedOptimizer):
         }
 
     def _params_with_grad(self, update: str) -> list[Tensor]:
-        """Parameters with a gradient; `update` is "proximal" or "explicit" and selects the groups."""
+        """Parameters that a step moves: with a gradient, and not frozen (a fallback moves frozen ones, as torch does).
+
+        Args:
+            update: "proximal" or "explicit", which selects the groups.
+        """
         groups = [group for group in self.param_groups if group["update"] == update]
-        return [p for group in groups for p in group["params"] if p.grad is not None]
+        given = [p for group in groups for p in group["params"] if p.grad is not None]
+        return [p for p in given if p.requires_grad] if update == "proximal" else given
 
     def _search_state(self) -> dict[str, Any]:
         """The search's state between steps; stored with the first parameter."""

@@ -86,17 +86,18 @@ class LayerRegistry:
             if tap.replaced is not None or not tap.installed or modules.get(tap.name) is not tap.module
         }
 
-    def check_gradients(self, method: str) -> None:
+    def check_gradients(self, method: str, *, frozen: bool) -> None:
         """Checks that all layers still belong to the optimizer, and that `.grad` contains only displacements.
 
         Args:
             method: the optimizer's name.
+            frozen: whether a step moves frozen parameters that have a `.grad`, as torch's optimizers do.
 
         Raises:
             RuntimeError: if a layer was replaced or has another optimizer, or if its `.grad` contains anything else.
         """
         for tap in self:
-            _check_gradients(tap, method)
+            _check_gradients(tap, method, frozen)
 
     def pending(self) -> list[Pending]:
         """The `.grad` tensors whose displacements no step has applied; records what later backward passes add to."""
@@ -124,7 +125,7 @@ class LayerRegistry:
                     tap.displacements.mark_applied(key, p.grad)
 
 
-def _check_gradients(tap: Tap, method: str) -> None:
+def _check_gradients(tap: Tap, method: str, frozen: bool) -> None:
     here = f"layer '{tap.name}'"
     tap.check_not_replaced(method)
     if not tap.installed:
@@ -133,7 +134,7 @@ def _check_gradients(tap: Tap, method: str) -> None:
             "same model. Step the newer one."
         )
     for key, p in tap.parameters.items():
-        if p.grad is None or tap.displacements.is_applicable(key, p.grad):
+        if p.grad is None or tap.displacements.is_applicable(key, p.grad) or not (p.requires_grad or frozen):
             continue
         if tap.displacements.was_applied(key, p.grad) and p.grad.any():
             raise RuntimeError(

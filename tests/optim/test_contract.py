@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sibp import SIBP, ProxBP
+from sibp import SIBP, Preconditioned, ProxBP
 from sibp.optim.proximal import ProximalOptimizer
 
 F64 = torch.float64
@@ -696,6 +696,24 @@ def test_state_follows_a_model_converted_in_mid_training(method, loaded_in: torc
     train(other, again, range(4, 7), loaded_in)
     assert_equal(weights(model), weights(other))
     assert optimizer.state[model[2].weight]["exp_avg"].dtype == loaded_in
+
+
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_states_follow_a_converted_model_whose_layers_are_frozen(method, wrapped: bool, copied: bool):
+    """Nothing is solved for then."""
+    model = net(torch.float32)
+    optimizer: Any = method(model, 0.3)
+    if wrapped:
+        optimizer = Preconditioned(optimizer, torch.optim.Adam)
+    train(model, optimizer, range(2), torch.float32)
+    if copied:
+        model, optimizer = copy.deepcopy((model, optimizer))
+    for layer in (model[0], model[3]):
+        layer.requires_grad_(False)
+    model.double()
+    train(model, optimizer, range(2, 4), torch.float64)
+    assert optimizer.state[model[2].weight]["exp_avg"].dtype == torch.float64
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

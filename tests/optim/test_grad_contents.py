@@ -83,6 +83,57 @@ def test_gradients_that_are_no_displacement_are_refused_by_name(method, fill):
     optimizer.step()
 
 
+def test_a_gradient_by_hand_at_the_address_of_a_discarded_displacement_is_refused():
+    """`model.zero_grad()` frees the displacement without the optimizer's knowledge, and its memory is used again."""
+    model: nn.Module = nn.Linear(50, 400, dtype=F64)
+    optimizer = SIBP(model)
+    addresses = []
+    for _ in range(20):
+        model(torch.ones(3, 50, dtype=F64)).square().sum().backward()
+        addresses.append([p.grad.data_ptr() for p in model.parameters() if p.grad is not None])
+        model.zero_grad()
+        by_hand(model, optimizer)
+        addresses.append([p.grad.data_ptr() for p in model.parameters() if p.grad is not None])
+        with pytest.raises(RuntimeError, match="assigned by hand"):
+            optimizer.step()
+        model.zero_grad()
+    assert any(address in addresses[k] for k in range(0, 40, 2) for address in addresses[k + 1])
+
+
+@pytest.mark.parametrize("first", ["hook", "optimizer"])
+def test_a_penalty_is_refused_although_the_user_has_hooks_on_the_weight(first: str):
+    """As tools that draw histograms register them."""
+    model, seen = net(), []
+    if first == "hook":
+        model[0].weight.register_hook(lambda gradient: seen.append(gradient.clone()))
+    optimizer = SIBP(model)
+    if first == "optimizer":
+        model[0].weight.register_hook(lambda gradient: seen.append(gradient.clone()))
+    loss_of(model).backward()
+    assert torch.equal(seen[0], model[0].weight.grad)
+    optimizer.step()
+    optimizer.zero_grad()
+    with pytest.raises(RuntimeError, match="layer '0': its weight is also used outside"):
+        (loss_of(model) + model[0].weight.square().sum()).backward()
+
+
+@pytest.mark.parametrize("first", ["hook", "optimizer"])
+def test_a_users_hook_may_change_the_displacement(first: str):
+    model, twin = net(), net()
+    wanted = SIBP(twin, 1.0, 10.0)
+    loss_of(twin).backward()
+    if first == "hook":
+        model[0].weight.register_hook(lambda gradient: 0.5 * gradient)
+    optimizer = SIBP(model, 1.0, 10.0)
+    if first == "optimizer":
+        model[0].weight.register_hook(lambda gradient: 0.5 * gradient)
+    loss_of(model).backward()
+    optimizer.step()
+    wanted.step()
+    start = net()[0].weight
+    torch.testing.assert_close(model[0].weight - start, 0.5 * (twin[0].weight - start), rtol=1e-12, atol=1e-15)
+
+
 def test_gradients_older_than_the_optimizer_are_refused():
     model = net()
     loss_of(model).backward()

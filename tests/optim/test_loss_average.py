@@ -217,3 +217,77 @@ def test_means_over_different_counts_add_up_as_sums_over_samples():
         (scale * terms).backward()
         steps.append(model[0].weight.grad)
     torch.testing.assert_close(*steps, rtol=1e-10, atol=1e-13)
+
+
+class Experts(nn.Module):
+    """Two experts, each on its own samples, before the router and the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.experts = nn.ModuleList(nn.Linear(4, 5, dtype=F64) for _ in range(2))
+        self.router, self.head = nn.Linear(4, 2, dtype=F64), nn.Linear(5, C, dtype=F64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = (x[:, 0] > 0).long()
+        h = x.new_zeros(len(x), 5)
+        for k, expert in enumerate(self.experts):
+            h = h.index_add(0, (chosen == k).nonzero().flatten(), expert(x[chosen == k]))
+        return self.head(self.router(x).softmax(1).gather(1, chosen[:, None]) * torch.tanh(h))
+
+
+def test_a_first_layer_with_other_rows_than_the_models_input_is_named_once():
+    """A wrong number of terms raises no error, and would scale lr."""
+    x = torch.linspace(-1, 1, 4 * B, dtype=F64).view(B, 4)  # half of the samples for each expert
+    model = Experts()
+    optimizer = SIBP(model)
+    with pytest.warns(RuntimeWarning, match=r"layer 'experts.0', .* has 3, but the model's input has 6. Set loss_av"):
+        F.cross_entropy(model(x), labels).backward()
+    F.cross_entropy(model(x), labels).backward()  # shown once
+    optimizer.step()
+    model = Experts()
+    optimizer = SIBP(model, loss_average=B)
+    F.cross_entropy(model(x), labels).backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("call", ["positional", "by name", "two inputs", "a single sample", "in parts"])
+def test_a_first_layer_with_the_rows_of_the_models_input_is_not_named(call: str):
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 5), nn.Linear(5, C)
+
+        def forward(self, x: Tensor, scale: Tensor | float = 1.0, mask: Tensor | None = None) -> Tensor:
+            h = torch.relu(self.first(torch.atleast_2d(x)))
+            return self.last(h * scale * (1.0 if mask is None else mask))
+
+    model, x = Net(), torch.ones(B, 4)
+    optimizer = SIBP(model)
+    calls: dict[str, Callable[[], Tensor]] = {
+        "positional": lambda: model(x, torch.tensor(2.0)),
+        "by name": lambda: model(x=x, scale=torch.tensor(2.0)),
+        "two inputs": lambda: model(x, mask=torch.ones(5)),  # of different leading dimensions
+        "a single sample": lambda: model(x[0]),
+        "in parts": lambda: model.last(torch.relu(model.first(x))),
+    }
+    calls[call]().square().sum().backward()
+    optimizer.step()
+
+
+def test_a_first_layer_on_all_inputs_together_is_named():
+    """Labelled and unlabelled samples, say: the loss does not tell which of them it averages over."""
+
+    class Together(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, C)
+
+        def forward(self, x: Tensor, more: Tensor) -> Tensor:
+            return self.layer(torch.cat([x, more]))
+
+    model = Together()
+    optimizer = SIBP(model)
+    with pytest.warns(RuntimeWarning, match="layer 'layer', .* it has 5, but the model's input has 2 and 3"):
+        model(torch.ones(3, 4), torch.ones(2, 4)).square().sum().backward()
+    optimizer.step()

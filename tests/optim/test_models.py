@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sibp import SIBP, ProxBP
+from sibp import SIBP, AutoSIBP, ProxBP
 
 F64 = torch.float64
 
@@ -294,6 +294,44 @@ def test_freezing_and_unfreezing_later():
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
         assert torch.equal(before, model[0].weight) != trainable
+
+
+@pytest.mark.parametrize("remains", ["zeros", "an old displacement", "a new displacement"])
+@pytest.mark.parametrize("method", [SIBP, AutoSIBP])
+def test_a_frozen_layer_stays_whatever_its_gradient_holds(method, remains: str):
+    """Nor do weight decay or a mean of earlier steps move it; unfrozen again, it is trained."""
+    torch.manual_seed(0)
+    model = mlp(nn.ReLU())
+    optimizer = method(model, weight_decay=0.1)
+    x, y = batch()
+
+    def loss() -> Tensor:
+        return F.cross_entropy(model(x), y)
+
+    def step() -> bool:
+        before = model[0].weight.clone()
+        optimizer.step(**({"evaluate": loss} if method is AutoSIBP else {}))
+        return not torch.equal(before, model[0].weight)
+
+    loss().backward()
+    assert step()
+    if remains == "zeros":
+        optimizer.zero_grad(set_to_none=False)
+    elif remains == "an old displacement":
+        for p in model[2].parameters():
+            p.grad = None
+    else:
+        optimizer.zero_grad()
+        loss().backward()
+        for p in model[2].parameters():
+            p.grad = None
+    model[0].requires_grad_(False)
+    loss().backward()
+    assert not step()
+    model.requires_grad_(True)
+    optimizer.zero_grad()
+    loss().backward()
+    assert step()
 
 
 class ConvNet(nn.Module):

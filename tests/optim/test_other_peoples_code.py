@@ -693,6 +693,16 @@ def test_a_step_beyond_the_precision_keeps_the_weights(solver):
     assert all(p.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("solver", ["gradient", "exact", "cg:3"])
+def test_a_relative_proximal_weight_beyond_the_precision_keeps_the_weights_and_is_reported(solver):
+    layer = nn.Linear(4, 3)
+    optimizer = ProxBP(layer, solver=solver, prox_weight_scaling="relative", loss_average=False)
+    with pytest.warns(RuntimeWarning, match="no finite solution in this precision"):
+        layer(torch.full((2, 4), 1e20)).backward(torch.ones(2, 3))
+    assert not any(p.grad is None or p.grad.any() for p in layer.parameters())
+    assert optimizer.solver_stats()[""]["status"] == 4
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("scale", [1e150, 1e153, 1e154, 1e160, 1e300])
 def test_error_signals_whose_squares_overflow_do_not_raise(scale):
@@ -750,6 +760,30 @@ def test_the_line_search_steps_parameters_that_were_added():
 def test_settings_with_which_nothing_moves_are_refused(make):
     with pytest.raises(ValueError, match=r"lr|length"):
         make()
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_combined_optimizer_follows_a_converted_model(copied: bool):
+    """As if its state had been loaded for the converted model."""
+    steps = []
+    for loaded in (False, True):
+        torch.manual_seed(0)
+        p, q = (nn.Parameter(torch.randn(3, 3)) for _ in range(2))
+        both = CombinedOptimizer([torch.optim.Adam([p]), torch.optim.SGD([q], lr=0.1, momentum=0.9)])
+        for p_ in (p, q):
+            p_.grad = torch.randn(3, 3)
+        both.step()
+        if copied:
+            p, q, both = copy.deepcopy((p, q, both))
+        for p_ in (p, q):
+            p_.data, p_.grad = p_.data.double(), None
+            p_.grad = torch.ones(3, 3, dtype=F64)
+        if loaded:
+            both.load_state_dict(both.state_dict())
+        both.step()
+        assert both.state[p]["exp_avg"].dtype is both.state[q]["momentum_buffer"].dtype is F64
+        steps.append([p.detach(), q.detach()])
+    torch.testing.assert_close(steps[0], steps[1], rtol=0, atol=0)
 
 
 def test_combined_optimizers_keep_their_state():

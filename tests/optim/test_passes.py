@@ -480,7 +480,8 @@ def test_nested_checkpoints_solve_with_the_activation(depth: int, direct: bool):
     assert all(optimizer.solver_stats() for optimizer in optimizers)
 
 
-def test_a_head_behind_many_residual_additions_continues_the_pass_of_its_body():
+@pytest.mark.parametrize("additions", [20, 200])
+def test_a_head_behind_many_residual_additions_continues_the_pass_of_its_body(additions: int):
     """Every addition doubles the ways to the body, and the head sees each sample twice."""
     torch.manual_seed(0)
     body, head = nn.Linear(5, 6, dtype=F64), nn.Linear(6, 3, dtype=F64)
@@ -489,7 +490,7 @@ def test_a_head_behind_many_residual_additions_continues_the_pass_of_its_body():
     x, y = batch()
 
     def residuals(h: Tensor) -> Tensor:
-        for _ in range(20):
+        for _ in range(additions):
             h = 0.5 * (h + h.tanh())
         return torch.cat([h, h])
 
