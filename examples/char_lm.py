@@ -2,8 +2,7 @@
 
 The text is Python's language reference in `pydoc_data.topics` (PSF licence); nothing is downloaded. The loss is a mean
 over B T tokens, so `loss_average` is B T. Attention consists of `nn.Linear`s, because `nn.MultiheadAttention` uses its
-weights without calling its layers, which leaves them to the fallback. Nothing is tuned, and each method has one run;
-docs/language-model.md compares them.
+weights without calling its layers, which leaves them to the fallback. docs/language-model.md has tuned runs.
 
 Expected output:
 

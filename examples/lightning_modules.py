@@ -1,8 +1,7 @@
 """Lightning: SIBP with automatic optimization, AutoSIBP with manual optimization, so that `step` gets `evaluate`.
 
 With automatic optimization, Lightning divides each loss by `accumulate_grad_batches`. SIBP needs the undivided mean of
-each batch, so `loss_average` is that number times the rows. With manual optimization, nothing is divided. Clipping
-limits the norm of the displacements, and so the length of a step.
+each batch, so `loss_average` is that number times the rows. With manual optimization, nothing is divided.
 
 Expected output:
 
