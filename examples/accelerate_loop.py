@@ -1,11 +1,11 @@
 """accelerate: SIBP and AutoSIBP in a loop with `Accelerator`, with accumulation and clipping.
 
-The optimizer is made before `prepare`, for the model as it is. `accelerator.backward` divides the loss by the number of
-batches that are accumulated, since it wants the gradient of their mean; SIBP wants each batch's mean as it is, so
-`loss_average` says that a loss is over that many times its rows. With several processes, make the optimizer with
-`data_parallel=True`. `mixed_precision="bf16"` works, "fp16" brings a GradScaler and is refused.
+Make the optimizer before `prepare`, for the plain model. `accelerator.backward` divides the loss by the number of
+accumulated batches. SIBP needs each batch's undivided mean, so `loss_average` is that number times the batch's rows.
+For several processes, make the optimizer with `data_parallel=True`. `mixed_precision="bf16"` works; "fp16" uses a
+GradScaler and is refused.
 
-`step` of accelerate's wrapper takes a closure only: for AutoSIBP, `optimizer.optimizer` is the one inside, which takes
+`step` of accelerate's wrapper accepts only a closure. For AutoSIBP, call `optimizer.optimizer.step`, which accepts
 `evaluate`.
 
 Expected output:

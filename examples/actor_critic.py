@@ -1,9 +1,9 @@
-"""Actor and critic: the critic learns by AutoSIBP, the actor by SIBP through a critic that is paused.
+"""Actor and critic: the critic learns by AutoSIBP, the actor by SIBP through the paused critic.
 
-The task is one step long: the state is a point, the action a point, and the reward is higher the nearer the action is
-to the state turned by 90 degrees. The critic regresses the reward; its loss is a mean over states, so `loss_average`
-stays True. The actor's loss is minus the critic's value: it travels through the critic, inside `paused()`, where the
-critic is an ordinary network, and on through the actor, whose layers are solved for.
+The task has one step: state and action are points, and the reward is higher the nearer the action is to the state
+turned by 90 degrees. The critic regresses the reward; its loss is a mean over states, so `loss_average` stays True.
+The actor's loss is minus the critic's value. It passes through the critic inside `paused()`, where the critic is an
+ordinary network, and then through the actor, whose layers are solved for.
 
 Expected output:
 

@@ -1,8 +1,8 @@
 """Mixed precision: autocast with bfloat16, and no GradScaler.
 
-Under `torch.autocast(dtype=torch.bfloat16)` products are taken in bfloat16 and every subproblem is solved in float32 at
-least. A GradScaler is refused: it multiplies the loss, and displacements are not linear in the loss, so that nothing
-divides them back. It exists for float16, whose range is small; bfloat16 has that of float32.
+Under `torch.autocast(dtype=torch.bfloat16)` products are computed in bfloat16, and every subproblem is solved in
+float32 or higher. A GradScaler is refused: it multiplies the loss, and displacements are not linear in the loss, so
+dividing them does not undo the scaling. bfloat16 needs no scaler, since it has the range of float32.
 
 Expected output:
 

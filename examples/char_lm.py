@@ -1,8 +1,8 @@
-"""A character-level transformer on text that Python brings along: SIBP, AutoSIBP, ProxBP in Adam, and AdamW.
+"""A character-level transformer on text that comes with Python: SIBP, AutoSIBP, ProxBP in Adam, and AdamW.
 
-The text is Python's language reference in `pydoc_data.topics` (PSF licence): nothing is downloaded. The loss is a mean
-over B T tokens: `loss_average`. `nn.MultiheadAttention` would use its weights without calling its layers, which leaves
-them to the fallback; so attention has `nn.Linear`s. One run each, not tuned: docs/language-model.md compares.
+The text is Python's language reference in `pydoc_data.topics` (PSF licence); nothing is downloaded. The loss is a mean
+over B T tokens, so `loss_average` is B T. Attention consists of `nn.Linear`s, because `nn.MultiheadAttention` uses its
+weights without calling its layers, which leaves them to the fallback. docs/language-model.md has tuned runs.
 
 Expected output:
 

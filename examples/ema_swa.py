@@ -1,9 +1,9 @@
 """Averages of the weights: an exponential moving average (EMA) and stochastic weight averaging (SWA).
 
-Both of `torch.optim.swa_utils` copy the model. The copies belong to no optimizer: their layers are ordinary ones, and
-running them solves nothing. So averages are updated after `step()`, and evaluated whenever it suits.
-`SWALR` writes learning rates into all groups; those of the fallback follow in proportion. SIBP takes the rate as it is,
-AutoSIBP as a share of the `lr` it was made with, 10: its `swa_lr` is that share of it.
+Both use `torch.optim.swa_utils`, which copies the model. The copies belong to no optimizer: their layers are ordinary,
+and running them solves nothing. So update averages after `step()`, and evaluate them at any time.
+`SWALR` writes learning rates into all groups, and the fallback's follow in proportion. SIBP uses the rate as it is;
+for AutoSIBP only its ratio to the initial `lr`, 10, matters.
 
 Expected output:
 

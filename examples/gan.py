@@ -1,13 +1,13 @@
-"""A GAN on two-dimensional points: each player has an optimizer of its own, and `paused()` keeps them apart.
+"""A GAN on two-dimensional points: each network has its own optimizer, and `paused()` keeps them apart.
 
-The generator's loss travels through the discriminator. If that has an SIBP, its backward pass would solve the
-discriminator's subproblems for the generator's loss too, and leave displacements in `.grad` that belong to no step of
-its own. Inside `d_optimizer.paused()` the discriminator is an ordinary network: the generator gets the ordinary error
-signal, and nothing of the discriminator's is touched but its `.grad`, which holds ordinary gradients then. Freezing
-its parameters meanwhile (`requires_grad_(False)`) saves these as well, so that none can be applied by mistake.
+The generator's loss passes through the discriminator. With an SIBP optimizer, that backward pass would solve the
+discriminator's subproblems for the generator's loss, and leave displacements in its `.grad`. Inside
+`d_optimizer.paused()` the discriminator is an ordinary network, and the generator gets the ordinary error signal. The
+discriminator's `.grad` then holds ordinary gradients, which `step()` refuses; `requires_grad_(False)` saves computing
+them.
 
-What happens without: `step()` refuses what lies in `.grad` and is no displacement of its own, and names the layer.
-AutoSIBP searches along the discriminator's own loss; the generator's would move under it.
+AutoSIBP is for the discriminator alone: it searches along the discriminator's own loss, but the generator's loss
+changes whenever the discriminator does.
 
 Expected output:
 

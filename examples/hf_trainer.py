@@ -1,11 +1,11 @@
 """The Hugging Face Trainer: a small GPT-2, built from a config, learns to count; nothing is downloaded.
 
-The loss of a language model is a mean over tokens, of which there are more than rows: `loss_average` says how many. The
-Trainer counts them over all accumulated batches and hands the number to `training_step`. AutoSIBP has to see the loss
-of these batches again: `get_batch_samples` has them, and a hook adds it to the Trainer's own calls of `step()`. GPT-2's
-`Conv1D` is solved for like `nn.Linear`; embeddings, norms and the tied output go to the fallback, whose `lr` follows
-the schedule in proportion. No warm-up: where SIBP needs one, `lr` is too high.
-`max_grad_norm` clips displacements, to a norm of 1.0 unless you set it.
+The loss of a language model is a mean over tokens, and `loss_average` is their number. The Trainer counts the tokens
+of all accumulated batches and passes the number to `training_step`. AutoSIBP re-evaluates the loss of these batches:
+`get_batch_samples` captures them, and a hook adds `evaluate` to the Trainer's calls of `step()`. GPT-2's `Conv1D` is
+solved for like `nn.Linear`. Embeddings, norms and the tied output go to the fallback, whose `lr` follows the schedule
+in proportion. There is no warm-up: where SIBP needs one, `lr` is too high. `max_grad_norm` clips displacements, to a
+norm of 1.0 by default.
 
 Expected output:
 

@@ -1,7 +1,7 @@
 """ignite: an `Engine` whose update function steps AutoSIBP, with its events, a checkpoint and a metric.
 
 The update function is the body of a training loop, so AutoSIBP needs nothing special. `Checkpoint` saves model and
-optimizer, and a loop that loads them goes on with the same steps to the last bit, line search included.
+optimizer. A loop that loads them takes the same steps, bit for bit, line search included.
 
 Expected output:
 

@@ -1,7 +1,7 @@
-"""Lightning: SIBP with automatic optimization, AutoSIBP with manual optimization, whose `step` sees the loss again.
+"""Lightning: SIBP with automatic optimization, AutoSIBP with manual optimization, so that `step` gets `evaluate`.
 
-Lightning divides each loss by `accumulate_grad_batches`, and SIBP wants the mean loss of each batch as it is: the loss
-is over that many times the rows. By hand, nothing is divided. Clipped are displacements: no step is longer than that.
+With automatic optimization, Lightning divides each loss by `accumulate_grad_batches`. SIBP needs the undivided mean of
+each batch, so `loss_average` is that number times the rows. With manual optimization, nothing is divided.
 
 Expected output:
 

@@ -1,9 +1,9 @@
-"""LoRA by peft: the adapters alone are trained, by SIBP and by AutoSIBP.
+"""LoRA by peft: SIBP and AutoSIBP train the adapters alone.
 
-`get_peft_model` freezes the model's own layers and puts two small ones beside each, whose parameters are ordinary
-`nn.Linear`s: they are solved for, and frozen layers pass the ordinary error signal on. An adapter's second layer begins
-at zero, so that the first gets no error signal in the first step; then both move. With `backward_weights="old"` the
-error signal is that of ordinary back propagation. Make the optimizer after `get_peft_model`.
+`get_peft_model` freezes the model's own layers and adds two small `nn.Linear`s to each. These are solved for, and
+frozen layers pass the ordinary error signal on. An adapter's second layer is zero at the start, so the first one gets
+no error signal in the first step; after that, both move. With `backward_weights="old"` the error signal is that of
+ordinary back propagation. Make the optimizer after `get_peft_model`.
 
 Expected output:
 

@@ -1,8 +1,8 @@
 """Optuna: a sweep over SIBP's settings outside Hydra, with pruning, beside AutoSIBP, which needs none.
 
-`lr` and `prox_weight` are searched together on logarithmic scales, since more of one wants more of the other; the
-number of CG iterations is a hyper-parameter with a meaning, too. Choose by a held-out loss, as here, and judge the
-chosen setting on data that the search has not seen.
+`lr` and `prox_weight` are searched together on logarithmic scales, since a larger `lr` needs a larger `prox_weight`.
+The number of CG iterations is a hyper-parameter, too. Choose by a held-out loss, as here, and judge the chosen setting
+on data that the search has not used.
 
 Expected output:
 

@@ -1,7 +1,7 @@
-"""A training loop in plain PyTorch: AutoSIBP, which has nothing to tune, and SIBP with settings of one's own.
+"""A training loop in plain PyTorch: AutoSIBP, which needs no tuning, and SIBP with settings of your own.
 
-Two things differ from a loop with `torch.optim.Adam`: the optimizer gets the model itself, and AutoSIBP sees the loss
-again at trial weights, so `step` gets a function that evaluates it. SIBP's `step()` needs nothing.
+Two things differ from a loop with `torch.optim.Adam`: the optimizer gets the model itself, and AutoSIBP's `step` gets a
+function that evaluates the loss at trial weights. SIBP's `step()` needs nothing.
 
 Expected output:
 

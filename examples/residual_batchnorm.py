@@ -1,8 +1,8 @@
 """A residual network with batch norm: convolutions are solved for, batch norm goes to the fallback.
 
 `print(optimizer.summary())` says for every layer how it is updated. A convolution followed by batch norm has a linear
-subproblem, since its activation comes after the norm. The parameters of the norms get an ordinary optimizer: Adam with
-learning rate 0.001, unless `fallback=` makes another, as here. AutoSIBP's trials leave running statistics as they were.
+subproblem, since its activation comes after the norm. The fallback, Adam with learning rate 0.001 unless `fallback=`
+makes another, as here, trains the norms. AutoSIBP's trials restore running statistics.
 
 Expected output:
 

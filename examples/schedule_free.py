@@ -1,9 +1,9 @@
 """Schedule-free Adam on a proximal direction: ProxBP fills `.grad`, `schedulefree.AdamWScheduleFree` takes the steps.
 
-schedulefree averages weights instead of following a schedule, and has to know whether it trains or evaluates:
-`optimizer.train()` before training, `optimizer.eval()` before the model is looked at or saved. `Preconditioned` does
-not hand these on; with `direction_only=True` the direction fills `.grad`, and the outer optimizer stays your own.
-AutoSIBP needs no schedule either, but searches along its own step.
+schedulefree averages weights instead of following a schedule, so call `optimizer.train()` before training, and
+`optimizer.eval()` before you evaluate or save the model. `Preconditioned` has neither method. With
+`direction_only=True`, ProxBP only fills `.grad`, and you call the outer optimizer yourself. AutoSIBP needs no schedule
+either, but searches along its own step.
 
 Expected output:
 

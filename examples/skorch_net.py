@@ -1,8 +1,9 @@
 """skorch: a scikit-learn classifier trained by SIBP, in a grid search, and by AutoSIBP.
 
-skorch hands `named_parameters` to the optimizer; SIBP wants the module. An override of `initialize_optimizer` gives it
-that, in four lines, and `optimizer__lr` and the like stay parameters of the estimator: `set_params`, `GridSearchCV`
-and `clone` work. skorch calls `step` with a closure, so AutoSIBP works too, at the price of a backward pass per trial.
+skorch passes `named_parameters` to the optimizer, but SIBP needs the module: a four-line override of
+`initialize_optimizer` passes it. `optimizer__lr` and the like stay parameters of the estimator, so `set_params`,
+`GridSearchCV` and `clone` work. skorch calls `step` with a closure, so AutoSIBP works, too, at the cost of a backward
+pass per trial.
 
 Expected output:
 

@@ -1,12 +1,12 @@
 """A model from timm, trained from scratch by SIBP and AutoSIBP: convolutions are solved for, norms go to the fallback.
 
-`timm.create_model` gives an ordinary module: the optimizer is made for it after `num_classes` and the like are set, as
-it looks at the model's layers once. What a model reuses or calls in ways of its own is left to the fallback;
-`optimizer.summary()` says for every layer how it is updated. With `pretrained=True` the first layers are often frozen:
-give `params=` those that train. timm's schedulers set `lr` in every group, as torch's do.
+`timm.create_model` returns an ordinary module. Make the optimizer after `num_classes` and anything else that changes
+layers. Layers that share a parameter, and layers whose class overrides `forward`, are left to the fallback;
+`optimizer.summary()` says for every layer how it is updated. With `pretrained=True` and frozen layers, pass the
+trained parameters as `params=`. timm's schedulers set `lr` in every group, as torch's do.
 
-AutoSIBP evaluates the loss again at trial weights. In training mode batch norm counts those passes in its running
-statistics too; `drop_rate` has to be 0, or the random state to be set back, or each trial has a mask of its own.
+AutoSIBP's trials restore running statistics and random states. With `drop_rate` above 0, leave out `loss=`, so that
+only losses with the same mask are compared.
 
 Expected output:
 

@@ -1,9 +1,8 @@
 """torch.compile: what works with SIBP, and what is refused.
 
-The optimizer is made for the plain model. `torch.compile(model)` afterwards works: layers that SIBP solves for run as
-they are, everything between them is compiled, and the steps are the same, AutoSIBP's trials among them. Refused is an
-optimizer made for a compiled model, whose layers it could not see. To have a fast forward pass where nothing is solved
-for (evaluation, a teacher), compile a copy.
+Make the optimizer for the plain model, then call `torch.compile(model)`. Layers that SIBP solves for run uncompiled,
+everything between them is compiled, and the steps are the same, AutoSIBP's trials included. An optimizer for a compiled
+model is refused, since it cannot find the layers. For a fast forward pass in evaluation, compile a copy.
 
 Expected output:
 

@@ -1,7 +1,8 @@
 """Two processes train on halves of each batch, and take the step that one process takes with the whole batch.
 
-`data_parallel=True` is all that it needs; DistributedDataParallel is not (an average of displacements solves none of
-the subproblems, so alone it is refused). AutoSIBP averages the losses of its trials over the ranks: all decide alike.
+`data_parallel=True` is all that is needed. DistributedDataParallel alone is refused, because an average of
+displacements solves none of the subproblems. AutoSIBP averages the losses of its trials over the ranks, so that all
+take the same step.
 
     torchrun --nproc-per-node 2 examples/torchrun_two_ranks.py
 

@@ -1,9 +1,9 @@
 """A variational autoencoder on the digits, trained by SIBP and by AutoSIBP.
 
-Its loss, minus the evidence lower bound, is a sum over pixels and over latent variables, and a mean over images: so
-`loss_average` stays True. With torch's `reduction="mean"` over all pixels it would be the number of pixels of a batch.
-The loss draws random numbers. AutoSIBP's trials share theirs among them, but not with the pass before: `loss=` is left
-out, at the price of one more evaluation, so that only losses with the same noise are compared.
+The loss, minus the evidence lower bound, is a sum over pixels and latent variables and a mean over images, so
+`loss_average` stays True. (With torch's `reduction="mean"` over all pixels, it would be the number of pixels of a
+batch.) The loss draws random numbers. AutoSIBP's trials share them with each other, but not with the preceding forward
+pass. So `loss=` is left out, at the cost of one more evaluation: only losses with the same noise are compared.
 
 Expected output:
 

@@ -411,7 +411,7 @@ def main() -> int:
     check_tables(check, ROOT / "docs" / "findings.md")
     check_processors(check, ROOT / "docs" / "findings.md")
     check_parts(check, ROOT / "docs" / "findings.md")
-    check_untuned(check, ROOT / "docs" / "howto" / "auto-sibp.md")
+    check_untuned(check, ROOT / "docs" / "untuned.md")
     print(
         f"{check.count} published verdicts and numbers recomputed from {sum(map(len, check.cache.values()))} runs: ",
         end="",

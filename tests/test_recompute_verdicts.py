@@ -37,8 +37,8 @@ def script(tmp_path, monkeypatch) -> ModuleType:
     monkeypatch.setattr(module.raw_runs, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(sys, "argv", ["recompute_verdicts.py"])
-    (tmp_path / "docs" / "howto").mkdir(parents=True)
-    for page in ("findings.md", "howto/auto-sibp.md"):
+    (tmp_path / "docs").mkdir(parents=True)
+    for page in ("findings.md", "untuned.md"):
         (tmp_path / "docs" / page).write_text("no tables\n")
     return module
 
@@ -158,10 +158,10 @@ def test_verdicts_on_untuned_methods_are_recomputed_from_the_rows(
     if changed:
         table = table.replace(changed, changed.partition(" ")[0] + " no difference")
     begin = f"<!-- results/untuned_peers: {title} -->"
-    (tmp_path / "docs" / "howto" / "auto-sibp.md").write_text(f"{begin}\n{table}<!-- end of table -->\n")
+    (tmp_path / "docs" / "untuned.md").write_text(f"{begin}\n{table}<!-- end of table -->\n")
     (results / "claims.csv").write_text("claim\n")
     assert script.main() == bool(changed)
-    assert ("DIFFERS  auto-sibp.md, sgd on some part" in capsys.readouterr().out) == bool(changed)
+    assert ("DIFFERS  untuned.md, sgd on some part" in capsys.readouterr().out) == bool(changed)
 
 
 @pytest.mark.parametrize("changed", [False, True])
