@@ -83,13 +83,13 @@ class AutoSIBP(SIBP):
         "search_unit": UNKNOWN,  # unit of `lr`; see `sibp.optim.error_signals.loss_unit`
         "search_reach": UNKNOWN,  # length that the last measured batch asked for, in steps on the neurons
         "search_trust": UNKNOWN,  # see `sibp.optim.trust`
-        "search_usual": UNKNOWN,  # running mean of the negative slope at the start of a step
-        "search_ended": UNKNOWN,  # the loss at the end of the last step
+        "search_mean_slope": UNKNOWN,  # running mean of |slope| at the start of a step
+        "search_end_loss": UNKNOWN,  # the loss at the end of the last step
         "search_noise": UNKNOWN,  # running mean of the difference between this and the next batch's loss
-        "search_measured": UNKNOWN,  # loss of the last measured batch, before its step
+        "search_measured_loss": UNKNOWN,  # loss of the last measured batch, before its step
         "search_wait": 0,  # steps until the next measurement of the gradient
-        "search_last": 0.0,  # length of the last step
-        "search_looks_back": False,  # whether the parameters' `search_step` is the last step
+        "search_last_length": 0.0,  # length of the last step
+        "search_step_stored": False,  # whether the parameters' `search_step` is the last step
     }
 
     def __init__(
@@ -168,11 +168,11 @@ class AutoSIBP(SIBP):
             trials.expected = min(1.0, share * reach / lr)
             limit = reach / lr if is_within_noise(memory["search_noise"], slope / lr, reach, before) else 1.0
             outcome = minimise(trials.loss_at, before, min(limit, 2 * reach / lr), slope, share, limit)
-            found, memory["search_measured"] = outcome.optimum * lr, before
+            found, memory["search_measured_loss"] = outcome.optimum * lr, before
         else:
             trials.expected = min(1.0, factor * memory["search_trust"] * reach / lr)
             outcome, found = backtrack(trials.loss_at, before, trials.expected), reach
-            measured = memory["search_measured"]
+            measured = memory["search_measured_loss"]
             if before - measured > (_OUTLIER - 1) * abs(measured):
                 outcome = halve_while_decreasing(trials.loss_at, outcome)
         refused = outcome.status is SearchStatus.REFUSED
@@ -182,7 +182,7 @@ class AutoSIBP(SIBP):
         # A refused step, or a shortened one that was not measured, is followed by a measurement.
         again = refused or (not due and outcome.status is SearchStatus.SHORTENED)
         memory["search_wait"] = 0 if again else MEASURE_EVERY - 1 if due else self._steps_until_measurement() - 1
-        memory["search_ended"] = outcome.loss
+        memory["search_end_loss"] = outcome.loss
         if lr < (longest := self._unit() * self._max_lr()):  # the unit has become known, and is longer
             memory["search_reach"], memory["search_wait"] = longest, 0
         self._record_step(trials, outcome.alpha, lr)
@@ -268,12 +268,12 @@ class AutoSIBP(SIBP):
             slope: slope of the loss along the step, per unit of length.
         """
         memory = self._search_state()
-        last = [self.state[p].get("search_step") if memory["search_looks_back"] else None for p in trials.params]
+        last = [self.state[p].get("search_step") if memory["search_step_stored"] else None for p in trials.params]
         pairs = [(self._gradients.get(p), d) for p, d in zip(trials.params, last, strict=True)]
         products = [float(torch.sum(g * d)) for g, d in pairs if g is not None and d is not None]
         fresh = self._reduce_over_ranks(sum(products))
         if products:
-            record_slopes(memory, fresh, expected=slope * memory["search_last"])
+            record_slopes(memory, fresh, expected=slope * memory["search_last_length"])
         return memory["search_trust"]
 
     def _unit(self) -> float:
@@ -304,9 +304,9 @@ class AutoSIBP(SIBP):
         self._gradients.clear()
         self._signals.clear()
         memory = self._search_state()
-        memory["search_last"] = alpha * lr
-        memory["search_looks_back"] = memory["search_wait"] <= 0 and alpha != 0
-        if not memory["search_looks_back"]:
+        memory["search_last_length"] = alpha * lr
+        memory["search_step_stored"] = memory["search_wait"] <= 0 and alpha != 0
+        if not memory["search_step_stored"]:
             return
         trials.move(alpha)
         self._keep_steps(dict(zip(trials.params, trials.displacements(), strict=True)))
