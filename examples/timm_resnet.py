@@ -5,8 +5,8 @@ it looks at the model's layers once. What a model reuses or calls in ways of its
 `optimizer.summary()` says for every layer how it is updated. With `pretrained=True` the first layers are often frozen:
 give `params=` those that train. timm's schedulers set `lr` in every group, as torch's do.
 
-AutoSIBP evaluates the loss again at trial weights. In training mode batch norm counts those passes in its running
-statistics too; `drop_rate` has to be 0, or the random state to be set back, or each trial has a mask of its own.
+AutoSIBP evaluates the loss again at trial weights, with the dropout masks of the gradient. Batch norm's running
+statistics do not count those passes.
 
 Expected output:
 

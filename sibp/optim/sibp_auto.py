@@ -41,10 +41,12 @@ class AutoSIBP(SIBP):
     - Before a step is taken, the loss at its end is evaluated. While that loss is higher than before the step, the step
       is shortened, by at least half. If no trial helps, the weights stay as they were. Passing `loss`, the loss before
       the step, saves one evaluation.
-    - Every third step, a trial twice as long as the last optimum determines a parabola. Its minimum is the length that
-      this batch asks for (`reach`); the next two steps use it as well. The length is shortened while the loss decreases
-      by less than a quarter of what the slope predicts. If the losses of batches usually differ by more than a tenth,
-      the length grows only if the batch predicts a decrease of at least a fifth of that difference.
+    - Every third step, a trial twice as long as the last optimum, but long enough to change the weights by more than
+      rounding (of bfloat16 under autocast), determines a parabola. Its minimum is the length that this batch asks for
+      (`reach`); the next two steps use it as well. The length is shortened while the loss decreases by less than a
+      quarter of what the slope predicts. If the losses of batches usually differ by more than a tenth,
+      the length grows only if the batch predicts a decrease of at least a fifth of that difference, or if its slope is
+      at least as large as usual.
     - On a batch with three times the loss of the last measured batch, the step is halved while that lowers the loss.
     - Steps take a share of this length, `trust`, since a batch's loss decreases further along its own step than the
       loss of all data. `trust` follows the slopes of later batches' losses along the step. It starts at 1, or at B / 16
@@ -83,7 +85,8 @@ class AutoSIBP(SIBP):
         "search_unit": UNKNOWN,  # unit of `lr`; see `sibp.optim.error_signals.loss_unit`
         "search_reach": UNKNOWN,  # length that the last measured batch asked for, in steps on the neurons
         "search_trust": UNKNOWN,  # see `sibp.optim.trust`
-        "search_mean_slope": UNKNOWN,  # running mean of |slope| at the start of a step
+        "search_mean_expected": UNKNOWN,  # running mean of the decreases that slopes predict for the last step's length
+        "search_mean_slope": UNKNOWN,  # running mean of |slope| per unit of length
         "search_end_loss": UNKNOWN,  # the loss at the end of the last step
         "search_noise": UNKNOWN,  # running mean of the difference between this and the next batch's loss
         "search_measured_loss": UNKNOWN,  # loss of the last measured batch, before its step
@@ -120,6 +123,7 @@ class AutoSIBP(SIBP):
 
     def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
         """The layer's update; when a measurement is due, also its gradient (that of the loss, with old weights)."""
+        self._rounding = max(self._rounding, torch.finfo(problem.dtype).eps)
         if self._is_measurement_due():
             self._add_gradient(tap, problem)
         return super().layer_update(tap, problem, group)
@@ -166,8 +170,9 @@ class AutoSIBP(SIBP):
                 slope = self._slope(trials, lr)
             share = factor * self._trust(trials, slope / lr)
             trials.expected = min(1.0, share * reach / lr)
-            limit = reach / lr if is_within_noise(memory["search_noise"], slope / lr, reach, before) else 1.0
-            outcome = minimise(trials.loss_at, before, min(limit, 2 * reach / lr), slope, share, limit)
+            limit = reach / lr if is_within_noise(memory, slope / lr, reach, before) else 1.0
+            first = min(limit, max(2 * reach / lr, self._shortest_visible(trials)))
+            outcome = minimise(trials.loss_at, before, first, slope, share, limit)
             found, memory["search_measured_loss"] = outcome.optimum * lr, before
         else:
             trials.expected = min(1.0, factor * memory["search_trust"] * reach / lr)
@@ -276,6 +281,14 @@ class AutoSIBP(SIBP):
             record_slopes(memory, fresh, expected=slope * memory["search_last_length"])
         return memory["search_trust"]
 
+    def _shortest_visible(self, trials: Trials) -> float:
+        """The length that changes the weights by their rounding error; the loss along a shorter step is only noise.
+
+        Without it, steps that are too short for half precision to show their effect would be shortened further.
+        """
+        change = trials.relative_change()
+        return self._rounding / change if change > 0 else 0.0
+
     def _unit(self) -> float:
         """The unit of `lr`; 1 in the first step, whose subproblems are solved before the loss is known."""
         unit = float(self._search_state()["search_unit"])
@@ -303,6 +316,7 @@ class AutoSIBP(SIBP):
         """Stores the step that was taken if the next step measures slopes; frees this step's gradients."""
         self._gradients.clear()
         self._signals.clear()
+        self._rounding = 0.0
         memory = self._search_state()
         memory["search_last_length"] = alpha * lr
         memory["search_step_stored"] = memory["search_wait"] <= 0 and alpha != 0
@@ -385,6 +399,7 @@ class AutoSIBP(SIBP):
         super()._reset()
         self._gradients: dict[Tensor, Tensor] = {}
         self._signals: dict[str, float] = {}  # sums of squared error signals of the output layers, by name
+        self._rounding = 0.0  # the largest machine epsilon among the layers' outputs
         self._output_rows = 0  # rows of the output in the backward passes since the last step
 
 

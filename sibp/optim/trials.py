@@ -119,12 +119,16 @@ class Trials:
         return loss
 
     def farthest_change(self) -> float:
-        """||p - p_old|| / ||p_old|| of all proximal parameters together, at the largest alpha tried."""
+        """The relative change at the largest alpha tried; see `relative_change`."""
+        return self._farthest * self.relative_change()
+
+    def relative_change(self) -> float:
+        """||p - p_old|| / ||p_old|| of all proximal parameters together, at alpha = 1; 0 if these are 0."""
         count = len(self.params)  # may be 0
         old = self._old[:count]
         changes = [p - q for p, q in zip(self._new[:count], old, strict=True)]
         change, size = (math.hypot(*(float(torch.linalg.vector_norm(t)) for t in of)) for of in (changes, old))
-        return self._farthest * change / size if size else 0.0
+        return change / size if size else 0.0
 
     @contextmanager
     def restored_on_error(self) -> Iterator[None]:
