@@ -89,7 +89,7 @@ def train(case: Case, solver: str, steps: int, device: torch.device) -> None:
         difference = max(((p - q).abs().max() / q.abs().max()).item() for p, q in pairs)
         print(f"\n{case.title} a rank, {ranks} ranks, {solver}, float64, {device.type}")
         for name, one in optimizer.parallel.plans.items():
-            print(f"  layer {name:3} {one.way:7} {one.received / 1e6:9.3f} MB a step received by each rank")
+            print(f"  layer {name:3} {one.mode:7} {one.received / 1e6:9.3f} MB a step received by each rank")
         print(f"  counted {counted / 1e6:.3f} MB a step, on the loopback device {moved / steps / ranks / 1e6:.3f} MB")
         print(f"  DistributedDataParallel would move {gradients(together, ranks) / 1e6:.3f} MB")
         print(f"  after {steps} steps, all ranks hold the same bits: {bool((weights == weights[0]).all())};")
@@ -131,7 +131,7 @@ def estimate(case: Case, solver: str, ranks: int) -> None:
         flops = arithmetic(one, N, ranks, size, m, kind.iterations) * groups
         gradient = 2 * N * size * m * groups
         moved, work, sgd = moved + one.received, work + flops, sgd + gradient
-        print(f"  layer {problem.name:3} {one.way:7} {one.received / 1e6:9.2f} MB {flops / 1e9:9.2f} GFLOP")
+        print(f"  layer {problem.name:3} {one.mode:7} {one.received / 1e6:9.2f} MB {flops / 1e9:9.2f} GFLOP")
     usual = gradients(model, ranks)
     print(f"  in all          {moved / 1e6:9.2f} MB {work / 1e9:9.2f} GFLOP for updates: {cost(moved, work)}")
     print(f"  averaged gradients {usual / 1e6:6.2f} MB {sgd / 1e9:9.2f} GFLOP for gradients: {cost(usual, sgd)}")
@@ -139,7 +139,7 @@ def estimate(case: Case, solver: str, ranks: int) -> None:
 
 def arithmetic(one: Plan, N: int, ranks: int, size: int, m: int, K: int) -> float:
     """FLOP of a rank for a layer's update (the Gram matrix, its factorisation or K iterations, the displacement)."""
-    if one.way == "sum":
+    if one.mode == "sum":
         return 4 * K * N * size * m if K else 2 * N * size * (size + m) + size**3 / 3 + 2 * size * size * m
     N, share = N * ranks, -(-m // ranks)
     if size < N:

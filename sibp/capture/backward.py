@@ -110,6 +110,7 @@ def _update(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         D=None if D is None else geometry.outputs(_cast(D, dtype), features),
         W=geometry.matrix(_cast(W, dtype)),
         b=None if b is None else geometry.vector(_cast(b, dtype)),
+        dtype=gradient.dtype,
     )
     consumption.clear()
     update = owner.solve(tap, problem)

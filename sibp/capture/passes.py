@@ -15,6 +15,21 @@ from sibp.internals import as_plain_tensors, backward_pass, tree_leaves
 _PLAIN = (Tensor, int, float, complex, str, bytes, type(None))  # results that hide no tensor
 
 
+class RandomState:
+    """The present state of torch's random number generators, of the CPU and of all CUDA devices."""
+
+    def __init__(self) -> None:
+        self._cpu = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+    def restore(self, devices: Iterable[int]) -> None:
+        """Sets the generators of the CPU and of these CUDA devices to the recorded state."""
+        torch.set_rng_state(self._cpu)
+        for device in devices:
+            if device < len(self._cuda):
+                torch.cuda.set_rng_state(self._cuda[device], device)
+
+
 class ForwardPass:
     """One outermost call of the model, or of a part of it.
 
@@ -33,6 +48,7 @@ class ForwardPass:
         differentiable: whether gradients were enabled at the call.
         recomputes: whether it runs inside a backward pass, as activation checkpoints do.
         original: the pass that it recomputes; None if it recomputes none, or until the pass is known.
+        random_state: torch's random state at the start of the call, if the opener keeps it; None otherwise.
         opener: the `Passes` object that created it.
     """
 
@@ -50,6 +66,8 @@ class ForwardPass:
         self.differentiable = torch.is_grad_enabled()
         self.recomputes = backward_pass() != -1
         self.original: ForwardPass | None = None
+        kept = opener is not None and opener.keeps_random_state and self.differentiable and not self.recomputes
+        self.random_state = RandomState() if kept else None
         self._inputs: dict[int, SharedInput] = {}  # by identity
 
     def input(self, x: Tensor) -> SharedInput:
@@ -98,9 +116,13 @@ class Passes:
 
     A call whose input comes directly from an earlier pass continues that pass: for example, a head that is called after
     its body, or the layers of a model whose `forward` was called directly. Each thread has its own passes.
+
+    Args:
+        keeps_random_state: whether passes record torch's random state.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps_random_state: bool = False) -> None:
+        self.keeps_random_state = keeps_random_state
         self._local = threading.local()
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._inside: dict[int, set[int]] = {}  # by identity of a watched module: the modules inside it

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from sibp.activations import Activation
@@ -29,6 +30,7 @@ class LayerProblem:
         D: (g, N, m) error signal on s(Z), in the units of D_z; None if s is unknown.
         W: (g, m, n) the layer's weight.
         b: (g, m) its bias; None if it has none.
+        dtype: the dtype in which the layer's output was computed; half precision under autocast.
     """
 
     name: str
@@ -42,6 +44,7 @@ class LayerProblem:
     D: Tensor | None
     W: Tensor
     b: Tensor | None
+    dtype: torch.dtype
 
 
 @dataclass(slots=True)

@@ -44,6 +44,8 @@ class TappedOptimizer(torch.optim.Optimizer):
 
     backward_weights: str = "old"
     """Which weights propagate the error signal, "new" or "old", if a param group does not say."""
+    line_search: bool = False
+    """Whether `step` evaluates the loss and shortens a step that would raise it."""
 
     def __init__(
         self,
@@ -330,7 +332,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         self._conversions = Conversions()
         self._kinds: dict[str, tuple[torch.dtype, torch.device]] = {}  # of every layer, which those of its state fit
         self._checked: dict[int, tuple[Any, ...]] = {}  # settings of groups, by identity
-        self.passes = Passes()
+        self.passes = Passes(keeps_random_state=self.line_search)
         self._batch: int | None = None
         self._has_compared = False
         self._hooks: list[Any] = [ScalerGuard(self)] if self.direction_only else []

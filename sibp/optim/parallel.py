@@ -35,11 +35,11 @@ class Plan:
     """How a layer's subproblem is shared.
 
     Attributes:
-        way: the mode, "gather" or "sum".
+        mode: "gather" or "sum"; see the module.
         received: bytes that each rank receives from the others for one backward pass of the layer.
     """
 
-    way: str
+    mode: str
     received: float
 
 
@@ -188,7 +188,7 @@ class DataParallel:
             groups=features.groups, known=known, solver=solver, itemsize=problem.D_z.element_size(),
             by_row=problem.activation is not None and problem.activation.varies_by_entry,
         )  # fmt: skip
-        if chosen.way == "sum":
+        if chosen.mode == "sum":
             return replace(summed, features=SummedFeatures(features, self.exchange))
         own = features.moving(weight=True, bias=False).materialize()
         A = _concatenate_rows(self.exchange.all_gather(_pad_rows(own, max(rows))), rows)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sibp.capture.compiler import run_eagerly
+from sibp.capture.passes import ForwardPass, RandomState
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
 from sibp.internals import version
@@ -37,8 +38,6 @@ class ProximalOptimizer(TappedOptimizer):
     """Whether "cg:K" solves the subproblem with its activation; the linear one is then solved in closed form."""
     initial_search_state: ClassVar[dict[str, Any]] = {"search_length": 1.0}
     """The state of a search before the first step."""
-    line_search: bool = False
-    """Whether `step` evaluates the loss and shortens a step that would raise it."""
 
     def __init__(self, *args: Any, line_search: bool = False, **options: Any) -> None:
         """See `SIBP`.
@@ -51,8 +50,8 @@ class ProximalOptimizer(TappedOptimizer):
                 f"{type(self).__name__}: direction_only=True leaves the step to another optimizer, so there is nothing "
                 "to search along; leave out one of line_search and direction_only."
             )
-        super().__init__(*args, **options)
         self.line_search = line_search
+        super().__init__(*args, **options)
 
     @abstractmethod
     def update(
@@ -92,6 +91,11 @@ class ProximalOptimizer(TappedOptimizer):
         self._notices.after_solve(tap, update, searched=self.line_search)
         return update
 
+    def loss_terms(self, forward_pass: ForwardPass) -> float:
+        """See `TappedOptimizer.loss_terms`; for a line search, also keeps the random state of the first pass."""
+        self._random_state = self._random_state or (forward_pass.original or forward_pass).random_state
+        return super().loss_terms(forward_pass)
+
     # -- the line search --------------------------------------------------------------------------------------------
 
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -105,15 +109,16 @@ class ProximalOptimizer(TappedOptimizer):
 
         The search covers the whole step, including weight decay and the fallback's step. If no length is acceptable,
         all weights stay exactly as they were. Trials restore buffers, the modules' `train` or `eval`
-        mode and the random state.
+        mode and the random state. They begin with the random state that the model's forward pass began with, so that
+        dropout masks are those of the gradient.
 
         Args:
             closure: clears the gradients, computes the loss, calls `backward` and returns the loss. With a line search,
                 trials call it too, at the cost of a backward pass each.
             evaluate: returns the loss at the model's weights at the time of the call; gradients are disabled. For
                 accumulated gradients, the loss of all their batches.
-            loss: the value of `evaluate` at the current weights, if known; saves one call. Omit it if the model uses
-                random numbers (dropout): all trials share the same ones, the preceding pass does not.
+            loss: the value of `evaluate` at the current weights, if known; saves one call. Omit it if `evaluate` draws
+                random numbers before it calls the model: all trials share the same ones, the preceding pass does not.
 
         Returns:
             The closure's loss, or None.
@@ -168,7 +173,8 @@ class ProximalOptimizer(TappedOptimizer):
             if closure is None:
                 raise AssertionError("step() accepts no call without evaluate and closure")
             evaluate = evaluate_from_closure(closure, self.model)
-        trials = Trials(self.model, proximal, explicit, evaluate, self._reduce_over_ranks)
+        trials = Trials(self.model, proximal, explicit, evaluate, self._reduce_over_ranks, self._random_state)
+        self._random_state = None
         asked = [(p, p.grad, version(p.grad)) for p in (*proximal, *explicit) if p.grad is not None]
         with self.paused(), trials.restored_on_error():
             before = trials.loss() if loss is None else self._reduce_over_ranks(as_number(loss))
@@ -216,6 +222,7 @@ class ProximalOptimizer(TappedOptimizer):
         """Clears the gradients, and the pending warnings about them."""
         super().zero_grad(set_to_none)
         self._notices.forget()
+        self._random_state = None
 
     def search_stats(self) -> dict[str, float]:
         """Metrics of the last step's line search; empty before the first step.
@@ -306,6 +313,7 @@ class ProximalOptimizer(TappedOptimizer):
         super()._reset()
         self._stats: dict[str, tuple[Measure, Callable[[], Scalar]]] = {}
         self._notices = Notices(type(self).__name__)
+        self._random_state: RandomState | None = None  # of the first forward pass since the last step
         self._outcome: tuple[Outcome, float] | None = None  # of the last search, and the loss before it
 
     def add_tap(self, tap: Tap, group: int) -> None:

@@ -41,10 +41,12 @@ class AutoSIBP(SIBP):
     - Before a step is taken, the loss at its end is evaluated. While that loss is higher than before the step, the step
       is shortened, by at least half. If no trial helps, the weights stay as they were. Passing `loss`, the loss before
       the step, saves one evaluation.
-    - Every third step, a trial twice as long as the last optimum determines a parabola. Its minimum is the length that
-      this batch asks for (`reach`); the next two steps use it as well. The length is shortened while the loss decreases
-      by less than a quarter of what the slope predicts. If the losses of batches usually differ by more than a tenth,
-      the length grows only if the batch predicts a decrease of at least a fifth of that difference.
+    - Every third step, a trial twice as long as the last optimum, but long enough to change the weights by more than
+      rounding (of bfloat16 under autocast), determines a parabola. Its minimum is the length that this batch asks for
+      (`reach`); the next two steps use it as well. The length is shortened while the loss decreases by less than a
+      quarter of what the slope predicts. If the losses of batches usually differ by more than a tenth,
+      the length grows only if the batch predicts a decrease of at least a fifth of that difference, or if its slope is
+      at least as large as usual.
     - On a batch with three times the loss of the last measured batch, the step is halved while that lowers the loss.
     - Steps take a share of this length, `trust`, since a batch's loss decreases further along its own step than the
       loss of all data. `trust` follows the slopes of later batches' losses along the step. It starts at 1, or at B / 16
@@ -83,13 +85,14 @@ class AutoSIBP(SIBP):
         "search_unit": UNKNOWN,  # unit of `lr`; see `sibp.optim.error_signals.loss_unit`
         "search_reach": UNKNOWN,  # length that the last measured batch asked for, in steps on the neurons
         "search_trust": UNKNOWN,  # see `sibp.optim.trust`
-        "search_usual": UNKNOWN,  # running mean of the negative slope at the start of a step
-        "search_ended": UNKNOWN,  # the loss at the end of the last step
+        "search_mean_expected": UNKNOWN,  # running mean of the decreases that slopes predict for the last step's length
+        "search_mean_slope": UNKNOWN,  # running mean of |slope| per unit of length
+        "search_end_loss": UNKNOWN,  # the loss at the end of the last step
         "search_noise": UNKNOWN,  # running mean of the difference between this and the next batch's loss
-        "search_measured": UNKNOWN,  # loss of the last measured batch, before its step
+        "search_measured_loss": UNKNOWN,  # loss of the last measured batch, before its step
         "search_wait": 0,  # steps until the next measurement of the gradient
-        "search_last": 0.0,  # length of the last step
-        "search_looks_back": False,  # whether the parameters' `search_step` is the last step
+        "search_last_length": 0.0,  # length of the last step
+        "search_step_stored": False,  # whether the parameters' `search_step` is the last step
     }
 
     def __init__(
@@ -120,6 +123,7 @@ class AutoSIBP(SIBP):
 
     def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
         """The layer's update; when a measurement is due, also its gradient (that of the loss, with old weights)."""
+        self._rounding = max(self._rounding, torch.finfo(problem.dtype).eps)
         if self._is_measurement_due():
             self._add_gradient(tap, problem)
         return super().layer_update(tap, problem, group)
@@ -166,13 +170,14 @@ class AutoSIBP(SIBP):
                 slope = self._slope(trials, lr)
             share = factor * self._trust(trials, slope / lr)
             trials.expected = min(1.0, share * reach / lr)
-            limit = reach / lr if is_within_noise(memory["search_noise"], slope / lr, reach, before) else 1.0
-            outcome = minimise(trials.loss_at, before, min(limit, 2 * reach / lr), slope, share, limit)
-            found, memory["search_measured"] = outcome.optimum * lr, before
+            limit = reach / lr if is_within_noise(memory, slope / lr, reach, before) else 1.0
+            first = min(limit, max(2 * reach / lr, self._shortest_visible(trials)))
+            outcome = minimise(trials.loss_at, before, first, slope, share, limit)
+            found, memory["search_measured_loss"] = outcome.optimum * lr, before
         else:
             trials.expected = min(1.0, factor * memory["search_trust"] * reach / lr)
             outcome, found = backtrack(trials.loss_at, before, trials.expected), reach
-            measured = memory["search_measured"]
+            measured = memory["search_measured_loss"]
             if before - measured > (_OUTLIER - 1) * abs(measured):
                 outcome = halve_while_decreasing(trials.loss_at, outcome)
         refused = outcome.status is SearchStatus.REFUSED
@@ -182,7 +187,7 @@ class AutoSIBP(SIBP):
         # A refused step, or a shortened one that was not measured, is followed by a measurement.
         again = refused or (not due and outcome.status is SearchStatus.SHORTENED)
         memory["search_wait"] = 0 if again else MEASURE_EVERY - 1 if due else self._steps_until_measurement() - 1
-        memory["search_ended"] = outcome.loss
+        memory["search_end_loss"] = outcome.loss
         if lr < (longest := self._unit() * self._max_lr()):  # the unit has become known, and is longer
             memory["search_reach"], memory["search_wait"] = longest, 0
         self._record_step(trials, outcome.alpha, lr)
@@ -268,13 +273,21 @@ class AutoSIBP(SIBP):
             slope: slope of the loss along the step, per unit of length.
         """
         memory = self._search_state()
-        last = [self.state[p].get("search_step") if memory["search_looks_back"] else None for p in trials.params]
+        last = [self.state[p].get("search_step") if memory["search_step_stored"] else None for p in trials.params]
         pairs = [(self._gradients.get(p), d) for p, d in zip(trials.params, last, strict=True)]
         products = [float(torch.sum(g * d)) for g, d in pairs if g is not None and d is not None]
         fresh = self._reduce_over_ranks(sum(products))
         if products:
-            record_slopes(memory, fresh, expected=slope * memory["search_last"])
+            record_slopes(memory, fresh, expected=slope * memory["search_last_length"])
         return memory["search_trust"]
+
+    def _shortest_visible(self, trials: Trials) -> float:
+        """The length that changes the weights by their rounding error; the loss along a shorter step is only noise.
+
+        Without it, steps that are too short for half precision to show their effect would be shortened further.
+        """
+        change = trials.relative_change()
+        return self._rounding / change if change > 0 else 0.0
 
     def _unit(self) -> float:
         """The unit of `lr`; 1 in the first step, whose subproblems are solved before the loss is known."""
@@ -303,10 +316,11 @@ class AutoSIBP(SIBP):
         """Stores the step that was taken if the next step measures slopes; frees this step's gradients."""
         self._gradients.clear()
         self._signals.clear()
+        self._rounding = 0.0
         memory = self._search_state()
-        memory["search_last"] = alpha * lr
-        memory["search_looks_back"] = memory["search_wait"] <= 0 and alpha != 0
-        if not memory["search_looks_back"]:
+        memory["search_last_length"] = alpha * lr
+        memory["search_step_stored"] = memory["search_wait"] <= 0 and alpha != 0
+        if not memory["search_step_stored"]:
             return
         trials.move(alpha)
         self._keep_steps(dict(zip(trials.params, trials.displacements(), strict=True)))
@@ -385,6 +399,7 @@ class AutoSIBP(SIBP):
         super()._reset()
         self._gradients: dict[Tensor, Tensor] = {}
         self._signals: dict[str, float] = {}  # sums of squared error signals of the output layers, by name
+        self._rounding = 0.0  # the largest machine epsilon among the layers' outputs
         self._output_rows = 0  # rows of the output in the backward passes since the last step
 
 

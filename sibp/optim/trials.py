@@ -8,6 +8,8 @@ from typing import Any, SupportsFloat
 import torch
 from torch import Tensor, nn
 
+from sibp.capture.passes import RandomState
+
 Evaluate = Callable[[], Tensor | float]
 """Returns the loss at the model's weights at the time of the call."""
 
@@ -41,6 +43,7 @@ class Trials:
         fallback_params: the fallback's parameters that the step changes.
         evaluate: returns the loss at the current weights.
         average: averages a loss over all ranks.
+        random_state: of the forward pass that the gradient belongs to; None if unknown, for the present one.
     """
 
     def __init__(
@@ -50,8 +53,10 @@ class Trials:
         fallback_params: list[Tensor],
         evaluate: Evaluate,
         average: Callable[[float], float],
+        random_state: RandomState | None = None,
     ) -> None:
         self._model, self._evaluate, self._average = model, evaluate, average
+        self._random_state = random_state
         self.params, self.fallback_params = params, fallback_params
         self._old = [p.detach().clone() for p in (*params, *fallback_params)]
         self._full_step: list[Tensor] = []
@@ -108,18 +113,22 @@ class Trials:
 
     def loss(self) -> float:
         """The loss at the current weights, over all ranks."""
-        with _preserved_state(self._model), torch.no_grad():
+        with _preserved_state(self._model, self._random_state), torch.no_grad():
             loss = self._average(as_number(self._evaluate()))
         self.losses.append(loss)
         return loss
 
     def farthest_change(self) -> float:
-        """||p - p_old|| / ||p_old|| of all proximal parameters together, at the largest alpha tried."""
+        """The relative change at the largest alpha tried; see `relative_change`."""
+        return self._farthest * self.relative_change()
+
+    def relative_change(self) -> float:
+        """||p - p_old|| / ||p_old|| of all proximal parameters together, at alpha = 1; 0 if these are 0."""
         count = len(self.params)  # may be 0
         old = self._old[:count]
         changes = [p - q for p, q in zip(self._new[:count], old, strict=True)]
         change, size = (math.hypot(*(float(torch.linalg.vector_norm(t)) for t in of)) for of in (changes, old))
-        return self._farthest * change / size if size else 0.0
+        return change / size if size else 0.0
 
     @contextmanager
     def restored_on_error(self) -> Iterator[None]:
@@ -134,17 +143,24 @@ class Trials:
 
 
 @contextmanager
-def _preserved_state(model: nn.Module) -> Iterator[None]:
-    """Restores the buffers, the modules' mode (`train` or `eval`) and the random state (CPU and CUDA) on exit."""
+def _preserved_state(model: nn.Module, random_state: RandomState | None) -> Iterator[None]:
+    """Restores the buffers, the modules' mode (`train` or `eval`) and the random state (CPU and CUDA) on exit.
+
+    Args:
+        model: the model.
+        random_state: at the start of the block; None for the present one.
+    """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [
         (module, name, tensor, _unexpanded(tensor).clone())
         for module in model.modules()
         for name, tensor in module.named_buffers(recurse=False)
     ]
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     try:
-        with torch.random.fork_rng(devices=[device.index for device in devices]):
+        with torch.random.fork_rng(devices=devices):
+            if random_state is not None:
+                random_state.restore(devices)
             yield
     finally:
         for module, name, tensor, saved in buffers:

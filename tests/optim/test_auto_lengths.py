@@ -62,7 +62,7 @@ class Slopes(NamedTuple):
     trust: float
     fresh: float
     expected: float
-    usual: float
+    mean_expected: float
 
 
 @pytest.fixture
@@ -71,9 +71,9 @@ def slopes(monkeypatch) -> list[Slopes]:
     seen: list[Slopes] = []
     plain = trust.updated_trust
 
-    def updated_trust(share: float, fresh: float, expected: float, usual: float) -> float:
-        seen.append(Slopes(share, fresh, expected, usual))
-        return plain(share, fresh, expected, usual)
+    def updated_trust(share: float, fresh: float, expected: float, mean_expected: float) -> float:
+        seen.append(Slopes(share, fresh, expected, mean_expected))
+        return plain(share, fresh, expected, mean_expected)
 
     monkeypatch.setattr(trust, "updated_trust", updated_trust)
     return seen
@@ -97,11 +97,11 @@ def test_slopes_are_compared_with_a_running_mean_of_what_was_expected(slopes):
     for seed in range(13):
         step(model, optimizer, seed)
     assert len(slopes) == 4
-    usual = -slopes[0].expected
+    mean_expected = -slopes[0].expected
     for one in slopes:
-        usual = 0.9 * usual - 0.1 * one.expected
+        mean_expected = 0.9 * mean_expected - 0.1 * one.expected
         assert one.expected < 0
-        assert one.usual == pytest.approx(usual, rel=1e-9)
+        assert one.mean_expected == pytest.approx(mean_expected, rel=1e-9)
 
 
 def test_trust_looks_back_at_the_step_that_was_taken_not_at_a_rejected_trial(slopes, monkeypatch):

@@ -64,17 +64,51 @@ def test_a_batch_that_promises_little_cannot_lengthen_steps(scale: float, grows:
     assert found > 1.5 * reach if grows else found == pytest.approx(reach)
 
 
-@pytest.mark.parametrize(("offset", "grows"), [(0.05, True), (1.0, False)])
-def test_a_small_promise_lengthens_steps_where_batches_are_much_alike(offset: float, grows: bool):
-    """As where gradients vanish, and batches differ by less than a tenth of the loss, but by more than steps change."""
+@pytest.mark.parametrize(("offset", "earlier", "grows"), [(0.05, 1e-5, True), (1.0, 1e-5, False), (1.0, 1e-7, True)])
+def test_a_small_promise_lengthens_steps_where_batches_are_much_alike(offset: float, earlier: float, grows: bool):
+    """As where gradients vanish, and batches differ by less than a tenth of the loss, but by more than steps change.
+
+    Where they differ more, a batch lengthens steps only if its slope is at least as large as those of earlier ones.
+    """
     net = model()
     optimizer = AutoSIBP(net, lr=1e9)
     optimizer.init_search_state()
     next(iter(optimizer.state.values()))["search_unit"] = 1.0  # although this loss is large for its error signals
     for number in range(6):
-        reach = step(net, optimizer, seed=number, scale=1e-6, offset=1 + offset * (number % 2))["reach"]
+        reach = step(net, optimizer, seed=number, scale=earlier, offset=1 + offset * (number % 2))["reach"]
     found = step(net, optimizer, seed=6, scale=1e-6, offset=1, trials=ever_lower())["reach"]
     assert found > 1.5 * reach if grows else found == pytest.approx(reach)
+
+
+@pytest.mark.parametrize("short", [1e-3, 1e-6])
+def test_steps_that_have_become_too_short_grow_again(short: float):
+    """Such steps promise little on every batch, and these batches' losses differ by more than a tenth."""
+    net = model()
+    optimizer = AutoSIBP(net)
+    for number in range(6):
+        usual = step(net, optimizer, seed=number)["reach"]
+    optimizer._search_state()["search_reach"] = short * usual
+    for number in range(6, 60):
+        reach = step(net, optimizer, seed=number)["reach"]
+    assert reach > 0.1 * usual
+
+
+def test_steps_that_bfloat16_hides_grow_again():
+    """Weights are rounded to bfloat16: steps that are far too short leave the loss exactly as it was."""
+    net, (x, y) = model().float(), batch(0)
+    optimizer = AutoSIBP(net)
+
+    def evaluate() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return F.cross_entropy(net(x.float()), y)
+
+    start = evaluate().item()
+    optimizer._search_state()["search_reach"] = 1e-8
+    for _ in range(45):
+        optimizer.zero_grad()
+        evaluate().backward()
+        optimizer.step(evaluate=evaluate)
+    assert evaluate().item() < 0.9 * start
 
 
 @pytest.mark.parametrize("times", [0.9 * SURPRISE, 1.1 * SURPRISE])

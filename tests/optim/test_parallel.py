@@ -237,12 +237,12 @@ def test_bytes_received_equal_the_formula(results, name):
 
 def test_each_solver_works_in_both_modes(results):
     """Hidden layers are among them; otherwise the cases above would show less than intended."""
-    ways = {
-        (case.method, of_ranks(results, name, case)[0]["plans"]["0"].way)
+    modes = {
+        (case.method, of_ranks(results, name, case)[0]["plans"]["0"].mode)
         for name, case in CASES.items()
         if case.net in ("wide", "narrow", "convolutions")
     }
-    assert ways >= {(method, way) for method in ("sibp exact", "sibp cg:3") for way in ("gather", "sum")}
+    assert modes >= {(method, mode) for method in ("sibp exact", "sibp cg:3") for mode in ("gather", "sum")}
 
 
 def test_metrics_of_summed_rows_equal_one_process(results):
@@ -271,11 +271,11 @@ def device_of_a_group(
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("way", ["gather", "sum"])
+@pytest.mark.parametrize("mode", ["gather", "sum"])
 @pytest.mark.parametrize("method", ["sibp exact", "sibp cg:3", "proxbp gradient"])
-def test_both_modes_on_every_device(monkeypatch, device_of_a_group, method, way):
+def test_both_modes_on_every_device(monkeypatch, device_of_a_group, method, mode):
     """With a single rank, as there may be a single GPU: nothing is communicated, but everything is computed."""
-    monkeypatch.setattr(parallel, "plan", lambda *args, **kwargs: parallel.Plan(way, 0))
+    monkeypatch.setattr(parallel, "plan", lambda *args, **kwargs: parallel.Plan(mode, 0))
     case = Case("norms", method, (10,))
     weights = []
     for shared in (parallel.DataParallel(parallel.Exchange(None)), None):

@@ -147,8 +147,8 @@ def test_trust_adapts_to_the_slope_of_the_next_batch():
     assert updated_trust(0.5, 0.1, -1.0) < 0.5 < updated_trust(0.5, -0.1, -1.0)
     assert updated_trust(0.5, 1e9, -1.0) == updated_trust(0.5, 1.0, -1.0)  # the weight of a single batch is bounded
     assert updated_trust(1.0, -1.0, -1.0) == 1
-    # A slope of a tenth of the usual one counts a tenth; at or above the usual one, `usual` has no effect.
-    assert updated_trust(0.5, 0.1, -0.1, usual=1.0) == pytest.approx(updated_trust(0.5, 0.1, -1.0))
-    assert updated_trust(0.5, 2.0, -4.0, usual=1.0) == updated_trust(0.5, 2.0, -4.0)
+    # A slope of a tenth of the mean counts a tenth; at or above the mean, `mean_expected` has no effect.
+    assert updated_trust(0.5, 0.1, -0.1, mean_expected=1.0) == pytest.approx(updated_trust(0.5, 0.1, -1.0))
+    assert updated_trust(0.5, 2.0, -4.0, mean_expected=1.0) == updated_trust(0.5, 2.0, -4.0)
     for fresh, expected in ((math.nan, -1.0), (1.0, 0.0), (1.0, math.nan), (math.inf, -1.0)):
         assert updated_trust(0.5, fresh, expected) == 0.5

@@ -73,6 +73,81 @@ def test_trials_do_not_count_in_a_buffer_that_the_forward_pass_replaces():
     assert float(model.seen) == 20
 
 
+def dropout_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Dropout(0.5), nn.Linear(5, 64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 3)).double()
+
+
+def no_longer_drawn(model: nn.Module) -> None:
+    """A pass of another batch, which draws random numbers and is never differentiated."""
+    with torch.no_grad():
+        model(batch()[0])
+
+
+@pytest.mark.parametrize("method", [AutoSIBP, lambda model: SIBP(model, line_search=True)], ids=["auto", "sibp"])
+@pytest.mark.parametrize("copied", [False, True])
+def test_trials_have_the_dropout_masks_of_the_gradient(method, copied: bool):
+    """Other masks give another loss, and a gradient that says little about it. The next step has masks of its own."""
+    optimizer: Any = method(dropout_net())
+    if copied:
+        optimizer = copy.deepcopy(optimizer)
+    model, (x, y) = optimizer.model, batch()
+    masked = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        no_longer_drawn(model)
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        no_longer_drawn(model)
+        state, losses = torch.get_rng_state(), []
+
+        def evaluate(model=model, losses=losses) -> Tensor:
+            losses.append(F.cross_entropy(model(x), y))
+            return losses[-1]
+
+        optimizer.step(evaluate=evaluate)
+        assert losses[0].item() == loss.item()
+        assert torch.equal(torch.get_rng_state(), state)
+        masked.append(loss.item())
+    assert len(set(masked)) == 3
+
+
+def test_trials_of_accumulated_batches_have_their_dropout_masks():
+    model, (x, y) = dropout_net(), batch()
+    optimizer, parts = AutoSIBP(model), (slice(0, 10), slice(10, 20))
+    model(x).sum().backward()
+    optimizer.zero_grad()
+    losses = [F.cross_entropy(model(x[rows]), y[rows]) for rows in parts]
+    for loss in losses:
+        loss.backward()
+    seen: list[list[float]] = []
+
+    def evaluate() -> float:
+        seen.append([F.cross_entropy(model(x[rows]), y[rows]).item() for rows in parts])
+        return sum(seen[-1])
+
+    optimizer.step(evaluate=evaluate)
+    assert seen[0] == [loss.item() for loss in losses]
+
+
+def test_a_net_with_dropout_trains():
+    """With other masks in the trials than in the gradient, this net stays at its initial loss."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(600, 20, generator=generator)
+    y = (x @ torch.randn(20, 4, generator=generator)).argmax(1)
+    torch.manual_seed(0)
+    hidden = [layer for n in (20, 64) for layer in (nn.Linear(n, 64), nn.ReLU(), nn.Dropout(0.5))]
+    model = nn.Sequential(*hidden, nn.Linear(64, 4))
+    optimizer = AutoSIBP(model)
+    for rows in torch.randint(600, (60, 50), generator=generator):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x[rows]), y[rows])
+        loss.backward()
+        optimizer.step(evaluate=lambda rows=rows: F.cross_entropy(model(x[rows]), y[rows]), loss=loss)
+    model.eval()
+    assert F.cross_entropy(model(x), y).item() < 0.7
+
+
 def test_refused_steps_are_counted_in_a_row():
     """Warnings are errors here."""
     model = mlp()
