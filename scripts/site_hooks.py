@@ -107,10 +107,10 @@ def one_by_one(whole: str, text: str, address: str, file: Path) -> str:
         file: the SVG.
 
     Returns:
-        The paragraph alone if the picture has a single panel or none.
+        The paragraph alone if the picture is a diagram without panels.
     """
     views = VIEW.findall(file.read_text())
-    if len([name for name, _, _ in views if name.startswith("panel")]) < 2:
+    if not views:
         return whole
     shown = "\n".join(
         f'<img alt="{text}: {name.replace("-", " ")}" src="{address}#{name}" '
