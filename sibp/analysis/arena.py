@@ -24,7 +24,7 @@ from typing import Any
 from sibp.analysis.clock import kept_problems
 from sibp.analysis.comparison import Method, Problem
 from sibp.analysis.duels import by_seed, over_seeds
-from sibp.analysis.outcomes import FINAL_LOSS, Quantity, Target, to_target, training_seconds
+from sibp.analysis.outcomes import FINAL_LOSS, Quantity, Target, over_runs, to_target, training_seconds
 from sibp.analysis.performance_profiles import ranks, ratios, resampled_scores, score, shares_of_firsts
 from sibp.analysis.statistics import Estimate, bounds, estimate, median
 from sibp.runs.collect import Broken, collect
@@ -102,15 +102,16 @@ def contests(problems: Sequence[Problem], names: Mapping[str, str]) -> list[Cont
     """Problems with their targets; a method without a name in ``names`` keeps its own.
 
     Raises:
-        UsageError: a problem has no completed run of SGD, or none with validation data.
+        UsageError: a problem has no completed run of SGD, or none with a training loss and the validation metric.
     """
     return [_contest(problem, names) for problem in problems]
 
 
 def _contest(problem: Problem, names: Mapping[str, str]) -> Contest:
-    methods = [
-        replace(method, name=names.get(_identity(method.settings[0].optimizer), method.name))
-        for method in problem.methods
+    given = [names.get(_identity(method.settings[0].optimizer), method.name) for method in problem.methods]
+    methods = [  # two sweeps may give one name to different methods, which must not be merged
+        replace(method, name=name if given.count(name) == 1 else method.name)
+        for method, name in zip(problem.methods, given, strict=True)
     ]
     sgd = next((method for method in methods if method.name == REFERENCE), None)
     if sgd is None or not any(run.status == "completed" for run in sgd.runs):
@@ -118,11 +119,15 @@ def _contest(problem: Problem, names: Mapping[str, str]) -> Contest:
     if not sgd.validated:
         raise UsageError(f"{problem.title}: {REFERENCE} has no validation data, but its result is the arena's target.")
     quantities = (problem.quantities[0], FINAL_LOSS)
-    first, second = (
-        Target(quantity.key.removeprefix("final_"), median(list(by_seed(sgd, quantity).values())))
-        for quantity in quantities
-    )
+    first, second = (_target(problem, sgd, quantity) for quantity in quantities)
     return Contest(replace(problem, methods=methods), quantities, (first, second), [run.seed for run in sgd.runs])
+
+
+def _target(problem: Problem, sgd: Method, quantity: Quantity) -> Target:
+    end = over_runs(sgd.runs, quantity.of)
+    if end is None:
+        raise UsageError(f"{problem.title}: {REFERENCE} has no {quantity.title}, but it is the arena's target.")
+    return Target(quantity.key.removeprefix("final_"), end.median)
 
 
 def pace(method: Method) -> float:

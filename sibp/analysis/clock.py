@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import permutations
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from sibp.analysis.comparison import Method, Problem, compare, methods_of
 from sibp.analysis.duels import by_seed
@@ -14,7 +15,7 @@ from sibp.analysis.outcomes import FINAL_LOSS, seconds_per_step
 from sibp.analysis.scoring import BETTER, MIN_SEEDS, TOO_FEW, WORSE
 from sibp.analysis.statistics import Estimate, estimate
 from sibp.runs.reading import Run, read_text
-from sibp.runs.values import BrokenError, UsageError
+from sibp.runs.values import BrokenError, UsageError, number, shown
 
 NOISE = "within the noise"
 MAX_RECORD = 100_000_000  # bytes, far above any record
@@ -111,10 +112,17 @@ def read_clock(path: Path, problem: Problem) -> Clock | None:
         kind = "processor_seconds_per_step" if alone else "seconds_per_step"
         known = {(case["net"], case["batch"]): case.get(kind, case["seconds_per_step"]) for case in record["cases"]}
         found = known.get((net_of(problem), problem.config.get("batch_size")), {})
-        return {_name(method): [float(value) for value in samples] for method, samples in found.items()} or None
-    except (BrokenError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return {_name(method): _seconds(method, samples) for method, samples in found.items()} or None
+    except (BrokenError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = error if isinstance(error, BrokenError) else type(error).__name__
         raise UsageError(f"--clock {path} is not a record of `sibp bench runs` or `step` ({reason}).") from error
+
+
+def _seconds(method: str, samples: Sequence[Any]) -> list[float]:
+    found = [number(value) for value in samples]
+    if not found or not all(seconds > 0 for seconds in found):
+        raise BrokenError(f"the seconds per step of {shown(method)} are not numbers above 0")
+    return found
 
 
 def time_by(problem: Problem, clock: Clock) -> None:

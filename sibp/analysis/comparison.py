@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from sibp.runs.identity import FINAL, TRIAL, method_name, problem_of, setting_na
 from sibp.runs.reading import UNFINISHED, Run
 from sibp.runs.values import canonical, number_or_nan, shown
 
+MOST_WIDTHS = 30  # of hidden layers in a title
 RANK = {"completed": 0, "diverged": 1, "failed": 2, UNFINISHED: 3}
 
 
@@ -217,11 +219,13 @@ def _targets(runs: Sequence[Run], accuracy: float | None, loss: float | None) ->
 def _titles(configs: Sequence[dict[str, Any]]) -> list[str]:
     """Data set, model, batch size and length; problems with equal titles also get the settings that differ."""
     named = [(_title(config), _flat(config)) for config in configs]
-    titles = []
+    titles: list[str] = []
     for name, own in named:
         rivals = [rival for rival_name, rival in named if rival_name == name]
         keys = {key for rival in rivals for key in rival.keys() | own.keys() if rival.get(key) != own.get(key)}
-        titles.append(shown(" · ".join([name, *(f"{key}={_short(own.get(key))}" for key in sorted(keys))])))
+        title = shown(" · ".join([name, *(f"{key}={_short(own.get(key))}" for key in sorted(keys))]))
+        same = (f"{title} ({i})" for i in count(2))  # they differ in what was cut off, or in the type of a value
+        titles.append(title if title not in titles else next(each for each in same if each not in titles))
     return titles
 
 
@@ -229,7 +233,9 @@ def _title(config: dict[str, Any]) -> str:
     dataset, model = config.get("dataset"), config.get("model")
     parts = [_name(dataset), _name(model), f"batch {_short(config.get('batch_size'))}"]
     if isinstance(model, dict) and isinstance(model.get("hidden"), list):
-        parts[1] += " " + "-".join(map(_short, model["hidden"]))
+        widths = list(map(_short, model["hidden"]))
+        many = [widths[0], "…", f"{widths[-1]} ({len(widths)} layers)"] if len(widths) > MOST_WIDTHS else widths
+        parts[1] += " " + "-".join(many)
     if config.get("epochs") is not None:
         parts.append(f"{_short(config['epochs'])} epoch{'' if config['epochs'] == 1 else 's'}")
     if config.get("max_steps") is not None:

@@ -138,12 +138,14 @@ def read_packed(path: Path) -> list[Run]:
         The runs.
 
     Raises:
-        BrokenError: a line is not a usable run; says which and why.
+        BrokenError: it holds no runs, or a line is not a usable run; says which and why.
     """
     try:
         lines = (read_text(path, MAX_METRICS) or "").splitlines()
     except BrokenError as error:
         raise BrokenError(f"it cannot be used: {error}") from error
+    if len(lines) < 2:
+        raise BrokenError("it holds no runs")
     parsed, runs = [], []
     for number, text in enumerate(lines, start=1):
         try:

@@ -147,6 +147,24 @@ def test_methods_have_the_names_of_their_sweep(root):
     assert [each.name for each in standings(found_in(root))] == ["ours", "sgd", "proxbp exact"]
 
 
+def test_methods_with_one_name_in_two_sweeps_are_not_merged(root):
+    for name, optimizer in (("a", SIBP), ("b", PROXBP)):
+        record = {"methods": [{"name": "ours", "optimizer": optimizer}]}
+        (root / name).mkdir()
+        (root / name / "tuning.json").write_text(json.dumps(record))
+    found = {contest.problem.dataset: [method.name for method in contest.entered] for contest in found_in(root)}
+    assert found == {"digits": ["sgd", "proxbp exact", "sibp cg:5"], "mnist": ["sgd", "ours"]}
+
+
+@pytest.mark.parametrize(("column", "title"), [("val_acc", "final val acc"), ("train_loss", "final train loss")])
+def test_a_metric_that_sgd_lacks_is_named(root, column, title, capsys):
+    for path in root.glob("easy/sgd*/metrics.jsonl"):
+        rows = [json.loads(line) | {column: None} for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main([str(root), "--arena", "--out", str(root / "x.html")]) == 2
+    assert f"sgd has no {title}, but it is the arena's target." in capsys.readouterr().err
+
+
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("content", ["[]", "", '{"methods": 3}', "[" * 100_000, "9" * 5000, "a pipe", "a folder"])
 def test_an_invalid_tuning_record_is_listed_and_the_arena_is_written(root, content, tmp_path, capsys):
