@@ -10,7 +10,6 @@ from statistics import median
 from typing import Any
 
 from sibp.analysis.comparison import Method, Problem, compare, methods_of
-from sibp.analysis.duels import by_seed
 from sibp.analysis.outcomes import FINAL_LOSS, seconds_per_step
 from sibp.analysis.scoring import BETTER, MIN_SEEDS, TOO_FEW, WORSE
 from sibp.analysis.statistics import Estimate, estimate
@@ -50,7 +49,7 @@ def by_the_clock(problem: Problem) -> list[Timed]:
 
     Pairs of methods without any finite final loss are omitted.
     """
-    finite = {method: any(map(math.isfinite, by_seed(method, FINAL_LOSS).values())) for method in problem.methods}
+    finite = {method: any(map(math.isfinite, method.by_seed(FINAL_LOSS).values())) for method in problem.methods}
     pairs = [(method, other) for other, method in permutations(finite, 2) if finite[method] or finite[other]]
     return [found for method, other in pairs if (found := timed(method, other, problem.clock))]
 

@@ -10,8 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from sibp.analysis.outcomes import OF_ACCURACY, OF_LOSS, Quantity, Target, final, median_over, seconds_per_step
+from sibp.analysis.outcomes import (
+    OF_ACCURACY,
+    OF_LOSS,
+    Quantity,
+    Target,
+    final,
+    median_over,
+    over_runs,
+    seconds_per_step,
+)
 from sibp.analysis.scoring import Choice, choose, edge
+from sibp.analysis.statistics import Estimate
 from sibp.runs.identity import FINAL, TRIAL, method_name, problem_of, setting_name
 from sibp.runs.reading import UNFINISHED, Run
 from sibp.runs.values import canonical, number_or_nan, shown
@@ -85,6 +95,14 @@ class Method:
     def step_seconds(self) -> float | None:
         """Median seconds per step over the shown runs; None if unknown."""
         return median_over(self.runs, seconds_per_step)
+
+    def by_seed(self, quantity: Quantity) -> dict[int, float]:
+        """``{seed: value}`` over the shown runs that have a value."""
+        return {run.seed: value for run in self.runs if (value := quantity.of(run)) is not None}
+
+    def over_seeds(self, quantity: Quantity) -> Estimate | None:
+        """The median over the shown runs, as `over_runs`."""
+        return over_runs(self.runs, quantity.of)
 
     def paired(self, other: "Method") -> list[tuple[Run, Run]]:
         """Its shown runs, each with the other method's shown run of the same seed."""

@@ -15,7 +15,7 @@ from sibp.analysis import arena
 from sibp.analysis.arena import ARENA, COSTS, GOALS, LEVELS, Contest, instance_costs, own_names, tuning_seconds
 from sibp.analysis.clock import cost_ratios, kept_problems, timed
 from sibp.analysis.comparison import Method, Problem
-from sibp.analysis.duels import by_seed, compared, over_seeds
+from sibp.analysis.duels import compared
 from sibp.analysis.outcomes import FINAL_LOSS, Quantity, Target
 from sibp.analysis.scoring import BETTER, WORSE
 from sibp.analysis.statistics import Estimate, median
@@ -99,7 +99,7 @@ def peers_table(problems: Mapping[str, Problem], quantity: Callable[[Problem], Q
 
     def cell(problem: Problem, method: Method) -> str:
         of = quantity(problem)
-        text = four_digits(median(list(by_seed(method, of).values())), 3)
+        text = four_digits(median(list(method.by_seed(of).values())), 3)
         return text if method.name == AUTO else f"{text} {compared(method, problem.by_name[AUTO], of).word}"
 
     return _by_method(problems, cell)
@@ -134,15 +134,15 @@ def best_tuned(problem: Untuned, goal: str, among: Collection[str] | None = None
     Returns:
         Its name, its metric, and whether AutoSIBP's median is within the interval of this metric, or better.
     """
-    quantity = problem.contest.quantities[GOALS.index(goal)]
+    quantity = problem.contest.quantities[goal]
     tuned = [method for method in problem.contest.entered if method.name != AUTO]
     rivals = {
         method.name: found
         for method in tuned
-        if (among is None or method.name in among) and (found := over_seeds(method, quantity))
+        if (among is None or method.name in among) and (found := method.over_seeds(quantity))
     }
     name = min(rivals, key=lambda name: quantity.sign * rivals[name].median)
-    mine = median(list(by_seed(problem.own, quantity).values()))
+    mine = median(list(problem.own.by_seed(quantity).values()))
     worse_end = max(quantity.sign * end for end in rivals[name].ends)
     return name, rivals[name], quantity.sign * mine <= worse_end
 
@@ -151,8 +151,8 @@ def end_table(problems: Sequence[Untuned], goal: str) -> str:
     """Final metrics of AutoSIBP, the best tuned method, the best of its family, and SGD."""
     rows = []
     for problem in problems:
-        quantity = problem.contest.quantities[GOALS.index(goal)]
-        own, sgd = (over_seeds(method, quantity) for method in (problem.own, problem.sgd))
+        quantity = problem.contest.quantities[goal]
+        own, sgd = (method.over_seeds(quantity) for method in (problem.own, problem.sgd))
         best = [best_tuned(problem, goal), best_tuned(problem, goal, FAMILY)]
         cells = [f"{name} {cell_text(found)}: {'yes' if within else 'no'}" for name, found, within in best]
         against = seeds_text(compared(problem.own, problem.sgd, quantity))

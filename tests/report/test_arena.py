@@ -47,8 +47,8 @@ def found_in(*folders):
 
 def test_the_targets_are_sgds_final_medians(root):
     for contest in found_in(root):
-        assert [target.title for target in contest.targets] == ["val acc ≥ 0.67032", "train loss ≤ 0.4"]
-        assert contest.targets[0].value == pytest.approx(math.exp(-0.4))
+        assert [target.title for target in contest.targets.values()] == ["val acc ≥ 0.67032", "train loss ≤ 0.4"]
+        assert contest.targets["validation"].value == pytest.approx(math.exp(-0.4))
         assert contest.seeds == [0, 1, 2]
 
 
@@ -56,10 +56,10 @@ def test_the_cost_is_the_first_row_that_meets_the_target(root):
     easy, hard = found_in(root)
     none = {cost: INF for cost in COSTS}
     late = {"steps": 30, "seconds": pytest.approx(0.3), "seconds with tuning": pytest.approx(0.3)}
-    assert costs(easy.entry("sgd"), easy.targets[1]) == {0: none, 1: late, 2: late}
+    assert costs(easy.entry("sgd"), easy.targets["training"]) == {0: none, 1: late, 2: late}
     early = {"steps": 20, "seconds": pytest.approx(0.4), "seconds with tuning": pytest.approx(0.4)}
     # The last seed reached the target, then diverged.
-    assert costs(hard.entry("sibp cg:5"), hard.targets[1]) == {0: early, 1: early, 2: none}
+    assert costs(hard.entry("sibp cg:5"), hard.targets["training"]) == {0: early, 1: early, 2: none}
 
 
 def test_seconds_are_steps_times_the_median_time_of_a_step(tmp_path):
@@ -68,7 +68,7 @@ def test_seconds_are_steps_times_the_median_time_of_a_step(tmp_path):
     (contest,) = found_in(tmp_path)
     sgd = contest.entry("sgd")
     assert pace(sgd) == pytest.approx(0.01)
-    assert [cost["seconds"] for cost in costs(sgd, contest.targets[1]).values()] == pytest.approx([0.2] * 3)
+    assert [cost["seconds"] for cost in costs(sgd, contest.targets["training"]).values()] == pytest.approx([0.2] * 3)
 
 
 def test_occasional_work_counts_in_the_pace(tmp_path):
