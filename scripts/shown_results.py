@@ -48,9 +48,8 @@ from sibp.study.claims import read_claims
 from sibp.study.claims_page import BY_THE_CLOCK, by_the_clock, judged, verdict_table
 from sibp.study.credit import tables as tables_of_credit
 from sibp.study.criteria import Evidence, OpenError
-from sibp.study.experiments import Experiment, read_experiments
-from sibp.study.provenance import provenance
-from sibp.study.safety import safety_table
+from sibp.study.experiments import Experiment, provenance, read_experiments
+from sibp.study.untuned import safety_table
 from sibp.study.untuned import tables as tables_of_untuned
 
 ROOT = Path(__file__).resolve().parents[1]

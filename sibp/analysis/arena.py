@@ -117,7 +117,7 @@ def _contest(problem: Problem, names: Mapping[str, str]) -> Contest:
         raise UsageError(f"{problem.title}: no run of {REFERENCE} completed, but its result is the arena's target.")
     if not sgd.validated:
         raise UsageError(f"{problem.title}: {REFERENCE} has no validation data, but its result is the arena's target.")
-    quantities = dict(zip(GOALS, (problem.quantities[0], FINAL_LOSS), strict=True))
+    quantities: dict[str, Quantity] = dict(zip(GOALS, (problem.quantities[0], FINAL_LOSS), strict=True))
     targets = {goal: _target(problem, sgd, quantity) for goal, quantity in quantities.items()}
     return Contest(replace(problem, methods=methods), quantities, targets, [run.seed for run in sgd.runs])
 

@@ -6,7 +6,7 @@ import math
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sibp.analysis.statistics import Estimate
@@ -27,14 +27,16 @@ def csv_files(document: Document, folder: Path) -> dict[str, str]:
         if isinstance(block, Table):
             columns = ("part", *block.columns)
             merged[block.name] += [_csv_row(columns, (part, *row), folder) for row in block.rows]
-    files = {}
-    for name, rows in merged.items():
-        file, columns = io.StringIO(), dict.fromkeys(column for row in rows for column in row)
-        writer = csv.DictWriter(file, list(columns), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        files[name] = file.getvalue()
-    return files
+    return {name: lines_of_csv(rows) for name, rows in merged.items()}
+
+
+def lines_of_csv(rows: Sequence[Mapping[str, Cell]]) -> str:
+    """Rows ``{column: cell}`` as CSV; a row may lack columns that others have."""
+    file, columns = io.StringIO(), dict.fromkeys(column for row in rows for column in row)
+    writer = csv.DictWriter(file, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
 
 
 def _csv_row(columns: Sequence[str], row: Sequence[Cell], folder: Path) -> dict[str, Cell]:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+
 from sibp.analysis import arena
 from sibp.analysis.arena import ARENA, COSTS, GOALS, LEVELS, Contest, instance_costs, own_names, tuning_seconds
 from sibp.analysis.clock import cost_ratios, kept_problems, timed
@@ -19,15 +21,18 @@ from sibp.analysis.duels import compared
 from sibp.analysis.outcomes import FINAL_LOSS, Quantity, Target
 from sibp.analysis.scoring import BETTER, WORSE
 from sibp.analysis.statistics import Estimate, median
+from sibp.analysis.step_sizes import losses
 from sibp.report.cells import cell_text, four_digits, seeds_text
 from sibp.report.markdown import lines_of_table
 from sibp.runs.collect import collect
 from sibp.runs.packed import PACKED
-from sibp.study.criteria import OpenError
+from sibp.study.criteria import Evidence, OpenError
+from sibp.study.experiments import Experiment
 
 AUTO, FOLDER, OF_SGD = "sibp_auto", "auto_untuned", "_sgd"
 PEERS = "untuned_peers"  # folder in results/: other methods with their own defaults
 FAMILY = ("proxbp", "sibp exact", "sibp cg:3", "sibp cg:5")  # without an outer optimizer
+SAFE = (0.01, 0.1, 1.0, 10.0, 100.0)  # step sizes with a column in `safety_table`; its last column covers all of them
 TUNED_ELSEWHERE = {"label_noise": "label_noise/noise40"}  # problem -> its tuned methods, if not in the arena
 
 
@@ -211,3 +216,30 @@ def clock_table(problems: Sequence[Untuned]) -> str:
                 cells.append(f"{of[AUTO]:.2f}, place {place}; first {first}, {of[first]:.2f}")
             rows.append([f"{goal}, {level}", *cells])
     return lines_of_table(["target", *COSTS], rows)
+
+
+def safety_table(evidence: Evidence, experiment: Experiment) -> str:
+    """One row per part of the experiment, whose name is PROBLEM_INITIALISATION."""
+    rows = []
+    for part in experiment.commands:
+        problem, _, init = part.rpartition("_")
+        rows.append([problem.replace("_", " "), init, *safety(evidence.problem(f"{experiment.name}/{part}"))])
+    ends = [f"lr {lr:g}" for lr in SAFE]
+    return lines_of_table(["problem", "initialisation", "runs", "start", *ends, "worst end, of its start"], rows)
+
+
+def safety(problem: Problem) -> Sequence[str]:
+    """The number of runs, their first loss, the final losses at `SAFE`, and the largest ratio of last to first loss.
+
+    Losses are medians over seeds. The final loss of a diverged run is infinite.
+    """
+    found = list(losses(problem.by_name[AUTO], {}).values())
+    pairs = [pair for by_lr in found for pair in by_lr.values()]
+    medians = [median([start for start, _ in pairs]), *(median([by_lr[lr][1] for by_lr in found]) for lr in SAFE)]
+    worst = max(end / start if math.isfinite(end) else math.inf for start, end in pairs)
+    return [str(len(pairs)), *map(_three_digits, medians), f"{worst:.2f}"]
+
+
+def _three_digits(value: float) -> str:
+    """Without an exponent, so that columns stay aligned."""
+    return np.format_float_positional(value, 3, fractional=False, trim="-") if math.isfinite(value) else str(value)
