@@ -21,8 +21,8 @@ MAX_RECORD = 100_000_000  # bytes, far above any record
 INPUTS = {"digits": 64, "mnist": 784, "fashion_mnist": 784, "cifar10": 3072}  # pixels and channels of an image
 KEPT = "bench/runs-cpu-1thread.json"  # in results/: the common record of seconds per step of the kept runs
 OWN_CLOCK = Path(KEPT).name
-"""In an experiment's folder: a record used instead of `KEPT`, for methods that `KEPT` lacks, or for settings that
-change the cost of a step (no momentum, more iterations)."""
+"""In an experiment's folder: a record that replaces `KEPT`, which lacks the experiment's methods, or was measured with
+settings whose steps cost something else (with momentum, fewer iterations)."""
 Clock = Mapping[str, Sequence[float]]  # method -> seconds per step, one sample per interleaved measurement
 
 
@@ -80,7 +80,7 @@ def _break_even(mine: Run, rival: Run) -> float | None:
 
 
 def _steps_to(run: Run, loss: float) -> float:
-    """Of a run that ended at this loss or below."""
+    """The first logged step with this training loss or less, of a run that ended at such a loss."""
     return run.columns["step"][run.columns["train_loss"] <= loss][0]
 
 

@@ -36,7 +36,7 @@ AGAIN = "force=true trains the run again, and deletes what is there."
 
 
 def resuming(config: Mapping[str, Any]) -> str:
-    """The subject of "... resumes from there": with ``force=true`` the same command would begin again.
+    """How a message names the command that resumes a run, since the same command with ``force=true`` begins again.
 
     Args:
         config: of the run, or of one run of the command.

@@ -13,7 +13,7 @@ from sibp.runs.yaml_file import parse_yaml
 PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = next((each for each in (PACKAGE / "configs", PACKAGE.parent / "configs") if each.is_dir()), None)
 GROUPS = ("dataset", "model", "optimizer")
-NOT_SAID = ("seed", "force", "progress", "role")  # need not be equal for another seed
+NOT_SAID = ("seed", "force", "progress", "role")  # may differ between the seeds of a comparison
 PLAIN = re.compile(r"[\w.:/+-]+", re.ASCII)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 MAX_NODES, MAX_DEPTH, MAX_SHOWN = 10_000, 30, 200
-LARGEST_INTEGER = 2**64  # digits; Python refuses to convert longer integers to text
+LARGEST_INTEGER = 2**64  # Python refuses to convert integers of thousands of digits to text
 
 
 class BrokenError(Exception):

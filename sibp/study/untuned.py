@@ -1,8 +1,8 @@
-"""AutoSIBP with its default settings, against tuned methods and against other methods with their own defaults.
+"""AutoSIBP with its default settings, against tuned methods, against other untuned methods, and at all step sizes.
 
-The tuned methods are the kept runs of the arena (or of the experiment in `TUNED_ELSEWHERE`). The seconds of all methods
-were measured in turn, `sibp.analysis.clock.KEPT`. Rankings by the clock use the tuned methods' seeds; final metrics use
-all seeds of AutoSIBP.
+The tuned methods are the kept runs of the arena (or of the experiment in `TUNED_ELSEWHERE`). Seconds per step of all
+methods were measured in turns (`sibp.analysis.clock.KEPT`). Rankings by the clock use the tuned methods' seeds; final
+metrics use all seeds of AutoSIBP.
 """
 
 import math
