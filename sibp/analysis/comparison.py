@@ -24,7 +24,7 @@ from sibp.analysis.scoring import Choice, choose, edge
 from sibp.analysis.statistics import Estimate
 from sibp.runs.identity import FINAL, TRIAL, method_name, problem_of, setting_name
 from sibp.runs.reading import UNFINISHED, Run
-from sibp.runs.values import canonical, number_or_nan, shown
+from sibp.runs.values import brief, canonical, leaves, number_or_nan, shown
 
 MOST_WIDTHS = 30  # of hidden layers in a title
 RANK = {"completed": 0, "diverged": 1, "failed": 2, UNFINISHED: 3}
@@ -236,12 +236,12 @@ def _targets(runs: Sequence[Run], accuracy: float | None, loss: float | None) ->
 
 def _titles(configs: Sequence[dict[str, Any]]) -> list[str]:
     """Data set, model, batch size and length; problems with equal titles also get the settings that differ."""
-    named = [(_title(config), _flat(config)) for config in configs]
+    named = [(_title(config), leaves(config)) for config in configs]
     titles: list[str] = []
     for name, own in named:
         rivals = [rival for rival_name, rival in named if rival_name == name]
         keys = {key for rival in rivals for key in rival.keys() | own.keys() if rival.get(key) != own.get(key)}
-        title = shown(" · ".join([name, *(f"{key}={_short(own.get(key))}" for key in sorted(keys))]))
+        title = shown(" · ".join([name, *(f"{key}={brief(own.get(key))}" for key in sorted(keys))]))
         same = (f"{title} ({i})" for i in count(2))  # they differ in what was cut off, or in the type of a value
         titles.append(title if title not in titles else next(each for each in same if each not in titles))
     return titles
@@ -249,27 +249,17 @@ def _titles(configs: Sequence[dict[str, Any]]) -> list[str]:
 
 def _title(config: dict[str, Any]) -> str:
     dataset, model = config.get("dataset"), config.get("model")
-    parts = [_name(dataset), _name(model), f"batch {_short(config.get('batch_size'))}"]
+    parts = [_name(dataset), _name(model), f"batch {brief(config.get('batch_size'))}"]
     if isinstance(model, dict) and isinstance(model.get("hidden"), list):
-        widths = list(map(_short, model["hidden"]))
+        widths = list(map(brief, model["hidden"]))
         many = [widths[0], "…", f"{widths[-1]} ({len(widths)} layers)"] if len(widths) > MOST_WIDTHS else widths
         parts[1] += " " + "-".join(many)
     if config.get("epochs") is not None:
-        parts.append(f"{_short(config['epochs'])} epoch{'' if config['epochs'] == 1 else 's'}")
+        parts.append(f"{brief(config['epochs'])} epoch{'' if config['epochs'] == 1 else 's'}")
     if config.get("max_steps") is not None:
-        parts.append(f"{_short(config['max_steps'])} steps")
+        parts.append(f"{brief(config['max_steps'])} steps")
     return " · ".join(parts)
 
 
 def _name(group: Any) -> str:
-    return _short(group.get("name")) if isinstance(group, dict) else _short(group)
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, dict):
-        return {prefix.rstrip("."): node}
-    return {key: value for name, item in node.items() for key, value in _flat(item, f"{prefix}{name}.").items()}
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else shown(value)
+    return brief(group.get("name")) if isinstance(group, dict) else brief(group)

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from sibp.runs.reading import (
+    COLUMNS,
     MAX_METRICS,
-    METRICS,
     Run,
     checked_config,
     checked_row,
@@ -32,7 +32,6 @@ from sibp.runs.values import BrokenError, plain, shown
 PACKED = "runs.jsonl"
 ROWS, DIGITS, LAYERS = 26, 4, 8
 LONGEST_FILE_NAME = 255  # bytes
-COLUMNS = ("step", "seconds", *METRICS)
 PLACES = {"data_root": "data", "run_root": "runs"}
 
 

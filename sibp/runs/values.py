@@ -99,6 +99,24 @@ def canonical(value: Any) -> str:
     return json.dumps(same(value), sort_keys=True)
 
 
+def leaves(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys.
+
+    Example:
+        >>> leaves({"model": {"name": "mlp", "hidden": [500]}, "seed": 0})
+        {'model.name': 'mlp', 'model.hidden': [500], 'seed': 0}
+    """
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def brief(value: Any) -> str:
+    """A setting as text: as `shown`, but a float with at most six digits."""
+    return f"{value:g}" if isinstance(value, float) else shown(value)
+
+
 def shown(value: Any) -> str:
     """A value from a file as one short line of printable text.
 
