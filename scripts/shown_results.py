@@ -33,7 +33,7 @@ from sibp.analysis.arena import (
 )
 from sibp.analysis.clock import KEPT, OWN_CLOCK, read_clock, timed
 from sibp.analysis.comparison import Method, Problem, Setting
-from sibp.analysis.duels import SAME_SECONDS, compared, duels, over_seeds
+from sibp.analysis.duels import SAME_SECONDS, compared, duels
 from sibp.analysis.outcomes import FINAL_ACC, FINAL_LOSS, FINAL_VAL, TEST_ACC, Quantity, over_runs
 from sibp.analysis.statistics import Estimate, estimate
 from sibp.analysis.step_sizes import losses, reach, room, spread
@@ -48,9 +48,8 @@ from sibp.study.claims import read_claims
 from sibp.study.claims_page import BY_THE_CLOCK, by_the_clock, judged, verdict_table
 from sibp.study.credit import tables as tables_of_credit
 from sibp.study.criteria import Evidence, OpenError
-from sibp.study.experiments import Experiment, read_experiments
-from sibp.study.provenance import provenance
-from sibp.study.safety import safety_table
+from sibp.study.experiments import Experiment, provenance, read_experiments
+from sibp.study.untuned import safety_table
 from sibp.study.untuned import tables as tables_of_untuned
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,8 +93,8 @@ def comparison(problem: Problem) -> str:
     found = [duel for duel in duels(problem) if duel.other.name == "sgd"]
     sgd = problem.by_name.get("sgd")
     against_sgd = {(duel.quantity, duel.method.name): duel.verdict.word for duel in found}
-    accuracies = _best_bold([over_runs(method.runs, TEST_ACC.of) for method in problem.methods], in_percent, max)
-    losses = _best_bold([over_runs(method.runs, FINAL_LOSS.of) for method in problem.methods], short, min)
+    accuracies = _best_bold([method.over_seeds(TEST_ACC) for method in problem.methods], in_percent, max)
+    losses = _best_bold([method.over_seeds(FINAL_LOSS) for method in problem.methods], short, min)
     rows = []
     for method, accuracy, loss in zip(problem.methods, accuracies, losses, strict=True):
         step = method.step_seconds()
@@ -206,7 +205,7 @@ def parts(name: str, quantity: Quantity) -> str:
 
 def _beside_sgd(problem: Problem, name: str, quantity: Quantity) -> str:
     method, sgd = (problem.by_name.get(each) for each in (name, "sgd"))
-    found = over_seeds(method, quantity) if method else None
+    found = method.over_seeds(quantity) if method else None
     text = _in(found, in_percent if quantity is TEST_ACC else short)
     return f"{text} {compared(method, sgd, quantity).word}" if method and found and sgd and method is not sgd else text
 

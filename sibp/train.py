@@ -154,7 +154,7 @@ def _train(jobs: Sequence[dict[str, Any]], launcher: Any, sweep: bool) -> int:
         progress.close()
         if sweep:
             print(_tally(len(jobs), outcomes), flush=True)
-    return 1 if len(outcomes) < len(jobs) else _exit_code(sweep, outcomes)
+    return 1 if len(outcomes) < len(jobs) else _exit_code(outcomes)
 
 
 def _train_here(jobs: Sequence[dict[str, Any]], tell: Any, progress: Any) -> None:
@@ -203,9 +203,9 @@ def _show_hydra(arguments: list[str]) -> int:
     return 0
 
 
-def _exit_code(sweep: bool, outcomes: Sequence[Outcome]) -> int:
+def _exit_code(outcomes: Sequence[Outcome]) -> int:
     ended = {outcome.status for outcome in outcomes}
-    if not sweep and any(outcome.wrong_input for outcome in outcomes):
+    if all(outcome.wrong_input for outcome in outcomes):
         return WRONG_INPUT
     return next((code for status, code in EXIT_CODES.items() if status in ended), 0)
 

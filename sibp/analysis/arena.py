@@ -23,7 +23,6 @@ from typing import Any
 
 from sibp.analysis.clock import kept_problems
 from sibp.analysis.comparison import Method, Problem
-from sibp.analysis.duels import by_seed, over_seeds
 from sibp.analysis.outcomes import FINAL_LOSS, Quantity, Target, to_target, training_seconds
 from sibp.analysis.performance_profiles import ranks, ratios, resampled_scores, score, shares_of_firsts
 from sibp.analysis.statistics import Estimate, bounds, estimate, median
@@ -47,8 +46,8 @@ class Contest:
     """One problem of the arena."""
 
     problem: Problem  # its methods are named as in their sweep
-    quantities: tuple[Quantity, Quantity]  # final validation metric and final training loss
-    targets: tuple[Target, Target]  # one for each quantity
+    quantities: Mapping[str, Quantity]  # goal -> final validation metric or final training loss
+    targets: Mapping[str, Target]  # goal -> SGD's result
     seeds: list[int]  # the seeds of SGD's runs, on which all methods are compared
 
     @property
@@ -102,27 +101,32 @@ def contests(problems: Sequence[Problem], names: Mapping[str, str]) -> list[Cont
     """Problems with their targets; a method without a name in ``names`` keeps its own.
 
     Raises:
-        UsageError: a problem has no completed run of SGD, or none with validation data.
+        UsageError: a problem has no completed run of SGD, or none with a training loss and the validation metric.
     """
     return [_contest(problem, names) for problem in problems]
 
 
 def _contest(problem: Problem, names: Mapping[str, str]) -> Contest:
-    methods = [
-        replace(method, name=names.get(_identity(method.settings[0].optimizer), method.name))
-        for method in problem.methods
+    given = [names.get(_identity(method.settings[0].optimizer), method.name) for method in problem.methods]
+    methods = [  # two sweeps may give one name to different methods, which must not be merged
+        replace(method, name=name if given.count(name) == 1 else method.name)
+        for method, name in zip(problem.methods, given, strict=True)
     ]
     sgd = next((method for method in methods if method.name == REFERENCE), None)
     if sgd is None or not any(run.status == "completed" for run in sgd.runs):
         raise UsageError(f"{problem.title}: no run of {REFERENCE} completed, but its result is the arena's target.")
     if not sgd.validated:
         raise UsageError(f"{problem.title}: {REFERENCE} has no validation data, but its result is the arena's target.")
-    quantities = (problem.quantities[0], FINAL_LOSS)
-    first, second = (
-        Target(quantity.key.removeprefix("final_"), median(list(by_seed(sgd, quantity).values())))
-        for quantity in quantities
-    )
-    return Contest(replace(problem, methods=methods), quantities, (first, second), [run.seed for run in sgd.runs])
+    quantities: dict[str, Quantity] = dict(zip(GOALS, (problem.quantities[0], FINAL_LOSS), strict=True))
+    targets = {goal: _target(problem, sgd, quantity) for goal, quantity in quantities.items()}
+    return Contest(replace(problem, methods=methods), quantities, targets, [run.seed for run in sgd.runs])
+
+
+def _target(problem: Problem, sgd: Method, quantity: Quantity) -> Target:
+    end = sgd.over_seeds(quantity)
+    if end is None:
+        raise UsageError(f"{problem.title}: {REFERENCE} has no {quantity.title}, but it is the arena's target.")
+    return Target(quantity.key.removeprefix("final_"), end.median)
 
 
 def pace(method: Method) -> float:
@@ -181,10 +185,10 @@ def standings(contests: Sequence[Contest]) -> list[Standing]:
     """All methods over all instances, sorted by the score in steps to the validation target, then by name."""
     sizes = [len(contest.seeds) for contest in contests]
     found = {name: Standing(name, entered, {}, {}, {}, {}) for name, entered in entrants(contests).items()}
-    for i, goal in enumerate(GOALS):
-        for name, places in ranks(_by_instance(contests, partial(_results, i))).items():
+    for goal in GOALS:
+        for name, places in ranks(_by_instance(contests, partial(_results, goal))).items():
             found[name].places[goal] = estimate(places)
-        needed = instance_costs({contest: contest.targets[i] for contest in contests})
+        needed = instance_costs({contest: contest.targets[goal] for contest in contests})
         for unit in UNITS:
             times = ratios(needed[unit])
             drawn = resampled_scores(times, sizes)
@@ -195,10 +199,10 @@ def standings(contests: Sequence[Contest]) -> list[Standing]:
     return sorted(found.values(), key=lambda each: -each.scores[GOALS[0], UNITS[0]].median)
 
 
-def _results(goal: int, contest: Contest, method: Method) -> dict[int, float]:
+def _results(goal: str, contest: Contest, method: Method) -> dict[int, float]:
     """``{seed: final result}``, smaller is better."""
     quantity = contest.quantities[goal]
-    return {seed: quantity.sign * value for seed, value in by_seed(method, quantity).items()}
+    return {seed: quantity.sign * value for seed, value in method.by_seed(quantity).items()}
 
 
 @dataclass(frozen=True)
@@ -213,9 +217,8 @@ class Level:
 
 def targets(contest: Contest, goal: str) -> list[Target]:
     """The targets of a problem for one of `GOALS`, one per level."""
-    at = GOALS.index(goal)
-    quantity, sgd = contest.quantities[at], contest.targets[at]
-    ends = sorted(quantity.sign * found.median for method in contest.entered if (found := over_seeds(method, quantity)))
+    quantity, sgd = contest.quantities[goal], contest.targets[goal]
+    ends = sorted(quantity.sign * found.median for method in contest.entered if (found := method.over_seeds(quantity)))
     best = ends[max(0, math.ceil(DECILE * len(ends)) - 1)]
     return [sgd, *(replace(sgd, value=quantity.sign * end) for end in (median(ends), best))]
 

@@ -7,22 +7,22 @@ from dataclasses import dataclass, replace
 from itertools import permutations
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from sibp.analysis.comparison import Method, Problem, compare, methods_of
-from sibp.analysis.duels import by_seed
 from sibp.analysis.outcomes import FINAL_LOSS, seconds_per_step
 from sibp.analysis.scoring import BETTER, MIN_SEEDS, TOO_FEW, WORSE
 from sibp.analysis.statistics import Estimate, estimate
 from sibp.runs.reading import Run, read_text
-from sibp.runs.values import BrokenError, UsageError
+from sibp.runs.values import BrokenError, UsageError, number, shown
 
 NOISE = "within the noise"
 MAX_RECORD = 100_000_000  # bytes, far above any record
 INPUTS = {"digits": 64, "mnist": 784, "fashion_mnist": 784, "cifar10": 3072}  # pixels and channels of an image
 KEPT = "bench/runs-cpu-1thread.json"  # in results/: the common record of seconds per step of the kept runs
 OWN_CLOCK = Path(KEPT).name
-"""In an experiment's folder: a record used instead of `KEPT`, for methods that `KEPT` lacks, or for settings that
-change the cost of a step (no momentum, more iterations)."""
+"""In an experiment's folder: a record that replaces `KEPT`, which lacks the experiment's methods, or was measured with
+settings whose steps cost something else (with momentum, fewer iterations)."""
 Clock = Mapping[str, Sequence[float]]  # method -> seconds per step, one sample per interleaved measurement
 
 
@@ -49,7 +49,7 @@ def by_the_clock(problem: Problem) -> list[Timed]:
 
     Pairs of methods without any finite final loss are omitted.
     """
-    finite = {method: any(map(math.isfinite, by_seed(method, FINAL_LOSS).values())) for method in problem.methods}
+    finite = {method: any(map(math.isfinite, method.by_seed(FINAL_LOSS).values())) for method in problem.methods}
     pairs = [(method, other) for other, method in permutations(finite, 2) if finite[method] or finite[other]]
     return [found for method, other in pairs if (found := timed(method, other, problem.clock))]
 
@@ -80,7 +80,7 @@ def _break_even(mine: Run, rival: Run) -> float | None:
 
 
 def _steps_to(run: Run, loss: float) -> float:
-    """Of a run that ended at this loss or below."""
+    """The first logged step with this training loss or less, of a run that ended at such a loss."""
     return run.columns["step"][run.columns["train_loss"] <= loss][0]
 
 
@@ -111,10 +111,17 @@ def read_clock(path: Path, problem: Problem) -> Clock | None:
         kind = "processor_seconds_per_step" if alone else "seconds_per_step"
         known = {(case["net"], case["batch"]): case.get(kind, case["seconds_per_step"]) for case in record["cases"]}
         found = known.get((net_of(problem), problem.config.get("batch_size")), {})
-        return {_name(method): [float(value) for value in samples] for method, samples in found.items()} or None
-    except (BrokenError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return {_name(method): _seconds(method, samples) for method, samples in found.items()} or None
+    except (BrokenError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = error if isinstance(error, BrokenError) else type(error).__name__
         raise UsageError(f"--clock {path} is not a record of `sibp bench runs` or `step` ({reason}).") from error
+
+
+def _seconds(method: str, samples: Sequence[Any]) -> list[float]:
+    found = [number(value) for value in samples]
+    if not found or not all(seconds > 0 for seconds in found):
+        raise BrokenError(f"the seconds per step of {shown(method)} are not numbers above 0")
+    return found
 
 
 def time_by(problem: Problem, clock: Clock) -> None:

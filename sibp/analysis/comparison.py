@@ -5,16 +5,28 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import count
 from typing import Any
 
 import numpy as np
 
-from sibp.analysis.outcomes import OF_ACCURACY, OF_LOSS, Quantity, Target, final, median_over, seconds_per_step
+from sibp.analysis.outcomes import (
+    OF_ACCURACY,
+    OF_LOSS,
+    Quantity,
+    Target,
+    final,
+    median_over,
+    over_runs,
+    seconds_per_step,
+)
 from sibp.analysis.scoring import Choice, choose, edge
+from sibp.analysis.statistics import Estimate
 from sibp.runs.identity import FINAL, TRIAL, method_name, problem_of, setting_name
 from sibp.runs.reading import UNFINISHED, Run
-from sibp.runs.values import canonical, number_or_nan, shown
+from sibp.runs.values import brief, canonical, leaves, number_or_nan, shown
 
+MOST_WIDTHS = 30  # of hidden layers in a title
 RANK = {"completed": 0, "diverged": 1, "failed": 2, UNFINISHED: 3}
 
 
@@ -83,6 +95,14 @@ class Method:
     def step_seconds(self) -> float | None:
         """Median seconds per step over the shown runs; None if unknown."""
         return median_over(self.runs, seconds_per_step)
+
+    def by_seed(self, quantity: Quantity) -> dict[int, float]:
+        """``{seed: value}`` over the shown runs that have a value."""
+        return {run.seed: value for run in self.runs if (value := quantity.of(run)) is not None}
+
+    def over_seeds(self, quantity: Quantity) -> Estimate | None:
+        """The median over the shown runs, as `over_runs`."""
+        return over_runs(self.runs, quantity.of)
 
     def paired(self, other: "Method") -> list[tuple[Run, Run]]:
         """Its shown runs, each with the other method's shown run of the same seed."""
@@ -216,36 +236,30 @@ def _targets(runs: Sequence[Run], accuracy: float | None, loss: float | None) ->
 
 def _titles(configs: Sequence[dict[str, Any]]) -> list[str]:
     """Data set, model, batch size and length; problems with equal titles also get the settings that differ."""
-    named = [(_title(config), _flat(config)) for config in configs]
-    titles = []
+    named = [(_title(config), leaves(config)) for config in configs]
+    titles: list[str] = []
     for name, own in named:
         rivals = [rival for rival_name, rival in named if rival_name == name]
         keys = {key for rival in rivals for key in rival.keys() | own.keys() if rival.get(key) != own.get(key)}
-        titles.append(shown(" · ".join([name, *(f"{key}={_short(own.get(key))}" for key in sorted(keys))])))
+        title = shown(" · ".join([name, *(f"{key}={brief(own.get(key))}" for key in sorted(keys))]))
+        same = (f"{title} ({i})" for i in count(2))  # they differ in what was cut off, or in the type of a value
+        titles.append(title if title not in titles else next(each for each in same if each not in titles))
     return titles
 
 
 def _title(config: dict[str, Any]) -> str:
     dataset, model = config.get("dataset"), config.get("model")
-    parts = [_name(dataset), _name(model), f"batch {_short(config.get('batch_size'))}"]
+    parts = [_name(dataset), _name(model), f"batch {brief(config.get('batch_size'))}"]
     if isinstance(model, dict) and isinstance(model.get("hidden"), list):
-        parts[1] += " " + "-".join(map(_short, model["hidden"]))
+        widths = list(map(brief, model["hidden"]))
+        many = [widths[0], "…", f"{widths[-1]} ({len(widths)} layers)"] if len(widths) > MOST_WIDTHS else widths
+        parts[1] += " " + "-".join(many)
     if config.get("epochs") is not None:
-        parts.append(f"{_short(config['epochs'])} epoch{'' if config['epochs'] == 1 else 's'}")
+        parts.append(f"{brief(config['epochs'])} epoch{'' if config['epochs'] == 1 else 's'}")
     if config.get("max_steps") is not None:
-        parts.append(f"{_short(config['max_steps'])} steps")
+        parts.append(f"{brief(config['max_steps'])} steps")
     return " · ".join(parts)
 
 
 def _name(group: Any) -> str:
-    return _short(group.get("name")) if isinstance(group, dict) else _short(group)
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, dict):
-        return {prefix.rstrip("."): node}
-    return {key: value for name, item in node.items() for key, value in _flat(item, f"{prefix}{name}.").items()}
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else shown(value)
+    return brief(group.get("name")) if isinstance(group, dict) else brief(group)

@@ -9,7 +9,7 @@ from itertools import combinations, count, islice
 from sibp.analysis.comparison import Method, Problem
 from sibp.analysis.outcomes import FINAL_LOSS, Quantity, at_equal_seconds
 from sibp.analysis.scoring import BETTER, MIN_SEEDS, TOO_FEW, WORSE, Verdict, verdict
-from sibp.analysis.statistics import Estimate, estimate
+from sibp.analysis.statistics import Estimate
 
 SAME_SECONDS = "train loss after the same seconds"
 OPPOSITE = {BETTER: WORSE, WORSE: BETTER}
@@ -66,19 +66,9 @@ def judged_quantities(problem: Problem) -> tuple[Quantity, ...]:
     return (FINAL_LOSS, problem.quantities[0]) if validated else (FINAL_LOSS,)
 
 
-def by_seed(method: Method, quantity: Quantity) -> dict[int, float]:
-    """``{seed: value}`` over a method's shown runs that have a value."""
-    return {run.seed: value for run in method.runs if (value := quantity.of(run)) is not None}
-
-
-def over_seeds(method: Method, quantity: Quantity) -> Estimate | None:
-    """The median over a method's shown runs that have a value; None if no run has one."""
-    return estimate(list(by_seed(method, quantity).values()))
-
-
 def compared(method: Method, other: Method, quantity: Quantity) -> Verdict:
     """The verdict on a method against another by a metric, paired by seed."""
-    return verdict(by_seed(method, quantity), by_seed(other, quantity), quantity.larger_is_better)
+    return verdict(method.by_seed(quantity), other.by_seed(quantity), quantity.larger_is_better)
 
 
 def after_equal_seconds(method: Method, other: Method, column: str = "train_loss") -> Verdict:
@@ -90,7 +80,7 @@ def after_equal_seconds(method: Method, other: Method, column: str = "train_loss
 
 def answer(problem: Problem, quantity: Quantity) -> Answer | None:
     """Who won by a metric; None if no method has a value."""
-    medians = [(method, found) for method in problem.methods if (found := over_seeds(method, quantity))]
+    medians = [(method, found) for method in problem.methods if (found := method.over_seeds(quantity))]
     if not medians:
         return None
     medians.sort(key=lambda each: each[1].median, reverse=quantity.larger_is_better)

@@ -114,8 +114,9 @@ def to_target(run: Run, target: Target) -> tuple[float, float] | None:
 def at_equal_seconds(first: Run, second: Run, column: str) -> tuple[float, float] | None:
     """A metric of two runs after equal training seconds.
 
-    Each run is represented by its last row up to the latest time, within the shorter run, at which the longer run
-    logged a row. Infinite for a diverged or failed run; None if a run is unfinished, or if there is no such time.
+    The runs are compared at the last moment at which the longer run logged a row while the shorter one was still
+    running; each is represented by its last row up to that moment. Infinite for a diverged or failed run; None if a run
+    is unfinished, or if there is no such moment.
     """
     ends = final(first, column), final(second, column)
     if ends[0] is None or ends[1] is None:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from sibp.analysis.arena import contests, own_names
-from sibp.analysis.clock import time_all
+from sibp.analysis.clock import net_of, time_all
 from sibp.analysis.comparison import compare
 from sibp.report.arena_page import build_arena
 from sibp.report.blocks import Document
@@ -23,7 +23,7 @@ from sibp.runs.collect import collect
 from sibp.runs.errors import INTERRUPTED
 from sibp.runs.folder import write_atomic
 from sibp.runs.output import forgiving_output
-from sibp.runs.values import UsageError
+from sibp.runs.values import UsageError, shown
 
 FORMATS = ("html", "md", "csv", "png", "svg", "tensorboard")
 EPILOG = """
@@ -52,12 +52,18 @@ def _main(words: list[str]) -> int:
     if args.arena and (args.target_acc or args.target_loss):
         print("--arena uses SGD's results as targets: omit --target-acc and --target-loss.", file=sys.stderr)
         return 2
+    if args.out.suffix == ".md" and {"html", "md"} <= set(args.format):
+        print(f"--out {args.out} would be both the page and the Markdown: give one in .html.", file=sys.stderr)
+        return 2
     command = shlex.join(["python", "-m", "sibp.report", *words])
     try:
         collection = collect(args.folders)
         problems = compare(collection.runs, args.target_acc, args.target_loss)
         if args.clock:
             time_all(problems, args.clock)
+            if problems and not any(problem.clock for problem in problems):
+                nets = ", ".join(f"{net_of(each)} with batches of {each.config.get('batch_size')}" for each in problems)
+                raise UsageError(f"--clock {args.clock} has no seconds per step of {shown(nets)}: omit it.")
         if args.arena:
             document = build_arena(collection, contests(problems, own_names(args.folders, collection.broken)), command)
         else:
@@ -152,7 +158,8 @@ def _write(document: Document, out: Path, formats: Sequence[str]) -> list[Path]:
         if "tensorboard" in formats:
             write_medians(document, written["tensorboard"])
     except OSError as error:
-        raise UsageError(f"The report cannot be written to {out} ({error.strerror}): give another --out.") from error
+        place = str(error.filename2 or error.filename or out).removesuffix(".tmp")
+        raise UsageError(f"The report cannot be written to {place} ({error.strerror}): give another --out.") from error
     return list(written.values())
 
 

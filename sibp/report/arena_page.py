@@ -7,8 +7,8 @@ from itertools import product
 from sibp.analysis import arena
 from sibp.analysis.arena import GOALS, UNITS, Contest, Standing, costs, pace, standings
 from sibp.analysis.comparison import Method
-from sibp.analysis.duels import answer, by_seed
-from sibp.analysis.outcomes import Quantity, over_runs
+from sibp.analysis.duels import answer, compared
+from sibp.analysis.outcomes import Quantity
 from sibp.analysis.performance_profiles import share_within, steps_of
 from sibp.analysis.scoring import verdict
 from sibp.analysis.statistics import estimate
@@ -36,8 +36,8 @@ def build_arena(collection: Collection, contests: Sequence[Contest], command: st
     first = [*scores(table), Text(CAPTION), *profiles(table), *(standing_table(table, goal) for goal in GOALS)]
     sections = [Section("All problems together", first, level=2)]
     for contest in contests:
-        problem, targets = contest.problem, " and ".join(target.title for target in contest.targets)
-        answers = [who_won(each) for quantity in contest.quantities if (each := answer(problem, quantity))]
+        problem, targets = contest.problem, " and ".join(target.title for target in contest.targets.values())
+        answers = [who_won(each) for quantity in contest.quantities.values() if (each := answer(problem, quantity))]
         texts = [f"Targets, {arena.REFERENCE}'s final medians: {targets}.", *(incomparable(problem) or answers)]
         sections += [
             Section(problem.title, comparability(problem), level=2),
@@ -102,13 +102,13 @@ def outcome_table(contest: Contest) -> Table:
     for method in contest.problem.methods:
         completed = sum(run.status == "completed" for run in method.runs)
         row: dict[str, Cell] = {"method": method.name, "setting": _label(method), "completed": completed}
-        for quantity in (contest.problem.quantities[2], *contest.quantities):
-            row[quantity.title] = over_runs(method.runs, quantity.of)
+        for quantity in (contest.problem.quantities[2], *contest.quantities.values()):
+            row[quantity.title] = method.over_seeds(quantity)
         row["ms per step"] = 1000 * pace(method)
         row["step cost against SGD"] = pace(method) / base if base else None
-        for target, unit in product(contest.targets, UNITS):
+        for target, unit in product(contest.targets.values(), UNITS):
             row[f"{unit} to {target.title}"] = estimate([each[unit] for each in costs(method, target).values()])
-        for quantity in contest.quantities:
+        for quantity in contest.quantities.values():
             row[f"{quantity.title} against {arena.REFERENCE}"] = _against(method, sgd, quantity)
         rows.append(row)
     return Table.of("outcome", rows, "Medians over seeds with 95 % bootstrap intervals")
@@ -116,8 +116,8 @@ def outcome_table(contest: Contest) -> Table:
 
 def against(contest: Contest, mine: Method, rival: Method) -> list[str | None]:
     """Verdicts on one method, paired by seed: final metrics, then steps and seconds to each target."""
-    words = [_against(mine, rival, quantity) for quantity in contest.quantities]
-    for target in contest.targets:
+    words = [_against(mine, rival, quantity) for quantity in contest.quantities.values()]
+    for target in contest.targets.values():
         needed = [costs(method, target) for method in (mine, rival)]
         for unit in UNITS:
             first, second = ({seed: each[unit] for seed, each in found.items()} for found in needed)
@@ -136,4 +136,4 @@ def _label(method: Method) -> str | None:
 def _against(method: Method, other: Method | None, quantity: Quantity) -> str | None:
     if other is None or method is other:
         return None
-    return verdict(by_seed(method, quantity), by_seed(other, quantity), quantity.larger_is_better).word
+    return compared(method, other, quantity).word

@@ -50,7 +50,7 @@ def relative(path: Path, folder: Path) -> str:
     """The relative path from the report's folder to a run, or to the packed file that contains it."""
     if not os.path.exists(path) and (path.parent / PACKED).exists():
         path = path.parent / PACKED
-    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+    return Path(os.path.relpath(os.path.realpath(path), os.path.realpath(folder))).as_posix()
 
 
 def link(path: Path, folder: Path) -> str:

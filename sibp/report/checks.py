@@ -11,7 +11,7 @@ from sibp.runs.reading import Run
 from sibp.runs.values import number_or_nan, shown
 
 LOSS = "initial training loss"
-BATCHES = "batches (completed runs)"  # a digest over all steps, comparable between completed runs only
+BATCHES = "batches (completed runs)"  # a digest of the batches of all steps, so only completed runs can be compared
 STARTS = {  # what must be equal for equal seeds -> its key in a summary
     LOSS: "initial_train_loss",
     "initial weights": "initial_weights_sha256",
@@ -31,7 +31,7 @@ def comparability(problem: Problem) -> list[Text]:
 
 
 def incomparable(problem: Problem) -> list[str]:
-    """One sentence that says why the shown runs must not be compared; empty if their starts are equal."""
+    """Why the shown runs must not be compared, as a list of one sentence; an empty list if their starts are equal."""
     differing = [what.removesuffix(" (completed runs)") for what in STARTS if _unequal(problem.shown_runs, what)]
     if not differing:
         return []
@@ -72,7 +72,7 @@ def _unequal(runs: Sequence[Run], what: str) -> dict[int, list[str]]:
 
 
 def _same(one: float | str, other: float | str) -> bool:
-    """Whether two values are equal; losses up to rounding, which depends on threads, kernels and processor."""
+    """Whether two values are equal. Losses may differ by rounding, which depends on threads, kernels and processor."""
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, rel_tol=ROUNDING)
     return one == other
@@ -141,8 +141,8 @@ def _clocks(problem: Problem) -> Iterator[str]:
     if resumed:
         keys = ", ".join(key for key in SPEED_KEYS if any(key in each for each in resumed))
         yield (
-            f"Resumed with other {keys}: {len(resumed)} of the shown runs, whose seconds mix clocks: compare steps, "
-            "not seconds."
+            f"{len(resumed)} of the shown runs were resumed with other {keys}, so their seconds come from different "
+            "clocks: compare steps, not seconds."
         )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from sibp.analysis.comparison import Method, Problem, Setting
 from sibp.analysis.duels import judged_quantities
-from sibp.analysis.outcomes import FINAL_LOSS, median_over, over_runs
+from sibp.analysis.outcomes import FINAL_LOSS, median_over
 from sibp.analysis.statistics import Estimate
 from sibp.report.blocks import Block, Figure, Line, Text
 from sibp.report.cells import cell_text
@@ -125,7 +125,7 @@ def intervals(problem: Problem, number: str) -> list[Figure]:
     for quantity in (*judged_quantities(problem), problem.quantities[2]):
         lines: list[Line] = []
         for method in problem.methods:
-            found = over_runs(method.runs, quantity.of)
+            found = method.over_seeds(quantity)
             if found and math.isfinite(found.median):
                 lines.append(interval(method.name, len(lines), found, method.label or ""))
         if lines:

@@ -1,9 +1,8 @@
 """The report as Markdown, without the parts that are collapsed on the web page."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from sibp.report.blocks import Block, Cell, Document, Figure, Table, Text
@@ -59,8 +58,3 @@ def lines_of_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     right = [all(map(NUMBER.match, column)) and any(map(HAS_DIGIT.search, column)) for column in cells]
     rule = ["---:" if flush else "---" for flush in right]
     return "".join("| " + " | ".join(line) + " |\n" for line in (columns, rule, *rows))
-
-
-def table_of(columns: Mapping[str, Callable[..., str]], rows: Sequence[Sequence[Any]]) -> str:
-    """A table with one row for each tuple of arguments; ``columns``: heading -> function that gives the cell."""
-    return lines_of_table(tuple(columns), [[of(*row) for of in columns.values()] for row in rows]) if rows else ""

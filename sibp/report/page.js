@@ -12,7 +12,7 @@ const config = { responsive: true, displayModeBar: touch ? false : "hover", disp
 const escaped = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 const shade = (colour) => `rgba(${[1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16)).join(",")},0.18)`;
 const plots = [...document.querySelectorAll(".plot")];
-const states = new Map(); // of each part of the page: what its switches say, and the methods that are hidden
+const states = new Map(); // part of the page -> the values of its switches and its hidden methods
 for (const part of document.querySelectorAll("main > section"))
   states.set(part, { axis: "training steps", scale: "log", accuracy: "error", spread: "band", smooth: "0", hidden: new Set() });
 
@@ -21,7 +21,7 @@ const smoothed = (values, keep) => {
   return values.map((value) => (value === null ? null : (last = last === null ? value : keep * last + (1 - keep) * value)));
 };
 
-// 1 - accuracy; none at all is drawn at half the smallest, as a logarithmic axis has no place for 0.
+// 1 - accuracy; an error of 0 is drawn at half the smallest other error, since a logarithmic axis has no place for 0.
 function errors(values) {
   const found = values.map((value) => (value === null ? null : +(1 - value).toPrecision(6)));
   const floor = Math.min(1, ...found.filter((value) => value > 0)) / 2;
@@ -97,7 +97,7 @@ function draw(plot) {
   Plotly.react(plot, data, layout(plot, figure, state, data), config);
 }
 
-// A picture leaves the page, and with it the title and the legend that the page has above it.
+// A downloaded picture stands alone, so it gets the title and the legend that the page shows above it.
 function download(plot, format) {
   const figure = plot.figure, css = getComputedStyle(document.documentElement);
   const data = plot.data.map((trace) => (trace.meta?.legend ? { ...trace, name: trace.meta.legend, showlegend: true } : trace));
@@ -145,7 +145,7 @@ for (const part of document.querySelectorAll("main > section")) {
 
 const valueOf = (row, i) => row.cells[i].dataset.value ?? row.cells[i].textContent;
 const numeric = (text) => (text === "inf" ? Infinity : text === "-inf" ? -Infinity : text === "" ? NaN : Number(text));
-// Numbers by size, text by alphabet; what is no number comes last among numbers, whichever way they are sorted.
+// Numbers by size, text by alphabet; in a column of numbers, other cells come last in both directions.
 function order(a, b, sign) {
   const x = numeric(a), y = numeric(b);
   if (isNaN(x) !== isNaN(y)) return isNaN(x) ? 1 : -1;

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 from sibp.analysis.comparison import Problem
 from sibp.analysis.duels import judged_quantities
-from sibp.analysis.outcomes import over_runs
 from sibp.report.cells import cell_text
 from sibp.report.checks import comparability
 from sibp.report.verdicts import outcome
@@ -34,7 +33,7 @@ def table(problem: Problem) -> str:
     rows = [["method", "setting", "seeds", *(quantity.title for quantity in quantities), "ms/step"]]
     for method in problem.methods:
         step = method.step_seconds()
-        medians = [over_runs(method.runs, quantity.of) for quantity in quantities]
+        medians = [method.over_seeds(quantity) for quantity in quantities]
         cells = map(cell_text, (method.name, method.label or None, len(method.runs), *medians))
         rows.append([*cells, f"{1000 * step:.2f}" if step else "–"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

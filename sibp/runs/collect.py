@@ -45,7 +45,8 @@ def collect(folders: Sequence[Path]) -> Collection:
             what = "is not a folder" if os.path.exists(folder) else "does not exist"
             raise UsageError(f"{shown(str(folder))} {what}: give folders that hold runs.")
     unreadable: list[Broken] = []
-    found = {path.resolve(): path for folder in folders for path in _run_folders(folder, unreadable)}
+    # realpath, since Path.resolve raises for a link to itself
+    found = {os.path.realpath(path): path for folder in folders for path in _run_folders(folder, unreadable)}
     runs: list[Run] = []
     broken = unreadable
     for path in sorted(found.values()):

@@ -36,7 +36,7 @@ AGAIN = "force=true trains the run again, and deletes what is there."
 
 
 def resuming(config: Mapping[str, Any]) -> str:
-    """The subject of "... resumes from there": with ``force=true`` the same command would begin again.
+    """How a message names the command that resumes a run, since the same command with ``force=true`` begins again.
 
     Args:
         config: of the run, or of one run of the command.
@@ -72,20 +72,20 @@ class RunFolder:
             UserError: it cannot.
         """
         root = self.path.parent
-        above, reason = Path("/"), None
+        above, reason, exists = Path("/"), None, False
         try:
             os.fsencode(self.path)
-            self.path.exists()
+            exists = self.path.exists()
             above = next((place for place in (root, *root.absolute().parents) if place.exists()), above)
         except (OSError, ValueError) as error:  # too long a name, or invalid characters
             reason = getattr(error, "strerror", None) or "no file can have that name"
         if reason is None and not above.is_dir():
             reason = "Not a directory"
-        if reason is None and above != root and not os.access(above, os.W_OK | os.X_OK):
+        if reason is None and not exists and not os.access(above, os.W_OK | os.X_OK):
             reason = "it cannot be written to"
         if reason is not None:
             raise UserError(
-                f"run_root={shown(str(root))} cannot be made ({above}: {reason}): give a folder that can be written."
+                f"run_root={shown(str(root))} cannot be used ({above}: {reason}): give a folder that can be written."
             )
 
     @contextmanager

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from sibp.runs.values import canonical, shown
+from sibp.runs.values import brief, canonical, shown
 
 # Settings of where and how a run is executed and logged, not of what is trained: not part of the run's name.
 NOT_IN_NAME = (
@@ -109,9 +109,9 @@ def run_name(config: Mapping[str, Any]) -> str:
         f"{model.get('name')}{widths}",
         known_as(optimizer),
         *([str(solver).replace(":", "")] if solver is not None else []),
-        f"lr{_short(optimizer.get('lr'))}",
-        *([f"pw{_short(prox_weight)}"] if prox_weight is not None else []),
-        *([f"m{_short(momentum)}"] if momentum else []),
+        f"lr{brief(optimizer.get('lr'))}",
+        *([f"pw{brief(prox_weight)}"] if prox_weight is not None else []),
+        *([f"m{brief(momentum)}"] if momentum else []),
         f"s{config.get('seed')}",
     ]
     readable = "".join(c if c.isascii() and (c.isalnum() or c in "-._") else "_" for c in "-".join(parts))
@@ -161,7 +161,7 @@ def setting_name(optimizer: Mapping[str, Any]) -> str:
     rest = {key: value for key, value in optimizer.items() if not isinstance(value, str)}
     used = {key: value for key, value in rest.items() if key == "lr" or value not in (0, False, None)}
     ordered = sorted(used, key=lambda key: (key != "lr", key))
-    return shown(" ".join(f"{key}={_short(used[key])}" for key in ordered))
+    return shown(" ".join(f"{key}={brief(used[key])}" for key in ordered))
 
 
 def problem_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,7 +197,3 @@ def role_of(config: Mapping[str, Any]) -> str | None:
 def _group(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     group = config.get(key)
     return group if isinstance(group, Mapping) else {}
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else shown(value)

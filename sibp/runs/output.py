@@ -10,9 +10,8 @@ from typing import Any
 class Forgiving:
     """A stream wrapper that escapes or drops what the wrapped stream cannot write.
 
-    After a failed write (a closed reader, a full disk, a hung-up terminal) nothing more is written, and Python's
-    buffered
-    output goes to the null device, since flushing it at exit would raise.
+    After a failed write (a closed reader, a full disk, a hung-up terminal) nothing more is written, and output that
+    Python has buffered goes to the null device, since flushing it at exit would raise.
 
     Args:
         stream: the wrapped stream.

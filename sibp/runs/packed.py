@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from sibp.runs.reading import (
+    COLUMNS,
     MAX_METRICS,
-    METRICS,
     Run,
     checked_config,
     checked_row,
@@ -32,7 +32,6 @@ from sibp.runs.values import BrokenError, plain, shown
 PACKED = "runs.jsonl"
 ROWS, DIGITS, LAYERS = 26, 4, 8
 LONGEST_FILE_NAME = 255  # bytes
-COLUMNS = ("step", "seconds", *METRICS)
 PLACES = {"data_root": "data", "run_root": "runs"}
 
 
@@ -138,12 +137,14 @@ def read_packed(path: Path) -> list[Run]:
         The runs.
 
     Raises:
-        BrokenError: a line is not a usable run; says which and why.
+        BrokenError: it holds no runs, or a line is not a usable run; says which and why.
     """
     try:
         lines = (read_text(path, MAX_METRICS) or "").splitlines()
     except BrokenError as error:
         raise BrokenError(f"it cannot be used: {error}") from error
+    if len(lines) < 2:
+        raise BrokenError("it holds no runs")
     parsed, runs = [], []
     for number, text in enumerate(lines, start=1):
         try:

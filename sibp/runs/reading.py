@@ -17,6 +17,7 @@ from sibp.runs.values import BrokenError, number, number_or_nan, plain, shown
 from sibp.runs.yaml_file import YamlError, parse_yaml
 
 METRICS = ("train_loss", "train_acc", "val_loss", "val_acc")
+COLUMNS = ("step", "seconds", *METRICS)  # numbers of a logged row
 STATUSES = ("completed", "diverged", "failed")
 UNFINISHED = "unfinished"
 MAX_CONFIG, MAX_SUMMARY, MAX_METRICS = 100_000, 10_000_000, 1_000_000_000  # bytes, far above any run
@@ -276,7 +277,7 @@ def checked_row(row: Any, before: Mapping[str, Any] | None) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise BrokenError(f"is {shown(row)}, not an object")
     checked: dict[str, Any] = {}
-    for key in ("step", "seconds", *METRICS):
+    for key in COLUMNS:
         checked[key] = _metric(row, key)
     step, seconds = checked["step"], checked["seconds"]
     if not (0 <= step <= LARGEST_STEP and step.is_integer()):
@@ -334,7 +335,7 @@ def ends_beyond_reason(rows: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    return {key: np.array([row[key] for row in rows], dtype=float) for key in ("step", "seconds", *METRICS)}
+    return {key: np.array([row[key] for row in rows], dtype=float) for key in COLUMNS}
 
 
 def _solver(rows: list[dict[str, Any]]) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:

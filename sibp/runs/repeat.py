@@ -2,18 +2,19 @@
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from sibp.runs.identity import LATER, LATER_OF_MODEL
+from sibp.runs.values import leaves
 from sibp.runs.yaml_file import parse_yaml
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = next((each for each in (PACKAGE / "configs", PACKAGE.parent / "configs") if each.is_dir()), None)
 GROUPS = ("dataset", "model", "optimizer")
-NOT_SAID = ("seed", "force", "progress", "role")  # need not be equal for another seed
+NOT_SAID = ("seed", "force", "progress", "role")  # may differ between the seeds of a comparison
 PLAIN = re.compile(r"[\w.:/+-]+", re.ASCII)
 
 
@@ -57,7 +58,7 @@ def overrides_of(config: Mapping[str, Any]) -> list[str] | None:
             return None
         overrides.append(f"{group}={option}")
         base[group] = _file(f"{group}/{option}")
-    given, known = dict(_leaves(config)), dict(_leaves(base))
+    given, known = leaves(config), leaves(base)
     changed = {key: value for key, value in given.items() if key.partition(".")[0] not in NOT_SAID}
     if not changed.keys() <= known.keys():
         return None
@@ -87,14 +88,6 @@ def _file(name: str) -> dict[str, Any]:
     for base in own.pop("defaults", ["_self_"]) if group else ():
         own = own if base == "_self_" else {**_file(f"{group}/{base}"), **own}
     return own
-
-
-def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _text(value: Any) -> str | None:

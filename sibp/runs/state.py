@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sibp.runs.folder import RunFolder
-from sibp.runs.identity import method_name, setting_name
+from sibp.runs.identity import essential, method_name, setting_name
 from sibp.runs.values import number_or_nan
 
 LAST_BYTES = 65_536  # of metrics.jsonl; a row is shorter
@@ -50,7 +50,7 @@ def state_of(config: Mapping[str, Any]) -> State:
     summary = folder.summary() or {}
     row = _last_row(folder.metrics)
     status = str(summary.get("status") or _state_without_summary(folder))
-    optimizer = config.get("optimizer") or {}
+    optimizer = essential(config.get("optimizer") or {})
     label = f"{method_name(optimizer)} {setting_name(optimizer)} s{config.get('seed')}"
     step = number_or_nan(row.get("step"))
     return State(label, status, int(step) if step == step else 0, _total(config, row), row)

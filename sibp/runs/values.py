@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 MAX_NODES, MAX_DEPTH, MAX_SHOWN = 10_000, 30, 200
-LARGEST_INTEGER = 2**64  # digits; Python refuses to convert longer integers to text
+LARGEST_INTEGER = 2**64  # Python refuses to convert integers of thousands of digits to text
 
 
 class BrokenError(Exception):
@@ -97,6 +97,24 @@ def canonical(value: Any) -> str:
         return int(node) if isinstance(node, float) and node.is_integer() else node
 
     return json.dumps(same(value), sort_keys=True)
+
+
+def leaves(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys.
+
+    Example:
+        >>> leaves({"model": {"name": "mlp", "hidden": [500]}, "seed": 0})
+        {'model.name': 'mlp', 'model.hidden': [500], 'seed': 0}
+    """
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def brief(value: Any) -> str:
+    """A setting as text: as `shown`, but a float with at most six digits."""
+    return f"{value:g}" if isinstance(value, float) else shown(value)
 
 
 def shown(value: Any) -> str:

@@ -1,17 +1,15 @@
 """results/README.md and claims.csv: every claim with its verdict; the text is in page.md."""
 
-import csv
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from sibp.analysis.clock import Timed
-from sibp.analysis.scoring import Verdict
 from sibp.analysis.statistics import INTERVAL_RULE, Estimate, holm
 from sibp.report.cells import cell_text, seeds_text
-from sibp.report.markdown import lines_of_table, table_of
+from sibp.report.exports import lines_of_csv
+from sibp.report.markdown import lines_of_table
 from sibp.report.templates import templates
 from sibp.study.claims import Better, Claim, Criterion, Every, judge
 from sibp.study.criteria import Evidence, Finding, find
@@ -20,6 +18,9 @@ from sibp.study.experiments import Experiment, is_kept
 HOLDS = {True: "**yes**", False: "no", None: "open"}
 SIGNIFICANT = 0.05
 BY_THE_CLOCK = "by the clock: break-even, measured"
+DUEL = ("holds", "method", "against", "in", "of", "method has", "other has", "difference", "same steps", "same seconds")
+DUEL += (BY_THE_CLOCK, "p by Holm")
+BOUND = ("holds", "in all rows of", "of", "must be", "rows that are", "worst")
 
 
 @dataclass(frozen=True)
@@ -85,15 +86,25 @@ def _significance(each: Judged) -> str:
 
 def _tables(findings: Sequence[Finding]) -> str:
     """A table of comparisons, a table of bounds, and a list of open criteria."""
-    duels = [(finding, finding.criterion, p) for finding, p in _corrected(findings)]
+    duels = [_duel(of, of.criterion, p) for of, p in _corrected(findings) if isinstance(of.criterion, Better)]
     bounds, still_open = [], {}
     for finding in findings:
-        if isinstance(finding.criterion, Every) and finding.mine is not None:
-            bounds.append((finding, finding.criterion))
-        elif finding.mine is None:
-            still_open.setdefault(finding.why, []).append(f"{_text(finding.criterion)} of {finding.criterion.place}")
+        criterion, holds = finding.criterion, HOLDS[finding.holds]
+        if finding.mine is None:
+            still_open.setdefault(finding.why, []).append(f"{_text(criterion)} of {criterion.place}")
+        elif isinstance(criterion, Every):
+            row = [holds, criterion.key, criterion.place, _bound(criterion), finding.why, cell_text(finding.mine)]
+            bounds.append(row)
+    tables = [lines_of_table(columns, rows) for columns, rows in ((DUEL, duels), (BOUND, bounds)) if rows]
     lists = "".join(f"- open, {why}: {'; '.join(texts)}.\n" for why, texts in still_open.items())
-    return "\n".join(part for part in (table_of(DUEL, duels), table_of(BOUND, bounds), lists) if part)
+    return "\n".join([*tables, *([lists] if lists else [])])
+
+
+def _duel(of: Finding, criterion: Better, p: float) -> list[str]:
+    values = (of.mine, of.other, of.verdict and of.verdict.difference)
+    verdicts = [seeds_text(found) if found else "–" for found in (of.verdict, of.after_seconds)]
+    what = [HOLDS[of.holds], criterion.method, criterion.other, _quantity(criterion), criterion.place]
+    return [*what, *map(cell_text, values), *verdicts, by_the_clock(of.clock), f"{p:.3g}"]
 
 
 def _corrected(findings: Sequence[Finding]) -> list[tuple[Finding, float]]:
@@ -101,10 +112,6 @@ def _corrected(findings: Sequence[Finding]) -> list[tuple[Finding, float]]:
     compared = [(each, each.verdict.sign_p) for each in findings if each.verdict and each.mine is not None]
     corrected = holm([p for _, p in compared])
     return [(each, p) for (each, _), p in zip(compared, corrected, strict=True)]
-
-
-def _word(found: Verdict | None) -> str:
-    return seeds_text(found) if found else "–"
 
 
 def by_the_clock(found: Timed | None) -> str:
@@ -130,43 +137,14 @@ def _text(criterion: Criterion) -> str:
     return f"{criterion.method} better than {criterion.other} in {_quantity(criterion)}"
 
 
-DUEL: dict[str, Callable[[Finding, Better, float], str]] = {  # column -> cell
-    "holds": lambda finding, criterion, p: HOLDS[finding.holds],
-    "method": lambda finding, criterion, p: criterion.method,
-    "against": lambda finding, criterion, p: criterion.other,
-    "in": lambda finding, criterion, p: _quantity(criterion),
-    "of": lambda finding, criterion, p: criterion.place,
-    "method has": lambda finding, criterion, p: cell_text(finding.mine),
-    "other has": lambda finding, criterion, p: cell_text(finding.other),
-    "difference": lambda finding, criterion, p: cell_text(finding.verdict and finding.verdict.difference),
-    "same steps": lambda finding, criterion, p: _word(finding.verdict),
-    "same seconds": lambda finding, criterion, p: _word(finding.after_seconds),
-    BY_THE_CLOCK: lambda finding, criterion, p: by_the_clock(finding.clock),
-    "p by Holm": lambda finding, criterion, p: f"{p:.3g}",
-}
-BOUND: dict[str, Callable[[Finding, Every], str]] = {
-    "holds": lambda finding, _: HOLDS[finding.holds],
-    "in all rows of": lambda _, criterion: criterion.key,
-    "of": lambda _, criterion: criterion.place,
-    "must be": lambda _, criterion: _bound(criterion),
-    "rows that are": lambda finding, _: finding.why,
-    "worst": lambda finding, _: cell_text(finding.mine),
-}
-
-
 def csv_text(found: Sequence[Judged]) -> str:
     """One row per criterion, with full precision."""
-    rows = [
+    return lines_of_csv([
         {"claim": each.claim.name, "counts": counts, **_csv_row(finding)}
         for each in found
         for counts, findings in (("yes", each.findings), ("first wording", each.first), ("no", each.beside))
         for finding in findings
-    ]
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()
+    ])  # fmt: skip
 
 
 def _csv_row(of: Finding) -> dict[str, str]:

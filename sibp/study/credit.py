@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 from sibp.analysis.comparison import Method
-from sibp.analysis.duels import compared, over_seeds
+from sibp.analysis.duels import compared
 from sibp.analysis.outcomes import FINAL_LOSS, FINAL_VAL, TEST_ACC, Quantity
 from sibp.report.cells import cell_text, seeds_text
 from sibp.report.markdown import lines_of_table
@@ -62,7 +62,7 @@ def directions(evidence: Evidence, quantity: Quantity, place: str) -> str:
 
 
 def _median(method: Method, quantity: Quantity) -> str:
-    return cell_text(over_seeds(method, quantity))
+    return cell_text(method.over_seeds(quantity))
 
 
 def _against(method: Method, other: Method, quantity: Quantity) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sibp.analysis.clock import Timed, kept_problems, timed
 from sibp.analysis.comparison import Method, Problem
-from sibp.analysis.duels import after_equal_seconds, by_seed
+from sibp.analysis.duels import after_equal_seconds
 from sibp.analysis.outcomes import FINAL_LOSS
 from sibp.analysis.scoring import BETTER, TOO_FEW, Verdict, verdict
 from sibp.analysis.statistics import Estimate, estimate
@@ -133,7 +133,7 @@ def _values(criterion: Better, name: str, evidence: Evidence) -> dict[int, float
         of = OVER_SETTINGS[criterion.quantity]
         values, *base = [{s: of(by_lr) for s, by_lr in losses(each, criterion.at).items()} for each in methods]
     else:
-        values, *base = [by_seed(each, OF_RUNS[criterion.quantity]) for each in methods]
+        values, *base = [each.by_seed(OF_RUNS[criterion.quantity]) for each in methods]
     if not base:
         return values
     pairs = {seed: (own, base[0][seed]) for seed, own in values.items() if base[0].get(seed)}

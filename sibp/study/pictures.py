@@ -113,7 +113,7 @@ def depth(evidence: Evidence, experiment: Experiment) -> list[Figure]:
 
 def _of(problem: Problem, name: str, quantity: Quantity) -> Estimate | None:
     method = problem.by_name.get(name)
-    return over_runs(method.runs, quantity.of) if method else None
+    return method.over_seeds(quantity) if method else None
 
 
 def iterations(evidence: Evidence, experiment: Experiment) -> list[Figure]:

@@ -1,8 +1,8 @@
-"""AutoSIBP with its default settings, against tuned methods and against other methods with their own defaults.
+"""AutoSIBP with its default settings, against tuned methods, against other untuned methods, and at all step sizes.
 
-The tuned methods are the kept runs of the arena (or of the experiment in `TUNED_ELSEWHERE`). The seconds of all methods
-were measured in turn, `sibp.analysis.clock.KEPT`. Rankings by the clock use the tuned methods' seeds; final metrics use
-all seeds of AutoSIBP.
+The tuned methods are the kept runs of the arena (or of the experiment in `TUNED_ELSEWHERE`). Seconds per step of all
+methods were measured in turns (`sibp.analysis.clock.KEPT`). Rankings by the clock use the tuned methods' seeds; final
+metrics use all seeds of AutoSIBP.
 """
 
 import math
@@ -11,23 +11,28 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+
 from sibp.analysis import arena
 from sibp.analysis.arena import ARENA, COSTS, GOALS, LEVELS, Contest, instance_costs, own_names, tuning_seconds
 from sibp.analysis.clock import cost_ratios, kept_problems, timed
 from sibp.analysis.comparison import Method, Problem
-from sibp.analysis.duels import by_seed, compared, over_seeds
+from sibp.analysis.duels import compared
 from sibp.analysis.outcomes import FINAL_LOSS, Quantity, Target
 from sibp.analysis.scoring import BETTER, WORSE
 from sibp.analysis.statistics import Estimate, median
+from sibp.analysis.step_sizes import losses
 from sibp.report.cells import cell_text, four_digits, seeds_text
 from sibp.report.markdown import lines_of_table
 from sibp.runs.collect import collect
 from sibp.runs.packed import PACKED
-from sibp.study.criteria import OpenError
+from sibp.study.criteria import Evidence, OpenError
+from sibp.study.experiments import Experiment
 
 AUTO, FOLDER, OF_SGD = "sibp_auto", "auto_untuned", "_sgd"
 PEERS = "untuned_peers"  # folder in results/: other methods with their own defaults
 FAMILY = ("proxbp", "sibp exact", "sibp cg:3", "sibp cg:5")  # without an outer optimizer
+SAFE = (0.01, 0.1, 1.0, 10.0, 100.0)  # step sizes with a column in `safety_table`; its last column covers all of them
 TUNED_ELSEWHERE = {"label_noise": "label_noise/noise40"}  # problem -> its tuned methods, if not in the arena
 
 
@@ -99,7 +104,7 @@ def peers_table(problems: Mapping[str, Problem], quantity: Callable[[Problem], Q
 
     def cell(problem: Problem, method: Method) -> str:
         of = quantity(problem)
-        text = four_digits(median(list(by_seed(method, of).values())), 3)
+        text = four_digits(median(list(method.by_seed(of).values())), 3)
         return text if method.name == AUTO else f"{text} {compared(method, problem.by_name[AUTO], of).word}"
 
     return _by_method(problems, cell)
@@ -134,15 +139,15 @@ def best_tuned(problem: Untuned, goal: str, among: Collection[str] | None = None
     Returns:
         Its name, its metric, and whether AutoSIBP's median is within the interval of this metric, or better.
     """
-    quantity = problem.contest.quantities[GOALS.index(goal)]
+    quantity = problem.contest.quantities[goal]
     tuned = [method for method in problem.contest.entered if method.name != AUTO]
     rivals = {
         method.name: found
         for method in tuned
-        if (among is None or method.name in among) and (found := over_seeds(method, quantity))
+        if (among is None or method.name in among) and (found := method.over_seeds(quantity))
     }
     name = min(rivals, key=lambda name: quantity.sign * rivals[name].median)
-    mine = median(list(by_seed(problem.own, quantity).values()))
+    mine = median(list(problem.own.by_seed(quantity).values()))
     worse_end = max(quantity.sign * end for end in rivals[name].ends)
     return name, rivals[name], quantity.sign * mine <= worse_end
 
@@ -151,8 +156,8 @@ def end_table(problems: Sequence[Untuned], goal: str) -> str:
     """Final metrics of AutoSIBP, the best tuned method, the best of its family, and SGD."""
     rows = []
     for problem in problems:
-        quantity = problem.contest.quantities[GOALS.index(goal)]
-        own, sgd = (over_seeds(method, quantity) for method in (problem.own, problem.sgd))
+        quantity = problem.contest.quantities[goal]
+        own, sgd = (method.over_seeds(quantity) for method in (problem.own, problem.sgd))
         best = [best_tuned(problem, goal), best_tuned(problem, goal, FAMILY)]
         cells = [f"{name} {cell_text(found)}: {'yes' if within else 'no'}" for name, found, within in best]
         against = seeds_text(compared(problem.own, problem.sgd, quantity))
@@ -211,3 +216,30 @@ def clock_table(problems: Sequence[Untuned]) -> str:
                 cells.append(f"{of[AUTO]:.2f}, place {place}; first {first}, {of[first]:.2f}")
             rows.append([f"{goal}, {level}", *cells])
     return lines_of_table(["target", *COSTS], rows)
+
+
+def safety_table(evidence: Evidence, experiment: Experiment) -> str:
+    """One row per part of the experiment, whose name is PROBLEM_INITIALISATION."""
+    rows = []
+    for part in experiment.commands:
+        problem, _, init = part.rpartition("_")
+        rows.append([problem.replace("_", " "), init, *safety(evidence.problem(f"{experiment.name}/{part}"))])
+    ends = [f"lr {lr:g}" for lr in SAFE]
+    return lines_of_table(["problem", "initialisation", "runs", "start", *ends, "worst end, of its start"], rows)
+
+
+def safety(problem: Problem) -> Sequence[str]:
+    """The number of runs, their first loss, the final losses at `SAFE`, and the largest ratio of last to first loss.
+
+    Losses are medians over seeds. The final loss of a diverged run is infinite.
+    """
+    found = list(losses(problem.by_name[AUTO], {}).values())
+    pairs = [pair for by_lr in found for pair in by_lr.values()]
+    medians = [median([start for start, _ in pairs]), *(median([by_lr[lr][1] for by_lr in found]) for lr in SAFE)]
+    worst = max(end / start if math.isfinite(end) else math.inf for start, end in pairs)
+    return [str(len(pairs)), *map(_three_digits, medians), f"{worst:.2f}"]
+
+
+def _three_digits(value: float) -> str:
+    """Without an exponent, so that columns stay aligned."""
+    return np.format_float_positional(value, 3, fractional=False, trim="-") if math.isfinite(value) else str(value)

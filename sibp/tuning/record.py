@@ -105,7 +105,10 @@ def _warnings(study: Study) -> Iterable[str]:
     if all(record.chosen for record in study.methods):
         trials = [run for record in study.methods for each in record.trials for run in each.runs]
         if others := _count_other_runs(study.sweep.root / "trials", trials):
-            yield f"trials/ holds {others} runs that do not belong to this sweep: a choice by them had more trials."
+            yield (
+                f"trials/ holds {others} runs that do not belong to this sweep: a choice that used them rests on more "
+                "trials than the other methods had."
+            )
         finals = [run for record in study.methods for run in record.finals]
         if others := _count_other_runs(study.sweep.root / "final", finals):
             yield f"final/ holds {others} runs of other settings: test data were evaluated before this choice."

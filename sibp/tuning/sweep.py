@@ -229,7 +229,9 @@ def _check(file: _File) -> None:
         if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
             raise UserError(f"{key}={seeds} is not possible: give different whole numbers of 0 or more.")
     if both := sorted({*file.tuning_seeds} & {*file.final_seeds}):
-        raise UserError(f"seed {both[0]} is in tuning_seeds and in final_seeds: take it out, final seeds are fresh.")
+        raise UserError(
+            f"seed {both[0]} is in tuning_seeds and in final_seeds: final seeds must be fresh, remove it from one."
+        )
     if file.final_looks < 1:
         raise UserError(f"final_looks={file.final_looks} is not possible: give a whole number of 1 or more.")
     if file.final_early is not None and file.final_early < 1:
@@ -243,7 +245,7 @@ def _refuse_overrides_of_sweep(overrides: Sequence[str]) -> None:
         key = override.partition("=")[0].lstrip("+~")
         if key.partition(".")[0] in DECIDED:
             raise UserError(
-                f"{override} is not possible: methods, tuning_seeds and final_seeds of the sweep file decide it."
+                f"{override} is not possible: methods, tuning_seeds and final_seeds of the sweep file set it."
             )
 
 

@@ -47,7 +47,7 @@ SWEEPS = {
     "model.hidden=[8],[0]": "model.hidden=[0] is not possible",
     "dataset=digits,cifar10": "CIFAR-10 is missing",
     "epochs=1,-1": "epochs=-1 is not possible",
-    "run_root=a,/dev/null/x": "run_root=/dev/null/x cannot be made",
+    "run_root=a,/dev/null/x": "run_root=/dev/null/x cannot be used",
     "optimizer=sibp optimizer.solver=cg:3,cg5": "cg5",
     "optimizer=sgd,sibp optimizer.prox_weight=1": "This is so for 1 of 2 jobs, such as optimizer=sgd.",
     "optimizer=lbfgs optimizer.history=5,0": "history: 0",
@@ -59,7 +59,7 @@ SWEEPS = {
     "seed=0,1 hydra.launcher.n_jobs=2": "hydra.launcher.n_jobs=2 has no effect without hydra/launcher=...",
     "optimizer=sgd,null": "optimizer=null makes no config",
     "seed=0,${nope}": "makes no config: Interpolation key 'nope' not found. This is so for 1 of 2 jobs",
-    f"run_root=a,{'b' * 300}": "cannot be made (/: File name too long)",
+    f"run_root=a,{'b' * 300}": "cannot be used (/: File name too long)",
 }
 
 
@@ -89,9 +89,9 @@ SINGLE = {
     "role=other": "role=other is not known",
     "run_root=": "run_root= is empty",
     "data_root=": "data_root= is empty",
-    f"run_root={'a' * 300}": "cannot be made (/: File name too long)",
-    f"run_root={'a/' * 3000}": "cannot be made (/: File name too long)",
-    f"run_root=/tmp/{'a/' * 2035}": "cannot be made (/: File name too long)",  # too long with the run's name appended
+    f"run_root={'a' * 300}": "cannot be used (/: File name too long)",
+    f"run_root={'a/' * 3000}": "cannot be used (/: File name too long)",
+    f"run_root=/tmp/{'a/' * 2035}": "cannot be used (/: File name too long)",  # too long with the run's name appended
     "run_root=choice(a,b)": "run_root=choice(a,b) gives several values: add -m",
     "optimizer=null": "optimizer=null is not possible: give a name, or leave it out.",
     "seed=${nope}": "seed=${nope} makes no config: Interpolation key 'nope' not found",
@@ -105,6 +105,22 @@ def test_an_invalid_run_leaves_no_folder(word, capsys):
     error = refused([*SMALL, word], capsys)
     assert SINGLE[word] in error
     assert len(error) < 900
+
+
+@pytest.mark.parametrize("words", [[], ["-m", "seed=0,1"]])
+def test_a_folder_that_cannot_be_written_is_reported_once_and_before_training(words, tmp_path, monkeypatch, capsys):
+    (tmp_path / "r").mkdir()
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != "r")  # whoever runs the tests may write
+    assert main([*SMALL, "run_root=r", *words]) == 2
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert "run_root=r cannot be used (r: it cannot be written to): give a folder that can be written." in err
+    assert list((tmp_path / "r").iterdir()) == []
+
+
+def test_a_sweep_of_one_wrong_run_is_wrong_input(capsys):
+    assert main([*SMALL, "-m", "optimizer.lr=1e400"]) == 2
+    assert "optimizer.lr=Infinity is not possible: give a finite number." in capsys.readouterr().err
 
 
 def test_a_user_model_too_large_for_memory_is_one_sentence(make_config, monkeypatch):

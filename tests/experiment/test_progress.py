@@ -12,6 +12,7 @@ from sibp.experiment.progress import Progress
 from sibp.experiment.runner import run
 from sibp.experiment.startup import import_no_compiler
 from sibp.runs.folder import RunFolder
+from sibp.runs.identity import LATER_OF_OPTIMIZER
 from sibp.runs.outcome import Outcome
 from sibp.runs.state import duration, state_of
 from sibp.train import main
@@ -35,6 +36,12 @@ def test_the_state_of_a_run_is_recognised(folder):
     assert state_of(folder.config).status == "stopped"
     folder.write_summary({"status": "diverged"})
     assert state_of(folder.config).status == "diverged"
+
+
+def test_a_run_is_called_as_in_the_report(folder):
+    """Without the settings that came later and have their neutral default."""
+    optimizer = {"name": "sibp", "lr": 0.1, "solver": "cg:5", **LATER_OF_OPTIMIZER["sibp"]}
+    assert state_of({**folder.config, "optimizer": optimizer}).label == "sibp cg:5 lr=0.1 s3"
 
 
 def test_steps_of_a_run_limited_by_epochs_come_from_its_rows(folder):

@@ -74,7 +74,7 @@ MISTAKES = {
     "+foo=1": "There is no setting foo",
     "~seed": "~seed would remove a setting",
     "seed=${foo}": "foo",
-    "run_root=/dev/null/x": "run_root=/dev/null/x cannot be made",
+    "run_root=/dev/null/x": "run_root=/dev/null/x cannot be used",
     "--experimental-rerun=x": "would open a pickle",
 }
 

@@ -47,8 +47,8 @@ def found_in(*folders):
 
 def test_the_targets_are_sgds_final_medians(root):
     for contest in found_in(root):
-        assert [target.title for target in contest.targets] == ["val acc ≥ 0.67032", "train loss ≤ 0.4"]
-        assert contest.targets[0].value == pytest.approx(math.exp(-0.4))
+        assert [target.title for target in contest.targets.values()] == ["val acc ≥ 0.67032", "train loss ≤ 0.4"]
+        assert contest.targets["validation"].value == pytest.approx(math.exp(-0.4))
         assert contest.seeds == [0, 1, 2]
 
 
@@ -56,10 +56,10 @@ def test_the_cost_is_the_first_row_that_meets_the_target(root):
     easy, hard = found_in(root)
     none = {cost: INF for cost in COSTS}
     late = {"steps": 30, "seconds": pytest.approx(0.3), "seconds with tuning": pytest.approx(0.3)}
-    assert costs(easy.entry("sgd"), easy.targets[1]) == {0: none, 1: late, 2: late}
+    assert costs(easy.entry("sgd"), easy.targets["training"]) == {0: none, 1: late, 2: late}
     early = {"steps": 20, "seconds": pytest.approx(0.4), "seconds with tuning": pytest.approx(0.4)}
     # The last seed reached the target, then diverged.
-    assert costs(hard.entry("sibp cg:5"), hard.targets[1]) == {0: early, 1: early, 2: none}
+    assert costs(hard.entry("sibp cg:5"), hard.targets["training"]) == {0: early, 1: early, 2: none}
 
 
 def test_seconds_are_steps_times_the_median_time_of_a_step(tmp_path):
@@ -68,7 +68,7 @@ def test_seconds_are_steps_times_the_median_time_of_a_step(tmp_path):
     (contest,) = found_in(tmp_path)
     sgd = contest.entry("sgd")
     assert pace(sgd) == pytest.approx(0.01)
-    assert [cost["seconds"] for cost in costs(sgd, contest.targets[1]).values()] == pytest.approx([0.2] * 3)
+    assert [cost["seconds"] for cost in costs(sgd, contest.targets["training"]).values()] == pytest.approx([0.2] * 3)
 
 
 def test_occasional_work_counts_in_the_pace(tmp_path):
@@ -145,6 +145,24 @@ def test_methods_have_the_names_of_their_sweep(root):
     record = {"methods": [{"name": "ours", "optimizer": {"name": "sibp", "solver": "cg:5", "prox_weight": 1.0}}]}
     (root / "easy" / "tuning.json").write_text(json.dumps(record))
     assert [each.name for each in standings(found_in(root))] == ["ours", "sgd", "proxbp exact"]
+
+
+def test_methods_with_one_name_in_two_sweeps_are_not_merged(root):
+    for name, optimizer in (("a", SIBP), ("b", PROXBP)):
+        record = {"methods": [{"name": "ours", "optimizer": optimizer}]}
+        (root / name).mkdir()
+        (root / name / "tuning.json").write_text(json.dumps(record))
+    found = {contest.problem.dataset: [method.name for method in contest.entered] for contest in found_in(root)}
+    assert found == {"digits": ["sgd", "proxbp exact", "sibp cg:5"], "mnist": ["sgd", "ours"]}
+
+
+@pytest.mark.parametrize(("column", "title"), [("val_acc", "final val acc"), ("train_loss", "final train loss")])
+def test_a_metric_that_sgd_lacks_is_named(root, column, title, capsys):
+    for path in root.glob("easy/sgd*/metrics.jsonl"):
+        rows = [json.loads(line) | {column: None} for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main([str(root), "--arena", "--out", str(root / "x.html")]) == 2
+    assert f"sgd has no {title}, but it is the arena's target." in capsys.readouterr().err
 
 
 @pytest.mark.timeout(60)

@@ -127,7 +127,7 @@ def test_a_clock_of_another_network_is_not_used(tmp_path):
     assert read_clock(clock_file(tmp_path, batch=100), found) is None
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"cases": 3}', '{"cases": [{"net": "x"}]}', "{}"])
+@pytest.mark.parametrize("text", ["", "[]", '{"cases": 3}', '{"cases": [{"net": "x"}]}', "{}", "[" * 100_000])
 def test_an_invalid_clock_file_is_refused_in_one_sentence(tmp_path, text, capsys):
     found = problem(tmp_path / "runs")
     (tmp_path / "clock.json").write_text(text)
@@ -135,6 +135,21 @@ def test_an_invalid_clock_file_is_refused_in_one_sentence(tmp_path, text, capsys
         read_clock(tmp_path / "clock.json", found)
     assert main([str(tmp_path / "runs"), "--clock", str(tmp_path / "nowhere.json")]) == 2
     assert "nowhere.json is not a record" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("samples", ["[]", '"123"', "[0]", "[-1]", "[NaN]", "[Infinity]", "[null]", f"[1{'0' * 400}]"])
+def test_seconds_of_a_clock_are_numbers_above_0(tmp_path, samples):
+    found, path = problem(tmp_path / "runs"), clock_file(tmp_path, seconds_per_step="SAMPLES")
+    path.write_text(path.read_text().replace('"SAMPLES"', f'{{"sgd": [1.0], "cg:5": {samples}}}'))
+    with pytest.raises(UsageError, match="is not a record of"):
+        read_clock(path, found)
+
+
+def test_a_clock_of_other_networks_alone_is_refused(tmp_path, capsys):
+    problem(tmp_path / "runs")
+    path = clock_file(tmp_path, net="784-500-10")
+    assert main([str(tmp_path / "runs"), "--clock", str(path), "--out", str(tmp_path / "x.html")]) == 2
+    assert f"{path} has no seconds per step of 64-64-10 with batches of 50" in capsys.readouterr().err
 
 
 @pytest.mark.timeout(60)

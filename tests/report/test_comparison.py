@@ -79,6 +79,16 @@ def test_an_mlp_from_before_its_activation_was_a_setting_is_one_of_relu(tmp_path
     assert "model.activation=tanh" in other.title
 
 
+def test_titles_of_very_deep_nets_are_short_and_distinct(tmp_path):
+    for name, changes in {"a": {"batch_size": 50}, "b": {"batch_size": 60}, "c": {"batch_size": "60"}}.items():
+        write_run(tmp_path / name, model={"name": "mlp", "hidden": [100] * 79 + [20]}, **changes)
+    titles = [problem.title for problem in problems(tmp_path)]
+    net = "digits · mlp 100-…-20 (80 layers)"
+    assert titles[0] == f"{net} · batch 50 · 1 epoch"
+    assert [title.startswith(f"{net} · batch 60 · 1 epoch") for title in titles] == [False, True, True]
+    assert len(set(titles)) == 3
+
+
 def test_problems_have_distinct_titles(tmp_path):
     write_run(tmp_path / "a")
     write_run(tmp_path / "b", batch_size=100)

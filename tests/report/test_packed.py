@@ -7,7 +7,7 @@ import pytest
 from fake_runs import SGD, SIBP, write_run
 
 from sibp.runs.collect import collect
-from sibp.runs.packed import LAYERS, ROWS, common, joined, less, pack, read_packed
+from sibp.runs.packed import LAYERS, PACKED, ROWS, common, joined, less, pack, read_packed
 from sibp.runs.values import BrokenError
 
 
@@ -86,6 +86,13 @@ DAMAGES = {
     "names no optimizer": lambda lines: [lines[0].replace('"optimizer"', '"optimiser"'), lines[1]],
     "is not an object": lambda lines: [lines[0], "[]"],
 }
+
+
+@pytest.mark.parametrize("content", ["", "{}\n"])
+def test_a_file_without_runs_is_broken(tmp_path, content):
+    (tmp_path / PACKED).write_text(content)
+    (broken,) = collect([tmp_path]).broken
+    assert broken.reason == "it holds no runs"
 
 
 @pytest.mark.parametrize("reason", DAMAGES)

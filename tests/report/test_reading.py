@@ -283,6 +283,17 @@ def test_links_to_folders_are_not_followed(tmp_path):
     assert [run.path for run in collect([tmp_path / "runs"]).runs] == [folder]
 
 
+def test_a_link_to_itself_is_broken_and_the_others_are_read(tmp_path):
+    write_run(tmp_path / "a")
+    for path in (tmp_path / "b" / "summary.json", tmp_path / "b" / "config.yaml", tmp_path / "runs.jsonl"):
+        path.parent.mkdir(exist_ok=True)
+        path.symlink_to(path.name)
+    collection = collect([tmp_path])
+    assert [run.path.name for run in collection.runs] == ["a"]
+    assert [each.path.name for each in collection.broken] == ["b", "runs.jsonl"]
+    assert "runs.jsonl" in page(build(collection, compare(collection.runs), "command"), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "words"), [("nowhere", "does not exist"), ("file", "is not a folder"), ("", "no runs")]
 )

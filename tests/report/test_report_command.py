@@ -1,6 +1,7 @@
 """The command and the files it writes."""
 
 import csv
+import errno
 import json
 import os
 import re
@@ -330,6 +331,10 @@ WRONG = {
     "accuracy in percent": (["{}", "--target-acc", "95"], "95 is not an accuracy"),
     "accuracy is a word": (["{}", "--target-acc", "high"], "high is not an accuracy"),
     "loss below zero": (["{}", "--target-loss", "-1"], "-1 is not a target loss"),
+    "one file for two formats": (
+        ["{}", "--out", "{}/x.md", "--format", "md,html"],
+        "x.md would be both the page and the Markdown: give one in .html.",
+    ),
 }
 
 
@@ -351,6 +356,12 @@ def test_an_unwritable_page_is_one_sentence(study, tmp_path, capsys):
     (tmp_path / "file").touch()
     assert main([str(study), "--out", str(tmp_path / "file" / "report.html")]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_an_unwritable_file_is_named(study, tmp_path, capsys):
+    (tmp_path / "x.md").mkdir()
+    assert main([str(study), "--out", str(tmp_path / "x.html"), "--format", "md"]) == 2
+    assert f"cannot be written to {tmp_path / 'x.md'} (Is a directory)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["pipe", "link to a device", "folder"])
@@ -440,6 +451,32 @@ def test_medians_are_runs_for_tensorboard(study, tmp_path):
     times = [event.step for event in slower.Scalars("over_training_ms/loss/train")]
     assert times == [0, 40, 80, 120]  # a step takes 4 ms
     assert {"loss/val", "accuracy/val"} <= set(events.Tags()["scalars"])
+
+
+def test_event_files_stay_in_their_folder_whatever_runs_are_called(tmp_path):
+    """Names that leave the folder, are too long for a file, or differ only in characters that are replaced."""
+    names = ["../../../up", "n" * 190, "ü", "ö"]
+    for name in names:
+        optimizer = {**SGD, "name": name, **{f"setting{i}": 1.0 for i in range(9)}}
+        write_run(tmp_path / "runs" / str(names.index(name)), optimizer, dataset={"name": f"{tmp_path}/x"})
+    report(tmp_path / "runs", "--out", tmp_path / "out" / "report.html", "--format", "tensorboard")
+    files = list(tmp_path.rglob("events.out.tfevents.*"))
+    assert all(file.is_relative_to(tmp_path / "out" / "report-tensorboard") for file in files)
+    assert len({file.parent for file in files}) == len(names)
+
+
+def test_a_full_disk_keeps_the_earlier_medians(study, tmp_path, monkeypatch, capsys):
+    words = [str(study), "--out", str(tmp_path / "report.html"), "--format", "tensorboard"]
+    report(*words)
+    before = sorted(tmp_path.rglob("events.out.tfevents.*"))
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("sibp.report.exports.write_atomic", full)
+    assert main(words) == 2
+    assert "(No space left on device): give another --out." in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("events.out.tfevents.*")) == before
 
 
 def test_columns_of_numbers_are_right_aligned(written):

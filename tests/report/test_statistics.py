@@ -11,11 +11,12 @@ import scipy.stats
 from sibp.analysis import scoring, statistics
 from sibp.analysis.statistics import BOOTSTRAP_SEED, RESAMPLES, bootstrap_interval, bounds, estimate, median, sign_test
 from sibp.report import cells
+from sibp.runs import values
 
 INF = math.inf
 
 
-@pytest.mark.parametrize("module", [statistics, scoring, cells])
+@pytest.mark.parametrize("module", [statistics, scoring, cells, values])
 def test_the_examples_in_the_documentation_hold(module):
     result = doctest.testmod(module)
     assert result.attempted > 0

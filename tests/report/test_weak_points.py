@@ -199,11 +199,14 @@ def test_seconds_of_a_run_resumed_elsewhere_mix_clocks(tmp_path, said, case):
     write(tmp_path, SGD, 0.5, summary={"environment": MACHINE})
     write(tmp_path, SIBP, 0.4, summary={"environment": MACHINE, "earlier_environments": earlier})
     _, page = said()
-    said_so = f"Resumed with other {told}: 5 of the shown runs, whose seconds mix clocks: compare steps, not seconds."
-    assert [each for each in warnings(page) if "Resumed" in each] == ([said_so] if told else [])
+    said_so = (
+        f"5 of the shown runs were resumed with other {told}, so their seconds come from different clocks: compare "
+        "steps, not seconds."
+    )
+    assert [each for each in warnings(page) if "were resumed" in each] == ([said_so] if told else [])
     clock = {"cases": [{"net": "64-64-10", "batch": 50, "seconds_per_step": {"sgd": [0.1], "cg:5": [0.2]}}]}
     (tmp_path / "clock.json").write_text(json.dumps(clock))
-    assert "Resumed" not in said("--clock", str(tmp_path / "clock.json"))[1]  # no seconds of the runs are shown
+    assert "were resumed" not in said("--clock", str(tmp_path / "clock.json"))[1]  # no seconds of the runs are shown
 
 
 def diverge(root: Path, optimizer: Mapping[str, Any], seeds: Sequence[int], status: str = "diverged") -> None:

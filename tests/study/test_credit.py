@@ -14,7 +14,7 @@ from sibp.runs.collect import collect
 from sibp.runs.packed import PACKED, pack
 from sibp.study.credit import tables
 from sibp.study.criteria import Evidence, OpenError
-from sibp.study.provenance import provenance
+from sibp.study.experiments import provenance
 
 EXACT, CG = SIBP | {"solver": "exact"}, SIBP | {"solver": "cg:3"}
 HALVES = {"proxbp": PROXBP, "exact": EXACT, "old": CG | {"backward_weights": "old"}, "new": CG}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sibp.analysis.duels import compared, over_seeds
+from sibp.analysis.duels import compared
 from sibp.analysis.outcomes import FINAL_LOSS
 from sibp.study.untuned import best_tuned, total_costs, untuned
 
@@ -34,12 +34,12 @@ def test_final_metrics_are_medians_of_last_rows(problems):
     problem = problems["shallow"]
     own = {run["config"]["seed"]: run["rows"]["train_loss"][-1] for run in rows("auto_untuned/shallow/runs.jsonl")}
     assert len(own) == 10
-    assert over_seeds(problem.own, FINAL_LOSS).median == pytest.approx(np.median(list(own.values())))
+    assert problem.own.over_seeds(FINAL_LOSS).median == pytest.approx(np.median(list(own.values())))
     tuned = [run for run in rows("arena/shallow/final/runs.jsonl") if run["config"]["optimizer"]["name"] == "sgd"]
     more = rows("auto_untuned/shallow_sgd/runs.jsonl")
     sgd = {run["config"]["seed"]: run["rows"]["train_loss"][-1] for run in (*tuned, *more)}
     assert sorted(sgd) == sorted(own)
-    assert over_seeds(problem.sgd, FINAL_LOSS).median == pytest.approx(np.median(list(sgd.values())))
+    assert problem.sgd.over_seeds(FINAL_LOSS).median == pytest.approx(np.median(list(sgd.values())))
     assert compared(problem.own, problem.sgd, FINAL_LOSS).wins == sum(own[seed] < sgd[seed] for seed in own)
 
 
@@ -47,7 +47,7 @@ def test_within_is_the_worse_end_of_the_best_ones_interval(problems):
     for problem in problems.values():
         for goal, sign in (("training", 1), ("validation", 1 if problem.folder == "autoencoder" else -1)):
             _, best, within = best_tuned(problem, goal)
-            own = over_seeds(problem.own, problem.contest.quantities[goal == "training"])
+            own = problem.own.over_seeds(problem.contest.quantities[goal])
             worse_end = max(sign * end for end in best.ends)
             assert within == (sign * own.median <= worse_end)
 
