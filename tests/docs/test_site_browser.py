@@ -42,7 +42,7 @@ async function look() {
       const full = (e) => parseFloat(getComputedStyle(e).maxWidth);
       say.panels[width] = panels.filter(shown).length;
       say.whole[width] = [...page.querySelectorAll(".whole > img")].filter(shown).length;
-      say.tiny = panels.filter((e) => shown(e) && e.clientWidth < 0.56 * full(e)).map((e) => e.src);
+      say.tiny = panels.filter((e) => shown(e) && e.clientWidth < 0.55 * full(e)).map((e) => e.src);
       const shape = ({ width, height }) => width / height;
       const crooked = (e) => Math.abs(shape(e.getBoundingClientRect()) / eval(e.style.aspectRatio) - 1) > 0.01;
       say.crooked = panels.filter((e) => shown(e) && crooked(e)).map((e) => e.src);
