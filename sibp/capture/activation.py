@@ -31,7 +31,7 @@ class Consumption:
         sent: address and version of the gradient that the activation has returned to autograd, which show whether a
             hook has changed it since.
         Z: pre-activation, in the shape of the layer's output; kept from the activation's backward call to the layer's.
-        D: error signal on the activation's output, of Z's shape; kept for the same time.
+        D: error signal on the activation's output, of Z's shape; kept as long as Z.
     """
 
     activation: Activation | None = None
@@ -164,7 +164,7 @@ def _unmark_nested(value: Any) -> Any:
 def _is_marked(value: Any) -> bool:
     if not isinstance(value, PreActivation):
         return False
-    held = vars(value)  # has neither attribute if other code has wrapped the tensor again; then it is an ordinary one
+    held = vars(value)  # has neither attribute if other code has wrapped the tensor again, which is then not marked
     if "_plain" not in held and "_consumption" in held:  # a marked view, to which torch has added its node by now
         with as_plain_tensors():
             value._plain = value.as_subclass(Tensor)

@@ -78,7 +78,7 @@ def _update(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     owner = tap.owner()
     if owner is None or not tap.installed:
         raise RuntimeError(
-            f"layer '{tap.name}': the optimizer that this forward pass was made for is gone; run it again."
+            f"layer '{tap.name}': the optimizer of this forward pass was removed or deleted; run it again."
         )
     needs_x, needs_W, needs_b = ctx.needs_input_grad[:3]
     dtype = torch.promote_types(W.dtype, torch.float32)  # subproblems are never solved in half precision
@@ -191,7 +191,7 @@ def _weight_gradient(tap: "Tap", geometry: Geometry, W: Tensor, problem: LayerPr
     if update.W_decrease is None:
         ordinary = problem.features.moving(weight=True, bias=False).rmatmat(problem.D_z).mT
         return _cast(geometry.weight(ordinary, W.shape), W.dtype)
-    return tap.returns("weight", _cast(geometry.weight(update.W_decrease, W.shape), W.dtype))
+    return tap.record_returned("weight", _cast(geometry.weight(update.W_decrease, W.shape), W.dtype))
 
 
 def _bias_gradient(tap: "Tap", b: Any, problem: LayerProblem, update: LayerUpdate) -> Tensor:
@@ -201,7 +201,7 @@ def _bias_gradient(tap: "Tap", b: Any, problem: LayerProblem, update: LayerUpdat
     b_decrease = update.b_decrease
     if b_decrease.shape != b.shape:
         b_decrease = b_decrease.reshape(b.shape)
-    return tap.returns("bias", _cast(b_decrease, b.dtype))
+    return tap.record_returned("bias", _cast(b_decrease, b.dtype))
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -252,7 +252,7 @@ class ConvGeometry(Geometry):
         return convolve(x, W, b, self.stride, self.padding, self.dilation, self.groups)
 
     def features(self, x: Tensor, *, weight: bool, bias: bool) -> FeatureOperator:
-        """The patches of the layer's input; as an explicit matrix A (g, N, n) if N is at most the columns of Phi."""
+        """The patches of the layer's input; an explicit matrix A (g, N, n) if Phi has no more rows than columns."""
         x = self._batched(x)
         patches = ConvolutionFeatures(x if self._is_2d else x.unsqueeze(-1), self._window, weight, bias)
         return patches.dense() if patches.rows <= patches.size else patches
@@ -273,8 +273,8 @@ class ConvGeometry(Geometry):
     def arranged(self, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Both tensors in channels-last order, if they are on a CPU and their channels are not multiples of 16.
 
-        In channels-first order, the CPU library pads the channels with zeros to a multiple of 16. Two copies take less
-        time.
+        In channels-first order, the CPU library pads the channels with zeros to a multiple of 16, which takes longer
+        than copying both tensors.
         """
         if x.dim() != 4 or not x.is_cpu or (x.shape[1] % 16 == 0 and gradient.shape[1] % 16 == 0):
             return x, gradient

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sibp.capture.shared import SharedInput
 from sibp.internals import as_plain_tensors, backward_pass, tree_leaves
 
-_PLAIN = (Tensor, int, float, complex, str, bytes, type(None))  # results that hide no tensor
+_PLAIN = (Tensor, int, float, complex, str, bytes, type(None))  # results that contain no other tensor
 
 
 class RandomState:
@@ -43,7 +43,7 @@ class ForwardPass:
         inputs: the leading dimensions of the tensors given to the outermost call; empty if a layer is called alone.
         layers: names of the tapped layers in the order in which they ran.
         outputs: names of the layers whose output reaches the result of the call through no other tapped layer.
-        hides: whether there may be results that `outputs` lacks: in an object of an unknown class, or kept elsewhere.
+        hides: whether `outputs` may lack results, because they are in an object of an unknown class or kept elsewhere.
         inner: if `hides`, names of the layers whose output has reached a tapped layer in a backward pass.
         differentiable: whether gradients were enabled at the call.
         recomputes: whether it runs inside a backward pass, as activation checkpoints do.
@@ -102,7 +102,7 @@ class ForwardPass:
         """Whether the layer is one of `outputs`; if these are unknown, as in a checkpoint, whether it ran last.
 
         Args:
-            layer: the layer, whose backward call runs now; those of all layers behind it have run.
+            layer: the layer. Its backward call is running, and those of all layers after it have ended.
             node: the call's graph node.
         """
         if self.hides and self.opener is not None and node.call.recomputed_in == -1:
@@ -164,7 +164,7 @@ class Passes:
     def enter(self, module: nn.Module, inputs: Any) -> None:
         """Records that a module is called; opens a pass if this is the outermost call."""
         calls, this = self._calls, id(module)
-        # A call that seems to run although it cannot contain this one was interrupted.
+        # Recorded calls that cannot contain this one were interrupted.
         outermost = not calls or this not in self._inside[calls[0][0]]
         if outermost:
             calls.clear()
@@ -266,11 +266,11 @@ def _metadata(node: Any) -> dict[Any, Any]:
 
 
 def _refuse_compiler(module: nn.Module) -> None:
-    """Raises RuntimeError while torch.compile traces; it then runs the module eagerly, or fails if fullgraph=True."""
+    """Raises RuntimeError while the compiler traces. It then runs the module eagerly, or fails if fullgraph=True."""
     if torch.compiler.is_compiling():
         raise RuntimeError(
             f"{type(module).__name__} has layers tapped by a sibp optimizer and cannot be compiled or exported: "
-            "compile or export copy.deepcopy(model), which has none, or train the uncompiled model."
+            "compile or export copy.deepcopy(model), which has no taps, or train the uncompiled model."
         )
 
 

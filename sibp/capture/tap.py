@@ -91,7 +91,7 @@ class Tap:
         self._hooks: dict[str, list[torch.utils.hooks.RemovableHandle]] = {}
 
     def install(self) -> None:
-        """Taps the layer, taking it from an earlier optimizer."""
+        """Taps the layer; removes the tap of an earlier optimizer."""
         earlier = tap_of(self.module)
         if earlier is not None:
             earlier.remove()
@@ -136,8 +136,8 @@ class Tap:
                 )
             raise RuntimeError(
                 f"layer '{self.name}': its {self.replaced} was replaced after the optimizer was made "
-                "(load_state_dict(assign=True), a parametrization, pruning, a wrapper), so that training would not "
-                f"move it; make the {method} afterwards."
+                "(load_state_dict(assign=True), a parametrization, pruning, a wrapper), so a step would not change the "
+                f"new one; make the {method} afterwards."
             )
 
     def remove(self) -> None:
@@ -290,7 +290,7 @@ class Tap:
         while len(self._returned_gradients) > _PARALLEL_PASSES:
             del self._returned_gradients[min(self._returned_gradients)]
 
-    def returns(self, key: str, gradient: Tensor) -> Tensor:
+    def record_returned(self, key: str, gradient: Tensor) -> Tensor:
         """Records the gradient that is returned to autograd for a parameter, in order to detect other gradients.
 
         Args:
@@ -349,7 +349,7 @@ def tap_of(module: nn.Module) -> Tap | None:
 
 
 def _tapped(kind: type[nn.Module], tap: Tap) -> type[nn.Module]:
-    """A subclass of `kind` with its name, whose `forward` is the tap's; copies are of the class `kind`."""
+    """A subclass of `kind` with its name, whose `forward` calls the tap. Copies of its modules have class `kind`."""
 
     def forward(self: nn.Module, input: Tensor) -> Tensor:
         return tap.forward(self, input)

@@ -1,4 +1,4 @@
-"""Base of all tapped optimizers: taps on a model's layers, and the torch.optim contract."""
+"""Base of all tapped optimizers: it taps a model's layers and follows the torch.optim contract."""
 
 import contextlib
 import copy
@@ -31,9 +31,9 @@ class TappedOptimizer(torch.optim.Optimizer):
 
     A backward pass leaves W_old - W_new in `.grad` of every parameter of a tapped layer (`sibp.capture.tap`), so
     `step` only subtracts it. Parameters without a proximal subproblem (norms, embeddings, layers with a custom
-    `forward`) are in separate param groups, marked `update="explicit"`, and are stepped by a torch optimizer, the
-    fallback, whose state and groups are part of this one's. With `direction_only` they are in no group, and left to
-    the optimizer that takes the steps.
+    `forward`) are in separate param groups, marked `update="explicit"`. A torch optimizer, the fallback, steps them;
+    its state and groups are part of this optimizer's. With `direction_only`, these parameters are in no group, and the
+    optimizer that takes the steps has to step them.
 
     Attributes:
         layers: the tapped layers.
@@ -43,7 +43,7 @@ class TappedOptimizer(torch.optim.Optimizer):
     """
 
     backward_weights: str = "old"
-    """Which weights propagate the error signal, "new" or "old", if a param group does not say."""
+    """Which weights propagate the error signal, "new" or "old", if a param group has no such setting."""
     line_search: bool = False
     """Whether `step` evaluates the loss and shortens a step that would raise it."""
 
@@ -107,7 +107,7 @@ class TappedOptimizer(torch.optim.Optimizer):
     # -- called by taps (sibp.capture.tap.Owner) --------------------------------------------------------------------
 
     def active(self) -> bool:
-        """Whether forward passes are tapped now: not inside `paused()`."""
+        """Whether forward passes are tapped now; False inside `paused()`."""
         return not self._paused
 
     def before_forward(self, layer: str) -> None:
@@ -126,20 +126,20 @@ class TappedOptimizer(torch.optim.Optimizer):
         if average is True:
             self._compare_with_inputs(forward_pass)
             return float(forward_pass.batch or 0)
-        return 1.0 if average is False else float(checked_loss_average(average))  # it may change from batch to batch
+        return 1.0 if average is False else float(checked_loss_average(average))  # users may set it for each batch
 
     def _compare_with_inputs(self, forward_pass: ForwardPass) -> None:
-        """Warns once if the first layer has other rows than the model's inputs (experts, flattened positions).
+        """Warns once if the first layer has more or fewer rows than the model's inputs (experts, flattened positions).
 
-        A single row is no reason: models add the leading dimension of a single sample themselves.
+        A single row gives no warning, because models add the leading dimension of a single sample themselves.
         """
         batch, inputs = forward_pass.batch, forward_pass.inputs
         if self._has_compared or not inputs or batch in (1, *inputs):
             return
         self._has_compared = True
         warnings.warn(
-            f"{type(self).__name__}: with loss_average=True, the rows of layer '{forward_pass.counted}', the first "
-            f"that is solved for, count as samples; it has {batch}, but the model's input has "
+            f"{type(self).__name__}: loss_average=True counts the rows of '{forward_pass.counted}', the first layer "
+            f"with a subproblem, as samples. This layer has {batch} rows, but the model's input has "
             f"{' and '.join(map(str, sorted(inputs)))}. Set loss_average to the number of terms that the loss averages "
             "over. (Shown once.)",
             RuntimeWarning,
@@ -162,7 +162,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         return self.layer_update(tap, problem, group)
 
     def _check_changed(self, group: dict[str, Any]) -> None:
-        """Checks a group's settings unless they are the objects that passed the last check."""
+        """Checks a group's settings, unless they are the same objects that passed the last check."""
         settings, known = tuple(group.values()), self._checked.get(id(group), ())
         if len(settings) == len(known) and all(map(operator.is_, settings, known)):
             return
@@ -186,8 +186,9 @@ class TappedOptimizer(torch.optim.Optimizer):
             The closure's loss, or None.
 
         Raises:
-            RuntimeError: if `.grad` of a tapped layer holds anything but displacements of this optimizer, each added
-                once; if the layer belongs to another optimizer, or was replaced; if a GradScaler has scaled the loss.
+            RuntimeError: if `.grad` of a tapped layer holds anything but this optimizer's displacements, or one that a
+                step has already applied; if the layer belongs to another optimizer, or was replaced; if a GradScaler
+                has scaled the loss.
         """
         if self.direction_only:
             raise RuntimeError(
@@ -215,7 +216,7 @@ class TappedOptimizer(torch.optim.Optimizer):
                     state = self.state[p]
                     state["steps"] = state.get("steps", 0) + 1  # checkpoints of torch.distributed require a state
         self.after_step()
-        if self._conversions.found(self._explicit_groups()):  # where a layer is solved for, `solve` has noticed it
+        if self._conversions.found(self._explicit_groups()):  # `solve` checks the proximal groups
             self.load_state_dict(self.state_dict())
         self.groups.fallback.step()
 
@@ -283,7 +284,7 @@ class TappedOptimizer(torch.optim.Optimizer):
             super().add_param_group({"params": new.named(tapped), **own})
             for tap in taps:
                 self.add_tap(tap, len(self.param_groups) - 1)
-            self.groups.share(self)  # the first of these groups leads those of the fallback
+            self.groups.share(self)  # the fallback's learning rates follow that of the first proximal group
         if rest:
             self.add_explicit(rest, new, {} if tapped else new.settings)
         self.passes.watch(containers(self.model, self.layers))
@@ -330,8 +331,8 @@ class TappedOptimizer(torch.optim.Optimizer):
         """Resets the attributes that are never saved, because they belong to this model and its running passes."""
         self.layers = LayerRegistry()
         self._conversions = Conversions()
-        self._kinds: dict[str, tuple[torch.dtype, torch.device]] = {}  # of every layer, which those of its state fit
-        self._checked: dict[int, tuple[Any, ...]] = {}  # settings of groups, by identity
+        self._kinds: dict[str, tuple[torch.dtype, torch.device]] = {}  # dtype and device of every layer's state
+        self._checked: dict[int, tuple[Any, ...]] = {}  # settings that passed the last check, by the group's identity
         self.passes = Passes(keeps_random_state=self.line_search)
         self._batch: int | None = None
         self._has_compared = False
@@ -361,7 +362,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         self.groups.share(self)
 
     def layer_state(self, tap: Tap) -> dict[str, Any]:
-        """The state of a layer that a method keeps between steps, as tensors and numbers; part of `state_dict`."""
+        """The tensors and numbers that a method keeps for a layer between steps; part of `state_dict`."""
         return self.state[next(iter(tap.parameters.values()))]
 
     def group_of(self, tap: Tap) -> dict[str, Any]:
@@ -370,9 +371,9 @@ class TappedOptimizer(torch.optim.Optimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """True only if a GradScaler reads it: the scaler then passes its scale to `step` instead of dividing `.grad`.
+        """True if a GradScaler reads it, which then passes its scale to `step` instead of dividing `.grad`.
 
-        Frameworks read it, too. If it were True for them, they would refuse to clip gradients, even in bfloat16.
+        It is False for other readers: frameworks would refuse to clip gradients if it were True, even in bfloat16.
         """
         return sys._getframe(1).f_globals.get("__name__") == "torch.amp.grad_scaler"
 
@@ -380,7 +381,7 @@ class TappedOptimizer(torch.optim.Optimizer):
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """A context without taps: if forward and backward pass are both inside, gradients are those of the loss."""
+        """A context without taps: a forward and a backward pass inside it compute the gradients of the loss."""
         before, self._paused = self._paused, True
         try:
             yield

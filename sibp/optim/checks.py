@@ -120,7 +120,7 @@ def checked_loss_average(value: Any) -> bool | int:
 
 
 def check_settings(**settings: float) -> None:
-    """Refuses settings of torch's own optimizers that are out of their range; torch itself lets NaN pass.
+    """Refuses settings of torch's own optimizers that are out of their range, NaN included, which torch accepts.
 
     Args:
         settings: values by name. "momentum", "decay", "beta1" and "beta2" must be in [0, 1), all others in
@@ -156,7 +156,7 @@ def from_peers(package: str, name: str) -> Any:
         name: the class's name.
 
     Raises:
-        ValueError: the package is not installed.
+        ValueError: if the package is not installed.
     """
     try:
         return getattr(importlib.import_module(package), name)

@@ -38,7 +38,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: if a parameter is in a group already.
         """
-        if self.parts:  # called by the constructor, for groups that the parts already have
+        if self.parts:  # empty while the constructor adds the groups that the parts already have
             param_group = {**self.parts[-1].defaults, **param_group}
         super().add_param_group(param_group)
         if self.parts:

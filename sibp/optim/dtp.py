@@ -91,7 +91,7 @@ class DTP(TargetOptimizer):
         difference: Tensor,
         group: dict[str, Any],
     ) -> Tensor:
-        """h_{l-1} minus its target, computed with the inverse after the inverse's step."""
+        """h_{l-1} minus its target; trains the inverse first."""
         self._train_inverse(memory, problem, s, group)
         h = s.value(Z)
         return self._inverse(memory, s, h) - self._inverse(memory, s, h - difference)

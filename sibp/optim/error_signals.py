@@ -1,9 +1,9 @@
-"""What the size of error signals says about the length of AutoSIBP's steps on the neurons."""
+"""Scales AutoSIBP's steps on the neurons by the size of the error signals."""
 
 import math
 
 NORMAL_RATIO = 30.0
-"""Up to this factor, ratios are normal: of layers' squared error signals, and of Polyak's steps on the outputs."""
+"""Ratios of squared error signals, and of Polyak's steps on the outputs, are normal within this factor of 1."""
 
 _POLYAK_STEP = 2.5  # Polyak's step on the outputs for the cross-entropy of ten classes
 

@@ -32,7 +32,7 @@ class Fallback:
     """A torch optimizer whose param groups and state belong to another optimizer.
 
     Args:
-        make: creates it from the first parameters; None for Adam with learning rate `FALLBACK_LR`.
+        make: creates that optimizer from the first parameters; None for Adam with learning rate `FALLBACK_LR`.
 
     Raises:
         TypeError: if `make` is not callable.
@@ -90,7 +90,7 @@ class Fallback:
     def share(self, groups: list[dict[str, Any]], state: Any) -> None:
         """Shares these groups and this state with the other optimizer, which owns them."""
         if self.optimizer is not None:
-            # `load_state_dict` sets them in this way, too. An optimizer that contains others passes them on.
+            # As in `load_state_dict`. An optimizer that contains others passes the groups and the state on to them.
             self.optimizer.__setstate__({"state": state, "param_groups": groups})
 
     def step(self) -> None:
@@ -154,12 +154,12 @@ def step_within(optimizer: torch.optim.Optimizer, closure: Callable[[], Any] | N
 
 
 class Conversions:
-    """Notices that parameters were converted (`model.double()`, `model.cuda()`): their state has to follow.
+    """Detects that parameters were converted (`model.double()`, `model.cuda()`), so that their state can be, too.
 
-    `load_state_dict(state_dict())` converts the state of a torch optimizer.
+    To convert its own state, a torch optimizer calls `load_state_dict(state_dict())`.
 
     Args:
-        groups: param groups, with parameters as the state fits them.
+        groups: param groups whose state has the dtype and device of the parameters.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]] = ()) -> None:
@@ -176,15 +176,16 @@ class Conversions:
 class FollowingGroup(dict[str, Any]):
     """A param group of the fallback, whose learning rate follows schedules of the proximal groups in proportion.
 
-    A scheduler that multiplies learning rates (LambdaLR, StepLR, cosine) multiplies the fallback's own one. A scheduler
-    that writes one learning rate into all groups (OneCycleLR, a loop over `param_groups`) means that of the proximal
-    groups. The fallback's learning rate is then its initial one times the written one, divided by the schedule's
-    highest ("max_lr") or, if there is none, by the initial one of the proximal groups.
+    A scheduler that multiplies learning rates (LambdaLR, StepLR, cosine) also multiplies the fallback's. A scheduler
+    that writes one learning rate into all groups (OneCycleLR, a loop over `param_groups`) is meant for the proximal
+    groups. The fallback's learning rate is then r_0 r / m, with r the written one, r_0 the fallback's initial one, and
+    m the schedule's highest one ("max_lr") or, if there is none, the initial one of the proximal groups.
 
     Attributes:
         leader: the first proximal group; None if there is none.
         precedes: whether this group comes before `leader` in `param_groups`, so that loops write its rate first.
-        written: whether `precedes`, and its rate was written since the last step and not yet found to be the leader's.
+        written: whether the rate, written since the last step, still has to be compared with the leader's; only if
+            `precedes`.
     """
 
     leader: dict[str, Any] | None = None
@@ -207,10 +208,10 @@ class FollowingGroup(dict[str, Any]):
         return following
 
     def __setitem__(self, key: str, value: Any) -> None:
-        """Sets an entry; a learning rate that is the leader's is scaled.
+        """Sets an entry; scales a learning rate that equals the leader's.
 
         Raises:
-            TypeError: for a learning rate of its own in a tensor.
+            TypeError: if a learning rate that differs from the leader's is a tensor.
         """
         if key != "lr" or self.leader is None or "own_lr" not in self:
             super().__setitem__(key, value)
@@ -227,12 +228,12 @@ class FollowingGroup(dict[str, Any]):
         return super().__getitem__(key)
 
     def update(self, *entries: Any, **named: Any) -> None:
-        """Sets entries, like `dict.update`, by the rule for learning rates."""
+        """Sets entries, like `dict.update`; scales learning rates like `__setitem__`."""
         for key, value in dict(*entries, **named).items():
             self[key] = value
 
     def _scale(self, rate: Any) -> bool:
-        """Sets the own rate in proportion to `rate`, if that is the leader's; whether it is."""
+        """If `rate` equals the leader's, sets this group's rate in proportion to it. Returns whether it does."""
         if self.leader is None or not _same(rate, self.leader["lr"]):
             return False
         highest = self.get("max_lr", self["leader_lr"])
@@ -241,7 +242,7 @@ class FollowingGroup(dict[str, Any]):
         return True
 
     def end_step(self) -> None:
-        """Keeps the rate of a step: if the leader's is the same later, that is a coincidence."""
+        """Makes the rate of a step final: if the leader's rate equals it later, that is a coincidence."""
         self.written = False
 
 
@@ -254,6 +255,6 @@ def _refuse_tensor(rate: Any) -> None:
     """Raises TypeError for a learning rate in a tensor."""
     if isinstance(rate, Tensor):
         raise TypeError(
-            "fallback: its lr is a tensor, which schedulers fill in place, so that it could not follow the schedule of "
-            f"the proximal groups in proportion; give a number, such as lr={float(rate):g}."
+            "fallback: its lr is a tensor. Schedulers change a tensor in place, so the fallback could not follow the "
+            f"schedule of the proximal groups in proportion; give a number, such as lr={float(rate):g}."
         )

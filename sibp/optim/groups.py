@@ -39,7 +39,7 @@ class ParamGroups:
 
     Attributes:
         fallback: steps the explicit groups.
-        stepped_elsewhere: parameters in no group, which another optimizer steps, with their names (None without).
+        stepped_elsewhere: parameters in no group, which another optimizer steps; their names, or None, are the values.
     """
 
     def __init__(self, make: MakeFallback | None) -> None:
@@ -111,7 +111,7 @@ class ParamGroups:
         )
 
     def fill_in_defaults(self, optimizer: torch.optim.Optimizer) -> None:
-        """Adds settings to the proximal groups that a loaded state, of an older version, lacked."""
+        """Adds the settings that the loaded state of an older version lacks to the proximal groups."""
         for group in optimizer.param_groups:
             if group["update"] == "proximal":
                 for key, value in optimizer.defaults.items():

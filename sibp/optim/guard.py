@@ -1,4 +1,4 @@
-"""Common base of the peers: steps and running statistics stay finite, and statistics keep their dtype."""
+"""Common base of the peers (the methods that SIBP is compared with): keeps steps and running statistics finite."""
 
 import typing
 import warnings
@@ -66,9 +66,9 @@ class GuardedOptimizer(TappedOptimizer):
         )
 
     def statistics(self, tap: Tap, problem: LayerProblem) -> dict[str, Any]:
-        """A layer's state, begun anew if other parameters of it are trained than before, such as a bias frozen later.
+        """A layer's state; reset if the set of its trained parameters has changed, as when its bias is frozen later.
 
-        Running statistics of the features have a row for each of their columns.
+        The reason is that a trained bias adds a column to the features, and so a row to their running statistics.
         """
         memory, trained = self.layer_state(tap), 2 * problem.features.weight + problem.features.bias
         if memory.setdefault("trained", trained) != trained:

@@ -46,7 +46,7 @@ class AdaptiveKFAC(KFAC):
     """
 
     line_search = True
-    """It evaluates the loss again after a step: `step(evaluate=...)`."""
+    """Always True: `step(evaluate=...)` evaluates the loss again after a step."""
 
     def __init__(
         self,

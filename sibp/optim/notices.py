@@ -54,7 +54,7 @@ class Notices:
         if math.isfinite(square) and math.sqrt(square) > _ABSURD_CHANGE * (norm := parameter_norm(tap)):
             self._warn_once(
                 tap.name,
-                f"layer '{tap.name}': one step changes its weights by {math.sqrt(square):.1e}, where their norm is "
+                f"layer '{tap.name}': one step changes its weights by {math.sqrt(square):.1e}, but their norm is only "
                 f"{norm:.1e}. {self._advice}",
             )
 
@@ -82,7 +82,7 @@ class Notices:
         )
 
     def after_search(self, trials: Trials, *, refused: bool) -> None:
-        """Warns if ten consecutive steps were refused, or if the last two searches saw one loss at different weights.
+        """Warns if ten consecutive steps were refused, or if different weights gave the same loss in the last searches.
 
         Args:
             trials: the search's trials.

@@ -114,7 +114,7 @@ class DataParallel:
 
     @classmethod
     def of(cls, wanted: object, method: str) -> Self | None:
-        """What the user's `data_parallel` asks for; None for False, or if there is only one process.
+        """The object for the user's `data_parallel`; None for False, or if there is only one process.
 
         Args:
             wanted: `data_parallel` as the user passed it: True, False, None or a process group.
@@ -322,7 +322,7 @@ def refuse_averaging(method: str) -> None:
     Raises:
         RuntimeError: if the wrapper's forward pass is running, with more than one process.
     """
-    # This method is private: nothing public says that the wrapper's forward pass is running.
+    # torch has no public function that says whether the wrapper's forward pass is running.
     ddp = DistributedDataParallel._get_active_ddp_module()
     if ddp is not None and dist.get_world_size(ddp.process_group) > 1:
         raise RuntimeError(

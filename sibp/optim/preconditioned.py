@@ -183,7 +183,7 @@ class Preconditioned(torch.optim.Optimizer):
         super().load_state_dict(copy.deepcopy(state_dict))  # torch's shares tensors with its argument
 
     def _share(self) -> None:
-        """Shares the outer optimizer's groups and state, and marks the groups."""
+        """Shares the outer optimizer's groups and state, and writes this optimizer's name into the groups."""
         for group in self.outer.param_groups:
             group["method"] = self._name()
         self.param_groups, self.state = self.outer.param_groups, self.outer.state
@@ -213,7 +213,7 @@ class Preconditioned(torch.optim.Optimizer):
         self.direction.remove()
 
     def summary(self) -> str:
-        """A table of the model's layers; "explicit" are those that the outer optimizer steps on ordinary gradients."""
+        """A table of the model's layers; the outer optimizer steps the "explicit" ones on ordinary gradients."""
         return f"{type(self.outer).__name__} on the direction of {self.direction.summary()}"
 
     def solver_stats(self) -> dict[str, dict[str, float]]:
@@ -242,7 +242,10 @@ def _check(direction: Any, outer: Any) -> None:
             "lambda params: torch.optim.Adam(params, lr=1e-3)."
         )
     if getattr(direction, "line_search", False):
-        raise ValueError(f"Preconditioned: {method} searches along its own step, which is not taken; use SIBP.")
+        raise ValueError(
+            f"Preconditioned: {method} searches along its own step, but the outer optimizer takes another one; use "
+            "SIBP without a line search."
+        )
     if any(group.get("weight_decay") for group in direction.param_groups if group["update"] == "proximal"):
         raise ValueError(
             f"Preconditioned: weight_decay of {method} would have no effect; give it to the outer optimizer."

@@ -28,8 +28,8 @@ class ProxBP(ProximalOptimizer):
         + \tfrac{\lambda}{2} (\|V - W\|^2 + \|c - b\|^2)
     $$
 
-    The paper writes tau for 1/lam. Like the authors, W and b form one joint subproblem. For arguments and
-    usage see `SIBP`.
+    The paper writes tau for 1/lam. As in the authors' code, W and b form one joint subproblem. `SIBP` shows how to use
+    the optimizer.
 
     Args:
         model: any module. `nn.Linear`, `nn.Conv1d` and `nn.Conv2d` are updated proximally.
@@ -105,7 +105,7 @@ def _gradient_update(problem: LayerProblem, eta: float, prox_weight: float) -> t
     decrease = coordinates.adjoint((eta / prox_weight) * problem.D_z)
     W_decrease, b_decrease = coordinates.displacement(decrease)
     squared = squared_norm(W_decrease, b_decrease)
-    finite = is_finite(squared) & is_finite(prox_weight)  # a relative one may be too large for its precision
+    finite = is_finite(squared) & is_finite(prox_weight)  # a relative proximal weight may overflow
     W_decrease, b_decrease = (zero_unless_finite(finite, change) for change in (W_decrease, b_decrease))
     stats = Stats.of(
         Status.GRADIENT, finite, 0.0, 0.0, iterations=1, step_length=1 / prox_weight, squared_change=squared

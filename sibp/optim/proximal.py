@@ -35,7 +35,7 @@ class ProximalOptimizer(TappedOptimizer):
 
     solvers: ClassVar[tuple[str, ...]] = ()
     activation_inside: ClassVar[bool] = False
-    """Whether "cg:K" solves the subproblem with its activation; the linear one is then solved in closed form."""
+    """Whether "cg:K" includes the activation. If so, layers without one solve the linear subproblem in closed form."""
     initial_search_state: ClassVar[dict[str, Any]] = {"search_length": 1.0}
     """The state of a search before the first step."""
 
@@ -43,7 +43,7 @@ class ProximalOptimizer(TappedOptimizer):
         """See `SIBP`.
 
         Raises:
-            ValueError: for a line search of an optimizer that is never stepped.
+            ValueError: if `line_search` and `direction_only` are both set.
         """
         if line_search and options.get("direction_only"):
             raise ValueError(
@@ -108,9 +108,9 @@ class ProximalOptimizer(TappedOptimizer):
         """Applies the displacements; with a line search, shortened so that the loss does not rise.
 
         The search covers the whole step, including weight decay and the fallback's step. If no length is acceptable,
-        all weights stay exactly as they were. Trials restore buffers, the modules' `train` or `eval`
-        mode and the random state. They begin with the random state that the model's forward pass began with, so that
-        dropout masks are those of the gradient.
+        all weights stay exactly as they were. Trials restore buffers, the modules' `train` or `eval` mode and the
+        random state. Each trial starts from the random state at the start of the model's forward pass, so its dropout
+        masks are those of the gradient.
 
         Args:
             closure: clears the gradients, computes the loss, calls `backward` and returns the loss. With a line search,
@@ -118,13 +118,14 @@ class ProximalOptimizer(TappedOptimizer):
             evaluate: returns the loss at the model's weights at the time of the call; gradients are disabled. For
                 accumulated gradients, the loss of all their batches.
             loss: the value of `evaluate` at the current weights, if known; saves one call. Omit it if `evaluate` draws
-                random numbers before it calls the model: all trials share the same ones, the preceding pass does not.
+                random numbers before it calls the model: all trials draw the same ones, but the training pass has drawn
+                others.
 
         Returns:
             The closure's loss, or None.
 
-        If `evaluate` raises, weights and buffers are as before, and the step can be repeated; the state of the fallback
-        and of the direction has advanced.
+        If `evaluate` raises, weights and buffers are as before, and the step can be repeated. However, the state of the
+        fallback and of the direction has already advanced.
 
         Raises:
             RuntimeError: if a line search has neither `evaluate` nor a closure, or if the closure evaluates only a part
@@ -155,8 +156,9 @@ class ProximalOptimizer(TappedOptimizer):
                 found = closure()
             if evaluate is None and any(each.remains() for each in pending):
                 raise RuntimeError(
-                    f"{type(self).__name__}: the closure has left in .grad what an earlier backward pass put there, so "
-                    "its loss is not the whole step's. Pass a function that only computes the loss as "
+                    f"{type(self).__name__}: the closure did not clear .grad, so the step also contains an earlier "
+                    "backward pass, whose loss the closure does not compute. Pass a function that only computes the "
+                    "loss as "
                     "step(evaluate=...), for accumulated gradients the loss of all their batches (in Lightning: manual "
                     "optimization), or call zero_grad() in the closure."
                 )
@@ -175,10 +177,10 @@ class ProximalOptimizer(TappedOptimizer):
             evaluate = evaluate_from_closure(closure, self.model)
         trials = Trials(self.model, proximal, explicit, evaluate, self._reduce_over_ranks, self._random_state)
         self._random_state = None
-        asked = [(p, p.grad, version(p.grad)) for p in (*proximal, *explicit) if p.grad is not None]
+        gradients = [(p, p.grad, version(p.grad)) for p in (*proximal, *explicit) if p.grad is not None]
         with self.paused(), trials.restored_on_error():
             before = trials.loss() if loss is None else self._reduce_over_ranks(as_number(loss))
-            if any(p.grad is not grad or version(grad) != count for p, grad, count in asked):
+            if any(p.grad is not grad or version(grad) != count for p, grad, count in gradients):
                 raise RuntimeError(
                     f"{type(self).__name__}: evaluate has changed the gradients that the step is made of; it has to "
                     "compute the loss only, without zero_grad(), backward() or clipping."
@@ -244,7 +246,7 @@ class ProximalOptimizer(TappedOptimizer):
         }
 
     def _params_with_grad(self, update: str) -> list[Tensor]:
-        """Parameters that a step moves: with a gradient, and not frozen (a fallback moves frozen ones, as torch does).
+        """Parameters that a step moves. They have a gradient; only the fallback moves frozen ones, as torch does.
 
         Args:
             update: "proximal" or "explicit", which selects the groups.
@@ -271,7 +273,7 @@ class ProximalOptimizer(TappedOptimizer):
         return not any(p.grad is not None and p.grad.any() for p in params)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Includes the constructor's setting."""
+        """Extends the base class by `line_search`."""
         return {**super().__getstate__(), "line_search": self.line_search}
 
     def _reduce_over_ranks(self, value: float) -> float:
@@ -365,7 +367,7 @@ def builder(method: Callable[..., ProximalOptimizer], backward_weights: str) -> 
 def mean_squared_row(features: FeatureOperator) -> float:
     """The mean of ||phi||^2 over the rows phi of all groups; 1 if that is 0, as no parameter changes then.
 
-    The unit of a relative proximal weight: the Gram matrix of N rows has N times this as its trace.
+    This is the unit of a relative proximal weight. The trace of the Gram matrix of N rows is N times this mean.
 
     Args:
         features: of the layer.

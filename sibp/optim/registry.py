@@ -1,4 +1,4 @@
-"""The layers that an optimizer solves for, and which `.grad` it may apply to them."""
+"""The tapped layers of an optimizer, and the check that it may apply their `.grad`."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -100,7 +100,7 @@ class LayerRegistry:
             _check_gradients(tap, method, frozen)
 
     def pending(self) -> list[Pending]:
-        """The `.grad` tensors whose displacements no step has applied; records what later backward passes add to."""
+        """The `.grad` tensors whose displacements no step has applied yet; `Pending.remains` needs this call."""
         held = [Pending(tap, key, p, p.grad) for tap in self for key, p in tap.parameters.items() if p.grad is not None]
         pending = [each for each in held if each.tap.displacements.is_applicable(each.key, each.grad)]
         for each in pending:

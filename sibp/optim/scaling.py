@@ -44,8 +44,8 @@ class ScalerGuard:
     def __init__(self, direction: Any) -> None:
         global _registered
         if not _registered:
-            # Once and for all: torch iterates over these hooks, during which the garbage collector, which may free a
-            # direction at any time, must not remove one.
+            # The hook is never removed. Removing it with its direction would fail: the garbage collector may free a
+            # direction while torch iterates over these hooks.
             register_optimizer_step_pre_hook(_before_any_step)
             _registered = True
         self._direction = weakref.ref(direction)

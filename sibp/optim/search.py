@@ -82,8 +82,8 @@ def parabola_minimum(alpha: float, rise: float, slope: float) -> float:
 def backtrack(phi: Phi, before: float, first: float, slope: float = math.nan) -> Outcome:
     """The first length that does not raise the loss, starting with `first`.
 
-    Each trial is at most half as long as the last one. If the parabola's minimum is shorter still, the trial is there,
-    but at least at 5 % of the last one.
+    Each trial is at most half as long as the last one. If the parabola's minimum is even shorter, the next trial is at
+    that minimum, or at 5 % of the last trial's length if that is longer.
 
     Args:
         phi: the loss.

@@ -80,11 +80,11 @@ class GatheredFeatures(DenseFeatures):
         self.exchange, self.neurons = exchange, neurons
 
     def all_units(self, coordinates: Coordinates, x: Tensor, finite: Flag) -> tuple[Coordinates, Tensor, Flag]:
-        """Coefficients of all output units, (..., r, m), from this rank's; finite only if they are on all ranks.
+        """Coefficients of all output units, (..., r, m), from this rank's; finite only if all ranks' are finite.
 
-        On a CPU, a rank's solver may have switched from span to direct coordinates for precision. It decides by its own
-        output units, so other ranks may not have switched. A flag of each rank says whether it has. If one has, all
-        ranks send displacements, which are direct coordinates.
+        On a CPU, a rank's solver may have switched from span to direct coordinates for precision. Each rank decides
+        this by its own output units, and sends a flag. If any rank has switched, all ranks send displacements, which
+        are direct coordinates.
         """
         switched = coordinates.direct and self.spanned
         flag = finite.to(x.dtype).reshape(1) if isinstance(finite, Tensor) else x.new_full((1,), finite)

@@ -41,19 +41,20 @@ class AutoSIBP(SIBP):
     - Before a step is taken, the loss at its end is evaluated. While that loss is higher than before the step, the step
       is shortened, by at least half. If no trial helps, the weights stay as they were. Passing `loss`, the loss before
       the step, saves one evaluation.
-    - Every third step, a trial twice as long as the last optimum, but long enough to change the weights by more than
-      rounding (of bfloat16 under autocast), determines a parabola. Its minimum is the length that this batch asks for
-      (`reach`); the next two steps use it as well. The length is shortened while the loss decreases by less than a
-      quarter of what the slope predicts. If the losses of batches usually differ by more than a tenth,
-      the length grows only if the batch predicts a decrease of at least a fifth of that difference, or if its slope is
-      at least as large as usual.
-    - On a batch with three times the loss of the last measured batch, the step is halved while that lowers the loss.
+    - Every third step measures the slope of the loss, which determines a parabola together with a trial. The trial is
+      twice as long as the last optimum, or longer if needed to change the weights by more than rounding does (rounding
+      to bfloat16 under autocast). The parabola's minimum is the length that this batch asks for (`reach`); the next two
+      steps use it as well. The length is shortened while the loss decreases by less than a quarter of what the slope
+      predicts. If the losses of consecutive batches usually differ by more than a tenth, the length grows only if the
+      slope predicts a decrease of at least a fifth of that difference, or if the slope is at least as steep as usual.
+    - If a batch has more than three times the loss of the last measured batch, the step is halved while that lowers the
+      loss.
     - Steps take a share of this length, `trust`, since a batch's loss decreases further along its own step than the
       loss of all data. `trust` follows the slopes of later batches' losses along the step. It starts at 1, or at B / 16
-      for batches of B < 16 samples. If the second batch differs from the first and B < 100, it is at most
-      sqrt(B / 100).
-    - If Polyak's step on the outputs, in the first step, differs from 2.5 (that of the cross-entropy of ten classes) by
-      a factor above 30, `lr` is multiplied by their ratio, so that the unit of the loss does not matter.
+      for batches of B < 16 samples. If the second batch differs from the first and B < 100, the second step limits
+      `trust` to sqrt(B / 100).
+    - The first step compares Polyak's step on the outputs with 2.5, its value for the cross-entropy of ten classes. If
+      they differ by a factor above 30, `lr` is multiplied by their ratio, so that the unit of the loss does not matter.
     - A scheduler scales the step: at a fifth of the initial `lr`, steps are a fifth as long.
     - If the measured slope along the direction is not negative, the search uses the subproblems' own step instead. A
       refused step resets the running mean.
@@ -73,8 +74,8 @@ class AutoSIBP(SIBP):
         backward_weights: see `SIBP`; "old" makes the error signals those of the loss.
         prox_weight_scaling: see `SIBP`.
         **options: `params`, `fallback`, `explicit`, `data_parallel`: see `sibp.optim.options.Options`. All groups share
-            one step length, in proportion to their `lr`. Decisions use the mean loss of all ranks. `direction_only` is
-            not supported.
+            one search, and each steps in proportion to its `lr`. Decisions use the mean loss of all ranks.
+            `direction_only` is not supported.
 
     Raises:
         ValueError: for hyper-parameters out of range, parameters that are not the model's.
@@ -122,7 +123,10 @@ class AutoSIBP(SIBP):
         )
 
     def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
-        """The layer's update; when a measurement is due, also its gradient (that of the loss, with old weights)."""
+        """Solves a layer's subproblem; stores its gradient if a measurement is due.
+
+        With `backward_weights="old"`, this is the gradient of the loss.
+        """
         self._rounding = max(self._rounding, torch.finfo(problem.dtype).eps)
         if self._is_measurement_due():
             self._add_gradient(tap, problem)
@@ -284,7 +288,7 @@ class AutoSIBP(SIBP):
     def _shortest_visible(self, trials: Trials) -> float:
         """The length that changes the weights by their rounding error; the loss along a shorter step is only noise.
 
-        Without it, steps that are too short for half precision to show their effect would be shortened further.
+        Without this limit, the search would shorten steps further that are too short for half precision.
         """
         change = trials.relative_change()
         return self._rounding / change if change > 0 else 0.0
@@ -323,7 +327,7 @@ class AutoSIBP(SIBP):
         if not memory["search_step_stored"]:
             return
         trials.move(alpha)
-        self._keep_steps(dict(zip(trials.params, trials.displacements(), strict=True)))
+        self._keep_steps(dict(zip(trials.params, trials.changes(), strict=True)))
 
     def init_search_state(self) -> None:
         """Creates the search's state, including the last step of every parameter."""
@@ -365,7 +369,7 @@ class AutoSIBP(SIBP):
         return max(float(first["lr"]), first["longest"]) if first else 0.0
 
     def _schedule_factor(self) -> float:
-        """The schedule's factor of every step: lr / longest of the first group, or of the others if its lr is 0."""
+        """The schedule's factor of every step: lr / longest of the first group; if its lr is 0, the others' largest."""
         first, longest = self._first_group(), self._max_lr()
         if longest and float(first["lr"]) > 0:
             return float(first["lr"]) / longest
@@ -373,7 +377,10 @@ class AutoSIBP(SIBP):
         return min(max(others, default=0.0), 1.0)
 
     def _first_group(self) -> dict[str, Any]:
-        """The group whose lr is the unit of length: the first proximal one that ever moves; empty if there is none."""
+        """The group whose lr is the unit of length: the first proximal one whose lr or initial lr is above 0.
+
+        Without such a group, it is the first proximal one; empty if there is none.
+        """
         moving = (g for g in self._proximal_groups() if max(float(g["lr"]), g["longest"]) > 0)
         return next(moving, next(self._proximal_groups(), {}))
 
@@ -385,7 +392,7 @@ class AutoSIBP(SIBP):
         return float(group["lr"]) / (self._schedule_factor() or 1.0)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clears the gradients, and the number of rows that they come from."""
+        """Clears the gradients, and the count of the output rows that they come from."""
         super().zero_grad(set_to_none)
         self._output_rows = 0
 

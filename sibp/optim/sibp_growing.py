@@ -13,8 +13,8 @@ from sibp.optim.sibp import SIBP
 class GrowingSIBP(SIBP):
     """`SIBP` with step size `neuron_step` and proximal weight `prox_weight` / lr; equal to it at lr = 1.
 
-    A small step changes a weight by about eta / lam times its gradient, so that a schedule of lr slows the weights as
-    it does in `SIBP`, while the distance of the neurons' targets stays the same.
+    A small step changes a weight by about eta / lam times its gradient. A schedule of lr therefore slows the weights as
+    it does in `SIBP`, but the distance of the neurons' targets stays the same.
     """
 
     def __init__(self, model: nn.Module, lr: float, neuron_step: float, prox_weight: float, solver: str) -> None:

@@ -35,7 +35,7 @@ class LineSearchSGD(torch.optim.Optimizer):
     """
 
     line_search = True
-    """It evaluates the loss at trial weights: `step(evaluate=...)`."""
+    """Always True: `step(evaluate=...)` evaluates the loss at trial weights."""
 
     def __init__(
         self,

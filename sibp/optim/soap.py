@@ -81,7 +81,7 @@ class WholeSteps(CombinedOptimizer):
 
 
 def _too_large(groups: list[dict[str, Any]]) -> str | None:
-    """Name of the first parameter whose gradient has no finite squared norm, which bounds all of its statistics."""
+    """Name of the first parameter whose gradient has no usable squared norm; this norm bounds all of its statistics."""
     gradients = [
         (name, p.grad)
         for group in groups
@@ -97,7 +97,7 @@ def _too_large(groups: list[dict[str, Any]]) -> str | None:
 
 
 def _fits(gradient: Tensor) -> Tensor:
-    """Whether the squared norm is finite in the gradient's dtype, and 1e4 times it in float32 at least.
+    """Whether the squared norm is finite in the gradient's dtype, and 1e4 times the squared norm in float32 or wider.
 
     The factor leaves room for the sums in a QR decomposition.
     """

@@ -110,14 +110,14 @@ def _change(
 ) -> tuple[Callable[[], Scalar], Scalar]:
     """||W_new - W||^2 + ||b_new - b||^2, evaluated lazily if possible, and an upper bound of it.
 
-    Reading the displacement of a wide layer takes a twentieth of a training step. It is deferred if the bound shows
-    that all entries are finite and their mean square is at most 1; otherwise the bound is the exact value.
+    Reading the displacement of a wide layer takes a twentieth of a training step. This is deferred if a cheap bound
+    shows that all entries are finite and their mean square is at most 1. Otherwise the bound is the exact value.
 
     Args:
         solution: the solver's result.
         coordinates: the coordinates of x.
         x: (..., r, m) coefficients of all output units.
-        parts: minus the displacement, as W and b; the user may change these tensors later, by clipping.
+        parts: W - W_new and b - b_new; the user may change these tensors later, by clipping.
     """
     features, most, known = coordinates.features, solution.change_bound, solution.squared_change
     if x is solution.x and known is not None and most <= features.groups * features.size * x.shape[-1]:
@@ -134,7 +134,7 @@ def zero_unless_finite(finite: Flag, change: Tensor | None) -> Tensor | None:
 
 
 def cg_update(problem: LayerProblem, eta: float, prox_weight: float, iterations: int) -> tuple[LayerUpdate, Measure]:
-    """The nonlinear subproblem by CG: target T_l = s(Z_l) - eta D_l; the linear one where s is not known.
+    """The subproblem with its activation, by CG: target T_l = s(Z_l) - eta D_l; the linear one if s is not known.
 
     Args:
         problem: the layer's.
@@ -202,10 +202,10 @@ def check_paper(name: str, weight: Tensor) -> None:
 
 
 def _paper_stats(solution: PaperSolution) -> Stats:
-    """The metrics of both calls together: the b call starts from the W call's end."""
+    """The metrics of both calls together; the b call starts where the W call ended."""
     calls = [call for call in (solution.trace_W, solution.trace_b) if call is not None]
     start = calls[0].iterations[0].f if calls else 0.0
-    # The objective of the b call lacks the W call's proximal term; the next call starts where the first one ended.
+    # The b call's objective lacks the W call's proximal term, so each call's decrease is counted on its own objective.
     gained = sum(call.iterations[0].f - call.f_end for call in calls)
     steps = [RHO**r.m if r.m > 0 else 0.0 for call in calls for r in call.iterations]
     if not math.isfinite(start + gained):

@@ -43,7 +43,8 @@ class Trials:
         fallback_params: the fallback's parameters that the step changes.
         evaluate: returns the loss at the current weights.
         average: averages a loss over all ranks.
-        random_state: of the forward pass that the gradient belongs to; None if unknown, for the present one.
+        random_state: the one that the gradient's forward pass started from, and that each trial starts from; None for
+            the present one.
     """
 
     def __init__(
@@ -88,8 +89,8 @@ class Trials:
         steps = zip(gradients, self._old, self._new, strict=False)
         return sum(float(torch.sum(g * (new - old))) for g, old, new in steps if g is not None)
 
-    def displacements(self) -> list[Tensor]:
-        """The displacements p - p_old of the proximal parameters at the current position."""
+    def changes(self) -> list[Tensor]:
+        """The changes p - p_old of the proximal parameters at the current position."""
         return [p.detach() - old for p, old in zip(self.params, self._old, strict=False)]
 
     @torch.no_grad()
@@ -123,7 +124,7 @@ class Trials:
         return self._farthest * self.relative_change()
 
     def relative_change(self) -> float:
-        """||p - p_old|| / ||p_old|| of all proximal parameters together, at alpha = 1; 0 if these are 0."""
+        """||p_new - p_old|| / ||p_old|| of all proximal parameters together; 0 if p_old is 0."""
         count = len(self.params)  # may be 0
         old = self._old[:count]
         changes = [p - q for p, q in zip(self._new[:count], old, strict=True)]

@@ -94,8 +94,8 @@ def _updated_mean(mean: float, value: float) -> float:
 def is_within_noise(memory: dict[str, Any], slope: float, reach: float, before: float) -> bool:
     """Whether this batch says little about the length: batches are noisy, and its slope predicts a small decrease.
 
-    Short steps predict small decreases on every batch. A batch whose slope has the usual size or more is therefore not
-    within the noise, so that steps that have become too short can grow again. Updates the usual size.
+    Short steps predict small decreases on every batch. The answer is therefore no if the slope is at least as steep as
+    usual, so that steps that have become too short can grow again. Updates the running mean of slopes.
 
     Args:
         memory: the search state.

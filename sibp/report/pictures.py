@@ -104,7 +104,7 @@ def _with_short_numbers(svg: bytes) -> bytes:
     """The SVG with positions in hundredths of a point: the sixth decimal depends on the processor's logarithms."""
 
     def rounded(position: re.Match[bytes]) -> bytes:
-        return re.sub(rb"-?\d+\.\d{3,}", lambda number: b"%.2f" % float(number[0]), position[0])
+        return re.sub(rb"-?\d+\.\d{3,}", lambda number: b"%g" % round(float(number[0]), 2), position[0])
 
     return re.sub(rb'\b(?:d|x|y)="[^"]*"|translate\([^)]*\)', rounded, svg)
 

@@ -241,7 +241,7 @@ def test_a_first_layer_with_other_rows_than_the_models_input_is_named_once():
     x = torch.linspace(-1, 1, 4 * B, dtype=F64).view(B, 4)  # half of the samples for each expert
     model = Experts()
     optimizer = SIBP(model)
-    with pytest.warns(RuntimeWarning, match=r"layer 'experts.0', .* has 3, but the model's input has 6. Set loss_av"):
+    with pytest.warns(RuntimeWarning, match=r"'experts.0', .* has 3 rows, but the model's input has 6. Set loss_av"):
         F.cross_entropy(model(x), labels).backward()
     F.cross_entropy(model(x), labels).backward()  # shown once
     optimizer.step()
@@ -288,6 +288,6 @@ def test_a_first_layer_on_all_inputs_together_is_named():
 
     model = Together()
     optimizer = SIBP(model)
-    with pytest.warns(RuntimeWarning, match="layer 'layer', .* it has 5, but the model's input has 2 and 3"):
+    with pytest.warns(RuntimeWarning, match="'layer', .* has 5 rows, but the model's input has 2 and 3"):
         model(torch.ones(3, 4), torch.ones(2, 4)).square().sum().backward()
     optimizer.step()
