@@ -272,7 +272,7 @@ def rest(name: str) -> str:
         values = ((resting, "gradient"), (kinks, "subgradient"), (kinks, "falls"))
         largest_of = [f"{max(row[key] for row in found):.1e}" if found else "–" for found, key in values]
         rows.append([*about, *cells, *largest_of])
-    columns = ("problem", "activation", "runs at rest", "methods of which none is")
+    columns = ("problem", "activation", "runs at rest", "methods that never are")
     return lines_of_table([*columns, "gradient at rest, at most", "subgradient", "loss falls by"], rows)
 
 
@@ -313,7 +313,7 @@ def hardness(name: str, goal: str) -> str:
 
 
 def _hardness_cell(level: Level) -> str:
-    mark = ", **at the first look**" if level.at_first_look else ""
+    mark = ", **at the first logged row**" if level.at_first_row else ""
     return f"{level.target.value:.4g}: {level.reached} of {level.entered}{mark}"
 
 

@@ -8,7 +8,7 @@ results; and the best decile of these results. A method's result is its median o
 **Total cost** of a run: the seconds of all tuning trials of its method on that problem, at the seconds per step of the
 final runs, plus the seconds to the target. All methods have the same number of trials.
 
-A target is met **at the first look** if the fastest method meets it at the first row logged after the start, on at
+A target is met **at the first logged row** if the fastest method meets it at the first row after the start, on at
 least half of its seeds. The cost then depends only on how often metrics were logged.
 """
 
@@ -212,7 +212,7 @@ class Level:
     target: Target
     reached: int  # number of methods whose median cost over seeds is finite
     entered: int  # number of methods
-    at_first_look: bool  # as defined above
+    at_first_row: bool  # as defined above
 
 
 def targets(contest: Contest, goal: str) -> list[Target]:

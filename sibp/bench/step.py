@@ -141,7 +141,7 @@ def headline(record: Mapping[str, Any]) -> str:
     number, about = len(record["cases"]), record["machine"]
     where = about["device"] if about["device"] != "cpu" else f"{about['threads']} thread{'s' * (about['threads'] > 1)}"
     nets = f"{number} nets" if number > 1 else Case.of(record["cases"][0]).title
-    return f"A training step takes as long as so many of SGD's: {', '.join(spans)} ({nets}, {where}, medians)."
+    return f"Cost of a training step, in steps of SGD: {', '.join(spans)} ({nets}, {where}, medians)."
 
 
 def verdict(ratio: Estimate, bound: float, sense: str = "at most") -> str:

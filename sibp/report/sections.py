@@ -73,7 +73,7 @@ def choice_text(problem: Problem) -> str:
         how = "by the sweep; its criterion is in tuning.json, beside its runs."
     elif all(method.validated for method in problem.methods):
         how = "on validation data only, by final accuracy, then by loss."
-    return f"Settings were chosen {how} Test data play no part. {'; '.join(parts)}."
+    return f"Settings were chosen {how} Test data are not used. {'; '.join(parts)}."
 
 
 def _seeds(seeds: frozenset[int]) -> str:

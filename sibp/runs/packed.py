@@ -2,9 +2,9 @@
 
 The first line contains the entries that all runs share. Every other line is a run, ``{"run": folder name, "config":
 ..., "summary": ..., "rows": column -> list, "solver": layer -> statistic -> list}``, without the shared entries. A line
-keeps all settings, the whole summary, and at most `ROWS` evenly spaced logged rows, including the first and the last.
-Solver statistics are kept for at most `LAYERS` evenly spaced layers, rounded to `DIGITS` digits. Checkpoints, host,
-command and paths are omitted.
+keeps all settings, the whole summary, and at most `ROWS` evenly spaced logged rows, including the first and the last,
+rounded to `DIGITS` digits, which is what single precision resolves. Solver statistics are kept for at most `LAYERS`
+evenly spaced layers, rounded to `SOLVER_DIGITS` digits. Checkpoints, host, command and paths are omitted.
 """
 
 import json
@@ -30,7 +30,7 @@ from sibp.runs.reading import (
 from sibp.runs.values import BrokenError, plain, shown
 
 PACKED = "runs.jsonl"
-ROWS, DIGITS, LAYERS = 26, 4, 8
+ROWS, DIGITS, LAYERS, SOLVER_DIGITS = 26, 8, 8, 4
 LONGEST_FILE_NAME = 255  # bytes
 PLACES = {"data_root": "data", "run_root": "runs"}
 
@@ -60,8 +60,8 @@ def _line(run: Run) -> dict[str, Any]:
         summary["earlier_environments"] = [_without_host(each) for each in earlier if isinstance(each, dict)]
     count = len(run.columns["step"])
     kept = _spread_positions(count, ROWS)
-    rows = {name: [_number(value) for value in run.columns[name][kept].tolist()] for name in COLUMNS}
-    line = {"run": run.path.name, "config": run.config | PLACES, "summary": summary, "rows": rows}
+    rows = {name: [_number(value, DIGITS) for value in run.columns[name][kept].tolist()] for name in COLUMNS}
+    line = {"run": run.path.name, "config": run.config | PLACES, "summary": _rounded(summary), "rows": rows}
     return line | ({"solver": _solver(run, rows["step"])} if run.solver else {})
 
 
@@ -74,7 +74,7 @@ def _solver(run: Run, steps: Sequence[float | int | None]) -> dict[str, dict[str
 
     def at_steps(logged: np.ndarray, values: np.ndarray) -> list[float | int | None]:
         known = dict(zip(logged.tolist(), values.tolist(), strict=True))
-        return [_number(float(f"{known.get(step, math.nan):.{DIGITS}g}")) for step in steps]
+        return [_number(known.get(step, math.nan), SOLVER_DIGITS) for step in steps]
 
     layers = [list(run.solver)[place] for place in _spread_positions(len(run.solver), LAYERS)]
     return {layer: {name: at_steps(*found) for name, found in run.solver[layer].items()} for layer in layers}
@@ -85,8 +85,16 @@ def _spread_positions(count: int, most: int) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int))
 
 
-def _number(value: float) -> float | int | None:
-    return None if not math.isfinite(value) else int(value) if value.is_integer() else value
+def _number(value: float, digits: int) -> float | int | None:
+    if not math.isfinite(value):
+        return None
+    return int(value) if value.is_integer() else float(f"{value:.{digits}g}")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
 def common(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:

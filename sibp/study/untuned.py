@@ -162,7 +162,7 @@ def end_table(problems: Sequence[Untuned], goal: str) -> str:
         cells = [f"{name} {cell_text(found)}: {'yes' if within else 'no'}" for name, found, within in best]
         against = seeds_text(compared(problem.own, problem.sgd, quantity))
         rows.append([problem.folder.replace("_", " "), cell_text(own), *cells, cell_text(sgd), against])
-    columns = ["problem", f"AutoSIBP, {goal}", "best of all tuned: within?", "best tuned proximal method: within?"]
+    columns = ["problem", f"AutoSIBP, {goal}", "best tuned method: matched?", "best tuned proximal method: matched?"]
     return lines_of_table([*columns, "tuned SGD", "AutoSIBP against it"], rows)
 
 
@@ -173,7 +173,7 @@ def cost_table(problems: Sequence[Untuned], goal: str) -> str:
         if costs := total_costs(problem, goal):
             cells = [f"{target.value:.4g}: {_against(mine, best, theirs)}" for target, mine, best, theirs in costs]
             rows.append([problem.folder.replace("_", " "), f"{problem.ratio:.2f}", *cells])
-    return lines_of_table(["problem", "a step costs, of SGD's", *LEVELS], rows)
+    return lines_of_table(["problem", "step cost relative to SGD", *LEVELS], rows)
 
 
 def total_costs(problem: Untuned, goal: str) -> list[tuple[Target, float, str, float]]:
@@ -197,8 +197,8 @@ def _against(mine: float, cheapest: str, theirs: float) -> str:
     if math.isinf(mine):
         return "missed"
     if math.isinf(theirs):
-        return f"{mine:.2g} s, no tuned method gets there"
-    return f"{mine:.2g} s against {theirs:.2g} s ({cheapest}), {theirs / mine:.2g} times less"
+        return f"{_digits(mine, 2)} s, no tuned method gets there"
+    return f"{_digits(mine, 2)} s; {cheapest} {_digits(theirs, 2)} s, {_digits(theirs / mine, 2)} times as long"
 
 
 def clock_table(problems: Sequence[Untuned]) -> str:
@@ -213,7 +213,8 @@ def clock_table(problems: Sequence[Untuned]) -> str:
                 of = {name: by[level, cost] for name, by in found.items()}
                 first = max(of, key=lambda name: of[name])
                 place = 1 + sum(score > of[AUTO] for score in of.values())
-                cells.append(f"{of[AUTO]:.2f}, place {place}; first {first}, {of[first]:.2f}")
+                leader = "" if place == 1 else f" (1: {first}, {of[first]:.2f})"
+                cells.append(f"{of[AUTO]:.2f}, rank {place}{leader}")
             rows.append([f"{goal}, {level}", *cells])
     return lines_of_table(["target", *COSTS], rows)
 
@@ -225,7 +226,7 @@ def safety_table(evidence: Evidence, experiment: Experiment) -> str:
         problem, _, init = part.rpartition("_")
         rows.append([problem.replace("_", " "), init, *safety(evidence.problem(f"{experiment.name}/{part}"))])
     ends = [f"lr {lr:g}" for lr in SAFE]
-    return lines_of_table(["problem", "initialisation", "runs", "start", *ends, "worst end, of its start"], rows)
+    return lines_of_table(["problem", "initialisation", "runs", "start", *ends, "largest ratio of end to start"], rows)
 
 
 def safety(problem: Problem) -> Sequence[str]:
@@ -237,9 +238,9 @@ def safety(problem: Problem) -> Sequence[str]:
     pairs = [pair for by_lr in found for pair in by_lr.values()]
     medians = [median([start for start, _ in pairs]), *(median([by_lr[lr][1] for by_lr in found]) for lr in SAFE)]
     worst = max(end / start if math.isfinite(end) else math.inf for start, end in pairs)
-    return [str(len(pairs)), *map(_three_digits, medians), f"{worst:.2f}"]
+    return [str(len(pairs)), *(_digits(value, 3) for value in medians), f"{worst:.2f}"]
 
 
-def _three_digits(value: float) -> str:
-    """Without an exponent, so that columns stay aligned."""
-    return np.format_float_positional(value, 3, fractional=False, trim="-") if math.isfinite(value) else str(value)
+def _digits(value: float, digits: int) -> str:
+    """A number of significant digits, without an exponent."""
+    return np.format_float_positional(value, digits, fractional=False, trim="-") if math.isfinite(value) else str(value)

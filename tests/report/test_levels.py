@@ -34,12 +34,12 @@ def test_targets_are_sgds_end_the_median_and_the_best_decile(contest):
 def test_a_target_met_at_the_first_evaluation_is_marked(contest):
     """Two have SGD's end, 1.0, at their first row, with 0.9; the median, 0.5, is met at the second row alone."""
     easy, middle, hard = levels(contest, "training")
-    assert (easy.at_first_look, middle.at_first_look, hard.at_first_look) == (True, False, False)
+    assert (easy.at_first_row, middle.at_first_row, hard.at_first_row) == (True, False, False)
     assert [each.reached for each in (easy, middle, hard)] == [3, 2, 1]
     assert easy.entered == 3
 
 
-def test_half_of_the_seeds_suffice_for_a_first_look(tmp_path):
+def test_half_of_the_seeds_suffice_for_a_first_row(tmp_path):
     """SIBP reaches SGD's 1.0 first, at a median of 15 steps: on two seeds after 10, its first row, on two after 20."""
     for seed, middle in enumerate((0.9, 0.9, 1.5, 1.5)):
         write_run(tmp_path / f"sgd{seed}", SGD, seed, CURVES["sgd"])
@@ -47,7 +47,7 @@ def test_half_of_the_seeds_suffice_for_a_first_look(tmp_path):
     (contest,) = contests(compare(collect([tmp_path]).runs, None, None), {})
     easy = levels(contest, "training")[0]
     assert easy.target.value == 1.0
-    assert easy.at_first_look
+    assert easy.at_first_row
 
 
 def test_tuning_time_is_charged_to_the_method(contest):
