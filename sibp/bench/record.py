@@ -225,7 +225,8 @@ def warnings(record: Mapping[str, Any]) -> list[Text]:
     if record["command"] == "time_to_target" or others is None or others < _BUSY:
         return []
     text = (
-        f"Other processes kept {others:.1f} cores busy meanwhile: times are too long, and ratios of two threads wrong."
+        f"Other processes kept {others:.1f} cores busy during the measurement: times are too long, and ratios with "
+        "several threads are unreliable."
     )
     return [Text(text, warning=True)]
 

@@ -333,7 +333,7 @@ class Trainer:
             )
         try:
             self._load_state(state)
-        except Exception as error:  # torch has one for everything that can be wrong
+        except Exception as error:  # torch raises a different exception for each thing that can be wrong
             if is_out_of_memory(error):
                 raise
             why = f"{type(error).__name__}: {first_line(error)}"

@@ -102,7 +102,7 @@ def _outcome_of(process: Any, job: Job) -> Outcome:
     how = f"signal {signal.Signals(-code).name}" if code and code < 0 else f"exit code {code}"
     if process.asked_to_stop:
         return Outcome("interrupted", f"stopped: {resuming(job)} resumes from its last checkpoint", folder)
-    return Outcome("failed", f"its process died ({how}; often for memory): the same command tries again", folder)
+    return Outcome("failed", f"its process died ({how}; often out of memory): the same command tries again", folder)
 
 
 def _work(job: dict[str, Any], at_once: int, sender: Connection) -> None:

@@ -1,4 +1,4 @@
-/* The closed form of sibp.prox.solvers.linear in the layer's precision: Gram matrices by half their products, and the
+/* The closed form of sibp.prox.solvers.linear in the layer's precision: Gram matrices from one of their triangles, and the
  * solution of (G + lam I) X = -R by a Cholesky factor. */
 #include <math.h>
 #include <stdint.h>
@@ -120,7 +120,7 @@ static int factorize_block(REAL *M, long row)
     return 1;
 }
 
-/* Columns c to c+3 of the factor in some rows of a panel, which begins at M; t: the factor's square in these columns. */
+/* Columns c to c+3 of the factor in some rows of a panel, which begins at M; t: the factor's diagonal block there. */
 static inline __attribute__((always_inline)) void solve_columns(REAL *M, long row, const REAL *t, long c, const int rows)
 {
     const REAL *t0 = t, *t1 = t0 + row, *t2 = t1 + row, *t3 = t2 + row;
@@ -133,8 +133,8 @@ static inline __attribute__((always_inline)) void solve_columns(REAL *M, long ro
     }
 }
 
-/* Subtracts from the later columns what columns c to c+3 contribute, by whole vectors: from finished ones, zeros. memory,
- * PANEL x PANEL: the transpose of the panel's own rows. */
+/* Subtracts from the later columns what columns c to c+3 contribute, in whole vectors, which subtract 0 from finished columns.
+ * memory, PANEL x PANEL: the transpose of the panel's first rows, which form its diagonal block. */
 static inline __attribute__((always_inline)) void subtract_columns(
     REAL *M, long row, long c, const REAL *memory, long columns, const int rows)
 {
@@ -150,8 +150,8 @@ static inline __attribute__((always_inline)) void subtract_columns(
     }
 }
 
-/* The Cholesky factor of a panel's own rows; 0 if a pivot is not positive. memory becomes its transpose, with zeros up to
- * the end of each square of SIDE columns. */
+/* The Cholesky factor of a panel's diagonal block; 0 if a pivot is not positive. memory becomes its transpose, with zeros up
+ * to the end of each square of SIDE columns. */
 static int factorize_panel(REAL *M, long row, long columns, REAL *memory)
 {
     memset(memory, 0, PANEL * PANEL * sizeof(REAL));
@@ -249,8 +249,8 @@ static long row_of(long r) { return filled_up(rows_of(r)) + PANEL; }
 
 #define PROBES ((long)16)
 
-/* Sums over a solution X; all but ||X||^2 only if X is checked, with probes S (m x PROBES), otherwise NULL. P and Q,
- * rows_of(r) x PROBES, become X S and -R S. */
+/* Sums over a solution X. If X is checked, S holds the probes, m x PROBES, and P and Q, rows_of(r) x PROBES, become X S and
+ * -R S. Otherwise S is NULL, and only XX is computed. */
 struct look {
     const REAL *S;
     REAL *P, *Q;

@@ -50,8 +50,9 @@ static void add_up(const REAL *sums, long parts, long step, long M, double *out)
     for (long n = first, rows = rows_of_stripe(M), place = n * (M), length = least(rows, (last) - n) * (M); n < (last); \
          n += rows, place = n * (M), length = least(rows, (last) - n) * (M))
 
-/* `call` for each chunk of rows, `first` to `last`, with sums of its own, which are then added up. The kind is chosen inside
- * the parallel loop: compilers outline its body into a function, where a constant from outside would be a variable. */
+/* Runs `call` for each chunk of rows, `first` to `last`; each chunk has separate sums, which are then added up. The kind is
+ * chosen inside the parallel loop: compilers outline its body into a function, where a constant from outside would be a
+ * variable. */
 #define CHUNKS(shape, sums, found, call) \
     const long stripe = rows_of_stripe(shape->M) * shape->M, chunk = STRIPES * rows_of_stripe(shape->M); \
     const long chunks = chunks_of(shape->N, shape->M); \

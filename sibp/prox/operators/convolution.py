@@ -124,7 +124,7 @@ class ConvolutionFeatures(FeatureOperator):
 
     def _sums(self, x: Tensor) -> Tensor:
         """For each entry of the kernel, the sum of the inputs under it over all positions, (g, n)."""
-        # Summed in the order of memory: torch takes fifteen times as long for channels-last images.
+        # Sum in memory order: for channels-last images, `x.sum(0)` takes fifteen times as long.
         last = x.is_contiguous(memory_format=torch.channels_last)
         image = x.permute(0, 2, 3, 1).sum(0).permute(2, 0, 1) if last else x.sum(0)
         ones = ConvolutionFeatures(image.unsqueeze(0), self.window, bias=False)

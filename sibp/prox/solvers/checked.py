@@ -52,7 +52,7 @@ FLOOR = 16.0  # lam / (eps ||G||) below which lam is lost in the rounding of G
 def smallest_ratio(eps: float) -> float:
     """The least lam / ||G|| that can be solved for in float64.
 
-    Below it, lam is lost in the rounding of G, or the rounding of V in its own dtype matters. That changes Z by up to
+    Below it, lam is lost in the rounding of G, or the rounding of V to its dtype matters. Rounding V changes Z by up to
     eps ||Phi|| ||V||, where ||V|| <= ||R|| / sqrt(lam): from this ratio on, by at most ||R|| / 16.
 
     Args:
