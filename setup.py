@@ -95,7 +95,7 @@ setup(
                 f"{FOLDER}/common.h",
                 f"{FOLDER}/activations.h",
                 f"{FOLDER}/sums.h",
-                f"{FOLDER}/turn.h",
+                f"{FOLDER}/transpose.h",
                 "setup.py",
             ],
             optional=True,

@@ -144,7 +144,7 @@ def kernels_are_current(copy: Path) -> bool:
 
 
 def build_kernels(copy: Path) -> None:
-    """Compiles the kernels of a copy; where there is no compiler, it has none.
+    """Compiles the kernels of a copy; without a compiler, the copy has none.
 
     Args:
         copy: of the project.

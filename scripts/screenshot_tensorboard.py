@@ -64,7 +64,7 @@ class Page:
 
     Args:
         width: of the window, in pixels.
-        height: likewise.
+        height: of the window, in pixels.
 
     Attributes:
         errors: messages of the console at level error.
@@ -147,7 +147,7 @@ class Page:
 
         Args:
             width: of the window, in pixels.
-            height: likewise.
+            height: of the window, in pixels.
             scheme: ``light`` or ``dark``, the system's preference.
         """
         self._call(

@@ -358,7 +358,11 @@ def _marked(block: Table) -> str:
 
 
 def drawn(name: str) -> str:
-    """The picture of an experiment, for a page of docs/."""
+    """The picture of an experiment, for a page of docs/.
+
+    Raises:
+        OpenError: there is none yet.
+    """
     if not (RESULTS / name / f"{name}.svg").exists():
         raise OpenError
     of_arena = "Scores and performance profiles of all methods, by steps and by seconds"

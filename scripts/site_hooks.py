@@ -43,7 +43,7 @@ MADE_BY = "Made by: python -m sibp.report "
 INTERACTIVE = "interactive.html"
 EMBEDDED = f"""<iframe class="report" src="{INTERACTIVE}" title="Interactive report" loading="lazy"></iframe>
 
-<a href="{INTERACTIVE}">The report on a page of its own</a>; below, its verdicts as plain tables.
+<a href="{INTERACTIVE}">The report on a separate page</a>; below, its verdicts as plain tables.
 """
 TABLE = re.compile(r"<!-- results/.*?-->\n(.*?)<!-- end of table -->", re.DOTALL)
 

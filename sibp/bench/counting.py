@@ -85,9 +85,15 @@ class Layer:
 
 @dataclass(frozen=True)
 class Work:
-    """One operation: what it is, floating-point operations, numbers moved, and whether it is a matrix product.
+    """One operation of a step.
 
-    `piece` can be timed in isolation; it may be an operation of which this one is a half.
+    Attributes:
+        name: what it computes.
+        operations: floating-point operations.
+        numbers: numbers that it reads or writes.
+        is_product: whether it is a matrix product.
+        piece: an operation that can be timed in isolation, at the rate of which this one runs; it may be larger, as the
+            full product is for a Gram matrix.
     """
 
     name: str

@@ -133,7 +133,7 @@ def save(
         The files.
 
     Raises:
-        UserError: they cannot be written, or the folder holds a JSON file that is no record.
+        UserError: they cannot be written, or the folder holds a JSON file that is not a record.
     """
     path = folder / f"{file_name(record)}.json"
     try:

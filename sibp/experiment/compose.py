@@ -161,7 +161,7 @@ def _base(overrides: Sequence[str], config_name: str) -> DictConfig:
     about_hydra = [override for override in overrides if override.lstrip("+").startswith("hydra")]
     try:
         return hydra_compose(config_name, about_hydra, return_hydra_config=True)
-    except Exception as error:  # Hydra, OmegaConf, antlr and YAML raise exceptions of their own
+    except Exception as error:  # Hydra, OmegaConf, antlr and YAML each raise their own exceptions
         raise UserError(_error_message(error, about_hydra, config_name)) from error
 
 

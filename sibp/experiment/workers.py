@@ -52,6 +52,9 @@ def train_in_processes(
         at_once: number of concurrent runs.
         tell: called with each run's outcome as it ends, even if its process died.
         look: called at intervals with the running jobs.
+
+    Raises:
+        KeyboardInterrupt: this process was asked to stop.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)

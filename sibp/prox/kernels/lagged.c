@@ -2,7 +2,7 @@
  * (sibp.prox.operators.patches). A vector holds channels of one pixel, or, if there are few channels, one channel of the same
  * pixel in LANES images. */
 #include "sums.h"
-#include "turn.h"
+#include "transpose.h"
 
 #define BAND (1L << 17) /* bytes of pixels that are processed together, so that they stay in the L2 cache */
 #define SUMMED 512      /* pixels, at most about, in one running sum: more would increase the rounding error */
@@ -134,12 +134,12 @@ void KERNEL(pixels)(const REAL *x, REAL *to, long B, long C, long P, long images
             const long number = least(LANES, B - k * LANES);
             REAL *here = to + k * C * P * LANES;
             if (number < LANES) memset(here, 0, C * P * LANES * sizeof(REAL));
-            turn(x + k * LANES * C * P, C * P, number, C * P, here, LANES);
+            transpose(x + k * LANES * C * P, C * P, number, C * P, here, LANES);
         }
         return;
     }
     SHARED(threads)
-    for (long k = 0; k < B; k++) turn(x + k * C * P, P, C, P, to + k * C * P, C);
+    for (long k = 0; k < B; k++) transpose(x + k * C * P, P, C, P, to + k * C * P, C);
     memset(to + B * C * P, 0, (WIDE * LANES + NARROW) * sizeof(REAL));
 }
 

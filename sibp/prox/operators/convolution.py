@@ -43,7 +43,7 @@ class ConvolutionFeatures(FeatureOperator):
         return self.window.positions(*self.x.shape[2:])
 
     def units_last(self) -> Self:
-        """The same with its input in channels-last order, in which the output then is, too."""
+        """The same with its input in channels-last order, which the output then has, too."""
         return self._changed(x=self.x.contiguous(memory_format=torch.channels_last))
 
     def gram(self) -> Tensor:

@@ -246,7 +246,7 @@ class Span(Coordinates):
         return self.features.rmatmat(x)
 
     def displacement(self, x: Tensor, factor: float = 1.0) -> Parts:
-        """`factor` U^T Phi by its parts."""
+        """`factor` U^T Phi as displacements of W and b."""
         return self.features.displacement(x, factor)
 
     def squared_norm_bound(self, largest: float, XX: float) -> float:
@@ -350,7 +350,7 @@ class Direct(Coordinates):
         return x
 
     def displacement(self, x: Tensor, factor: float = 1.0) -> Parts:
-        """`factor` V^T by its parts."""
+        """`factor` V^T as displacements of W and b."""
         return self.features.parts(x if factor == 1 else factor * x)
 
 
