@@ -224,6 +224,8 @@ class _Task:
             forward = correction if coordinates.direct else coordinates.forward(correction)  # unused if direct
             change = float(coordinates.inner(e, correction, forward).sum())
             x, V = x + correction, V + coordinates.entries(correction)
+            if self._eps * objective > _TOLERANCE * self.start:
+                continue  # `objective + change` would be a difference of large numbers
             if self.survives_rounding(system, x, self.decrease(x), uncertain=correction) and math.isfinite(_squared(V)):
                 return Solution(Direct(features), V, True, partial(_solved, self.start, objective + change))
         return None
