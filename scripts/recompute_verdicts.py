@@ -265,7 +265,7 @@ def by_the_clock(
 def clock_verdict(
     mine: list[Run], other: list[Run], pace: dict[str, list[float]]
 ) -> tuple[str, tuple[float, ...], tuple[float, ...]]:
-    """The same for the runs of two methods; ``pace``: method -> measured seconds per step, may be empty."""
+    """`by_the_clock` for the runs of two methods; ``pace``: method -> measured seconds per step, may be empty."""
     rivals = {run["seed"]: run for run in other}
     pairs = [(run, rivals[run["seed"]]) for run in sorted(mine, key=lambda run: run["seed"]) if run["seed"] in rivals]
     even = interval([ratio for pair in pairs if (ratio := break_even(*pair)) is not None])

@@ -256,7 +256,7 @@ def _new_weights(layer: Layer) -> list[Work]:
 
 
 def _layer_product(name: str, layer: Layer, adjoint: bool = False) -> Work:
-    """A product of the layer's own size; of a convolution, a convolution or (adjoint) the gradient of its weights."""
+    """A product of the layer's size; for a convolution, the convolution itself or (adjoint) its weight gradient."""
     N, n, m = layer.rows, layer.inputs, layer.neurons
     if layer.features is None:
         piece = alone.product(N, n, m) if layer.is_linear else None

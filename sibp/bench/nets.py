@@ -67,7 +67,7 @@ class Case:
 
     @property
     def title(self) -> str:
-        """For headings."""
+        """The label and the batch size, for headings."""
         return f"{self.label}, batch {self.batch}"
 
     @property

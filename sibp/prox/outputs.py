@@ -93,7 +93,7 @@ class Outputs:
 
 
 class CompiledOutputs(Outputs):
-    """The same in C, for rows along two axes.
+    """`Outputs` in C, for rows along two axes.
 
     Its own arrays are (B, P, g m), since convolutions are fastest with units last. Each pass does as much as possible
     while numbers are in cache: an attempt also computes E at the trial point, in case it is accepted, and Z is updated

@@ -97,15 +97,15 @@ class FeatureOperator:
         return len(self.row_shape) == 1 and self.rows <= self.size
 
     def moving(self, *, weight: bool, bias: bool) -> Self:
-        """The same layer, with another choice of trained parameters."""
+        """The features of the same layer for another choice of trained parameters."""
         return self._changed(weight=weight, bias=bias)
 
     def to(self, dtype: torch.dtype) -> Self:
-        """The same in another dtype."""
+        """These features in another dtype."""
         return self if self.x.dtype is dtype else self._changed(x=self.x.to(dtype))
 
     def units_last(self) -> Self:
-        """The same, in the fastest form for arrays whose output units are contiguous in memory."""
+        """These features in the fastest form for arrays whose output units are contiguous in memory."""
         return self
 
     def _changed(self, **attributes: Any) -> Self:

@@ -43,7 +43,7 @@ class ConvolutionFeatures(FeatureOperator):
         return self.window.positions(*self.x.shape[2:])
 
     def units_last(self) -> Self:
-        """The same with its input in channels-last order, which the output then has, too."""
+        """These features with the input in channels-last order; outputs then have that order, too."""
         return self._changed(x=self.x.contiguous(memory_format=torch.channels_last))
 
     def gram(self) -> Tensor:
@@ -94,7 +94,7 @@ class ConvolutionFeatures(FeatureOperator):
         return self.dense().materialize()
 
     def dense(self) -> DenseFeatures:
-        """The same with materialized patches."""
+        """These features with materialized patches."""
         window = self.window
         patches = F.unfold(self.x, window.kernel, window.dilation, window.padding, window.stride)
         A = patches.unflatten(1, (self.groups, self.inputs)).permute(1, 0, 3, 2).flatten(1, 2)

@@ -109,7 +109,7 @@ def _by_channels(c: int) -> float:
 
 
 def _by_images(batch: int, c: int) -> float:
-    """The same, averaged over a batch, if a vector holds one channel of several images.
+    """Multiply-adds of the same product, averaged over a batch, if a vector holds one channel of several images.
 
     Each multiply-add counts twice, since it reads twice as many vectors. Infinite if most of a vector would be empty.
     """

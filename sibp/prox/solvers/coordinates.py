@@ -44,11 +44,11 @@ class Coordinates(ABC):
         self._gram: Tensor | None = None
 
     def to(self, dtype: torch.dtype) -> Self:
-        """The same in another dtype."""
+        """These coordinates in another dtype."""
         return type(self)(self.features.to(dtype))
 
     def on(self, features: FeatureOperator) -> Self:
-        """The same with the features in another form."""
+        """These coordinates, with the features in another form."""
         return self if features is self.features else type(self)(features)
 
     @property
