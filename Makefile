@@ -8,7 +8,7 @@ help:
 	@echo "make run          train SGD, ProxBP and SIBP on the digits and compare them (a minute)"
 	@echo "make test         format, lint, types and most tests"
 	@echo "make test-slow    tests that build the site, run the pages' code, kill runs, compile, or regenerate all results"
-	@echo "make test-oldest  the tests with the oldest versions of torch and the rest, in .venv-oldest/ (7 GB)"
+	@echo "make test-oldest  the tests with the oldest supported versions of all packages, in .venv-oldest/ (7 GB)"
 	@echo "make check-wheel  build the wheel, install it outside the project and train with it"
 	@echo "make sanitize     the tests of the kernels in C under the address and undefined-behaviour sanitizers"
 	@echo "make docs         build the documentation: site/index.html, which opens without a server"
@@ -68,7 +68,7 @@ clean:
 	@touch $@
 
 .venv-oldest/.stamp: pyproject.toml setup.py constraints-oldest.txt $(wildcard sibp/prox/kernels/*.[ch])
-	@python3.11 -c "" || { echo "The oldest versions are for Python 3.11: install it as python3.11."; exit 1; }
+	@python3.11 -c "" || { echo "The oldest versions need Python 3.11: install it as python3.11."; exit 1; }
 	python3.11 -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e ".[dev]"
 	@touch $@

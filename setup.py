@@ -1,11 +1,11 @@
 """What pyproject.toml cannot say: configs/ is installed as sibp.configs, and the kernels in C are compiled.
 
-Each source file is compiled once for every dtype and vector width into one shared library, which
-`sibp.prox.kernels` loads and chooses from at run time: a wheel built on one machine suits every other of its
-architecture, and every version of Python, whose headers are not needed. Where there is no C compiler that takes the
-flags (gcc or clang), sibp is installed without kernels.
+Each source file is compiled once for every dtype and vector width into one shared library. `sibp.prox.kernels` loads it
+and chooses the vector width at run time, so a wheel runs on every machine of the architecture that it was built on. It
+also runs with every version of Python, whose headers are not needed. If no C compiler accepts the flags (gcc and clang
+do), sibp is installed without kernels.
 
-    python setup.py build_ext --inplace     compiles them anew in a working copy
+    python setup.py build_ext --inplace     recompiles them in a working copy
 """
 
 import os
@@ -28,7 +28,7 @@ WIDTHS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     WIDTHS["avx2"] = ["-mavx2", "-mfma"]
     WIDTHS["avx512"] = [*WIDTHS["avx2"], "-mavx512f", "-mavx512dq", "-mavx512vl", "-mtune=skylake-avx512"]
-    WIDTHS["avx512"] += ["-mprefer-vector-width=512"]  # gcc and clang would take vectors of half that
+    WIDTHS["avx512"] += ["-mprefer-vector-width=512"]  # gcc and clang prefer 256
 if sys.platform == "darwin":
     os.environ.setdefault("ARCHFLAGS", f"-arch {platform.machine()}")  # WIDTHS are those of one architecture
 
@@ -48,16 +48,16 @@ class BuildKernels(build_ext):
             names = [f"-DREAL={real}", f"-DSUFFIX={real}_{width}"]
             return self._compiled(sources, f"{real}_{width}", [*FLAGS, *openmp, *WIDTHS[width], *names])
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # most of the time that pip takes for sibp
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # compiling takes most of an installation's time
             for found in pool.map(variant, *zip(*product(WIDTHS, ("float", "double")), strict=True)):
                 objects += found
         ext.sources, ext.extra_objects, ext.extra_link_args = [], objects, openmp
-        self.force = True  # what was compiled is linked: setuptools would compare with the sources that it does not see
+        self.force = True  # always link: without sources, setuptools cannot tell that the library is out of date
         super().build_extension(ext)
         ext.sources = [*sources, *others]
 
     def get_source_files(self) -> list[str]:
-        """What a source distribution has to contain."""
+        """The files that a source distribution must contain."""
         return [file for ext in self.extensions for file in (*ext.sources, *ext.depends)]
 
     def _compiled(self, sources: list[str], name: str, flags: list[str]) -> list[str]:
@@ -65,14 +65,14 @@ class BuildKernels(build_ext):
         return self.compiler.compile(sources, output_dir=folder, extra_postargs=flags)
 
     def _sources(self) -> str:
-        """A checksum by which `sibp.prox.kernels` knows whether the library was built from what lies beside it."""
+        """A checksum that tells `sibp.prox.kernels` whether the library was built from the sources beside it."""
         checksum = 0
         for path in sorted(Path(FOLDER).glob("*.[ch]")):
             checksum = zlib.crc32(path.read_bytes(), checksum)
         return f"{checksum:08x}"
 
     def _openmp(self) -> list[str]:
-        """The flag for OpenMP, if the compiler has it (Apple's has not): without it, a kernel runs in one thread."""
+        """The flag for OpenMP, if the compiler supports it (Apple's does not); otherwise kernels run in one thread."""
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder, "threads.c")
             source.write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n")
@@ -95,7 +95,7 @@ setup(
                 f"{FOLDER}/common.h",
                 f"{FOLDER}/activations.h",
                 f"{FOLDER}/sums.h",
-                f"{FOLDER}/turn.h",
+                f"{FOLDER}/transpose.h",
                 "setup.py",
             ],
             optional=True,

@@ -34,7 +34,7 @@ def circle(n: int) -> Tensor:
 
 
 def fool(discriminator: nn.Module, points: Tensor) -> Tensor:
-    """The generator's loss: that its points are taken for real ones."""
+    """The generator's loss, which is low if the discriminator takes its points for real ones."""
     return F.softplus(-discriminator(points)).mean()
 
 

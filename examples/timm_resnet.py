@@ -5,7 +5,7 @@ layers. Layers that share a parameter, and layers whose class overrides `forward
 `optimizer.summary()` says for every layer how it is updated. With `pretrained=True` and frozen layers, pass the
 trained parameters as `params=`. timm's schedulers set `lr` in every group, as torch's do.
 
-AutoSIBP's trials have the dropout masks of the gradient, and restore running statistics and random states.
+AutoSIBP's trials use the dropout masks of the forward pass, and restore running statistics and random states.
 
 Expected output:
 

@@ -36,9 +36,8 @@ class VAE(nn.Module):
 
 def main() -> None:
     images = torch.tensor(load_digits().images / 16, dtype=torch.float32).flatten(1)
-    entropy = F.binary_cross_entropy(images, images, reduction="sum").item() / len(
-        images
-    )  # of gray pixels: no loss is less
+    # The least possible loss: above 0, since pixels are gray.
+    entropy = F.binary_cross_entropy(images, images, reduction="sum").item() / len(images)
     for name in ("SIBP", "AutoSIBP"):
         torch.manual_seed(0)
         model = VAE()

@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def train(case: Case, solver: str, steps: int, device: torch.device) -> None:
-    """A few steps on random data, `case.batch` rows per rank, in float64; then the same in one process."""
+    """A few steps on random data, `case.batch` rows per rank, in float64; then the same steps in one process."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     generator = torch.Generator().manual_seed(0)
     data = [
@@ -133,7 +133,7 @@ def estimate(case: Case, solver: str, ranks: int) -> None:
         moved, work, sgd = moved + one.received, work + flops, sgd + gradient
         print(f"  layer {problem.name:3} {one.mode:7} {one.received / 1e6:9.2f} MB {flops / 1e9:9.2f} GFLOP")
     usual = gradients(model, ranks)
-    print(f"  in all          {moved / 1e6:9.2f} MB {work / 1e9:9.2f} GFLOP for updates: {cost(moved, work)}")
+    print(f"  total           {moved / 1e6:9.2f} MB {work / 1e9:9.2f} GFLOP for updates: {cost(moved, work)}")
     print(f"  averaged gradients {usual / 1e6:6.2f} MB {sgd / 1e9:9.2f} GFLOP for gradients: {cost(usual, sgd)}")
 
 

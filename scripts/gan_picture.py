@@ -68,7 +68,7 @@ def play(paused: bool, seed: int, steps: int) -> tuple[list[float], Tensor]:
 
 
 def draw(seeds: int, steps: int, out: Path) -> dict[bool, float]:
-    """Train, and draw curves and points.
+    """Train the GANs, and draw their curves and points.
 
     Args:
         seeds: runs of each kind.

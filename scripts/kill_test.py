@@ -41,7 +41,7 @@ COMMANDS = {
     "tuning": ("sibp.tune", ["sweep=digits_quick", *SHORT[1:], "max_steps=6", "tensorboard=false"]),
 }
 MARK = "SIBP_KILL_TEST"  # in the environment of all processes that this one starts
-KILLS_EACH = 10  # kills of one command, before it may end
+KILLS_EACH = 10  # kills of one command before it is left to end
 SAME = ("seconds", "first_step_seconds", "seconds_to_target", "environment", "started")  # differs between any two runs
 
 
@@ -129,7 +129,7 @@ def disturbed(name: str, root: Path, length: float, kills: int, rng: random.Rand
         else:
             process.kill()
             process.join()
-    while True:  # busy: a process of the sweep that was killed is still writing its checkpoint
+    while True:  # exit code 4 (busy): a process of the killed sweep may still be writing its checkpoint
         process = start(module, [*words, f"run_root={root}"])
         process.join()
         if process.exitcode not in (1, 4):
@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS), help="commands to kill (default: all)"
     )
-    parser.add_argument("--minutes", type=float, default=60, help="time limit in seconds")
+    parser.add_argument("--minutes", type=float, default=60, help="time limit in minutes (default: %(default)s)")
     args = parser.parse_args(argv)
     os.environ[MARK] = f"{os.getpid()}-{time.time_ns()}"
     os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # semaphores of processes that were killed
@@ -178,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"{name} after {kills[name]} kills: {', '.join(sorted(differ))} differ", flush=True)
             shutil.rmtree(root, ignore_errors=True)  # a failed command may have written none
     listed = ", ".join(f"{name} {count}" for name, count in kills.items())
-    print(f"{sum(kills.values())} kills ({listed}): {lost} commands ended otherwise than undisturbed.")
+    print(f"{sum(kills.values())} kills ({listed}): {lost} commands ended differently from their undisturbed run.")
     return 1 if lost else 0
 
 

@@ -57,7 +57,7 @@ class Outcome:
     Attributes:
         mutation: the mistake.
         verdict: "killed", "SURVIVED" or "BROKEN" (the tests could not be run).
-        seconds: that its tests took.
+        seconds: duration of its tests.
         evidence: the first failing test, or why there is none.
     """
 
@@ -126,7 +126,7 @@ def copy_project(target: Path) -> None:
     )  # fmt: skip
     strangers = [path for path in asked.stdout.split() if not Path(path).resolve().is_relative_to(target.resolve())]
     if strangers:
-        raise RuntimeError(f"the copy at {target} is not what Python imports there: {strangers}")
+        raise RuntimeError(f"in the copy at {target}, Python imports sibp from elsewhere: {strangers}")
     if not kernels_are_current(target):
         build_kernels(target)
 
@@ -144,7 +144,7 @@ def kernels_are_current(copy: Path) -> bool:
 
 
 def build_kernels(copy: Path) -> None:
-    """Compiles the kernels of a copy; where there is no compiler, it has none.
+    """Compiles the kernels of a copy; without a compiler, the copy has none.
 
     Args:
         copy: of the project.

@@ -20,7 +20,7 @@ DEFAULTS = {  # options that older runs lack; these values do not change the met
     "proxbp": {"backward_weights": "old", "prox_weight_scaling": "absolute", "line_search": False},
 }
 OUTER = {"sgd": "momentum", "adam": "adam", "adagrad": "adagrad", "muon": "muon"}
-RECORD = RESULTS / "bench" / "runs-cpu-1thread.json"  # seconds of a step, measured in turns
+RECORD = RESULTS / "bench" / "runs-cpu-1thread.json"  # seconds of a step, measured interleaved
 INPUTS = {"digits": 64, "mnist": 784, "fashion_mnist": 784, "cifar10": 3072}
 RANK = ("completed", "diverged", "failed", "unfinished")
 

@@ -202,7 +202,7 @@ def check_every(check: Check, about: str, row: dict[str, str], said: re.Match[st
 def check_better(check: Check, about: str, row: dict[str, str], said: re.Match[str] | None) -> None:
     """A comparison of two methods."""
     if said is None:
-        check.same(f"{about}: a criterion that can be read", True, False)
+        check.same(f"{about}: the criterion has a known form", True, False)
         return
     at = {k: float(v) for k, v in (pair.rsplit(" ", 1) for pair in (said["at"] or "").split(", ") if pair)}
     larger = "loss" not in said["quantity"]
@@ -265,7 +265,7 @@ def by_the_clock(
 def clock_verdict(
     mine: list[Run], other: list[Run], pace: dict[str, list[float]]
 ) -> tuple[str, tuple[float, ...], tuple[float, ...]]:
-    """The same for the runs of two methods; ``pace``: method -> measured seconds per step, may be empty."""
+    """`by_the_clock` for the runs of two methods; ``pace``: method -> measured seconds per step, may be empty."""
     rivals = {run["seed"]: run for run in other}
     pairs = [(run, rivals[run["seed"]]) for run in sorted(mine, key=lambda run: run["seed"]) if run["seed"] in rivals]
     even = interval([ratio for pair in pairs if (ratio := break_even(*pair)) is not None])
@@ -281,7 +281,7 @@ def clock_verdict(
 
 
 def own_pace(run: Run) -> float:
-    """Seconds per step by the run's own rows."""
+    """Seconds per step, from the run's rows."""
     return middle(list(np.diff(run["rows"]["seconds"]) / np.diff(run["rows"]["step"])))
 
 

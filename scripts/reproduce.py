@@ -40,7 +40,7 @@ ENDED = 0, 3  # 3: a run diverged, which is a result
 
 
 def commands(experiment: Experiment, run_root: Path, own: Sequence[str]) -> Iterator[list[str]]:
-    """The commands of an experiment, without the name of the Python.
+    """The commands of an experiment, without the name of the interpreter.
 
     Args:
         experiment: the experiment.
@@ -253,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.dry:
             return _list(experiments, args.run_root, own)
         for each in experiments if args.add else ():
-            print(f"{each.name}: {restore(each, args.run_root, RESULTS)} kept runs go back to {args.run_root}.")
+            print(f"{each.name}: {restore(each, args.run_root, RESULTS)} kept runs are restored to {args.run_root}.")
         missed = {each.name: why for each in experiments if (why := _reproduce(each, args.run_root, own))}
     except UsageError as error:
         print(error, file=sys.stderr)
@@ -283,7 +283,7 @@ def _wanted(names: Sequence[str], experiments: dict[str, Experiment]) -> list[Ex
 def _reproduce(experiment: Experiment, run_root: Path, own: Sequence[str]) -> str | None:
     print(f"\n{experiment.name} (about {experiment.minutes:g} minutes): {experiment.asks}", flush=True)
     if restored := restore(experiment, run_root, RESULTS / UNFINISHED, SAVED):
-        print(f"{restored} runs of an earlier attempt go back to {run_root}.", flush=True)
+        print(f"{restored} runs of an earlier attempt are restored to {run_root}.", flush=True)
     try:
         code = run(experiment, run_root, own)
     except UsageError as error:
@@ -292,7 +292,7 @@ def _reproduce(experiment: Experiment, run_root: Path, own: Sequence[str]) -> st
     if reason is None:
         shutil.rmtree(RESULTS / UNFINISHED / experiment.name, ignore_errors=True)
     elif count := save(experiment, run_root):
-        print(f"The {count} runs that ended are in {RESULTS / UNFINISHED / experiment.name}.", flush=True)
+        print(f"The {count} finished runs are kept in {RESULTS / UNFINISHED / experiment.name}.", flush=True)
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     return reason

@@ -64,7 +64,7 @@ class Page:
 
     Args:
         width: of the window, in pixels.
-        height: likewise.
+        height: of the window, in pixels.
 
     Attributes:
         errors: messages of the console at level error.
@@ -115,7 +115,7 @@ class Page:
             ready: an expression in JavaScript that becomes true.
 
         Raises:
-            TimeoutError: it did not.
+            TimeoutError: it did not become true within `PATIENCE`.
         """
         self._call(
             "Page.navigate", url="about:blank"
@@ -130,12 +130,12 @@ class Page:
             ready: an expression in JavaScript that becomes true.
 
         Raises:
-            TimeoutError: it did not.
+            TimeoutError: it did not become true within `PATIENCE`.
         """
         end = time.monotonic() + PATIENCE
         while self.ask(ready) is not True:
             if time.monotonic() > end:
-                raise TimeoutError(f"This did not come true: {ready}; errors: {self.errors}")
+                raise TimeoutError(f"After {PATIENCE:.0f} s this is not true: {ready}; errors: {self.errors}")
             time.sleep(0.1)
 
     def ask(self, expression: str) -> Any:
@@ -147,7 +147,7 @@ class Page:
 
         Args:
             width: of the window, in pixels.
-            height: likewise.
+            height: of the window, in pixels.
             scheme: ``light`` or ``dark``, the system's preference.
         """
         self._call(

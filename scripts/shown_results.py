@@ -213,7 +213,7 @@ def _beside_sgd(problem: Problem, name: str, quantity: Quantity) -> str:
 def solvers(problem: Problem) -> str:
     """The decrease of the subproblem by each solver, and the metrics of its runs."""
     rows = []
-    for method in sorted(problem.methods, key=lambda each: (each.name.partition(":")[0], _rounds(each.name))):
+    for method in sorted(problem.methods, key=lambda each: (each.name.partition(":")[0], _iterations(each.name))):
         layers = sorted({layer for run in method.runs for layer in run.solver}, key=lambda name: (len(name), name))
         solved = [over_runs(method.runs, lambda run, layer=layer: _typical(run, layer, "decrease")) for layer in layers]
         moved = over_runs(method.runs, lambda run: change(run) if run.solver else None)
@@ -233,7 +233,7 @@ def solvers(problem: Problem) -> str:
     return lines_of_table([*columns, "validation accuracy, %", "ms per step"], rows)
 
 
-def _rounds(name: str) -> int:
+def _iterations(name: str) -> int:
     return int(name.partition(":")[2] or 0)
 
 
@@ -358,7 +358,11 @@ def _marked(block: Table) -> str:
 
 
 def drawn(name: str) -> str:
-    """The picture of an experiment, for a page of docs/."""
+    """The picture of an experiment, for a page of docs/.
+
+    Raises:
+        OpenError: there is none yet.
+    """
     if not (RESULTS / name / f"{name}.svg").exists():
         raise OpenError
     of_arena = "Scores and performance profiles of all methods, by steps and by seconds"

@@ -43,7 +43,7 @@ MADE_BY = "Made by: python -m sibp.report "
 INTERACTIVE = "interactive.html"
 EMBEDDED = f"""<iframe class="report" src="{INTERACTIVE}" title="Interactive report" loading="lazy"></iframe>
 
-<a href="{INTERACTIVE}">The report on a page of its own</a>; below, its verdicts as plain tables.
+<a href="{INTERACTIVE}">The report on a separate page</a>; below, its verdicts as plain tables.
 """
 TABLE = re.compile(r"<!-- results/.*?-->\n(.*?)<!-- end of table -->", re.DOTALL)
 
@@ -62,7 +62,7 @@ UNKNOWN = {
     r"\ln ": r"\ln\, ",
     "'": "\u2032",
 }
-"""Commands that the converter lacks, expressed in its own; a test detects others on the finished site.
+"""Commands that the converter lacks -> commands that it has; a test detects others on the finished site.
 
 A prime would become a superscript, but most fonts already raise it.
 """
@@ -73,7 +73,7 @@ def on_page_content(content: str, page: Page, files: Files, **_: Any) -> str:
 
     Args:
         content: the page in HTML.
-        page: it.
+        page: its location.
         files: of the site.
     """
 

@@ -23,7 +23,7 @@ Neural networks trained by semi-implicit back propagation, and compared fairly w
   sibp report   compare the runs below a folder      sibp report runs
   sibp bench    measure what a training step costs   sibp bench step --net 784-500-10
 
-sibp COMMAND --help says what each of them takes; sibp --version which one this is.
+sibp COMMAND --help lists what a command takes; sibp --version prints the version.
 In Python: from sibp import SIBP, ProxBP, AutoSIBP."""
 WRONG_INPUT = 2
 

@@ -87,7 +87,7 @@ def _parsed(arguments: list[str]) -> Any:
     if args.experimental_rerun is not None:
         raise UserError("--experimental-rerun would open a pickle, which can run code: give the settings instead.")
     if args.config_path is not None:
-        raise UserError("--config-path would take the place of sibp's configs: add yours to them by --config-dir.")
+        raise UserError("--config-path would replace sibp's configs: add yours with --config-dir.")
     return args
 
 

@@ -45,7 +45,7 @@ def plot(width: float, height: float) -> Iterator[Plot]:
 
     Args:
         width: in inches of 72 points.
-        height: likewise.
+        height: in inches of 72 points.
     """
     with mpl.rc_context(_STYLE):
         made = Plot(width, height)

@@ -34,8 +34,8 @@ def _span() -> str:
     _row(d, 30, 100, new_W, "=", ("W", M, N, PALE, INK), "+", U, "·", A)
     d.text(24, 200, "all that the subproblem has to know", anchor="start", bold=True, color=NEW)
     K, Z = ("K", B, B, NEW_PALE, NEW), ("Z", B, M, PALE, INK)
-    P, transposed = ("P", B, N + SCALE, FORWARD_PALE, INK), ("P^T", N + SCALE, B, FORWARD_PALE, INK)
-    _row(d, 30, 295, P, "·", transposed, "=", K)
+    Phi, transposed = ("Φ", B, N + SCALE, FORWARD_PALE, INK), ("Φ^T", N + SCALE, B, FORWARD_PALE, INK)
+    _row(d, 30, 295, Phi, "·", transposed, "=", K)
     _row(d, 360, 295, ("Z_{new}", B, M, NEW_PALE, NEW), "=", Z, "+", K, "·", ("U", B, M, BACKWARD_PALE, BACKWARD))
     return d.svg()
 

@@ -1,7 +1,7 @@
 """The activations that a layer's subproblem can contain.
 
 Identity, ReLU, ReLU6, LeakyReLU, PReLU, ELU, GELU in both forms, SiLU, Mish, Hardswish, Softplus, sigmoid, tanh and
-Hardtanh are known from the start; users add theirs by `register_activation`.
+Hardtanh are built in; `register_activation` adds others.
 """
 
 from sibp.activations.activation import Activation, Learned

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 measured, 2 wrong input, 130 interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    with forgiving_output():  # a reader that goes away does not cost the record
+    with forgiving_output():  # a reader that closes the pipe must not cost the record
         try:
             _run(arguments)
         except UserError as error:
@@ -106,7 +106,7 @@ def _add_measuring(command: argparse.ArgumentParser, name: str) -> None:
         help=f"widths such as 784-500-10, or {', '.join(NAMED)} (default: those with targets)",
     )
     add("--batch", nargs="+", type=int, default=[], help="batch sizes (default: those with targets, or 100)")
-    _add_timing(command, name, {"scaling": "size", "revisions": "method of a process"}.get(name, "net"))
+    _add_timing(command, name, {"scaling": "size", "revisions": "method and process"}.get(name, "net"))
     if name == "revisions":
         add("--old", metavar="COMMIT", required=True, help="earlier commit of the checkout that sibp runs from")
         add("--rounds", type=int, default=5, help="processes per revision and net (default: %(default)s)")

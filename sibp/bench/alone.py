@@ -14,12 +14,13 @@ _LAM = 1e3  # large enough for any matrix below
 
 @dataclass(frozen=True)
 class Piece:
-    """An operation at its own shape, as the installed libraries compute it.
+    """An operation of a step, to be timed at the shape that it has there.
 
     Attributes:
         key: equal for pieces that take the same time.
         operations: floating-point operations.
-        ways: each makes a function that computes it, for a dtype and a device; the fastest counts.
+        ways: implementations. Each is a factory: for a dtype and a device it returns a function that computes the
+            operation, or None if it does not support them. The fastest counts.
     """
 
     key: Hashable

@@ -21,7 +21,7 @@ materialised: Phi^T Phi consists of products of pixels, each formed once (`sibp.
 
 **CG with K iterations** at layers followed by an activation, closed form at all others: no Cholesky; each iteration is
 one product with the Gram matrix (N N m), in direct coordinates two with Phi (N p m each). A few neurons at a time run
-all their iterations in the nearer caches, so Z and T are read and x is written once. For a convolution each iteration
+all their iterations in cache, so Z and T are read and x is written once. For a convolution each iteration
 is two convolutions, and passes over outputs that read 9 arrays of N m and write 3. An iteration evaluates the
 activation once.
 
@@ -43,7 +43,7 @@ from sibp.experiment.models import ACTIVATIONS
 from sibp.prox.operators import ConvolutionFeatures
 
 _NAMES = {kind: name for name, kind in ACTIVATIONS.items()}
-_OPERATIONS_A_ROUND = 30  # on each of the N m numbers, elementwise
+_OPERATIONS_PER_ITERATION = 30  # on each of the N m numbers, elementwise
 # Additional operations of an activation and its slope per number (`sibp/prox/kernels/activations.h`); 0 for others.
 _OPERATIONS_OF = {"tanh": 38, "sigmoid": 36, "silu": 42, "gelu": 72}
 
@@ -85,9 +85,15 @@ class Layer:
 
 @dataclass(frozen=True)
 class Work:
-    """One operation: what it is, floating-point operations, numbers moved, and whether it is a matrix product.
+    """One operation of a step.
 
-    `piece` can be timed in isolation; it may be an operation of which this one is a half.
+    Attributes:
+        name: what it computes.
+        operations: floating-point operations.
+        numbers: numbers that it reads or writes.
+        is_product: whether it is a matrix product.
+        piece: an operation that can be timed in isolation, at the rate of which this one runs; it may be larger, as the
+            full product is for a Gram matrix.
     """
 
     name: str
@@ -101,8 +107,8 @@ def layers_of(model: nn.Module, shape: Sequence[int], batch: int) -> list[Layer]
     """The linear and convolutional layers of a net.
 
     Args:
-        model: without groups in its convolutions.
-        shape: one input's.
+        model: its convolutions have a single group.
+        shape: of one input.
         batch: B.
 
     Returns:
@@ -197,14 +203,14 @@ def _conjugate_gradients(layer: Layer, iterations: int, made: set[tuple[str, int
     N, m, p = layer.rows, layer.neurons, layer.inputs + 1
     each = _OPERATIONS_OF.get(layer.activation, 0)
     work = [Work("T", (2 + each) * N * m, 3 * N * m)]
-    elementwise = (_OPERATIONS_A_ROUND + each) * N * m
+    elementwise = (_OPERATIONS_PER_ITERATION + each) * N * m
     if layer.features is not None:
-        products = [_layer_product("Phi'E", layer, adjoint=True), _layer_product("Phi G", layer)]
+        products = [_layer_product("Phi^T E", layer, adjoint=True), _layer_product("Phi G", layer)]
         return [*work, *[*products, Work("passes", elementwise, (9 + 3) * N * m)] * iterations]
     once = Work("iterations", elementwise * iterations, 2 * N * m + (N if layer.in_span else p) * m)
-    if layer.in_span:  # products in the nearer caches, at the rate of a large one
+    if layer.in_span:  # these products run in cache, at the rate of a large product
         return [*work, *_gram(layer, made), once, *[replace(_product("K G", N, N, m), piece=None)] * iterations]
-    return [*work, *_features(layer), once, *[_product("Phi'E", p, N, m), _product("Phi G", N, p, m)] * iterations]
+    return [*work, *_features(layer), once, *[_product("Phi^T E", p, N, m), _product("Phi G", N, p, m)] * iterations]
 
 
 def _features(layer: Layer) -> list[Work]:
@@ -222,7 +228,7 @@ def _gram(layer: Layer, made: set[tuple[str, int]]) -> list[Work]:
     if _is_computed("gram", layer, made):
         return []
     if layer.features is not None:
-        # In compiled code, at the rate of a large product; the pixels stay in the nearer caches.
+        # Compiled code computes them at the rate of a large product; the pixels stay in cache.
         products = [_product("Phi^T Phi", *sizes) for sizes in layer.features.gram_products()]
         return [*_features(layer), *(replace(product, numbers=0.0, piece=None) for product in products)]
     if layer.in_span:
@@ -250,7 +256,7 @@ def _new_weights(layer: Layer) -> list[Work]:
 
 
 def _layer_product(name: str, layer: Layer, adjoint: bool = False) -> Work:
-    """A product of the layer's own size; of a convolution, a convolution or (adjoint) the gradient of its weights."""
+    """A product of the layer's size; for a convolution, the convolution itself or (adjoint) its weight gradient."""
     N, n, m = layer.rows, layer.inputs, layer.neurons
     if layer.features is None:
         piece = alone.product(N, n, m) if layer.is_linear else None

@@ -13,12 +13,12 @@ from sibp.bench.timing import Clock, quartiles, ratio_clock
 from sibp.bench.workers import PEERS, PORTS, SGD
 
 NOTE = (
-    "Floor is the ratio if SGD takes the time it was measured to take, and the method beyond that only the roof of "
-    "what it does in addition: each operation's arithmetic at the rate of a large matrix product, or its traffic at "
-    "the rate of a pass over memory of the net's size, whichever is longer. A target below the floor cannot be met by "
-    "computing the step this way. Pieces is the same with each product, convolution and factorisation in addition "
-    "taking the time that it takes by itself at its own shape: a target below that needs quicker ones than the "
-    "libraries here have."
+    "The floor is a lower bound on the ratio: SGD takes its measured time, and the method adds only the roof of its "
+    "additional operations. An operation's roof is the longer of two times: that of its arithmetic at the rate of a "
+    "large matrix product, and that of its traffic at the rate of a pass over memory of the net's size. A target below "
+    "the floor cannot be met by computing the step this way. Pieces is the same bound, but each product, convolution "
+    "and factorisation counts with the time measured for it alone, at its own shape: a target below it needs faster "
+    "routines than the installed libraries have."
 )
 
 

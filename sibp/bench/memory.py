@@ -1,6 +1,6 @@
 """Peak memory of training and the time of the first step, measured in a new process.
 
-Only in a new process is nothing loaded or cached yet. `measure` starts it as ``python -m sibp.bench.memory``.
+A new process has nothing loaded or cached yet. `measure` starts it as ``python -m sibp.bench.memory``.
 """
 
 import json

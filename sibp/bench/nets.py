@@ -67,7 +67,7 @@ class Case:
 
     @property
     def title(self) -> str:
-        """For headings."""
+        """The label and the batch size, for headings."""
         return f"{self.label}, batch {self.batch}"
 
     @property
@@ -143,12 +143,12 @@ def choose_cases(nets: Sequence[str], batches: Sequence[int], activations: Seque
 def _check(nets: Sequence[str], batches: Sequence[int], activations: Sequence[str]) -> None:
     for net in nets:
         if net not in NAMED and not re.fullmatch(r"[1-9]\d*(-[1-9]\d*)+", net):
-            raise UserError(f"--net {net} is no net: give widths such as 784-500-10, or one of {', '.join(NAMED)}.")
+            raise UserError(f"--net {net} is not a net: give widths such as 784-500-10, or one of {', '.join(NAMED)}.")
         if activations and not _takes_activations(net):
             raise UserError(f"--activation {activations[0]} is not for --net {net}, which has its own: leave out one.")
     for batch in batches:
         if batch < 1:
-            raise UserError(f"--batch {batch} is no batch size: give 1 or more.")
+            raise UserError(f"--batch {batch} is not a batch size: give 1 or more.")
     for activation in activations:
         if activation not in ACTIVATIONS:
             raise UserError(f"--activation {activation} is not known: choose from {', '.join(ACTIVATIONS)}.")

@@ -1,6 +1,6 @@
 """ProxBP's step as its authors compute it, for comparing speed.
 
-Frerix et al. (ICLR 2018) solve each linear layer's subproblem
+Frerix et al. (ICLR 2018, arXiv 1706.04638) solve each linear layer's subproblem
 
     min  1/2 ||Phi X - (Z - eta E)||^2 + lam/2 ||X - X_old||^2        Phi = [A, 1] (B, n + 1),  X = [W, b]^T (n + 1, m)
 
@@ -29,7 +29,7 @@ class _ProxLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         A, W, b, Z = ctx.saved_tensors
-        E = grad_outputs[0] * A.shape[0]  # the loss is a mean, the method's error signals are of the sum
+        E = grad_outputs[0] * A.shape[0]  # from the gradient of a mean to that of a sum
         phi = torch.cat([A, torch.ones_like(A[:, :1])], 1)
         system = phi.T @ phi
         system.diagonal().add_(ctx.lam)

@@ -1,4 +1,4 @@
-"""The step of semi-implicit back propagation as it was published, for comparing speed.
+"""The step of semi-implicit back propagation as published (Liu & Zhang 2020, arXiv 2002.03516), for comparing speed.
 
 Its rules and results are those of `sibp.prox.solvers.paper`. But every value of the objective in the line search is
 computed from the weights, f(W) = ||s(A W^T + b) - T||^2 + lam ||W - W_old||^2, with one matrix product each; the solver

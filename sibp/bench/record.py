@@ -133,7 +133,7 @@ def save(
         The files.
 
     Raises:
-        UserError: they cannot be written, or the folder holds a JSON file that is no record.
+        UserError: they cannot be written, or the folder holds a JSON file that is not a record.
     """
     path = folder / f"{file_name(record)}.json"
     try:
@@ -225,7 +225,8 @@ def warnings(record: Mapping[str, Any]) -> list[Text]:
     if record["command"] == "time_to_target" or others is None or others < _BUSY:
         return []
     text = (
-        f"Other processes kept {others:.1f} cores busy meanwhile: times are too long, and ratios of two threads wrong."
+        f"Other processes kept {others:.1f} cores busy during the measurement: times are too long, and ratios with "
+        "several threads are unreliable."
     )
     return [Text(text, warning=True)]
 

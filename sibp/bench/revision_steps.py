@@ -34,7 +34,7 @@ def main() -> None:
 
 def _step(held: dict[str, Any], method: str, settings: dict[str, Any]) -> Callable[[], None]:
     torch.manual_seed(0)
-    model = torch.load(sys.argv[1], weights_only=False)["net"]  # its own weights
+    model = torch.load(sys.argv[1], weights_only=False)["net"]  # a separate copy with the initial weights
     x, y = torch.randn(held["shape"]), torch.randint(held["classes"], held["shape"][:1])
     if method == "sgd":
         optimizer: Any = torch.optim.SGD(model.parameters(), lr=settings["sgd"])

@@ -29,9 +29,9 @@ _ROOT = Path(__file__).parents[2]
 _STEPS = Path(__file__).with_name("revision_steps.py")
 NOTE = (
     "Processes of the two revisions take turns, each with the same net, weights and batch. A process times its methods "
-    "in turns and keeps the least processor time of each: other work on the machine only adds to it. Times are the "
-    "least of all processes; now / then is their ratio, with the quartiles of the ratios of neighbouring processes in "
-    "brackets. The code of sgd is torch's in both revisions: its ratio shows the noise."
+    "in turn and keeps the least processor time of each, since other work on the machine can only lengthen it. The "
+    "table has the least times of all processes; now / then is their ratio, with the quartiles of the ratios of "
+    "neighbouring processes in brackets. sgd runs the same code in both revisions, so its ratio shows the noise."
 )
 
 

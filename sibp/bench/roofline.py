@@ -16,12 +16,12 @@ from sibp.report.blocks import Cell, Section, Table, Text
 from sibp.runs.errors import UserError
 
 NOTE = (
-    "What a step does is counted by the formulas in sibp/bench/counting.py, from the sizes that layers see. "
-    f"{FLOORS} The column roof / roof is the ratio to SGD if both were as fast as the roof. Calls: the floor with the "
-    "calls of the method's many small operations added, which were timed as a step of a net of the same depth whose "
-    "arithmetic takes no time (8 neurons a layer, 4 rows), less SGD's: what remains above it is lost in caches, "
-    "threads and small products, and a target between the two could be met by fewer or quicker calls alone. On a CPU "
-    "all times are processor time."
+    "A step's operations are counted by the formulas in sibp/bench/counting.py, from the sizes of its layers. "
+    f"{FLOORS} The column roof / roof is the ratio if SGD and the method were both as fast as the roof. The column "
+    "calls adds to the floor what the calls of the method's many small operations cost beyond SGD's; they were timed "
+    "in steps of a net of the same depth whose arithmetic takes hardly any time (8 neurons per layer, 4 rows). What "
+    "the measured ratio exceeds it by is lost in caches, threads and small products. A target between the floor and "
+    "calls could be met by fewer or cheaper calls alone. On a CPU all times are processor time."
 )
 _TINY_WIDTH, _TINY_BATCH = 8, 4
 

@@ -24,10 +24,10 @@ SGD = "sgd"
 PERIODS = ("every", "inverse_every")  # settings of optimizers: steps between two updates of a preconditioner
 _BATCHES = 20
 NOTE = (
-    "Each method trains with the setting of its runs, from their initial weights, on batches of their data: trials of "
-    "a line search, and whatever only some steps do, are included. It begins again after a run's steps. "
-    "Ratios are medians over interleaved rounds, with quartiles in brackets. `sibp report --clock` takes these times "
-    "in place of the runs' own."
+    "Each method trains with the setting of its runs, from their initial weights, on batches of their data, and starts "
+    "over after as many steps as a run has. Trials of a line search, and work that only some steps do, are included. "
+    "Ratios are medians over interleaved rounds, with quartiles in brackets. `sibp report --clock` uses these times "
+    "instead of the runs' own."
 )
 
 
@@ -116,7 +116,7 @@ def measure(args: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any
 
 
 def _trained(problems: Sequence[Problem]) -> dict[tuple[str, int], dict[str, Run]]:
-    """A finished run of each method by network and batch size; data sets of one size share theirs."""
+    """A finished run of each method, by network and batch size; problems that agree in both share an entry."""
     found: dict[tuple[str, int], dict[str, Run]] = {}
     for problem in problems:
         methods = found.setdefault((net_of(problem), int(problem.config["batch_size"])), {})

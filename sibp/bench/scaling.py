@@ -22,9 +22,9 @@ ROUNDS = (1, 2, 4, 8, 16)
 _Curve = tuple[list[float], list[Estimate], list[float]]
 """Sizes, milliseconds per step, operations."""
 NOTE = (
-    "An exponent is the slope of a least-squares line through the logarithms of cost and size. Beside the measured one "
-    "stands that of the operations counted by formula over the same sizes: the theory, with its terms of lower order. "
-    "Small steps cost more than their operations, so measured exponents tend to be the smaller ones."
+    "An exponent is the slope of a least-squares line through the logarithms of cost and size. The last column is the "
+    "exponent of the operations, counted by formula over the same sizes, with terms of lower order. Small steps cost "
+    "more than their operations, so measured exponents tend to be smaller."
 )
 
 

@@ -24,16 +24,15 @@ PAIRS = (
     (PROXPROP, PROXBP, "at least", 5.0), (PROXBP, "exact", "at most", 1.0),
 )  # fmt: skip
 NOTE = (
-    "Ratios are medians over interleaved rounds, with quartiles in brackets; a round's ratio is that of its own times. "
-    "Processor time is that of all threads of the process; it counts how long a thread waits for another, but not what "
-    "other processes do. The first step, with all that is loaded, compiled and tuned in it, was timed in a process of "
-    "its own, as was memory: the most that tensors took at any moment of three steps. sgd is torch.optim.SGD; exact, "
-    "cg:K and paper are solvers of SIBP; proxbp is ProxBP in closed form, proxprop the same step as its authors "
-    "compute it; "
-    "published is the step of paper with a matrix product for every value of the line search, as it was published; "
-    "adam, muon, soap, kfac and foof are peers with the settings of configs/optimizer, whose dearer steps (a new "
-    "preconditioner) are spread over their period. A name with +compile is a step that torch.compile has made, one "
-    "with +graph a CUDA graph that is replayed."
+    "Rounds are interleaved, and each gives one ratio; the tables have their medians, with quartiles in brackets. "
+    "Processor time is that of all threads of the process; it includes the time that a thread waits for another, but "
+    "not the work of other processes. The first step, with everything that is loaded, compiled and tuned during it, "
+    "was timed in a separate process, which also measured peak memory: the most that tensors occupied at any moment of "
+    "three steps. sgd is torch.optim.SGD; exact, cg:K and paper are solvers of SIBP; proxbp is ProxBP in closed form, "
+    "proxprop the same step as its authors compute it; published is the step of paper with a matrix product for every "
+    "value of the line search, as it was published; adam, muon, soap, kfac and foof are peers with the settings of "
+    "configs/optimizer, and the cost of updating a preconditioner is spread over its period. A name with +compile is a "
+    "step compiled by torch.compile, one with +graph a step replayed as a CUDA graph."
 )
 TARGETS_NOTE = " Targets are for ratios of processor time, in float32 on a CPU."
 

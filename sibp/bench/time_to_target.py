@@ -42,7 +42,7 @@ def measure(args: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any
     except UsageError as error:
         raise UserError(str(error)) from error
     if not collection.runs:
-        raise UserError(f"All runs are broken; {collection.broken[0].path} for one: {collection.broken[0].reason}.")
+        raise UserError(f"All runs are broken, such as {collection.broken[0].path}: {collection.broken[0].reason}.")
     record = new_record("time_to_target", arguments, "cpu")
     record["broken"] = len(collection.broken)
     record["trained_on"] = sorted({_environment(run) for run in collection.runs})

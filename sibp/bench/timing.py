@@ -43,7 +43,7 @@ class Stepper(Protocol):
         ...
 
     def restart(self) -> None:
-        """Returns to the initial weights."""
+        """Called before each stretch: returns to the initial weights if the next steps need them."""
         ...
 
 
@@ -144,6 +144,6 @@ def ratios(samples: Sequence[float], base: Sequence[float]) -> Estimate:
         base: of the other, in the same rounds.
 
     Returns:
-        Median and quartiles of the rounds' ratios; what slows a whole round cancels.
+        Median and quartiles of the rounds' ratios, in which a slowdown of a whole round cancels.
     """
     return quartiles([value / other for value, other in zip(samples, base, strict=True)])

@@ -18,7 +18,7 @@ from sibp.runs.errors import UserError
 
 SGD, PROXBP, PROXPROP, PAPER, PUBLISHED = "sgd", "proxbp", "proxprop", "paper", "published"
 PORTS = (PAPER, PUBLISHED, PROXPROP)
-"""Implementations of a step by other authors, timed only for comparison."""
+"""Steps as other authors published them, timed only for comparison."""
 PEERS = ("adam", "muon", "soap", "kfac", "foof")
 """Alternative optimizers, with the settings of configs/optimizer."""
 METHODS = (SGD, "exact", "cg:3", "cg:5", PROXBP)
@@ -103,7 +103,7 @@ def check_methods(methods: Sequence[str], case: Case, device: str = "cpu") -> No
     for name in methods:
         method, mode = modes.split(name)
         if (mode or "+" in name) and mode not in modes.MODES:
-            raise UserError(f"--methods {name} is no way to run a step: after + comes {' or '.join(modes.MODES)}.")
+            raise UserError(f"--methods {name} is not a method: after + comes {' or '.join(modes.MODES)}.")
         if mode == "graph" and device != "cuda":
             raise UserError(f"--methods {name}: graphs are CUDA's; leave it out, or use --device cuda.")
         if method in PEERS:
@@ -116,7 +116,7 @@ def check_methods(methods: Sequence[str], case: Case, device: str = "cpu") -> No
             _prepared(nn.Sequential(nn.Linear(1, 1)), method)
         except ValueError as error:
             known = f"{', '.join(METHODS)}, cg:K, {', '.join((*PORTS, *PEERS))}"
-            raise UserError(f"--methods {method} is no method: choose from {known}.") from error
+            raise UserError(f"--methods {method} is not a method: choose from {known}.") from error
         if method in PORTS and (case.net in NAMED or (case.activation and method != PROXPROP)):
             raise UserError(f"--methods {method} is for MLPs with ReLU: leave it out, or leave out {case.label}.")
 

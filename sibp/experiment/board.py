@@ -33,7 +33,7 @@ class Board:
     """Writes the event file of one run.
 
     Args:
-        folder: of the event file; replaces the content of those there.
+        folder: of the event file; event files already there are emptied.
         config: the run's settings.
         rows: those of metrics.jsonl.
     """

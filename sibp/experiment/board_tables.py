@@ -31,7 +31,8 @@ def curves(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> Iterator
         before: the row before it; None at the first.
 
     Yields:
-        Tag, step and value; the step of a curve over time is the milliseconds trained, of one over tokens their number.
+        Tag, step and value. The step of a curve over time is in milliseconds of training, that of a curve over tokens
+        is the number of tokens.
     """
     step, milliseconds = row["step"], round(1000 * row["seconds"])
     for quantity, key in QUANTITIES.items():
@@ -97,9 +98,8 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Value]:
 
     An optimizer's settings at their defaults are omitted from those that people compare (`essential`).
 
-    No run declares the columns (an "experiment" summary), since TensorBoard would use one run's for all. Without it,
-    the
-    table shows the settings of all runs, those that differ first, and filters by the values that occur.
+    No run declares the columns (an "experiment" summary), since TensorBoard would use those of one run for all. Without
+    it, the table shows the settings of all runs, those that differ first, and filters by the values that occur.
     """
     flat: dict[str, Any] = {}
     for key, value in config.items():

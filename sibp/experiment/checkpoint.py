@@ -82,18 +82,18 @@ def checked_position(state: Mapping[str, Any], total: int) -> tuple[int, dict[st
         Its step, and the seconds so far.
 
     Raises:
-        ValueError: it is no step of the run, or a time is no number of seconds.
+        ValueError: the step is outside the run, or a time is negative or not finite.
     """
     step, seconds = state["step"], {bucket: float(state["seconds"][bucket]) for bucket in BUCKETS}
     if type(step) is not int or not 0 <= step <= total:
-        raise ValueError(f"step {shown(step)} of {total}")
+        raise ValueError(f"its step {shown(step)} is not from 0 to {total}")
     if not all(0 <= value < math.inf for value in seconds.values()):
-        raise ValueError("its seconds are not")
+        raise ValueError("its seconds are negative or not finite")
     return step, seconds
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load an optimizer's state; refuse a state without this optimizer's settings, which torch would load.
+    """Load an optimizer's state; refuse a state that lacks settings of this optimizer, which torch would accept.
 
     Args:
         optimizer: new.
@@ -113,5 +113,5 @@ def _read_archive(path: Path) -> dict[str, Any]:
     """The content of a checkpoint, after a check of its bytes; torch's own reader ignores a wrong byte in a tensor."""
     with zipfile.ZipFile(path) as archive:
         if damaged := archive.testzip():
-            raise zipfile.BadZipFile(f"{damaged} does not have its checksum")
+            raise zipfile.BadZipFile(f"{damaged} does not match its checksum")
     return torch.load(path, map_location="cpu", weights_only=True)

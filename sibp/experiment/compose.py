@@ -75,7 +75,7 @@ def plan(overrides: Sequence[str], sweep: bool, config_name: str = "config") -> 
     if wrong:
         job, error = wrong[0]
         own = [override for override in job if any(override not in other for other in jobs)]
-        where = f" This is so for {len(wrong)} of {len(jobs)} jobs, such as {' '.join(own)}." if configs else ""
+        where = f" This applies to {len(wrong)} of {len(jobs)} jobs, such as {' '.join(own)}." if configs else ""
         raise UserError(f"{str(error).removesuffix('.')}.{where}") from error
     return configs
 
@@ -143,10 +143,14 @@ def folders(overrides: Sequence[str]) -> list[Path]:
 
 @contextmanager
 def _configs(config_name: str) -> Iterator[None]:
-    """Have Hydra find the configs."""
+    """Make Hydra read the project's configs.
+
+    Raises:
+        UserError: there is no such primary config.
+    """
     if not (CONFIGS / f"{config_name}.yaml").is_file():
         raise UserError(
-            f"--config-name={config_name} is not possible: put what it says into DIR/experiment/{config_name}.yaml, "
+            f"--config-name={config_name} is not possible: move its content to DIR/experiment/{config_name}.yaml, "
             f"and give --config-dir=DIR experiment={config_name}."
         )
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
@@ -157,7 +161,7 @@ def _base(overrides: Sequence[str], config_name: str) -> DictConfig:
     about_hydra = [override for override in overrides if override.lstrip("+").startswith("hydra")]
     try:
         return hydra_compose(config_name, about_hydra, return_hydra_config=True)
-    except Exception as error:  # Hydra, OmegaConf, antlr and YAML raise exceptions of their own
+    except Exception as error:  # Hydra, OmegaConf, antlr and YAML each raise their own exceptions
         raise UserError(_error_message(error, about_hydra, config_name)) from error
 
 
@@ -214,7 +218,7 @@ def _error_message(error: Exception, overrides: Sequence[str], config_name: str)
             config = hydra_compose(config_name, groups, return_hydra_config=of_hydra)
             known = OmegaConf.to_container(config, resolve=False)
             return unknown_key(key, known if isinstance(known, dict) else {})
-    return f"{_invalid_override(overrides, config_name)} makes no config: {cut(text)}"
+    return f"{_invalid_override(overrides, config_name)} gives no valid config: {cut(text)}"
 
 
 def _invalid_override(overrides: Sequence[str], config_name: str) -> str:

@@ -314,7 +314,7 @@ def _torchvision() -> Any:
     except Exception as error:  # a build for another torch fails with various errors
         reason = " ".join(str(error).split())
         raise UserError(
-            f"torchvision reads this data set and cannot be imported ({reason}): install the one that belongs to "
+            f"torchvision reads this data set and cannot be imported ({reason}): install the version that matches "
             f"torch {torch.__version__}, or choose dataset=digits."
         ) from error
     return datasets

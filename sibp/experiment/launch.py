@@ -172,7 +172,7 @@ def _target(config: DictConfig) -> str:
 
 
 def _targets(node: Any) -> list[str]:
-    """Every class that a config would have instantiated."""
+    """Every class that instantiating a config would create."""
     if isinstance(node, Mapping):
         own = [str(node["_target_"])] if "_target_" in node else []
         return own + [name for value in node.values() for name in _targets(value)]

@@ -167,7 +167,7 @@ class Trainer:
 
         Args:
             split: the samples.
-            limit: use only the first so many.
+            limit: number of samples to use, from the first; None for all.
 
         Returns:
             Mean loss (nats) and accuracy, None if the model does not classify.
@@ -333,7 +333,7 @@ class Trainer:
             )
         try:
             self._load_state(state)
-        except Exception as error:  # torch has one for everything that can be wrong
+        except Exception as error:  # torch raises a different exception for each thing that can be wrong
             if is_out_of_memory(error):
                 raise
             why = f"{type(error).__name__}: {first_line(error)}"
@@ -392,7 +392,7 @@ class Trainer:
             desc=name,
             unit="step",
             disable=quiet,
-            leave=False,  # the run's outcome is printed on a line of its own
+            leave=False,  # the run's outcome is printed on a separate line
             ncols=columns,
             nrows=rows,
         )

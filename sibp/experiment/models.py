@@ -176,7 +176,7 @@ def build_model(config: dict[str, Any], shape: tuple[int, ...], classes: int, se
         except (RuntimeError, MemoryError, OverflowError, TypeError) as error:  # errors of torch for invalid sizes
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             if is_out_of_memory(error):
-                reason = f"this machine's memory is not enough; give smaller numbers than {sizes_of(own) or 'its own'}."
+                reason = f"this machine has too little memory; give smaller numbers than {sizes_of(own) or 'its own'}."
             raise UserError(f"model={own.get('name')} cannot be built: {reason}") from error
         if std is not None:
             for parameter in model.parameters():

@@ -62,9 +62,9 @@ def adagrad(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.
 
 
 def lbfgs(model: nn.Module, *, lr: float, max_iter: int, history: int, line_search: bool) -> torch.optim.Optimizer:
-    """Torch's L-BFGS, for full batches: a step is up to `max_iter` iterations, each with a pass over the batch or more.
+    """Torch's L-BFGS, for full batches: a step takes up to `max_iter` iterations, each with one pass or more.
 
-    With `line_search` they satisfy the strong Wolfe conditions; without, `lr` is the step length.
+    With `line_search`, step lengths satisfy the strong Wolfe conditions; without, `lr` is the step length.
 
     Raises:
         ValueError: `max_iter` or `history` is below 1, or too large to be practical.
@@ -105,7 +105,7 @@ def fed(direction: Callable[[nn.Module, float, float, str], TappedOptimizer]) ->
         prox_weight: float,
         solver: str,
     ) -> torch.optim.Optimizer:
-        """The direction in an optimizer of `OUTERS`, with those of lr, momentum and weight_decay that it has.
+        """The direction in an optimizer of `OUTERS`, which gets those of lr, momentum and weight_decay that it takes.
 
         Weight decay is added to the direction before the momentum in SGD and in Adagrad, decoupled in the others.
 
@@ -127,8 +127,7 @@ def proxprop(model: nn.Module, neuron_step: float, prox_weight: float, solver: s
     """ProxBP's direction as its authors use it.
 
     The step on the neurons is `neuron_step` times the gradient of the mean loss (not of the sum), and the last layer
-    gets
-    its ordinary gradient.
+    gets its ordinary gradient (Frerix et al. 2018, arXiv 1706.04638).
 
     Raises:
         ValueError: the model has only one layer.
@@ -168,8 +167,8 @@ def build_optimizer(config: dict[str, Any], model: nn.Module) -> torch.optim.Opt
     """Build a config's optimizer.
 
     Args:
-        config: the ``optimizer`` group: ``name`` and the builder's settings; an own ``schedule`` and ``warmup`` are for
-            the training loop.
+        config: the ``optimizer`` group: ``name`` and the builder's settings; ``schedule`` and ``warmup``, if given, are
+            for the training loop.
         model: whose parameters to train, already on its device.
 
     Returns:

@@ -81,7 +81,7 @@ def refuse(overrides: Sequence[str], trusted: bool = False) -> None:
     for override in overrides:
         key = override.partition("=")[0].lstrip("+~")
         if "\0" in override:
-            raise UserError(f"{cut(override)} is not possible: it has a NUL byte in it.")
+            raise UserError(f"{cut(override)} is not possible: it contains a NUL byte.")
         if not key:
             raise UserError(f"{cut(override)} names no setting: write key=value, such as seed=3.")
         if key in GROUPS and override.endswith(("=null", "=")):
@@ -94,7 +94,7 @@ def refuse(overrides: Sequence[str], trusted: bool = False) -> None:
             raise UserError(f"{override} is not possible: name the folder of your configs by --config-dir=DIR.")
         ours = key == LAUNCHER or key.startswith("hydra.launcher.")
         if key.startswith("hydra") and not ours and not (trusted and key == SEARCH_PATH):
-            raise UserError(f"{override} is not possible: of Hydra's own settings, only its launcher's can be given.")
+            raise UserError(f"{override} is not possible: of Hydra's settings, only its launcher's can be changed.")
 
 
 def refuse_idle(overrides: Sequence[str], multirun: bool) -> None:
@@ -164,7 +164,7 @@ def cut(text: str) -> str:
         text: any.
 
     Returns:
-        The text, or its beginning and three dots; what cannot be printed becomes a question mark.
+        The text, or its beginning and three dots; unprintable characters become question marks.
     """
     text = "".join(c if c.isprintable() else "?" for c in text)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -37,8 +37,8 @@ def load_plugins(names: Any) -> None:
         except Exception as error:  # a plugin may raise anything
             if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
                 raise UserError(
-                    f"plugins=[{name}]: there is no module {error.name}: install its package, or give the command "
-                    "in the folder that it is in."
+                    f"plugins=[{name}]: there is no module {error.name}: install its package, or run the command "
+                    "in the folder that contains it."
                 ) from error
             reason = " ".join(str(error).split())
             raise UserError(f"plugins=[{name}] cannot be imported ({type(error).__name__}: {reason}).") from error

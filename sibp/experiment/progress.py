@@ -54,9 +54,9 @@ class Progress:
         """Count a run that has ended, and print its line.
 
         Args:
-            outcome: how.
+            outcome: how it ended.
             line: what to print about it.
-            good: whether that is for the standard output, not the standard error.
+            good: whether to print to the standard output; otherwise to the standard error.
         """
         self.count[outcome.status] += 1
         self._trained += not outcome.kept and outcome.status in ("completed", "diverged", "failed")

@@ -63,7 +63,7 @@ def of_option(places: Sequence[Path], group: str, option: str) -> list[Setting]:
         option: such as ``sibp``.
 
     Returns:
-        Those that it inherits first; without ``name``, which is no setting.
+        Inherited settings first; without ``name``, which is not a setting.
     """
     text = _file(places, group, option).read_text()
     found: dict[str, Setting] = {}
@@ -92,7 +92,7 @@ def options(places: Sequence[Path], group: str) -> list[str]:
 
 
 def about(places: Sequence[Path], group: str, option: str) -> str:
-    """What a comment above an option's settings says of it.
+    """The description of an option: the comment above its settings.
 
     Args:
         places: folders of configs.

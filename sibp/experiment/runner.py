@@ -123,7 +123,7 @@ def check(configs: Sequence[Mapping[str, Any]], elsewhere: bool = False) -> None
             wrong.append((config, error))
     if wrong:
         config, error = wrong[0]
-        where = f" This is so for {len(wrong)} of {len(configs)} jobs, such as {run_name(config)}."
+        where = f" This applies to {len(wrong)} of {len(configs)} jobs, such as {run_name(config)}."
         raise UserError(f"{str(error).removesuffix('.')}.{where if len(wrong) < len(configs) else ''}") from error
 
 
@@ -217,7 +217,7 @@ def _failed(folder: RunFolder, started: str, error: Exception) -> Outcome:
         reason = str(error) if isinstance(error, UserError) else _write_error_message(error, folder)
     elif is_out_of_memory(error):
         batch, cause = folder.config.get("batch_size"), next(iter(str(error).splitlines()), type(error).__name__)
-        reason = f"memory is not enough: give a smaller model, or a batch_size below {batch} ({cause})"
+        reason = f"out of memory: give a smaller model, or a batch_size below {batch} ({cause})"
     try:
         if not folder.is_finished():  # unchanged where force=true could not start
             folder.write_summary({"status": "failed", "reason": reason, "traceback": trace, "started": started})
@@ -230,7 +230,7 @@ def _write_error_message(error: OSError, folder: RunFolder) -> str:
     path = error.filename or folder.path
     name = os.fsdecode(path) if isinstance(path, bytes) else path
     return (
-        f"{name} cannot be read or written ({error.strerror or error}): all up to the last "
+        f"{name} cannot be read or written ({error.strerror or error}): everything up to the last "
         f"checkpoint is kept, and {resuming(folder.config)} resumes from there once this is fixed."
     )
 

@@ -40,10 +40,8 @@ class Schedule:
     """Sets an optimizer's learning rate before every step.
 
     ``decays="lr"`` multiplies the learning rate by the factor. ``decays="prox_weight"`` divides the proximal weight by
-    it
-    instead: small steps are about lr / prox_weight times the gradient, so both shorten them equally, but the targets of
-    the
-    neurons keep their distance.
+    it instead. Small steps are about lr / prox_weight times the gradient, so both shorten them equally, but with the
+    latter the targets of the neurons keep their distance.
 
     Args:
         optimizer: with its initial learning rate and proximal weight, a number for each group.

@@ -23,8 +23,7 @@ class Settings:
     """Everything that determines a run.
 
     ``dataset``, ``model`` and ``optimizer`` are mappings whose ``name`` selects a builder from a table; their other
-    keys
-    are the builder's arguments. A run ends at ``epochs`` or ``max_steps``, whichever comes first.
+    keys are the builder's arguments. A run ends at ``epochs`` or ``max_steps``, whichever comes first.
     """
 
     dataset: dict[str, Any]
@@ -176,7 +175,7 @@ def refuse_unknown(prefix: str, given: Mapping[str, Any], known: list[str]) -> N
     for key in given:
         if key not in known:
             names = ", ".join(prefix + name for name in sorted(known))
-            none = f"this {prefix[:-1]} has none, whether an override or the experiment gives it."
+            none = f"this {prefix[:-1]} has no settings for an override or an experiment to give."
             here = f"the settings here are: {names}." if known else none
             raise UserError(f"There is no setting {prefix}{key}; {here}")
 
@@ -213,7 +212,7 @@ def checked(key: str, value: Any, hint: Any) -> Any:
             if option is int and isinstance(value, int) and abs(value) > LARGEST_INTEGER:
                 raise UserError(f"{key}={shown(value)} is not possible: the largest whole number is {LARGEST_INTEGER}.")
             if isinstance(value, str) and "\0" in value:
-                raise UserError(f"{key}={shown(value)} is not possible: it has a NUL byte in it.")
+                raise UserError(f"{key}={shown(value)} is not possible: it contains a NUL byte.")
             return value
     hint_of_path = f" (a folder of that name: {key}=./{value})" if key.endswith("_root") and value is not None else ""
     quoted = " without quotes" if isinstance(value, str) and _is_number(value) else ""
@@ -326,5 +325,5 @@ def register(kind: str, table: dict[str, Any], name: str, entry: Any) -> None:
         ValueError: the name is taken.
     """
     if table.get(name, entry) != entry:
-        raise ValueError(f"{kind} {name!r} is there already: register yours by another name")
+        raise ValueError(f"{kind} {name!r} is already registered: choose another name")
     table[name] = entry

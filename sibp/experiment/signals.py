@@ -50,7 +50,7 @@ def ends_quietly(message: str = "Interrupted before anything was trained.") -> I
 def stop_on_signals() -> Iterator[StopRequest]:
     """Turn the first SIGINT, SIGTERM or SIGHUP into a request; a second one stops immediately.
 
-    SIGHUP stays ignored where it is, as under nohup.
+    If SIGHUP is ignored, as under nohup, it stays ignored.
 
     Yields:
         The request, to be checked after every step.

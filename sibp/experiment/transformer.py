@@ -72,7 +72,8 @@ def transformer(shape: tuple[int, ...], classes: int, *, layers: int, width: int
         The model, from (B, T) to (B, T, classes).
 
     Raises:
-        UserError: a setting is below 1 or far too large, the width cannot be shared, or the data are no text.
+        UserError: a setting is below 1 or far too large, the width is not a multiple of ``heads``, or the data are not
+            text.
     """
     for key, value in (("layers", layers), ("width", width), ("heads", heads)):
         if value < 1:

@@ -52,6 +52,9 @@ def train_in_processes(
         at_once: number of concurrent runs.
         tell: called with each run's outcome as it ends, even if its process died.
         look: called at intervals with the running jobs.
+
+    Raises:
+        KeyboardInterrupt: this process was asked to stop.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
@@ -102,7 +105,7 @@ def _outcome_of(process: Any, job: Job) -> Outcome:
     how = f"signal {signal.Signals(-code).name}" if code and code < 0 else f"exit code {code}"
     if process.asked_to_stop:
         return Outcome("interrupted", f"stopped: {resuming(job)} resumes from its last checkpoint", folder)
-    return Outcome("failed", f"its process died ({how}; often for memory): the same command tries again", folder)
+    return Outcome("failed", f"its process died ({how}; often out of memory): the same command tries again", folder)
 
 
 def _work(job: dict[str, Any], at_once: int, sender: Connection) -> None:

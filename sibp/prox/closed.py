@@ -1,4 +1,4 @@
-"""Compiled code for the closed form: Gram matrices by half of their products; a factor and its solutions in one call.
+"""Compiled code for the closed form: a Gram matrix from one of its triangles; factor and solution in one call.
 
 The Gram matrix of a batch of a hundred samples is so small that torch's overhead of a few microseconds per call takes
 as long as the arithmetic. If `kernels/closed.c` is missing (`sibp.prox.kernels`) or a matrix is large,
@@ -14,7 +14,7 @@ from torch import Tensor
 from sibp.prox import kernels
 
 _LARGEST = 1024  # rows of a system up to which the kernel is faster
-_LARGEST_GRAM = 767  # rows of A up to which the kernel is faster than a numerical library
+_LARGEST_GRAM = 767  # rows of A up to which the kernel is faster than torch's matrix product
 _PARALLEL = 2_000_000  # multiply-adds above which several threads pay off
 _LINE = 64  # bytes of a cache line
 _Results = ctypes.c_double * 7  # `found` of closed.c

@@ -93,7 +93,7 @@ class Outputs:
 
 
 class CompiledOutputs(Outputs):
-    """The same in C, for rows along two axes.
+    """`Outputs` in C, for rows along two axes.
 
     Its own arrays are (B, P, g m), since convolutions are fastest with units last. Each pass does as much as possible
     while numbers are in cache: an attempt also computes E at the trial point, in case it is accepted, and Z is updated
@@ -123,9 +123,9 @@ class CompiledOutputs(Outputs):
         """||s(Z) - T||^2; sets E."""
         target = self._target
         shift, T_or_D = (target.eta, target.D) if isinstance(target, Shifted) else (None, target)
-        (Z, turned_Z), (T, turned_T) = _with_layout(self.Z), _with_layout(T_or_D)
+        (Z, transposed_Z), (T, transposed_T) = _with_layout(self.Z), _with_layout(T_or_D)
         self.Z, self.T, self.E = (self._empty() for _ in range(3))
-        arguments = (Z.data_ptr(), turned_Z, T.data_ptr(), turned_T, shift is not None, shift or 0.0)
+        arguments = (Z.data_ptr(), transposed_Z, T.data_ptr(), transposed_T, shift is not None, shift or 0.0)
         self._run("begin", Z.shape[1], *arguments, self.Z, self.T, self.E)
         self.squared_target = self._read_sums(1)
         return self._read_sums(0)

@@ -2,8 +2,8 @@
 
 The notation is the paper's (Liu & Zhang 2020, arXiv 2002.03516): a layer has inputs A (B, n), pre-activations
 Z = A W^T + b (B, m) and a target T (B, m); D (B, m) is the error signal on its output and E (B, m) that on Z; eta is
-the step on the neurons and lam the proximal weight. P = [A, 1] has a column of ones for the bias, so that a
-displacement X (n + 1, m) of weights and bias together adds P X to Z.
+the step on the neurons and lam the proximal weight. Phi = [A, 1] has a column of ones for the bias, so that a
+displacement V (n + 1, m) of weights and bias together adds Phi V to Z.
 """
 
 import numpy as np
@@ -28,43 +28,43 @@ def forward(layers: list[Layer], x: Array) -> tuple[list[Array], list[Array]]:
     return A[:-1], Z
 
 
-def solve_linear(P: Array, Z: Array, T: Array, lam: float) -> Array:
-    """The displacement X that minimises ||Z + P X - T||^2 + lam ||X||^2."""
-    return np.linalg.solve(P.T @ P + lam * np.eye(P.shape[1]), P.T @ (T - Z))
+def solve_linear(Phi: Array, Z: Array, T: Array, lam: float) -> Array:
+    """The displacement V (n + 1, m) that minimises ||Z + Phi V - T||^2 + lam ||V||^2."""
+    return np.linalg.solve(Phi.T @ Phi + lam * np.eye(Phi.shape[1]), Phi.T @ (T - Z))
 
 
-def solve_relu(P: Array, Z: Array, T: Array, lam: float, iterations: int) -> Array:
-    """Decreases ||relu(Z + P X) - T||^2 + lam ||X||^2 by conjugate gradients from X = 0.
+def solve_relu(Phi: Array, Z: Array, T: Array, lam: float, iterations: int) -> Array:
+    """The displacement V (n + 1, m) after conjugate gradients on ||relu(Z + Phi V) - T||^2 + lam ||V||^2 from V = 0.
 
     Neurons (columns) are independent, so each has its own step length.
     """
 
-    def objective(Z: Array, X: Array) -> Array:
-        return dot(relu(Z) - T, relu(Z) - T) + lam * dot(X, X)
+    def objective(Z: Array, V: Array) -> Array:
+        return dot(relu(Z) - T, relu(Z) - T) + lam * dot(V, V)
 
-    X = S = G_before = np.zeros((P.shape[1], Z.shape[1]))
-    f, shrink = objective(Z, X), np.ones(Z.shape[1])
+    V = P = G_before = np.zeros((Phi.shape[1], Z.shape[1]))
+    f, shrink = objective(Z, V), np.ones(Z.shape[1])
     for _ in range(iterations):
         active = Z > 0
-        G = P.T @ ((relu(Z) - T) * active) + lam * X  # half the gradient
+        G = Phi.T @ ((relu(Z) - T) * active) + lam * V  # half the gradient
         beta = np.maximum(ratio(dot(G, G - G_before), dot(G_before, G_before)), 0)
-        beta = np.where(beta * dot(G, S) < dot(G, G), beta, 0)  # otherwise S would not be a descent direction
-        S = beta * S - G  # search direction
-        change = P @ S  # of Z, for a step of length 1
-        curvature = dot(change * active, change) + lam * dot(S, S)
-        t = shrink * ratio(-dot(G, S), curvature)
-        f_there = objective(Z + t * change, X + t * S)
+        beta = np.where(beta * dot(G, P) < dot(G, G), beta, 0)  # otherwise P would not be a descent direction
+        P = beta * P - G  # search direction
+        change = Phi @ P  # of Z, for a step of length 1
+        curvature = dot(change * active, change) + lam * dot(P, P)
+        t = shrink * ratio(-dot(G, P), curvature)
+        f_there = objective(Z + t * change, V + t * P)
         better = f_there < f
-        X = np.where(better, X + t * S, X)
+        V = np.where(better, V + t * P, V)
         Z = np.where(better, Z + t * change, Z)
         f = np.where(better, f_there, f)
         shrink = np.where(better, 1, shrink / 4)
         G_before = G
-    return X
+    return V
 
 
 def dot(X: Array, Y: Array) -> Array:
-    """Inner products of columns, one per neuron."""
+    """Inner products of columns, (m,): one per neuron."""
     return np.sum(X * Y, axis=0)
 
 
@@ -103,11 +103,11 @@ def step(
     for i in range(last, -1, -1):
         W, b = layers[i]
         E = D if i == last else D * (Z[i] > 0)
-        P = np.hstack([A[i], np.ones((len(x), 1))])
+        Phi = np.hstack([A[i], np.ones((len(x), 1))])
         if i == last or iterations is None:
-            X = solve_linear(P, Z[i], Z[i] - eta * E, lam)
+            V = solve_linear(Phi, Z[i], Z[i] - eta * E, lam)
         else:
-            X = solve_relu(P, Z[i], relu(Z[i]) - eta * D, lam, iterations)
-        new[i] = W + X[:-1].T, b + X[-1]
+            V = solve_relu(Phi, Z[i], relu(Z[i]) - eta * D, lam, iterations)
+        new[i] = W + V[:-1].T, b + V[-1]
         D = E @ (new[i][0] if through_new else W)
     return new

@@ -49,7 +49,7 @@ SWEEPS = {
     "epochs=1,-1": "epochs=-1 is not possible",
     "run_root=a,/dev/null/x": "run_root=/dev/null/x cannot be used",
     "optimizer=sibp optimizer.solver=cg:3,cg5": "cg5",
-    "optimizer=sgd,sibp optimizer.prox_weight=1": "This is so for 1 of 2 jobs, such as optimizer=sgd.",
+    "optimizer=sgd,sibp optimizer.prox_weight=1": "This applies to 1 of 2 jobs, such as optimizer=sgd.",
     "optimizer=lbfgs optimizer.history=5,0": "history: 0",
     "optimizer=sgd,sipb": "did you mean optimizer=sibp?",
     "optimizer=glob(zz*)": "selects no run",
@@ -57,8 +57,8 @@ SWEEPS = {
     "seed=0,1 hydra/launcher=sibp_joblib hydra.launcher.n_jobs=0": "hydra.launcher.n_jobs=0 is not possible",
     "seed=0,1 hydra/launcher=sibp_joblib hydra.launcher.n_job=2": "did you mean hydra.launcher.n_jobs?",
     "seed=0,1 hydra.launcher.n_jobs=2": "hydra.launcher.n_jobs=2 has no effect without hydra/launcher=...",
-    "optimizer=sgd,null": "optimizer=null makes no config",
-    "seed=0,${nope}": "makes no config: Interpolation key 'nope' not found. This is so for 1 of 2 jobs",
+    "optimizer=sgd,null": "optimizer=null gives no valid config",
+    "seed=0,${nope}": "gives no valid config: Interpolation key 'nope' not found. This applies to 1 of 2 jobs",
     f"run_root=a,{'b' * 300}": "cannot be used (/: File name too long)",
 }
 
@@ -74,7 +74,7 @@ SINGLE = {
     "run_root=null": "run_root=null is not possible",
     "run_root=5": "run_root=5 is not possible",
     "run_root=true": "run_root=true is not possible",
-    "run_root=a\0b": "NUL byte",
+    "run_root=a\0b": "it contains a NUL byte",
     "learning_rate=1": "did you mean optimizer.lr?",
     "optimizer.learning_rate=1": "did you mean optimizer.lr?",
     "optimizer={a:1}": "optimizer",
@@ -94,7 +94,7 @@ SINGLE = {
     f"run_root=/tmp/{'a/' * 2035}": "cannot be used (/: File name too long)",  # too long with the run's name appended
     "run_root=choice(a,b)": "run_root=choice(a,b) gives several values: add -m",
     "optimizer=null": "optimizer=null is not possible: give a name, or leave it out.",
-    "seed=${nope}": "seed=${nope} makes no config: Interpolation key 'nope' not found",
+    "seed=${nope}": "seed=${nope} gives no valid config: Interpolation key 'nope' not found",
     "optimizer.solver=cg:3": "There is no setting optimizer.solver. The settings here are: optimizer.name",
     "optimizer.momentun=0": "There is no setting optimizer.momentun; did you mean optimizer.momentum?",
 }
@@ -134,7 +134,7 @@ def test_a_user_model_too_large_for_memory_is_one_sentence(make_config, monkeypa
         outcome = run(make_config(model={"name": "wide", "channels": channels}))
         assert outcome.wrong_input
         assert outcome.message == (
-            "model=wide cannot be built: this machine's memory is not enough; "
+            "model=wide cannot be built: this machine has too little memory; "
             f"give smaller numbers than model.channels={channels}."
         )
         assert not outcome.folder.path.exists()
@@ -142,7 +142,7 @@ def test_a_user_model_too_large_for_memory_is_one_sentence(make_config, monkeypa
 
 def test_a_setting_of_another_model_in_an_experiment_is_one_sentence(capsys):
     error = refused(["experiment=digits_quick", "model=lenet"], capsys)
-    sentence = "There is no setting model.hidden; this model has none, whether an override or the experiment gives it."
+    sentence = "There is no setting model.hidden; this model has no settings for an override or an experiment to give."
     assert sentence in error
 
 

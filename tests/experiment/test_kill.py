@@ -94,7 +94,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(half, tmp_path):
         if status != "completed":
             assert "cannot be read or written (File too large)" in message
             assert small["run_root"] in message
-            assert "all up to the last checkpoint is kept" in message
+            assert "everything up to the last checkpoint is kept" in message
             kept = load_checkpoint(RunFolder(small))
             assert kept is not None
             assert kept["step"] in (3, 6)

@@ -89,9 +89,9 @@ def test_a_process_that_dies_loses_only_its_run(monkeypatch, capsys):
 WRONG = {
     "hydra.launcher._target_=os.system": "hydra/launcher must be one of: basic, sibp_joblib",
     "+hydra.launcher.x={_target_:os.system}": "hydra/launcher must be one of: basic, sibp_joblib",
-    "+hydra.callbacks.x._target_=os.system": "only its launcher's can be given",
+    "+hydra.callbacks.x._target_=os.system": "only its launcher's can be changed",
     "hydra.searchpath=[file:///tmp]": "name the folder of your configs by --config-dir=DIR",
-    "hydra/sweeper=basic": "only its launcher's can be given",
+    "hydra/sweeper=basic": "only its launcher's can be changed",
     "hydra/launcher=slurm": "This launcher is not installed",
 }
 

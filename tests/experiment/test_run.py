@@ -166,7 +166,7 @@ def test_out_of_memory_names_the_settings_to_reduce(make_config, monkeypatch, er
     monkeypatch.setattr(Trainer, "_optimize", fail)
     outcome = run(make_config(batch_size=77))
     assert outcome.status == "failed"
-    assert outcome.message.startswith("memory is not enough: give a smaller model, or a batch_size below 77 (")
+    assert outcome.message.startswith("out of memory: give a smaller model, or a batch_size below 77 (")
     assert summary_of(outcome.folder)["reason"] == outcome.message
 
 

@@ -215,17 +215,17 @@ def test_a_run_folder_gives_no_configs():
 
 
 MISTAKES = {
-    "plugins=[nowhere]": "plugins=[nowhere]: there is no module nowhere: install its package, or give the command in",
+    "plugins=[nowhere]": "plugins=[nowhere]: there is no module nowhere: install its package, or run the command in",
     "plugins=[mine.nowhere]": "plugins=[mine.nowhere]: there is no module mine.nowhere",
     "plugins=mine": "plugins=mine is not possible: give a list of strings such as [my_module]",
     "plugins=[./mine.py]": "plugins=[./mine.py] is not possible: give the names of modules, such as [my_module]",
     "plugins=[broken]": "plugins=[broken] cannot be imported (SyntaxError: invalid syntax",
     "plugins=[needy]": "plugins=[needy] cannot be imported (ModuleNotFoundError: No module named 'nowhere')",
-    "plugins=[taken]": "plugins=[taken] cannot be imported (ValueError: optimizer 'sgd' is there already",
+    "plugins=[taken]": "plugins=[taken] cannot be imported (ValueError: optimizer 'sgd' is already registered",
     "--config-dir=nowhere": "--config-dir=nowhere is not a folder: give the folder that contains your groups.",
     "--config-dir=hidden": "hidden/optimizer/sgd.yaml would be hidden by sibp's own optimizer/sgd.yaml: give",
-    "--config-name=nowhere": "--config-name=nowhere is not possible: put what it says into DIR/experiment/nowhere.yaml",
-    "--config-path=x": "--config-path would take the place of sibp's configs: add yours to them by --config-dir.",
+    "--config-name=nowhere": "--config-name=nowhere is not possible: move its content to DIR/experiment/nowhere.yaml",
+    "--config-path=x": "--config-path would replace sibp's configs: add yours with --config-dir.",
 }
 
 

@@ -73,6 +73,20 @@ def test_the_solution_is_a_minimum_and_its_metrics_are_accurate(side, dtype, A, 
 
 
 @pytest.mark.parametrize("side", SIDES)
+def test_the_decrease_is_accurate_where_the_first_displacement_is_mere_rounding(side):
+    """Equal rows: x is about R / lam, of which only 1e-9 remains in Phi^T x, less than the rounding of the sum."""
+    features = DenseFeatures(torch.tensor([[0.8057, -0.4591]] * 2), bias=False)
+    Phi = torch.from_numpy(features_matrix(features))
+    lam = 1e-4 * torch.finfo(torch.float32).eps * float(torch.linalg.matrix_norm(Phi, 2).square())
+    for seed in range(20):
+        R = randn(2, 1, seed=seed).float()
+        solution = solve_linear(side(features), R, lam)
+        X, start = torch.from_numpy(moved(solution)), float(R.double().square().sum())
+        end = float((R.double() + Phi @ X).square().sum() + lam * X.square().sum())
+        assert float(solution.stats.decrease) == pytest.approx(1 - end / start, abs=1e-4)
+
+
+@pytest.mark.parametrize("side", SIDES)
 def test_below_the_rounding_of_double_precision_a_larger_lam_is_used_and_reported(side):
     A, R = torch.full((1, 20, 30), 1e3, dtype=torch.float64), randn(1, 20, 4)
     norm = 20 * (30 * 1e6 + 1)  # of 20 equal rows

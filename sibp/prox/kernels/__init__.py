@@ -114,7 +114,7 @@ def library(tensor: torch.Tensor) -> Kernels | None:
     """
     if not _enabled or not tensor.is_cpu or tensor.dtype not in C_TYPES:
         return None
-    if torch.compiler.is_compiling():  # the trace of a call by address would lack what it reads and writes
+    if torch.compiler.is_compiling():  # a trace cannot see what a call by address reads and writes
         return None
     return _chosen(tensor.dtype)
 

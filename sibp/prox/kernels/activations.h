@@ -1,5 +1,5 @@
-/* Activations and their slopes, without calls or branches, so that compilers vectorise them. A smooth activation computes
- * one exponential for both value and slope, of a number that is never positive, so it cannot overflow. NaN is preserved.
+/* Activations and their slopes, without calls or branches, so that compilers vectorise them. A smooth activation needs one
+ * exponential for both value and slope; its argument is never positive, so it cannot overflow. NaN is preserved.
  *
  * Errors, against exact values: about 2 units in the last place of the value (4 for tanh and in the far tail of GELU),
  * and eps for slopes; tests/prox/test_smooth_kernels.py measures them. */
@@ -55,8 +55,8 @@ static inline __attribute__((always_inline)) Exponential exponential(REAL x, REA
     return (Exponential){scale * counts * (r + r * r * p) + none, scale * counts};
 }
 
-/* (1 - Phi(a)) e^(a^2 / 2) for a >= 0, with Phi the normal distribution function. Multiplied by a + 5, it is a polynomial in
- * t = (a - 5) / (a + 5) up to rounding: the one through the Chebyshev nodes, up to the a at which e^(-a^2 / 2) is 0. */
+/* (1 - Phi(a)) e^(a^2 / 2) for a >= 0, with Phi the normal distribution function. a + 5 times this is, up to rounding, a
+ * polynomial in t = (a - 5) / (a + 5), interpolated at Chebyshev nodes. `top` is where e^(-a^2 / 2) rounds to 0. */
 static inline __attribute__((always_inline)) REAL tail(REAL a)
 {
     const REAL top = IS_FLOAT ? (REAL)13.5 : (REAL)38, within = a < top ? a : top;

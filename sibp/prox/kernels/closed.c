@@ -1,10 +1,10 @@
-/* The closed form of sibp.prox.solvers.linear in the layer's precision: Gram matrices by half their products, and the
+/* The closed form of sibp.prox.solvers.linear in the layer's precision: Gram matrices from one of their triangles, and the
  * solution of (G + lam I) X = -R by a Cholesky factor. */
 #include <math.h>
 #include <stdint.h>
 
 #include "sums.h"
-#include "turn.h"
+#include "transpose.h"
 
 #define STRETCH 800 /* columns of A at a time: two strips of rows, and one to multiply them with, stay in the L1 cache */
 #define STRIPS 2
@@ -120,7 +120,7 @@ static int factorize_block(REAL *M, long row)
     return 1;
 }
 
-/* Columns c to c+3 of the factor in some rows of a panel, which begins at M; t: the factor's square in these columns. */
+/* Columns c to c+3 of the factor in some rows of a panel, which begins at M; t: the factor's diagonal block there. */
 static inline __attribute__((always_inline)) void solve_columns(REAL *M, long row, const REAL *t, long c, const int rows)
 {
     const REAL *t0 = t, *t1 = t0 + row, *t2 = t1 + row, *t3 = t2 + row;
@@ -133,8 +133,8 @@ static inline __attribute__((always_inline)) void solve_columns(REAL *M, long ro
     }
 }
 
-/* Subtracts from the later columns what columns c to c+3 contribute, by whole vectors: from finished ones, zeros. memory,
- * PANEL x PANEL: the transpose of the panel's own rows. */
+/* Subtracts from the later columns what columns c to c+3 contribute, in whole vectors, which subtract 0 from finished columns.
+ * memory, PANEL x PANEL: the transpose of the panel's first rows, which form its diagonal block. */
 static inline __attribute__((always_inline)) void subtract_columns(
     REAL *M, long row, long c, const REAL *memory, long columns, const int rows)
 {
@@ -150,8 +150,8 @@ static inline __attribute__((always_inline)) void subtract_columns(
     }
 }
 
-/* The Cholesky factor of a panel's own rows; 0 if a pivot is not positive. memory becomes its transpose, with zeros up to
- * the end of each square of SIDE columns. */
+/* The Cholesky factor of a panel's diagonal block; 0 if a pivot is not positive. memory becomes its transpose, with zeros up
+ * to the end of each square of SIDE columns. */
 static int factorize_panel(REAL *M, long row, long columns, REAL *memory)
 {
     memset(memory, 0, PANEL * PANEL * sizeof(REAL));
@@ -178,7 +178,7 @@ static int factorize(REAL *M, long N, long row, REAL *memory, long threads)
             if (end - first < PANEL) memset(memory, 0, first * PANEL * sizeof(REAL));
             SHARED(threads)
             for (long k = 0; k < first; k += PANEL)
-                turn(M + first * row + k, row, end - first, PANEL, memory + k * PANEL, PANEL);
+                transpose(M + first * row + k, row, end - first, PANEL, memory + k * PANEL, PANEL);
             SHARED(threads)
             for (long i = first; i < N; i += SIDE) subtract_panel(M + i * row, row, first, memory, vectors);
         }
@@ -249,9 +249,9 @@ static long row_of(long r) { return filled_up(rows_of(r)) + PANEL; }
 
 #define PROBES ((long)16)
 
-/* Sums over a solution X; all but ||X||^2 only if X is checked, with probes S (m x PROBES), otherwise NULL. P and Q,
- * rows_of(r) x PROBES, become X S and -R S. */
-struct look {
+/* Sums over a solution X. If X is checked, S holds the probes, m x PROBES, and P and Q, rows_of(r) x PROBES, become X S and
+ * -R S. Otherwise S is NULL, and only XX is computed. */
+struct checks {
     const REAL *S;
     REAL *P, *Q;
     double RR, RX, XX;
@@ -289,36 +289,36 @@ long KERNEL(solve_size)(long r, long threads)
     return rows_of(r) * (row_of(r) + threads * (PANEL + 2 * PROBES)) + PANEL * PANEL;
 }
 
-/* Panels `begin` to `end` of X = -(L L^T)^-1 R, r x m; returns the sum of squares of L^-1 R. look->S is NULL if X is not
+/* Panels `begin` to `end` of X = -(L L^T)^-1 R, r x m; returns the sum of squares of L^-1 R. checks->S is NULL if X is not
  * to be checked. */
 static double solve_panels(
-    const REAL *L, const REAL *R, REAL *X, REAL *Y, long r, long m, long begin, long end, struct look *look)
+    const REAL *L, const REAL *R, REAL *X, REAL *Y, long r, long m, long begin, long end, struct checks *checks)
 {
     double energy = 0;
     memset(Y, 0, rows_of(r) * PANEL * sizeof(REAL));
     for (long first = begin * PANEL; first < least(end * PANEL, m); first += PANEL) {
         const long columns = least(PANEL, m - first), vectors = (columns + LANES - 1) / LANES;
-        const REAL *S = look->S ? look->S + first * PROBES : NULL;
+        const REAL *S = checks->S ? checks->S + first * PROBES : NULL;
         for (long i = 0; i < r; i++) {
             for (long j = 0; j < columns; j++) Y[i * PANEL + j] = -R[i * m + first + j];
             for (long j = columns; j < vectors * LANES; j++) Y[i * PANEL + j] = 0;
         }
-        if (S) add_probes(Y, PANEL, S, rows_of(r), columns, look->Q);
+        if (S) add_probes(Y, PANEL, S, rows_of(r), columns, checks->Q);
         energy += substitute(L, rows_of(r), row_of(r), Y, vectors);
         for (long i = 0; i < r; i++) {
             const REAL *x = Y + i * PANEL;
             REAL XX = 0;
             SUMS(j, columns, XX) XX += x[j] * x[j];
-            look->XX += XX;
+            checks->XX += XX;
             memcpy(X + i * m + first, x, columns * sizeof(REAL));
         }
         if (!S) continue;
-        add_probes(Y, PANEL, S, rows_of(r), columns, look->P);
+        add_probes(Y, PANEL, S, rows_of(r), columns, checks->P);
         for (long i = 0; i < r; i++) {
             const REAL *x = Y + i * PANEL, *given = R + i * m + first;
             REAL RR = 0, RX = 0;
             SUMS(j, columns, RR, RX) { RR += given[j] * given[j]; RX += given[j] * x[j]; }
-            look->RR += RR, look->RX += RX;
+            checks->RR += RR, checks->RX += RX;
         }
     }
     return energy;
@@ -349,7 +349,7 @@ void KERNEL(minus_substitute)(const REAL *F, const REAL *R, REAL *X, REAL *work,
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
 #endif
     for (long thread = 0; thread < threads; thread++) {
-        struct look none = {NULL, NULL, NULL, 0, 0, 0};
+        struct checks none = {NULL, NULL, NULL, 0, 0, 0};
         solve_panels(L, R, X, panels + thread * rows_of(r) * PANEL, r, m, thread * share, (thread + 1) * share, &none);
     }
 }
@@ -380,9 +380,9 @@ int KERNEL(minus_solve)(
 #endif
     for (long thread = 0; thread < threads; thread++) {
         REAL *Y = panels + thread * rows_of(r) * PANEL, *P = probed + thread * 2 * probes;
-        struct look look = {S, P, P + probes, 0, 0, 0};
-        energy += solve_panels(L, R, X, Y, r, m, thread * share, (thread + 1) * share, &look);
-        RR += look.RR, RX += look.RX, XX += look.XX;
+        struct checks checks = {S, P, P + probes, 0, 0, 0};
+        energy += solve_panels(L, R, X, Y, r, m, thread * share, (thread + 1) * share, &checks);
+        RR += checks.RR, RX += checks.RX, XX += checks.XX;
     }
     found[2] = energy, found[3] = XX;
     if (!S) return 1;

@@ -91,7 +91,7 @@ static inline void tile(
 /* The same, except that iterations add to the given variables, in any order. */
 #define SUMS(i, n, ...) _Pragma(TEXT(omp simd reduction(+ : __VA_ARGS__))) for (long i = 0; i < (n); i++)
 
-/* Distributes the following loop over `threads` threads; without OpenMP, one. */
+/* Distributes the following loop over `threads` threads; without OpenMP it runs in one. */
 #ifdef _OPENMP
 #define SHARED(threads) _Pragma(TEXT(omp parallel for num_threads(threads) if ((threads) > 1) schedule(static)))
 #else

@@ -13,7 +13,7 @@
 #include <math.h>
 
 #include "activations.h"
-#include "turn.h"
+#include "transpose.h"
 
 #define BLOCK 32 /* neurons in a block, a multiple of SIDE */
 
@@ -59,7 +59,7 @@ static void product(
 }
 
 /* s(z) - T, and s' where it is stored, at the points Z + t KP; returns the squared residual. T's padding is s(0). */
-static inline __attribute__((always_inline)) REAL look(
+static inline __attribute__((always_inline)) REAL evaluate(
     const Problem *p, long N, const REAL *Z, REAL t, const REAL *KP, const REAL *T, REAL *R, REAL *S, const int kind)
 {
     const REAL a = p->a;
@@ -89,7 +89,7 @@ static inline __attribute__((always_inline)) void begin(const Problem *p, Block 
     REAL *T = b->T + q * N, *E = b->E + q * N, *R = b->R + q * N, *S = b->S + q * N, TT = 0;
     SUMS(i, N, TT) TT += T[i] * T[i];
     for (long i = p->N; i < N; i++) T[i] = at(0, a, kind).value;
-    p->start[j] = p->f[j] = look(p, N, Z, 0, b->KP + q * N, T, R, S, kind);
+    p->start[j] = p->f[j] = evaluate(p, N, Z, 0, b->KP + q * N, T, R, S, kind);
     if (kind == PIECES)
         EACH(i, N) E[i] = (at(Z[i], a, kind).value - T[i]) * at(Z[i], a, kind).slope;
     else
@@ -138,7 +138,7 @@ static inline __attribute__((always_inline)) void neuron(
     REAL t = gg_used > 0 ? b->shrink[q] * ratio(gp_new, curvature + lam * pp) : (REAL)0;
 
     REAL norm = p->norm[j] + t * (2 * xp + t * pp);
-    REAL f_try = look(p, N, Z, t, KP, T, b->R_try, b->S_try, kind) + lam * norm;
+    REAL f_try = evaluate(p, N, Z, t, KP, T, b->R_try, b->S_try, kind) + lam * norm;
     int accept = f_try < p->f[j];
     b->xp[q] = accept ? xp + t * pp : xp;
     b->shrink[q] = accept ? (REAL)1 : b->shrink[q] * p->shrink_factor;
@@ -183,7 +183,7 @@ static void neurons(const Problem *p, Block *b, long count, long first, int last
 }
 
 /* Whether a neuron's answer may be dominated by rounding (_doubtful() in nonlinear.py), and a bound of its squared change. */
-static void look_at_answer(const Problem *p, const REAL *X, long size, long j)
+static void check_answer(const Problem *p, const REAL *X, long size, long j)
 {
     REAL xx = 0;
     SUMS(i, size, xx) xx += X[i] * X[i];
@@ -206,7 +206,7 @@ long KERNEL(work_size)(long N, long r, long m, long direct, long threads, long k
 }
 
 /* All iterations of the block of neurons that begins at `first`; memory: block_size() numbers. */
-static void advance(const Problem *p, REAL *memory, const REAL *matrix, const REAL *turned, long first)
+static void advance(const Problem *p, REAL *memory, const REAL *matrix, const REAL *transposed, long first)
 {
     Block b = {.N = filled_up(p->N), .r = filled_up(p->direct ? p->r : p->N), .direct = p->direct};
     const long count = least(BLOCK, p->m - first), outputs = BLOCK * b.N, coefficients = BLOCK * b.r;
@@ -224,15 +224,15 @@ static void advance(const Problem *p, REAL *memory, const REAL *matrix, const RE
     } else {
         b.R = b.S = b.R_try = b.S_try = b.Z; /* unused */
     }
-    turn(p->Z + first, p->m, p->N, count, b.Z, b.N);
-    turn(p->T + first, p->m, p->N, count, b.T, b.N);
+    transpose(p->Z + first, p->m, p->N, count, b.Z, b.N);
+    transpose(p->T + first, p->m, p->N, count, b.T, b.N);
     if (!p->direct) b.E = b.G;
     begin_all(p, &b, count, first);
     for (long k = 0; k < p->iterations; k++) {
         const int last = k == p->iterations - 1;
         if (p->direct) {
             product(b.E, b.N, matrix, b.r, p->N, b.X, p->lam, b.G); /* lam x + Phi^T E */
-            product(b.G, b.r, turned, b.N, p->r, b.KG, 0, b.KG);
+            product(b.G, b.r, transposed, b.N, p->r, b.KG, 0, b.KG);
             neurons(p, &b, count, first, last);
         } else {
             product(b.G, b.N, matrix, b.N, p->N, b.KG, 0, b.KG);
@@ -243,7 +243,7 @@ static void advance(const Problem *p, REAL *memory, const REAL *matrix, const RE
         b.G = b.G_old;
         b.G_old = G;
     }
-    for (long q = 0; q < count; q++) look_at_answer(p, b.X + q * b.r, b.r, first + q);
+    for (long q = 0; q < count; q++) check_answer(p, b.X + q * b.r, b.r, first + q);
     for (long q = 0; q < count; q++) memcpy(p->X + (first + q) * p->r, b.X + q * b.r, p->r * sizeof(REAL));
 }
 
@@ -265,14 +265,14 @@ static void set_rounding(Problem *p, double rounding_units)
 static void solve(const Problem *p, double *totals)
 {
     const long row = filled_up(p->direct ? p->r : p->N), output_row = filled_up(p->N);
-    REAL *matrix = p->work, *turned = matrix + p->N * row;
+    REAL *matrix = p->work, *transposed = matrix + p->N * row;
     for (long i = 0; i < p->N; i++) {
         memcpy(matrix + i * row, p->matrix + i * p->r, p->r * sizeof(REAL));
         memset(matrix + i * row + p->r, 0, (row - p->r) * sizeof(REAL));
     }
     if (p->direct) {
-        memset(turned, 0, p->r * output_row * sizeof(REAL));
-        turn(p->matrix, p->r, p->N, p->r, turned, output_row);
+        memset(transposed, 0, p->r * output_row * sizeof(REAL));
+        transpose(p->matrix, p->r, p->N, p->r, transposed, output_row);
     }
     REAL *memory = p->work + filled_up(p->direct ? p->N * row + p->r * output_row : p->N * row);
     const long each = block_size(p->N, p->r, p->direct, p->kind);
@@ -280,7 +280,7 @@ static void solve(const Problem *p, double *totals)
     SHARED(p->threads)
     for (long thread = 0; thread < p->threads; thread++)
         for (long k = thread * share; k < least((thread + 1) * share, blocks); k++)
-            advance(p, memory + thread * each, matrix, turned, k * BLOCK);
+            advance(p, memory + thread * each, matrix, transposed, k * BLOCK);
     for (long metric = 0; metric < METRICS; metric++)
         for (long j = 0; j < p->m; j++) totals[metric] += p->start[metric * p->m + j];
 }

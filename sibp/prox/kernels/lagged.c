@@ -1,13 +1,13 @@
-/* Products of pixels with pixels at a distance, summed over an image: what its patches share in a Gram matrix; see
- * sibp.prox.operators.patches. A vector holds channels of one pixel, or, if there are few channels, one channel of the same
+/* Products of two pixels at a fixed distance, summed over an image: the sums that entries of the patches' Gram matrix share
+ * (sibp.prox.operators.patches). A vector holds channels of one pixel, or, if there are few channels, one channel of the same
  * pixel in LANES images. */
 #include "sums.h"
-#include "turn.h"
+#include "transpose.h"
 
 #define BAND (1L << 17) /* bytes of pixels that are processed together, so that they stay in the L2 cache */
-#define SUMMED 512      /* about as many pixels are summed one after the other: more would increase the rounding error */
+#define SUMMED 512      /* pixels, at most about, in one running sum: more would increase the rounding error */
 #define NARROW (2 * SIDE) /* rows of a tile of one vector, so that enough sums fill the pipeline */
-#define THIN 4 /* pixels of a row; the pixels of longer ones are next to each other in memory */
+#define THIN 4 /* pixels in a short row; longer rows stay the inner loop, as their pixels are adjacent in memory */
 #if BYTES == 64
 #define SQUARE 4 /* rows and columns of a tile where vectors hold images: the sums fit into the registers */
 #else
@@ -29,7 +29,7 @@ typedef struct {
 } Grid;
 
 /* to += the sums over a grid of a[p] b[j], for `side` channels p and some vectors of channels j, of which only the first
- * `height` and `width` are there. */
+ * `height` and `width` exist. */
 static inline __attribute__((always_inline)) void add_products(
     const REAL *a, const REAL *b, const Grid *grid, REAL *to, long row, long height, long width, const int side,
     const int vectors)
@@ -52,8 +52,8 @@ static inline __attribute__((always_inline)) void add_products(
     }
 }
 
-/* The same for all channels: `c` of each pixel, a square of sums. Not inlined: next to its sibling, the compiler would keep
- * the grid in memory. */
+/* The same for all `c` channels of each pixel. Not inlined: beside add_square_of_images, the compiler would keep the grid in
+ * memory. */
 static __attribute__((noinline)) void add_square(const REAL *a, const REAL *b, const Grid *grid, REAL *to, long c)
 {
     for (long j = 0; j < c; j += WIDE * LANES) {
@@ -68,7 +68,7 @@ static __attribute__((noinline)) void add_square(const REAL *a, const REAL *b, c
 }
 
 /* to += the sums over a grid of a b^T, where vectors hold images: for `side` channels of each pixel, of which only the first
- * `height` and `width` are there; the others are replaced by the last one. Channels are `plane` numbers apart. */
+ * `height` and `width` exist; the last one stands in for the others. Channels are `plane` numbers apart. */
 static inline __attribute__((always_inline)) void add_images(
     const REAL *a, const REAL *b, const Grid *grid, REAL *to, long row, long plane, long height, long width,
     const int side)
@@ -118,7 +118,7 @@ static __attribute__((noinline)) void add_square_of_images(
 /* Groups of up to LANES images, which lie side by side. */
 static long groups_of(long B) { return (B + LANES - 1) / LANES; }
 
-/* Numbers of a copy of B images: reading past the channels of the last pixel stays inside. */
+/* The size of a copy of B images, with room for reads past the channels of the last pixel. */
 long KERNEL(pixels_size)(long B, long C, long P, long images)
 {
     return images ? groups_of(B) * LANES * C * P : B * C * P + WIDE * LANES + NARROW;
@@ -134,12 +134,12 @@ void KERNEL(pixels)(const REAL *x, REAL *to, long B, long C, long P, long images
             const long number = least(LANES, B - k * LANES);
             REAL *here = to + k * C * P * LANES;
             if (number < LANES) memset(here, 0, C * P * LANES * sizeof(REAL));
-            turn(x + k * LANES * C * P, C * P, number, C * P, here, LANES);
+            transpose(x + k * LANES * C * P, C * P, number, C * P, here, LANES);
         }
         return;
     }
     SHARED(threads)
-    for (long k = 0; k < B; k++) turn(x + k * C * P, P, C, P, to + k * C * P, C);
+    for (long k = 0; k < B; k++) transpose(x + k * C * P, P, C, P, to + k * C * P, C);
     memset(to + B * C * P, 0, (WIDE * LANES + NARROW) * sizeof(REAL));
 }
 
@@ -196,9 +196,9 @@ static __attribute__((noinline)) void add_band(
 }
 
 /* out, (regions, c, c): for each region, the sum over its pixels of x^T x[lag], for `c` channels of B images (height, width,
- * C), beginning with `channel`; x is a copy by `pixels`. An image is taken by bands of rows, or several small images at a
- * time. A thread keeps its regions for all images: it waits for no other, and each region is summed in the same order for any
- * number of threads. */
+ * C), beginning with `channel`; x is a copy by `pixels`. A large image is processed in bands of rows, small images several at
+ * a time. A thread keeps its regions for all images: it waits for no other, and each region is summed in the same order for
+ * any number of threads. */
 void KERNEL(lagged)(
     const REAL *x, REAL *out, const Region *regions, long number, long B, long height, long width, long C, long channel,
     long c, long images, long threads)

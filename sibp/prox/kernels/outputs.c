@@ -3,7 +3,7 @@
  * one number per neuron. */
 
 #include "activations.h"
-#include "turn.h"
+#include "transpose.h"
 
 typedef struct {
     long N, M, threads, kind; /* `kind` is the activation's */
@@ -50,8 +50,9 @@ static void add_up(const REAL *sums, long parts, long step, long M, double *out)
     for (long n = first, rows = rows_of_stripe(M), place = n * (M), length = least(rows, (last) - n) * (M); n < (last); \
          n += rows, place = n * (M), length = least(rows, (last) - n) * (M))
 
-/* `call` for each chunk of rows, `first` to `last`, with sums of its own, which are then added up. The kind is chosen inside
- * the parallel loop: compilers outline its body into a function, where a constant from outside would be a variable. */
+/* Runs `call` for each chunk of rows, `first` to `last`; each chunk has separate sums, which are then added up. The kind is
+ * chosen inside the parallel loop: compilers outline its body into a function, where a constant from outside would be a
+ * variable. */
 #define CHUNKS(shape, sums, found, call) \
     const long stripe = rows_of_stripe(shape->M) * shape->M, chunk = STRIPES * rows_of_stripe(shape->M); \
     const long chunks = chunks_of(shape->N, shape->M); \
@@ -79,10 +80,10 @@ INLINE begin(
         }
 }
 
-/* Copies from_Z and from_T, of B samples with P positions each: as they are, or (`turned`) from B x M x P. With `shifted`,
+/* Copies from_Z and from_T, of B samples with P positions each: as they are, or from B x M x P (`transposed`). With `shifted`,
  * from_T is D, and T = s(Z) - eta D. E = (s(Z) - T) s'(Z); found: ||s(Z) - T||^2 and ||T||^2, M numbers each. */
 void KERNEL(begin)(
-    const Shape *shape, long B, const REAL *from_Z, long turned_Z, const REAL *from_T, long turned_T, long shifted,
+    const Shape *shape, long B, const REAL *from_Z, long transposed_Z, const REAL *from_T, long transposed_T, long shifted,
     double eta, REAL *Z, REAL *T, REAL *E, REAL *work, double *found)
 {
     const long M = shape->M, P = B ? shape->N / B : 0, stripe = rows_of_stripe(M) * M;
@@ -92,9 +93,9 @@ void KERNEL(begin)(
         const long first = k * P, last = first + P, all = P * M;
         REAL *S = sums + 2 * k * stripe, *S2 = S + stripe;
         memset(S, 0, 2 * stripe * sizeof(REAL));
-        if (turned_Z) turn(from_Z + first * M, P, M, P, Z + first * M, M);
+        if (transposed_Z) transpose(from_Z + first * M, P, M, P, Z + first * M, M);
         else memcpy(Z + first * M, from_Z + first * M, all * sizeof(REAL));
-        if (turned_T) turn(from_T + first * M, P, M, P, T + first * M, M);
+        if (transposed_T) transpose(from_T + first * M, P, M, P, T + first * M, M);
         else memcpy(T + first * M, from_T + first * M, all * sizeof(REAL));
 #define CALL(kind) begin(M, shape->a, first, last, Z, (REAL)eta, shifted, T, E, S, S2, kind)
         BY_KIND(shape->kind, CALL)

@@ -24,16 +24,16 @@ class FeatureOperator:
     A layer is the map Z = A W^T + b. Its subproblem varies the trained parameters only, so Phi has the columns of A if
     the weight is trained, and a column of ones if the bias is. Arrays with a number for each row and output unit,
     (..., N, m), may have their rows along several axes, like the layer's output: (..., *row_shape, m). The groups of a
-    layer are leading axes, `leading`.
+    convolution are leading axes, with shape `leading`.
 
     A subclass implements `materialize`, or both `matmat` and `rmatmat`; otherwise its definition raises a TypeError. It
-    may override the fallbacks by faster code.
+    may replace the fallbacks with faster code.
 
     Args:
         x: the tensor that contains A's entries.
         inputs: n.
-        row_shape: axes of rows; their product is N.
-        leading: axes of groups.
+        row_shape: sizes of the axes of rows; their product is N.
+        leading: sizes of the axes of groups.
         weight: whether W is trained.
         bias: whether b is trained.
     """
@@ -97,15 +97,15 @@ class FeatureOperator:
         return len(self.row_shape) == 1 and self.rows <= self.size
 
     def moving(self, *, weight: bool, bias: bool) -> Self:
-        """The same layer, with another choice of trained parameters."""
+        """The features of the same layer for another choice of trained parameters."""
         return self._changed(weight=weight, bias=bias)
 
     def to(self, dtype: torch.dtype) -> Self:
-        """The same in another dtype."""
+        """These features in another dtype."""
         return self if self.x.dtype is dtype else self._changed(x=self.x.to(dtype))
 
     def units_last(self) -> Self:
-        """The same, in the fastest form for arrays whose output units are contiguous in memory."""
+        """These features in the fastest form for arrays whose output units are contiguous in memory."""
         return self
 
     def _changed(self, **attributes: Any) -> Self:

@@ -43,7 +43,7 @@ class ConvolutionFeatures(FeatureOperator):
         return self.window.positions(*self.x.shape[2:])
 
     def units_last(self) -> Self:
-        """The same with its input in channels-last order, in which the output then is, too."""
+        """These features with the input in channels-last order; outputs then have that order, too."""
         return self._changed(x=self.x.contiguous(memory_format=torch.channels_last))
 
     def gram(self) -> Tensor:
@@ -94,7 +94,7 @@ class ConvolutionFeatures(FeatureOperator):
         return self.dense().materialize()
 
     def dense(self) -> DenseFeatures:
-        """The same with materialized patches."""
+        """These features with materialized patches."""
         window = self.window
         patches = F.unfold(self.x, window.kernel, window.dilation, window.padding, window.stride)
         A = patches.unflatten(1, (self.groups, self.inputs)).permute(1, 0, 3, 2).flatten(1, 2)
@@ -124,7 +124,7 @@ class ConvolutionFeatures(FeatureOperator):
 
     def _sums(self, x: Tensor) -> Tensor:
         """For each entry of the kernel, the sum of the inputs under it over all positions, (g, n)."""
-        # Summed in the order of memory: torch takes fifteen times as long for channels-last images.
+        # Sum in memory order: for channels-last images, `x.sum(0)` takes fifteen times as long.
         last = x.is_contiguous(memory_format=torch.channels_last)
         image = x.permute(0, 2, 3, 1).sum(0).permute(2, 0, 1) if last else x.sum(0)
         ones = ConvolutionFeatures(image.unsqueeze(0), self.window, bias=False)

@@ -24,8 +24,8 @@ from sibp.prox.operators.window import Sharing, Window
 Shape = tuple[int, int, int, int]
 """Of an image, (B, g c, rows, columns)."""
 _COLUMNS = 96  # columns of a block of materialized patches
-_TILE = (4, 16)  # channels that lagged.c takes at a time, of a pixel and of the one it is multiplied by
-_SQUARE = 4  # the same, of both, where a vector holds one channel of 16 images
+_TILE = (4, 16)  # channels in a tile of lagged.c: of a pixel, and of the pixel it is multiplied by
+_SQUARE = 4  # channels of either pixel in a tile, where a vector holds one channel of 16 images
 _MOST = 2**22  # largest number of entries of `Sharing.incidence`, enough for 9 x 9 kernels
 _PARALLEL = 1_000_000  # multiply-adds above which several threads pay off
 
@@ -93,7 +93,7 @@ def is_dense(window: Window, shape: Shape, compiled: bool) -> bool:
     c, (above, beside) = channels // window.groups, window.positions(rows, columns)
     taps = window.kernel[0] * window.kernel[1]
     dense = above * beside * sum((end - first) * end for first, end in _column_blocks(taps * c))
-    if taps * taps * (taps + 1) // 2 > _MOST:  # at least `taps` regions: the first entry has as many distances
+    if taps * taps * (taps + 1) // 2 > _MOST:  # one region or more for each distance from the kernel's first entry
         return True
     sharing = Sharing.of(window, rows, columns)
     if len(sharing.regions) * sharing.pairs > _MOST:
@@ -109,9 +109,9 @@ def _by_channels(c: int) -> float:
 
 
 def _by_images(batch: int, c: int) -> float:
-    """The same, on average over a batch, if a vector holds a channel of several images.
+    """Multiply-adds of the same product, averaged over a batch, if a vector holds one channel of several images.
 
-    They count twice, since each reads twice as many vectors. Infinite if most of a vector would be empty.
+    Each multiply-add counts twice, since it reads twice as many vectors. Infinite if most of a vector would be empty.
     """
     images = _TILE[1]
     if batch < images / 2:

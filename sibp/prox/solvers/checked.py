@@ -52,7 +52,7 @@ FLOOR = 16.0  # lam / (eps ||G||) below which lam is lost in the rounding of G
 def smallest_ratio(eps: float) -> float:
     """The least lam / ||G|| that can be solved for in float64.
 
-    Below it, lam is lost in the rounding of G, or the rounding of V in its own dtype matters. That changes Z by up to
+    Below it, lam is lost in the rounding of G, or the rounding of V to its dtype matters. Rounding V changes Z by up to
     eps ||Phi|| ||V||, where ||V|| <= ||R|| / sqrt(lam): from this ratio on, by at most ||R|| / 16.
 
     Args:
@@ -224,6 +224,8 @@ class _Task:
             forward = correction if coordinates.direct else coordinates.forward(correction)  # unused if direct
             change = float(coordinates.inner(e, correction, forward).sum())
             x, V = x + correction, V + coordinates.entries(correction)
+            if self._eps * objective > _TOLERANCE * self.start:
+                continue  # `objective + change` would be a difference of large numbers
             if self.survives_rounding(system, x, self.decrease(x), uncertain=correction) and math.isfinite(_squared(V)):
                 return Solution(Direct(features), V, True, partial(_solved, self.start, objective + change))
         return None

@@ -44,11 +44,11 @@ class Coordinates(ABC):
         self._gram: Tensor | None = None
 
     def to(self, dtype: torch.dtype) -> Self:
-        """The same in another dtype."""
+        """These coordinates in another dtype."""
         return type(self)(self.features.to(dtype))
 
     def on(self, features: FeatureOperator) -> Self:
-        """The same with the features in another form."""
+        """These coordinates, with the features in another form."""
         return self if features is self.features else type(self)(features)
 
     @property
@@ -246,7 +246,7 @@ class Span(Coordinates):
         return self.features.rmatmat(x)
 
     def displacement(self, x: Tensor, factor: float = 1.0) -> Parts:
-        """`factor` U^T Phi by its parts."""
+        """`factor` U^T Phi as displacements of W and b."""
         return self.features.displacement(x, factor)
 
     def squared_norm_bound(self, largest: float, XX: float) -> float:
@@ -350,7 +350,7 @@ class Direct(Coordinates):
         return x
 
     def displacement(self, x: Tensor, factor: float = 1.0) -> Parts:
-        """`factor` V^T by its parts."""
+        """`factor` V^T as displacements of W and b."""
         return self.features.parts(x if factor == 1 else factor * x)
 
 

@@ -39,7 +39,7 @@ from sibp.prox.status import WELL_ABOVE, Solution, Stats, Status, smallest_squar
 _RESOLVED = 1000.0  # least lam / (eps ||G||) at which rounding raises the objective by a few millionths of ||R||^2
 _ATTEMPTS = 4  # factorisations, each with eight times the damping of the previous one
 _REFINEMENTS = 12  # of a solution in float64
-_NEGLIGIBLE = 1e-8  # least change of the objective by a refinement, as a share of its decrease, that asks for another
+_NEGLIGIBLE = 1e-8  # refinement ends once it changes the objective by less than this share of its decrease
 
 
 def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
@@ -67,7 +67,7 @@ def solve_linear(coordinates: Coordinates, R: Tensor, lam: float) -> Solution:
 
 
 def _solve(coordinates: Coordinates, R: Tensor, lam: float, rescale: bool) -> Solution:
-    """As `solve_linear`; without `rescale`, R is solved for as it is, whatever its squares."""
+    """As `solve_linear`; without `rescale`, R is not scaled, even if squares leave the range of their dtype."""
     if R.is_cpu and lam < smallest_square(R.dtype) and R.dtype is not torch.float64:
         return _in_double_precision(coordinates, R, lam)
     G, rhs = coordinates.gram, coordinates.adjoint(R)
@@ -152,7 +152,7 @@ class _Factor:
 def _factorized(
     coordinates: Coordinates, R: Tensor, rhs: Tensor, lam: float, damping: Scalar, norm: Scalar
 ) -> Solution:
-    """The solution from a Gram matrix in the layer's precision and a factor in float64; `norm` is the matrix's."""
+    """The solution from a Gram matrix in the layer's precision, with Frobenius norm `norm`, and a factor in float64."""
     G, features = coordinates.gram, coordinates.features
     factor = features.once((_Factor, damping), lambda: _Factor.of(G, damping))
     x, definite = factor.minus_solve(rhs), factor.definite

@@ -12,7 +12,7 @@
 #define CORNER (16 / (long)sizeof(REAL)) /* rows and columns of a square */
 
 /* to = the transpose of a square of CORNER x CORNER numbers. */
-static inline void turn_corner(const REAL *restrict from, long from_row, REAL *restrict to, long to_row)
+static inline void transpose_corner(const REAL *restrict from, long from_row, REAL *restrict to, long to_row)
 {
     typedef REAL Short __attribute__((vector_size(16)));
     Short in[CORNER], out[CORNER];
@@ -29,12 +29,13 @@ static inline void turn_corner(const REAL *restrict from, long from_row, REAL *r
 }
 
 /* to (columns x to_row) = the transpose of the first `columns` of from (rows x from_row); the rest of to's rows is kept. */
-static inline __attribute__((always_inline)) void turn(
+static inline __attribute__((always_inline)) void transpose(
     const REAL *restrict from, long from_row, long rows, long columns, REAL *restrict to, long to_row)
 {
     const long whole_rows = rows / CORNER * CORNER, whole = columns / CORNER * CORNER;
     for (long i = 0; i < whole_rows; i += CORNER)
-        for (long q = 0; q < whole; q += CORNER) turn_corner(from + i * from_row + q, from_row, to + q * to_row + i, to_row);
+        for (long q = 0; q < whole; q += CORNER)
+            transpose_corner(from + i * from_row + q, from_row, to + q * to_row + i, to_row);
     for (long i = 0; i < rows; i++)
         for (long q = i < whole_rows ? whole : 0; q < columns; q++) to[q * to_row + i] = from[i * from_row + q];
 }
