@@ -48,7 +48,8 @@ def save_bars(figure: Bars, path: Path) -> None:
     with rc_context({"text.usetex": False}):
         canvas = Canvas(figsize=(max(6.4, 1.9 * across), 4.8 * rows), layout="constrained")
         canvas.suptitle(figure.title)
-        for row, axes in enumerate(canvas.subplots(rows, squeeze=False).flat):
+        panels = canvas.subplots(rows, squeeze=False).flat
+        for row, axes in enumerate(panels):
             places = range(row * across, min((row + 1) * across, len(figure.places)))
             for index, name in enumerate(figure.bars):
                 _draw(axes, figure, name, index, places, named[_method(name)].colour)
@@ -57,8 +58,8 @@ def save_bars(figure: Bars, path: Path) -> None:
             axes.set_xticks(range(len(places)), [figure.places[place] for place in places], fontsize="small")
             axes.set_axisbelow(True)
             axes.grid(axis="y", color=GRID)
-            if row == 0:
-                axes.legend(fontsize="small")
+        entries = panels[0].get_legend_handles_labels()
+        canvas.legend(*entries, loc="outside lower center", ncols=len(figure.bars), fontsize="small")
         canvas.savefig(path, dpi=110, metadata={"Software": None})
 
 

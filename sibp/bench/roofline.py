@@ -120,4 +120,4 @@ def _figure(cases: Sequence[Mapping[str, Any]]) -> Bars:
     ratios = {name: [best_ratio(case, name) for case in cases] for name in names}
     floors = {name: [floor(case, name) for case in cases] for name in names}
     nets = [Case.of(case).title.replace(", ", "\n") for case in cases]
-    return Bars("floor", "Time of a step (black: floor)", "", "x SGD", [], places=nets, bars=ratios, marks=floors)
+    return Bars("floor", "Time of a step (line: floor)", "", "x SGD", [], places=nets, bars=ratios, marks=floors)

@@ -279,4 +279,4 @@ def _figure(cases: Sequence[Mapping[str, Any]]) -> Bars:
     bars = {name: [best_ratio(c, name) if name in c["seconds_per_step"] else None for c in cases] for name in names}
     marks = {name: [targets_of(case).get(name) for case in cases] for name in names}
     nets = [Case.of(case).title.replace(", ", "\n") for case in cases]
-    return Bars("ratios", "Time of a step (black: target)", "", "x SGD", [], places=nets, bars=bars, marks=marks)
+    return Bars("ratios", "Time of a step (line: target)", "", "x SGD", [], places=nets, bars=bars, marks=marks)
