@@ -164,7 +164,7 @@ def _unmark_nested(value: Any) -> Any:
 def _is_marked(value: Any) -> bool:
     if not isinstance(value, PreActivation):
         return False
-    held = vars(value)  # has neither attribute if other code has wrapped the tensor again, which is then not marked
+    held = vars(value)  # without both attributes if other code has wrapped the tensor again; it is not marked then
     if "_plain" not in held and "_consumption" in held:  # a marked view, to which torch has added its node by now
         with as_plain_tensors():
             value._plain = value.as_subclass(Tensor)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Call(NamedTuple):
-    """What the backward call of one call of a layer needs.
+    """What the backward pass of one call of a layer needs.
 
     Attributes:
         tap: the layer's tap.
@@ -78,7 +78,8 @@ def _update(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     owner = tap.owner()
     if owner is None or not tap.installed:
         raise RuntimeError(
-            f"layer '{tap.name}': the optimizer of this forward pass was removed or deleted; run it again."
+            f"layer '{tap.name}': the optimizer of this forward pass was removed or deleted; run the forward pass "
+            "again."
         )
     needs_x, needs_W, needs_b = ctx.needs_input_grad[:3]
     dtype = torch.promote_types(W.dtype, torch.float32)  # subproblems are never solved in half precision
@@ -125,7 +126,7 @@ def _update(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _is_requested(ctx: Any, index: int) -> bool:
-    """Whether this backward pass computes the gradient of the layer's parameter, the input number `index`.
+    """Whether this backward pass computes the gradient of input `index` of the Function, one of the layer's parameters.
 
     `needs_input_grad` says only that the parameter requires a gradient; `torch.autograd.grad(loss, x)` does not compute
     it.

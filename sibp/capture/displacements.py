@@ -9,8 +9,8 @@ from sibp.internals import version
 
 PAUSED = "comes from a backward pass inside paused()"
 OLDER = (
-    "was there before the first backward pass of this optimizer, or was assigned by hand (only changes in place, as "
-    "clipping makes them, keep a displacement)"
+    "was there before the first backward pass of this optimizer, or was assigned by hand (change displacements only in "
+    "place, as clipping does)"
 )
 APPLIED = "still holds the displacement of the last step: call zero_grad() before backward()"
 

@@ -39,12 +39,13 @@ class ForwardPass:
         batch: number of samples: the leading dimension at the first tapped layer that ran; None before. If that layer
             ran without gradients, the value is replaced by that of the first layer that runs with gradients on an
             input that needs none.
-        counted: name of the layer that `batch` comes from.
+        counted_layer: name of the layer that `batch` comes from.
         inputs: the leading dimensions of the tensors given to the outermost call; empty if a layer is called alone.
         layers: names of the tapped layers in the order in which they ran.
         outputs: names of the layers whose output reaches the result of the call through no other tapped layer.
-        hides: whether `outputs` may lack results, because they are in an object of an unknown class or kept elsewhere.
-        inner: if `hides`, names of the layers whose output has reached a tapped layer in a backward pass.
+        incomplete: whether `outputs` may lack layers, because results are in an object of an unknown class or were
+            stored elsewhere.
+        inner: if `incomplete`, names of the layers whose output has reached a tapped layer in a backward pass.
         differentiable: whether gradients were enabled at the call.
         recomputes: whether it runs inside a backward pass, as activation checkpoints do.
         original: the pass that it recomputes; None if it recomputes none, or until the pass is known.
@@ -55,13 +56,13 @@ class ForwardPass:
     def __init__(self, opener: "Passes | None" = None, given: Sequence[Any] = ()) -> None:
         self.opener = opener
         self.batch: int | None = None
-        self.counted = ""
+        self.counted_layer = ""
         tensors = (leaf for leaf in given if isinstance(leaf, Tensor) and not leaf.is_nested)
         self.inputs = {leaf.shape[0] for leaf in tensors if leaf.dim() > 0}
         self._preliminary = True  # whether `batch` comes from a layer that ran without gradients
         self.layers: list[str] = []
         self.outputs: set[str] = set()
-        self.hides = False
+        self.incomplete = False
         self.inner: set[str] = set()
         self.differentiable = torch.is_grad_enabled()
         self.recomputes = backward_pass() != -1
@@ -89,7 +90,7 @@ class ForwardPass:
             from_data: whether its input needs no gradient, so that it does not come from a checkpoint.
         """
         if self.batch is None or (self._preliminary and recorded and from_data):
-            self.batch, self.counted = batch, layer
+            self.batch, self.counted_layer = batch, layer
         self._preliminary &= not recorded
         self.layers.append(layer)
 
@@ -105,7 +106,7 @@ class ForwardPass:
             layer: the layer. Its backward call is running, and those of all layers after it have ended.
             node: the call's graph node.
         """
-        if self.hides and self.opener is not None and node.call.recomputed_in == -1:
+        if self.incomplete and self.opener is not None and node.call.recomputed_in == -1:
             self.inner |= self.opener.layers_before(node)
             return layer not in self.inner
         return layer in self.outputs if self.outputs else layer == self.ends[1]
@@ -203,7 +204,7 @@ class Passes:
         """Stores a pass in the graph of its outputs, which keeps it alive even if all its layers are checkpointed."""
         if forward_pass.layers and forward_pass.differentiable:
             nodes = _nodes(outputs)
-            forward_pass.hides |= not all(isinstance(leaf, _PLAIN) for leaf in outputs) or not any(
+            forward_pass.incomplete |= not all(isinstance(leaf, _PLAIN) for leaf in outputs) or not any(
                 isinstance(leaf, Tensor) for leaf in outputs
             )
             for node in nodes:

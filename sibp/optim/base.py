@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import operator
-import sys
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -16,14 +15,14 @@ from sibp.capture.compiler import run_eagerly
 from sibp.capture.passes import ForwardPass, Passes
 from sibp.capture.problem import LayerProblem, LayerUpdate
 from sibp.capture.tap import Tap
-from sibp.optim.checks import check_loaded, check_model, checked_loss_average, chosen_modules
+from sibp.optim.checks import check_loaded, check_model, checked_loss_average, chosen_modules, refuse_set
 from sibp.optim.fallback import Conversions, MakeFallback, evaluated
 from sibp.optim.groups import NewParameters, ParamGroups
 from sibp.optim.layers import containers, new_taps, parameter_owners, summary_table
 from sibp.optim.options import Explicit
 from sibp.optim.parallel import DataParallel, ProcessGroup, refuse_averaging
 from sibp.optim.registry import LayerRegistry
-from sibp.optim.scaling import ScalerGuard, refuse_scaling
+from sibp.optim.scaling import ScalerGuard, refuse_scaling, step_supports_amp_scaling
 
 
 class TappedOptimizer(torch.optim.Optimizer):
@@ -46,6 +45,7 @@ class TappedOptimizer(torch.optim.Optimizer):
     """Which weights propagate the error signal, "new" or "old", if a param group has no such setting."""
     line_search: bool = False
     """Whether `step` evaluates the loss and shortens a step that would raise it."""
+    _step_supports_amp_scaling = step_supports_amp_scaling
 
     def __init__(
         self,
@@ -74,8 +74,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         self.parallel = DataParallel.of(data_parallel, method)
         self.groups = ParamGroups(fallback)
         self._reset()
-        if isinstance(params, set | frozenset):
-            raise TypeError(f"{method}: params is a set, whose order differs from run to run; give a list.")
+        refuse_set(params, method)
         wanted: Any = list(model.parameters() if params is None else params)
         if not wanted:
             raise ValueError(f"{method}: the model has no parameters.")
@@ -121,7 +120,16 @@ class TappedOptimizer(torch.optim.Optimizer):
         return self.group_of(tap).get("backward_weights", self.backward_weights) == "new"
 
     def loss_terms(self, forward_pass: ForwardPass) -> float:
-        """The factor that turns the loss's gradient into a sum over samples: the batch size for a mean, 1 for a sum."""
+        """The number of terms that the loss averages over: the batch size for a mean, 1 for a sum.
+
+        Error signals times this factor are those of the summed loss.
+
+        Args:
+            forward_pass: the pass that computed the loss.
+
+        Raises:
+            ValueError: if `loss_average` is out of range.
+        """
         self._batch, average = forward_pass.batch, self.loss_average
         if average is True:
             self._compare_with_inputs(forward_pass)
@@ -138,8 +146,8 @@ class TappedOptimizer(torch.optim.Optimizer):
             return
         self._has_compared = True
         warnings.warn(
-            f"{type(self).__name__}: loss_average=True counts the rows of '{forward_pass.counted}', the first layer "
-            f"with a subproblem, as samples. This layer has {batch} rows, but the model's input has "
+            f"{type(self).__name__}: loss_average=True counts the rows of '{forward_pass.counted_layer}', the first "
+            f"layer with a subproblem, as samples. This layer has {batch} rows, but the model's input has "
             f"{' and '.join(map(str, sorted(inputs)))}. Set loss_average to the number of terms that the loss averages "
             "over. (Shown once.)",
             RuntimeWarning,
@@ -188,7 +196,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         Raises:
             RuntimeError: if `.grad` of a tapped layer holds anything but this optimizer's displacements, or one that a
                 step has already applied; if the layer belongs to another optimizer, or was replaced; if a GradScaler
-                has scaled the loss.
+                has scaled the loss; with `direction_only`.
         """
         if self.direction_only:
             raise RuntimeError(
@@ -228,7 +236,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         return float(group["lr"])
 
     def before_step(self) -> None:
-        """Refuses a `.grad` that `step` must not apply; also called by an optimizer that steps instead of this one.
+        """Refuses a `.grad` that `step` must not apply. An optimizer that steps instead of this one calls it, too.
 
         Raises:
             RuntimeError: see `step`.
@@ -369,14 +377,6 @@ class TappedOptimizer(torch.optim.Optimizer):
         """The param group with the layer's settings."""
         return self.param_groups[self.layers.group_indices[tap.name]]
 
-    @property
-    def _step_supports_amp_scaling(self) -> bool:
-        """True if a GradScaler reads it, which then passes its scale to `step` instead of dividing `.grad`.
-
-        It is False for other readers: frameworks would refuse to clip gradients if it were True, even in bfloat16.
-        """
-        return sys._getframe(1).f_globals.get("__name__") == "torch.amp.grad_scaler"
-
     # -- for users --------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -389,7 +389,7 @@ class TappedOptimizer(torch.optim.Optimizer):
             self._paused = before
 
     def remove(self) -> None:
-        """Restores the model; the optimizer cannot step any more."""
+        """Restores the model; afterwards the optimizer cannot step."""
         self.layers.remove()
         self.passes.remove()
         for hook in self._hooks:

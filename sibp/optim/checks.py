@@ -16,7 +16,7 @@ _LARGEST_COUNT = 2**53
 
 
 def check_group(group: dict[str, Any]) -> tuple[float, float]:
-    """The learning rate and the proximal weight of a group, as numbers; its weight decay is checked, too.
+    """Checks the learning rate, the proximal weight and the weight decay of a group; returns the first two.
 
     Args:
         group: with "lr", "prox_weight" and "weight_decay", each a number or a tensor of one element.
@@ -161,7 +161,9 @@ def from_peers(package: str, name: str) -> Any:
     try:
         return getattr(importlib.import_module(package), name)
     except ImportError as error:
-        raise ValueError(f'it is in the package {package}: pip install -e ".[peers]"') from error
+        raise ValueError(
+            f'{name} is in the package {package}, which is not installed: pip install -e ".[peers]"'
+        ) from error
 
 
 def _number(group: dict[str, Any], key: str) -> float:
@@ -206,6 +208,20 @@ def chosen_modules(model: nn.Module, wanted: Iterable[str | type[nn.Module]]) ->
     return tuple(chosen)
 
 
+def refuse_set(params: Any, method: str) -> None:
+    """Refuses parameters in a set, because `state_dict` identifies parameters by their order.
+
+    Args:
+        params: as the user passed them.
+        method: name of the optimizer, for the message.
+
+    Raises:
+        TypeError: if they are in a set.
+    """
+    if isinstance(params, set | frozenset):
+        raise TypeError(f"{method}: params is a set, whose order differs from run to run; give a list.")
+
+
 def named(params: Any, method: str) -> tuple[list[nn.Parameter], dict[nn.Parameter, str]]:
     """Reads the parameters of a param group.
 
@@ -221,8 +237,7 @@ def named(params: Any, method: str) -> tuple[list[nn.Parameter], dict[nn.Paramet
         TypeError: if they are in a set, or not tensors.
         ValueError: if only some have names.
     """
-    if isinstance(params, set | frozenset):
-        raise TypeError(f"{method}: params is a set, whose order differs from run to run; give a list.")
+    refuse_set(params, method)
     given = [params] if isinstance(params, torch.Tensor) else list(params)
     pairs = [one for one in given if isinstance(one, tuple)]
     if pairs and len(pairs) < len(given):

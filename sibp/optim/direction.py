@@ -56,14 +56,14 @@ def orthogonal_rows(B: Tensor) -> Tensor:
 
 
 def has_basis(shape: torch.Size) -> bool:
-    """Whether both sides of a weight as a matrix (a convolution's kernel: a row per output channel) exceed `RANK`."""
+    """Whether both sides of a weight exceed `RANK`; a kernel counts as a matrix with a row for each output channel."""
     return min(shape[0], shape[1:].numel()) > RANK
 
 
 def orthogonal(M: Tensor, basis: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Approximately U V^T of M = U S V^T, restricted to the `RANK` leading singular vectors that the basis has found.
 
-    That is P times `orthogonal_rows(P^T M)`, with P an orthonormal basis of M `basis`.
+    The result is P `orthogonal_rows(P^T M)`, where P is an orthonormal basis of the columns of M `basis`.
 
     Args:
         M: (m, n), in single precision at least.

@@ -34,6 +34,10 @@ class Fallback:
     Args:
         make: creates that optimizer from the first parameters; None for Adam with learning rate `FALLBACK_LR`.
 
+    Attributes:
+        given: whether the user chose `make`.
+        optimizer: the optimizer; None until there are parameters for it.
+
     Raises:
         TypeError: if `make` is not callable.
     """
@@ -51,7 +55,7 @@ class Fallback:
     def add(
         self, params: list[nn.Parameter], names: dict[nn.Parameter, str], options: dict[str, Any]
     ) -> list[dict[str, Any]]:
-        """Adds parameters. The first ones create the optimizer, which groups them; later ones form one group.
+        """Adds parameters. The first call creates the optimizer and its groups; each later call adds one group.
 
         Args:
             params: parameters that are in no group yet.
@@ -184,8 +188,8 @@ class FollowingGroup(dict[str, Any]):
     Attributes:
         leader: the first proximal group; None if there is none.
         precedes: whether this group comes before `leader` in `param_groups`, so that loops write its rate first.
-        written: whether the rate, written since the last step, still has to be compared with the leader's; only if
-            `precedes`.
+        written: whether the rate was written since the last step and still has to be compared with the leader's; always
+            False unless `precedes`.
     """
 
     leader: dict[str, Any] | None = None
@@ -242,7 +246,7 @@ class FollowingGroup(dict[str, Any]):
         return True
 
     def end_step(self) -> None:
-        """Makes the rate of a step final: if the leader's rate equals it later, that is a coincidence."""
+        """Ends the comparison of a written rate: if the leader's rate equals it later, that is a coincidence."""
         self.written = False
 
 

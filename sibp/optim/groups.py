@@ -39,7 +39,8 @@ class ParamGroups:
 
     Attributes:
         fallback: steps the explicit groups.
-        stepped_elsewhere: parameters in no group, which another optimizer steps; their names, or None, are the values.
+        stepped_elsewhere: parameters that are in no group because another optimizer steps them, with their names or
+            None.
     """
 
     def __init__(self, make: MakeFallback | None) -> None:
@@ -111,7 +112,7 @@ class ParamGroups:
         )
 
     def fill_in_defaults(self, optimizer: torch.optim.Optimizer) -> None:
-        """Adds the settings that the loaded state of an older version lacks to the proximal groups."""
+        """Gives the proximal groups the defaults of settings that the loaded state of an older version lacks."""
         for group in optimizer.param_groups:
             if group["update"] == "proximal":
                 for key, value in optimizer.defaults.items():

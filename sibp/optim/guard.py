@@ -34,7 +34,7 @@ class GuardedOptimizer(TappedOptimizer):
     """
 
     shared: ClassVar[type] = PeerOptions
-    """Type of the shared options that the method has."""
+    """The `TypedDict` of the shared options that the method takes."""
 
     def __init__(self, model: nn.Module, defaults: dict[str, Any], **options: Unpack[PeerOptions]) -> None:
         known = typing.get_type_hints(self.shared)
@@ -68,7 +68,7 @@ class GuardedOptimizer(TappedOptimizer):
     def statistics(self, tap: Tap, problem: LayerProblem) -> dict[str, Any]:
         """A layer's state; reset if the set of its trained parameters has changed, as when its bias is frozen later.
 
-        The reason is that a trained bias adds a column to the features, and so a row to their running statistics.
+        A trained bias adds a column to the features, and so a row and a column to their running Gram matrix.
         """
         memory, trained = self.layer_state(tap), 2 * problem.features.weight + problem.features.bias
         if memory.setdefault("trained", trained) != trained:

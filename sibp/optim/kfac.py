@@ -63,8 +63,8 @@ class KFAC(GuardedOptimizer):
 
     Args:
         model: as for `SIBP`; its output must be one tensor (B, n), the parameters of the likelihood.
-        lr: eta.
-        damping: lam.
+        lr: eta, the step size for the mean loss, >= 0.
+        damping: lam, > 0.
         decay: m, 0.95 in the paper.
         inverse_every: steps from one inversion to the next, 20 in the paper. The first inversions are in the first step
             and after 1, 2, 4, 8, ... steps.
@@ -202,7 +202,7 @@ class KFAC(GuardedOptimizer):
     def _reset(self) -> None:
         super()._reset()
         self._sampling = False
-        self._in_forward_pass = False  # the model's forward pass
+        self._in_forward_pass = False  # whether the model's own forward pass is running
         self._sampled_layers: set[str] = set()  # layers for which the last forward pass has drawn labels
 
     def __getstate__(self) -> dict[str, Any]:
@@ -222,7 +222,7 @@ def _check_outputs(outputs: Any, likelihood: str) -> None:
     """Refuses model outputs to which the likelihood does not apply."""
     if not isinstance(outputs, Tensor):
         raise RuntimeError(
-            f"K-FAC: the model gives a {type(outputs).__name__}, and labels can only be drawn for one tensor of "
+            f"K-FAC: the model returns a {type(outputs).__name__}, and labels can only be drawn for one tensor of "
             "outputs (B, n); let its forward return only that."
         )
     if likelihood == "categorical" and outputs.dim() > 2:

@@ -31,12 +31,12 @@ class AdaptiveKFAC(KFAC):
 
     Args:
         model: as for `KFAC`.
-        lr: eta.
-        damping: lam before the first adaptation.
+        lr: eta, as for `KFAC`.
+        damping: lam before the first adaptation, > 0.
         decay: as for `KFAC`.
         inverse_every: as for `KFAC`.
         likelihood: as for `KFAC`.
-        clip: kappa, 0.001 in the paper.
+        clip: kappa, > 0; 0.001 in the paper.
         generator: as for `KFAC`.
         **options: as for `KFAC`.
 
@@ -93,10 +93,11 @@ class AdaptiveKFAC(KFAC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        squares = [(float(square), lr) for square, lr in self._slopes.values() if lr > 0]
-        squares = [(square, lr) for square, lr in squares if math.isfinite(square) and square > 0]
+        slopes = [(float(eta_q), lr) for eta_q, lr in self._slopes.values() if lr > 0]
+        slopes = [(eta_q, lr) for eta_q, lr in slopes if math.isfinite(eta_q) and eta_q > 0]
         self._slopes.clear()
-        nu = min(1.0, math.sqrt(self.clip / length)) if (length := sum(s for s, _ in squares)) > 0 else 1.0
+        total = sum(eta_q for eta_q, _ in slopes)
+        nu = min(1.0, math.sqrt(self.clip / total)) if total > 0 else 1.0
         moving = [p for group in self.param_groups for p in group["params"] if p.grad is not None] if nu < 1 else []
         before = [p.clone() for p in moving]
         super().step()
@@ -104,8 +105,8 @@ class AdaptiveKFAC(KFAC):
             p.lerp_(old, 1 - nu)
         group = self.param_groups[0]
         group["steps"] = group.get("steps", 0) + 1
-        if evaluate is not None and loss is not None and squares and group["steps"] % EVERY == 0:
-            predicted = nu * sum(square / lr for square, lr in squares) - nu**2 * length / 2
+        if evaluate is not None and loss is not None and slopes and group["steps"] % EVERY == 0:
+            predicted = nu * sum(eta_q / lr for eta_q, lr in slopes) - nu**2 * total / 2
             with self.paused():
                 self._adapt(float(loss) - float(evaluate()), predicted)
         return loss

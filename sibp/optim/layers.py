@@ -1,4 +1,4 @@
-"""Which layers of a model are updated proximally, and the table that says so."""
+"""Chooses the layers of a model that are updated proximally, and shows the choice in a table."""
 
 from collections.abc import Collection, Iterable
 

@@ -65,7 +65,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One step.
+        """Steps all matrices that have a gradient.
 
         Args:
             closure: clears the gradients, computes the loss, calls `backward` and returns the loss.

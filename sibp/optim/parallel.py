@@ -160,7 +160,7 @@ class DataParallel:
                 tensor.copy_(first)
 
     def share(self, problem: LayerProblem, solver: Solver, lr: float, prox_weight: float) -> LayerProblem:
-        """This rank's part of the subproblem of all rows.
+        """This rank's part of the whole batch's subproblem.
 
         Args:
             problem: the subproblem of this rank's rows.

@@ -12,7 +12,7 @@ from sibp.capture.compiler import run_eagerly
 from sibp.optim.base import TappedOptimizer
 from sibp.optim.fallback import Conversions, step_within
 from sibp.optim.proximal import ProximalOptimizer
-from sibp.optim.scaling import refuse_scaling
+from sibp.optim.scaling import refuse_scaling, step_supports_amp_scaling
 
 MakeOuter = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 """Makes the outer optimizer from all parameters of the direction."""
@@ -50,13 +50,12 @@ class Preconditioned(torch.optim.Optimizer):
         outer: takes the steps; its `param_groups` and `state` are shared.
 
     Raises:
-        TypeError: `direction` is not such an optimizer, or `outer` does not return a torch optimizer.
-        ValueError: the direction has a line search, a weight decay or a fallback of its own, or the outer optimizer
-            does not step all of its parameters.
+        TypeError: if `direction` is not such an optimizer, or `outer` does not return a torch optimizer.
+        ValueError: if the direction has a line search, a weight decay or a fallback of its own, or if the outer
+            optimizer does not step all parameters of the direction.
     """
 
-    # torch.amp.GradScaler checks this, and then passes on its scale instead of dividing `.grad`.
-    _step_supports_amp_scaling = TappedOptimizer._step_supports_amp_scaling
+    _step_supports_amp_scaling = step_supports_amp_scaling
 
     def __init__(self, direction: TappedOptimizer, outer: MakeOuter) -> None:
         _check(direction, outer)

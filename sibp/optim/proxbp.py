@@ -84,7 +84,7 @@ class ProxBP(ProximalOptimizer):
     def update(
         self, problem: LayerProblem, solver: Solver, eta: float, prox_weight: float
     ) -> tuple[LayerUpdate, Measure]:
-        """One layer's new weights; see `sibp.prox`."""
+        """Solves one layer's subproblem; see `ProximalOptimizer.update`."""
         if solver.kind == "exact":
             return linear_update(problem, eta, prox_weight)
         if solver.kind == "gradient":
@@ -100,7 +100,7 @@ build = builder(ProxBP, backward_weights="old")
 
 
 def _gradient_update(problem: LayerProblem, eta: float, prox_weight: float) -> tuple[LayerUpdate, Measure]:
-    """W - (eta/lam) E^T A: one explicit step on the subproblem."""
+    """W_new = W - (eta/lam) E^T A: one explicit gradient step on the subproblem."""
     coordinates = Direct(problem.features)
     decrease = coordinates.adjoint((eta / prox_weight) * problem.D_z)
     W_decrease, b_decrease = coordinates.displacement(decrease)

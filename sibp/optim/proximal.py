@@ -26,8 +26,8 @@ from sibp.prox.outputs import share_of_nonzeros
 from sibp.prox.scalars import Scalar
 from sibp.prox.status import Measure
 
-_AFTER_REFUSAL = 0.1  # share of the first trial at which the search after a refused step begins
-SHORTEST = 1e-9  # share of the whole step below which no search begins
+_AFTER_REFUSAL = 0.1  # length stored after a refused step, as a share of its first trial
+SHORTEST = 1e-9  # smallest length that a search stores for the next step, as a share of the whole step
 
 
 class ProximalOptimizer(TappedOptimizer):
@@ -57,7 +57,17 @@ class ProximalOptimizer(TappedOptimizer):
     def update(
         self, problem: LayerProblem, solver: Solver, eta: float, prox_weight: float
     ) -> tuple[LayerUpdate, Measure]:
-        """One layer's update, for eta in units of the problem's error signals; a pure function."""
+        """Solves one layer's subproblem; a pure function.
+
+        Args:
+            problem: the subproblem.
+            solver: one of `solvers`.
+            eta: step on the neurons; it multiplies the error signals as they are in the problem.
+            prox_weight: lam, absolute.
+
+        Returns:
+            The update, and a function that returns the solver's metrics.
+        """
 
     def check(self, group: dict[str, Any]) -> None:
         """Raises ValueError if a setting of the group is out of range, or the solver is unknown."""
@@ -112,6 +122,9 @@ class ProximalOptimizer(TappedOptimizer):
         random state. Each trial starts from the random state at the start of the model's forward pass, so its dropout
         masks are those of the gradient.
 
+        If `evaluate` raises, weights and buffers are as before, and the step can be repeated. However, the state of the
+        fallback and of the direction has already advanced.
+
         Args:
             closure: clears the gradients, computes the loss, calls `backward` and returns the loss. With a line search,
                 trials call it too, at the cost of a backward pass each.
@@ -123,9 +136,6 @@ class ProximalOptimizer(TappedOptimizer):
 
         Returns:
             The closure's loss, or None.
-
-        If `evaluate` raises, weights and buffers are as before, and the step can be repeated. However, the state of the
-        fallback and of the direction has already advanced.
 
         Raises:
             RuntimeError: if a line search has neither `evaluate` nor a closure, or if the closure evaluates only a part
@@ -149,21 +159,20 @@ class ProximalOptimizer(TappedOptimizer):
                 "optimizer.step(evaluate=lambda: loss_function(model(x), y)) with the batch of the backward "
                 "pass. Where a framework calls step(), optimizer.register_step_pre_hook adds it."
             )
-        found = None
+        closure_loss = None
         if closure is not None:
             pending = self.layers.pending()
             with torch.enable_grad():
-                found = closure()
+                closure_loss = closure()
             if evaluate is None and any(each.remains() for each in pending):
                 raise RuntimeError(
                     f"{type(self).__name__}: the closure did not clear .grad, so the step also contains an earlier "
                     "backward pass, whose loss the closure does not compute. Pass a function that only computes the "
-                    "loss as "
-                    "step(evaluate=...), for accumulated gradients the loss of all their batches (in Lightning: manual "
-                    "optimization), or call zero_grad() in the closure."
+                    "loss as step(evaluate=...), for accumulated gradients the loss of all their batches (in "
+                    "Lightning: manual optimization), or call zero_grad() in the closure."
                 )
-        self._search_step(evaluate, closure, found if loss is None else loss)
-        return found
+        self._search_step(evaluate, closure, closure_loss if loss is None else loss)
+        return closure_loss
 
     @run_eagerly
     def _search_step(

@@ -9,6 +9,21 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 _WITHOUT = "Train without a scaler, in bfloat16 (torch.autocast(dtype=torch.bfloat16)) or in float32."
 _CALLERS = 8  # number of stack frames above a step that are searched for a scaler
+_SCALER_MODULE = torch.amp.GradScaler.__module__
+
+
+def _is_read_by_scaler(optimizer: object) -> bool:
+    """Whether the caller that reads the property is a GradScaler."""
+    del optimizer
+    return sys._getframe(1).f_globals.get("__name__") == _SCALER_MODULE
+
+
+step_supports_amp_scaling = property(_is_read_by_scaler)
+"""An optimizer's `_step_supports_amp_scaling`.
+
+A GradScaler that reads True passes its scale to `step` instead of dividing `.grad`, so `refuse_scaling` can raise. All
+other readers get False: frameworks refuse to clip gradients where it is True, even in bfloat16.
+"""
 
 
 def refuse_scaling(optimizer: torch.optim.Optimizer, method: str) -> None:
@@ -82,7 +97,7 @@ def _called_by_scaler() -> bool:
     for _ in range(_CALLERS):
         if frame is None:
             return False
-        if frame.f_globals.get("__name__") == torch.amp.GradScaler.__module__:
+        if frame.f_globals.get("__name__") == _SCALER_MODULE:
             return frame.f_locals["self"].is_enabled()
         frame = frame.f_back
     return False

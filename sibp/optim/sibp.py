@@ -25,7 +25,8 @@ class SIBP(ProximalOptimizer):
     \end{aligned}
     $$
 
-    The last line, going backward through the new weights, is what "semi-implicit" means. Use it like any optimizer:
+    The step is semi-implicit: the weights solve the subproblem instead of following its gradient, and the error signal
+    goes backward through the new weights (equation 10 of the paper). Use it like any optimizer:
 
         opt = SIBP(model, lr=0.3, prox_weight=1.0)
         opt.zero_grad()
@@ -90,7 +91,7 @@ class SIBP(ProximalOptimizer):
     def update(
         self, problem: LayerProblem, solver: Solver, eta: float, prox_weight: float
     ) -> tuple[LayerUpdate, Measure]:
-        """One layer's new weights; see `sibp.prox`."""
+        """Solves one layer's subproblem; see `ProximalOptimizer.update`."""
         if solver.kind == "cg":
             return cg_update(problem, eta, prox_weight, solver.iterations)
         if solver.kind == "paper":

@@ -369,7 +369,10 @@ class AutoSIBP(SIBP):
         return max(float(first["lr"]), first["longest"]) if first else 0.0
 
     def _schedule_factor(self) -> float:
-        """The schedule's factor of every step: lr / longest of the first group; if its lr is 0, the others' largest."""
+        """The factor by which the schedule shortens all steps: lr / initial lr of the first group.
+
+        If that group's lr is 0, it is the largest such ratio of the other groups, at most 1.
+        """
         first, longest = self._first_group(), self._max_lr()
         if longest and float(first["lr"]) > 0:
             return float(first["lr"]) / longest

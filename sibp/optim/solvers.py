@@ -25,7 +25,7 @@ class Solver:
 
     Attributes:
         kind: "cg", "exact", "paper" or "gradient".
-        iterations: for "cg"; 0 for the others.
+        iterations: K of "cg:K"; 0 for the others.
     """
 
     kind: str
@@ -74,7 +74,7 @@ def linear_update(problem: LayerProblem, eta: float, prox_weight: float) -> tupl
     """The linear subproblem in closed form: target T = Z - eta D_z, so R = Z - T = eta D_z.
 
     Args:
-        problem: the layer's.
+        problem: the layer's subproblem.
         eta: step on the neurons, for error signals as they are in the problem.
         prox_weight: lam.
     """
@@ -137,10 +137,10 @@ def cg_update(problem: LayerProblem, eta: float, prox_weight: float, iterations:
     """The subproblem with its activation, by CG: target T_l = s(Z_l) - eta D_l; the linear one if s is not known.
 
     Args:
-        problem: the layer's.
+        problem: the layer's subproblem.
         eta: step on the neurons, for error signals as they are in the problem.
         prox_weight: lam.
-        iterations: of conjugate gradients.
+        iterations: K, the number of iterations of conjugate gradients.
     """
     s, Z, D = problem.activation, problem.Z, problem.D
     if s is None or Z is None or D is None:
@@ -153,7 +153,7 @@ def paper_update(problem: LayerProblem, eta: float, prox_weight: float) -> tuple
     """The authors' own solver, first W and then b; see `sibp.prox.solvers.paper`.
 
     Args:
-        problem: of a linear layer followed by ReLU (hidden) or by the loss (output).
+        problem: the subproblem of a linear layer followed by ReLU (hidden) or by the loss (output).
         eta: step on the neurons, for error signals as they are in the problem.
         prox_weight: lam, for both W and b.
 
@@ -165,7 +165,7 @@ def paper_update(problem: LayerProblem, eta: float, prox_weight: float) -> tuple
     s, features = problem.activation, problem.features
     if s is not None and s.name != "relu":
         raise RuntimeError(
-            f"layer '{problem.name}': solver='paper' knows ReLU and the identity only, not {s.name}; use solver='cg:5'."
+            f"layer '{problem.name}': solver='paper' supports ReLU and the identity only, not {s.name}; use 'cg:5'."
         )
     A, W, b = features.moving(weight=True, bias=False).materialize(), problem.W, problem.b
     if s is None or problem.Z is None or problem.D is None:
@@ -188,7 +188,7 @@ def check_paper(name: str, weight: Tensor) -> None:
     """Refuses layers that the authors' solver does not support.
 
     Args:
-        name: the layer's.
+        name: the layer's name.
         weight: (m, n) of a linear layer, or (m, ...) of a convolution.
 
     Raises:

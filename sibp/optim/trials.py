@@ -28,7 +28,7 @@ def as_number(loss: Tensor | float) -> float:
         return float(loss)
     else:
         what = type(loss).__name__
-    raise TypeError(f"A line search needs a loss that is one number, and got {what}: let evaluate return the loss.")
+    raise TypeError(f"A line search needs a loss that is one number, but got {what}: let evaluate return the loss.")
 
 
 class Trials:
@@ -43,8 +43,8 @@ class Trials:
         fallback_params: the fallback's parameters that the step changes.
         evaluate: returns the loss at the current weights.
         average: averages a loss over all ranks.
-        random_state: the one that the gradient's forward pass started from, and that each trial starts from; None for
-            the present one.
+        random_state: the random state at the start of the gradient's forward pass, from which each trial starts, too;
+            None for the present one.
     """
 
     def __init__(

@@ -210,10 +210,13 @@ def test_a_line_search_takes_a_closure_instead():
     assert model.weight.item() == pytest.approx(-1.5)
 
 
-@pytest.mark.parametrize(("name", "package"), [("prodigy", "pytorch_optimizer"), ("schedule_free", "schedulefree")])
-def test_a_missing_package_is_named(monkeypatch, name, package):
+@pytest.mark.parametrize(
+    ("name", "made", "package"),
+    [("prodigy", "Prodigy", "pytorch_optimizer"), ("schedule_free", "AdamWScheduleFree", "schedulefree")],
+)
+def test_a_missing_package_is_named(monkeypatch, name, made, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=rf"it is in the package {package}: pip install"):
+    with pytest.raises(UserError, match=rf"{made} is in the package {package}, which is not installed: pip install"):
         build_optimizer(compose([f"optimizer={name}"])["optimizer"], problem()[0])
 
 

@@ -175,7 +175,7 @@ def test_kfac_refuses_outputs_of_several_parts():
 
     model, (x, _) = Pair(), batch()
     optimizer = KFAC(model)
-    with pytest.raises(RuntimeError, match=r"^K-FAC: the model gives a tuple, .* one tensor of outputs \(B, n\)"):
+    with pytest.raises(RuntimeError, match=r"^K-FAC: the model returns a tuple, .* one tensor of outputs \(B, n\)"):
         model(x)
     with torch.no_grad():
         model(x)
