@@ -1,4 +1,4 @@
-"""Base of all tapped optimizers: it taps a model's layers and follows the torch.optim contract."""
+"""Base of all tapped optimizers: taps a model's layers and follows the torch.optim contract."""
 
 import contextlib
 import copy
@@ -111,7 +111,11 @@ class TappedOptimizer(torch.optim.Optimizer):
         return not self._paused
 
     def before_forward(self, layer: str) -> None:
-        """Refuses a layer's forward pass inside `DistributedDataParallel`, which would average displacements."""
+        """Refuses a layer's forward pass inside `DistributedDataParallel`, which would average displacements.
+
+        Raises:
+            RuntimeError: if the wrapper's forward pass is running, with more than one process.
+        """
         del layer
         if self.parallel is None:
             refuse_averaging(type(self).__name__)
@@ -121,7 +125,10 @@ class TappedOptimizer(torch.optim.Optimizer):
         return self.group_of(tap).get("backward_weights", self.backward_weights) == "new"
 
     def loss_terms(self, forward_pass: ForwardPass) -> float:
-        """The factor that turns the loss's gradient into a sum over samples: the batch size for a mean, 1 for a sum."""
+        """The factor from the loss's gradient to the summed loss's: 1 for a sum, the number of terms for a mean.
+
+        With `loss_average=True`, the number of terms is the batch size of the forward pass.
+        """
         self._batch, average = forward_pass.batch, self.loss_average
         if average is True:
             self._compare_with_inputs(forward_pass)
@@ -155,7 +162,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         """Solves a layer's subproblem with the current settings of its group."""
         if not (problem.features.weight or problem.features.bias):
             return LayerUpdate(None, None)
-        if self._kinds[tap.name] != tap.kind:
+        if self._kinds[tap.name] != tap.dtype_and_device:
             self.load_state_dict(self.state_dict())  # converts the state to the parameters' dtype and device
         group = self.group_of(tap)
         self._check_changed(group)
@@ -174,7 +181,7 @@ class TappedOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Applies the displacements: p <- p - p.grad for every parameter of a tapped layer.
+        """Applies the displacements, p <- p - p.grad for every parameter of a tapped layer; then steps the fallback.
 
         With a `weight_decay` w, p is first multiplied by 1 - lr w, decoupled from the subproblem as in AdamW.
         Parameters that are frozen, or whose gradient is None, stay as they are.
@@ -188,7 +195,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         Raises:
             RuntimeError: if `.grad` of a tapped layer holds anything but this optimizer's displacements, or one that a
                 step has already applied; if the layer belongs to another optimizer, or was replaced; if a GradScaler
-                has scaled the loss.
+                has scaled the loss; if this optimizer is `direction_only`.
         """
         if self.direction_only:
             raise RuntimeError(
@@ -241,7 +248,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         self.layers.mark_applied()
 
     def become_direction(self) -> dict[nn.Parameter, str | None]:
-        """Leaves all steps to an optimizer that wraps this one, such as `Preconditioned`; the same as `direction_only`.
+        """Leaves all steps to an optimizer that wraps this one, such as `Preconditioned`; as with `direction_only`.
 
         Returns:
             All parameters, in the model's order, with their names if they have any. Those without a proximal
@@ -269,8 +276,8 @@ class TappedOptimizer(torch.optim.Optimizer):
 
         Raises:
             TypeError: if it is not a dict, or its parameters are in a set.
-            ValueError: for bad hyper-parameters, parameters that are not the model's or are in two groups, or a layer
-                whose weight and bias would be in different groups.
+            ValueError: for hyper-parameters out of range, parameters that are not the model's or are in two groups, or
+                a layer whose weight and bias would be in different groups.
         """
         owners = parameter_owners(self.model)
         new = self.groups.read(self, param_group, owners)
@@ -279,9 +286,9 @@ class TappedOptimizer(torch.optim.Optimizer):
         tapped = [p for p in new.params if id(p) in proximal]
         rest = [p for p in new.params if id(p) not in proximal]
         if tapped:
-            own = {**self.defaults, **new.settings, "update": "proximal", "method": type(self).__name__}
-            self.check(own)
-            super().add_param_group({"params": new.named(tapped), **own})
+            settings = {**self.defaults, **new.settings, "update": "proximal", "method": type(self).__name__}
+            self.check(settings)
+            super().add_param_group({"params": new.named(tapped), **settings})
             for tap in taps:
                 self.add_tap(tap, len(self.param_groups) - 1)
             self.groups.share(self)  # the fallback's learning rates follow that of the first proximal group
@@ -305,7 +312,7 @@ class TappedOptimizer(torch.optim.Optimizer):
 
     def add_tap(self, tap: Tap, group: int) -> None:
         """Taps a layer, with the settings of the group at that index."""
-        self._kinds[tap.name] = tap.kind
+        self._kinds[tap.name] = tap.dtype_and_device
         self.layers.add(tap, group, kept_owner=self if self.direction_only else None)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -315,11 +322,11 @@ class TappedOptimizer(torch.optim.Optimizer):
             state_dict: of an optimizer of the same method, for a model of the same layers.
 
         Raises:
-            ValueError: if it is of another optimizer, or of another model.
+            ValueError: if it belongs to another optimizer or another model.
         """
         check_loaded(state_dict, self.param_groups, type(self).__name__)
         super().load_state_dict(copy.deepcopy(state_dict))  # torch's method would share tensors with its argument
-        self._kinds = {tap.name: tap.kind for tap in self.layers}
+        self._kinds = {tap.name: tap.dtype_and_device for tap in self.layers}
         self._conversions = Conversions(self._explicit_groups())
 
     def _average_gradients(self, params: list[nn.Parameter]) -> None:
@@ -340,12 +347,12 @@ class TappedOptimizer(torch.optim.Optimizer):
         self._paused = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the taps, which belong to this model; a copied model is tapped again."""
+        """Everything but the taps, which belong to this model; `__setstate__` taps the copied model."""
         keep = ("model", "loss_average", "explicit", "direction_only", "parallel", "groups")
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in keep}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Called by unpickling and deepcopy with all attributes, by `load_state_dict` with groups and state only."""
+        """Unpickling and deepcopy call this with all attributes, `load_state_dict` with groups and state only."""
         super().__setstate__(state)
         self.groups.fill_in_defaults(self)
         if "model" in state:
@@ -371,9 +378,9 @@ class TappedOptimizer(torch.optim.Optimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """True if a GradScaler reads it, which then passes its scale to `step` instead of dividing `.grad`.
+        """True if a GradScaler reads it: the scaler then passes its scale to `step` instead of dividing `.grad`.
 
-        It is False for other readers: frameworks would refuse to clip gradients if it were True, even in bfloat16.
+        False for all other readers: frameworks refuse to clip gradients where it is True, even in bfloat16.
         """
         return sys._getframe(1).f_globals.get("__name__") == "torch.amp.grad_scaler"
 
@@ -381,7 +388,7 @@ class TappedOptimizer(torch.optim.Optimizer):
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """A context without taps: a forward and a backward pass inside it compute the gradients of the loss."""
+        """A context without taps: forward and backward passes inside it compute the loss's ordinary gradients."""
         before, self._paused = self._paused, True
         try:
             yield

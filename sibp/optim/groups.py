@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from sibp.optim.checks import named
+from sibp.optim.checks import read_params
 from sibp.optim.fallback import Fallback, FollowingGroup, MakeFallback
 
 
@@ -24,7 +24,7 @@ class NewParameters(NamedTuple):
     settings: dict[str, Any]
 
     def named(self, params: list[nn.Parameter]) -> list[Any]:
-        """Some of the parameters as torch.optim takes them: pairs of name and tensor, if they have names."""
+        """Some of the parameters, as torch.optim takes them: pairs of name and tensor, if they have names."""
         return [(self.names[p], p) for p in params] if self.names else params
 
 
@@ -63,7 +63,7 @@ class ParamGroups:
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
         method = type(optimizer).__name__
-        params, names = named(param_group["params"], method)
+        params, names = read_params(param_group["params"], method)
         taken = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if len({id(p) for p in params} | taken) < len(params) + len(taken):
             raise ValueError("some parameters appear in more than one parameter group")
@@ -111,7 +111,7 @@ class ParamGroups:
         )
 
     def fill_in_defaults(self, optimizer: torch.optim.Optimizer) -> None:
-        """Adds the settings that the loaded state of an older version lacks to the proximal groups."""
+        """Gives the proximal groups the defaults of settings that a state from an older version lacks."""
         for group in optimizer.param_groups:
             if group["update"] == "proximal":
                 for key, value in optimizer.defaults.items():
