@@ -96,7 +96,7 @@ class PreActivation(Tensor):
         return marked
 
     def marked_view(self) -> "PreActivation":
-        """A marked view of the output; torch requests it for a module's backward hooks, and adds its own node to it."""
+        """A marked view of the output, which torch requests for a module's backward hooks, to add its node to it."""
         with as_plain_tensors():
             seen = self.view_as(self).as_subclass(PreActivation)
         seen._consumption = self._consumption
@@ -164,8 +164,8 @@ def _unmark_nested(value: Any) -> Any:
 def _is_marked(value: Any) -> bool:
     if not isinstance(value, PreActivation):
         return False
-    held = vars(value)  # has neither attribute if other code has wrapped the tensor again, which is then not marked
-    if "_plain" not in held and "_consumption" in held:  # a marked view, to which torch has added its node by now
+    held = vars(value)  # both attributes are missing if other code has wrapped the tensor again: it is then not marked
+    if "_plain" not in held and "_consumption" in held:  # a marked view: by now, torch has added its node to it
         with as_plain_tensors():
             value._plain = value.as_subclass(Tensor)
     return "_consumption" in held

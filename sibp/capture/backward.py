@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Call(NamedTuple):
-    """What the backward call of one call of a layer needs.
+    """The data that a layer's backward call needs from its forward call.
 
     Attributes:
         tap: the layer's tap.
@@ -61,7 +61,7 @@ class TappedLayer(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        """Refuses forward-mode differentiation."""
+        """Raises RuntimeError: there is no forward-mode derivative."""
         del tangents
         raise RuntimeError(
             f"layer '{ctx.call.tap.name}' is tapped and has no forward-mode derivative; differentiate inside "
@@ -71,7 +71,11 @@ class TappedLayer(torch.autograd.Function):
 
 @run_eagerly
 def _update(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradients for x, W and b: the error signal to pass on, and the layer's displacements."""
+    """The gradients for x, W and b (the error signal for the layer below, and the displacements); None for `call`.
+
+    Raises:
+        RuntimeError: if the optimizer was removed or deleted; see also `Tap.begin_backward`.
+    """
     x, W, b = ctx.saved_tensors
     call: Call = ctx.call
     tap, geometry, consumption, forward_pass, shared, recomputed_in = call
@@ -125,7 +129,7 @@ def _update(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _is_requested(ctx: Any, index: int) -> bool:
-    """Whether this backward pass computes the gradient of the layer's parameter, the input number `index`.
+    """Whether this backward pass computes the gradient for input number `index` of `TappedLayer`, a parameter.
 
     `needs_input_grad` says only that the parameter requires a gradient; `torch.autograd.grad(loss, x)` does not compute
     it.

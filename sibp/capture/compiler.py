@@ -21,7 +21,7 @@ def run_eagerly(function: Callable[P, R]) -> Callable[P, R]:
     Args:
         function: the function that torch.compile must not trace.
     """
-    disabled: list[Callable[P, R]] = []  # holds one function once a compiled step has called
+    disabled: list[Callable[P, R]] = []  # the disabled function, from the first compiled call on
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -156,12 +156,12 @@ def from_peers(package: str, name: str) -> Any:
         name: the class's name.
 
     Raises:
-        ValueError: if the package is not installed. Whoever builds the optimizer puts the method's name before it.
+        ValueError: if the package is not installed.
     """
     try:
         return getattr(importlib.import_module(package), name)
     except ImportError as error:
-        raise ValueError(f'it is in the package {package}: pip install -e ".[peers]"') from error
+        raise ValueError(f'{name} needs the package {package}: pip install -e ".[peers]"') from error
 
 
 def _number(group: dict[str, Any], key: str) -> float:

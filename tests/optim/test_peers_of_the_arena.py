@@ -213,7 +213,7 @@ def test_a_line_search_takes_a_closure_instead():
 @pytest.mark.parametrize(("name", "package"), [("prodigy", "pytorch_optimizer"), ("schedule_free", "schedulefree")])
 def test_a_missing_package_is_named(monkeypatch, name, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=rf"it is in the package {package}: pip install"):
+    with pytest.raises(UserError, match=rf"needs the package {package}: pip install"):
         build_optimizer(compose([f"optimizer={name}"])["optimizer"], problem()[0])
 
 
