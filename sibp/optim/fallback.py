@@ -34,6 +34,10 @@ class Fallback:
     Args:
         make: creates that optimizer from the first parameters; None for Adam with learning rate `FALLBACK_LR`.
 
+    Attributes:
+        given: whether the user gave `make`.
+        optimizer: the torch optimizer; None until parameters are added.
+
     Raises:
         TypeError: if `make` is not callable.
     """
@@ -51,7 +55,7 @@ class Fallback:
     def add(
         self, params: list[nn.Parameter], names: dict[nn.Parameter, str], options: dict[str, Any]
     ) -> list[dict[str, Any]]:
-        """Adds parameters. The first ones create the optimizer, which groups them; later ones form one group.
+        """Adds parameters. The first call creates the optimizer, which groups them; each later call adds one group.
 
         Args:
             params: parameters that are in no group yet.
@@ -88,7 +92,7 @@ class Fallback:
         return {} if self.optimizer is None else self.optimizer.state
 
     def share(self, groups: list[dict[str, Any]], state: Any) -> None:
-        """Shares these groups and this state with the other optimizer, which owns them."""
+        """Uses these groups and this state, which belong to the other optimizer."""
         if self.optimizer is not None:
             # As in `load_state_dict`. An optimizer that contains others passes the groups and the state on to them.
             self.optimizer.__setstate__({"state": state, "param_groups": groups})
@@ -119,8 +123,8 @@ def _checked(optimizer: Any, params: list[nn.Parameter]) -> torch.optim.Optimize
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if not {id(p) for p in params if p.requires_grad} <= held <= {id(p) for p in params}:
         raise ValueError(
-            f"fallback: {type(optimizer).__name__} has parameters that it was not given, or lacks some: it has to "
-            "step exactly those that it is given, in one group or several (frozen ones may be missing)."
+            f"fallback: {type(optimizer).__name__} has parameters that it was not given, or lacks some of those given: "
+            "it has to step exactly the given ones, in one group or several (frozen ones may be missing)."
         )
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
@@ -154,7 +158,7 @@ def step_within(optimizer: torch.optim.Optimizer, closure: Callable[[], Any] | N
 
 
 class Conversions:
-    """Detects that parameters were converted (`model.double()`, `model.cuda()`), so that their state can be, too.
+    """Detects that parameters were converted (`model.double()`, `model.cuda()`), so that their state is converted, too.
 
     To convert its own state, a torch optimizer calls `load_state_dict(state_dict())`.
 
@@ -184,7 +188,7 @@ class FollowingGroup(dict[str, Any]):
     Attributes:
         leader: the first proximal group; None if there is none.
         precedes: whether this group comes before `leader` in `param_groups`, so that loops write its rate first.
-        written: whether the rate, written since the last step, still has to be compared with the leader's; only if
+        written: whether a rate written since the last step still has to be compared with the leader's; only if
             `precedes`.
     """
 
@@ -242,7 +246,7 @@ class FollowingGroup(dict[str, Any]):
         return True
 
     def end_step(self) -> None:
-        """Makes the rate of a step final: if the leader's rate equals it later, that is a coincidence."""
+        """Keeps the rate as it is: if the leader's rate equals it after the step, that is a coincidence."""
         self.written = False
 
 

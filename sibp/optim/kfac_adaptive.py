@@ -17,7 +17,7 @@ MIN_DAMPING, MAX_DAMPING = 1e-8, 1e8  # bounds of the damping
 
 
 class AdaptiveKFAC(KFAC):
-    r"""K-FAC with clipped steps, and damping adapted by how well the quadratic model predicts the decrease.
+    r"""K-FAC with clipped steps, and with damping that follows how well the quadratic model predicts the decrease.
 
     With Delta = W_old - W_new the displacement of `KFAC` and q = <grad, Delta>, the displacement taken is nu Delta,
 
@@ -62,7 +62,7 @@ class AdaptiveKFAC(KFAC):
         **options: Unpack[PeerOptions],
     ) -> None:
         if not clip > 0:
-            raise ValueError(f"Invalid clip: {clip}; give a number above 0.")
+            raise ValueError(f"Invalid clip: {clip}; it has to be > 0.")
         self.clip = clip
         super().__init__(model, lr, damping, decay, inverse_every, likelihood, generator=generator, **options)
         for group in self.param_groups:
@@ -85,7 +85,7 @@ class AdaptiveKFAC(KFAC):
         Args:
             closure: clears the gradients, computes the loss, calls `backward` and returns the loss.
             evaluate: computes the loss of the same batch, without backward; if omitted, the damping stays fixed.
-            loss: the loss before the step, if no closure is given; if both are omitted, the damping stays fixed.
+            loss: the loss before the step, if no closure is given; without either, the damping stays fixed.
 
         Returns:
             The closure's loss, or the one given.
@@ -93,10 +93,10 @@ class AdaptiveKFAC(KFAC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        squares = [(float(square), lr) for square, lr in self._slopes.values() if lr > 0]
-        squares = [(square, lr) for square, lr in squares if math.isfinite(square) and square > 0]
+        layers = [(float(eta_q), eta) for eta_q, eta in self._slopes.values() if eta > 0]
+        layers = [(eta_q, eta) for eta_q, eta in layers if math.isfinite(eta_q) and eta_q > 0]
         self._slopes.clear()
-        nu = min(1.0, math.sqrt(self.clip / length)) if (length := sum(s for s, _ in squares)) > 0 else 1.0
+        nu = min(1.0, math.sqrt(self.clip / total)) if (total := sum(eta_q for eta_q, _ in layers)) > 0 else 1.0
         moving = [p for group in self.param_groups for p in group["params"] if p.grad is not None] if nu < 1 else []
         before = [p.clone() for p in moving]
         super().step()
@@ -104,8 +104,8 @@ class AdaptiveKFAC(KFAC):
             p.lerp_(old, 1 - nu)
         group = self.param_groups[0]
         group["steps"] = group.get("steps", 0) + 1
-        if evaluate is not None and loss is not None and squares and group["steps"] % EVERY == 0:
-            predicted = nu * sum(square / lr for square, lr in squares) - nu**2 * length / 2
+        if evaluate is not None and loss is not None and layers and group["steps"] % EVERY == 0:
+            predicted = nu * sum(eta_q / eta for eta_q, eta in layers) - nu**2 * total / 2
             with self.paused():
                 self._adapt(float(loss) - float(evaluate()), predicted)
         return loss

@@ -102,7 +102,7 @@ class Notices:
         if self._refused == _REFUSALS:
             self._warn_once(
                 _SEARCH,
-                f"{self._method}: no length was acceptable in {_REFUSALS} steps in a row, so all weights were kept. "
+                f"{self._method}: the line search refused {_REFUSALS} steps in a row, so all weights were kept. "
                 "Either evaluate does not compute the loss of the backward pass (another batch, a loss that is not "
                 "finite at trial weights), or lr is so large that the direction is useless. (Shown once.)",
             )

@@ -132,6 +132,9 @@ def minimise(phi: Phi, before: float, first: float, slope: float, trust: float =
         slope: phi'(0); NaN if unknown: then there is no parabola, and `trust` scales the length of `backtrack`.
         trust: share of the way to the minimum, 0 < trust <= 1.
         farthest: upper limit of the parabola's minimum, <= 1.
+
+    Returns:
+        The length taken; alpha = 0 with the status REFUSED if no trial is acceptable.
     """
     tried = backtrack(phi, before, first, slope)
     tried = replace(tried, optimum=min(tried.optimum, farthest))
