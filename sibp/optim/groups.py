@@ -98,13 +98,13 @@ class ParamGroups:
         The groups' learning rates follow that of the first proximal group; see `FollowingGroup`.
         """
         groups = optimizer.param_groups
-        first = next((place for place, group in enumerate(groups) if group["update"] == "proximal"), None)
+        first = next((index for index, group in enumerate(groups) if group["update"] == "proximal"), None)
         leader = None if first is None else groups[first]
         optimizer.param_groups = [
-            FollowingGroup.of(group, leader, precedes=first is not None and place < first)
+            FollowingGroup.of(group, leader, precedes=first is not None and index < first)
             if group["update"] == "explicit"
             else group
-            for place, group in enumerate(groups)
+            for index, group in enumerate(groups)
         ]
         self.fallback.share(
             [group for group in optimizer.param_groups if group["update"] == "explicit"], optimizer.state
@@ -129,12 +129,12 @@ class ParamGroups:
         names, groups = dict(self.stepped_elsewhere), optimizer.param_groups
         for group in groups:
             names.update(zip(group["params"], group.get("param_names", [None] * len(group["params"])), strict=True))
-        kept = [place for place, group in enumerate(groups) if group["update"] == "proximal"]
+        kept = [index for index, group in enumerate(groups) if group["update"] == "proximal"]
         explicit = [p for group in groups if group["update"] == "explicit" for p in group["params"]]
         self.stepped_elsewhere |= {p: names[p] for p in explicit}
         for p in self.stepped_elsewhere:
             optimizer.state.pop(p, None)
-        optimizer.param_groups = [groups[place] for place in kept]
+        optimizer.param_groups = [groups[index] for index in kept]
         self.fallback = Fallback(None)
         return kept, names
 

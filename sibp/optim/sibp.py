@@ -25,7 +25,7 @@ class SIBP(ProximalOptimizer):
     \end{aligned}
     $$
 
-    The last line, going backward through the new weights, is what "semi-implicit" means. Use it like any optimizer:
+    The method is "semi-implicit" because the last line uses the new weights. Use it like any optimizer:
 
         opt = SIBP(model, lr=0.3, prox_weight=1.0)
         opt.zero_grad()
@@ -40,15 +40,15 @@ class SIBP(ProximalOptimizer):
         model: any module. `nn.Linear`, `nn.Conv1d` and `nn.Conv2d` are updated proximally.
         lr: eta, the step on the neurons, >= 0.
         prox_weight: lam, the proximal weight, > 0.
-        solver: "cg:K", K iterations (at most 1000) of conjugate gradients on the subproblem with its activation
-            (one known to `sibp.activations`), closed form where none follows; "exact", the linearised subproblem
+        solver: "cg:K", K iterations (at most 1000) of conjugate gradients on the subproblem with its activation; in
+            closed form where no activation known to `sibp.activations` follows; "exact", the linearised subproblem
             (target Z - eta D s'(Z)) in closed form at every layer; "paper", the authors' own solver (linear layers,
             ReLU), slow, for comparison.
         loss_average: whether the loss is a mean over the batch (the leading dimension at the first layer), or a sum
-            (False); a number if it averages over that many terms.
+            (False); a number if it averages over that many terms, such as tokens.
         weight_decay: w, decoupled: p is multiplied by 1 - lr w at each step.
-        backward_weights: which weights carry the error signal down, "new" as in the paper or "old" as in ordinary back
-            propagation.
+        backward_weights: which weights propagate the error signal to the layer below, "new" as in the paper or "old" as
+            in ordinary back propagation.
         prox_weight_scaling: "absolute", lam is `prox_weight`; "relative", it is `prox_weight` times the mean squared
             norm of the layer's feature rows [a, 1], so that one value serves layers of every width and scale.
         line_search: whether `step(evaluate=...)` evaluates the loss and shortens steps that would raise it.
@@ -90,7 +90,7 @@ class SIBP(ProximalOptimizer):
     def update(
         self, problem: LayerProblem, solver: Solver, eta: float, prox_weight: float
     ) -> tuple[LayerUpdate, Measure]:
-        """One layer's new weights; see `sibp.prox`."""
+        """One layer's update by the named solver; see `sibp.prox`."""
         if solver.kind == "cg":
             return cg_update(problem, eta, prox_weight, solver.iterations)
         if solver.kind == "paper":
