@@ -1,4 +1,4 @@
-"""The loss at trial weights. Trials restore buffers, the modules' mode, and torch's random number generators."""
+"""Evaluates the loss at trial weights, and restores buffers, modules' mode and random number generators each time."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ def as_number(loss: Tensor | float) -> float:
         return float(loss)
     else:
         what = type(loss).__name__
-    raise TypeError(f"A line search needs a loss that is one number, and got {what}: let evaluate return the loss.")
+    raise TypeError(f"A line search needs a loss that is one number, but got {what}: let evaluate return the loss.")
 
 
 class Trials:
@@ -43,8 +43,7 @@ class Trials:
         fallback_params: the fallback's parameters that the step changes.
         evaluate: returns the loss at the current weights.
         average: averages a loss over all ranks.
-        random_state: the one that the gradient's forward pass started from, and that each trial starts from; None for
-            the present one.
+        random_state: each trial starts from it, as the gradient's forward pass did; None for the present one.
     """
 
     def __init__(
@@ -85,7 +84,7 @@ class Trials:
         self._new, self._at = [*changed, *self._full_step[count:]], None
 
     def slope(self, gradients: list[Tensor | None]) -> float:
-        """<gradient, p_new - p_old>, from the gradients of the proximal parameters; None counts as zero."""
+        """<gradient, p_new - p_old> over the proximal parameters; a gradient of None counts as zero."""
         steps = zip(gradients, self._old, self._new, strict=False)
         return sum(float(torch.sum(g * (new - old))) for g, old, new in steps if g is not None)
 
