@@ -56,7 +56,7 @@ def orthogonal_rows(B: Tensor) -> Tensor:
 
 
 def has_basis(shape: torch.Size) -> bool:
-    """Whether both sides of a weight as a matrix (a convolution's kernel: a row per output channel) exceed `RANK`."""
+    """Whether both sides of a weight exceed `RANK`; a convolution's kernel counts as a matrix, a row per channel."""
     return min(shape[0], shape[1:].numel()) > RANK
 
 

@@ -82,7 +82,7 @@ class Notices:
         )
 
     def after_search(self, trials: Trials, *, refused: bool) -> None:
-        """Warns if ten consecutive steps were refused, or if different weights gave the same loss in the last searches.
+        """Warns if ten consecutive steps were refused, or if different weights gave the same loss in two searches.
 
         Args:
             trials: the search's trials.
