@@ -127,7 +127,7 @@ def estimate(case: Case, solver: str, ranks: int) -> None:
         kind = parse_solver(solver if known else "exact", SIBP.solvers)
         features, m = problem.features, problem.D_z.shape[-1]
         N, size, groups = features.rows, features.size, features.groups
-        one = plan([N] * ranks, features.inputs, size, m, groups=groups, known=known, solver=kind, itemsize=4)
+        one = plan([N] * ranks, features.inputs, size, m, groups=groups, activation=known, solver=kind, itemsize=4)
         flops = arithmetic(one, N, ranks, size, m, kind.iterations) * groups
         gradient = 2 * N * size * m * groups
         moved, work, sgd = moved + one.received, work + flops, sgd + gradient

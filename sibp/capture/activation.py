@@ -96,7 +96,7 @@ class PreActivation(Tensor):
         return marked
 
     def marked_view(self) -> "PreActivation":
-        """A marked view of the output; torch requests it for a module's backward hooks, and adds its own node to it."""
+        """A marked view of the output, which torch requests for a module's backward hooks, to add its node to it."""
         with as_plain_tensors():
             seen = self.view_as(self).as_subclass(PreActivation)
         seen._consumption = self._consumption

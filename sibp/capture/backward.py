@@ -61,7 +61,7 @@ class TappedLayer(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        """Refuses forward-mode differentiation."""
+        """Raises RuntimeError: there is no forward-mode derivative."""
         del tangents
         raise RuntimeError(
             f"layer '{ctx.call.tap.name}' is tapped and has no forward-mode derivative; differentiate inside "
@@ -71,7 +71,11 @@ class TappedLayer(torch.autograd.Function):
 
 @run_eagerly
 def _update(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradients for x, W and b: the error signal to pass on, and the layer's displacements."""
+    """The gradients for x, W and b (the error signal for the layer below, and the displacements); None for `call`.
+
+    Raises:
+        RuntimeError: if the optimizer was removed or deleted; see also `Tap.begin_backward`.
+    """
     x, W, b = ctx.saved_tensors
     call: Call = ctx.call
     tap, geometry, consumption, forward_pass, shared, recomputed_in = call

@@ -23,7 +23,7 @@ class _GradRecord:
         fault: what it contains besides displacements, as the end of a sentence; None if nothing.
         tensor: a reference to the tensor. Its address does not identify it, as freed memory may hold another gradient.
         memory: the address of its data, which `p.grad.data = ...` changes.
-        version: torch's version counter. Clipping and scaling increase it, which is allowed.
+        version: torch's version counter at that time. Clipping and scaling increase it, which is allowed.
         applied: whether a step has applied it.
     """
 
@@ -65,7 +65,7 @@ class Displacements:
         return self._started_from_zero.pop(key, None) is True
 
     def clear(self) -> None:
-        """Forgets all gradients, because they were set to None. One that the user has kept does not count any more."""
+        """Forgets all gradients, because they were set to None; one that the user kept no longer counts."""
         self._records.clear()
 
     def unmark_applied(self) -> None:

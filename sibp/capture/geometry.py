@@ -2,7 +2,7 @@
 
 A geometry turns a layer's tensors into matrices: inputs A (g, N, n), outputs Z (g, N, m), weights (g, m, n), biases
 (g, m). The leading g is for the groups of a convolution; a linear layer's matrices have no such axis. If the features'
-operator has several row axes, so do the outputs: (g, B, P, m).
+operator has several row axes, so do the outputs: (g, B, P, m), with P positions of B samples.
 """
 
 import math
@@ -81,7 +81,7 @@ class Geometry(ABC):
         return W.flatten(1)
 
     def weight(self, matrix: Tensor, shape: torch.Size) -> Tensor:
-        """The inverse of `matrix`: the weight in the layer's own shape, from (..., m, n)."""
+        """The inverse of the method `matrix`: the weight in the layer's own shape, from (..., m, n)."""
         return matrix.reshape(shape)
 
     def vector(self, b: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class Geometry(ABC):
         return x, gradient
 
     def input_gradient(self, x: Tensor, gradient: Tensor, W: Tensor) -> Tensor:
-        """The adjoint of the layer's map, applied to the output's gradient, in x's shape; autograd is the default."""
+        """The adjoint of the layer's map, applied to the output's gradient, in x's shape; by default, by autograd."""
         with torch.enable_grad():
             point = x.detach().requires_grad_()
             z = self.forward(point, W.detach(), None)
@@ -135,8 +135,8 @@ def own_class(module: nn.Module) -> type[nn.Module]:
 def geometry_of(module: nn.Module) -> Geometry | None:
     """The geometry of a layer that can be updated proximally, or None.
 
-    It is None for a subclass that overrides `forward`, and for a module whose weight or bias is not a plain parameter
-    (weight normalisation, pruning, a buffer), since these may compute something else.
+    None for a subclass that overrides `forward`, and for a module whose weight or bias is not a plain parameter
+    (weight normalisation, pruning, a buffer): such modules may compute something else.
     """
     if "weight" not in dict(module.named_parameters(recurse=False)) or has_other_bias(module):
         return None
@@ -152,7 +152,7 @@ def geometry_of(module: nn.Module) -> Geometry | None:
 
 
 def has_other_bias(module: nn.Module) -> bool:
-    """Whether the layer has a bias that is no parameter of its own: a buffer, or one pruned or parametrized."""
+    """Whether the layer's bias is not one of its parameters: it is a buffer, pruned or parametrized."""
     return "bias" not in own_parameters(module) and isinstance(getattr(module, "bias", None), Tensor)
 
 

@@ -1,4 +1,4 @@
-"""Forward passes as objects: the layers that ran together, and their number of samples."""
+"""Forward passes as objects: which layers ran in one call of the model, and on how many samples."""
 
 import threading
 import weakref
@@ -16,7 +16,7 @@ _PLAIN = (Tensor, int, float, complex, str, bytes, type(None))  # results that c
 
 
 class RandomState:
-    """The present state of torch's random number generators, of the CPU and of all CUDA devices."""
+    """The state of torch's random number generators at its creation, for the CPU and all CUDA devices."""
 
     def __init__(self) -> None:
         self._cpu = torch.get_rng_state()
@@ -76,7 +76,7 @@ class ForwardPass:
         known = self._inputs.get(id(x))
         if known is None or not known.matches(x):  # another tensor may have the same address by now
             known = self._inputs[id(x)] = SharedInput(x)
-        known.layers += 1
+        known.calls += 1
         return known
 
     def enter(self, layer: str, batch: int, *, recorded: bool, from_data: bool) -> None:
@@ -185,7 +185,7 @@ class Passes:
             self._attach(forward_pass, _leaves(outputs))
 
     def forget(self) -> None:
-        """Forgets the calls running in this thread, because torch does not report the end of an interrupted call."""
+        """Forgets the calls recorded in this thread: torch does not report the end of a call that was interrupted."""
         self._calls.clear()
 
     @property
@@ -197,7 +197,7 @@ class Passes:
         return calls
 
     def layers_before(self, node: Any) -> set[str]:
-        """Names of the tapped layers whose output reaches a graph node through no other one."""
+        """Names of the tapped layers whose output reaches a graph node through no other tapped layer."""
         return self._layer_names(_walk(_inputs([node]), self._is_tapped))
 
     def _attach(self, forward_pass: ForwardPass, outputs: Sequence[Any]) -> None:
@@ -216,7 +216,7 @@ class Passes:
                 forward_pass.outputs -= self._layer_names(_walk(inputs))
 
     def _find_pass(self, nodes: Iterable[Any]) -> ForwardPass | None:
-        """The pass of these graph nodes, or of the nearest nodes behind them; None if they come from none."""
+        """The pass that these graph nodes, or else their nearest ancestors, belong to; None if there is none."""
         return next((known for known in map(self._of_node, _walk(nodes)) if known is not None), None)
 
     def _layer_names(self, nodes: Iterable[Any]) -> set[str]:
@@ -267,7 +267,7 @@ def _metadata(node: Any) -> dict[Any, Any]:
 
 
 def _refuse_compiler(module: nn.Module) -> None:
-    """Raises RuntimeError while the compiler traces. It then runs the module eagerly, or fails if fullgraph=True."""
+    """Raises RuntimeError while torch.compile traces; it then runs the module eagerly, or fails if fullgraph=True."""
     if torch.compiler.is_compiling():
         raise RuntimeError(
             f"{type(module).__name__} has layers tapped by a sibp optimizer and cannot be compiled or exported: "

@@ -20,7 +20,8 @@ class LayerProblem:
     Attributes:
         name: the layer's name in `model.named_modules()`.
         features: Phi (g, N, size), with columns for the parameters that are trained.
-        D_z: (g, N, m) error signal on the pre-activation: the gradient of the loss as it is, mean or sum.
+        D_z: (g, N, m) error signal on the pre-activation: the gradient of the loss as the user computed it, mean or
+            sum.
         terms: the number of terms that the loss averages over, 1 for a sum. Error signals times `terms` are those of
             the summed loss, as in the paper.
         ends: names of the layers that ran first and last in this forward pass.

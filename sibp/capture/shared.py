@@ -10,24 +10,24 @@ from sibp.prox.operators import FeatureOperator
 
 
 class SharedInput:
-    """The input of one or more layers of a pass, at the time of their calls.
+    """The input of one or more layers in a forward pass, as it was when they were called.
 
     The first backward call of these layers creates the features; the others use the same features, Gram matrix and
     factors (`FeatureOperator.kept`). The last call frees them. If a backward pass skips some of the layers, the
     features are kept until the graph is freed.
 
     Attributes:
-        layers: number of calls with this input.
+        calls: number of layers' forward calls with this input.
     """
 
     def __init__(self, x: Tensor) -> None:
-        self.layers = 0
+        self.calls = 0
         self._x, self._version = weakref.ref(x), version(x)
         self._ended_calls = 0
         self._known: tuple[Tensor, dict[Hashable, FeatureOperator]] | None = None
 
     def matches(self, x: Tensor) -> bool:
-        """Whether `x` is this tensor, and has not changed since."""
+        """Whether `x` is this tensor, and has not changed since the record was made."""
         return self._x() is x and self._version == version(x)
 
     def features(self, x: Tensor, key: Hashable, make: Callable[[], FeatureOperator]) -> FeatureOperator:
@@ -38,7 +38,7 @@ class SharedInput:
             key: what the features depend on besides x; None if the layer shares nothing.
             make: creates the features.
         """
-        if self.layers < 2 or key is None:
+        if self.calls < 2 or key is None:
             return make()
         known = self._known
         if known is None or not _same(known[0], x):
@@ -50,7 +50,7 @@ class SharedInput:
     def end_call(self) -> None:
         """Records the end of a layer's backward call; the last one frees the features."""
         self._ended_calls += 1
-        if self._ended_calls >= self.layers:
+        if self._ended_calls >= self.calls:
             self._ended_calls, known, self._known = 0, self._known, None
             for features in known[1].values() if known is not None else ():
                 features.kept = None

@@ -59,6 +59,12 @@ class Tap:
 
     `install` replaces the layer's class by a subclass whose `forward` calls the tap. Copies and pickles of the layer
     have the original class, and no tap.
+
+    Attributes:
+        parameters: the parameters that the optimizer updates, by key: "weight", "bias".
+        consumption: how the output of the layer's last call was used.
+        displacements: tracks what the parameters' `.grad` contains.
+        kept_owner: the optimizer, if nothing else may keep it alive; else None.
     """
 
     def __init__(
@@ -104,7 +110,7 @@ class Tap:
         return type(self.module).__dict__.get("_tap") is self  # `tap_of`, inlined
 
     @property
-    def kind(self) -> tuple[torch.dtype, torch.device]:
+    def dtype_and_device(self) -> tuple[torch.dtype, torch.device]:
         """The dtype and device of the layer's parameters."""
         p = next(iter(self.parameters.values()))
         return p.dtype, p.device
@@ -131,7 +137,7 @@ class Tap:
             if hasattr(own_parameters(self.module).get(self.replaced), "device_mesh"):
                 raise RuntimeError(
                     f"layer '{self.name}': its {self.replaced} was sharded after the optimizer was made (fully_shard, "
-                    f"DTensor), and no rank has all of it; give every rank the whole model, with {method}(model, "
+                    f"DTensor), so no rank holds all of it; give every rank the whole model, with {method}(model, "
                     "data_parallel=True)."
                 )
             raise RuntimeError(
@@ -141,7 +147,7 @@ class Tap:
             )
 
     def remove(self) -> None:
-        """Restores the layer's class."""
+        """Restores the layer's class, and removes the hooks."""
         if self.installed:
             self.module.__class__ = self._original_class
         self.kept_owner = None
@@ -259,7 +265,7 @@ class Tap:
         if owner is not None:
             raise RuntimeError(
                 f"layer '{self.name}' is tapped by {type(owner).__name__}, which TorchScript cannot compile; call "
-                "optimizer.remove() before, or torch.jit.trace inside `with torch.no_grad():`."
+                "optimizer.remove() first, or use torch.jit.trace inside `with torch.no_grad():`."
             )
         self.remove()
 
@@ -268,10 +274,10 @@ class Tap:
 
         Args:
             recomputed_in: number of the backward pass that recomputed the layer and started this one (a reentrant
-                checkpoint); -1 if none did.
+                checkpoint); -1 if there is none.
 
         Raises:
-            RuntimeError: under `create_graph=True`, or if the same backward pass has already been through the layer.
+            RuntimeError: under `create_graph=True`, or if this backward pass has already passed through the layer.
         """
         if torch.is_grad_enabled():
             raise RuntimeError(

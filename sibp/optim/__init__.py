@@ -1,4 +1,4 @@
-"""The optimizers, in the manner of torch.optim: one file each."""
+"""The optimizers: each a `torch.optim.Optimizer`, one file per method."""
 
 from sibp.optim.preconditioned import Preconditioned
 from sibp.optim.proxbp import ProxBP

@@ -1,4 +1,4 @@
-"""Implicit SGD with the truncated model (Asi & Duchi, SIAM J. Optim. 2019, arXiv 1810.05633), the cheapest aProx."""
+"""Implicit SGD with the truncated model (Asi & Duchi, SIAM J. Optim. 2019, arXiv 1810.05633): aProx."""
 
 from collections.abc import Callable
 from typing import Any
@@ -36,7 +36,9 @@ class AProx(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Steps all parameters; no step if the loss is NaN, if a gradient is not finite, or if all gradients are 0.
+        """Steps all parameters.
+
+        Takes no step if the loss is NaN or at most `least`, if a gradient is not finite, or if all gradients are 0.
 
         Args:
             closure: clears the gradients, computes the loss, calls `backward` and returns the loss.
@@ -45,7 +47,7 @@ class AProx(torch.optim.Optimizer):
             The closure's loss.
 
         Raises:
-            RuntimeError: if there is no closure, as the loss is then not known.
+            RuntimeError: if there is no closure, as the step needs the loss.
         """
         if closure is None:
             raise RuntimeError("AProx needs the loss of the batch: call step(closure), as for torch's L-BFGS.")

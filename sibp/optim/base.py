@@ -1,4 +1,4 @@
-"""Base of all tapped optimizers: it taps a model's layers and follows the torch.optim contract."""
+"""Base of all tapped optimizers: taps a model's layers and follows the torch.optim contract."""
 
 import contextlib
 import copy
@@ -110,7 +110,11 @@ class TappedOptimizer(torch.optim.Optimizer):
         return not self._paused
 
     def before_forward(self, layer: str) -> None:
-        """Refuses a layer's forward pass inside `DistributedDataParallel`, which would average displacements."""
+        """Refuses a layer's forward pass inside `DistributedDataParallel`, which would average displacements.
+
+        Raises:
+            RuntimeError: if the wrapper's forward pass is running, with more than one process.
+        """
         del layer
         if self.parallel is None:
             refuse_averaging(type(self).__name__)
@@ -163,7 +167,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         """Solves a layer's subproblem with the current settings of its group."""
         if not (problem.features.weight or problem.features.bias):
             return LayerUpdate(None, None)
-        if self._kinds[tap.name] != tap.kind:
+        if self._kinds[tap.name] != tap.dtype_and_device:
             self.load_state_dict(self.state_dict())  # converts the state to the parameters' dtype and device
         group = self.group_of(tap)
         self._check_changed(group)
@@ -182,7 +186,7 @@ class TappedOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Applies the displacements: p <- p - p.grad for every parameter of a tapped layer.
+        """Applies the displacements, p <- p - p.grad for every parameter of a tapped layer; then steps the fallback.
 
         With a `weight_decay` w, p is first multiplied by 1 - lr w, decoupled from the subproblem as in AdamW.
         Parameters that are frozen, or whose gradient is None, stay as they are.
@@ -249,7 +253,7 @@ class TappedOptimizer(torch.optim.Optimizer):
         self.layers.mark_applied()
 
     def become_direction(self) -> dict[nn.Parameter, str | None]:
-        """Leaves all steps to an optimizer that wraps this one, such as `Preconditioned`; the same as `direction_only`.
+        """Leaves all steps to an optimizer that wraps this one, such as `Preconditioned`; as with `direction_only`.
 
         Returns:
             All parameters, in the model's order, with their names if they have any. Those without a proximal
@@ -277,8 +281,8 @@ class TappedOptimizer(torch.optim.Optimizer):
 
         Raises:
             TypeError: if it is not a dict, or its parameters are in a set.
-            ValueError: for bad hyper-parameters, parameters that are not the model's or are in two groups, or a layer
-                whose weight and bias would be in different groups.
+            ValueError: for hyper-parameters out of range, parameters that are not the model's or are in two groups, or
+                a layer whose weight and bias would be in different groups.
         """
         owners = parameter_owners(self.model)
         new = self.groups.read(self, param_group, owners)
@@ -287,9 +291,9 @@ class TappedOptimizer(torch.optim.Optimizer):
         tapped = [p for p in new.params if id(p) in proximal]
         rest = [p for p in new.params if id(p) not in proximal]
         if tapped:
-            own = {**self.defaults, **new.settings, "update": "proximal", "method": type(self).__name__}
-            self.check(own)
-            super().add_param_group({"params": new.named(tapped), **own})
+            settings = {**self.defaults, **new.settings, "update": "proximal", "method": type(self).__name__}
+            self.check(settings)
+            super().add_param_group({"params": new.named(tapped), **settings})
             for tap in taps:
                 self.add_tap(tap, len(self.param_groups) - 1)
             self.groups.share(self)  # the fallback's learning rates follow that of the first proximal group
@@ -313,7 +317,7 @@ class TappedOptimizer(torch.optim.Optimizer):
 
     def add_tap(self, tap: Tap, group: int) -> None:
         """Taps a layer, with the settings of the group at that index."""
-        self._kinds[tap.name] = tap.kind
+        self._kinds[tap.name] = tap.dtype_and_device
         self.layers.add(tap, group, kept_owner=self if self.direction_only else None)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -323,11 +327,11 @@ class TappedOptimizer(torch.optim.Optimizer):
             state_dict: of an optimizer of the same method, for a model of the same layers.
 
         Raises:
-            ValueError: if it is of another optimizer, or of another model.
+            ValueError: if it belongs to another optimizer or another model.
         """
         check_loaded(state_dict, self.param_groups, type(self).__name__)
         super().load_state_dict(copy.deepcopy(state_dict))  # torch's method would share tensors with its argument
-        self._kinds = {tap.name: tap.kind for tap in self.layers}
+        self._kinds = {tap.name: tap.dtype_and_device for tap in self.layers}
         self._conversions = Conversions(self._explicit_groups())
 
     def _average_gradients(self, params: list[nn.Parameter]) -> None:
@@ -348,12 +352,12 @@ class TappedOptimizer(torch.optim.Optimizer):
         self._paused = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the taps, which belong to this model; a copied model is tapped again."""
+        """Everything but the taps, which belong to this model; `__setstate__` taps the copied model."""
         keep = ("model", "loss_average", "explicit", "direction_only", "parallel", "groups")
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in keep}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Called by unpickling and deepcopy with all attributes, by `load_state_dict` with groups and state only."""
+        """Unpickling and deepcopy call this with all attributes, `load_state_dict` with groups and state only."""
         super().__setstate__(state)
         self.groups.fill_in_defaults(self)
         if "model" in state:
@@ -381,7 +385,7 @@ class TappedOptimizer(torch.optim.Optimizer):
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """A context without taps: a forward and a backward pass inside it compute the gradients of the loss."""
+        """A context without taps: forward and backward passes inside it compute the loss's ordinary gradients."""
         before, self._paused = self._paused, True
         try:
             yield

@@ -261,11 +261,11 @@ def check_loaded(state_dict: dict[str, Any], groups: list[dict[str, Any]], metho
         ValueError: if a group differs in its method, or in its kind of update (proximal or explicit).
     """
     loaded = state_dict["param_groups"]
-    for place, (there, here) in enumerate(zip(loaded, groups, strict=False)):
+    for index, (there, here) in enumerate(zip(loaded, groups, strict=False)):
         if there.get("update") != here["update"] or there.get("method", method) != here.get("method", method):
             kind = there.get("method") or ("another optimizer" if "update" not in there else "another model")
             raise ValueError(
-                f"{method}: group {place} of this state_dict is of {kind}; load the state of a {method} "
+                f"{method}: group {index} of this state_dict belongs to {kind}; load the state of a {method} "
                 "made for a model of the same layers."
             )
 
@@ -283,7 +283,7 @@ def check_real(name: str, params: Iterable[nn.Parameter], method: str) -> None:
     """
     if any(p.is_complex() for p in params):
         raise TypeError(
-            f"{method}: layer '{name}' has complex parameters, and the subproblems are real; leave it to "
+            f"{method}: layer '{name}' has complex parameters, but the subproblems are real; leave it to "
             f"the fallback optimizer with explicit=['{name}']."
         )
 
@@ -315,12 +315,12 @@ def check_model(model: nn.Module, method: str) -> None:
             raise TypeError(f"{method}: {here} is compiled, and compiled layers cannot be tapped; pass the original.")
         if isinstance(module, nn.DataParallel):
             raise TypeError(
-                f"{method}: {here} copies its layers for every step; pass the module inside, on one device."
+                f"{method}: {here} copies its layers for every step; pass the module that it wraps, on one device."
             )
         if any(hasattr(p, "device_mesh") for p in module.parameters(recurse=False)):
             raise TypeError(
-                f"{method}: {here} is sharded (fully_shard, DTensor), and no rank has all of its weight; give every "
+                f"{method}: {here} is sharded (fully_shard, DTensor), so no rank holds all of its weight; give every "
                 f"rank the whole model, with {method}(model, data_parallel=True)."
             )
         if any(isinstance(p, UninitializedParameter) for p in module.parameters(recurse=False)):
-            raise ValueError(f"{method}: {here} is lazy and has no weights yet; run the model once before.")
+            raise ValueError(f"{method}: {here} is lazy and has no weights yet; run the model once first.")

@@ -67,7 +67,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
         return {**super().__getstate__(), "parts": self.parts}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Also gives the loaded groups and state to the parts."""
+        """Extends the base class: the parts share the loaded groups and state."""
         super().__setstate__(state)
         self._share()
         self._conversions = Conversions(self.param_groups)

@@ -92,7 +92,7 @@ class Fallback:
         return {} if self.optimizer is None else self.optimizer.state
 
     def share(self, groups: list[dict[str, Any]], state: Any) -> None:
-        """Shares these groups and this state with the other optimizer, which owns them."""
+        """Uses these groups and this state, which belong to the other optimizer."""
         if self.optimizer is not None:
             # As in `load_state_dict`. An optimizer that contains others passes the groups and the state on to them.
             self.optimizer.__setstate__({"state": state, "param_groups": groups})
@@ -123,8 +123,8 @@ def _checked(optimizer: Any, params: list[nn.Parameter]) -> torch.optim.Optimize
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if not {id(p) for p in params if p.requires_grad} <= held <= {id(p) for p in params}:
         raise ValueError(
-            f"fallback: {type(optimizer).__name__} has parameters that it was not given, or lacks some: it has to "
-            "step exactly those that it is given, in one group or several (frozen ones may be missing)."
+            f"fallback: {type(optimizer).__name__} has parameters that it was not given, or lacks some of those given: "
+            "it has to step exactly the given ones, in one group or several (frozen ones may be missing)."
         )
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
@@ -158,7 +158,7 @@ def step_within(optimizer: torch.optim.Optimizer, closure: Callable[[], Any] | N
 
 
 class Conversions:
-    """Detects that parameters were converted (`model.double()`, `model.cuda()`), so that their state can be, too.
+    """Detects that parameters were converted (`model.double()`, `model.cuda()`), so that their state is converted, too.
 
     To convert its own state, a torch optimizer calls `load_state_dict(state_dict())`.
 

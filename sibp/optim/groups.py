@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from sibp.optim.checks import named
+from sibp.optim.checks import read_params
 from sibp.optim.fallback import Fallback, FollowingGroup, MakeFallback
 
 
@@ -24,7 +24,7 @@ class NewParameters(NamedTuple):
     settings: dict[str, Any]
 
     def named(self, params: list[nn.Parameter]) -> list[Any]:
-        """Some of the parameters as torch.optim takes them: pairs of name and tensor, if they have names."""
+        """Some of the parameters, as torch.optim takes them: pairs of name and tensor, if they have names."""
         return [(self.names[p], p) for p in params] if self.names else params
 
 
@@ -64,7 +64,7 @@ class ParamGroups:
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
         method = type(optimizer).__name__
-        params, names = named(param_group["params"], method)
+        params, names = read_params(param_group["params"], method)
         taken = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if len({id(p) for p in params} | taken) < len(params) + len(taken):
             raise ValueError("some parameters appear in more than one parameter group")
@@ -99,13 +99,13 @@ class ParamGroups:
         The groups' learning rates follow that of the first proximal group; see `FollowingGroup`.
         """
         groups = optimizer.param_groups
-        first = next((place for place, group in enumerate(groups) if group["update"] == "proximal"), None)
+        first = next((index for index, group in enumerate(groups) if group["update"] == "proximal"), None)
         leader = None if first is None else groups[first]
         optimizer.param_groups = [
-            FollowingGroup.of(group, leader, precedes=first is not None and place < first)
+            FollowingGroup.of(group, leader, precedes=first is not None and index < first)
             if group["update"] == "explicit"
             else group
-            for place, group in enumerate(groups)
+            for index, group in enumerate(groups)
         ]
         self.fallback.share(
             [group for group in optimizer.param_groups if group["update"] == "explicit"], optimizer.state
@@ -130,12 +130,12 @@ class ParamGroups:
         names, groups = dict(self.stepped_elsewhere), optimizer.param_groups
         for group in groups:
             names.update(zip(group["params"], group.get("param_names", [None] * len(group["params"])), strict=True))
-        kept = [place for place, group in enumerate(groups) if group["update"] == "proximal"]
+        kept = [index for index, group in enumerate(groups) if group["update"] == "proximal"]
         explicit = [p for group in groups if group["update"] == "explicit" for p in group["params"]]
         self.stepped_elsewhere |= {p: names[p] for p in explicit}
         for p in self.stepped_elsewhere:
             optimizer.state.pop(p, None)
-        optimizer.param_groups = [groups[place] for place in kept]
+        optimizer.param_groups = [groups[index] for index in kept]
         self.fallback = Fallback(None)
         return kept, names
 

@@ -42,7 +42,8 @@ class GuardedOptimizer(TappedOptimizer):
         for key in given:
             if key not in known:
                 raise TypeError(
-                    f"{type(self).__name__} has no option {key}; besides its own it has {', '.join(sorted(known))}."
+                    f"{type(self).__name__} has no option {key}; apart from its hyper-parameters it has "
+                    f"{', '.join(sorted(known))}."
                 )
         defaults = {**defaults, "weight_decay": given.pop("weight_decay", 0.0)}
         super().__init__(model, defaults=defaults, **given)
@@ -66,7 +67,7 @@ class GuardedOptimizer(TappedOptimizer):
         )
 
     def statistics(self, tap: Tap, problem: LayerProblem) -> dict[str, Any]:
-        """A layer's state; reset if the set of its trained parameters has changed, as when its bias is frozen later.
+        """A layer's state; reset if other parameters of the layer are trained than before (a bias frozen later).
 
         A trained bias adds a column to the features, and so a row and a column to their running Gram matrix.
         """
@@ -79,7 +80,7 @@ class GuardedOptimizer(TappedOptimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a `state_dict`; a layer's statistics stay in the dtype in which its steps are computed.
 
-        Torch casts all state to the dtype of the weights, which for half precision loses digits.
+        Torch would cast all state to the dtype of the weights, and half precision would lose digits.
 
         Args:
             state_dict: of an optimizer of the same kind, for a model of the same layers.

@@ -40,7 +40,7 @@ LIKELIHOODS: dict[str, Callable[[Tensor, torch.Generator | None], Tensor]] = {
     "bernoulli": _bernoulli,
     "gaussian": _gaussian,
 }
-"""Functions that draw labels y from the model and return the gradient of -log p(y | outputs) for the outputs (B, n)."""
+"""Functions that draw labels y from the model and return the gradient of -log p(y | outputs) in the outputs (B, n)."""
 
 
 class KFAC(GuardedOptimizer):
@@ -155,7 +155,11 @@ class KFAC(GuardedOptimizer):
             self._sampling = False
 
     def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
-        """One layer's step; while sampling, updates its factors instead."""
+        """One layer's step; in the backward pass of the sampled labels, updates its factors instead.
+
+        Raises:
+            RuntimeError: if the model's output does not depend on the layer.
+        """
         phi, memory, B = Direct(problem.features), self.statistics(tap, problem), self._batch or 1
         if self._sampling:
             self._sampled_layers.add(tap.name)
@@ -182,8 +186,8 @@ class KFAC(GuardedOptimizer):
 
         Args:
             tap: the layer.
-            gradient: gradient of the mean loss, times eta.
-            displacement: W_old - W_new and b_old - b_new, of the same shape.
+            gradient: (..., size, m) gradient of the mean loss in weight and bias, times eta.
+            displacement: W_old - W_new and b_old - b_new, in the same layout.
             group: the param group with the layer's settings.
         """
 
@@ -219,7 +223,7 @@ class KFAC(GuardedOptimizer):
 
 
 def _check_outputs(outputs: Any, likelihood: str) -> None:
-    """Refuses model outputs to which the likelihood does not apply."""
+    """Raises RuntimeError for model outputs to which the likelihood does not apply."""
     if not isinstance(outputs, Tensor):
         raise RuntimeError(
             f"K-FAC: the model returns a {type(outputs).__name__}, and labels can only be drawn for one tensor of "

@@ -17,7 +17,7 @@ MIN_DAMPING, MAX_DAMPING = 1e-8, 1e8  # bounds of the damping
 
 
 class AdaptiveKFAC(KFAC):
-    r"""K-FAC with clipped steps, and damping adapted by how well the quadratic model predicts the decrease.
+    r"""K-FAC with clipped steps, and with damping that follows how well the quadratic model predicts the decrease.
 
     With Delta = W_old - W_new the displacement of `KFAC` and q = <grad, Delta>, the displacement taken is nu Delta,
 
@@ -62,7 +62,7 @@ class AdaptiveKFAC(KFAC):
         **options: Unpack[PeerOptions],
     ) -> None:
         if not clip > 0:
-            raise ValueError(f"Invalid clip: {clip}; give a number above 0.")
+            raise ValueError(f"Invalid clip: {clip}; it has to be > 0.")
         self.clip = clip
         super().__init__(model, lr, damping, decay, inverse_every, likelihood, generator=generator, **options)
         for group in self.param_groups:
@@ -85,7 +85,7 @@ class AdaptiveKFAC(KFAC):
         Args:
             closure: clears the gradients, computes the loss, calls `backward` and returns the loss.
             evaluate: computes the loss of the same batch, without backward; if omitted, the damping stays fixed.
-            loss: the loss before the step, if no closure is given; if both are omitted, the damping stays fixed.
+            loss: the loss before the step, if no closure is given; without either, the damping stays fixed.
 
         Returns:
             The closure's loss, or the one given.

@@ -57,10 +57,12 @@ def new_taps(owner: Owner, params: Iterable[nn.Parameter], owners: Owners, expli
         earlier = tap_of(module)
         if earlier is not None and earlier.owner() is owner:
             raise ValueError(
-                f"layer '{name}': its weight and bias are one subproblem and have to be in the same param group."
+                f"layer '{name}': its weight and bias form one subproblem, so they have to be in the same param group."
             )
-        mine = {key: id(p) in wanted for key, p in held.items()}
-        taps[name] = Tap(name, module, geometry, owner, weight=mine.get("weight", False), bias=mine.get("bias", False))
+        given = {key: id(p) in wanted for key, p in held.items()}
+        taps[name] = Tap(
+            name, module, geometry, owner, weight=given.get("weight", False), bias=given.get("bias", False)
+        )
     return list(taps.values())
 
 
@@ -80,14 +82,14 @@ def containers(model: nn.Module, taps: Iterable[Tap]) -> list[nn.Module]:
 
 
 def summary_table(
-    model: nn.Module, tapped: dict[str, tuple[str, str]], mine: Collection[int], replaced: Collection[str], method: str
+    model: nn.Module, tapped: dict[str, tuple[str, str]], owned: Collection[int], replaced: Collection[str], method: str
 ) -> str:
     """A table of all modules that hold parameters.
 
     Args:
         model: the optimizer's model.
         tapped: (what follows, solver) of every layer that is updated proximally, by name.
-        mine: the `id` of every parameter that belongs to the optimizer.
+        owned: the `id` of every parameter that belongs to the optimizer.
         replaced: names of tapped layers that have since been replaced, or tapped by another optimizer.
         method: the optimizer's name.
 
@@ -111,7 +113,7 @@ def summary_table(
         elif name in tapped:
             update = "proximal"
         else:
-            update = "explicit" if any(id(p) in mine for p in held.values()) else "not in this optimizer"
+            update = "explicit" if any(id(p) in owned for p in held.values()) else "not in this optimizer"
         if tied:
             update += f", tied to {', '.join(tied)}"
         rows.append((name or "(model)", own_class(module).__name__, shapes, follows, solver, update))

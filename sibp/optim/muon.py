@@ -106,7 +106,7 @@ def build(model: nn.Module, *, lr: float, momentum: float, weight_decay: float) 
     """
     matrices = [m.weight for m in model.modules() if isinstance(m, nn.Linear)][:-1]
     if not matrices:
-        raise ValueError("Muon trains all linear layers except the last one, and the model has no others")
+        raise ValueError("Muon trains all linear layers except the last one, but the model has no others.")
     inner = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in inner]
     return CombinedOptimizer(

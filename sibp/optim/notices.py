@@ -82,7 +82,7 @@ class Notices:
         )
 
     def after_search(self, trials: Trials, *, refused: bool) -> None:
-        """Warns if ten consecutive steps were refused, or if different weights gave the same loss in the last searches.
+        """Warns if ten consecutive steps were refused, or if different weights gave the same loss in two searches.
 
         Args:
             trials: the search's trials.
@@ -102,7 +102,7 @@ class Notices:
         if self._refused == _REFUSALS:
             self._warn_once(
                 _SEARCH,
-                f"{self._method}: no length was acceptable in {_REFUSALS} steps in a row, so all weights were kept. "
+                f"{self._method}: the line search refused {_REFUSALS} steps in a row, so all weights were kept. "
                 "Either evaluate does not compute the loss of the backward pass (another batch, a loss that is not "
                 "finite at trial weights), or lr is so large that the direction is useless. (Shown once.)",
             )

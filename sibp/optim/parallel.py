@@ -1,7 +1,7 @@
-"""Data parallel training: every rank holds a part of the batch, and all solve the whole batch's subproblems.
+"""Data-parallel training: every rank holds a part of the batch; together, they solve the whole batch's subproblems.
 
 A layer's subproblem couples all rows of the batch: averaging the ranks' own solutions would solve a different problem.
-There are two modes of sharing it. Each layer uses the mode in which a rank receives fewer bytes (`docs/distributed.md`
+It can be shared in two modes. Each layer uses the mode in which a rank receives fewer bytes (`docs/distributed.md`
 has the byte counts):
 
     gather  Every rank gets all rows of A and solves for its share of the output units, which are independent. Then the
@@ -50,7 +50,7 @@ def plan(
     neurons: int,
     *,
     groups: int,
-    known: bool,
+    activation: bool,
     solver: Solver,
     itemsize: int,
     by_row: bool = False,
@@ -63,7 +63,7 @@ def plan(
         size: columns of Phi.
         neurons: m, the number of output units.
         groups: groups of a convolution, each with matrices of these sizes.
-        known: whether the subproblem contains an activation, so that the solver needs both Z and D.
+        activation: whether the subproblem contains an activation, so that the solver needs both Z and D.
         solver: "exact" for closed forms, "cg" with its iterations, or "gradient".
         itemsize: bytes per number.
         by_row: whether the activation differs between rows; such rows are not gathered.
@@ -73,7 +73,7 @@ def plan(
     """
     ranks, N, K = len(rows), sum(rows), solver.iterations
     width, longest = units_per_rank(neurons, ranks), max(rows)
-    gathered = groups * (longest * inputs + (1 + known) * longest * width + min(N, size) * width) + 1
+    gathered = groups * (longest * inputs + (1 + activation) * longest * width + min(N, size) * width) + 1
     if solver.kind == "cg":
         summed = groups * (K * (size + 2) * neurons + 2 * neurons + 1)
     elif solver.kind == "gradient":
@@ -121,7 +121,7 @@ class DataParallel:
             method: the optimizer's name, for messages.
 
         Raises:
-            TypeError: if it is anything else.
+            TypeError: if `wanted` is anything else.
             RuntimeError: if `torch.distributed` is not initialised.
             ValueError: if this process is not in the group.
         """
@@ -185,7 +185,7 @@ class DataParallel:
         rows = self._check_agreement(problem, solver, lr, prox_weight)
         self.plans[problem.name] = chosen = plan(
             rows, features.inputs, features.size, m,
-            groups=features.groups, known=known, solver=solver, itemsize=problem.D_z.element_size(),
+            groups=features.groups, activation=known, solver=solver, itemsize=problem.D_z.element_size(),
             by_row=problem.activation is not None and problem.activation.varies_by_entry,
         )  # fmt: skip
         if chosen.mode == "sum":
@@ -243,7 +243,7 @@ class DataParallel:
             owner: the optimizer; only a weak reference is kept.
 
         Returns:
-            The hooks' handles. A hook raises RuntimeError in a backward pass if the size of the batch is not known.
+            The hooks' handles. In a backward pass, a hook raises RuntimeError if the size of the batch is not known.
         """
         reference = weakref.ref(owner)
 

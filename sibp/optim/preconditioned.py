@@ -86,15 +86,15 @@ class Preconditioned(torch.optim.Optimizer):
             The result of the outer optimizer's `step`: the closure's loss, or None.
 
         Raises:
-            RuntimeError: if `.grad` of a layer of the direction holds anything but its displacements, each once;
-                see `TappedOptimizer.step`.
+            RuntimeError: if `.grad` of one of the direction's layers holds anything but displacements that no step has
+                applied yet; see `TappedOptimizer.step`.
         """
         refuse_scaling(self, self._name())
         return self._step(closure)
 
     @run_eagerly
     def _step(self, closure: Callable[[], Any] | None) -> Any:
-        """Steps the outer optimizer if `.grad` holds nothing but displacements, each once."""
+        """Checks `.grad`, and steps the outer optimizer."""
         if closure is None:
             self._before_step()
             result = step_within(self.outer)
@@ -163,13 +163,13 @@ class Preconditioned(torch.optim.Optimizer):
                 "direction" (which `torch.distributed.checkpoint` drops), SIBP and ProxBP keep their settings.
 
         Raises:
-            ValueError: if it is of another optimizer or model, or lacks the direction's running statistics.
+            ValueError: if it belongs to another optimizer or model, or lacks the direction's running statistics.
         """
-        for place, group in enumerate(state_dict["param_groups"]):
+        for index, group in enumerate(state_dict["param_groups"]):
             method = group.get("method", "another optimizer")
             if method != self._name():
                 raise ValueError(
-                    f"{self._name()}: group {place} of this state_dict is of {method}; "
+                    f"{self._name()}: group {index} of this state_dict belongs to {method}; "
                     "load the state of the same direction in the same outer optimizer."
                 )
         if "direction" in state_dict:
@@ -179,7 +179,7 @@ class Preconditioned(torch.optim.Optimizer):
                 f"{self._name()}: this state_dict has no 'direction', and {type(self.direction).__name__} has running "
                 "statistics; save all of state_dict()."
             )
-        super().load_state_dict(copy.deepcopy(state_dict))  # torch's shares tensors with its argument
+        super().load_state_dict(copy.deepcopy(state_dict))  # torch's method would share tensors with its argument
 
     def _share(self) -> None:
         """Shares the outer optimizer's groups and state, and writes this optimizer's name into the groups."""
@@ -192,7 +192,7 @@ class Preconditioned(torch.optim.Optimizer):
         return {**super().__getstate__(), "direction": self.direction, "outer": self.outer}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Called by unpickling and deepcopy with all attributes, by `load_state_dict` with groups and state only."""
+        """Unpickling and deepcopy call this with all attributes, `load_state_dict` with groups and state only."""
         if "outer" in state:
             super().__setstate__(state)
             self.direction.become_direction()
@@ -204,7 +204,7 @@ class Preconditioned(torch.optim.Optimizer):
     # -- for users --------------------------------------------------------------------------------------------------
 
     def paused(self) -> contextlib.AbstractContextManager[None]:
-        """A context in which the model is untapped; see `TappedOptimizer.paused`."""
+        """A context without taps; see `TappedOptimizer.paused`."""
         return self.direction.paused()
 
     def remove(self) -> None:

@@ -39,7 +39,8 @@ class ProxBP(ProximalOptimizer):
             length 1/lam on the subproblem, which is SGD with step size lr/prox_weight on the summed loss.
         loss_average: whether the loss is a mean over the batch, or a sum (False); or the number of averaged terms.
         weight_decay: w, decoupled: p is multiplied by 1 - lr w at each step.
-        backward_weights: which weights carry the error signal down; "old" in the paper.
+        backward_weights: which weights propagate the error signal to the layer below, "new" or "old"; "old" in the
+            paper.
         prox_weight_scaling: as for `SIBP`.
         line_search: whether `step(evaluate=...)` evaluates the loss and shortens steps that would raise it.
         **options: `params`, `fallback`, `explicit`, `direction_only`, `data_parallel`: see
@@ -77,7 +78,7 @@ class ProxBP(ProximalOptimizer):
         super().__init__(model, defaults=defaults, loss_average=loss_average, line_search=line_search, **options)
 
     def wants_activation(self, tap: object) -> bool:
-        """Never: the subproblem is stated on the linear pre-activation."""
+        """Always False: the subproblem is stated on the linear pre-activation."""
         del tap
         return False
 

@@ -34,6 +34,7 @@ class ProximalOptimizer(TappedOptimizer):
     """Base of the proximal methods; see `SIBP` for the arguments and how to use them."""
 
     solvers: ClassVar[tuple[str, ...]] = ()
+    """Kinds of solvers that the method supports."""
     activation_inside: ClassVar[bool] = False
     """Whether "cg:K" includes the activation. If so, layers without one solve the linear subproblem in closed form."""
     initial_search_state: ClassVar[dict[str, Any]] = {"search_length": 1.0}
@@ -81,12 +82,12 @@ class ProximalOptimizer(TappedOptimizer):
         return self._solver(self.group_of(tap)).kind in ("cg", "paper")
 
     def neuron_step(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> float:
-        """eta, the step of a layer's neurons."""
+        """eta, the step on a layer's neurons, for error signals of the summed loss."""
         del tap, problem
         return self.full_lr(group)
 
     def layer_update(self, tap: Tap, problem: LayerProblem, group: dict[str, Any]) -> LayerUpdate:
-        """Solves a layer's subproblem and keeps the metrics."""
+        """Solves a layer's subproblem and stores its metrics for `solver_stats`."""
         self._stats.pop(tap.name, None)
         lr, prox_weight = self.neuron_step(tap, problem, group), float(group["prox_weight"])
         solver, whole = self._solver(group), problem
@@ -120,7 +121,8 @@ class ProximalOptimizer(TappedOptimizer):
         The search covers the whole step, including weight decay and the fallback's step. If no length is acceptable,
         all weights stay exactly as they were. Trials restore buffers, the modules' `train` or `eval` mode and the
         random state. Each trial starts from the random state at the start of the model's forward pass, so its dropout
-        masks are those of the gradient.
+        masks are those of the gradient. If `evaluate` raises, weights and buffers are restored, and the step can be
+        repeated; but the state of the fallback and of AutoSIBP's direction has already advanced.
 
         If `evaluate` raises, weights and buffers are as before, and the step can be repeated. However, the state of the
         fallback and of the direction has already advanced.
@@ -155,7 +157,7 @@ class ProximalOptimizer(TappedOptimizer):
                 self.init_search_state()
                 return super().step()
             raise RuntimeError(
-                f"{type(self).__name__}: a line search has to see the loss at trial weights; call "
+                f"{type(self).__name__}: a line search evaluates the loss at trial weights; call "
                 "optimizer.step(evaluate=lambda: loss_function(model(x), y)) with the batch of the backward "
                 "pass. Where a framework calls step(), optimizer.register_step_pre_hook adds it."
             )
@@ -191,7 +193,7 @@ class ProximalOptimizer(TappedOptimizer):
             before = trials.loss() if loss is None else self._reduce_over_ranks(as_number(loss))
             if any(p.grad is not grad or version(grad) != count for p, grad, count in gradients):
                 raise RuntimeError(
-                    f"{type(self).__name__}: evaluate has changed the gradients that the step is made of; it has to "
+                    f"{type(self).__name__}: evaluate has changed the gradients that the step applies; it has to "
                     "compute the loss only, without zero_grad(), backward() or clipping."
                 )
             if not math.isfinite(before):
@@ -215,9 +217,9 @@ class ProximalOptimizer(TappedOptimizer):
         self._notices.loss_not_finite(loss)
 
     def search(self, trials: Trials, before: float) -> Outcome:
-        """The length of the step: the whole step, halved while it raises the loss.
+        """Chooses the step's length: the first trial's, shortened by half or more while it raises the loss.
 
-        The first trial is at most twice as long as the last step.
+        The first trial is the whole step, but at most twice as long as the last step.
 
         Args:
             trials: the losses along the step.
@@ -265,7 +267,7 @@ class ProximalOptimizer(TappedOptimizer):
         return [p for p in given if p.requires_grad] if update == "proximal" else given
 
     def _search_state(self) -> dict[str, Any]:
-        """The search's state between steps; stored with the first parameter."""
+        """The search's state between steps; part of the first proximal parameter's state."""
         first = next((g["params"][0] for g in self.param_groups if g["update"] == "proximal"), None)
         memory = {} if first is None else self.state[first]
         for key, value in self.initial_search_state.items():
@@ -387,7 +389,10 @@ def mean_squared_row(features: FeatureOperator) -> float:
 
 
 def _active_fraction(problem: LayerProblem) -> Callable[[], Scalar]:
-    """The share of pre-activations that an error signal reaches: lazily, or immediately if D_z is too large to keep."""
+    """A function that returns the share of pre-activations that an error signal reaches.
+
+    It keeps D_z, or only the share where D_z is too large to keep.
+    """
     D_z = problem.D_z
 
     if problem.features.spanned:

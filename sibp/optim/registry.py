@@ -46,22 +46,22 @@ class LayerRegistry:
     def __iter__(self) -> Iterator[Tap]:
         return iter(self.taps.values())
 
-    def add(self, tap: Tap, place: int, kept_owner: Owner | None) -> None:
+    def add(self, tap: Tap, group: int, kept_owner: Owner | None) -> None:
         """Taps a layer.
 
         Args:
             tap: the layer's tap, not yet installed.
-            place: index of its group in `param_groups`.
-            kept_owner: the optimizer, if the tap has to keep it alive: an optimizer that is never stepped may have no
-                other reference.
+            group: index of its group in `param_groups`.
+            kept_owner: the optimizer, if the tap has to keep it alive: nothing else may refer to one that is never
+                stepped. Otherwise None.
         """
-        self.taps[tap.name], self.group_indices[tap.name] = tap, place
+        self.taps[tap.name], self.group_indices[tap.name] = tap, group
         tap.kept_owner = kept_owner
         tap.install()
 
     def regroup(self, kept: Sequence[int]) -> None:
         """Keeps only the groups at the indices `kept`."""
-        self.group_indices = {name: kept.index(place) for name, place in self.group_indices.items()}
+        self.group_indices = {name: kept.index(index) for name, index in self.group_indices.items()}
 
     def release(self) -> None:
         """Drops the references that keep the optimizer alive."""
@@ -69,7 +69,7 @@ class LayerRegistry:
             tap.kept_owner = None
 
     def remove(self) -> None:
-        """Restores all layers' own `forward`."""
+        """Removes all taps, which restores the layers' classes."""
         for tap in self:
             tap.remove()
 
@@ -100,7 +100,7 @@ class LayerRegistry:
             _check_gradients(tap, method, frozen)
 
     def pending(self) -> list[Pending]:
-        """The `.grad` tensors whose displacements no step has applied yet; `Pending.remains` needs this call."""
+        """The `.grad` tensors whose displacements no step has applied yet; watches them for `Pending.remains`."""
         held = [Pending(tap, key, p, p.grad) for tap in self for key, p in tap.parameters.items() if p.grad is not None]
         pending = [each for each in held if each.tap.displacements.is_applicable(each.key, each.grad)]
         for each in pending:

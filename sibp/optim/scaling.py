@@ -49,8 +49,8 @@ def refuse_scaling(optimizer: torch.optim.Optimizer, method: str) -> None:
 class ScalerGuard:
     """Refuses a GradScaler around another optimizer that applies a direction's displacements.
 
-    The scaler would silently divide the displacements by its scale, although they are not linear in the loss. The hook
-    runs before the steps of all torch optimizers. It raises RuntimeError.
+    The scaler would silently divide the displacements by its scale, although they are not linear in the loss. A hook
+    before the steps of all torch optimizers raises RuntimeError in that case.
 
     Args:
         direction: the optimizer with `direction_only`; only a weak reference is kept.

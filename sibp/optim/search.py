@@ -38,8 +38,8 @@ class Outcome:
         alpha: the length to take; 0 if none is acceptable.
         loss: phi(alpha).
         trials: number of evaluations of phi.
-        optimum: the minimum of the parabola, limited to 1 and to 4 times the trial; shortened in proportion where
-            `minimise` shortens a length; `alpha` without a parabola.
+        optimum: length of the parabola's minimum, at most 1 and at most 4 times the trial's length; `alpha` without a
+            parabola. Where `minimise` shortens the length, `optimum` is shortened in proportion.
         predicted: the decrease of the loss that the parabola predicts at `alpha`; NaN without one.
         status: how the search ended.
     """
@@ -80,7 +80,7 @@ def parabola_minimum(alpha: float, rise: float, slope: float) -> float:
 
 
 def backtrack(phi: Phi, before: float, first: float, slope: float = math.nan) -> Outcome:
-    """The first length that does not raise the loss, starting with `first`.
+    """Finds the first length that does not raise the loss, in trials of decreasing length from `first`.
 
     Each trial is at most half as long as the last one. If the parabola's minimum is even shorter, the next trial is at
     that minimum, or at 5 % of the last trial's length if that is longer.
@@ -132,6 +132,9 @@ def minimise(phi: Phi, before: float, first: float, slope: float, trust: float =
         slope: phi'(0); NaN if unknown: then there is no parabola, and `trust` scales the length of `backtrack`.
         trust: share of the way to the minimum, 0 < trust <= 1.
         farthest: upper limit of the parabola's minimum, <= 1.
+
+    Returns:
+        The length taken; alpha = 0 with the status REFUSED if no trial is acceptable.
     """
     tried = backtrack(phi, before, first, slope)
     tried = replace(tried, optimum=min(tried.optimum, farthest))

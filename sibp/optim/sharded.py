@@ -80,10 +80,10 @@ class GatheredFeatures(DenseFeatures):
         self.exchange, self.neurons = exchange, neurons
 
     def all_units(self, coordinates: Coordinates, x: Tensor, finite: Flag) -> tuple[Coordinates, Tensor, Flag]:
-        """Coefficients of all output units, (..., r, m), from this rank's; finite only if all ranks' are finite.
+        """Coefficients of all output units, (..., r, m), from this rank's (..., r, m/ranks); finite only if all are.
 
         On a CPU, a rank's solver may have switched from span to direct coordinates for precision. Each rank decides
-        this by its own output units, and sends a flag. If any rank has switched, all ranks send displacements, which
+        this for its own output units, and sends a flag. If any rank has switched, all ranks send displacements, which
         are direct coordinates.
         """
         switched = coordinates.direct and self.spanned
@@ -127,11 +127,11 @@ class SummedFeatures(FeatureOperator):
         return type(self)(self.own.moving(weight=weight, bias=bias), self.exchange)
 
     def to(self, dtype: torch.dtype) -> Self:
-        """The same in another dtype."""
+        """The same features in another dtype."""
         return type(self)(self.own.to(dtype), self.exchange)
 
     def units_last(self) -> Self:
-        """The same, in the fastest form for arrays whose output units are contiguous."""
+        """The same features, in the fastest form for arrays whose output units are contiguous."""
         return type(self)(self.own.units_last(), self.exchange)
 
     def matmat(self, V: Tensor) -> Tensor:

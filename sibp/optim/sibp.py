@@ -41,15 +41,15 @@ class SIBP(ProximalOptimizer):
         model: any module. `nn.Linear`, `nn.Conv1d` and `nn.Conv2d` are updated proximally.
         lr: eta, the step on the neurons, >= 0.
         prox_weight: lam, the proximal weight, > 0.
-        solver: "cg:K", K iterations (at most 1000) of conjugate gradients on the subproblem with its activation
-            (one known to `sibp.activations`), closed form where none follows; "exact", the linearised subproblem
+        solver: "cg:K", K iterations (at most 1000) of conjugate gradients on the subproblem with its activation; in
+            closed form where no activation known to `sibp.activations` follows; "exact", the linearised subproblem
             (target Z - eta D s'(Z)) in closed form at every layer; "paper", the authors' own solver (linear layers,
             ReLU), slow, for comparison.
         loss_average: whether the loss is a mean over the batch (the leading dimension at the first layer), or a sum
-            (False); a number if it averages over that many terms.
+            (False); a number if it averages over that many terms, such as tokens.
         weight_decay: w, decoupled: p is multiplied by 1 - lr w at each step.
-        backward_weights: which weights carry the error signal down, "new" as in the paper or "old" as in ordinary back
-            propagation.
+        backward_weights: which weights propagate the error signal to the layer below, "new" as in the paper or "old" as
+            in ordinary back propagation.
         prox_weight_scaling: "absolute", lam is `prox_weight`; "relative", it is `prox_weight` times the mean squared
             norm of the layer's feature rows [a, 1], so that one value serves layers of every width and scale.
         line_search: whether `step(evaluate=...)` evaluates the loss and shortens steps that would raise it.

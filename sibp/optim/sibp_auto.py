@@ -29,8 +29,8 @@ class AutoSIBP(SIBP):
 
     Every layer solves its linear proximal subproblem, with a proximal weight in units of its inputs' size and the error
     signal of ordinary back propagation. A running mean of steps is made orthogonal, as in Muon but at low rank (see
-    `sibp.optim.direction`), so that all parameters and all directions of weight space count alike. A line search
-    decides how far to go in this direction, for all layers together, at most by `lr`:
+    `sibp.optim.direction`), so that all parameters and all directions of weight space have equal weight. A line search
+    chooses one length for all layers together, at most `lr`:
 
         opt = AutoSIBP(model)
         opt.zero_grad()
@@ -59,14 +59,14 @@ class AutoSIBP(SIBP):
     - If the measured slope along the direction is not negative, the search uses the subproblems' own step instead. A
       refused step resets the running mean.
 
-    `step` describes weight decay and the fallback. If evaluations are noisy, the search fits the noise. If the loss has
-    no minimum along the step, the step has length `lr`.
+    See `step` for weight decay and the fallback. If `evaluate` is noisy, the search fits the noise. If the loss has no
+    minimum along the step, the step has length `lr`.
 
     Args:
         model: any module.
         lr: the longest step on the neurons, >= 0, for a loss in ordinary units (see above); lowering it later shortens
             all steps in proportion.
-        prox_weight: proximal weight in units of the mean squared norm of a layer's feature rows, > 0.
+        prox_weight: proximal weight, > 0, as a multiple of the mean squared norm of a layer's feature rows.
         solver: see `SIBP`. Slopes are measured with the error signals that the layers receive, so other values of this
             and of `backward_weights` are for comparisons only.
         loss_average: whether the loss is a mean over the batch; see `SIBP`.
@@ -148,7 +148,7 @@ class AutoSIBP(SIBP):
         return lr * layer_factor(square, output=max(self._signals.values(), default=math.nan))
 
     def search(self, trials: Trials, before: float) -> Outcome:
-        """Chooses the length of the step; see the class.
+        """Chooses the length of the step; the class's docstring has the rules.
 
         Args:
             trials: the losses along the step.
@@ -263,14 +263,14 @@ class AutoSIBP(SIBP):
                 self._direction_state(p)["search_mean"].zero_()
 
     def _slope(self, trials: Trials, lr: float) -> float:
-        """Slope of the loss along the step, in units of the whole step; NaN if no gradient was measured."""
+        """Slope d loss / d alpha at the start of the step, over all ranks; NaN if no gradient was measured."""
         gradients = [self._gradients.get(p) for p in trials.params]
         if lr == 0 or all(g is None for g in gradients):
             return math.nan
         return self._reduce_over_ranks(trials.slope(gradients))
 
     def _trust(self, trials: Trials, slope: float) -> float:
-        """Updates and returns the share of a batch's own optimal length that is taken.
+        """Updates and returns trust, the share of a batch's own optimal length that a step takes.
 
         Args:
             trials: the losses along the step.
@@ -414,5 +414,5 @@ class AutoSIBP(SIBP):
 
 
 def build(model: nn.Module, *, lr: float, prox_weight: float, fallback_lr: float = FALLBACK_LR) -> AutoSIBP:
-    """AutoSIBP from the settings of its config."""
+    """Makes AutoSIBP from a config."""
     return AutoSIBP(model, lr, prox_weight, fallback=adam(fallback_lr))

@@ -14,7 +14,18 @@ class GrowingSIBP(SIBP):
     """`SIBP` with step size `neuron_step` and proximal weight `prox_weight` / lr; equal to it at lr = 1.
 
     A small step changes a weight by about eta / lam times its gradient. A schedule of lr therefore slows the weights as
-    it does in `SIBP`, but the distance of the neurons' targets stays the same.
+    it does in `SIBP`, but the distance of the neurons from their targets stays the same.
+
+    Args:
+        model: as for `SIBP`.
+        lr: factor of the schedule, >= 0.
+        neuron_step: eta, the step on the neurons, >= 0.
+        prox_weight: lam at lr = 1, > 0.
+        solver: as for `SIBP`.
+
+    Raises:
+        ValueError: for hyper-parameters out of range, or an unknown solver.
+        TypeError: for a model that cannot be tapped.
     """
 
     def __init__(self, model: nn.Module, lr: float, neuron_step: float, prox_weight: float, solver: str) -> None:
@@ -23,7 +34,7 @@ class GrowingSIBP(SIBP):
         self.defaults["neuron_step"] = neuron_step  # of groups that are added later
 
     def check(self, group: dict[str, Any]) -> None:
-        """Raises ValueError if a setting of the group is out of its range."""
+        """Raises ValueError if a setting of the group is out of range."""
         super().check(group)
         in_range(group, "neuron_step", 0.0)
 

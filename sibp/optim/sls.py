@@ -10,7 +10,7 @@ from torch import nn
 from sibp.optim.checks import check_settings, in_range
 from sibp.optim.trials import Evaluate, Trials, as_number, evaluate_from_closure
 
-MAX_TRIALS = 100  # if all of them fail, the weights stay as they were
+MAX_TRIALS = 100  # after these, the step is refused: the weights stay as they were
 
 
 class LineSearchSGD(torch.optim.Optimizer):
@@ -109,5 +109,5 @@ class LineSearchSGD(torch.optim.Optimizer):
 def build(
     model: nn.Module, *, lr: float, length: float, growth: float, shrink: float, decrease: float
 ) -> LineSearchSGD:
-    """SGD with a line search, from the settings of its config."""
+    """Makes SGD with a line search from a config."""
     return LineSearchSGD(model, lr, length, growth, shrink, decrease)

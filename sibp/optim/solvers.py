@@ -1,4 +1,4 @@
-"""Solvers by name, each a function of a layer's problem."""
+"""Solvers by name: each maps a layer's subproblem to its update and metrics."""
 
 import math
 from collections.abc import Callable
@@ -85,7 +85,7 @@ def linear_update(problem: LayerProblem, eta: float, prox_weight: float) -> tupl
 
 
 def as_update(solution: Solution) -> tuple[LayerUpdate, Measure]:
-    """The displacement of a solution; exactly zero where the solver met non-finite numbers."""
+    """A solution as a layer's update; its displacement is exactly zero if the solve was not finite."""
     features = solution.coordinates.features
     coordinates, x, finite = features.all_units(solution.coordinates, solution.x, solution.finite)
     factor = solution.factor
@@ -134,7 +134,9 @@ def zero_unless_finite(finite: Flag, change: Tensor | None) -> Tensor | None:
 
 
 def cg_update(problem: LayerProblem, eta: float, prox_weight: float, iterations: int) -> tuple[LayerUpdate, Measure]:
-    """The subproblem with its activation, by CG: target T_l = s(Z_l) - eta D_l; the linear one if s is not known.
+    """The subproblem with its activation, by CG; the linear one in closed form if s is unknown.
+
+    The target is T_l = s(Z_l) - eta D_l.
 
     Args:
         problem: the layer's subproblem.
@@ -150,7 +152,7 @@ def cg_update(problem: LayerProblem, eta: float, prox_weight: float, iterations:
 
 
 def paper_update(problem: LayerProblem, eta: float, prox_weight: float) -> tuple[LayerUpdate, Measure]:
-    """The authors' own solver, first W and then b; see `sibp.prox.solvers.paper`.
+    """The authors' solver: first W, then b; see `sibp.prox.solvers.paper`.
 
     Args:
         problem: the subproblem of a linear layer followed by ReLU (hidden) or by the loss (output).
@@ -158,7 +160,7 @@ def paper_update(problem: LayerProblem, eta: float, prox_weight: float) -> tuple
         prox_weight: lam, for both W and b.
 
     Raises:
-        RuntimeError: for an activation that the authors' solver does not know.
+        RuntimeError: for an activation other than ReLU.
         ValueError: for a convolution.
     """
     check_paper(problem.name, problem.W)

@@ -1,4 +1,4 @@
-"""Common base of methods that pass targets between layers by their own rules, for networks of linear layers."""
+"""Common base of methods that propagate targets instead of gradients, for networks of linear layers."""
 
 from typing import Any, Unpack
 
@@ -33,7 +33,7 @@ class TargetOptimizer(GuardedOptimizer):
         super().__init__(model, defaults, **options)
 
     def add_explicit(self, params: list[nn.Parameter], new: NewParameters, settings: dict[str, Any]) -> None:
-        """Always raises ValueError: an untapped parameter would use a displacement as its gradient."""
+        """Always raises ValueError: parameters without a tap would get gradients computed from displacements."""
         del new, settings
         name, module = parameter_owners(self.model)[params[0]][0]
         raise ValueError(self._only_linear(name, module))

@@ -1,4 +1,4 @@
-"""The loss at trial weights. Trials restore buffers, the modules' mode, and torch's random number generators."""
+"""Evaluates the loss at trial weights, and restores buffers, modules' mode and random number generators each time."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -85,7 +85,7 @@ class Trials:
         self._new, self._at = [*changed, *self._full_step[count:]], None
 
     def slope(self, gradients: list[Tensor | None]) -> float:
-        """<gradient, p_new - p_old>, from the gradients of the proximal parameters; None counts as zero."""
+        """<gradient, p_new - p_old> over the proximal parameters; a gradient of None counts as zero."""
         steps = zip(gradients, self._old, self._new, strict=False)
         return sum(float(torch.sum(g * (new - old))) for g, old, new in steps if g is not None)
 

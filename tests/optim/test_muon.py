@@ -83,7 +83,7 @@ def test_invalid_settings_are_refused(wrong):
 
 
 def test_a_network_without_inner_matrices_is_refused():
-    with pytest.raises(ValueError, match="except the last one, and the model has no others"):
+    with pytest.raises(ValueError, match="except the last one, but the model has no others"):
         build(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(4, 2)), lr=0.1, momentum=0.9, weight_decay=0.0)
 
 

@@ -404,7 +404,7 @@ def test_float16_is_refused_where_epsilon_underflows(name):
 )
 def test_an_unknown_option_of_a_peer_is_named(method, option):
     """A batch in parts would give each part its own covariance; where a target travels, no fallback may step."""
-    message = rf"{method.__name__} has no option {option}; besides its own it has .*loss_average"
+    message = rf"{method.__name__} has no option {option}; apart from its hyper-parameters it has .*loss_average"
     with pytest.raises(TypeError, match=message):
         method(nn.Sequential(nn.Linear(2, 2)), **{option: True})
 

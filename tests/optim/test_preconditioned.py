@@ -446,7 +446,7 @@ def test_another_optimizers_state_is_refused():
     others += [Preconditioned(SIBP(linear_net()), UNIT)]
     before = copy.deepcopy(optimizer.state_dict())
     for other in others:
-        with pytest.raises(ValueError, match=r"Preconditioned\(SIBP, Adam\): group 0 of this state_dict is of"):
+        with pytest.raises(ValueError, match=r"Preconditioned\(SIBP, Adam\): group 0 of this state_dict belongs to"):
             optimizer.load_state_dict(other.state_dict())
     assert optimizer.state_dict() == before
     remembering = Preconditioned(FOOF(linear_net()), ADAM)

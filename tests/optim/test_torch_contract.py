@@ -274,11 +274,11 @@ def test_settings_that_an_older_state_lacks_keep_their_defaults(method):
 def test_the_state_of_another_optimizer_is_refused(method, other):
     model = net()
     optimizer, stranger = method(model), other(model.parameters())
-    with pytest.raises(ValueError, match=f"{method.__name__}: group 0 of this state_dict is of another optimizer"):
+    with pytest.raises(ValueError, match=f"{method.__name__}: group 0 of this state_dict belongs to another optimizer"):
         optimizer.load_state_dict(stranger.state_dict())
     sibling = ProxBP if method is SIBP else SIBP
     saved = sibling(net()).state_dict()
-    with pytest.raises(ValueError, match=f"is of {sibling.__name__}; load the state of a {method.__name__}"):
+    with pytest.raises(ValueError, match=f"belongs to {sibling.__name__}; load the state of a {method.__name__}"):
         optimizer.load_state_dict(saved)
     train(model, optimizer, 1)
 

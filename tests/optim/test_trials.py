@@ -154,7 +154,7 @@ def test_refused_steps_are_counted_in_a_row():
     optimizer = SIBP(model, line_search=True)
     for rise in [math.inf] * 9 + [-1.0] + [math.inf] * 9:
         step(model, optimizer, rise)
-    with pytest.warns(RuntimeWarning, match="no length was acceptable in 10 steps in a row"):
+    with pytest.warns(RuntimeWarning, match="the line search refused 10 steps in a row"):
         step(model, optimizer, math.inf)
 
 
