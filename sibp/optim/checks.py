@@ -222,7 +222,7 @@ def refuse_set(params: Any, method: str) -> None:
         raise TypeError(f"{method}: params is a set, whose order differs from run to run; give a list.")
 
 
-def named(params: Any, method: str) -> tuple[list[nn.Parameter], dict[nn.Parameter, str]]:
+def read_params(params: Any, method: str) -> tuple[list[nn.Parameter], dict[nn.Parameter, str]]:
     """Reads the parameters of a param group.
 
     Args:

@@ -121,11 +121,10 @@ class ProximalOptimizer(TappedOptimizer):
         The search covers the whole step, including weight decay and the fallback's step. If no length is acceptable,
         all weights stay exactly as they were. Trials restore buffers, the modules' `train` or `eval` mode and the
         random state. Each trial starts from the random state at the start of the model's forward pass, so its dropout
-        masks are those of the gradient. If `evaluate` raises, weights and buffers are restored, and the step can be
-        repeated; but the state of the fallback and of AutoSIBP's direction has already advanced.
+        masks are those of the gradient.
 
         If `evaluate` raises, weights and buffers are as before, and the step can be repeated. However, the state of the
-        fallback and of the direction has already advanced.
+        fallback and of AutoSIBP's direction has already advanced.
 
         Args:
             closure: clears the gradients, computes the loss, calls `backward` and returns the loss. With a line search,

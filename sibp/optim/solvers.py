@@ -160,7 +160,7 @@ def paper_update(problem: LayerProblem, eta: float, prox_weight: float) -> tuple
         prox_weight: lam, for both W and b.
 
     Raises:
-        RuntimeError: for an activation other than ReLU.
+        RuntimeError: for an activation other than ReLU and the identity.
         ValueError: for a convolution.
     """
     check_paper(problem.name, problem.W)
