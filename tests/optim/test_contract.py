@@ -285,7 +285,7 @@ def test_in_place_compiled_module_is_refused(method):
 
 def test_invalid_groups_are_refused(method):
     model = net()
-    with pytest.raises(ValueError, match="layer '0': its weight and bias are one subproblem"):
+    with pytest.raises(ValueError, match="layer '0': its weight and bias form one subproblem"):
         method(model, params=[{"params": [model[0].weight]}, {"params": [model[0].bias]}])
     with pytest.raises(ValueError, match="not the model's"):
         method(model, params=net().parameters())

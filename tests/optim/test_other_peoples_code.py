@@ -346,8 +346,12 @@ def test_empty_groups_and_frozen_parameters_of_a_fallback_may_be_missing():
 @pytest.mark.parametrize(
     ("fallback", "error", "message"),
     [
-        (lambda params: torch.optim.SGD(params[:1], lr=1.0), ValueError, "exactly those that it is given"),
-        (lambda params: torch.optim.SGD([*params, nn.Parameter(torch.ones(1))], lr=1.0), ValueError, "exactly those"),
+        (lambda params: torch.optim.SGD(params[:1], lr=1.0), ValueError, "exactly the given ones"),
+        (
+            lambda params: torch.optim.SGD([*params, nn.Parameter(torch.ones(1))], lr=1.0),
+            ValueError,
+            "exactly the given ones",
+        ),
         (lambda params: None, TypeError, "NoneType; it has to return a torch optimizer"),
         (torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0), TypeError, "SGD, but has to make an optimizer"),
     ],
@@ -469,7 +473,7 @@ def test_endless_refusals_are_reported_once_and_never_raise(make, wrong):
             optimizer.step(evaluate=lambda: math.nan if wrong == "nan" else start + 1, loss=loss)
             assert optimizer.search_stats()["status"] == SearchStatus.REFUSED
 
-    with pytest.warns(RuntimeWarning, match="no length was acceptable in 10 steps") as said:
+    with pytest.warns(RuntimeWarning, match="the line search refused 10 steps in a row") as said:
         refused()
     assert len(said) == 1
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), old, strict=True))
